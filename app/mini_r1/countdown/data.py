@@ -1,0 +1,252 @@
+"""Where problems come from, how they are stored, and how they are split.
+
+A row that is wrong stops the reading with its place; no row is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+from .problem import DataError, Problem, parse_problem
+from .solver import needs_multiplication_or_division, solvable
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+"""Files that `read_problems` reads."""
+PARQUET_BATCH = 65_536
+"""Rows turned into Python objects at a time: some 20 MB, whatever the size of the file."""
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files behind a path: itself, or the Parquet files below a folder, in order of their paths.
+
+    Raises:
+        DataError: when there is no such file, no Parquet file in the folder, or the kind is not in SUFFIXES.
+    """
+    if path.is_dir():
+        files = sorted(path.rglob("*.parquet"))
+        if not files:
+            raise DataError(f"{path}: no .parquet file in this folder")
+        return files
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{path}: unknown kind of file; {', '.join(SUFFIXES)} can be read")
+    return [path]
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Read a .jsonl, .json (one array of rows) or .parquet file, or all Parquet files below a folder, in order.
+
+    Raises:
+        DataError: for a file that cannot be read or is empty, and for the first bad row, named `file:line` (JSONL)
+            or `file: row N` (counted from 1).
+    """
+    problems: list[Problem] = []
+    for file in data_files(Path(path)):
+        read = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}[file.suffix.lower()]
+        before = len(problems)
+        try:
+            problems.extend(read(file))
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error})") from error
+        if len(problems) == before:
+            raise DataError(f"{file}: no rows")
+    return problems
+
+
+def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
+    """Fetch a hub data set's Parquet files, or find them in the local cache.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: branch, tag or commit; None is the default branch.
+
+    Returns:
+        (folder, commit hash that `revision` stands for).
+
+    Raises:
+        DataError: when the hub cannot be reached and the cache does not hold it, or there is no such data set.
+    """
+    # Late, because a local file or the generator should not pay for this import.
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(
+                repo_id, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"]
+            )
+        )
+    # The hub's own errors, the network's and a bad name's are all one or the other of these two.
+    except (OSError, ValueError) as error:
+        first_line = (str(error).strip().splitlines() or [""])[0][:200]
+        at = f" at revision '{revision}'" if revision else ""
+        raise DataError(
+            f"the data set '{repo_id}'{at} could not be fetched from the hub ({type(error).__name__}: {first_line}). "
+            "Without a network, name a local .parquet or .jsonl file as the data set, or 'generated' for "
+            "generated problems of the same distribution"
+        ) from error
+    # The cache keeps each snapshot in a folder named after its commit.
+    return folder, folder.name
+
+
+def write_jsonl(problems: Iterable[Problem], path: Path) -> int:
+    """Write problems as JSONL with the hub set's columns, and return how many.
+
+    The file appears complete or not at all: written beside its place, flushed to the disk, then renamed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    count = 0
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            for problem in problems:
+                file.write(json.dumps({"target": problem.target, "nums": list(problem.nums)}) + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return count
+
+
+def split(
+    problems: Sequence[Problem], fraction: float, seed: int, by: str = "key"
+) -> tuple[list[Problem], list[Problem]]:
+    """Part problems into (train, held out), so that no key is in both.
+
+    Keys are ranked by a seeded hash and the first `fraction` of them is held out: the side of a problem depends on the
+    set of keys and the seed alone, not on the order of rows, the process or the Python version. Both parts keep the
+    order of rows.
+
+    Args:
+        problems: the rows, duplicates allowed.
+        fraction: share of the distinct keys to hold out, 0 <= fraction < 1; exact up to rounding, and at least one
+            key on each side when there are two and fraction > 0.
+        seed: another seed, another split.
+        by: `key`, (sorted numbers, target), or `numbers`, the sorted numbers whatever the target.
+
+    Raises:
+        DataError: for another `by` or a fraction out of range.
+    """
+    if by not in ("key", "numbers"):
+        raise DataError(f"unknown way to split '{by}'; known: key, numbers")
+    if not 0 <= fraction < 1:
+        raise DataError(f"the held-out share must be at least 0 and below 1, found {fraction}")
+    keys: list[object] = [problem.key if by == "key" else problem.numbers_key for problem in problems]
+    distinct = set(keys)
+    count = round(fraction * len(distinct))
+    if fraction > 0 and len(distinct) > 1:
+        count = min(max(count, 1), len(distinct) - 1)
+    held_out_keys = set(
+        sorted(distinct, key=lambda key: blake2b(f"{seed}|{key}".encode(), digest_size=16).digest())[:count]
+    )
+    train = [problem for problem, key in zip(problems, keys, strict=True) if key not in held_out_keys]
+    held_out = [problem for problem, key in zip(problems, keys, strict=True) if key in held_out_keys]
+    return train, held_out
+
+
+def inspect(problems: Sequence[Problem]) -> dict[str, object]:
+    """Describe a set of problems.
+
+    Returns:
+        `rows`; `exact_duplicates` (rows whose numbers, in this order, and target came before); `duplicate_keys` (rows
+        whose sorted numbers and target came before); `solvable_share` and `needs_mul_div_share` (0..1, of all rows);
+        `target` and `number` (each {"min", "max"}); `by_size` ({"3": {"rows", "share", "solvable_share",
+        "needs_mul_div_share"}, ...}). About 50 microseconds a row.
+
+    Raises:
+        DataError: when there are no problems.
+    """
+    if not problems:
+        raise DataError("no problems to describe")
+    facts: dict[tuple[tuple[int, ...], int], tuple[bool, bool]] = {}
+    for problem in problems:
+        if problem.key not in facts:
+            facts[problem.key] = (
+                solvable(problem.nums, problem.target),
+                needs_multiplication_or_division(problem.nums, problem.target),
+            )
+
+    def shares(rows: Sequence[Problem]) -> dict[str, object]:
+        return {
+            "solvable_share": sum(facts[row.key][0] for row in rows) / len(rows),
+            "needs_mul_div_share": sum(facts[row.key][1] for row in rows) / len(rows),
+        }
+
+    by_size: dict[str, object] = {}
+    for size in sorted({len(problem.nums) for problem in problems}):
+        rows = [problem for problem in problems if len(problem.nums) == size]
+        by_size[str(size)] = {"rows": len(rows), "share": len(rows) / len(problems), **shares(rows)}
+    targets = [problem.target for problem in problems]
+    return {
+        "rows": len(problems),
+        "exact_duplicates": len(problems) - len(set(problems)),
+        "duplicate_keys": len(problems) - len(facts),
+        **shares(problems),
+        "target": {"min": min(targets), "max": max(targets)},
+        "number": {
+            "min": min(min(problem.nums) for problem in problems),
+            "max": max(max(problem.nums) for problem in problems),
+        },
+        "by_size": by_size,
+    }
+
+
+def _jsonl(file: Path) -> Iterator[Problem]:
+    lines = file.read_bytes().split(b"\n")
+    # What follows the last newline is no line, unless something does: then the file may have been cut off there.
+    complete = lines[-1] == b""
+    if complete:
+        lines.pop()
+    for number, raw in enumerate(lines, start=1):
+        where = f"{file}:{number}"
+        if not raw.strip():
+            raise DataError(f"{where}: the line is empty")
+        try:
+            row = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}: not valid UTF-8 (byte {error.start} of the line)") from error
+        except (ValueError, RecursionError) as error:
+            cut_off = not complete and number == len(lines)
+            hint = "; the last line does not end in a newline: is the file cut off?" if cut_off else ""
+            raise DataError(f"{where}: not valid JSON ({error}){hint}") from error
+        yield parse_problem(row, where)
+
+
+def _json(file: Path) -> Iterator[Problem]:
+    try:
+        rows = json.loads(file.read_bytes().decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not valid UTF-8 (byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: a .json file must hold one array of rows; one row a line is .jsonl")
+    for number, row in enumerate(rows, start=1):
+        yield parse_problem(row, f"{file}: row {number}")
+
+
+def _parquet(file: Path) -> Iterator[Problem]:
+    # Late, because only this kind of file needs it, and it takes a tenth of a second.
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as table:
+            for name in ("nums", "target"):
+                if name not in table.schema_arrow.names:
+                    raise DataError(f"{file}: there is no column '{name}'")
+            number = 0
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH, columns=["nums", "target"]):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield parse_problem(row, f"{file}: row {number}")
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file}: not a readable Parquet file ({error})") from error

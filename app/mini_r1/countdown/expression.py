@@ -1,0 +1,237 @@
+"""The kit's scorer of one answer: a hand-written parser and exact rational arithmetic.
+
+    answer := sum [ "=" [sign] integer ]
+    sum    := term { ("+" | "-") term }
+    term   := factor { ("*" | "/") factor }
+    factor := { "+" | "-" } ( integer | "(" sum ")" )
+
+Integers are ASCII digits without leading zeros; ASCII white space, newlines included, may stand between tokens.
+The parser is E. W. Dijkstra's shunting-yard algorithm: one pass, an explicit stack, no recursion.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+MAX_LENGTH = 512
+"""Characters of a stripped answer. The longest sensible one (8 numbers of 7 digits, with brackets) needs about 120."""
+MAX_DEPTH = 32
+"""Brackets open at once. 8 numbers need 7; beyond this an answer is padding, and no reader could follow it."""
+MAX_SHOWN_DIGITS = 24
+"""Digits of a number quoted in a reason, so that a reason stays one short line."""
+
+_WHITESPACE = " \t\n\r\x0b\x0c"
+_TOKEN = re.compile(rf"[0-9]+|[^{_WHITESPACE}]")
+_FOREIGN = re.compile(rf"[^0-9+\-*/()={_WHITESPACE}]")
+
+NEGATE = "~"
+"""The unary minus in postfix order; unary plus leaves no trace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """An answer that keeps to the grammar; nothing is computed yet."""
+
+    literals: tuple[int, ...]
+    """The integers left of `=`, in reading order."""
+    postfix: tuple[int | str, ...]
+    """Operands and the operators `+ - * /` and NEGATE, in postfix order."""
+    right_hand_side: int | None
+    """The value claimed after `=`, when there is one."""
+
+
+def check_answer(text: str, nums: Sequence[int], target: int) -> str | None:
+    """Say what is wrong with an answer, or None when it is right.
+
+    Work is bounded by a constant times the length of the text: numbers are compared with the given ones
+    before anything is computed, so no arithmetic is larger than the product of `nums`. No text raises.
+
+    Args:
+        text: what stands between `<answer>` and `</answer>`.
+        nums: the given numbers; each must occur exactly once.
+        target: the value the expression must have, exactly.
+
+    Returns:
+        None, or the first fault in this order: empty or too long, characters, grammar, numbers, division by zero,
+        right-hand side, result.
+    """
+    parsed = parse(text.strip(_WHITESPACE))
+    if isinstance(parsed, str):
+        return parsed
+    fault = _numbers_fault(parsed.literals, nums)
+    if fault is not None:
+        return fault
+    value = _evaluate(parsed.postfix)
+    if value is None:
+        return "division by zero"
+    numerator, denominator = value
+    claimed = parsed.right_hand_side
+    if claimed is not None and numerator != claimed * denominator:
+        return f"right-hand side {_number(claimed)} is not the value {_fraction(numerator, denominator)}"
+    if numerator != target * denominator:
+        return f"result is {_fraction(numerator, denominator)}, not {target}"
+    return None
+
+
+# The kit's and the seed's scorer see the same answer one after the other: the second one reuses the parse.
+@lru_cache(maxsize=4)
+def parse(text: str) -> Parsed | str:
+    """Parse a stripped answer.
+
+    Returns:
+        The parsed answer, or its fault in words: empty, too long, a foreign character, or a breach of the grammar.
+    """
+    if not text:
+        return "answer is empty"
+    if len(text) > MAX_LENGTH:
+        return f"answer is longer than {MAX_LENGTH} characters"
+    foreign = _FOREIGN.search(text)
+    if foreign is not None:
+        # repr() escapes control characters and lone surrogates and leaves × readable.
+        return f"unexpected character {foreign.group()!r}"
+
+    literals: list[int] = []
+    postfix: list[int | str] = []
+    operators: list[str] = []
+    depth = 0
+    operand_expected = True
+    tokens = _TOKEN.findall(text)
+    end = len(tokens)
+    for index, symbol in enumerate(tokens):
+        if operand_expected:
+            if symbol == "(":
+                depth += 1
+                if depth > MAX_DEPTH:
+                    return f"brackets nest deeper than {MAX_DEPTH}"
+                operators.append(symbol)
+            elif symbol == "-":
+                operators.append(NEGATE)
+            elif symbol in "*/)=":
+                return f"unexpected {symbol!r} where a number belongs"
+            elif symbol != "+":
+                if symbol[0] == "0" and symbol != "0":
+                    return f"number {_clipped(symbol)} has a leading zero"
+                number = int(symbol)
+                literals.append(number)
+                postfix.append(number)
+                operand_expected = False
+        elif symbol in "*/":
+            while operators and operators[-1] in "*/~":
+                postfix.append(operators.pop())
+            operators.append(symbol)
+            operand_expected = True
+        elif symbol in "+-":
+            while operators and operators[-1] != "(":
+                postfix.append(operators.pop())
+            operators.append(symbol)
+            operand_expected = True
+        elif symbol == ")":
+            if not depth:
+                return "')' without '('"
+            depth -= 1
+            while (operator := operators.pop()) != "(":
+                postfix.append(operator)
+        elif symbol == "=":
+            end = index
+            break
+        else:
+            return (
+                f"operator missing before {symbol!r}"
+                if symbol == "("
+                else f"operator missing before {_clipped(symbol)}"
+            )
+
+    if operand_expected:
+        return "answer ends where a number belongs"
+    if depth:
+        return "'(' is not closed"
+    while operators:
+        postfix.append(operators.pop())
+    claimed = _right_hand_side(tokens[end + 1 :]) if end < len(tokens) else None
+    if isinstance(claimed, str):
+        return claimed
+    return Parsed(tuple(literals), tuple(postfix), claimed)
+
+
+def _right_hand_side(tokens: list[str]) -> int | str:
+    """The integer after `=`, or the fault in words."""
+    sign = -1 if tokens[:1] == ["-"] else 1
+    digits = tokens[1:] if tokens[:1] in (["-"], ["+"]) else tokens
+    if len(digits) != 1 or not "0" <= digits[0][0] <= "9":
+        return "one whole number must follow '='"
+    if digits[0][0] == "0" and digits[0] != "0":
+        return f"number {_clipped(digits[0])} has a leading zero"
+    return sign * int(digits[0])
+
+
+def _numbers_fault(literals: Sequence[int], nums: Sequence[int]) -> str | None:
+    """How the literals differ from the given numbers as a multiset, in words."""
+    if sorted(literals) == sorted(nums):
+        return None
+    used, given = Counter(literals), Counter(nums)
+    for number in literals:
+        if number not in given:
+            return f"number {_number(number)} is not among the numbers"
+    for number in literals:
+        if used[number] > given[number]:
+            return f"number {_number(number)} used {_times(used[number])}" + _given(given[number])
+    for number in nums:
+        if not used[number]:
+            return f"number {_number(number)} not used"
+    number = next(number for number in nums if used[number] < given[number])
+    return f"number {_number(number)} used {_times(used[number])}" + _given(given[number])
+
+
+def _evaluate(postfix: Sequence[int | str]) -> tuple[int, int] | None:
+    """The exact value as (numerator, denominator), not reduced, the denominator not 0; None for a division by zero.
+
+    Pairs instead of Fraction: reducing after each step costs more than the whole rest of the scorer, and with
+    at most 8 given numbers the unreduced pair stays small.
+    """
+    stack: list[tuple[int, int]] = []
+    for item in postfix:
+        if isinstance(item, int):
+            stack.append((item, 1))
+            continue
+        c, d = stack.pop()
+        if item == NEGATE:
+            stack.append((-c, d))
+            continue
+        a, b = stack.pop()
+        if item == "+":
+            stack.append((a * d + c * b, b * d))
+        elif item == "-":
+            stack.append((a * d - c * b, b * d))
+        elif item == "*":
+            stack.append((a * c, b * d))
+        elif c == 0:
+            return None
+        else:
+            stack.append((a * d, b * c))
+    return stack.pop()
+
+
+def _given(count: int) -> str:
+    return "" if count == 1 else f", given {_times(count)}"
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _fraction(numerator: int, denominator: int) -> str:
+    value = Fraction(numerator, denominator)
+    return _number(value.numerator) + ("" if value.denominator == 1 else f"/{_number(value.denominator)}")
+
+
+def _number(number: int) -> str:
+    return _clipped(str(number))
+
+
+def _clipped(digits: str) -> str:
+    return digits if len(digits) <= MAX_SHOWN_DIGITS else f"{digits[:MAX_SHOWN_DIGITS]}..."

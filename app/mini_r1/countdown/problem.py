@@ -1,0 +1,79 @@
+"""One Countdown problem, and the one place where a row from outside becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MAX_NUMBERS = 8
+"""Numbers in one problem; the exact solver's work grows by more than tenfold with each further one."""
+MAX_NUMBER = 10**6
+"""The largest given number: keeps every exact result below 10**48."""
+MAX_TARGET = 10**9
+"""The largest absolute target."""
+
+
+class DataError(ValueError):
+    """Data a user handed in is wrong: the message says where and what, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Reach `target` with each of `nums` exactly once."""
+
+    nums: tuple[int, ...]
+    """The given numbers in the order the prompt shows them, 1 to 8 of them."""
+    target: int
+
+    @property
+    def key(self) -> tuple[tuple[int, ...], int]:
+        """(sorted numbers, target): equal for problems that differ only in the order of the numbers."""
+        return self.numbers_key, self.target
+
+    @property
+    def numbers_key(self) -> tuple[int, ...]:
+        """The sorted numbers alone: equal also for problems that differ in the target."""
+        return tuple(sorted(self.nums))
+
+
+def parse_problem(row: object, where: str) -> Problem:
+    """Check one row and return its problem; columns other than `nums` and `target` are ignored.
+
+    Args:
+        row: a mapping with `nums` (list or tuple of 1..8 ints in 1..10**6) and `target` (int, |target| <= 10**9).
+        where: the row's place as the message names it, for example `data.jsonl:17`.
+
+    Raises:
+        DataError: naming `where` and what is wrong. Nothing is converted: 3.0, "3" and true are refused.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: expected an object with 'nums' and 'target', found {_shown(row)}")
+    for name in ("nums", "target"):
+        if name not in row:
+            raise DataError(f"{where}: '{name}' is missing")
+    nums, target = row["nums"], row["target"]
+    if not isinstance(nums, list | tuple):
+        raise DataError(f"{where}: 'nums' must be a list of whole numbers, found {_shown(nums)}")
+    if not 1 <= len(nums) <= MAX_NUMBERS:
+        raise DataError(f"{where}: 'nums' must hold 1 to {MAX_NUMBERS} numbers, found {len(nums)}")
+    for number in nums:
+        # type() and not isinstance(): a bool is an int, and true is not a number of this game.
+        if type(number) is not int or not 1 <= number <= MAX_NUMBER:
+            raise DataError(f"{where}: 'nums' must hold whole numbers from 1 to {MAX_NUMBER}, found {_shown(number)}")
+    if type(target) is not int or abs(target) > MAX_TARGET:
+        raise DataError(
+            f"{where}: 'target' must be a whole number from -{MAX_TARGET} to {MAX_TARGET}, found {_shown(target)}"
+        )
+    return Problem(tuple(nums), target)
+
+
+def _shown(value: object) -> str:
+    """A short, printable form of a value that may be hostile or huge."""
+    if value is None or type(value) in (bool, float):
+        return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    if type(value) is int:
+        # str() of an integer beyond 4300 digits raises, so a large one is described and not printed.
+        return str(value) if value.bit_length() <= 64 else f"a number of {value.bit_length()} bits"
+    if isinstance(value, str):
+        return ascii(value) if len(value) <= 40 else f"{value[:40]!a}..."
+    return f"a value of type {type(value).__name__}"

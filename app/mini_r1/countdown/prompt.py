@@ -1,0 +1,50 @@
+"""The prompt, word for word as the seed's published script and its notebook send it."""
+
+from __future__ import annotations
+
+from .problem import DataError, Problem
+
+SYSTEM_MESSAGE = (
+    "You are a helpful assistant. You first thinks about the reasoning process in the mind "
+    "and then provides the user with the answer."
+)
+
+USER_MESSAGES: dict[str, str] = {
+    # The published script: its recipe made the 50 % curve.
+    "script": (
+        "Using the numbers {nums}, create an equation that equals {target}. "
+        "You can use basic arithmetic operations (+, -, *, /) one or multiple times "
+        "but each number can only be used once. Show your work in <think> </think> tags. "
+        "And return the final equation in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>. "
+        "Think step by step inside <think> tags."
+    ),
+    # The notebook: its example ends with '= 1', a form that the seed's own equation function does not pay.
+    "notebook": (
+        "Using the numbers {nums}, create an equation that equals {target}. "
+        "You can use basic arithmetic operations (+, -, *, /) "
+        "and each number can only be used once. Show your work in <think> </think> tags. "
+        "And return the final equation and answer in <answer> </answer> tags, "
+        "for example <answer> (1 + 2) / 3 = 1 </answer>."
+    ),
+}
+"""User messages by prompt style, with the fields `{nums}` and `{target}`."""
+
+PREFILL = "Let me solve this step by step.\n<think>"
+"""The start of the assistant's turn, which the model continues."""
+
+
+def messages(problem: Problem, style: str = "script") -> list[dict[str, str]]:
+    """The chat of one problem: system, user, and the assistant's turn that the completion continues.
+
+    Raises:
+        DataError: for a style that is not in USER_MESSAGES.
+    """
+    if style not in USER_MESSAGES:
+        raise DataError(f"unknown prompt style '{style}'; known styles: {', '.join(USER_MESSAGES)}")
+    # Numbers show as Python prints a list, [44, 19, 35]: so the seed's formatting left them.
+    user = USER_MESSAGES[style].format(nums=list(problem.nums), target=problem.target)
+    return [
+        {"role": "system", "content": SYSTEM_MESSAGE},
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": PREFILL},
+    ]

@@ -1,0 +1,220 @@
+"""Reading, writing, splitting and describing problems."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mini_r1.countdown import data
+from mini_r1.countdown.data import fetch_hub, inspect, read_problems, split, write_jsonl
+from mini_r1.countdown.problem import DataError, Problem, parse_problem
+
+ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
+GOOD = '{"target": 98, "nums": [44, 19, 35]}\n'
+
+PROBLEMS = st.lists(
+    st.builds(Problem, st.lists(st.integers(1, 5), min_size=2, max_size=3).map(tuple), st.integers(1, 4)), max_size=60
+)
+
+
+def test_the_hubs_own_rows() -> None:
+    problems = read_problems(ROWS)
+    assert len(problems) == 24
+    assert problems[0] == Problem((44, 19, 35), 98)
+    assert problems[0].key == ((19, 35, 44), 98)
+    assert problems[0].numbers_key == (19, 35, 44)
+
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    problems = read_problems(ROWS)
+    assert write_jsonl(problems, tmp_path / "deep" / "rows.jsonl") == 24
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (tmp_path / "folder" / "data").mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows[:10]), tmp_path / "folder" / "data" / "train-0.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows[10:]), tmp_path / "folder" / "data" / "train-1.parquet")
+    for name in ("deep/rows.jsonl", "rows.json", "rows.parquet", "folder"):
+        assert read_problems(tmp_path / name) == problems
+    assert (tmp_path / "deep" / "rows.jsonl").read_bytes() == ROWS.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no rows"),
+        (GOOD.encode() + b"\n", ":2: the line is empty"),
+        (GOOD.encode() + b"\xff\xfe\n", ":2: not valid UTF-8"),
+        (GOOD.encode() + GOOD.encode()[:20], ":2: not valid JSON .*cut off"),
+        (GOOD.encode() + b"{,}\n" + GOOD.encode(), r":2: not valid JSON .*\)$"),
+        (b"[" * 100_000 + b"\n", ":1: not valid JSON"),
+        (b'{"target": ' + b"9" * 5000 + b', "nums": [1]}\n', ":1: "),
+        (b"[1, 2]\n", ":1: expected an object"),
+        (b'{"nums": [1]}\n', ":1: 'target' is missing"),
+        (b'{"target": 1}\n', ":1: 'nums' is missing"),
+        (b'{"target": 1, "nums": 1}\n', ":1: 'nums' must be a list"),
+        (b'{"target": 1, "nums": []}\n', ":1: 'nums' must hold 1 to 8 numbers, found 0"),
+        (b'{"target": 1, "nums": [1,1,1,1,1,1,1,1,1]}\n', ":1: 'nums' must hold 1 to 8 numbers, found 9"),
+        (b'{"target": 1, "nums": [0]}\n', ":1: .*found 0"),
+        (b'{"target": 1, "nums": [1000001]}\n', ":1: .*found 1000001"),
+        (b'{"target": 1, "nums": [1.0]}\n', ":1: .*found 1.0"),
+        (b'{"target": 1, "nums": [true]}\n', ":1: .*found true"),
+        (b'{"target": 1, "nums": ["1"]}\n', ":1: .*found '1'"),
+        (b'{"target": 1, "nums": [[1]]}\n', ":1: .*type list"),
+        (b'{"target": NaN, "nums": [1]}\n', ":1: 'target' .*found nan"),
+        (b'{"target": null, "nums": [1]}\n', ":1: 'target' .*found null"),
+        (b'{"target": 1000000001, "nums": [1]}\n', ":1: 'target' .*found 1000000001"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=message) as error:
+        read_problems(file)
+    assert str(error.value).startswith(str(file))
+
+
+def test_windows_line_ends_and_a_missing_last_newline_are_fine(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes((GOOD.strip() + "\r\n" + GOOD.strip()).encode())
+    assert read_problems(file) == [Problem((44, 19, 35), 98)] * 2
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    (tmp_path / "junk.parquet").write_bytes(b"not parquet at all")
+    (tmp_path / "rows.csv").write_text("98,44")
+    (tmp_path / "object.json").write_text('{"nums": [1], "target": 1}')
+    (tmp_path / "row.json").write_text('[{"nums": [1], "target": 1}, {"nums": [1]}]')
+    (tmp_path / "nothing").mkdir()
+    parquet.write_table(pyarrow.table({"nums": [[1, 2]]}), tmp_path / "column.parquet")
+    rows = [{"nums": [1, 2], "target": 3}, {"nums": None, "target": 3}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "row.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows).slice(0, 0), tmp_path / "empty.parquet")
+    for name, message in {
+        "absent.jsonl": "no such file",
+        "junk.parquet": "not a readable Parquet file",
+        "rows.csv": "unknown kind of file",
+        "object.json": "one array of rows",
+        "row.json": "row 2: 'target' is missing",
+        "nothing": r"no \.parquet file",
+        "column.parquet": "no column 'target'",
+        "row.parquet": "row 2: 'nums' must be a list",
+        "empty.parquet": "no rows",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            read_problems(tmp_path / name)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    write_jsonl([Problem((1, 2), 3)], file)
+    before = file.read_bytes()
+
+    def failing():  # type: ignore[no-untyped-def]
+        yield Problem((4, 5), 9)
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_jsonl(failing(), file)
+    assert file.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@given(PROBLEMS, st.floats(0, 0.99), st.integers(0, 5), st.sampled_from(["key", "numbers"]), st.randoms())
+def test_a_split_leaks_nothing_and_ignores_the_order_of_rows(
+    problems: list[Problem], fraction: float, seed: int, by: str, rng: random.Random
+) -> None:
+    def keys(part: list[Problem]) -> set[object]:
+        return {problem.key if by == "key" else problem.numbers_key for problem in part}
+
+    train, held_out = split(problems, fraction, seed, by)
+    assert sorted(train + held_out, key=repr) == sorted(problems, key=repr)
+    assert not keys(train) & keys(held_out)
+    count = len(keys(problems))
+    expected = round(fraction * count)
+    if fraction > 0 and count > 1:
+        expected = min(max(expected, 1), count - 1)
+    assert len(keys(held_out)) == expected
+    shuffled = rng.sample(problems, len(problems))
+    again_train, again_held_out = split(shuffled, fraction, seed, by)
+    assert keys(again_train) == keys(train)
+    assert keys(again_held_out) == keys(held_out)
+
+
+def test_a_split_depends_on_the_seed_and_refuses_nonsense() -> None:
+    problems = read_problems(ROWS)
+    assert split(problems, 0.25, 1) == split(problems, 0.25, 1)
+    assert split(problems, 0.25, 1) != split(problems, 0.25, 2)
+    assert len(split(problems, 0.25, 1)[1]) == 6
+    assert split(problems, 0.0, 1) == (problems, [])
+    with pytest.raises(DataError, match="held-out share"):
+        split(problems, 1.0, 1)
+    with pytest.raises(DataError, match="'rows'"):
+        split(problems, 0.1, 1, by="rows")
+
+
+def test_inspect() -> None:
+    problems = [
+        Problem((1, 2), 3),
+        Problem((1, 2), 3),
+        Problem((2, 1), 3),
+        Problem((3, 5), 15),
+        Problem((3, 5, 1), 1000),
+    ]
+    assert inspect(problems) == {
+        "rows": 5,
+        "exact_duplicates": 1,
+        "duplicate_keys": 2,
+        "solvable_share": 0.8,
+        "needs_mul_div_share": 0.4,
+        "target": {"min": 3, "max": 1000},
+        "number": {"min": 1, "max": 5},
+        "by_size": {
+            "2": {"rows": 4, "share": 0.8, "solvable_share": 1.0, "needs_mul_div_share": 0.25},
+            "3": {"rows": 1, "share": 0.2, "solvable_share": 0.0, "needs_mul_div_share": 1.0},
+        },
+    }
+    with pytest.raises(DataError, match="no problems"):
+        inspect([])
+
+
+def test_the_hub_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def offline(*arguments: object, **options: object) -> str:
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network\nand a long story")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(DataError, match="'owner/name' at revision 'main' .*no network.*'generated'") as error:
+        fetch_hub("owner/name", "main")
+    assert "long story" not in str(error.value)
+
+
+def test_the_hub_online_gives_folder_and_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    asked: dict[str, object] = {}
+
+    def download(repo_id: str, **options: object) -> str:
+        asked.update(options, repo_id=repo_id)
+        return str(tmp_path / "snapshots" / "0123abc")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert fetch_hub("owner/name", None) == (tmp_path / "snapshots" / "0123abc", "0123abc")
+    assert asked["repo_type"] == "dataset"
+    assert asked["revision"] is None
+
+
+def test_parse_problem_ignores_other_columns_and_takes_tuples() -> None:
+    assert parse_problem({"nums": (1, 2), "target": -3, "source": "x"}, "row") == Problem((1, 2), -3)
+    assert data.SUFFIXES == (".jsonl", ".json", ".parquet")

@@ -1,0 +1,151 @@
+"""The verdicts on a whole completion: the table of known answers, the format, the reasons, the optional rewards."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mini_r1.countdown.problem import Problem
+from mini_r1.countdown.rewards import REWARDS, VERDICTS, judge, reward
+
+GOOD = "Let me add.</think>\n<answer>1 + 2</answer>"
+FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "</think>\n<answer>", "1 + 2", "<", "\ud800", "\x00"]
+
+
+def test_a_good_completion() -> None:
+    assert dataclasses.astuple(judge(GOOD, (1, 2), 3)) == (1, 1, 1, 1, "correct")
+
+
+@pytest.mark.parametrize(
+    ("answer", "nums", "target", "kit", "seed"),
+    [
+        ("(1 + 2) / 3 = 1", (1, 2, 3), 1, 1, 0),
+        ("65 + 7//99", (65, 7, 99), 65, 0, 1),
+        ("64 + 1**97", (64, 1, 97), 65, 0, 1),
+        ("10 + 2**-97", (10, 2, 97), 10, 0, 1),
+        ("6.5*10", (6, 5, 10), 65, 0, 1),
+        ("1\n+ 2", (1, 2), 3, 1, 0),
+        ("3 × 5", (3, 5), 15, 0, 0),
+        ("8 − 5", (8, 5), 3, 0, 0),
+        (r"3 \times 5", (3, 5), 15, 0, 0),
+        ("3(5)", (3, 5), 15, 0, 0),
+        ("03+5", (3, 5), 8, 0, 0),
+        ("99**98**7", (99, 98, 7), 5, 0, 0),
+        ("9**9**9", (9, 9, 9), 5, 0, 0),
+        ("3 * 5", (3, 5), 15, 1, 1),
+    ],
+)
+def test_the_table_of_known_answers(answer: str, nums: tuple[int, ...], target: int, kit: int, seed: int) -> None:
+    verdict = judge(f"so</think>\n<answer>{answer}</answer>", nums, target)
+    assert (verdict.equation, verdict.equation_seed) == (kit, seed)
+    assert (verdict.format, verdict.format_seed) == (1, 1)
+
+
+def test_the_seed_takes_the_first_answer_and_the_kit_the_last() -> None:
+    first_right = "maybe <answer>1 + 2</answer> or</think>\n<answer>2 - 1</answer>"
+    verdict = judge(first_right, (1, 2), 3)
+    assert (verdict.equation, verdict.equation_seed) == (0, 1)
+    assert verdict.reason == "result is 1, not 3"
+    last_right = "maybe <answer>2 - 1</answer> or</think>\n<answer>1 + 2</answer>"
+    verdict = judge(last_right, (1, 2), 3)
+    assert (verdict.equation, verdict.equation_seed) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("completion", "kit", "seed", "why"),
+    [
+        (GOOD + "\n", 0, 1, "text after </answer>"),
+        (GOOD + "!", 0, 0, "text after </answer>"),
+        (GOOD + "<answer>1 + 2</answer>", 0, 1, "more than one answer block"),
+        (GOOD.replace("1 + 2", "1 + 2</answer><answer>1 + 2"), 0, 1, "more than one answer block"),
+        ("<think>" + GOOD, 0, 0, "a second <think> in the thought"),
+        ("a</think>" + GOOD, 0, 0, "</think> is not followed by one newline and <answer>"),
+        (GOOD.replace("\n", ""), 0, 0, "</think> is not followed by one newline and <answer>"),
+        (GOOD.replace("\n", "\n\n"), 0, 0, "</think> is not followed by one newline and <answer>"),
+        (GOOD.replace("add", "<b> <answer>"), 1, 1, None),
+    ],
+)
+def test_format(completion: str, kit: int, seed: int, why: str | None) -> None:
+    verdict = judge(completion, (1, 2), 3)
+    assert (verdict.format, verdict.format_seed, verdict.equation) == (kit, seed, 1)
+    assert verdict.reason == ("correct" if why is None else f"correct, but the format is broken: {why}")
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("", "no </think>"),
+        ("<answer>1 + 2</answer>", "no </think>"),
+        ("<answer>1 + 2</answer></think>", "no answer after </think>"),
+        ("a</think>\n<answer>1 + 2", "no answer after </think>"),
+        ("a</think>\n1 + 2</answer>", "no answer after </think>"),
+        ("a</think>\n<answer></answer>", "answer is empty"),
+        ("a</think>\n<answer>1 + 2 + 2</answer>", "number 2 used twice"),
+    ],
+)
+def test_reasons_of_a_wrong_completion(completion: str, reason: str) -> None:
+    verdict = judge(completion, (1, 2), 3)
+    assert verdict.equation == 0
+    assert verdict.reason == reason
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "a</think>\n<answer>9</answer> <answer>1 + 2</answer> <answer>9",
+        "a</think>\n<answer>1 + 2</answer> </answer>",
+        "a</think>\n<answer>9 <answer>1 + 2</answer>",
+    ],
+)
+def test_the_last_complete_block_counts(completion: str) -> None:
+    assert judge(completion, (1, 2), 3).equation == 1
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), max_size=14).map("".join))
+@example("\ud800</think>\n<answer>\udfff\x00</answer>")
+def test_no_text_raises_and_the_verdicts_agree(completion: str) -> None:
+    problem = Problem((1, 2), 3)
+    verdict = judge(completion, problem.nums, problem.target)
+    assert verdict.reason
+    assert (verdict.reason == "correct") == (verdict.format == verdict.equation == 1)
+    # The kit's format is the seed's with two more conditions.
+    assert verdict.format <= verdict.format_seed
+    for name in VERDICTS:
+        assert REWARDS[name](completion, problem) == float(getattr(verdict, name))
+    for function in REWARDS.values():
+        assert 0.0 <= function(completion, problem) <= 1.0
+
+
+def test_words() -> None:
+    problem = Problem((1, 2), 3)
+    assert REWARDS["words"]("word " * 10 + "</think>", problem) == 0.5
+    assert REWARDS["words"]("word " * 90 + "</think>", problem) == 1.0
+    assert REWARDS["words"]("word " * 90, problem) == 0.0
+
+
+def test_length() -> None:
+    problem = Problem((1, 2), 3)
+    assert [REWARDS["length"]("x" * count, problem) for count in (0, 1000, 2500, 4000, 9000)] == [1, 1, 0.5, 0, 0]
+
+
+def test_random_is_a_fair_and_fixed_coin() -> None:
+    tosses = [REWARDS["random"](f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
+    assert set(tosses) == {0.0, 1.0}
+    assert abs(sum(tosses) / 4000 - 0.5) < 0.04
+    assert tosses == [REWARDS["random"](f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
+    assert tosses != [REWARDS["random"](f"completion {i}", Problem((1, 2), 4)) for i in range(4000)]
+
+
+def test_adding_a_reward_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mini_r1.countdown.rewards.REWARDS", dict(REWARDS))
+    from mini_r1.countdown import rewards
+
+    @reward("loud")
+    def loud(completion: str, problem: Problem) -> float:
+        return float(completion.isupper())
+
+    assert rewards.REWARDS["loud"]("YES", Problem((1,), 1)) == 1.0
+    with pytest.raises(ValueError, match="already defined"):
+        reward("loud")(loud)
