@@ -1,0 +1,104 @@
+"""Names a recipe may meet: what the pinned libraries know, what later ones know, and what to say to each.
+
+Frozen here because the recipe must load without torch; tests/test_recipe.py holds them against the pinned libraries.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+REPORT_INTEGRATIONS: Final = (
+    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive",
+    "flyte", "mlflow", "neptune", "tensorboard", "wandb",
+)  # fmt: skip
+"""Every tracker transformers 4.48.1 has a callback for (`INTEGRATION_TO_CALLBACK`)."""
+
+REFUSED_KEYS: Final = {
+    "hub_token": "tokens come from the environment variable HF_TOKEN only; take it out of the recipe",
+    "push_to_hub_token": "tokens come from the environment variable HF_TOKEN only; take it out of the recipe",
+    "model_init_kwargs": "write model_revision, torch_dtype and attn_implementation as keys of their own",
+    "resume_from_checkpoint": "a run resumes by itself from its run directory; start the same command again",
+    "overwrite_output_dir": "a run directory is never overwritten; give another output_dir",
+    "save_total_limit": "the newest 2 checkpoints and all snapshots are kept; leave it out",
+    "deepspeed": "where a job runs is no part of a recipe; the launcher takes the DeepSpeed configuration",
+    "evaluation_strategy": "it is called eval_strategy, and only 'no' is accepted",
+}
+"""Keys of the pinned libraries that have an answer of their own."""
+
+LATER_TRL_KEYS: Final = frozenset({
+    "cache_implementation", "cast_lm_head_to_fp32", "chat_template_kwargs", "chat_template_path", "delta",
+    "disable_dropout", "ds3_gather_for_generation", "epsilon", "epsilon_high", "generation_batch_size",
+    "generation_kwargs", "importance_sampling_level", "log_completions", "log_unique_prompts", "loss_type",
+    "mask_truncated_completions", "min_p", "num_completions_to_print", "num_iterations", "repetition_penalty",
+    "reward_weights", "scale_rewards", "shuffle_dataset", "steps_per_generation", "sync_ref_model",
+    "top_entropy_quantile", "top_k", "top_p", "use_liger_loss", "use_transformers_paged", "vllm_dtype",
+    "vllm_enable_prefix_caching",
+    "vllm_guided_decoding_regex", "vllm_importance_sampling_cap", "vllm_importance_sampling_correction",
+    "vllm_max_model_len", "vllm_mode", "vllm_model_impl", "vllm_tensor_parallel_size", "wandb_log_unique_prompts",
+})  # fmt: skip
+"""GRPOConfig keys that TRL 0.14.0 does not have; newer tutorials use them."""
+
+LATER_TRL_PREFIXES: Final = ("ref_model_", "vllm_server_")
+"""Families of such keys."""
+
+UNUSED_KEYS: Final = frozenset({
+    "accelerator_config", "adafactor", "auto_find_batch_size", "average_tokens_across_devices", "batch_eval_metrics",
+    "bf16_full_eval", "data_seed", "dataloader_drop_last", "dataloader_persistent_workers", "dataloader_pin_memory",
+    "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
+    "ddp_find_unused_parameters", "debug", "disable_tqdm", "dispatch_batches", "do_eval", "do_predict", "do_train",
+    "eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_steps",
+    "eval_use_gather_object", "fp16_backend", "fp16_full_eval", "fp16_opt_level", "fsdp", "fsdp_config",
+    "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "full_determinism", "greater_is_better",
+    "group_by_length", "half_precision_backend", "hub_always_push", "ignore_data_skip", "include_for_metrics",
+    "include_inputs_for_metrics", "include_num_input_tokens_seen", "include_tokens_per_second", "jit_mode_eval",
+    "label_names", "label_smoothing_factor", "length_column_name", "load_best_model_at_end", "local_rank", "log_level",
+    "log_level_replica", "log_on_each_node", "logging_dir", "logging_nan_inf_filter", "metric_for_best_model",
+    "mp_parameters", "neftune_noise_alpha", "no_cuda", "optim_args", "optim_target_modules", "past_index",
+    "per_device_eval_batch_size", "per_gpu_eval_batch_size", "per_gpu_train_batch_size", "prediction_loss_only",
+    "push_to_hub_model_id", "push_to_hub_organization", "ray_scope", "remove_unused_columns",
+    "restore_callback_states_from_checkpoint", "save_on_each_node", "save_only_model", "save_safetensors",
+    "skip_memory_metrics", "split_batches", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "torch_empty_cache_steps", "torchdynamo", "tpu_metrics_debug", "tpu_num_cores", "use_cpu", "use_ipex",
+    "use_legacy_prediction_loop", "use_liger_kernel", "use_mps_device",
+})  # fmt: skip
+"""`TrainingArguments` fields of transformers 4.48.1 that the kit decides itself or has no use for."""
+
+UNUSED_TRL_KEYS: Final = frozenset({
+    "bnb_4bit_quant_type", "lora_modules_to_save", "lora_task_type", "use_bnb_nested_quant", "use_rslora",
+})  # fmt: skip
+"""`ModelConfig` fields of TRL 0.14.0 that the kit has no use for."""
+
+HARMLESS_KEYS: Final = frozenset({
+    "output_dir", "run_name", "report_to",  # where results go
+    "logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "eval_strategy",
+    "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
+    "gradient_checkpointing", "gradient_checkpointing_kwargs",  # memory against time, the same gradients
+    "vllm_device", "vllm_gpu_memory_utilization", "ddp_timeout", "dataloader_num_workers",  # the machine's business
+})  # fmt: skip
+"""Keys that may change between two attempts of one run: none of them changes what is learned."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A suggestion to append to a message, empty when nothing is close."""
+    # 0.6 is difflib's own cutoff: it catches a slip or a missing letter and leaves out mere cousins.
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def unknown_key(name: str, known: Iterable[str], inside: str = "") -> str:
+    """The sentence for a key that the recipe, or its mapping `inside`, does not have."""
+    if not inside:
+        if name in REFUSED_KEYS:
+            return f"key '{name}' is not accepted: {REFUSED_KEYS[name]}"
+        if name in LATER_TRL_KEYS or name.startswith(LATER_TRL_PREFIXES):
+            hint = "; write weights under 'rewards'" if name == "reward_weights" else ""
+            return f"unknown key '{name}': TRL 0.15 or later has it, the pinned TRL is 0.14.0{hint}"
+        if name in UNUSED_KEYS:
+            return f"key '{name}' is a transformers argument that this kit does not use"
+        if name in UNUSED_TRL_KEYS:
+            return f"key '{name}' is a TRL argument that this kit does not use"
+    where = f" in '{inside}'" if inside else ""
+    shown = name if len(name) <= 60 else name[:57] + "..."
+    return f"unknown key '{shown}'{where}{did_you_mean(name, known)}"

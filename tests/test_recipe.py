@@ -1,0 +1,458 @@
+"""The recipe: published files load unchanged, and every fault of a bad one is named with its place and a way out."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from mini_r1 import recipe_keys
+from mini_r1.errors import ExitCode
+from mini_r1.recipe import REWARD_NAMES, GeneratorRecipe, Recipe, WarmStartRecipe
+from mini_r1.recipe_file import (
+    MAX_BYTES,
+    RecipeError,
+    differences,
+    dump_recipe,
+    effective_output_dir,
+    find_recipe,
+    load_recipe,
+)
+from mini_r1.recipe_types import Optimizer, Scheduler
+from pydantic import ValidationError
+
+SEED_RECIPE = Path(__file__).parent / "assets" / "recipes" / "seed-3b.yaml"
+DEMO = "model_name_or_path: builtin:demo\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "x.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def faults(write):
+    """The lines of the error, without the folder."""
+
+    def faults(text, *overrides):
+        path = write(text)
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(path, overrides)
+        assert caught.value.exit_code == ExitCode.CONFIG
+        return [line.replace(f"{path}:", "x:") for line in caught.value.message.splitlines()]
+
+    return faults
+
+
+# --- the published recipe, and what a good file means
+
+
+def test_the_published_recipe_loads_unchanged():
+    recipe = load_recipe(SEED_RECIPE)
+    written = yaml.safe_load(SEED_RECIPE.read_text())
+    loaded = recipe.model_dump()
+    assert written.pop("vllm_device") == 3
+    assert loaded["vllm_device"] == "cuda:3"
+    assert {key: loaded[key] for key in written} == written
+    assert recipe.learning_rate == 5e-7
+    assert recipe.resolved_rewards() == {"format": 1, "equation": 1}
+    assert recipe.warnings() == ["vllm_device is ignored: the launcher gives vLLM the last device"]
+
+
+def test_defaults_are_those_of_the_pinned_libraries_unless_the_docstring_says_so():
+    from trl import GRPOConfig, ModelConfig
+
+    ours = {
+        "logging_steps", "save_steps", "hub_private_repo", "report_to", "output_dir", "model_name_or_path",
+        "gradient_checkpointing_kwargs", "lr_scheduler_kwargs",
+    }  # fmt: skip
+    for theirs in (GRPOConfig(output_dir="x", report_to=[], use_cpu=True), ModelConfig()):
+        for field in dataclasses.fields(theirs):
+            if field.name in Recipe.model_fields and field.name not in ours:
+                value = getattr(theirs, field.name)
+                default = Recipe.model_fields[field.name].default
+                if field.name != "run_name":  # transformers fills it with output_dir
+                    assert default == getattr(value, "value", value), field.name
+
+
+def test_numbers_and_flags_mean_what_yaml_users_mean(write):
+    recipe = load_recipe(
+        write(DEMO + "learning_rate: 5e-7\nbf16: 'Yes'\nsave_strategy: no\nmax_steps: '20'\nbeta: 0\n")
+    )
+    assert (recipe.learning_rate, recipe.bf16, recipe.save_strategy, recipe.max_steps, recipe.beta) == (
+        5e-7, True, "no", 20, 0.0,
+    )  # fmt: skip
+
+
+def test_line_ends_and_byte_order_mark_do_not_matter(write):
+    recipe = load_recipe(write(b"\xef\xbb\xbf" + b"model_name_or_path: builtin:demo\r\nseed: 7\r\n"))
+    assert recipe.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("wandb", ["tensorboard", "wandb"]),
+        ("[wandb, tensorboard]", ["tensorboard", "wandb"]),
+        ("none", ["tensorboard"]),
+        ("all", ["all"]),
+        ("[]", ["tensorboard"]),
+    ],
+)
+def test_tensorboard_is_always_on(write, written, meant):
+    assert load_recipe(write(DEMO + f"report_to: {written}\n")).report_to == meant
+
+
+def test_rewards_by_scoring(write):
+    seed = load_recipe(write(DEMO + "scoring: seed\n"))
+    assert seed.resolved_rewards() == {"format_seed": 1, "equation_seed": 1}
+    mixed = load_recipe(write(DEMO + "scoring: seed\nrewards: {equation: 2, words: 0.1}\n"))
+    assert mixed.resolved_rewards() == {"equation_seed": 2, "words": 0.1}
+
+
+# --- what the constants copy
+
+
+def test_constants_equal_the_pinned_libraries():
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+    from transformers.trainer_utils import HubStrategy, SchedulerType
+    from transformers.training_args import OptimizerNames
+    from trl import GRPOConfig, ModelConfig
+
+    assert set(recipe_keys.REPORT_INTEGRATIONS) == set(INTEGRATION_TO_CALLBACK)
+    assert set(Scheduler.__args__) == {item.value for item in SchedulerType}
+    assert set(Optimizer.__args__) <= {item.value for item in OptimizerNames}
+    assert set(Recipe.model_fields["hub_strategy"].annotation.__args__) == {item.value for item in HubStrategy}
+    pinned = {field.name for kind in (GRPOConfig, ModelConfig) for field in dataclasses.fields(kind)} - {"_n_gpu"}
+    answered = set(Recipe.model_fields) | set(recipe_keys.REFUSED_KEYS)
+    assert pinned - answered == recipe_keys.UNUSED_KEYS | recipe_keys.UNUSED_TRL_KEYS
+    assert not recipe_keys.LATER_TRL_KEYS & (pinned | set(Recipe.model_fields))
+    assert set(Recipe.model_fields) >= recipe_keys.HARMLESS_KEYS
+
+
+@pytest.mark.parametrize("model", [Recipe, GeneratorRecipe, WarmStartRecipe])
+def test_every_field_has_a_docstring(model):
+    assert [name for name, field in model.model_fields.items() if not field.description] == []
+
+
+def test_loading_needs_no_torch():
+    code = (
+        "import sys, mini_r1.recipe, mini_r1.recipe_file; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- faults
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("num_generation: 4", "unknown key 'num_generation'; did you mean 'num_generations'?"),
+        ("zzz: 4", "unknown key 'zzz'"),
+        ("num_iterations: 2", "unknown key 'num_iterations': TRL 0.15 or later has it, the pinned TRL is 0.14.0"),
+        (
+            "ref_model_mixup_alpha: 2",
+            "unknown key 'ref_model_mixup_alpha': TRL 0.15 or later has it, the pinned TRL is",
+        ),
+        ("fsdp: full_shard", "key 'fsdp' is a transformers argument that this kit does not use"),
+        ("hub_token: hf_abcdef", "key 'hub_token' is not accepted: tokens come from the environment variable HF_TOKEN"),
+        (
+            "num_generations: 1",
+            "num_generations: must be at least 2, not 1: advantages divide by the standard deviation",
+        ),
+        ("max_steps: 1.5", "max_steps: must be a whole number, not 1.5"),
+        ("max_steps: 0", "max_steps: must be at least 1, or -1 to count num_train_epochs, not 0"),
+        ("max_steps: true", "max_steps: must be a number"),
+        ("learning_rate: fast", "learning_rate: must be a number, not 'fast'"),
+        ("learning_rate: 0", "learning_rate: must be above 0, not 0"),
+        ("learning_rate: .nan", "learning_rate: must be a finite number"),
+        ("temperature: 0", "temperature: must be above 0, not 0"),
+        ("warmup_ratio: 1.5", "warmup_ratio: must be at most 1, not 1.5"),
+        ("seed: -1", "seed: must be at least 0, not -1"),
+        ("seed: 0x" + "f" * 9000, "seed: is too large"),
+        ("seed: " + "9" * 9000, "seed: cannot be read"),
+        ("bf16: 1", "bf16: must be true or false"),
+        ("optim: adamw_torsh", "optim: must be one of adamw_torch, adamw_torch_fused"),
+        ("model_revision: 1234567", "model_revision: must be text (put it in quotes), not 1234567"),
+        ("run_name: 2024-99-99", "run_name: cannot be read"),
+        ("run_name: ''", "run_name: must be one line of text, not empty"),
+        ("trust_remote_code: true", "trust_remote_code: must be false: code from a model repository is never run"),
+        ("eval_strategy: steps", "eval_strategy: must be no: TRL 0.14.0's evaluation during training crashes"),
+        ("logging_strategy: epoch", "logging_strategy: must be steps"),
+        ("save_strategy: epoch", "save_strategy: must be one of steps, no, not 'epoch'"),
+        ("report_to: [wandbb]", "report_to: must be all, none or names out of azure_ml"),
+        ("report_to: [none, wandb]", "report_to: 'none' stands alone"),
+        ("rewards: {formt: 1}", "rewards.formt: must be one of format, equation"),
+        ("rewards: {format: 0}", "rewards: at least one reward needs a weight other than 0"),
+        ("rewards: {}", "rewards: at least one reward needs a weight other than 0"),
+        ("rewards: {format: .inf}", "rewards.format: must be a finite number"),
+        (
+            "dataset_id_or_path: rows.csv",
+            "dataset_id_or_path: must be a hub id (owner/name), a local .jsonl or .parquet",
+        ),
+        ("generator: 3", "generator: must be a mapping of names to values, not 3"),
+        ("warm_start: {step: 1}", "unknown key 'step' in 'warm_start'; did you mean 'steps'?"),
+        ("lora_target_modules: []", "lora_target_modules: must not be empty"),
+        ("lr_scheduler_kwargs: {a: [1]}", "lr_scheduler_kwargs: 'a' must have a plain value"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "lr_scheduler_type: reduce_lr_on_plateau needs an evaluation"),
+        (
+            "lr_scheduler_type: cosine_with_min_lr",
+            "lr_scheduler_type: cosine_with_min_lr needs min_lr or",
+        ),
+        ("num_train_epochs: 0", "num_train_epochs: nothing to train: set max_steps"),
+        ("generator: {low: 3}", "generator: a generator is used with dataset_id_or_path: generated only"),
+        ("load_in_4bit: true", "load_in_4bit: quantized weights cannot be trained themselves"),
+        ("seed: 1\nseed: 2", "key 'seed' stands here again, first in line 3"),
+        ("? [a]\n: 1", "a key must be a plain word"),
+        ("seed: &x 1\nbeta: *x", "not valid YAML: aliases (*name) are not allowed"),
+        ("optim: !!python/object:os.system x", "optim: not valid YAML: could not determine a constructor"),
+        ("seed: !!int ''", "seed: cannot be read"),
+        ("seed: [1", "not valid YAML: "),
+        ("\tseed: 1", "not valid YAML: found character '\\t' that cannot start any token; YAML indents with spaces"),
+        ('run_name: "\\uD800"', "not valid YAML: a character that does not exist"),
+        ("run_name: \x00", "a character that YAML does not allow"),
+        ("---\na: 1", "not valid YAML: expected a single document in the stream, but found another document"),
+    ],
+)
+def test_one_fault(faults, line, sentence):
+    found = faults(DEMO + "# the fault is below\n" + line + "\n")
+    assert len(found) == 1
+    # Where YAML notices: in the line itself, or below it when something is left open or comes twice.
+    at = {"seed: 1\nseed: 2": (4,), "seed: &x 1\nbeta: *x": (4,), "seed: [1": (3, 4)}.get(line, (3,))
+    assert found[0].startswith(tuple(f"x:{number}: {sentence}" for number in at)), found
+    assert "hf_abcdef" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("bf16: true\nfp16: true", "x:3: fp16: bf16 and fp16 are both true"),
+        ("fp16: true\ntorch_dtype: float16", "x:2: fp16: loss scaling needs float32 weights"),
+        ("attn_implementation: flash_attention_2", "x:2: attn_implementation: flash_attention_2 computes in 16 bits"),
+        ("max_steps: 5\nwarmup_steps: 6", "x:3: warmup_steps: the warm-up is longer than the run: at most 5 steps"),
+        ("use_vllm: true\nuse_peft: true", "x:3: use_peft: an adapter cannot be generated with through vLLM"),
+        ("use_peft: true\nload_in_4bit: true\nload_in_8bit: true", "x:4: load_in_8bit: load_in_4bit and load_in_8bit"),
+        ("dataset_id_or_path: generated\ndataset_rows: null", "x:3: dataset_rows: generated data has no end"),
+        ("dataset_id_or_path: generated\ngenerator: {low: 9, high: 3}", "x:3: generator: low (9) is above high (3)"),
+        (
+            "dataset_id_or_path: generated\ngenerator:\n  hihg: 3",
+            "x:4: unknown key 'hihg' in 'generator'; did you mean",
+        ),
+        (
+            "dataset_id_or_path: generated\ngenerator:\n  sizes:\n  - 3\n  - 7",
+            "x:6: generator.sizes.1: must be at most 6",
+        ),
+        ("scoring: seed\nrewards: {format: 1, format_seed: 1}", "x:3: rewards: under scoring: seed 'format' means"),
+    ],
+)
+def test_contradictions(faults, text, sentence):
+    (found,) = faults(DEMO + text)
+    assert found.startswith(sentence)
+
+
+def test_warm_start_is_for_the_demo_model(faults):
+    assert faults("model_name_or_path: a/b\nwarm_start: {}") == [
+        "x:2: warm_start: a warm start is for model_name_or_path: builtin:demo only: take it out"
+    ]
+
+
+def test_all_faults_at_once_sorted_by_line_and_overrides_last(faults):
+    found = faults(
+        "num_generation: 4\nbeta: -1\nbf16: true\nfp16: true\nseed: x\nseed: 3\ngenerator: {low: 0}\n",
+        "temperature=0",
+        "nonsense",
+        "hub_token=hf_abcdef",
+    )
+    assert [line.split(": ")[0] for line in found] == [
+        "x:1", "x:2", "x:4", "x:5", "x:6", "x:7", found[6].split(": ")[0],
+        "--set temperature=0", "--set nonsense", "--set hub_token=***",
+    ]  # fmt: skip
+    assert found[6].endswith("model_name_or_path: is missing: name a hub id, a local directory, or builtin:demo")
+    assert not any("hf_abcdef" in line for line in found)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "null\n"])
+def test_an_empty_file(faults, text):
+    (found,) = faults(text)
+    assert found.endswith("is empty; a recipe needs at least model_name_or_path, e.g. builtin:demo")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "3\n"])
+def test_not_a_mapping(faults, text):
+    assert faults(text) == ["x:1: must be a mapping, one 'key: value' a line"]
+
+
+def test_files_that_are_no_recipe(write, tmp_path, faults):
+    assert faults(b"seed: 1\nrun_name: \xff\n") == ["x:2: is not UTF-8 text; save the file as UTF-8"]
+    assert faults(b"#" * (MAX_BYTES + 1))[0].endswith("is larger than 64 KiB; this is not a recipe")
+    assert faults("seed: " + "[" * 5000)[0].endswith("is nested too deeply")
+    with pytest.raises(RecipeError, match="is a directory; name a recipe file in it"):
+        load_recipe(tmp_path)
+    for name in ("a" * 5000, "a\0b"):
+        with pytest.raises(RecipeError, match="no such recipe"):
+            load_recipe(Path(name))
+
+
+def test_a_missing_file_names_what_is_near():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SEED_RECIPE.with_name("seed-3B.yaml"))
+    assert "no such recipe; did you mean 'seed-3b'?" in caught.value.message
+    assert f"recipes beside it: {SEED_RECIPE}" in caught.value.message
+
+
+# --- --set
+
+
+def test_overrides(write):
+    path = write(DEMO + "seed: x\ndataset_id_or_path: generated\ngenerator: {low: 2}\n")
+    recipe = load_recipe(
+        path, ["seed=7", "generator.high=12", "learning_rate=5e-7", "report_to=[wandb]", "seed=8", "rewards.words=0.1"]
+    )
+    assert recipe.seed == 8  # the later one wins, and mends the file's bad value
+    assert recipe.generator == GeneratorRecipe(low=2, high=12)
+    assert recipe.learning_rate == 5e-7
+    assert recipe.report_to == ["tensorboard", "wandb"]
+    assert recipe.resolved_rewards() == {"format": 1, "equation": 1, "words": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("num_generation=4", "unknown key 'num_generation'; did you mean 'num_generations'?"),
+        ("num_generations=1", "must be at least 2, not 1"),
+        ("generator={low: 0}", "generator.low: must be at least 1, not 0"),
+        ("generator.low=0", "must be at least 1, not 0"),
+        ("warm_start.step=1", "unknown key 'step' in 'warm_start'; did you mean 'steps'?"),
+        ("seed.x=1", "'seed' is not a mapping"),
+        ("generator.high.x=1", "generator.high: must be a whole number"),
+        ("seed", "write it as key=value"),
+        ("=1", "write it as key=value"),
+        ("a\udcff=1", "write it as key=value"),
+        ("seed=[", "not valid YAML: "),
+        ("run_name=*x", "not valid YAML: aliases (*name) are not allowed"),
+        ("seed=", "must be a whole number, not null"),
+        ("use_peft=true", "use_peft: an adapter cannot be generated"),
+    ],
+)
+def test_bad_overrides(faults, override, sentence):
+    (found,) = faults(DEMO + "seed: 1\nuse_vllm: true\n", override)
+    shown = override.replace("\udcff", "\\udcff")
+    # A contradiction is about the key itself, so its name is not said twice.
+    assert found.startswith((f"--set {shown}: {sentence}", f"--set {shown}: {sentence.removeprefix('use_peft: ')}"))
+
+
+# --- out again, and between runs
+
+
+def test_round_trip(write):
+    recipe = load_recipe(SEED_RECIPE, ["rewards.words=-0.5", "lora_target_modules=all-linear", "run_name='1e5 × ü'"])
+    text = dump_recipe(recipe)
+    assert load_recipe(write(text)) == recipe
+    assert dump_recipe(load_recipe(write(text))) == text
+    assert list(yaml.safe_load(text)) == list(Recipe.model_fields)
+
+
+def test_every_default_round_trips(write):
+    recipe = Recipe(model_name_or_path="builtin:demo", warm_start={}, dataset_id_or_path="generated", generator={})
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+def test_differences_are_those_that_change_what_is_learned():
+    old = load_recipe(SEED_RECIPE)
+    new = load_recipe(
+        SEED_RECIPE, ["output_dir=elsewhere", "save_steps=5", "beta=0.04", "rewards={format: 1, equation: 1}"]
+    )
+    assert differences(old, new) == {"beta": (0.001, 0.04)}
+    assert differences(old, old) == {}
+
+
+def test_run_directory():
+    demo = Recipe(model_name_or_path="builtin:demo")
+    assert effective_output_dir(demo, Path("configs/recipes/demo-cpu.yaml")) == Path("runs/demo-cpu")
+    assert effective_output_dir(load_recipe(SEED_RECIPE), SEED_RECIPE) == Path("runs/qwen-2.5-3b-r1-countdown")
+
+
+def test_find_recipe(monkeypatch, tmp_path):
+    from mini_r1 import recipe_file
+
+    shipped = tmp_path / "demo-cpu.yaml"
+    monkeypatch.setattr(recipe_file, "_shipped", lambda: {"demo-cpu": shipped})
+    assert find_recipe(str(SEED_RECIPE)) == SEED_RECIPE
+    assert find_recipe("demo-cpu") == find_recipe("demo-cpu.yaml") == shipped
+    with pytest.raises(RecipeError, match=r"no such recipe; did you mean 'demo-cpu'\?\n(.|\n)*of the kit: demo-cpu"):
+        find_recipe("demo-gpu")
+
+
+def test_warnings():
+    quiet = Recipe(model_name_or_path="a/b")
+    assert quiet.warnings() == []
+    loud = Recipe(
+        model_name_or_path="a/b", dataset_id_or_path="rows.jsonl", dataset_revision="x", lora_r=8, hub_strategy="end",
+        warmup_steps=1, warmup_ratio=0.1, gradient_checkpointing_kwargs={"use_reentrant": False}, test_fraction=0,
+        max_steps=5,
+    )  # fmt: skip
+    assert [warning.split(":")[0] for warning in loud.warnings()] == [
+        "lora_r", "hub_strategy", "gradient_checkpointing_kwargs", "warmup_ratio", "dataset_revision",
+        "test_fraction is 0",
+    ]  # fmt: skip
+
+
+def test_python_callers_see_contradictions_too_and_no_secrets():
+    with pytest.raises(ValidationError, match="both true"):
+        Recipe(model_name_or_path="a/b", bf16=True, fp16=True)
+    with pytest.raises(ValidationError) as caught:
+        Recipe(model_name_or_path="a/b", hub_token="hf_abcdef")
+    assert "hf_abcdef" not in str(caught.value)
+
+
+# --- any text at all
+
+KEYS = st.sampled_from([*Recipe.model_fields, "hub_token", "zzz", "<<", "3", "null", "? [a]", '"\\uD800"'])
+SCALARS = st.sampled_from(
+    ["1", "-1", "0", "1e-7", ".nan", ".inf", "yes", "no", "~", "''", "text", "2024-13-01", "0x", "0x" + "f" * 20,
+     "1:30", "!!int x", "!!bool x", "!!python/name:os.system", "!!binary x", "!!timestamp x", "*a", "&a x", '"\\uDC00"',
+     "generated", "builtin:demo", "seed", "a/b", "[", "{", "'", "!!set {a, b}", "!!omap [a: 1]", "!!float ''"]
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
+    | st.dictionaries(KEYS | st.sampled_from(["low", "high", "format"]), inner, max_size=3).map(
+        lambda items: "{" + ", ".join(f"{key}: {item}" for key, item in items.items()) + "}"
+    ),
+    max_leaves=5,
+)
+FILES = st.lists(st.tuples(KEYS, VALUES), max_size=6).map(
+    lambda rows: "".join(f"{key}: {item}\n" for key, item in rows)
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=FILES | st.text() | st.binary(),
+    overrides=st.lists(st.text() | st.tuples(KEYS, VALUES).map("=".join), max_size=2),
+)
+@example(text="generator: {? !!binary x : 1}", overrides=[])
+@example(text="rewards: &a [*a]", overrides=["rewards.a=1"])
+def test_no_text_raises_anything_but_a_recipe_error(write, text, overrides):
+    data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    path, message, recipe = write(data), "-", None
+    try:
+        recipe = load_recipe(path, overrides)
+    except RecipeError as error:
+        message = error.message
+    assert all(line and line.isprintable() for line in message.split("\n"))
+    if recipe:
+        assert load_recipe(write(dump_recipe(recipe))) == recipe
+
+
+def test_reward_names_are_distinct():
+    assert len(set(REWARD_NAMES)) == len(REWARD_NAMES) == 7
