@@ -1,0 +1,301 @@
+"""The run directory: what is in it, who writes it, and how a reader tells a whole file from a half-written one.
+
+    recipe.yaml            the resolved recipe
+    run.json               versions, devices, seeds, resolved revisions, the command        (rank 0, once an attempt)
+    state.json             state, step, phase, heartbeat, exit code, reason; replaced atomically
+    attempts/N/            one start of the program: metrics.jsonl, completions.jsonl, train.log
+    tensorboard/           TensorBoard events
+    held_out.jsonl         the problems this run must not train on: evaluation uses them
+    completion_samples/    the seed's two text files: completion_samples.txt, success_completion_samples.txt
+    checkpoints/step-N/    full, resumable state; the newest two
+    snapshots/step-N/      16-bit weights and tokenizer, one for each save
+    evaluation/*.json      held-out results
+
+A checkpoint or snapshot counts only when its manifest is there, which is written last. No torch here: cluster scripts
+and reports read runs too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from mini_r1.errors import ExitCode, KitError
+
+MANIFEST = "manifest.json"
+KEEP_CHECKPOINTS = 2
+"""Full checkpoints kept: the newest, and one to fall back on when the newest turns out to be damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A complete checkpoint or snapshot."""
+
+    path: Path
+    step: int
+
+
+class RunDir:
+    """Paths and atomic operations of one run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.run_file = path / "run.json"
+        self.state_file = path / "state.json"
+        self.attempts = path / "attempts"
+        self.checkpoints = path / "checkpoints"
+        self.snapshots = path / "snapshots"
+        self.tensorboard = path / "tensorboard"
+        self.completion_samples = path / "completion_samples"
+        self.evaluation = path / "evaluation"
+        self.held_out_file = path / "held_out.jsonl"
+
+    def is_run(self) -> bool:
+        """Whether a run has been started here."""
+        return self.recipe_file.is_file()
+
+    def prepare(self) -> None:
+        """Make the directory, or say why it cannot be a run directory.
+
+        Raises:
+            KitError: the path is a file, is not writable, or holds something that is not a run.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.is_run() and any(p.name != ".lock" for p in self.path.iterdir()):
+                raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
+            for directory in (self.attempts, self.checkpoints, self.snapshots):
+                directory.mkdir(exist_ok=True)
+            for leftover in [*self.checkpoints.glob("[!s]*"), *self.snapshots.glob("[!s]*")]:
+                shutil.rmtree(leftover, ignore_errors=True)  # a save that a kill cut short: never had a manifest
+        except OSError as error:
+            raise KitError(f"cannot use {self.path} as run directory: {error.strerror}") from error
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory for one writer; another one is told so at once. Released when the process ends.
+
+        Raises:
+            KitError: another process on this machine is writing this run.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows has no flock; there the lock is the user's own care
+            yield
+            return
+        with (self.path / ".lock").open("w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise KitError(
+                    f"another process is training in {self.path}: wait for it, stop it, or choose another --run-dir"
+                ) from None
+            except OSError:
+                pass  # some network filesystems have no locks at all
+            yield
+
+    def start_attempt(self) -> Path:
+        """Make the directory of the next attempt; an earlier one is never written again."""
+        number = 1 + max((int(p.name) for p in self.attempts.iterdir() if p.name.isdecimal()), default=0)
+        attempt = self.attempts / str(number)
+        attempt.mkdir()
+        return attempt
+
+    # --- state.json ---
+
+    def read_state(self) -> dict[str, Any]:
+        """The last state written, or {} when there is none that can be read."""
+        try:
+            state = json.loads(self.state_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def write_state(self, state: str, **fields: Any) -> None:
+        """Replace state.json; `state` is one of running, interrupted, finished, failed."""
+        write_json(self.state_file, {"state": state, **fields, "heartbeat": time.time()})
+
+    def write_held_out(self, problems: list[dict[str, Any]]) -> None:
+        """Replace held_out.jsonl."""
+        scratch = self.held_out_file.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+        scratch.replace(self.held_out_file)
+
+    # --- checkpoints and snapshots ---
+
+    def complete_checkpoints(self) -> list[Saved]:
+        """Complete checkpoints, newest first."""
+        return _complete(self.checkpoints)
+
+    def complete_snapshots(self) -> list[Saved]:
+        """Complete snapshots, newest first."""
+        return _complete(self.snapshots)
+
+    def prune_checkpoints(self) -> None:
+        """Delete all but the newest KEEP_CHECKPOINTS; called only after a new one is complete."""
+        for saved in self.complete_checkpoints()[KEEP_CHECKPOINTS:]:
+            shutil.rmtree(saved.path, ignore_errors=True)
+
+    # --- metrics and completions over all attempts ---
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row for each logged step, from the highest attempt that logged it, in order of steps."""
+        return list(self._merged("metrics.jsonl"))
+
+    def completions(self) -> Iterator[dict[str, Any]]:
+        """Every completion of every step, from the highest attempt that reached the step, in order of steps."""
+        return self._merged("completions.jsonl")
+
+    def _merged(self, name: str) -> Iterator[dict[str, Any]]:
+        attempts = sorted((int(p.name) for p in self.attempts.glob("*") if p.name.isdecimal()), reverse=True)
+        segments: list[tuple[Path, float]] = []
+        # A later attempt continues from a checkpoint, so all of an earlier one's rows from that step on are void.
+        before = float("inf")
+        for number in attempts:
+            path = self.attempts / str(number) / name
+            first = next((row["step"] for row in read_jsonl(path) if "step" in row), None)
+            if first is not None:
+                segments.append((path, before))
+                before = min(before, first)
+        for path, end in reversed(segments):
+            yield from (row for row in read_jsonl(path) if row.get("step", end) < end)
+
+
+# --- files ---
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically: a reader sees the old one or the new one, never half of either."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+    scratch.replace(path)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSONL file; a last line that a kill cut short is passed over, a missing file is empty."""
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError:
+        return
+    with handle:
+        for line in handle:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+
+class JsonLines:
+    """An append-only JSONL file; each call's rows reach the kernel before it returns, so a kill loses none of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle: IO[bytes] = path.open("ab")
+
+    def write(self, *rows: dict[str, Any]) -> None:
+        """Append rows. Lone surrogates, NUL and line separators in text arrive as JSON escapes."""
+        self._handle.write(b"".join(json.dumps(row).encode("ascii") + b"\n" for row in rows))
+        self._handle.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+# --- manifests ---
+
+
+def seal(scratch: Path, final: Path) -> None:
+    """Make a written directory complete: fsync its files, write the manifest last, move it to its final name."""
+    files = {}
+    for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
+        files[path.relative_to(scratch).as_posix()] = {"size": path.stat().st_size, "sha256": _hash_and_sync(path)}
+    manifest = scratch / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=2) + "\n")
+    _sync(manifest)
+    _sync(scratch)
+    if final.exists():  # a step saved again after a resume from an older checkpoint
+        shutil.rmtree(final)
+    scratch.rename(final)
+    _sync(final.parent)
+
+
+def verify(saved: Saved) -> str | None:
+    """None when every file has the manifest's size and hash, else what is wrong."""
+    for name, expected in json.loads((saved.path / MANIFEST).read_text())["files"].items():
+        path = saved.path / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
+        with path.open("rb") as handle:
+            if _digest(handle) != expected["sha256"]:
+                return f"{name} does not have the hash of its manifest"
+    return None
+
+
+def _complete(parent: Path) -> list[Saved]:
+    found = []
+    for path in parent.glob("step-*"):
+        number = path.name.removeprefix("step-")
+        if number.isdecimal() and _has_manifest(path):
+            found.append(Saved(path, int(number)))
+    return sorted(found, key=lambda saved: saved.step, reverse=True)
+
+
+def _has_manifest(path: Path) -> bool:
+    try:
+        return isinstance(json.loads((path / MANIFEST).read_text())["files"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _hash_and_sync(path: Path) -> str:
+    with path.open("rb") as handle:
+        digest = _digest(handle)
+        os.fsync(handle.fileno())
+    return digest
+
+
+def _digest(handle: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while block := handle.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_run(path: Path) -> RunDir:
+    """An existing run directory.
+
+    Raises:
+        KitError: there is no run at `path`.
+    """
+    run = RunDir(path)
+    if not run.is_run():
+        raise KitError(f"{path} holds no run (no recipe.yaml in it)", ExitCode.CONFIG)
+    return run
