@@ -1,0 +1,154 @@
+"""`mini-r1 demo`: held-out success before, GRPO on the kit's own path, held-out success after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mini_r1.commands import data_errors, needs_extra
+from mini_r1.console import ProgressLine, printable, progress_console
+from mini_r1.errors import ExitCode
+from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
+from mini_r1.rundir import RunDir
+
+RECIPE = "demo-cpu"
+SAMPLES = 4
+"""Sampled completions for each held-out problem."""
+SHOWN = 3
+"""Problems whose completions are printed."""
+QUICK = (
+    "max_steps=2",
+    "gradient_accumulation_steps=1",
+    "warm_start.steps=60",
+    "warm_start.min_accuracy=0",
+    "dataset_rows=600",
+)
+
+WHAT_IT_SHOWS = """\
+What this shows: the training path of the big run - prompt, rewards, rollout, GRPO, checkpoints - raises success on
+problems the model never saw. The model was taught to try things and to give up early, and learned by itself to keep
+searching: tries per answer go up. That is the 'aha moment' in miniature.
+What it does not show: reasoning. This model's arithmetic is memorised and its search is random; a random solver that
+never repeats itself gets as far with as many tries. False claims of '(yes)' are not punished and may even increase."""
+
+
+def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json: bool) -> ExitCode:
+    """Run the demo.
+
+    Args:
+        overrides: `key=value` for the recipe.
+        run_dir: where; default is the recipe's.
+        quick: two small steps: shows the path, not the rise.
+        as_json: end with one JSON object on standard output.
+
+    Raises:
+        KitError: as `train` does.
+    """
+    path = find_recipe(RECIPE)
+    recipe = load_recipe(path, [*(QUICK if quick else ()), *overrides])
+    run = RunDir(run_dir or effective_output_dir(recipe, path).with_name(f"{RECIPE}-quick" if quick else RECIPE))
+    console = progress_console()
+    with needs_extra("train"):
+        from mini_r1.generation.model import load_model, load_tokenizer
+        from mini_r1.training.run import load_task_data, model_source
+        from mini_r1.training.run import train as run_training
+        from mini_r1.training.warm_start import making
+
+    with data_errors():
+        data = load_task_data(recipe)
+    held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
+    start = Path(model_source(recipe, data, console))
+    tokenizer = load_tokenizer(str(start), None)
+    before, shown_before = _measure(
+        load_model(str(start), None, None, None), tokenizer, held_out, recipe, console, "before"
+    )
+
+    outcome = run_training(recipe, run, sys.argv, console, data)
+    if outcome.exit_code != ExitCode.FINISHED:
+        console.print(
+            f"interrupted after step {outcome.step}, saved: the same command goes on from there", markup=False
+        )
+        return outcome.exit_code
+
+    snapshot = run.complete_snapshots()[0].path
+    after, shown_after = _measure(
+        load_model(str(snapshot), None, "float32", None), tokenizer, held_out, recipe, console, "after"
+    )
+    result = {
+        "before": before,
+        "after": after,
+        "problems": len(held_out),
+        "seconds_warm_start": making(start).get("seconds"),
+        "seconds_grpo": round(sum(seconds_of_steps(run)), 1),
+        "run_dir": str(run.path),
+    }
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _show(result, list(zip(shown_before, shown_after, strict=True)))
+    return ExitCode.FINISHED
+
+
+def seconds_of_steps(run: RunDir) -> list[float]:
+    """Seconds of each logged window of optimizer steps, over all attempts: rollout, score, update and save."""
+    phases = ("time/rollout", "time/score", "time/update", "time/save")
+    return [sum(row.get(phase, 0.0) for phase in phases) for row in run.metrics()]
+
+
+def _measure(
+    model: Any, tokenizer: Any, problems: Sequence[Any], recipe: Any, console: Console, when: str
+) -> tuple[dict[str, Any], list[tuple[Any, str]]]:
+    """Held-out figures of a model, and one sampled completion for each of the first SHOWN problems."""
+    from mini_r1.evaluation.evaluate import evaluate
+
+    with ProgressLine(console, f"held-out problems, {when} training", len(problems) * (SAMPLES + 1)) as line:
+        evaluation = evaluate(
+            model,
+            tokenizer,
+            problems,
+            samples=SAMPLES,
+            temperature=recipe.temperature,
+            max_new_tokens=recipe.max_completion_length,
+            prompt_style=recipe.prompt_style,
+            seed=recipe.seed,
+            on_progress=line.update,
+        )
+    facts = evaluation.to_json()
+    figures = {
+        key: facts[key] for key in ("sampled", "greedy", "ci95", "tries", "format", "truncated", "completion_tokens")
+    }
+    return figures, evaluation.first_samples(SHOWN)
+
+
+def _show(result: dict[str, Any], samples: Sequence[tuple[tuple[Any, str], tuple[Any, str]]]) -> None:
+    console = Console(highlight=False)
+    table = Table("", "before", "after", title=f"{result['problems']} held-out problems", title_justify="left")
+    before, after = result["before"], result["after"]
+    interval = "{0[0]:.1%} - {0[1]:.1%}"
+    for label, key, form in (
+        ("success, sampled", "sampled", "{:.1%}"),
+        ("  95 % interval", "ci95", interval),
+        ("success, greedy", "greedy", "{:.1%}"),
+        ("format right", "format", "{:.1%}"),
+        ("tries per answer", "tries", "{:.2f}"),
+        ("tokens per completion", "completion_tokens", "{:.1f}"),
+    ):
+        table.add_row(label, form.format(before[key]), form.format(after[key]))
+    console.print(table)
+    for (problem, first), (_, second) in samples:
+        console.print(f"\n[bold]{list(problem.nums)} -> {problem.target}[/bold]", markup=True)
+        for when, text in (("before", first), ("after", second)):
+            console.print(f"[dim]{when}:[/dim]", markup=True)
+            console.print("<think>" + printable(text), markup=False)
+    console.print(
+        f"\nwarm start {result['seconds_warm_start']:.0f} s (cached from now on), GRPO {result['seconds_grpo']:.0f} s\n"
+        f"run directory: {result['run_dir']}\ncurves: tensorboard --logdir {result['run_dir']}/tensorboard\n",
+        markup=False,
+    )
+    console.print(WHAT_IT_SHOWS, style="dim", markup=False)

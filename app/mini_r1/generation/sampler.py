@@ -1,0 +1,157 @@
+"""Sampling with a transformers model, where finished rows leave the batch.
+
+`generate` of transformers carries every finished row along until the longest one ends. Completion lengths have a long
+tail, so most of that work is for rows that are done: here the batch shrinks every COMPACT_EVERY tokens instead, and
+each prompt is read once for all of its generations. Token by token the distribution is the same: softmax of the
+logits divided by the temperature, nothing cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+COMPACT_EVERY = 8
+"""Tokens between two removals of finished rows: copying the cache costs about as much as a few decoding steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingConfig:
+    """How to sample.
+
+    Attributes:
+        max_new_tokens: longest completion, in tokens, the end token included.
+        temperature: divides the logits; 0 takes the most likely token (greedy).
+        num_generations: completions for each prompt.
+        batch_rows: most sequences decoded at once; bounds the memory of the key-value cache.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    num_generations: int = 1
+    batch_rows: int = 1024
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """A generator seed for one step of one rank, so that a resumed run draws what an uninterrupted one draws.
+
+    The multipliers are the odd constants of Weyl sequences (64-bit golden ratio and its relatives), which keep nearby
+    steps and ranks apart; the result fits torch's 63-bit seeds.
+    """
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % (1 << 63)
+
+
+def sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    *,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Sample completions.
+
+    Args:
+        model: a causal language model; it is put into eval mode while sampling and back afterwards.
+        prompts: token ids of each prompt, without padding.
+        config: temperature, lengths and counts.
+        eos_token_ids: any of these ends a completion (and stays as its last token).
+        pad_token_id: fills the left of shorter prompts; never attended to.
+        seed: of this call's own random generator; torch's global state is neither used nor changed.
+        progress: called with the number of completions finished since the last call.
+
+    Returns:
+        len(prompts) * num_generations lists of token ids, the generations of one prompt next to one another. A
+        completion that does not end with one of eos_token_ids was cut at max_new_tokens.
+    """
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    prompts_at_once = max(1, config.batch_rows // config.num_generations)
+    # Prompts of like length share a batch, so that little of it is padding; results go back into the given order.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    completions: list[list[list[int]]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), prompts_at_once):
+            chosen = order[start : start + prompts_at_once]
+            rows = _sample_batch(model, [prompts[i] for i in chosen], config, eos_token_ids, pad_token_id, generator)
+            for position, i in enumerate(chosen):
+                completions[i] = rows[position * config.num_generations : (position + 1) * config.num_generations]
+            if progress is not None:
+                progress(len(rows))
+    finally:
+        model.train(was_training)
+    return [completion for group in completions for completion in group]
+
+
+@torch.no_grad()
+def _sample_batch(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    config: SamplingConfig,
+    eos_token_ids: Sequence[int],
+    pad_token_id: int,
+    generator: torch.Generator,
+) -> list[list[int]]:
+    """Sample one batch; returns len(prompts) * num_generations lists of token ids."""
+    device = model.device
+    longest = max(len(p) for p in prompts)
+    input_ids = torch.full((len(prompts), longest), pad_token_id, dtype=torch.long, device=device)
+    mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=device)
+        mask[row, longest - len(prompt) :] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+
+    cache = DynamicCache()
+    output = model(
+        input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+        num_logits_to_keep=1,
+    )  # fmt: skip
+    n = config.num_generations
+    cache.batch_repeat_interleave(n)
+    mask = mask.repeat_interleave(n, dim=0)
+    position = positions[:, -1:].repeat_interleave(n, dim=0)
+    logits = output.logits[:, -1].repeat_interleave(n, dim=0)
+
+    rows = torch.arange(len(prompts) * n, device=device)  # which completion each batch row is
+    eos = torch.tensor(list(eos_token_ids), device=device)
+    tokens = torch.full((len(rows), config.max_new_tokens), pad_token_id, dtype=torch.long, device=device)
+    lengths = torch.full((len(rows),), config.max_new_tokens, dtype=torch.long, device=device)
+    active = torch.ones(len(rows), dtype=torch.bool, device=device)
+    for step in range(config.max_new_tokens):
+        token = _next_token(logits, config.temperature, generator)
+        tokens[rows[active], step] = token[active]
+        ended = active & torch.isin(token, eos)
+        lengths[rows[ended]] = step + 1
+        active &= ~ended
+        if step + 1 == config.max_new_tokens:
+            break
+        if (step + 1) % COMPACT_EVERY == 0:
+            if not active.any():
+                break
+            if not active.all():
+                keep = active.nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                mask, position, token, rows, active = (t[keep] for t in (mask, position, token, rows, active))
+        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+        position = position + 1
+        output = model(
+            input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+        logits = output.logits[:, -1]
+    return [ids[:length] for ids, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+
+
+def _next_token(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+    """Draw one token id for each row of logits (B, V)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)

@@ -1,0 +1,89 @@
+"""A recipe as TRL's own configuration object."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+import torch
+from trl import GRPOConfig
+
+from mini_r1.errors import KitError
+from mini_r1.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+OURS = frozenset(
+    {
+        "output_dir", "use_vllm", "vllm_device", "vllm_gpu_memory_utilization",  # the launcher's and the engine's
+        "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",  # publishing is the kit's own
+        "save_strategy", "save_steps", "num_train_epochs", "max_steps", "tf32", "report_to", "eval_strategy",
+    }
+)  # fmt: skip
+"""Recipe keys that GRPOConfig has as well but that do not go through unchanged."""
+
+
+def on_cpu() -> bool:
+    """Whether training runs on the CPU: no CUDA device, or MINI_R1_ACCELERATOR=cpu."""
+    return os.environ.get("MINI_R1_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
+
+
+def grpo_config(recipe: Recipe, run_path: Path, logging_dir: Path, max_steps: int) -> GRPOConfig:
+    """GRPOConfig of a recipe for one run.
+
+    Args:
+        recipe: what to train.
+        run_path: the run directory.
+        logging_dir: for TensorBoard events.
+        max_steps: optimizer steps of the whole run.
+
+    Raises:
+        KitError: the recipe asks for something that this machine or installation cannot do.
+    """
+    known = {field.name for field in dataclasses.fields(GRPOConfig)}
+    values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
+    cpu = on_cpu()
+    if cpu and recipe.fp16:
+        raise KitError("fp16 needs a GPU: set fp16: false (bf16: true works on a CPU)")
+    if cpu and recipe.tf32:
+        logger.warning("tf32 is a GPU setting: it has no effect on this CPU run")
+    try:
+        return GRPOConfig(
+            **values,
+            output_dir=str(run_path),
+            logging_dir=str(logging_dir),
+            max_steps=max_steps,
+            use_cpu=cpu,
+            tf32=None if cpu else recipe.tf32,
+            report_to=reporters(recipe),
+            # Saving is decided at each step by the kit's callback, which also saves when asked to stop.
+            save_strategy="no",
+            eval_strategy="no",
+            push_to_hub=False,
+            disable_tqdm=True,  # the kit draws its own progress
+            # Filtering would replace a NaN loss by an average in the logs: better to see it.
+            logging_nan_inf_filter=False,
+            data_seed=recipe.seed,
+        )
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise KitError(f"this machine cannot run the recipe: {str(error).strip()}") from error
+
+
+def reporters(recipe: Recipe) -> list[str]:
+    """The integrations that report, TensorBoard always among them.
+
+    Raises:
+        KitError: one that the recipe names is not installed.
+    """
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    wanted = [recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to)
+    if "all" in wanted:
+        wanted = installed
+    missing = [name for name in wanted if name not in installed and name not in ("none", "all")]
+    if missing:
+        raise KitError(f"report_to: {', '.join(missing)} is not installed here: install it, or take it off the list")
+    return sorted({"tensorboard", *(name for name in wanted if name not in ("none", "all"))})

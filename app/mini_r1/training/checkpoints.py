@@ -1,0 +1,44 @@
+"""What is saved besides the transformers Trainer's own checkpoint, and which checkpoint a run goes on from."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mini_r1.rundir import RunDir, Saved, seal, verify
+
+logger = logging.getLogger(__name__)
+
+
+def save_snapshot(model: Any, tokenizer: PreTrainedTokenizerBase, run: RunDir, step: int) -> None:
+    """Write `snapshots/step-N`: weights in 16 bits and the tokenizer, enough to evaluate and to publish."""
+    scratch = run.snapshots / f".step-{step}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    # float16 models keep their type; everything else becomes bfloat16, which has float32's range.
+    dtype = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    trained_dtype, model.config.torch_dtype = model.config.torch_dtype, dtype
+    try:
+        model.save_pretrained(scratch, state_dict=state, safe_serialization=True)
+    finally:
+        model.config.torch_dtype = trained_dtype
+    tokenizer.save_pretrained(scratch)
+    seal(scratch, run.snapshots / f"step-{step}")
+
+
+def checkpoint_to_resume(run: RunDir) -> Saved | None:
+    """The newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are logged.
+
+    Only such a checkpoint is ever read: it holds pickles (optimizer and random states), and the manifest of this very
+    run is what says that they are the run's own.
+    """
+    for saved in run.complete_checkpoints():
+        fault = verify(saved)
+        if fault is None:
+            return saved
+        logger.warning("checkpoint of step %d is damaged and skipped: %s", saved.step, fault)
+    return None

@@ -1,0 +1,36 @@
+"""Which training problem comes when, for the whole run, fixed by the seed.
+
+One permutation after another, cut to the length of the run. The transformers Trainer then sees a single epoch of
+exactly max_steps full optimizer steps: no step is left half accumulated at the end of an epoch, and a resumed run,
+on any number of processes, goes on with the very next problem.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from mini_r1.errors import KitError
+
+
+def total_steps(max_steps: int, epochs: float, rows: int, prompts_per_step: int) -> int:
+    """Optimizer steps of the run: max_steps if positive, else as many as cover `epochs` passes over `rows`."""
+    return max_steps if max_steps > 0 else max(1, math.ceil(epochs * rows / prompts_per_step))
+
+
+def run_order(rows: int, count: int, seed: int) -> list[int]:
+    """`count` row indices: shuffled passes over `rows` rows, deterministic for a seed.
+
+    Raises:
+        KitError: there are no rows.
+    """
+    if rows == 0:
+        raise KitError("the training part of the data is empty: lower test_fraction or give more rows")
+    order: list[int] = []
+    epoch = 0
+    while len(order) < count:
+        epoch_order = list(range(rows))
+        random.Random(f"{seed}/{epoch}").shuffle(epoch_order)
+        order += epoch_order
+        epoch += 1
+    return order[:count]

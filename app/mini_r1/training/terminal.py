@@ -1,0 +1,64 @@
+"""The live line of a training run; without a terminal, a plain line for each log."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+LOSS_NOTE = (
+    "The loss prints as 0.0000 early on and is meant to: its value is beta times the KL, the gradient is real. "
+    "Watch reward and success."
+)
+
+
+class TrainingLine:
+    """step, reward, success, length, time left."""
+
+    def __init__(self, console: Console, total: int, start: int) -> None:
+        self._console = console
+        self._total = total
+        self._start = start
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+        console.print(LOSS_NOTE, style="dim")
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                console=console,
+                transient=False,
+            )
+            self._task = self._progress.add_task("train", total=total, completed=start, status="rollout")
+            self._progress.start()
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Show one logged step."""
+        status = "  ".join(
+            f"{label} {metrics[key]:{form}}"
+            for key, label, form in (
+                ("reward", "reward", ".3f"),
+                ("success", "success", ".1%"),
+                ("completion_length", "length", ".1f"),
+                ("kl", "kl", ".4f"),
+                ("loss", "loss", ".4f"),
+            )
+            if key in metrics
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, status=status)
+            return
+        done = step - self._start
+        seconds = (time.monotonic() - self._started) / max(1, done)
+        left = int(seconds * (self._total - step))
+        self._console.print(
+            f"step {step}/{self._total}  {status}  {seconds:.1f} s/step  {left // 60}:{left % 60:02d} left"
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._progress is not None:
+            self._progress.stop()

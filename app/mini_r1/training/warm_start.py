@@ -1,0 +1,236 @@
+"""The demo model's warm start: supervised training on the impatient solver's traces, made once and cached.
+
+Simplified: one learning-rate cycle, no evaluation but the gate at the end. The gate is on arithmetic, because GRPO from
+a model that still miscalculates learns the format and loses the arithmetic.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedTokenizerFast
+
+from mini_r1.console import ProgressLine
+from mini_r1.countdown.task import Problem, messages
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.generation.sampler import SamplingConfig, sample
+from mini_r1.recipe import Recipe, WarmStartRecipe
+from mini_r1.rundir import write_json
+from mini_r1.training import demo_model, traces
+
+BATCH_SIZE = 32
+LEARNING_RATE = 4e-3
+WARMUP = 50
+BETAS = (0.9, 0.98)
+"""Found by trying: batches of 64 at 3e-3, betas (0.9, 0.999) and no warm-up calculated worse after the same time."""
+RECIPE_OF_RECIPES = 1
+"""Raise when the model, the traces or this training change: it is part of the cache's key."""
+
+MADE = "warm_start.json"
+"""Written last: a model directory without it is not whole."""
+
+Progressed = Callable[[int, float], None]
+"""Called with the step and the loss."""
+
+
+def cache_root() -> Path:
+    """Where warm-started models are kept: MINI_R1_CACHE, else the user's cache directory."""
+    explicit = os.environ.get("MINI_R1_CACHE")
+    if explicit:
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini-r1"
+
+
+def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console) -> Path:
+    """The warm-started model of a recipe with `builtin:demo`, from the cache or made now with a progress line."""
+    settings = recipe.warm_start or WarmStartRecipe()
+    directory = cached(problems, recipe.prompt_style, settings)
+    if is_made(directory):
+        return directory
+    console.print(f"making the demo model: {settings.steps} steps on an impatient solver's traces (once, then cached)")
+    with ProgressLine(console, "warm start", settings.steps) as line:
+        make(
+            directory,
+            problems,
+            recipe.prompt_style,
+            settings,
+            lambda step, loss: line.update(step, f"loss {loss:.3f}"),
+        )
+    return directory
+
+
+def cached(problems: Sequence[Problem], style: str, settings: WarmStartRecipe) -> Path:
+    """Where the model of these problems and settings is, or will be: made of a hash of all that decides its weights."""
+    numbers = json.dumps([[list(p.nums), p.target] for p in problems])
+    identity = f"{RECIPE_OF_RECIPES}|{style}|{settings!r}|{torch.__version__}|{numbers}"
+    return cache_root() / "models" / f"demo-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+
+
+def is_made(directory: Path) -> bool:
+    """Whether the cache holds a finished model there."""
+    return (directory / MADE).is_file()
+
+
+def making(directory: Path) -> dict[str, Any]:
+    """How a cached model was made: `seconds`, `arithmetic_accuracy`."""
+    record: dict[str, Any] = json.loads((directory / MADE).read_text())
+    return record
+
+
+def make(
+    directory: Path, problems: Sequence[Problem], style: str, settings: WarmStartRecipe, progress: Progressed
+) -> None:
+    """Train the model and put it into the cache, whole or not at all.
+
+    Args:
+        directory: of `cached`.
+        problems: training problems only, so that held-out ones stay unseen.
+        style: prompt style of the recipe.
+        settings: traces, steps and seed.
+        progress: called with the step and the loss.
+
+    Raises:
+        KitError: the model came out too weak to start GRPO from.
+    """
+    started = time.perf_counter()
+    tokenizer = demo_model.build_tokenizer()
+    model = demo_model.build_model(tokenizer, settings.seed)
+    train(model, tokenizer, problems, style, settings, progress)
+    accuracy = arithmetic_accuracy(model, tokenizer, problems, style, settings.seed)
+    if accuracy < settings.min_accuracy:
+        raise KitError(
+            f"the warm start calculates right in {accuracy:.1%} of its steps, GRPO needs {settings.min_accuracy:.0%}: "
+            f"give it more steps (--set warm_start.steps={settings.steps * 2}) or another seed "
+            f"(--set warm_start.seed={settings.seed + 1})",
+            ExitCode.FAILED,
+        )
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=directory.parent))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        write_json(
+            scratch / MADE, {"seconds": round(time.perf_counter() - started, 1), "arithmetic_accuracy": accuracy}
+        )
+        try:
+            scratch.rename(directory)
+        except OSError:  # another process was faster: its model is the same
+            if not is_made(directory):
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def train(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    problems: Sequence[Problem],
+    style: str,
+    settings: WarmStartRecipe,
+    progress: Progressed,
+) -> None:
+    """AdamW on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0."""
+    count, steps, seed = settings.traces, settings.steps, settings.seed
+    rows = [encode(tokenizer, problem, text, style) for problem, text in traces.traces(problems, count, seed)]
+    rng = random.Random(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
+    pad = tokenizer.pad_token_id
+    batches: list[list[int]] = []
+    model.train()
+    for step in range(steps):
+        if not batches:
+            batches = batches_of_like_length([len(ids) for ids, _ in rows], rng)
+        batch = [rows[i] for i in batches.pop()]
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch])
+        # -100 is the index that cross entropy ignores: prompt and padding are read, not learned.
+        labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (longest - len(ids)) for ids, n in batch])
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * cosine
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        progress(step + 1, loss.item())
+
+
+def batches_of_like_length(lengths: Sequence[int], rng: random.Random) -> list[list[int]]:
+    """One epoch's batches of BATCH_SIZE row indices, in random order.
+
+    Rows are sorted by length within pools of 32 batches: padding every batch to the longest trace of all would take
+    three times as long.
+    """
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    pool = 32 * BATCH_SIZE
+    by_length = [
+        i for start in range(0, len(order), pool) for i in sorted(order[start : start + pool], key=lengths.__getitem__)
+    ]
+    batches = [by_length[i : i + BATCH_SIZE] for i in range(0, len(by_length) - BATCH_SIZE + 1, BATCH_SIZE)]
+    rng.shuffle(batches)
+    return batches
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, problem: Problem, text: str, style: str) -> tuple[list[int], int]:
+    """Token ids of prompt, completion and end token, and how many of them are the prompt's."""
+    ids = prompt_ids(tokenizer, problem, style)
+    return ids + tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id], len(ids)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, problem: Problem, style: str) -> list[int]:
+    """The prompt as the trainer writes it, in token ids."""
+    text = tokenizer.apply_chat_template(messages(problem, style), tokenize=False, continue_final_message=True)
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def arithmetic_accuracy(
+    model: Any, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], style: str, seed: int, rows: int = 256
+) -> float:
+    """Share of the calculation steps in sampled completions (`8 + 2 = 10`) that are right, over `rows` samples."""
+    chosen = random.Random(seed).choices(problems, k=rows)
+    completions = sample(
+        model,
+        [prompt_ids(tokenizer, problem, style) for problem in chosen],
+        SamplingConfig(max_new_tokens=96, temperature=1.0),
+        eos_token_ids=[tokenizer.eos_token_id],
+        pad_token_id=tokenizer.pad_token_id,
+        seed=seed,
+    )
+    right = total = 0
+    for text in tokenizer.batch_decode(completions, skip_special_tokens=True):
+        for verdict in step_verdicts(text):
+            right += verdict
+            total += 1
+    return right / total if total else 0.0
+
+
+def step_verdicts(text: str) -> list[bool]:
+    """Whether each `value op number = value` in the working of a completion is right.
+
+    A working line is a chain, `8 + 2 = 10 - 3 = 7`, in which every value is the left operand of what follows.
+    """
+    verdicts = []
+    for line in text.split("</think>")[0].splitlines():
+        words = line.split(" (")[0].split()
+        for i in range(0, len(words) - 4, 4):
+            left, op, number, equals, value = words[i : i + 5]
+            if not (left.isdecimal() and number.isdecimal() and value.isdecimal() and equals == "="):
+                break
+            if op not in traces.OPERATORS:
+                break
+            verdicts.append(traces.OPERATORS[op](int(left), int(number)) == int(value))
+    return verdicts
