@@ -456,3 +456,23 @@ def test_no_text_raises_anything_but_a_recipe_error(write, text, overrides):
 
 def test_reward_names_are_distinct():
     assert len(set(REWARD_NAMES)) == len(REWARD_NAMES) == 7
+
+
+def test_a_reward_is_added_by_one_function_and_one_line(tmp_path):
+    """What docs/rewards.md promises, in a process of its own so that the registry here stays as it is."""
+    program = """
+from pathlib import Path
+from mini_r1.countdown import task
+from mini_r1.countdown.rewards import reward
+
+@reward("brief")
+def brief(completion, problem):
+    return float(len(completion) <= 200)
+
+from mini_r1.recipe import Recipe
+recipe = Recipe(model_name_or_path="builtin:demo", rewards={"brief": 0.5})
+problem = task.Problem((1, 2), 3)
+print(recipe.resolved_rewards(), task.reward_values(["brief"], "x", problem, task.judge("x", problem)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "{'brief': 0.5} [1.0]", done.stderr

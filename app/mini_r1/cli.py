@@ -141,7 +141,7 @@ def version() -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 78, usage errors included."""
     try:
-        result = app(standalone_mode=False)
+        result = app(prog_name="mini-r1", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
         code = stop.exit_code

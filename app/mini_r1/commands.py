@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mini_r1.console import printable, progress_console
+from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
 
@@ -70,17 +70,18 @@ def score(file: str) -> None:
 
 def data_generate(rows: int, seed: int, out: Path) -> None:
     """`mini-r1 data generate`."""
-    from rich.progress import track
-
     from mini_r1.countdown.data import write_jsonl
     from mini_r1.countdown.generator import generate
 
     if rows < 1:
         raise KitError(f"--rows must be at least 1, found {rows}")
     console = progress_console()
-    with data_errors():
-        problems = generate(rows, seed)
-        write_jsonl(list(track(problems, "generating", total=rows, console=console, transient=True)), out)
+    with data_errors(), ProgressLine(console, "problems", rows) as line:
+        problems = []
+        for problem in generate(rows, seed):
+            problems.append(problem)
+            line.update(len(problems))
+        write_jsonl(problems, out)
     console.print(f"{rows:,} problems written to {out}", markup=False)
 
 

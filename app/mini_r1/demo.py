@@ -24,6 +24,7 @@ SHOWN = 3
 """Problems whose completions are printed."""
 QUICK = (
     "max_steps=2",
+    "warmup_steps=0",
     "gradient_accumulation_steps=1",
     "warm_start.steps=60",
     "warm_start.min_accuracy=0",
@@ -56,13 +57,14 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
     console = progress_console()
     with needs_extra("train"):
         from mini_r1.generation.model import load_model, load_tokenizer
-        from mini_r1.training.run import load_task_data, model_source
+        from mini_r1.training.run import load_task_data, model_source, prepare_machine
         from mini_r1.training.run import train as run_training
         from mini_r1.training.warm_start import making
 
     with data_errors():
         data = load_task_data(recipe)
     held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
+    prepare_machine(recipe)
     start = Path(model_source(recipe, data, console))
     tokenizer = load_tokenizer(str(start), None)
     before, shown_before = _measure(
@@ -123,7 +125,7 @@ def _measure(
     figures = {
         key: facts[key] for key in ("sampled", "greedy", "ci95", "tries", "format", "truncated", "completion_tokens")
     }
-    return figures, evaluation.first_samples(SHOWN)
+    return figures, [(answers[0].problem, answers[0].text) for answers in evaluation.sampled[:SHOWN]]
 
 
 def _show(result: dict[str, Any], samples: Sequence[tuple[tuple[Any, str], tuple[Any, str]]]) -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from mini_r1.countdown.rewards import REWARDS
 from mini_r1.recipe_keys import REPORT_INTEGRATIONS, did_you_mean
 
-RewardName = Literal["format", "equation", "format_seed", "equation_seed", "words", "length", "random"]
-REWARD_NAMES: tuple[str, ...] = get_args(RewardName)
+REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
+if TYPE_CHECKING:
+    RewardName = str
+else:
+    RewardName = Literal[REWARD_NAMES]  # the game's registry is the only list of rewards
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
 """What `rewards` means when it is not written; the seed's sum of two verdicts."""
 

@@ -99,6 +99,8 @@ def write_jsonl(problems: Iterable[Problem], path: Path) -> int:
     The file appears complete or not at all: written beside its place, flushed to the disk, then renamed.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a directory: name a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0

@@ -1,8 +1,9 @@
-"""The model and tokenizer a recipe names, with its dtype and attention really applied."""
+"""A model and its tokenizer by name, with dtype and attention really applied, and the device they run on."""
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from mini_r1.errors import ExitCode, KitError
 
 logger = logging.getLogger(__name__)
+
+
+def device() -> torch.device:
+    """Where this process computes: the current CUDA device, or the CPU without one or with MINI_R1_ACCELERATOR=cpu."""
+    cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
+    return torch.device("cpu" if cpu else "cuda")
 
 
 def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 
-import torch
 from trl import GRPOConfig
 
 from mini_r1.errors import KitError
+from mini_r1.generation.model import device
 from mini_r1.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -23,11 +22,6 @@ OURS = frozenset(
     }
 )  # fmt: skip
 """Recipe keys that GRPOConfig has as well but that do not go through unchanged."""
-
-
-def on_cpu() -> bool:
-    """Whether training runs on the CPU: no CUDA device, or MINI_R1_ACCELERATOR=cpu."""
-    return os.environ.get("MINI_R1_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
 
 
 def grpo_config(recipe: Recipe, run_path: Path, logging_dir: Path, max_steps: int) -> GRPOConfig:
@@ -44,7 +38,7 @@ def grpo_config(recipe: Recipe, run_path: Path, logging_dir: Path, max_steps: in
     """
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
-    cpu = on_cpu()
+    cpu = device().type == "cpu"
     if cpu and recipe.fp16:
         raise KitError("fp16 needs a GPU: set fp16: false (bf16: true works on a CPU)")
     if cpu and recipe.tf32:

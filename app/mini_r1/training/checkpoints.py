@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from typing import Any
@@ -20,12 +21,18 @@ def save_snapshot(model: Any, tokenizer: PreTrainedTokenizerBase, run: RunDir, s
     shutil.rmtree(scratch, ignore_errors=True)
     # float16 models keep their type; everything else becomes bfloat16, which has float32's range.
     dtype = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
-    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in model.state_dict().items()}
-    trained_dtype, model.config.torch_dtype = model.config.torch_dtype, dtype
-    try:
-        model.save_pretrained(scratch, state_dict=state, safe_serialization=True)
-    finally:
-        model.config.torch_dtype = trained_dtype
+    converted: dict[int, torch.Tensor] = {}  # by address: tied weights stay one tensor and are saved once
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in converted:
+            converted[tensor.data_ptr()] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        state[name] = converted[tensor.data_ptr()]
+    model.save_pretrained(scratch, state_dict=state, safe_serialization=True)
+    config = scratch / "config.json"  # save_pretrained writes the dtype of the model, not of the tensors it was given
+    config.write_text(
+        json.dumps({**json.loads(config.read_text()), "torch_dtype": str(dtype).removeprefix("torch.")}, indent=2)
+        + "\n"
+    )
     tokenizer.save_pretrained(scratch)
     seal(scratch, run.snapshots / f"step-{step}")
 

@@ -25,12 +25,12 @@ from transformers.utils import logging as transformers_logging
 import mini_r1
 from mini_r1.countdown import task
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer
+from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import differences, dump_recipe, load_recipe
 from mini_r1.rundir import RunDir, write_json
-from mini_r1.training import order, warm_start
-from mini_r1.training.arguments import grpo_config, on_cpu
+from mini_r1.training import cpu, order, warm_start
+from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
 from mini_r1.training.samples import CompletionLog
@@ -75,6 +75,7 @@ def train(
     """
     _refuse_unsupported(recipe)
     _refuse_several_devices()
+    prepare_machine(recipe)
     run.prepare()
     with run.lock():
         if run.is_run():
@@ -197,6 +198,12 @@ def model_source(recipe: Recipe, data: task.TaskData, console: Console) -> str:
     return str(warm_start.for_recipe(recipe, data.train, console))
 
 
+def prepare_machine(recipe: Recipe) -> None:
+    """Settings of this process that a recipe wants; before the first tensor of any size."""
+    if device().type == "cpu":
+        cpu.prepare(small_model=recipe.model_name_or_path == DEMO_MODEL)
+
+
 def load_trainable(recipe: Recipe, data: task.TaskData, console: Console) -> tuple[Any, PreTrainedTokenizerBase]:
     """Model and tokenizer of the recipe."""
     source = model_source(recipe, data, console)
@@ -251,7 +258,7 @@ def _refuse_unsupported(recipe: Recipe) -> None:
 
 
 def _refuse_several_devices() -> None:
-    if not on_cpu() and torch.cuda.device_count() > 1 and "RANK" not in os.environ:
+    if device().type == "cuda" and torch.cuda.device_count() > 1 and "RANK" not in os.environ:
         raise KitError(
             f"`mini-r1 train` is one worker and sees {torch.cuda.device_count()} GPUs: "
             "set CUDA_VISIBLE_DEVICES to one of them"
@@ -338,7 +345,7 @@ def _announce(
 
 
 def _devices() -> list[str]:
-    if on_cpu():
+    if device().type == "cpu":
         return [f"cpu x {os.cpu_count()} ({torch.get_num_threads()} threads)"]
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 

@@ -14,7 +14,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def train(
 ) -> None:
     """AdamW on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0."""
     count, steps, seed = settings.traces, settings.steps, settings.seed
-    rows = [encode(tokenizer, problem, text, style) for problem, text in traces.traces(problems, count, seed)]
+    rows = encode(tokenizer, traces.traces(problems, count, seed), style)
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
     pad = tokenizer.pad_token_id
@@ -185,16 +185,25 @@ def batches_of_like_length(lengths: Sequence[int], rng: random.Random) -> list[l
     return batches
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, problem: Problem, text: str, style: str) -> tuple[list[int], int]:
-    """Token ids of prompt, completion and end token, and how many of them are the prompt's."""
-    ids = prompt_ids(tokenizer, problem, style)
-    return ids + tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id], len(ids)
+def encode(
+    tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Problem, str]], style: str
+) -> list[tuple[list[int], int]]:
+    """For each pair, the token ids of prompt, completion and end token, and how many of them are the prompt's."""
+    pairs = list(pairs)
+    distinct = list({problem: None for problem, _ in pairs})  # a problem's prompt is encoded once for all its traces
+    prompts = dict(zip(distinct, prompt_ids(tokenizer, distinct, style), strict=True))
+    completions = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
+    return [
+        (prompts[problem] + ids + [tokenizer.eos_token_id], len(prompts[problem]))
+        for (problem, _), ids in zip(pairs, completions, strict=True)
+    ]
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, problem: Problem, style: str) -> list[int]:
-    """The prompt as the trainer writes it, in token ids."""
-    text = tokenizer.apply_chat_template(messages(problem, style), tokenize=False, continue_final_message=True)
-    return tokenizer.encode(text, add_special_tokens=False)
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], style: str) -> list[list[int]]:
+    """The prompts as the trainer writes them, in token ids."""
+    chats = [messages(problem, style) for problem in problems]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
+    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def arithmetic_accuracy(
@@ -204,7 +213,7 @@ def arithmetic_accuracy(
     chosen = random.Random(seed).choices(problems, k=rows)
     completions = sample(
         model,
-        [prompt_ids(tokenizer, problem, style) for problem in chosen],
+        prompt_ids(tokenizer, chosen, style),
         SamplingConfig(max_new_tokens=96, temperature=1.0),
         eos_token_ids=[tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id,

@@ -1,0 +1,71 @@
+"""The estimators behind every figure of an evaluation: pass@k, and intervals that respect related problems."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+RESAMPLES_AT_ONCE = 200
+"""Resamples drawn in one array: 5,000 clusters take 8 MB of indices."""
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Chance that at least one of k completions is right, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
+
+    Unbiased, unlike 1 - (1 - c/n)^k, which is too low. As a product, because the binomials overflow. Source: Chen et
+    al. 2021, "Evaluating Large Language Models Trained on Code", arXiv:2107.03374, equation 1 and figure 3.
+
+    Raises:
+        ValueError: unless 0 <= c <= n and 1 <= k <= n.
+    """
+    if not 0 <= c <= n:
+        raise ValueError(f"{c} of {n} samples cannot be right")
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@{k} cannot be estimated from {n} samples")
+    if n - c < k:
+        return 1.0
+    all_wrong = 1.0
+    for i in range(n - c + 1, n + 1):
+        all_wrong *= 1.0 - k / i
+    return 1.0 - all_wrong
+
+
+def cluster_bootstrap(
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values`, resampling whole clusters; the same arguments, the same interval.
+
+    Problems over the same numbers succeed and fail together: resampling them one by one would give an interval that is
+    too narrow. Where all clusters have one and the same mean (0 of 500 solved) the interval is that point, which
+    says less than it seems to: the upper limit is then about 3 / clusters.
+
+    Args:
+        values: one for each problem, e.g. its share of right completions.
+        clusters: what problem i belongs to; any hashable.
+        resamples: how many; 2000 fix a 95 % limit to about a twentieth of the interval's width.
+        seed: of this call's own random generator.
+        level: coverage aimed at, between 0 and 1.
+
+    Raises:
+        ValueError: no values, or not one cluster for each.
+    """
+    if not values or len(values) != len(clusters):
+        raise ValueError(f"{len(values)} values and {len(clusters)} clusters: need as many, and at least one")
+    numbers: dict[Hashable, int] = {}
+    index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
+    sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64))
+    sizes = np.bincount(index)
+    rng = np.random.default_rng(seed)
+    means: list[float] = []
+    while len(means) < resamples:
+        rows = min(RESAMPLES_AT_ONCE, resamples - len(means))
+        drawn = rng.integers(0, len(sums), size=(rows, len(sums)))
+        means.extend((sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)).tolist())
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

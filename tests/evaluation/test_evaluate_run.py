@@ -1,0 +1,190 @@
+"""`mini-r1 evaluate` on a run directory and on a model directory: what is chosen, written, said and refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from mini_r1.countdown.problem import DataError
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.evaluation import run as evaluation_run
+from mini_r1.evaluation.run import evaluate_run_or_model, print_table
+from mini_r1.rundir import MANIFEST, RunDir, seal
+from rich.console import Console
+
+RECIPE = """\
+model_name_or_path: builtin:demo
+dataset_id_or_path: generated
+dataset_rows: 100
+max_completion_length: 8
+temperature: 0.7
+max_steps: 10
+seed: 11
+prompt_style: notebook
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, model_directory: Path, problems_file: Path) -> RunDir:
+    """A run with complete snapshots of steps 5 and 10 and a half-written one of step 15."""
+    directory = RunDir(tmp_path / "run")
+    directory.prepare()
+    directory.recipe_file.write_text(RECIPE)
+    shutil.copy(problems_file, directory.held_out_file)
+    for step in (5, 10):
+        scratch = directory.snapshots / f".step-{step}"
+        shutil.copytree(model_directory, scratch)
+        seal(scratch, directory.snapshots / f"step-{step}")
+    shutil.copytree(model_directory, directory.snapshots / "step-15")
+    return directory
+
+
+def test_a_run_uses_its_newest_snapshot_its_problems_and_its_recipe(run: RunDir, problems_file: Path) -> None:
+    result = evaluate_run_or_model(str(run.path), samples=2)
+    provenance = result["provenance"]
+    assert provenance["step"] == 10
+    assert provenance["problems_file"] == str(run.held_out_file)
+    assert provenance["problems_sha256"] == sha256(problems_file.read_bytes()).hexdigest()
+    assert (provenance["prompt_style"], provenance["max_new_tokens"], provenance["seed"]) == ("notebook", 8, 11)
+    assert (result["problems"], result["samples"], result["temperature"]) == (9, 2, 0.7)
+    assert result["completion_tokens"] <= 8
+    assert provenance["selection"] == "all 9 problems"
+    assert {"torch", "transformers", "mini-r1", "python"} <= set(provenance["versions"])
+    assert provenance["model"]["dtype"] in ("float32", "bfloat16")
+    written = run.evaluation / "step-10.json"
+    assert provenance["written_to"] == str(written)
+    assert json.loads(written.read_text()) == result
+    again = evaluate_run_or_model(str(run.path), samples=2)
+    for volatile in ("seconds", "provenance"):
+        del again[volatile], result[volatile]
+    assert again == result
+
+
+def test_results_of_other_problems_stand_beside_those_of_the_held_out_ones(run: RunDir, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"nums": [1, 2, 3], "target": 6}\n')
+    evaluate_run_or_model(str(run.path), samples=1, step=5)
+    evaluate_run_or_model(str(run.path), other, 1, step=5)
+    limited = evaluate_run_or_model(str(run.path), samples=1, step=5, limit=2)
+    evaluate_run_or_model(str(run.path), samples=1, step=5, limit=1000)
+    digest = sha256(other.read_bytes()).hexdigest()[:8]
+    names = {path.name for path in run.evaluation.iterdir()}
+    assert names == {"step-5.json", f"step-5-{digest}.json", "step-5-limit-2.json"}
+    assert limited["problems"] == 2
+    assert limited["provenance"]["selection"] == "first 2 of 9 problems by a shuffle with seed 42"
+
+
+def test_a_model_directory_writes_nothing_and_takes_the_seeds_settings(
+    model_directory: Path, problems_file: Path
+) -> None:
+    before = sorted(model_directory.rglob("*"))
+    result = evaluate_run_or_model(str(model_directory), problems_file, 1, limit=1, max_new_tokens=4)
+    assert (result["provenance"]["prompt_style"], result["temperature"]) == ("script", 0.9)
+    assert (result["provenance"]["step"], result["provenance"]["written_to"]) == (None, None)
+    assert sorted(model_directory.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "--samples must be at least 1, found 0"),
+        ({"limit": 0}, "--limit must be at least 1, found 0"),
+        ({"step": 7}, "no complete snapshot of step 7; there are: 5, 10"),
+        ({"step": 15}, "no complete snapshot of step 15"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+    ],
+)
+def test_what_a_user_can_get_wrong(run: RunDir, options: dict[str, int], message: str) -> None:
+    with pytest.raises(KitError, match=message) as caught:
+        evaluate_run_or_model(str(run.path), **options)  # type: ignore[arg-type]
+    assert caught.value.exit_code == ExitCode.CONFIG
+    assert not run.evaluation.exists()
+
+
+def test_a_run_without_a_snapshot_says_when_there_will_be_one(run: RunDir) -> None:
+    for manifest in run.snapshots.glob(f"*/{MANIFEST}"):
+        manifest.unlink()
+    with pytest.raises(KitError, match="no complete snapshot yet: wait for the first save"):
+        evaluate_run_or_model(str(run.path))
+
+
+def test_a_damaged_snapshot_is_not_evaluated(run: RunDir) -> None:
+    weights = run.snapshots / "step-10" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(KitError, match=r"damaged \(model.safetensors does not have the hash.*--step"):
+        evaluate_run_or_model(str(run.path))
+    assert evaluate_run_or_model(str(run.path), samples=1, limit=1, step=5)["problems"] == 1
+
+
+def test_a_run_that_held_nothing_out(run: RunDir) -> None:
+    run.recipe_file.write_text(RECIPE + "test_fraction: 0\n")
+    run.held_out_file.write_text("")
+    with pytest.raises(KitError, match="held no problems out.*--problems"):
+        evaluate_run_or_model(str(run.path))
+
+
+def test_bad_problems_are_named(run: RunDir, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"nums": [1, 2, 3], "target": 6}\n{"nums": [1, 2]}\n')
+    with pytest.raises(DataError, match=r"bad.jsonl:2: 'target' is missing"):
+        evaluate_run_or_model(str(run.path), bad)
+    with pytest.raises(DataError, match="no such file"):
+        evaluate_run_or_model(str(run.path), Path("owner/name"))
+
+
+def test_models_that_are_none(model_directory: Path, problems_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="not a run, so it has no held-out part: name a file with --problems"):
+        evaluate_run_or_model(str(model_directory))
+    with pytest.raises(KitError, match="--step chooses a snapshot of a run"):
+        evaluate_run_or_model(str(model_directory), problems_file, step=3)
+    with pytest.raises(KitError, match="neither a run .* nor a model"):
+        evaluate_run_or_model(str(tmp_path), problems_file)
+    with pytest.raises(KitError, match="cannot load the model"):
+        evaluate_run_or_model("./missing", problems_file)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(KitError, match="cannot load the model"):
+        evaluate_run_or_model(str(tmp_path), problems_file)
+
+
+def test_the_table_shows_text_as_text(run: RunDir) -> None:
+    result = evaluate_run_or_model(str(run.path), samples=4, limit=4)
+    result["reasons"] = {"unexpected character '\x1b[31m'": 3, "[bold]no[/bold]": 1}
+    result["provenance"]["source"] = "runs/[red]\x1b]0;title\x07"
+    out = io.StringIO()
+    print_table(result, Console(file=out, width=160))
+    shown = out.getvalue()
+    assert "\x1b" not in shown
+    assert "\\x1b[31m" in shown
+    assert "[bold]no[/bold]" in shown
+    assert "runs/[red]" in shown
+    for expected in (
+        "all",
+        " numbers ",
+        "greedy",
+        "sampled (T 0.7)",
+        "pass@4",
+        "tries per answer",
+        "step-10-limit-4.json",
+    ):
+        assert expected in shown
+
+
+def test_progress_without_a_terminal_is_plain_lines(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_run, "SECONDS_BETWEEN_LINES", 0.0)
+    out = io.StringIO()
+    evaluate_run_or_model(str(run.path), samples=2, console=Console(file=out, force_terminal=False, width=200))
+    lines = out.getvalue().splitlines()
+    assert lines[-1] == "evaluating: 27 of 27 completions, 0:00 left"
+    assert "\x1b" not in out.getvalue()
+
+
+def test_progress_on_a_terminal_leaves_nothing_behind(run: RunDir) -> None:
+    out = io.StringIO()
+    evaluate_run_or_model(str(run.path), samples=1, console=Console(file=out, force_terminal=True, width=100))
+    assert "evaluating" in out.getvalue()

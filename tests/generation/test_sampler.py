@@ -1,0 +1,194 @@
+"""The kit's sampler against transformers' own generate, and its draws against the model's probabilities."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from mini_r1.generation.sampler import COMPACT_EVERY, SamplingConfig, sample, step_seed
+from mini_r1.training.demo_model import build_model, build_tokenizer
+
+PAD = 0  # <|endoftext|> of the demo tokenizer
+LENGTHS = (3, 17, 1, 9, 9, 30, 5, 12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=[1.0, 4.0], ids=["as built", "weights x 4"])
+def model(request: pytest.FixtureRequest) -> Any:
+    """The untrained demo model; with larger weights its choices are far from ties and vary more."""
+    built = build_model(build_tokenizer(), seed=0).eval()
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(request.param)
+    return built
+
+
+@pytest.fixture(scope="module")
+def prompts(model: Any) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(3, model.config.vocab_size) for _ in range(length)] for length in LENGTHS]
+
+
+def greedy(model: Any, prompts: list[list[int]], eos: list[int], length: int = 40, **options: Any) -> list[list[int]]:
+    config = SamplingConfig(max_new_tokens=length, temperature=0.0, **options)
+    return sample(model, prompts, config, eos_token_ids=eos, pad_token_id=PAD, seed=0)
+
+
+def generated(model: Any, prompt: list[int], eos: list[int], length: int = 40) -> list[int]:
+    """One prompt alone through transformers: no padding, no batch."""
+    ids = torch.tensor([prompt])
+    output: torch.Tensor = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=length,
+        eos_token_id=eos or None, pad_token_id=PAD,
+    )  # fmt: skip
+    tokens: list[int] = output[0, len(prompt) :].tolist()
+    return tokens
+
+
+def frequent_ends(model: Any, prompts: list[list[int]]) -> list[int]:
+    """End tokens that stop the greedy rows at many different places: tokens that these rows do produce."""
+    free = greedy(model, prompts, [-1])
+    return sorted({row[i] for i, row in zip((0, 2, 6, 7, 13, 25), free, strict=False)})
+
+
+def test_greedy_is_transformers_greedy(model: Any, prompts: list[list[int]]) -> None:
+    """Prompts of eight lengths; no row ends early, so every one runs to the limit."""
+    ours = greedy(model, prompts, [-1])
+    assert ours == [generated(model, prompt, [-1]) for prompt in prompts]
+    assert {len(row) for row in ours} == {40}
+
+
+def test_greedy_with_rows_that_end_at_different_times(model: Any, prompts: list[list[int]]) -> None:
+    """Rows leave the batch at different steps, and what stays is not disturbed by it."""
+    free = greedy(model, prompts, [-1])
+    # A token of the greedy rows as the end: rows that hold it end there, the others go on. Every eighth, to be quick.
+    for eos in sorted({token for row in free for token in row})[::8]:
+        assert greedy(model, prompts, [eos]) == [row[: row.index(eos) + 1] if eos in row else row for row in free]
+    ends = frequent_ends(model, prompts)
+    assert greedy(model, prompts, ends) == [generated(model, prompt, ends) for prompt in prompts]
+
+
+def test_greedy_does_not_depend_on_the_batch(model: Any, prompts: list[list[int]]) -> None:
+    ends = frequent_ends(model, prompts)
+    at_once = greedy(model, prompts, ends)
+    for rows in (1, 2, 3, 7):
+        assert greedy(model, prompts, ends, batch_rows=rows) == at_once
+    assert greedy(model, prompts, ends, num_generations=3) == [row for row in at_once for _ in range(3)]
+    assert greedy(model, prompts, ends, num_generations=3, batch_rows=2) == [row for row in at_once for _ in range(3)]
+    assert greedy(model, prompts[::-1], ends) == at_once[::-1]
+
+
+def test_one_prompt_and_one_token(model: Any, prompts: list[list[int]]) -> None:
+    assert greedy(model, prompts[:1], [-1], 1) == [generated(model, prompts[0], [-1], 1)]
+    assert [len(row) for row in greedy(model, prompts, [-1], 1)] == [1] * len(prompts)
+    assert greedy(model, prompts[2:3], [-1]) == [generated(model, prompts[2], [-1])]
+    assert greedy(model, [], [-1]) == []
+
+
+@pytest.mark.parametrize("length", [COMPACT_EVERY - 1, COMPACT_EVERY, COMPACT_EVERY + 1, 2 * COMPACT_EVERY])
+def test_limits_around_a_removal_of_rows(model: Any, prompts: list[list[int]], length: int) -> None:
+    ends = frequent_ends(model, prompts)
+    assert greedy(model, prompts, ends, length) == [row[:length] for row in greedy(model, prompts, ends)]
+
+
+def test_no_end_token_at_all(model: Any, prompts: list[list[int]]) -> None:
+    assert greedy(model, prompts, []) == greedy(model, prompts, [-1])
+
+
+def test_the_same_seed_the_same_completions(model: Any, prompts: list[list[int]]) -> None:
+    config = SamplingConfig(max_new_tokens=20, temperature=1.0, num_generations=4)
+
+    def drawn(seed: int) -> list[list[int]]:
+        return sample(model, prompts, config, eos_token_ids=[1, 2, 7, 50], pad_token_id=PAD, seed=seed)
+
+    first = drawn(1)
+    torch.manual_seed(99)
+    assert drawn(1) == first
+    assert drawn(2) != first
+    assert len({tuple(row) for row in first}) > len(first) // 2  # the generations of a prompt differ
+    for row in first:
+        assert 1 <= len(row) <= 20
+        assert not set(row[:-1]) & {1, 2, 7, 50}
+        assert len(row) == 20 or row[-1] in {1, 2, 7, 50}
+
+
+def test_the_global_random_state_is_left_alone(model: Any, prompts: list[list[int]]) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    sample(model, prompts, SamplingConfig(5, 1.0), eos_token_ids=[1], pad_token_id=PAD, seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_restored(model: Any, prompts: list[list[int]], training: bool) -> None:
+    seen = []
+    hook = model.register_forward_hook(lambda *_: seen.append((model.training, torch.is_grad_enabled())))
+    try:
+        model.train(training)
+        greedy(model, prompts, [-1], 3)
+        assert model.training is training
+        with pytest.raises(IndexError):
+            greedy(model, [[model.config.vocab_size]], [-1], 3)  # an error on the way must not change it either
+        assert model.training is training
+    finally:
+        hook.remove()
+        model.eval()
+    assert set(seen) == {(False, False)}
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_draws_follow_the_softmax(model: Any, prompts: list[list[int]], temperature: float) -> None:
+    """Chi-square of 6,000 first tokens, and of second tokens given the most frequent first, at a fixed seed."""
+    prompt, draws = prompts[3], 6000
+    config = SamplingConfig(max_new_tokens=2, temperature=temperature, num_generations=draws)
+    rows = sample(model, [prompt], config, eos_token_ids=[-1], pad_token_id=PAD, seed=1)
+    first = Counter(row[0] for row in rows)
+    token, _ = first.most_common(1)[0]
+    second = Counter(row[1] for row in rows if row[0] == token)
+    for counts, context in ((first, prompt), (second, [*prompt, token])):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([context])).logits[0, -1].double()
+        check_distribution(counts, torch.softmax(logits / temperature, dim=0).tolist())
+
+
+def check_distribution(counts: Counter[int], probabilities: list[float]) -> None:
+    """Pearson's chi-square; tokens expected fewer than five times are pooled, as its approximation needs."""
+    n = counts.total()
+    bins = [(counts[token], n * p) for token, p in enumerate(probabilities) if n * p >= 5]
+    rest = n - sum(expected for _, expected in bins)
+    if rest >= 5:
+        bins.append((n - sum(seen for seen, _ in bins), rest))
+    if len(bins) < 2:
+        return
+    statistic = sum((seen - expected) ** 2 / expected for seen, expected in bins)
+    freedom = len(bins) - 1
+    # Wilson and Hilferty: the cube root of chi-square / freedom is nearly normal. 4 standard deviations.
+    limit = freedom * (1 - 2 / (9 * freedom) + 4 * (2 / (9 * freedom)) ** 0.5) ** 3
+    assert statistic < limit
+
+
+def test_progress_counts_every_completion(model: Any, prompts: list[list[int]]) -> None:
+    seen: list[int] = []
+    config = SamplingConfig(2, 1.0, num_generations=3, batch_rows=7)
+    sample(model, prompts, config, eos_token_ids=[-1], pad_token_id=PAD, seed=0, progress=seen.append)
+    assert seen == [6, 6, 6, 6]
+
+
+def test_step_seeds_differ_and_fit() -> None:
+    seeds = {step_seed(seed, step, rank) for seed in range(20) for step in range(100) for rank in range(-1, 8)}
+    assert len(seeds) == 20 * 100 * 9
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert step_seed(3, 4, 5) == step_seed(3, 4, 5)

@@ -1,0 +1,182 @@
+"""The command line as a user calls it: help, results, and every kind of mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ASSETS, rows
+
+Kit = Callable[..., subprocess.CompletedProcess[str]]
+
+RIGHT = {"completion": "it is 6 * 7</think>\n<answer>6 * 7</answer>", "nums": [6, 7], "target": 42}
+WRONG = {"completion": "</think>\n<answer>7 * 7</answer>", "nums": [6, 7], "target": 42}
+
+
+def jsonl(*objects: object) -> str:
+    return "".join(json.dumps(o) + "\n" for o in objects)
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(), ("demo",), ("train",), ("evaluate",), ("score",), ("data",), ("data", "generate"), ("data", "inspect")],
+)
+def test_every_command_has_help_with_an_example(mini_r1: Kit, command: tuple[str, ...]) -> None:
+    done = mini_r1(*command, "--help")
+    assert done.returncode == 0
+    assert "Usage: mini-r1" in done.stdout
+    if command not in ((), ("data",)):
+        assert "Example" in done.stdout
+        assert f"mini-r1 {' '.join(command)}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("fly",), "No such command 'fly'"),
+        (("train",), "Missing argument 'RECIPE'"),
+        (("score", "--fast"), "No such option: --fast"),
+        (("evaluate", "x", "--samples", "many"), "'many' is not a valid integer"),
+    ],
+)
+def test_usage_errors_are_sentences_and_exit_78(mini_r1: Kit, arguments: tuple[str, ...], said: str) -> None:
+    done = mini_r1(*arguments)
+    assert done.returncode == 78
+    assert said in done.stderr
+    assert "--help" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+# --- score ---
+
+
+def test_score_prints_one_json_line_for_each_line(mini_r1: Kit) -> None:
+    done = mini_r1("score", stdin=jsonl(RIGHT, WRONG))
+    assert done.returncode == 0, done.stderr
+    right, wrong = (json.loads(line) for line in done.stdout.splitlines())
+    assert right == {"format": 1, "equation": 1, "format_seed": 1, "equation_seed": 1, "reason": "correct"}
+    assert (wrong["equation"], wrong["reason"]) == (0, "number 7 used twice")
+
+
+def test_score_reads_a_file_as_it_reads_standard_input(mini_r1: Kit, tmp_path: Path) -> None:
+    file = tmp_path / "completions.jsonl"
+    file.write_text(jsonl(RIGHT, WRONG))
+    assert mini_r1("score", file, "--json").stdout == mini_r1("score", "-", stdin=jsonl(RIGHT, WRONG)).stdout
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("{", "not valid JSON"),
+        ('{"nums": [1], "target": 1}', "'completion' is missing"),
+        ('{"completion": "x", "nums": "12", "target": 1}', "'nums' must be a list"),
+        ('{"completion": "x", "nums": [1.5], "target": 1}', "whole numbers"),
+        ("[" * 100_000, "not valid JSON"),
+        (b"\xff\xfe", "not valid UTF-8"),
+    ],
+)
+def test_a_malformed_line_is_named_after_the_lines_before_it(mini_r1: Kit, bad: str | bytes, said: str) -> None:
+    tail = bad if isinstance(bad, bytes) else bad.encode()
+    done = mini_r1("score", stdin=jsonl(RIGHT, RIGHT).encode() + tail + b"\n" + jsonl(RIGHT).encode())
+    assert done.returncode == 78
+    assert len(done.stdout.splitlines()) == 2
+    assert done.stderr.startswith("error: standard input:3: ")
+    assert said in done.stderr
+
+
+def test_hostile_text_stays_text(mini_r1: Kit) -> None:
+    hostile = {**RIGHT, "completion": "\x1b[2J\x00\ud800</think>\n<answer>6 \x1b[31m* 7</answer>"}
+    done = mini_r1("score", stdin=jsonl(hostile))
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout + done.stderr
+    assert json.loads(done.stdout)["equation"] == 0
+    broken = mini_r1("score", stdin='{"completion": "x", "nums": [1], "target": "\\u001b[2J"}\n')
+    assert broken.returncode == 78
+    assert "\x1b" not in broken.stderr
+
+
+def test_score_of_a_file_that_is_not_there(mini_r1: Kit) -> None:
+    done = mini_r1("score", "nowhere.jsonl")
+    assert done.returncode == 78
+    assert "nowhere.jsonl: No such file or directory" in done.stderr
+
+
+# --- data ---
+
+
+def test_generate_then_inspect(mini_r1: Kit, tmp_path: Path) -> None:
+    out = tmp_path / "problems.jsonl"
+    done = mini_r1("data", "generate", "--rows", "300", "--seed", "7", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert len(rows(out)) == 300
+    facts = json.loads(mini_r1("data", "inspect", out, "--json").stdout)
+    assert facts["rows"] == 300
+    assert facts["solvable_share"] == 1.0
+    assert 0 < facts["needs_mul_div_share"] < 1
+    again = tmp_path / "again.jsonl"
+    mini_r1("data", "generate", "--rows", "300", "--seed", "7", "--out", again)
+    assert again.read_bytes() == out.read_bytes()
+    table = mini_r1("data", "inspect", out)
+    assert table.returncode == 0
+    assert "rows" in table.stdout
+
+
+def test_inspect_counts_the_real_rows(mini_r1: Kit) -> None:
+    facts = json.loads(mini_r1("data", "inspect", ASSETS / "countdown_rows.jsonl", "--json").stdout)
+    assert (facts["rows"], facts["exact_duplicates"], facts["solvable_share"]) == (24, 0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("generate", "--rows", "0", "--out", "x.jsonl"), "--rows must be at least 1"),
+        (("generate", "--rows", "5", "--out", "."), "is a directory"),
+        (("inspect", "missing.jsonl"), "missing.jsonl"),
+    ],
+)
+def test_data_mistakes(mini_r1: Kit, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = mini_r1("data", *arguments, cwd=tmp_path)
+    assert done.returncode == 78
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_bad_row_is_named_by_file_and_line_and_json_says_it_too(mini_r1: Kit, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"nums": [1, 2], "target": 3}\n{"nums": [1, "2"], "target": 3}\n')
+    done = mini_r1("data", "inspect", file, "--json")
+    assert done.returncode == 78
+    assert f"{file}:2: 'nums' must hold whole numbers" in done.stderr
+    failure = json.loads(done.stdout)
+    assert failure["exit_code"] == 78
+    assert f"{file}:2" in failure["error"]
+
+
+# --- recipes on the command line ---
+
+
+def test_every_fault_of_a_recipe_is_told_at_once_and_nothing_is_started(
+    mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = small_recipe(num_generation=8, beta=-1, scoring="mine")
+    done = mini_r1("train", recipe, "--set", "num_generations=1", "--run-dir", tmp_path / "run")
+    assert done.returncode == 78
+    assert "unknown key 'num_generation'; did you mean 'num_generations'?" in done.stderr
+    assert "beta: must be at least 0" in done.stderr
+    assert "scoring: must be one of kit, seed" in done.stderr
+    assert "--set num_generations=1" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_that_does_not_exist_names_those_that_do(mini_r1: Kit) -> None:
+    done = mini_r1("train", "demo-gpu")
+    assert done.returncode == 78
+    assert "demo-cpu" in done.stderr

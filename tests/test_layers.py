@@ -1,0 +1,41 @@
+"""The import layers of pyproject.toml hold, and light commands stay light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Seconds and gigabytes that `mini-r1 --help` must not cost.
+HEAVY = ["accelerate", "datasets", "deepspeed", "numpy", "peft", "tensorboard", "torch", "transformers", "trl", "vllm"]
+
+
+def test_import_layers() -> None:
+    """The contracts themselves, as `make lint` checks them."""
+    lint = [Path(sys.executable).parent / "lint-imports", "--config", ROOT / "pyproject.toml", "--no-cache"]
+    done = subprocess.run(lint, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        # pydantic alone takes longer to import than the rest of --help together.
+        ("mini_r1.cli", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub"]),
+        ("mini_r1.countdown", [*HEAVY, "pydantic"]),
+        ("mini_r1.recipe", HEAVY),
+        ("mini_r1.recipe_file", HEAVY),
+        ("mini_r1.rundir", HEAVY),
+        ("mini_r1.console", HEAVY),
+    ],
+)
+def test_light_modules_load_nothing_heavy(module: str, unwanted: list[str]) -> None:
+    """What import-linter cannot see: it counts the command line's imports inside functions, this counts real ones."""
+    code = f"import sys, {module}; print(*sorted(set({unwanted!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [], f"import {module} loads what a light command must not"

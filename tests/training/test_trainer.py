@@ -1,0 +1,232 @@
+"""The trainer against stock TRL 0.14.0: the same loss and gradients where stock is right, the right ones where not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from mini_r1.countdown import task
+from mini_r1.rundir import RunDir
+from mini_r1.training.trainer import Completion, CountdownTrainer, RewardPlan
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+
+SHORT, LONG = task.Problem((3, 4, 5), 12), task.Problem((1, 2, 3, 4, 5, 6), 21)
+GENERATIONS = 4
+
+
+@pytest.fixture(scope="module")
+def tokenizer(untrained: Path) -> Any:
+    return AutoTokenizer.from_pretrained(untrained, padding_side="left")
+
+
+def prompt(tokenizer: Any, problem: task.Problem) -> str:
+    return tokenizer.apply_chat_template(task.messages(problem, "script"), tokenize=False, continue_final_message=True)
+
+
+def config(tmp_path: Path, **changes: Any) -> GRPOConfig:
+    values = {
+        "output_dir": str(tmp_path), "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+        "num_generations": GENERATIONS, "max_completion_length": 12, "max_prompt_length": 64, "beta": 0.1,
+        "temperature": 1.0, "report_to": [], "use_cpu": True, "seed": 5, "disable_tqdm": True,
+    }  # fmt: skip
+    return GRPOConfig(**{**values, **changes})
+
+
+def perturbed(untrained: Path) -> Any:
+    """A policy that differs from its reference, so that the KL term counts."""
+    model = AutoModelForCausalLM.from_pretrained(untrained)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def kit(untrained: Path, tokenizer: Any, tmp_path: Path, **changes: Any) -> CountdownTrainer:
+    args = config(tmp_path, **changes)
+    data = datasets.Dataset.from_list([{"prompt": "", "nums": [1, 2], "target": 3}] * 2)
+    trainer = CountdownTrainer(
+        AutoModelForCausalLM.from_pretrained(untrained),
+        rewards=RewardPlan(("format", "equation"), (1.0, 1.0)), args=args, train_dataset=data,
+        processing_class=tokenizer, eos_token_ids=[tokenizer.eos_token_id], run=RunDir(tmp_path),
+        on_rollout=lambda step, records: None, on_phase=lambda phase: None, callbacks=[],
+    )  # fmt: skip
+    trainer.model.load_state_dict(perturbed(untrained).state_dict())
+    return trainer
+
+
+def stock(untrained: Path, tokenizer: Any, tmp_path: Path, rewards: Any, **changes: Any) -> GRPOTrainer:
+    data = datasets.Dataset.from_list([{"prompt": ""}] * 2)
+    trainer = GRPOTrainer(
+        AutoModelForCausalLM.from_pretrained(untrained), reward_funcs=rewards, args=config(tmp_path, **changes),
+        train_dataset=data, processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.model.load_state_dict(perturbed(untrained).state_dict())
+    return trainer
+
+
+def completions_of(tokenizer: Any, problems: Sequence[task.Problem]) -> list[Completion]:
+    """GENERATIONS fixed completions for each problem, of different lengths, all ended by the model."""
+    texts = ["3 + 4 = 7 (too low)\n", "5 - 3 = 2 + 1", "4 * 3 = 12 (yes)\n</think>", "1 + 2"]
+    found = []
+    for problem in problems:
+        text = prompt(tokenizer, problem)
+        for i in range(GENERATIONS):
+            ids = tokenizer.encode(texts[i], add_special_tokens=False)[:11] + [tokenizer.eos_token_id]
+            found.append(
+                Completion(problem, text, tokenizer.encode(text, add_special_tokens=False), ids, False, texts[i])
+            )
+    return found
+
+
+def with_advantages(completions: list[Completion], rewards: Sequence[float]) -> list[Completion]:
+    groups = torch.tensor(rewards).view(-1, GENERATIONS)
+    advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    for completion, advantage in zip(completions, advantages.flatten().tolist(), strict=True):
+        completion.advantage = advantage
+    return completions
+
+
+def feed(trainer: GRPOTrainer, tokenizer: Any, completions: Sequence[Completion]) -> None:
+    """Let stock TRL 'generate' these completions."""
+    width = max(len(c.ids) for c in completions)
+    right = torch.tensor([c.ids + [tokenizer.pad_token_id] * (width - len(c.ids)) for c in completions])
+
+    def generate(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        return torch.cat([input_ids.repeat_interleave(GENERATIONS, dim=0), right], dim=1)
+
+    trainer.model.generate = generate
+
+
+def gradients(model: Any) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+REWARDS = [0.0, 1.0, 2.0, 0.0, 1.0, 1.0, 0.0, 2.0]
+
+
+def both(
+    untrained: Path, tokenizer: Any, tmp_path: Path, problems: Sequence[task.Problem], **changes: Any
+) -> tuple[float, torch.Tensor, float, torch.Tensor]:
+    """Loss and gradients of the kit and of stock TRL from the same completions and rewards."""
+    completions = with_advantages(completions_of(tokenizer, problems), REWARDS)
+    ours = kit(untrained, tokenizer, tmp_path, **changes)
+    loss = ours.compute_loss(ours.model, ours._collate(completions))
+    loss.backward()
+    theirs = stock(untrained, tokenizer, tmp_path, lambda prompts, completions: REWARDS, **changes)
+    feed(theirs, tokenizer, completions)
+    stock_loss = theirs.compute_loss(theirs.model, [{"prompt": prompt(tokenizer, p)} for p in problems])
+    stock_loss.backward()
+    return loss.item(), gradients(ours.model), stock_loss.item(), gradients(theirs.model)
+
+
+def test_where_stock_is_right_loss_and_gradients_are_equal(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """One prompt length, temperature 1, beta > 0."""
+    ours, our_gradients, theirs, their_gradients = both(untrained, tokenizer, tmp_path, [SHORT, SHORT])
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert ours != pytest.approx(0.0, abs=1e-6)
+    torch.testing.assert_close(our_gradients, their_gradients, rtol=1e-4, atol=1e-7)
+
+
+def test_stock_attends_to_padding_and_the_kit_does_not(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Row 2 of the facts: prompts of different length in one batch (trl#2708)."""
+    ours, our_gradients, theirs, their_gradients = both(untrained, tokenizer, tmp_path, [SHORT, LONG])
+    assert not torch.allclose(our_gradients, their_gradients, rtol=1e-2)
+    alone = []
+    for problem, rewards in ((SHORT, REWARDS[:4]), (LONG, REWARDS[4:])):  # no padding of prompts in either
+        trainer = kit(untrained, tokenizer, tmp_path)
+        completions = with_advantages(completions_of(tokenizer, [problem]), rewards)
+        loss = trainer.compute_loss(trainer.model, trainer._collate(completions))
+        loss.backward()
+        alone.append((loss.item(), gradients(trainer.model)))
+    assert ours == pytest.approx((alone[0][0] + alone[1][0]) / 2, rel=1e-5)
+    torch.testing.assert_close(our_gradients, (alone[0][1] + alone[1][1]) / 2, rtol=1e-4, atol=1e-7)
+    assert theirs != pytest.approx(ours, rel=1e-4)
+
+
+def test_log_probabilities_are_those_of_the_temperature_sampled_at(
+    untrained: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Row 3: stock leaves the temperature out (trl#3029)."""
+    completions = with_advantages(completions_of(tokenizer, [SHORT, SHORT]), REWARDS)
+    trainer = kit(untrained, tokenizer, tmp_path, temperature=0.5)
+    batch = trainer._collate(completions)
+    logps = trainer._completion_logps(trainer.model, batch)
+    row = completions[0]
+    ids = torch.tensor([row.prompt_ids + row.ids])
+    logits = trainer.model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1]
+    expected = (logits / 0.5).log_softmax(-1).gather(1, torch.tensor(row.ids).unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(logps[0, : len(row.ids)], expected, rtol=1e-4, atol=1e-5)
+    ours, _, theirs, _ = both(untrained, tokenizer, tmp_path, [SHORT, SHORT], temperature=0.5)
+    assert ours != pytest.approx(theirs, rel=1e-3)
+
+
+def test_the_loss_prints_as_zero_while_the_gradient_is_real(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """Row 15: before the first update the policy is the reference, so the value is beta x 0."""
+    trainer = kit(untrained, tokenizer, tmp_path)
+    trainer.model.load_state_dict(AutoModelForCausalLM.from_pretrained(untrained).state_dict())
+    completions = with_advantages(completions_of(tokenizer, [SHORT, SHORT]), REWARDS)
+    loss = trainer.compute_loss(trainer.model, trainer._collate(completions))
+    loss.backward()
+    assert loss.item() == pytest.approx(0.0, abs=1e-6)
+    assert gradients(trainer.model).norm() > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_cutting_into_micro_batches_by_length_does_not_change_the_gradient(
+    untrained: Path, tokenizer: Any, tmp_path: Path, count: int
+) -> None:
+    completions = with_advantages(completions_of(tokenizer, [SHORT, LONG]), REWARDS)
+    whole = kit(untrained, tokenizer, tmp_path)
+    whole.compute_loss(whole.model, whole._collate(completions)).backward()
+    cut = kit(untrained, tokenizer, tmp_path)
+    batches = cut._micro_batches(completions, count)
+    assert len(batches) == count
+    for batch in batches:
+        (cut.compute_loss(cut.model, batch) / count).backward()
+    torch.testing.assert_close(gradients(cut.model), gradients(whole.model), rtol=1e-4, atol=1e-7)
+
+
+def test_micro_batches_waste_less_on_padding(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = kit(untrained, tokenizer, tmp_path)
+    completions = [
+        SimpleNamespace(ids=[1] * n, prompt_ids=[1] * 10, advantage=0.0) for n in (12, 1, 2, 11, 1, 12, 2, 1)
+    ]
+    widths = [batch["completion_mask"].shape[1] for batch in trainer._micro_batches(completions, 4)]
+    assert widths == [1, 2, 11, 12]
+
+
+def test_advantages_come_from_the_weighted_sum_within_each_group(
+    untrained: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    trainer = kit(untrained, tokenizer, tmp_path)
+    trainer._rewards = RewardPlan(("format", "words"), (1.0, 0.5))
+    problem = task.Problem((6, 7), 42)
+    texts = [
+        "it is surely six times seven</think>\n<answer>6 * 7</answer>",
+        "no",
+        "6 * 7</think>\n<answer>6 * 7</answer>",
+        "no",
+    ]
+    completions = [Completion(problem, "", [1], [1], False, text) for text in texts]
+    trainer._score(completions)
+    assert [c.verdict.equation for c in completions if c.verdict] == [1, 0, 1, 0]
+    assert [c.rewards[0] for c in completions] == [1.0, 0.0, 1.0, 0.0]
+    assert completions[0].reward == pytest.approx(1.0 + 0.5 * completions[0].rewards[1])
+    assert completions[0].rewards[1] > completions[2].rewards[1] > 0
+    assert sum(c.advantage for c in completions) == pytest.approx(0.0, abs=1e-5)
+    assert completions[1].advantage == completions[3].advantage < 0
+
+
+def test_a_group_of_equals_teaches_nothing_and_is_counted(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+    trainer = kit(untrained, tokenizer, tmp_path)
+    completions = [Completion(SHORT, "", [1], [1], False, "no") for _ in range(GENERATIONS)]
+    trainer._score(completions)
+    assert [c.advantage for c in completions] == [0.0] * GENERATIONS
+    assert trainer._metrics["frac_groups_all_equal"] == [1.0]
