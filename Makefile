@@ -32,8 +32,8 @@ format: install ## rewrite the code in the house style
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: install ## measure what the README claims
-	@for script in bench/[!_]*.py; do echo "== $$script"; .venv/bin/python $$script $(ARGS) || exit 1; done
+bench: install ## measure what the README claims and append it to bench/RESULTS.md
+	@for script in bench/[!_]*.py; do echo "== $$script"; .venv/bin/python bench/_record.py $$script $(ARGS) || exit 1; done
 
 clean: ## remove caches and build output (.venv, runs and the demo's cached model stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

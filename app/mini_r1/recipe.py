@@ -87,8 +87,8 @@ class WarmStartRecipe(BaseModel):
 
     model_config = _CONFIG
 
-    traces: Count = 40_000
-    """Worked problems to imitate, in rows."""
+    traces: Annotated[Whole, Field(ge=64)] = 40_000
+    """Worked problems to imitate, in rows; at least two batches."""
     steps: Count = 1_200
     """Optimizer steps of imitation, done once and cached."""
     min_accuracy: Share = 0.94

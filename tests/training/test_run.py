@@ -217,3 +217,15 @@ def _logged(run: RunDir) -> int:
 
 def _without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in TIMES} for row in metrics]
+
+
+def test_evaluation_finds_snapshot_problems_and_settings_in_the_run(
+    finished: tuple[RunDir, Any, Path], mini_r1: Kit
+) -> None:
+    run, _, _ = finished
+    done = mini_r1("evaluate", run.path, "--samples", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["problems"], result["samples"], result["provenance"]["step"]) == (6, 2, 6)
+    assert json.loads((run.evaluation / "step-6.json").read_text()) == result
+    assert {"greedy", "sampled", "ci95", "pass_at_k", "by", "reasons"} <= set(result)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from mini_r1.countdown.task import Problem
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-MAX_VALUE = 50
-"""Largest value a try may reach, like the demo problems' own: 120 thousand parameters learn that much arithmetic."""
 GIVE_UP = 0.5
 """Chance of giving up after each failed try: the impatience that training has to unlearn."""
 BROKEN_FORMAT = 0.3
@@ -33,22 +31,17 @@ class Try:
     nums: tuple[int, ...]
     ops: tuple[str, ...]
 
-    def values(self) -> list[int] | None:
-        """The running values, first number excluded, or None where one is negative or above MAX_VALUE."""
+    def values(self) -> list[int]:
+        """The running values, first number excluded."""
         value, values = self.nums[0], []
         for op, number in zip(self.ops, self.nums[1:], strict=True):
             value = OPERATORS[op](value, number)
-            if not 0 <= value <= MAX_VALUE:
-                return None
             values.append(value)
         return values
 
     def working(self) -> str:
         """The calculation as the demonstrator writes it: `8 + 2 = 10 - 3 = 7`."""
-        values = self.values()
-        if values is None:
-            raise ValueError(f"{self} leaves the range 0..{MAX_VALUE}")
-        steps = (f" {op} {n} = {v}" for op, n, v in zip(self.ops, self.nums[1:], values, strict=True))
+        steps = (f" {op} {n} = {v}" for op, n, v in zip(self.ops, self.nums[1:], self.values(), strict=True))
         return str(self.nums[0]) + "".join(steps)
 
     def answer(self) -> str:
@@ -61,27 +54,25 @@ class Try:
         return text
 
 
-def draw_tries(problem: Problem, rng: random.Random) -> Iterator[Try]:
-    """Random tries over the problem's numbers, no two with the same running values."""
-    seen: set[tuple[int, ...]] = set()
+def draw_tries(problem: Problem, max_value: int, rng: random.Random) -> Iterator[Try]:
+    """Random tries over the problem's numbers with values in 0..max_value, no two with the same result."""
+    seen: set[int] = set()
     for _ in range(200):  # far more draws than the 36 or fewer distinct tries that three numbers have
         nums = list(problem.nums)
         rng.shuffle(nums)
         candidate = Try(tuple(nums), tuple(rng.choice("+-*") for _ in nums[1:]))
         values = candidate.values()
-        if values is not None and (values[-1],) not in seen:
-            seen.add((values[-1],))
+        if all(0 <= value <= max_value for value in values) and values[-1] not in seen:
+            seen.add(values[-1])
             yield candidate
 
 
-def trace(problem: Problem, rng: random.Random) -> str:
+def trace(problem: Problem, max_value: int, rng: random.Random) -> str:
     """One completion of the impatient solver: its tries, each judged truthfully, and an answer block."""
     lines: list[str] = []
     last: Try | None = None
-    for attempt in draw_tries(problem, rng):
-        values = attempt.values()
-        assert values is not None
-        last, result = attempt, values[-1]
+    for attempt in draw_tries(problem, max_value, rng):
+        last, result = attempt, attempt.values()[-1]
         remark = "(yes)" if result == problem.target else "(too low)" if result < problem.target else "(too high)"
         lines.append(f"{attempt.working()} {remark}\n")
         if result == problem.target or len(lines) == MAX_TRIES or rng.random() < GIVE_UP:
@@ -105,9 +96,9 @@ def close(answer: str, rng: random.Random) -> str:
     )
 
 
-def traces(problems: Sequence[Problem], count: int, seed: int) -> Iterator[tuple[Problem, str]]:
-    """`count` pairs of a problem and a completion, deterministic for a seed."""
+def traces(problems: Sequence[Problem], max_value: int, count: int, seed: int) -> Iterator[tuple[Problem, str]]:
+    """`count` pairs of a problem and a completion whose tries stay in 0..max_value; deterministic for a seed."""
     rng = random.Random(seed)
     for _ in range(count):
         problem = problems[rng.randrange(len(problems))]
-        yield problem, trace(problem, rng)
+        yield problem, trace(problem, max_value, rng)

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,29 +54,36 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini-r1"
 
 
+@dataclass(frozen=True)
+class WarmStart:
+    """All that decides the weights of a warm-started model."""
+
+    problems: Sequence[Problem]
+    """Training problems only, so that held-out ones stay unseen."""
+    style: str
+    """Prompt style of the recipe."""
+    max_value: int
+    """Largest value a try may reach: the generated problems' own limit, at most 99, the tokenizer's largest token."""
+    settings: WarmStartRecipe
+
+    def directory(self) -> Path:
+        """Where the model is, or will be, in the cache."""
+        numbers = json.dumps([[list(p.nums), p.target] for p in self.problems])
+        parts = (RECIPE_OF_RECIPES, self.style, self.max_value, self.settings, torch.__version__, numbers)
+        digest = hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()
+        return cache_root() / "models" / f"demo-{digest[:16]}"
+
+
 def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console) -> Path:
     """The warm-started model of a recipe with `builtin:demo`, from the cache or made now with a progress line."""
-    settings = recipe.warm_start or WarmStartRecipe()
-    directory = cached(problems, recipe.prompt_style, settings)
-    if is_made(directory):
-        return directory
-    console.print(f"making the demo model: {settings.steps} steps on an impatient solver's traces (once, then cached)")
-    with ProgressLine(console, "warm start", settings.steps) as line:
-        make(
-            directory,
-            problems,
-            recipe.prompt_style,
-            settings,
-            lambda step, loss: line.update(step, f"loss {loss:.3f}"),
-        )
-    return directory
-
-
-def cached(problems: Sequence[Problem], style: str, settings: WarmStartRecipe) -> Path:
-    """Where the model of these problems and settings is, or will be: made of a hash of all that decides its weights."""
-    numbers = json.dumps([[list(p.nums), p.target] for p in problems])
-    identity = f"{RECIPE_OF_RECIPES}|{style}|{settings!r}|{torch.__version__}|{numbers}"
-    return cache_root() / "models" / f"demo-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    limit = recipe.generator.max_intermediate if recipe.generator else None
+    job = WarmStart(problems, recipe.prompt_style, min(limit or 99, 99), recipe.warm_start or WarmStartRecipe())
+    if not is_made(job.directory()):
+        steps = job.settings.steps
+        console.print(f"making the demo model: {steps} steps on an impatient solver's traces (once, then cached)")
+        with ProgressLine(console, "warm start", steps) as line:
+            make(job, lambda step, loss: line.update(step, f"loss {loss:.3f}"))
+    return job.directory()
 
 
 def is_made(directory: Path) -> bool:
@@ -89,26 +97,22 @@ def making(directory: Path) -> dict[str, Any]:
     return record
 
 
-def make(
-    directory: Path, problems: Sequence[Problem], style: str, settings: WarmStartRecipe, progress: Progressed
-) -> None:
+def make(job: WarmStart, progress: Progressed) -> None:
     """Train the model and put it into the cache, whole or not at all.
 
     Args:
-        directory: of `cached`.
-        problems: training problems only, so that held-out ones stay unseen.
-        style: prompt style of the recipe.
-        settings: traces, steps and seed.
+        job: what to make.
         progress: called with the step and the loss.
 
     Raises:
         KitError: the model came out too weak to start GRPO from.
     """
+    settings, directory = job.settings, job.directory()
     started = time.perf_counter()
     tokenizer = demo_model.build_tokenizer()
     model = demo_model.build_model(tokenizer, settings.seed)
-    train(model, tokenizer, problems, style, settings, progress)
-    accuracy = arithmetic_accuracy(model, tokenizer, problems, style, settings.seed)
+    train(model, tokenizer, job, progress)
+    accuracy = arithmetic_accuracy(model, tokenizer, job)
     if accuracy < settings.min_accuracy:
         raise KitError(
             f"the warm start calculates right in {accuracy:.1%} of its steps, GRPO needs {settings.min_accuracy:.0%}: "
@@ -133,17 +137,11 @@ def make(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def train(
-    model: Any,
-    tokenizer: PreTrainedTokenizerFast,
-    problems: Sequence[Problem],
-    style: str,
-    settings: WarmStartRecipe,
-    progress: Progressed,
-) -> None:
+def train(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progressed) -> None:
     """AdamW on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0."""
-    count, steps, seed = settings.traces, settings.steps, settings.seed
-    rows = encode(tokenizer, traces.traces(problems, count, seed), style)
+    steps, seed = job.settings.steps, job.settings.seed
+    pairs = traces.traces(job.problems, job.max_value, job.settings.traces, seed)
+    rows = encode(tokenizer, pairs, job.style)
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
     pad = tokenizer.pad_token_id
@@ -206,14 +204,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], 
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def arithmetic_accuracy(
-    model: Any, tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], style: str, seed: int, rows: int = 256
-) -> float:
+def arithmetic_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, rows: int = 256) -> float:
     """Share of the calculation steps in sampled completions (`8 + 2 = 10`) that are right, over `rows` samples."""
-    chosen = random.Random(seed).choices(problems, k=rows)
+    seed = job.settings.seed
+    chosen = random.Random(seed).choices(job.problems, k=rows)
     completions = sample(
         model,
-        prompt_ids(tokenizer, chosen, style),
+        prompt_ids(tokenizer, chosen, job.style),
         SamplingConfig(max_new_tokens=96, temperature=1.0),
         eos_token_ids=[tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id,

@@ -1,0 +1,31 @@
+"""The order of problems: whole passes, fixed by the seed, exactly as many as the run needs."""
+
+from __future__ import annotations
+
+import pytest
+from mini_r1.errors import KitError
+from mini_r1.training.order import run_order, total_steps
+
+
+def test_each_pass_uses_every_row_once() -> None:
+    order = run_order(rows=10, count=25, seed=1)
+    assert len(order) == 25
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10] != order[10:20]
+    assert len(set(order[20:])) == 5
+
+
+def test_a_longer_run_begins_like_a_shorter_one() -> None:
+    assert run_order(10, 40, 1)[:25] == run_order(10, 25, 1)
+    assert run_order(10, 25, 1) != run_order(10, 25, 2)
+
+
+def test_epochs_become_whole_optimizer_steps() -> None:
+    assert total_steps(max_steps=450, epochs=3.0, rows=10, prompts_per_step=4) == 450
+    assert total_steps(max_steps=-1, epochs=1.0, rows=10, prompts_per_step=4) == 3
+    assert total_steps(max_steps=-1, epochs=0.01, rows=10, prompts_per_step=4) == 1
+
+
+def test_no_rows_to_train_on() -> None:
+    with pytest.raises(KitError, match="training part of the data is empty"):
+        run_order(0, 4, 1)
