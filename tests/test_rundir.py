@@ -15,7 +15,8 @@ from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, seal, verify
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "run")
-    run.prepare()
+    run.path.mkdir()
+    run.recipe_file.write_text("")
     return run
 
 
@@ -38,11 +39,11 @@ def test_a_checkpoint_counts_only_when_it_was_sealed(run: RunDir) -> None:
 
 
 def test_leftovers_of_a_killed_save_are_removed_at_the_next_start(run: RunDir) -> None:
-    (run.checkpoints / "checkpoint-4").mkdir()
-    (run.snapshots / ".step-4").mkdir()
+    (run.checkpoints / "checkpoint-4").mkdir(parents=True)
+    (run.snapshots / ".step-4").mkdir(parents=True)
     save(run, 2)
-    run.recipe_file.write_text("")
-    run.prepare()
+    with run.claimed():
+        pass
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-2"]
     assert list(run.snapshots.iterdir()) == []
 
@@ -124,15 +125,15 @@ def test_state_is_replaced_whole(run: RunDir) -> None:
 
 def test_a_directory_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(KitError, match="is not empty and holds no run"):
-        RunDir(tmp_path).prepare()
+    with pytest.raises(KitError, match="is not empty and holds no run"), RunDir(tmp_path).claimed():
+        pass
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
 def test_a_file_in_the_way_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(KitError, match="cannot use .* as run directory"):
-        RunDir(tmp_path / "run").prepare()
+    with pytest.raises(KitError, match="cannot use .* as run directory"), RunDir(tmp_path / "run").claimed():
+        pass
 
 
 def test_reading_a_run_that_is_not_one(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_reading_a_run_that_is_not_one(tmp_path: Path) -> None:
 def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(run: RunDir) -> None:
     program = (
         "import sys; from pathlib import Path; from mini_r1.rundir import RunDir\n"
-        "with RunDir(Path(sys.argv[1])).lock():\n    print('held', flush=True); sys.stdin.read()"
+        "with RunDir(Path(sys.argv[1])).claimed():\n    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -152,12 +153,12 @@ def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(run: RunDir) -
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(KitError, match="another process is training"), run.lock():
+        with pytest.raises(KitError, match="another process is training"), run.claimed():
             pass
     finally:
         holder.kill()
         holder.communicate()
-    with run.lock():
+    with run.claimed():
         pass
 
 
@@ -166,3 +167,10 @@ def test_the_manifest_names_every_file_with_size_and_hash(run: RunDir) -> None:
     files = json.loads((run.checkpoints / "step-2" / "manifest.json").read_text())["files"]
     assert sorted(files) == ["model.safetensors", "sub/shard"]
     assert files["sub/shard"]["size"] == 2
+
+
+def test_a_start_that_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "new" / "run")
+    with pytest.raises(ZeroDivisionError), run.claimed():
+        raise ZeroDivisionError
+    assert not run.path.exists()

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mini_r1.commands import data_errors, needs_extra
+from mini_r1.commands import needs_extra
 from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.errors import ExitCode
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
@@ -57,15 +57,14 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
     console = progress_console()
     with needs_extra("train"):
         from mini_r1.generation.model import load_model, load_tokenizer
-        from mini_r1.training.run import load_task_data, model_source, prepare_machine
+        from mini_r1.training import prepare
         from mini_r1.training.run import train as run_training
         from mini_r1.training.warm_start import making
 
-    with data_errors():
-        data = load_task_data(recipe)
+    data = prepare.load_task_data(recipe)
     held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
-    prepare_machine(recipe)
-    start = Path(model_source(recipe, data, console))
+    prepare.tune_machine(recipe)
+    start = Path(prepare.model_source(recipe, data, console))
     tokenizer = load_tokenizer(str(start), None)
     before, shown_before = _measure(
         load_model(str(start), None, None, None), tokenizer, held_out, recipe, console, "before"

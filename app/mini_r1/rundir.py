@@ -32,6 +32,8 @@ from typing import IO, Any
 from mini_r1.errors import ExitCode, KitError
 
 MANIFEST = "manifest.json"
+OURS = frozenset({".lock", "attempts"})
+"""What a start that came to nothing may leave behind: no reason to refuse the directory."""
 KEEP_CHECKPOINTS = 2
 """Full checkpoints kept: the newest, and one to fall back on when the newest turns out to be damaged."""
 
@@ -59,67 +61,57 @@ class RunDir:
         self.completion_samples = path / "completion_samples"
         self.evaluation = path / "evaluation"
         self.held_out_file = path / "held_out.jsonl"
+        self._lock = path / ".lock"
 
     def is_run(self) -> bool:
         """Whether a run has been started here."""
         return self.recipe_file.is_file()
 
-    def prepare(self) -> None:
-        """Make the directory, or say why it cannot be a run directory.
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the directory for one writer; made if it is not there, and gone again if nothing came of it.
 
         Raises:
-            KitError: the path is a file, is not writable, or holds something that is not a run.
+            KitError: the path is a file, is not writable, holds something that is not a run, or another process of
+                this machine is writing it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.is_run() and any(p.name != ".lock" for p in self.path.iterdir()):
+            if not self.is_run() and any(p.name not in OURS for p in self.path.iterdir()):
                 raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
-            for directory in (self.attempts, self.checkpoints, self.snapshots):
-                directory.mkdir(exist_ok=True)
-            for leftover in [*self.checkpoints.glob("[!s]*"), *self.snapshots.glob("[!s]*")]:
-                shutil.rmtree(leftover, ignore_errors=True)  # a save that a kill cut short: never had a manifest
+            handle = self._lock.open("w")
         except OSError as error:
             raise KitError(f"cannot use {self.path} as run directory: {error.strerror}") from error
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the directory for one writer; another one is told so at once. Released when the process ends.
-
-        Raises:
-            KitError: another process on this machine is writing this run.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows has no flock; there the lock is the user's own care
-            yield
-            return
-        with (self.path / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with handle:
+            if not _locked(handle):
                 raise KitError(
                     f"another process is training in {self.path}: wait for it, stop it, or choose another --run-dir"
-                ) from None
-            except OSError:
-                pass  # some network filesystems have no locks at all
-            yield
+                )
+            for leftover in [*self.checkpoints.glob("[!s]*"), *self.snapshots.glob("[!s]*")]:
+                shutil.rmtree(leftover, ignore_errors=True)  # a save that a kill cut short: never had a manifest
+            try:
+                yield
+            finally:
+                if [p.name for p in self.path.iterdir()] == [self._lock.name]:
+                    self._lock.unlink()
+                    self.path.rmdir()
 
     def start_attempt(self) -> Path:
         """Make the directory of the next attempt; an earlier one is never written again."""
-        number = 1 + max((int(p.name) for p in self.attempts.iterdir() if p.name.isdecimal()), default=0)
+        number = 1 + max((int(p.name) for p in self.attempts.glob("*") if p.name.isdecimal()), default=0)
         attempt = self.attempts / str(number)
-        attempt.mkdir()
+        attempt.mkdir(parents=True)
         return attempt
 
     # --- state.json ---
 
     def read_state(self) -> dict[str, Any]:
         """The last state written, or {} when there is none that can be read."""
-        try:
-            state = json.loads(self.state_file.read_text())
-        except (OSError, ValueError):
-            return {}
-        return state if isinstance(state, dict) else {}
+        return _read_object(self.state_file)
+
+    def read_record(self) -> dict[str, Any]:
+        """run.json, or {} when there is none that can be read."""
+        return _read_object(self.run_file)
 
     def write_state(self, state: str, **fields: Any) -> None:
         """Replace state.json; `state` is one of running, interrupted, finished, failed."""
@@ -127,9 +119,7 @@ class RunDir:
 
     def write_held_out(self, problems: list[dict[str, Any]]) -> None:
         """Replace held_out.jsonl."""
-        scratch = self.held_out_file.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
-        scratch.replace(self.held_out_file)
+        write_text(self.held_out_file, "".join(json.dumps(problem) + "\n" for problem in problems))
 
     # --- checkpoints and snapshots ---
 
@@ -174,11 +164,16 @@ class RunDir:
 # --- files ---
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically: a reader sees the old one or the new one, never half of either."""
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically: a reader sees the old one or the new one, never half of either."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(value, indent=2, sort_keys=False, default=str) + "\n")
+    scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -249,6 +244,29 @@ def verify(saved: Saved) -> str | None:
             if _digest(handle) != expected["sha256"]:
                 return f"{name} does not have the hash of its manifest"
     return None
+
+
+def _locked(handle: IO[str]) -> bool:
+    """Whether the lock is ours now. It goes with the process, so a killed run leaves none behind."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; there one writer at a time is the user's own care
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # some network filesystems have no locks at all
+    return True
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _complete(parent: Path) -> list[Saved]:

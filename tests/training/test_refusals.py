@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 from mini_r1.commands import train
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.rundir import RunDir, read_jsonl
+from mini_r1.training.trainer import CountdownTrainer
 from transformers import AutoTokenizer
 
 Recipe = Callable[..., Path]
@@ -39,6 +42,46 @@ def refusal(recipe: Path, run_dir: Path) -> str:
 )
 def test_refused(small_recipe: Recipe, tmp_path: Path, changes: dict[str, object], said: str) -> None:
     assert said in refusal(small_recipe(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_may_be_corrected_until_the_first_checkpoint(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that failed after the run directory was made does not lock the run to its faulty recipe."""
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr("mini_r1.training.trainer.CountdownTrainer.compute_loss", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(str(small_recipe(max_steps=3)), [], run)
+    state = json.loads((run / "state.json").read_text())
+    assert (state["state"], state["exit_code"], state["step"]) == ("failed", 1, 0)
+    assert "division by zero" in state["reason"]
+    assert "ZeroDivisionError" in (run / "attempts" / "1" / "rank-0.log").read_text()
+    assert train(str(small_recipe(max_steps=2)), [], run) == ExitCode.FINISHED
+    assert "max_steps: the run has 2, the recipe now says 3" in refusal(small_recipe(max_steps=3), run)
+
+
+def test_a_full_disk_is_retryable_and_costs_only_the_steps_since_the_last_save(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    save = CountdownTrainer._save_checkpoint
+
+    def full_at_step_4(self: CountdownTrainer, model: object, trial: object) -> None:
+        if self.state.global_step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, model, trial)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CountdownTrainer, "_save_checkpoint", full_at_step_4)
+        with pytest.raises(KitError, match="No space left on device; the last complete checkpoint stands") as caught:
+            train(str(small_recipe()), [], run.path)
+    assert caught.value.exit_code == ExitCode.RETRY
+    assert (run.read_state()["state"], run.read_state()["exit_code"]) == ("failed", 150)
+    assert [saved.step for saved in run.complete_checkpoints()] == [2]
+    assert train(str(small_recipe()), [], run.path) == ExitCode.FINISHED
+    assert [row["step"] for row in read_jsonl(run.attempts / "2" / "metrics.jsonl")] == [3, 4]
 
 
 def test_a_model_without_a_chat_template(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.statistics import cluster_bootstrap, pass_at_k
 from mini_r1.generation.model import eos_token_ids
+from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, sample, step_seed
 
 BATCH_ROWS = 256
@@ -135,7 +136,7 @@ def evaluate(
     if not problems:
         raise KitError("there are no problems to evaluate on")
     started = time.perf_counter()
-    prompts = _prompts(tokenizer, problems, prompt_style)
+    prompts = token_ids(tokenizer, render(tokenizer, problems, prompt_style))
     ends = eos_token_ids(model, tokenizer)
     done = 0
 
@@ -170,14 +171,6 @@ def evaluate(
 def folded(reason: str) -> str:
     """A verdict's reason with every number as N, so that `result is 7, not 24` and `result is 5/2, not 30` are one."""
     return _NUMBER.sub("N", reason)
-
-
-def _prompts(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem], style: str) -> list[list[int]]:
-    """The prompts as the trainer writes them, in token ids."""
-    chats = [task.messages(problem, style) for problem in problems]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _by_strata(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.evaluate import evaluate
 from mini_r1.generation.model import describe, device, load_model, load_tokenizer
+from mini_r1.provenance import utc_now, versions
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, Saved, verify, write_json
 
@@ -139,9 +138,9 @@ def evaluate_run_or_model(
         "versions": {
             "mini-r1": mini_r1.__version__,
             "python": platform.python_version(),
-            **{name: _version(name) for name in RECORDED_VERSIONS},
+            **versions(RECORDED_VERSIONS),
         },
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "date": utc_now(),
         "written_to": None,
     }
     result = {**evaluation.to_json(), "provenance": provenance}
@@ -290,10 +289,3 @@ def _limits(interval: list[float]) -> str:
 def _text(text: str) -> Text:
     """What a model, a file or a user wrote: controls made visible, and no markup."""
     return Text(printable(text))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

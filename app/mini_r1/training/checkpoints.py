@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from typing import Any
 
 import torch
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from mini_r1.rundir import RunDir, Saved, seal, verify
-
-logger = logging.getLogger(__name__)
 
 
 def save_snapshot(model: Any, tokenizer: PreTrainedTokenizerBase, run: RunDir, step: int) -> None:
@@ -37,8 +35,8 @@ def save_snapshot(model: Any, tokenizer: PreTrainedTokenizerBase, run: RunDir, s
     seal(scratch, run.snapshots / f"step-{step}")
 
 
-def checkpoint_to_resume(run: RunDir) -> Saved | None:
-    """The newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are logged.
+def checkpoint_to_resume(run: RunDir, console: Console) -> Saved | None:
+    """The newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are named.
 
     Only such a checkpoint is ever read: it holds pickles (optimizer and random states), and the manifest of this very
     run is what says that they are the run's own.
@@ -47,5 +45,5 @@ def checkpoint_to_resume(run: RunDir) -> Saved | None:
         fault = verify(saved)
         if fault is None:
             return saved
-        logger.warning("checkpoint of step %d is damaged and skipped: %s", saved.step, fault)
+        console.print(f"checkpoint of step {saved.step} is damaged and skipped: {fault}", style="yellow", markup=False)
     return None

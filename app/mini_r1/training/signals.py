@@ -15,7 +15,7 @@ SIGNALS = tuple(
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was asked to stop."""
+    """Whether, and by which signal, this process was asked to stop while inside `with StopRequest() as stop`."""
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
@@ -23,10 +23,13 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
-    def install(self) -> None:
-        """Handle SIGNALS from now on."""
-        for number in SIGNALS:
-            signal.signal(number, self._handle)
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal_name is not None:

@@ -23,6 +23,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from mini_r1.countdown import task
+from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, sample, step_seed
 from mini_r1.rundir import RunDir, seal
 from mini_r1.training.checkpoints import save_snapshot
@@ -151,7 +152,7 @@ class CountdownTrainer(GRPOTrainer):
 
     def _rollout(self, rows: Sequence[dict[str, Any]]) -> list[Completion]:
         """Sample num_generations completions for each row; those of one row stand next to one another."""
-        prompts = self.processing_class([row["prompt"] for row in rows], add_special_tokens=False)["input_ids"]
+        prompts = token_ids(self.processing_class, [row["prompt"] for row in rows])
         config = SamplingConfig(
             max_new_tokens=self.max_completion_length,
             temperature=self.args.temperature,

@@ -24,8 +24,9 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerFast
 
 from mini_r1.console import ProgressLine
-from mini_r1.countdown.task import Problem, messages
+from mini_r1.countdown.task import Problem
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.recipe import Recipe, WarmStartRecipe
 from mini_r1.rundir import write_json
@@ -189,19 +190,12 @@ def encode(
     """For each pair, the token ids of prompt, completion and end token, and how many of them are the prompt's."""
     pairs = list(pairs)
     distinct = list({problem: None for problem, _ in pairs})  # a problem's prompt is encoded once for all its traces
-    prompts = dict(zip(distinct, prompt_ids(tokenizer, distinct, style), strict=True))
+    prompts = dict(zip(distinct, token_ids(tokenizer, render(tokenizer, distinct, style)), strict=True))
     completions = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
     return [
         (prompts[problem] + ids + [tokenizer.eos_token_id], len(prompts[problem]))
         for (problem, _), ids in zip(pairs, completions, strict=True)
     ]
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, problems: Sequence[Problem], style: str) -> list[list[int]]:
-    """The prompts as the trainer writes them, in token ids."""
-    chats = [messages(problem, style) for problem in problems]
-    texts = [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
-    return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def arithmetic_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, rows: int = 256) -> float:
@@ -210,7 +204,7 @@ def arithmetic_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, job: War
     chosen = random.Random(seed).choices(job.problems, k=rows)
     completions = sample(
         model,
-        prompt_ids(tokenizer, chosen, job.style),
+        token_ids(tokenizer, render(tokenizer, chosen, job.style)),
         SamplingConfig(max_new_tokens=96, temperature=1.0),
         eos_token_ids=[tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id,

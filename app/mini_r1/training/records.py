@@ -1,0 +1,127 @@
+"""What a run says of itself: run.json, recipe.yaml, the held-out problems, the log file, the first lines printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+import mini_r1
+from mini_r1.countdown import task
+from mini_r1.errors import KitError
+from mini_r1.generation.model import describe, device
+from mini_r1.provenance import code_revision, utc_now, versions
+from mini_r1.recipe import Recipe
+from mini_r1.recipe_file import differences, dump_recipe, load_recipe
+from mini_r1.rundir import RunDir, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+RECORDED_VERSIONS = (
+    "torch", "trl", "transformers", "accelerate", "datasets", "tokenizers", "peft", "deepspeed", "vllm", "numpy",
+)  # fmt: skip
+
+
+def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
+    """A run goes on under the recipe it has steps of; before its first checkpoint a recipe may still be corrected.
+
+    Raises:
+        KitError: naming the keys that mean something else now.
+    """
+    if not run.is_run() or not run.complete_checkpoints():
+        return
+    changed = differences(load_recipe(run.recipe_file), recipe)
+    if changed:
+        lines = [f"  {key}: the run has {old!r}, the recipe now says {new!r}" for key, (old, new) in changed.items()]
+        raise KitError(
+            f"{run.path} was started with another recipe:\n"
+            + "\n".join(lines)
+            + "\nchoose another --run-dir, or undo the change"
+        )
+
+
+def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
+    """A run with steps behind it goes on with the very data it began with.
+
+    Raises:
+        KitError: the data is another now.
+    """
+    before = run.read_record().get("data")
+    if before and run.complete_checkpoints() and before != json.loads(json.dumps(data.provenance)):
+        raise KitError(f"the data of {run.path} has changed since the run began: then {before}, now {data.provenance}")
+
+
+def write(run: RunDir, recipe: Recipe, data: task.TaskData, model: Any, command: Sequence[str], attempt: int) -> None:
+    """Write recipe.yaml, which makes the directory a run, run.json with this attempt added, the held-out problems."""
+    write_text(run.recipe_file, dump_recipe(recipe))
+    this_attempt = {
+        "attempt": attempt,
+        "started": utc_now(),
+        "command": list(command),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": versions(RECORDED_VERSIONS),
+        "kit": mini_r1.__version__,
+        "code_revision": code_revision(),
+        "devices": _devices(),
+        "model": describe(model),
+    }
+    record = {
+        "model_name_or_path": recipe.model_name_or_path,
+        "data": data.provenance,
+        "seed": recipe.seed,
+        "dataset_seed": recipe.dataset_seed,
+        "attempts": [*run.read_record().get("attempts", []), this_attempt],
+    }
+    write_json(run.run_file, record)
+    run.write_held_out([{"nums": list(p.nums), "target": p.target} for p in data.held_out])
+
+
+def announce(
+    console: Console, recipe: Recipe, run: RunDir, data: task.TaskData, model: Any, steps: int, start: int
+) -> None:
+    """What is about to run, in three lines."""
+    facts = describe(model)
+    prompts = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    console.print(
+        f"{recipe.model_name_or_path}: {facts['parameters']:,} parameters, {facts['dtype']}, "
+        f"{facts['attention']} attention\n"
+        f"{len(data.train):,} training problems, {len(data.held_out):,} held out ({data.provenance['source']})\n"
+        f"{steps} optimizer steps of {prompts} prompts x {recipe.num_generations} generations"
+        + (f", going on after step {start}" if start else "")
+        + f" -> {run.path}"
+    )
+
+
+def _devices() -> list[str]:
+    if device().type == "cpu":
+        return [f"cpu x {os.cpu_count()} ({torch.get_num_threads()} threads)"]
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def log_to(path: Path) -> Iterator[None]:
+    """Log this rank's messages to a file meanwhile; the terminal shows progress and errors only."""
+    transformers_logging.disable_default_handler()
+    transformers_logging.enable_propagation()
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        logger.info("python %s, argv %s", sys.version.split()[0], sys.argv)
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
