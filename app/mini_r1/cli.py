@@ -158,19 +158,26 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
         code = int(ExitCode.FAILED)
+    except Exception as error:
+        _say_in_json(f"{type(error).__name__}: {error}", ExitCode.FAILED)
+        raise  # a defect: the traceback is what a report of it needs
     sys.exit(code)
 
 
 def _fail(message: str, code: ExitCode) -> int:
     """Say it on standard error; with --json also as an object on standard output."""
+    from mini_r1.console import printable
+
+    _say_in_json(message, code)
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return int(code)
+
+
+def _say_in_json(message: str, code: ExitCode) -> None:
     if "--json" in sys.argv:
         import json
 
         print(json.dumps({"error": message, "exit_code": int(code)}))
-    from mini_r1.console import printable
-
-    print(f"error: {printable(message)}", file=sys.stderr)
-    return int(code)
 
 
 def _exit(code: ExitCode) -> None:

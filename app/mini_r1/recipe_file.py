@@ -172,7 +172,7 @@ def _shipped() -> dict[str, Path]:
 def _missing(path: Path) -> str:
     shipped = _shipped()
     try:
-        near = {entry.stem: str(entry) for entry in sorted(path.parent.glob("*.yaml"))}
+        near = {entry.stem: str(entry) for entry in sorted(path.parent.glob("[!.]*.yaml"))}
     except (OSError, ValueError):
         near = {}
     sentence = f"{_printable(str(path))}: no such recipe"

@@ -1,0 +1,89 @@
+"""Model and data by hub name, through the real hub clients against a local stand-in of the hub's HTTP interface."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import ASSETS, command, rows
+
+MODEL_COMMIT, DATA_COMMIT = "a" * 40, "b" * 40
+TABLE = "data/train-00000-of-00001.parquet"
+
+
+@pytest.fixture
+def hub(untrained: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a stand-in that serves the model nobody/tiny and the data set nobody/rows, and nothing else."""
+    table = tmp_path / "table.parquet"
+    pq.write_table(pa.Table.from_pylist(rows(ASSETS / "countdown_rows.jsonl")), table)
+    files = {f"/nobody/tiny/resolve/main/{p.name}": (p, MODEL_COMMIT) for p in untrained.iterdir()}
+    files[f"/datasets/nobody/rows/resolve/{DATA_COMMIT}/{TABLE}"] = (table, DATA_COMMIT)
+    listing = {"id": "nobody/rows", "sha": DATA_COMMIT, "siblings": [{"rfilename": TABLE}, {"rfilename": "README.md"}]}
+
+    class Hub(BaseHTTPRequestHandler):
+        def answer(self, status: int, body: bytes, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            path = self.path.split("?")[0]
+            if path == "/api/datasets/nobody/rows/revision/main":
+                self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
+            elif path in files:
+                file, commit = files[path]
+                body = file.read_bytes()
+                self.answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=commit)
+            else:
+                self.answer(404, b"", X_Error_Code="EntryNotFound" if "nobody/tiny" in path else "RepoNotFound")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_names_are_resolved_recorded_and_then_found_offline(
+    hub: str, small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = small_recipe(
+        model_name_or_path="nobody/tiny", dataset_id_or_path="nobody/rows", max_steps=1, dataset_revision="main"
+    )
+    online = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_planted"}
+
+    def train(run: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command(), "train", str(recipe), "--run-dir", str(tmp_path / run)],
+            env={**os.environ, **online, **environment}, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    first = train("first")
+    assert first.returncode == 0, first.stderr
+    record = json.loads((tmp_path / "first" / "run.json").read_text())
+    assert record["data"]["revision"] == DATA_COMMIT
+    assert record["attempts"][0]["model"]["revision"] == MODEL_COMMIT
+    texts = [p.read_bytes() for p in (tmp_path / "first").rglob("*") if p.is_file()]
+    assert not any(b"hf_planted" in text for text in texts)
+
+    offline = train("second", HF_HUB_OFFLINE="1", HF_ENDPOINT="http://127.0.0.1:9")
+    assert offline.returncode == 0, offline.stderr
+    assert json.loads((tmp_path / "second" / "run.json").read_text())["data"] == record["data"]
