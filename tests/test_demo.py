@@ -24,7 +24,7 @@ def test_the_quick_demo_goes_the_whole_way(quick: Kit, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # one object and nothing else
     for when in ("before", "after"):
-        assert {"sampled", "greedy", "ci95", "tries"} <= set(result[when])
+        assert {"sampled", "greedy", "ci95", "tries", "random_solver"} <= set(result[when])
         low, high = result[when]["ci95"]
         assert 0 <= low <= result[when]["sampled"] <= high <= 1
     assert result["problems"] > 100

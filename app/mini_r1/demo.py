@@ -6,16 +6,21 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mini_r1.commands import needs_extra
 from mini_r1.console import ProgressLine, printable, progress_console
-from mini_r1.errors import ExitCode
+from mini_r1.countdown.task import Problem, tries
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.rundir import RunDir
+
+if TYPE_CHECKING:
+    from mini_r1.evaluation.evaluate import Evaluation
 
 RECIPE = "demo-cpu"
 SAMPLES = 4
@@ -32,11 +37,13 @@ QUICK = (
 )
 
 WHAT_IT_SHOWS = """\
-What this shows: the training path of the big run - prompt, rewards, rollout, GRPO, checkpoints - raises success on
-problems the model never saw. The model was taught to try things and to give up early, and learned by itself to keep
+What this shows: the training path of the big run - prompt, rewards, rollout,
+GRPO, checkpoints - raises success on problems the model never saw. The model
+was taught to try things and to give up early, and learned by itself to keep
 searching: tries per answer go up. That is the 'aha moment' in miniature.
-What it does not show: reasoning. This model's arithmetic is memorised and its search is random; a random solver that
-never repeats itself gets as far with as many tries. False claims of '(yes)' are not punished and may even increase."""
+What it does not show: reasoning. Its arithmetic is memorised, its search is
+random: compare it with the random solver that never repeats itself and makes
+as many tries. A false '(yes)' costs nothing, and may become more frequent."""
 
 
 def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json: bool) -> ExitCode:
@@ -53,22 +60,24 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
     """
     path = find_recipe(RECIPE)
     recipe = load_recipe(path, [*(QUICK if quick else ()), *overrides])
-    run = RunDir(run_dir or effective_output_dir(recipe, path).with_name(f"{RECIPE}-quick" if quick else RECIPE))
+    if recipe.model_name_or_path != DEMO_MODEL:
+        raise KitError(f"the demo is about its own model, {DEMO_MODEL}: for another one use `mini-r1 train`")
+    stem = path.with_stem(f"{RECIPE}-quick") if quick else path
+    run = RunDir(run_dir or effective_output_dir(recipe, stem))
     console = progress_console()
     with needs_extra("train"):
         from mini_r1.generation.model import load_model, load_tokenizer
         from mini_r1.training import prepare
         from mini_r1.training.run import train as run_training
-        from mini_r1.training.warm_start import making
+        from mini_r1.training.traces import random_success
+        from mini_r1.training.warm_start import largest_value, making
 
     data = prepare.load_task_data(recipe)
     held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
     prepare.tune_machine(recipe)
     start = Path(prepare.model_source(recipe, data, console))
     tokenizer = load_tokenizer(str(start), None)
-    before, shown_before = _measure(
-        load_model(str(start), None, None, None), tokenizer, held_out, recipe, console, "before"
-    )
+    before = _measure(load_model(str(start), None, None, None), tokenizer, held_out, recipe, console, "before")
 
     outcome = run_training(recipe, run, sys.argv, console, data)
     if outcome.exit_code != ExitCode.FINISHED:
@@ -78,38 +87,40 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
         return outcome.exit_code
 
     snapshot = run.complete_snapshots()[0].path
-    after, shown_after = _measure(
-        load_model(str(snapshot), None, "float32", None), tokenizer, held_out, recipe, console, "after"
-    )
+    after = _measure(load_model(str(snapshot), None, "float32", None), tokenizer, held_out, recipe, console, "after")
+    limit = largest_value(recipe)
     result = {
-        "before": before,
-        "after": after,
+        "before": {**_figures(before), "random_solver": random_success(_tries(before), limit, recipe.seed)},
+        "after": {**_figures(after), "random_solver": random_success(_tries(after), limit, recipe.seed)},
         "problems": len(held_out),
         "seconds_warm_start": making(start).get("seconds"),
-        "seconds_grpo": round(sum(seconds_of_steps(run)), 1),
+        "seconds_grpo": round(seconds_of_steps(run), 1),
         "run_dir": str(run.path),
     }
     if as_json:
         print(json.dumps(result))
     else:
-        _show(result, list(zip(shown_before, shown_after, strict=True)))
+        _show(result, before, after)
     return ExitCode.FINISHED
 
 
-def seconds_of_steps(run: RunDir) -> list[float]:
-    """Seconds of each logged window of optimizer steps, over all attempts: rollout, score, update and save."""
+def seconds_of_steps(run: RunDir) -> float:
+    """Seconds in optimizer steps over all attempts: rollout, score, update and save."""
     phases = ("time/rollout", "time/score", "time/update", "time/save")
-    return [sum(row.get(phase, 0.0) for phase in phases) for row in run.metrics()]
+    seconds, before = 0.0, 0
+    for row in run.metrics():  # a row is the mean over the steps since the one before it
+        seconds += (row["step"] - before) * sum(row.get(phase, 0.0) for phase in phases)
+        before = row["step"]
+    return seconds
 
 
 def _measure(
-    model: Any, tokenizer: Any, problems: Sequence[Any], recipe: Any, console: Console, when: str
-) -> tuple[dict[str, Any], list[tuple[Any, str]]]:
-    """Held-out figures of a model, and one sampled completion for each of the first SHOWN problems."""
+    model: Any, tokenizer: Any, problems: Sequence[Problem], recipe: Recipe, console: Console, when: str
+) -> Evaluation:
     from mini_r1.evaluation.evaluate import evaluate
 
     with ProgressLine(console, f"held-out problems, {when} training", len(problems) * (SAMPLES + 1)) as line:
-        evaluation = evaluate(
+        return evaluate(
             model,
             tokenizer,
             problems,
@@ -120,14 +131,20 @@ def _measure(
             seed=recipe.seed,
             on_progress=line.update,
         )
+
+
+def _figures(evaluation: Evaluation) -> dict[str, Any]:
     facts = evaluation.to_json()
-    figures = {
-        key: facts[key] for key in ("sampled", "greedy", "ci95", "tries", "format", "truncated", "completion_tokens")
-    }
-    return figures, [(answers[0].problem, answers[0].text) for answers in evaluation.sampled[:SHOWN]]
+    keys = ("sampled", "greedy", "ci95", "tries", "format", "truncated", "completion_tokens")
+    return {key: facts[key] for key in keys}
 
 
-def _show(result: dict[str, Any], samples: Sequence[tuple[tuple[Any, str], tuple[Any, str]]]) -> None:
+def _tries(evaluation: Evaluation) -> list[tuple[Problem, int]]:
+    """Problem and number of tries of every sampled completion."""
+    return [(answer.problem, tries(answer.text)) for answers in evaluation.sampled for answer in answers]
+
+
+def _show(result: dict[str, Any], first: Evaluation, second: Evaluation) -> None:
     console = Console(highlight=False)
     table = Table("", "before", "after", title=f"{result['problems']} held-out problems", title_justify="left")
     before, after = result["before"], result["after"]
@@ -136,17 +153,20 @@ def _show(result: dict[str, Any], samples: Sequence[tuple[tuple[Any, str], tuple
         ("success, sampled", "sampled", "{:.1%}"),
         ("  95 % interval", "ci95", interval),
         ("success, greedy", "greedy", "{:.1%}"),
+        ("random solver, as many tries", "random_solver", "{:.1%}"),
         ("format right", "format", "{:.1%}"),
         ("tries per answer", "tries", "{:.2f}"),
         ("tokens per completion", "completion_tokens", "{:.1f}"),
     ):
         table.add_row(label, form.format(before[key]), form.format(after[key]))
     console.print(table)
-    for (problem, first), (_, second) in samples:
+    for pair in list(zip(first.sampled, second.sampled, strict=True))[:SHOWN]:
+        problem = pair[0][0].problem
         console.print(f"\n[bold]{list(problem.nums)} -> {problem.target}[/bold]", markup=True)
-        for when, text in (("before", first), ("after", second)):
+        for when, answers in zip(("before", "after"), pair, strict=True):
             console.print(f"[dim]{when}:[/dim]", markup=True)
-            console.print("<think>" + printable(text), markup=False)
+            console.print("<think>" + printable(answers[0].text), markup=False)
+            console.print(f"-> {printable(answers[0].verdict.reason)}", style="dim", markup=False)
     console.print(
         f"\nwarm start {result['seconds_warm_start']:.0f} s (cached from now on), GRPO {result['seconds_grpo']:.0f} s\n"
         f"run directory: {result['run_dir']}\ncurves: tensorboard --logdir {result['run_dir']}/tensorboard\n",

@@ -8,6 +8,7 @@ in these traces shows it: the demonstrator itself answers right about a quarter 
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,25 @@ def draw_tries(problem: Problem, max_value: int, rng: random.Random) -> Iterator
         if all(0 <= value <= max_value for value in values) and values[-1] not in seen:
             seen.add(values[-1])
             yield candidate
+
+
+def random_success(tries: Sequence[tuple[Problem, int]], max_value: int, seed: int) -> float:
+    """Success of a solver that draws as many different results as the given number of tries, one after another.
+
+    What search alone achieves, to hold a model's success against: it calculates without mistakes, knows no target and
+    never repeats a result.
+
+    Args:
+        tries: problem and number of tries, one pair for each answer to be compared with.
+        max_value: largest value a try may reach.
+        seed: of the draws.
+    """
+    rng = random.Random(seed)
+    hits = 0
+    for problem, count in tries:
+        drawn = itertools.islice(draw_tries(problem, max_value, rng), count)
+        hits += any(candidate.values()[-1] == problem.target for candidate in drawn)
+    return round(hits / len(tries), 6)
 
 
 def trace(problem: Problem, max_value: int, rng: random.Random) -> str:

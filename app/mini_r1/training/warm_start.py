@@ -64,7 +64,7 @@ class WarmStart:
     style: str
     """Prompt style of the recipe."""
     max_value: int
-    """Largest value a try may reach: the generated problems' own limit, at most 99, the tokenizer's largest token."""
+    """`largest_value` of the recipe."""
     settings: WarmStartRecipe
 
     def directory(self) -> Path:
@@ -77,14 +77,19 @@ class WarmStart:
 
 def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console) -> Path:
     """The warm-started model of a recipe with `builtin:demo`, from the cache or made now with a progress line."""
-    limit = recipe.generator.max_intermediate if recipe.generator else None
-    job = WarmStart(problems, recipe.prompt_style, min(limit or 99, 99), recipe.warm_start or WarmStartRecipe())
+    job = WarmStart(problems, recipe.prompt_style, largest_value(recipe), recipe.warm_start or WarmStartRecipe())
     if not is_made(job.directory()):
         steps = job.settings.steps
         console.print(f"making the demo model: {steps} steps on an impatient solver's traces (once, then cached)")
         with ProgressLine(console, "warm start", steps) as line:
             make(job, lambda step, loss: line.update(step, f"loss {loss:.3f}"))
     return job.directory()
+
+
+def largest_value(recipe: Recipe) -> int:
+    """Largest value a try may reach: the generated problems' own limit, at most the tokenizer's largest number."""
+    limit = recipe.generator.max_intermediate if recipe.generator else None
+    return min(limit or 99, 99)
 
 
 def is_made(directory: Path) -> bool:
