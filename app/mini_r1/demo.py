@@ -171,5 +171,6 @@ def _show(result: dict[str, Any], first: Evaluation, second: Evaluation) -> None
         f"\nwarm start {result['seconds_warm_start']:.0f} s (cached from now on), GRPO {result['seconds_grpo']:.0f} s\n"
         f"run directory: {result['run_dir']}\ncurves: tensorboard --logdir {result['run_dir']}/tensorboard\n",
         markup=False,
+        soft_wrap=True,  # a path or a command is copied whole
     )
     console.print(WHAT_IT_SHOWS, style="dim", markup=False)
