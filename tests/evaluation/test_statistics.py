@@ -90,3 +90,9 @@ def test_values_and_clusters_must_fit() -> None:
         cluster_bootstrap([], [])
     with pytest.raises(ValueError, match="3 values and 2 clusters"):
         cluster_bootstrap([1.0, 0.0, 1.0], [1, 2])
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0.0, (0.0, 0.3085)), (1.0, (0.6915, 1.0))])
+def test_all_wrong_or_all_right_is_no_certainty(value: float, expected: tuple[float, float]) -> None:
+    """Clopper-Pearson's limits for 0 and 10 of 10, as printed in tables."""
+    assert cluster_bootstrap([value] * 30, [i % 10 for i in range(30)]) == pytest.approx(expected, abs=1e-4)

@@ -42,8 +42,8 @@ def cluster_bootstrap(
     """Percentile interval of the mean of `values`, resampling whole clusters; the same arguments, the same interval.
 
     Problems over the same numbers succeed and fail together: resampling them one by one would give an interval that is
-    too narrow. Where all clusters have one and the same mean (0 of 500 solved) the interval is that point, which
-    says less than it seems to: the upper limit is then about 3 / clusters.
+    too narrow. Where everything failed or everything succeeded no resample differs, and the interval is the exact
+    binomial one of that many clusters instead (Clopper and Pearson 1934): 0 of 500 is not certainty.
 
     Args:
         values: one for each problem, e.g. its share of right completions.
@@ -61,6 +61,9 @@ def cluster_bootstrap(
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
     sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64))
     sizes = np.bincount(index)
+    if len(set(values)) == 1 and values[0] in (0.0, 1.0):
+        margin = 1 - ((1 - level) / 2) ** (1 / len(sums))
+        return (0.0, margin) if values[0] == 0.0 else (1.0 - margin, 1.0)
     rng = np.random.default_rng(seed)
     means: list[float] = []
     while len(means) < resamples:

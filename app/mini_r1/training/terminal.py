@@ -5,12 +5,19 @@ from __future__ import annotations
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 LOSS_NOTE = (
     "The loss prints as 0.0000 early on and is meant to: its value is beta times the KL, the gradient is real. "
     "Watch reward and success."
 )
+SHOWN = (
+    ("reward", "reward", ".3f"),
+    ("success", "success", ".1%"),
+    ("completion_length", "length", ".1f"),
+    ("loss", "loss", ".4f"),
+)
+"""Metric, what it is called on the line, and its format."""
 
 
 class TrainingLine:
@@ -24,30 +31,19 @@ class TrainingLine:
         self._progress: Progress | None = None
         console.print(LOSS_NOTE, style="dim")
         if console.is_terminal:
-            self._progress = Progress(
+            self._progress = Progress(  # no bar: these columns fill the 80 of a plain terminal
                 TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(bar_width=24),
                 TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                TextColumn("left"),
                 console=console,
-                transient=False,
             )
             self._task = self._progress.add_task("train", total=total, completed=start, status="rollout")
             self._progress.start()
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show one logged step."""
-        status = "  ".join(
-            f"{label} {metrics[key]:{form}}"
-            for key, label, form in (
-                ("reward", "reward", ".3f"),
-                ("success", "success", ".1%"),
-                ("completion_length", "length", ".1f"),
-                ("kl", "kl", ".4f"),
-                ("loss", "loss", ".4f"),
-            )
-            if key in metrics
-        )
+        status = "  ".join(f"{label} {metrics[key]:{form}}" for key, label, form in SHOWN if key in metrics)
         if self._progress is not None:
             self._progress.update(self._task, completed=step, status=status)
             return
