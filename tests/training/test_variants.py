@@ -1,0 +1,51 @@
+"""What a recipe may switch on, each through two real steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.commands import train
+from mini_r1.errors import ExitCode
+from mini_r1.rundir import RunDir
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scoring": "seed", "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0}},
+        {"rewards": {"words": 0.5, "length": 0.5, "random": 1.0}},
+        {"prompt_style": "notebook"},
+        {"bf16": True},
+        {"torch_dtype": "bfloat16"},
+        {"attn_implementation": "eager"},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"beta": 0.0},
+        {"logging_steps": 2},
+        {"max_steps": -1, "num_train_epochs": 0.3},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_two_steps(small_recipe: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]) -> None:
+    run = RunDir(tmp_path / "run")
+    assert train(str(small_recipe(**{"max_steps": 2, "save_steps": 1, **changes})), [], run.path) == ExitCode.FINISHED
+    metrics = run.metrics()
+    assert metrics[-1]["step"] == 2
+    for row in metrics:
+        assert all(math.isfinite(row[key]) for key in ("loss", "grad_norm", "reward", "completion_length"))
+        assert row["grad_norm"] > 0
+    record = next(iter(run.completions()))
+    assert {"format", "equation", "format_seed", "equation_seed"} <= set(record["rewards"])
+    if changes.get("scoring") == "seed":
+        chosen = ("format_seed", "equation_seed", "random")
+        assert record["reward"] == sum(record["rewards"][name] for name in chosen)
+    if changes.get("prompt_style") == "notebook":
+        assert "(1 + 2) / 3 = 1 </answer>" in record["prompt"]
+    if "torch_dtype" in changes or "attn_implementation" in changes:
+        model = run.read_record()["attempts"][0]["model"]
+        assert model["dtype"] == changes.get("torch_dtype", "float32")
+        assert model["attention"] == changes.get("attn_implementation", "sdpa")
+    assert ("kl" in metrics[-1]) == (changes.get("beta") != 0.0)
