@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from mini_r1.commands import train
+from mini_r1.countdown import task
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.rundir import RunDir, read_jsonl
+from mini_r1.rundir import RunDir, read_jsonl, write_json
 from mini_r1.training.trainer import CountdownTrainer
 from transformers import AutoTokenizer
 
@@ -113,3 +114,32 @@ def test_data_that_changed_since_the_run_began(small_recipe: Recipe, tmp_path: P
     (tmp_path / "run" / "state.json").unlink()  # as after a kill in the last moment
     data.write_text("".join(lines[::-1]))
     assert "has changed since the run began" in refusal(recipe, tmp_path / "run")
+
+
+def test_a_run_goes_on_with_the_hub_commits_it_began_with(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch of the hub may have moved since the first start."""
+    run = RunDir(tmp_path / "run")
+    recipe = str(small_recipe(max_steps=2))
+    assert train(recipe, [], run.path) == ExitCode.FINISHED
+    run.state_file.unlink()
+    record = run.read_record()
+    record["data"]["revision"] = "d" * 40
+    record["attempts"][0]["model"]["revision"] = "e" * 40
+    write_json(run.run_file, record)
+    asked: dict[str, str | None] = {}
+
+    def load_data(source: str, *, revision: str | None, **others: object) -> task.TaskData:
+        asked["data"] = revision
+        return task.TaskData([task.Problem((1, 2), 3)], [], record["data"])
+
+    def load_model(name: str, revision: str | None, *others: object) -> object:
+        asked["model"] = revision
+        raise KitError("seen enough")
+
+    monkeypatch.setattr(task, "load_data", load_data)
+    monkeypatch.setattr("mini_r1.training.prepare.load_model", load_model)
+    with pytest.raises(KitError, match="seen enough"):
+        train(recipe, [], run.path)
+    assert asked == {"data": "d" * 40, "model": "e" * 40}

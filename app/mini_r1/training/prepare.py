@@ -18,8 +18,12 @@ from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.training import cpu, order, warm_start
 
 
-def load_task_data(recipe: Recipe) -> task.TaskData:
+def load_task_data(recipe: Recipe, commit: str | None = None) -> task.TaskData:
     """The recipe's problems, split; the same on every rank and at every start.
+
+    Args:
+        recipe: what to train.
+        commit: of a hub data set, when a run has begun with it: its branch may have moved since.
 
     Raises:
         KitError: the data cannot be had or is wrong.
@@ -27,7 +31,7 @@ def load_task_data(recipe: Recipe) -> task.TaskData:
     try:
         return task.load_data(
             recipe.dataset_id_or_path,
-            revision=recipe.dataset_revision,
+            revision=commit or recipe.dataset_revision,
             rows=recipe.dataset_rows,
             seed=recipe.dataset_seed,
             test_fraction=recipe.test_fraction,
@@ -51,11 +55,16 @@ def tune_machine(recipe: Recipe) -> None:
         cpu.prepare(small_model=recipe.model_name_or_path == DEMO_MODEL)
 
 
-def load_trainable(recipe: Recipe, data: task.TaskData, console: Console) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Model and tokenizer of the recipe."""
+def load_trainable(
+    recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Model and tokenizer of the recipe; `commit` as in `load_task_data`."""
     source = model_source(recipe, data, console)
-    model = load_model(source, recipe.model_revision, recipe.torch_dtype, recipe.attn_implementation)
-    return model, load_tokenizer(recipe.tokenizer_name_or_path or source, recipe.model_revision)
+    revision = commit or recipe.model_revision
+    model = load_model(source, revision, recipe.torch_dtype, recipe.attn_implementation)
+    if recipe.tokenizer_name_or_path:  # another repository, where the model's revision means nothing
+        return model, load_tokenizer(recipe.tokenizer_name_or_path, None)
+    return model, load_tokenizer(source, revision)
 
 
 def ordered_dataset(

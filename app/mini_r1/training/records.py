@@ -50,6 +50,14 @@ def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
         )
 
 
+def commits(run: RunDir) -> tuple[str | None, str | None]:
+    """Hub commits of data and model that a run with steps behind it began with; None where there is none."""
+    record = run.read_record()
+    if not record or not run.complete_checkpoints():
+        return None, None
+    return record["data"]["revision"], record["attempts"][0]["model"]["revision"]
+
+
 def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
     """A run with steps behind it goes on with the very data it began with.
 

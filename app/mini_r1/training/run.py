@@ -63,8 +63,9 @@ def train(
         if state.get("state") == "finished":
             console.print(f"{run.path} is finished at step {state['step']}: nothing to do", markup=False)
             return Outcome(ExitCode.FINISHED, state["step"])
-        data = data or prepare.load_task_data(recipe)
-        model, tokenizer = prepare.load_trainable(recipe, data, console)
+        data_commit, model_commit = records.commits(run)
+        data = data or prepare.load_task_data(recipe, data_commit)
+        model, tokenizer = prepare.load_trainable(recipe, data, console, model_commit)
         return _attempt(recipe, run, command, console, data, model, tokenizer, stop)
 
 
