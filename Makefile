@@ -18,7 +18,7 @@ install: ## make or update .venv from the locks (a moment when nothing changed)
 demo: install ## train a tiny model on this machine's CPU and show that it learned
 	@.venv/bin/mini-r1 demo $(ARGS)
 
-# One thread: on a busy 2-core machine a training step of the tests takes 0.2-0.5 s with it and about 8 s without.
+# One thread: on a busy machine a second one is waited for far longer than it saves.
 test: install ## the test suite
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
 

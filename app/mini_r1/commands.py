@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
@@ -31,9 +33,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None) -> ExitC
     if outcome.exit_code == ExitCode.FINISHED:
         console.print(f"finished at step {outcome.step}: {run.path}", markup=False)
     else:
-        console.print(
-            f"interrupted after step {outcome.step}, saved: the same command goes on from there", markup=False
-        )
+        say_interrupted(console, outcome.step)
     return outcome.exit_code
 
 
@@ -87,7 +87,6 @@ def data_generate(rows: int, seed: int, out: Path) -> None:
 
 def data_inspect(file: Path, *, as_json: bool) -> None:
     """`mini-r1 data inspect`."""
-    from rich.console import Console
     from rich.table import Table
 
     from mini_r1.countdown.data import inspect, read_problems
@@ -104,6 +103,11 @@ def data_inspect(file: Path, *, as_json: bool) -> None:
 
 
 # --- shared ---
+
+
+def say_interrupted(console: Console, step: int) -> None:
+    """What a run that was stopped in order leaves, and what to do."""
+    console.print(f"interrupted after step {step}, saved: the same command goes on from there", markup=False)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from mini_r1.commands import needs_extra
+from mini_r1.commands import needs_extra, say_interrupted
 from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.task import Problem, tries
 from mini_r1.errors import ExitCode, KitError
@@ -81,9 +81,7 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
 
     outcome = run_training(recipe, run, sys.argv, console, data)
     if outcome.exit_code != ExitCode.FINISHED:
-        console.print(
-            f"interrupted after step {outcome.step}, saved: the same command goes on from there", markup=False
-        )
+        say_interrupted(console, outcome.step)
         return outcome.exit_code
 
     snapshot = run.complete_snapshots()[0].path

@@ -3,7 +3,7 @@
     recipe.yaml            the resolved recipe
     run.json               versions, devices, seeds, resolved revisions, the command        (rank 0, once an attempt)
     state.json             state, step, phase, heartbeat, exit code, reason; replaced atomically
-    attempts/N/            one start of the program: metrics.jsonl, completions.jsonl, train.log
+    attempts/N/            one start of the program: metrics.jsonl, completions.jsonl, rank-R.log
     tensorboard/           TensorBoard events
     held_out.jsonl         the problems this run must not train on: evaluation uses them
     completion_samples/    the seed's two text files: completion_samples.txt, success_completion_samples.txt
@@ -66,6 +66,10 @@ class RunDir:
     def is_run(self) -> bool:
         """Whether a run has been started here."""
         return self.recipe_file.is_file()
+
+    def has_steps(self) -> bool:
+        """Whether a start would go on from a checkpoint: then recipe, data and model are settled."""
+        return bool(self.complete_checkpoints())
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:

@@ -127,6 +127,7 @@ def test_a_run_goes_on_with_the_hub_commits_it_began_with(
     record = run.read_record()
     record["data"]["revision"] = "d" * 40
     record["attempts"][0]["model"]["revision"] = "e" * 40
+    record["attempts"].insert(0, {"attempt": 0, "model": {"revision": "f" * 40}})  # failed before any checkpoint
     write_json(run.run_file, record)
     asked: dict[str, str | None] = {}
 

@@ -17,7 +17,7 @@ def prepare(small_model: bool) -> None:
 
     Args:
         small_model: run on one thread, unless OMP_NUM_THREADS says otherwise: tensors of the demo's size are calculated
-            faster than a second thread is woken, and on a busy machine waiting for it costs up to twenty times.
+            faster than a second thread is woken, and on a busy machine it is waited for much longer still.
     """
     if small_model and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

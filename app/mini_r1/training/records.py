@@ -38,7 +38,7 @@ def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
     Raises:
         KitError: naming the keys that mean something else now.
     """
-    if not run.is_run() or not run.complete_checkpoints():
+    if not run.has_steps():
         return
     changed = differences(load_recipe(run.recipe_file), recipe)
     if changed:
@@ -53,9 +53,10 @@ def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
 def commits(run: RunDir) -> tuple[str | None, str | None]:
     """Hub commits of data and model that a run with steps behind it began with; None where there is none."""
     record = run.read_record()
-    if not record or not run.complete_checkpoints():
+    if not record or not run.has_steps():
         return None, None
-    return record["data"]["revision"], record["attempts"][0]["model"]["revision"]
+    # The last attempt's: an earlier one may have failed before its first checkpoint, under another recipe.
+    return record["data"]["revision"], record["attempts"][-1]["model"]["revision"]
 
 
 def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
@@ -65,7 +66,7 @@ def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
         KitError: the data is another now.
     """
     before = run.read_record().get("data")
-    if before and run.complete_checkpoints() and before != json.loads(json.dumps(data.provenance)):
+    if before and run.has_steps() and before != json.loads(json.dumps(data.provenance)):
         raise KitError(f"the data of {run.path} has changed since the run began: then {before}, now {data.provenance}")
 
 
@@ -107,7 +108,8 @@ def announce(
         f"{len(data.train):,} training problems, {len(data.held_out):,} held out ({data.provenance['source']})\n"
         f"{steps} optimizer steps of {prompts} prompts x {recipe.num_generations} generations"
         + (f", going on after step {start}" if start else "")
-        + f" -> {run.path}"
+        + f" -> {run.path}",
+        markup=False,  # names and paths may hold brackets
     )
 
 
