@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,16 +11,10 @@ import torch
 from mini_r1.generation.sampler import COMPACT_EVERY, SamplingConfig, sample, step_seed
 from mini_r1.training.demo_model import build_model, build_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PAD = 0  # <|endoftext|> of the demo tokenizer
 LENGTHS = (3, 17, 1, 9, 9, 30, 5, 12)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=[1.0, 4.0], ids=["as built", "weights x 4"])
