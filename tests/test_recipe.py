@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from mini_r1 import recipe_keys
 from mini_r1.errors import ExitCode
-from mini_r1.recipe import REWARD_NAMES, GeneratorRecipe, Recipe, WarmStartRecipe
+from mini_r1.recipe import REWARD_NAMES, GeneratorRecipe, Recipe, WarmStartRecipe, WatchRecipe
 from mini_r1.recipe_file import (
     MAX_BYTES,
     RecipeError,
@@ -118,6 +118,31 @@ def test_rewards_by_scoring(write):
     assert mixed.resolved_rewards() == {"equation_seed": 2, "words": 0.1}
 
 
+@pytest.mark.parametrize(
+    ("written", "every"),
+    [
+        ("", None),
+        ("eval_steps: 5", None),
+        ("eval_strategy: no\neval_steps: 5", None),
+        ("eval_strategy: steps\neval_steps: 5", 5),
+        ("eval_strategy: steps\nsave_steps: 7", 7),
+    ],
+)
+def test_steps_between_evaluations(write, written, every):
+    assert load_recipe(write(DEMO + written)).eval_every == every
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("off", "off"), ("no", "off"), ("'off'", "off"), ("warn", "warn"), ("stop", "stop")],
+)
+def test_one_watcher_is_set_and_the_others_keep_their_defaults(write, written, meant):
+    expected = WatchRecipe(kl=meant)
+    in_file = load_recipe(write(f"{DEMO}watch: {{kl: {written}}}\n")).watch
+    assert (in_file, in_file.kl) == (expected, meant)
+    assert load_recipe(write(DEMO), [f"watch.kl={written}"]).watch == expected
+
+
 # --- what the constants copy
 
 
@@ -138,7 +163,7 @@ def test_constants_equal_the_pinned_libraries():
     assert set(Recipe.model_fields) >= recipe_keys.HARMLESS_KEYS
 
 
-@pytest.mark.parametrize("model", [Recipe, GeneratorRecipe, WarmStartRecipe])
+@pytest.mark.parametrize("model", [Recipe, GeneratorRecipe, WarmStartRecipe, WatchRecipe])
 def test_every_field_has_a_docstring(model):
     assert [name for name, field in model.model_fields.items() if not field.description] == []
 
@@ -186,7 +211,27 @@ def test_loading_needs_no_torch():
         ("run_name: 2024-99-99", "run_name: cannot be read"),
         ("run_name: ''", "run_name: must be one line of text, not empty"),
         ("trust_remote_code: true", "trust_remote_code: must be false: code from a model repository is never run"),
-        ("eval_strategy: steps", "eval_strategy: must be no: TRL 0.14.0's evaluation during training crashes"),
+        ("eval_strategy: epoch", "eval_strategy: must not be epoch: most runs end within one pass over the data"),
+        ("eval_strategy: step", "eval_strategy: must be one of no, steps, not 'step'; did you mean 'steps'?"),
+        (
+            "evaluation_strategy: steps",
+            "key 'evaluation_strategy' is not accepted: it is called eval_strategy, 'no' or",
+        ),
+        ("eval_steps: 0", "eval_steps: must be at least 1, not 0"),
+        ("eval_problems: 0", "eval_problems: must be at least 1, not 0"),
+        ("scale_rewards: group", "scale_rewards: must be true or false"),
+        ("bnb_4bit_quant_type: nf5", "bnb_4bit_quant_type: must be one of fp4, nf4, not 'nf5'; did you mean 'nf4'?"),
+        ("watch: off", "watch: cannot be switched off as a whole; switch off single watchers, e.g. watch: {kl: off}"),
+        ("watch: 'off'", "watch: cannot be switched off as a whole"),
+        ("watch: null", "watch: cannot be switched off as a whole"),
+        ("watch: stop", "watch: must be a mapping of names to values, not 'stop'"),
+        ("watch: {kl: on}", "watch.kl: must be one of off, warn, stop, not true"),
+        ("watch: {kl: stopp}", "watch.kl: must be one of off, warn, stop, not 'stopp'; did you mean 'stop'?"),
+        ("watch: {klx: stop}", "unknown key 'klx' in 'watch'; did you mean 'kl'?"),
+        ("watch: {max_kl: 0}", "watch.max_kl: must be above 0, not 0"),
+        ("watch: {min_entropy: -1}", "watch.min_entropy: must be at least 0, not -1"),
+        ("watch: {collapse_share: 1}", "watch.collapse_share: must be below 1, not 1"),
+        ("watch: {window: 0}", "watch.window: must be at least 1, not 0"),
         ("logging_strategy: epoch", "logging_strategy: must be steps"),
         ("save_strategy: epoch", "save_strategy: must be one of steps, no, not 'epoch'"),
         ("report_to: [wandbb]", "report_to: must be all, none or names out of azure_ml"),
@@ -203,7 +248,7 @@ def test_loading_needs_no_torch():
         ("warm_start: {step: 1}", "unknown key 'step' in 'warm_start'; did you mean 'steps'?"),
         ("lora_target_modules: []", "lora_target_modules: must not be empty"),
         ("lr_scheduler_kwargs: {a: [1]}", "lr_scheduler_kwargs: 'a' must have a plain value"),
-        ("lr_scheduler_type: reduce_lr_on_plateau", "lr_scheduler_type: reduce_lr_on_plateau needs an evaluation"),
+        ("lr_scheduler_type: reduce_lr_on_plateau", "lr_scheduler_type: reduce_lr_on_plateau follows a loss on"),
         (
             "lr_scheduler_type: cosine_with_min_lr",
             "lr_scheduler_type: cosine_with_min_lr needs min_lr or",
@@ -240,6 +285,7 @@ def test_one_fault(faults, line, sentence):
         ("attn_implementation: flash_attention_2", "x:2: attn_implementation: flash_attention_2 computes in 16 bits"),
         ("max_steps: 5\nwarmup_steps: 6", "x:3: warmup_steps: the warm-up is longer than the run: at most 5 steps"),
         ("use_vllm: true\nuse_peft: true", "x:3: use_peft: an adapter cannot be generated with through vLLM"),
+        ("eval_strategy: steps\ntest_fraction: 0", "x:2: eval_strategy: test_fraction is 0, so nothing is held out"),
         ("use_peft: true\nload_in_4bit: true\nload_in_8bit: true", "x:4: load_in_8bit: load_in_4bit and load_in_8bit"),
         ("dataset_id_or_path: generated\ndataset_rows: null", "x:3: dataset_rows: generated data has no end"),
         ("dataset_id_or_path: generated\ngenerator: {low: 9, high: 3}", "x:3: generator: low (9) is above high (3)"),
@@ -331,6 +377,8 @@ def test_overrides(write):
         ("num_generations=1", "must be at least 2, not 1"),
         ("generator={low: 0}", "generator.low: must be at least 1, not 0"),
         ("generator.low=0", "must be at least 1, not 0"),
+        ("watch.kl=maybe", "must be one of off, warn, stop, not 'maybe'"),
+        ("watch=off", "cannot be switched off as a whole; switch off single watchers"),
         ("warm_start.step=1", "unknown key 'step' in 'warm_start'; did you mean 'steps'?"),
         ("seed.x=1", "'seed' is not a mapping"),
         ("generator.high.x=1", "generator.high: must be a whole number"),
@@ -375,6 +423,29 @@ def test_differences_are_those_that_change_what_is_learned():
     assert differences(old, old) == {}
 
 
+def test_a_run_may_go_on_with_other_evaluation_and_other_watchers_but_not_with_another_loss():
+    old = Recipe(model_name_or_path="a/b")
+    harmless = {
+        "eval_strategy": "steps", "eval_steps": 5, "eval_on_start": True, "eval_problems": None,
+        "watch": {"kl": "stop", "max_kl": 1},
+    }  # fmt: skip
+    assert differences(old, Recipe(model_name_or_path="a/b", **harmless)) == {}
+    learned = {"scale_rewards": False, "drop_zero_variance_groups": True, "bnb_4bit_quant_type": "fp4"}
+    assert set(differences(old, Recipe(model_name_or_path="a/b", **learned))) == set(learned)
+
+
+def test_the_recipe_of_a_run_older_than_a_key_still_loads_and_means_the_same(write):
+    recipe = load_recipe(SEED_RECIPE)
+    newer = {
+        "eval_steps", "eval_on_start", "eval_problems", "scale_rewards", "drop_zero_variance_groups", "watch",
+        "bnb_4bit_quant_type", "use_bnb_nested_quant",
+    }  # fmt: skip
+    resolved = yaml.safe_load(dump_recipe(recipe))
+    assert newer <= set(resolved)
+    older = write(yaml.safe_dump({key: value for key, value in resolved.items() if key not in newer}))
+    assert load_recipe(older) == recipe
+
+
 def test_run_directory():
     demo = Recipe(model_name_or_path="builtin:demo")
     assert effective_output_dir(demo, Path("configs/recipes/demo-cpu.yaml")) == Path("runs/demo-cpu")
@@ -398,12 +469,21 @@ def test_warnings():
     loud = Recipe(
         model_name_or_path="a/b", dataset_id_or_path="rows.jsonl", dataset_revision="x", lora_r=8, hub_strategy="end",
         warmup_steps=1, warmup_ratio=0.1, gradient_checkpointing_kwargs={"use_reentrant": False}, test_fraction=0,
-        max_steps=5,
+        max_steps=5, bnb_4bit_quant_type="fp4", use_bnb_nested_quant=True, eval_steps=5, eval_on_start=True,
+        eval_problems=None,
     )  # fmt: skip
     assert [warning.split(":")[0] for warning in loud.warnings()] == [
-        "lora_r", "hub_strategy", "gradient_checkpointing_kwargs", "warmup_ratio", "dataset_revision",
-        "test_fraction is 0",
+        "lora_r", "bnb_4bit_quant_type, use_bnb_nested_quant", "eval_on_start, eval_problems, eval_steps",
+        "hub_strategy", "gradient_checkpointing_kwargs", "warmup_ratio", "dataset_revision", "test_fraction is 0",
     ]  # fmt: skip
+
+
+def test_what_has_an_effect_is_not_warned_of():
+    used = Recipe(
+        model_name_or_path="a/b", use_peft=True, load_in_4bit=True, use_bnb_nested_quant=True, eval_strategy="steps",
+        eval_steps=5, eval_on_start=True, eval_problems=None,
+    )  # fmt: skip
+    assert used.warnings() == []
 
 
 def test_python_callers_see_contradictions_too_and_no_secrets():
@@ -425,7 +505,7 @@ SCALARS = st.sampled_from(
 VALUES = st.recursive(
     SCALARS | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]")
-    | st.dictionaries(KEYS | st.sampled_from(["low", "high", "format"]), inner, max_size=3).map(
+    | st.dictionaries(KEYS | st.sampled_from(["low", "high", "format", "kl", "window"]), inner, max_size=3).map(
         lambda items: "{" + ", ".join(f"{key}: {item}" for key, item in items.items()) + "}"
     ),
     max_leaves=5,

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from mini_r1.recipe_nested import RECIPE_CONFIG, GeneratorRecipe, WarmStartRecipe, WatchRecipe
 from mini_r1.recipe_types import (
     DEFAULT_REWARDS,
     DEMO_MODEL,
@@ -33,74 +34,29 @@ from mini_r1.recipe_types import (
     Whole,
     data_source,
     device_name,
+    evaluation_strategy,
     group_size,
     hub_name,
     model_name,
     only,
-    operator_set,
     report_names,
     reward_weights,
     steps_or_epochs,
     text_list,
+    watch_mapping,
     yaml_no,
 )
 
-__all__ = ["DEFAULT_REWARDS", "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe"]
-
-# hide_input_in_errors: a token pasted into the wrong place must not come back in a traceback.
-_CONFIG = ConfigDict(
-    extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), hide_input_in_errors=True
-)
-
-
-class GeneratorRecipe(BaseModel):
-    """The distribution of generated problems; the defaults are the hub set's own."""
-
-    model_config = _CONFIG
-
-    sizes: Annotated[list[Annotated[Whole, Field(ge=2, le=6)]], Field(min_length=1)] = [3, 4]
-    """How many numbers a problem has, each equally likely; 2 to 6, the exact solver's range."""
-    low: Annotated[Whole, Field(ge=1)] = 1
-    """Smallest number drawn."""
-    high: Annotated[Whole, Field(ge=1, le=1_000_000)] = 99
-    """Largest number drawn."""
-    target_low: Annotated[Whole, Field(ge=0)] = 10
-    """Smallest target."""
-    target_high: Annotated[Whole, Field(ge=1, le=1_000_000_000)] = 100
-    """Largest target."""
-    operators: Annotated[Text, AfterValidator(operator_set)] = "+-*/"
-    """Operations a solution may use; `+-` makes the easy game of the demo."""
-    max_intermediate: Annotated[Whole, Field(ge=1)] | None = None
-    """Largest value that may occur on the way to the target; null is no limit."""
-
-    @model_validator(mode="after")
-    def _ranges(self) -> GeneratorRecipe:
-        if self.low > self.high:
-            raise ValueError(f"low ({self.low}) is above high ({self.high}): swap them")
-        if self.target_low > self.target_high:
-            raise ValueError(f"target_low ({self.target_low}) is above target_high ({self.target_high}): swap them")
-        return self
-
-
-class WarmStartRecipe(BaseModel):
-    """How the built-in demo model is brought to the point where GRPO has something to reinforce."""
-
-    model_config = _CONFIG
-
-    traces: Annotated[Whole, Field(ge=64)] = 40_000
-    """Worked problems to imitate, in rows; at least two batches."""
-    steps: Count = 1_200
-    """Optimizer steps of imitation, done once and cached."""
-    min_accuracy: Share = 0.94
-    """Smallest share of right calculation steps that GRPO may start from; runs from weaker models collapsed."""
-    seed: Seed = 0
-    """Of weights, traces and order; apart from `seed`, so that runs with several seeds share one cached start."""
+__all__ = [
+    "DEFAULT_REWARDS", "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
+    "WatchRecipe",
+]  # fmt: skip
 
 
 class Recipe(BaseModel):
     """One training run. Lengths are in tokens, durations in seconds, batches in prompts."""
 
-    model_config = _CONFIG
+    model_config = RECIPE_CONFIG
 
     # Model
     model_name_or_path: Annotated[Text, AfterValidator(model_name)]
@@ -197,6 +153,12 @@ class Recipe(BaseModel):
     """Sampling temperature; TRL 0.14.0's default, and the seed's."""
     num_generations: Annotated[Whole, AfterValidator(group_size)] = 8
     """Completions per prompt, the group that advantages are taken over; at least 2."""
+    scale_rewards: Flag = True
+    """Divide advantages by their group's standard deviation, as GRPO does; TRL 0.15's name. False is Dr. GRPO's
+    way (arXiv:2503.20783): the division favours problems that are almost always or almost never solved."""
+    drop_zero_variance_groups: Flag = False
+    """Groups whose completions all have the same reward leave the update: they have no advantage and would add only
+    the KL term. DAPO's filter (arXiv:2503.14476, section 3.2) without its resampling."""
     max_prompt_length: Count = 512
     """Tokens a prompt may have; TRL's default."""
     max_completion_length: Count = 256
@@ -223,6 +185,10 @@ class Recipe(BaseModel):
     """Load the frozen weights in 4 bits (QLoRA); needs bitsandbytes and a GPU."""
     load_in_8bit: Flag = False
     """Load the frozen weights in 8 bits; needs bitsandbytes and a GPU."""
+    bnb_4bit_quant_type: Literal["fp4", "nf4"] = "nf4"
+    """The 4-bit type: NormalFloat, made for weights (QLoRA, arXiv:2305.14314), or plain 4-bit floats."""
+    use_bnb_nested_quant: Flag = False
+    """Quantize the 4-bit scales too (QLoRA's double quantization): saves 0.37 bits per weight by the paper."""
 
     # Logging and saving
     logging_strategy: Annotated[Literal["steps"], only("steps", "the curve is read by step")] = "steps"
@@ -239,16 +205,21 @@ class Recipe(BaseModel):
     """`no` saves at the end and when interrupted only."""
     save_steps: Count = 25
     """Optimizer steps between checkpoints; the seed's 25 are about 20 minutes, what a killed job loses at most."""
-    eval_strategy: Annotated[
-        Literal["no"],
-        only(
-            "no",
-            "TRL 0.14.0's evaluation during training crashes ('list' object has no attribute 'get');"
-            " run `mini-r1 evaluate` on the snapshots",
-        ),
-        BeforeValidator(yaml_no),
-    ] = "no"
-    """Only `no`: TRL 0.14.0 cannot evaluate while it trains; `mini-r1 evaluate` does it on the snapshots."""
+
+    # Evaluation while training, on the held-out problems
+    eval_strategy: Annotated[Literal["no", "steps"], BeforeValidator(evaluation_strategy)] = "no"
+    """`steps` measures success on held-out problems every `eval_steps`; `mini-r1 evaluate` does it afterwards."""
+    eval_steps: Count | None = None
+    """Optimizer steps between two evaluations; null is `save_steps`, so that each stands beside a snapshot."""
+    eval_on_start: Flag = False
+    """Evaluate before the first step too."""
+    eval_problems: Annotated[Whole, Field(ge=1)] | None = 200
+    """Held-out problems per evaluation, the same ones each time; null is all. 200 tell a success rate to a
+    standard error of 3.5 points at worst."""
+
+    # Trouble
+    watch: Annotated[WatchRecipe, BeforeValidator(watch_mapping)] = WatchRecipe()
+    """What the run watches itself for, and whether it warns or stops."""
 
     # Run
     seed: Seed = 42
@@ -302,7 +273,10 @@ class Recipe(BaseModel):
                     "flash_attention_2 computes in 16 bits only: set bf16: true or torch_dtype: bfloat16, or sdpa",
                 )
         if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            yield ("lr_scheduler_type",), "reduce_lr_on_plateau needs an evaluation during training: choose cosine"
+            yield (
+                ("lr_scheduler_type",),
+                "reduce_lr_on_plateau follows a loss on held-out data, which GRPO does not have: choose cosine",
+            )
         wanted = {
             "cosine_with_min_lr": ({"min_lr"}, {"min_lr_rate"}),
             "warmup_stable_decay": ({"num_stable_steps", "num_decay_steps"},),
@@ -322,6 +296,11 @@ class Recipe(BaseModel):
             )
         if self.dataset_id_or_path == GENERATED and self.dataset_rows is None:
             yield ("dataset_rows", "dataset_id_or_path"), "generated data has no end: say how many rows"
+        if self.eval_strategy == "steps" and self.test_fraction == 0:
+            yield (
+                ("eval_strategy", "test_fraction"),
+                "test_fraction is 0, so nothing is held out to evaluate on: set it above 0, or eval_strategy: no",
+            )
         if self.use_vllm and self.use_peft:
             yield (
                 ("use_peft", "use_vllm"),
@@ -355,6 +334,12 @@ class Recipe(BaseModel):
         idle = sorted(name for name in changed if name.startswith("lora_"))
         if idle and not self.use_peft:
             found.append(f"{', '.join(idle)}: no effect without use_peft: true")
+        idle = sorted(changed & {"bnb_4bit_quant_type", "use_bnb_nested_quant"})
+        if idle and not self.load_in_4bit:
+            found.append(f"{', '.join(idle)}: no effect without load_in_4bit: true")
+        idle = sorted(changed & {"eval_steps", "eval_on_start", "eval_problems"})
+        if idle and self.eval_strategy == "no":
+            found.append(f"{', '.join(idle)}: no effect without eval_strategy: steps")
         idle = sorted(changed & {"hub_model_id", "hub_strategy", "hub_private_repo"})
         if idle and not self.push_to_hub:
             found.append(f"{', '.join(idle)}: no effect without push_to_hub: true")
@@ -367,6 +352,11 @@ class Recipe(BaseModel):
         if self.test_fraction == 0:
             found.append("test_fraction is 0: nothing is held out to evaluate on")
         return found
+
+    @property
+    def eval_every(self) -> int | None:
+        """Optimizer steps between two evaluations; None when there is none while training."""
+        return None if self.eval_strategy == "no" else self.eval_steps or self.save_steps
 
     @property
     def data_on_hub(self) -> bool:

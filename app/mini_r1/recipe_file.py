@@ -16,12 +16,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from mini_r1.errors import KitError
-from mini_r1.recipe import DEFAULT_REWARDS, DEMO_MODEL, GeneratorRecipe, Recipe, WarmStartRecipe
+from mini_r1.recipe import DEFAULT_REWARDS, DEMO_MODEL, GeneratorRecipe, Recipe, WarmStartRecipe, WatchRecipe
 from mini_r1.recipe_keys import HARMLESS_KEYS, did_you_mean, unknown_key
 
 MAX_BYTES = 2**16
 """Of a recipe file; a real one has one or two thousand. The pure-Python YAML reader takes about 1 s for this many."""
-NESTED: dict[str, type[BaseModel]] = {"generator": GeneratorRecipe, "warm_start": WarmStartRecipe}
+NESTED: dict[str, type[BaseModel]] = {"generator": GeneratorRecipe, "warm_start": WarmStartRecipe, "watch": WatchRecipe}
 
 PLAIN_WORDS = {
     "greater_than_equal": "must be at least {ge}",

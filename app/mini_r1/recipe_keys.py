@@ -23,7 +23,7 @@ REFUSED_KEYS: Final = {
     "overwrite_output_dir": "a run directory is never overwritten; give another output_dir",
     "save_total_limit": "the newest 2 checkpoints and all snapshots are kept; leave it out",
     "deepspeed": "where a job runs is no part of a recipe; the launcher takes the DeepSpeed configuration",
-    "evaluation_strategy": "it is called eval_strategy, and only 'no' is accepted",
+    "evaluation_strategy": "it is called eval_strategy, 'no' or 'steps'",
 }
 """Keys of the pinned libraries that have an answer of their own."""
 
@@ -32,7 +32,7 @@ LATER_TRL_KEYS: Final = frozenset({
     "disable_dropout", "ds3_gather_for_generation", "epsilon", "epsilon_high", "generation_batch_size",
     "generation_kwargs", "importance_sampling_level", "log_completions", "log_unique_prompts", "loss_type",
     "mask_truncated_completions", "min_p", "num_completions_to_print", "num_iterations", "repetition_penalty",
-    "reward_weights", "scale_rewards", "shuffle_dataset", "steps_per_generation", "sync_ref_model",
+    "reward_weights", "shuffle_dataset", "steps_per_generation", "sync_ref_model",
     "top_entropy_quantile", "top_k", "top_p", "use_liger_loss", "use_transformers_paged", "vllm_dtype",
     "vllm_enable_prefix_caching",
     "vllm_guided_decoding_regex", "vllm_importance_sampling_cap", "vllm_importance_sampling_correction",
@@ -48,7 +48,7 @@ UNUSED_KEYS: Final = frozenset({
     "bf16_full_eval", "data_seed", "dataloader_drop_last", "dataloader_persistent_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "ddp_backend", "ddp_broadcast_buffers", "ddp_bucket_cap_mb",
     "ddp_find_unused_parameters", "debug", "disable_tqdm", "dispatch_batches", "do_eval", "do_predict", "do_train",
-    "eval_accumulation_steps", "eval_delay", "eval_do_concat_batches", "eval_on_start", "eval_steps",
+    "eval_accumulation_steps", "eval_delay", "eval_do_concat_batches",
     "eval_use_gather_object", "fp16_backend", "fp16_full_eval", "fp16_opt_level", "fsdp", "fsdp_config",
     "fsdp_min_num_params", "fsdp_transformer_layer_cls_to_wrap", "full_determinism", "greater_is_better",
     "group_by_length", "half_precision_backend", "hub_always_push", "ignore_data_skip", "include_for_metrics",
@@ -66,13 +66,15 @@ UNUSED_KEYS: Final = frozenset({
 """`TrainingArguments` fields of transformers 4.48.1 that the kit decides itself or has no use for."""
 
 UNUSED_TRL_KEYS: Final = frozenset({
-    "bnb_4bit_quant_type", "lora_modules_to_save", "lora_task_type", "use_bnb_nested_quant", "use_rslora",
+    "lora_modules_to_save", "lora_task_type", "use_rslora",
 })  # fmt: skip
 """`ModelConfig` fields of TRL 0.14.0 that the kit has no use for."""
 
 HARMLESS_KEYS: Final = frozenset({
     "output_dir", "run_name", "report_to",  # where results go
-    "logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "eval_strategy",
+    "logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
+    "eval_strategy", "eval_steps", "eval_on_start", "eval_problems",  # measuring draws nothing from training's stream
+    "watch",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
     "gradient_checkpointing", "gradient_checkpointing_kwargs",  # memory against time, the same gradients
     "vllm_device", "vllm_gpu_memory_utilization", "ddp_timeout", "dataloader_num_workers",  # the machine's business

@@ -1,4 +1,4 @@
-"""What one value of a recipe may be: the field types of recipe.py, each with the sentence for a wrong one.
+"""What one value of a recipe may be: its field types, each with the sentence for a wrong one.
 
 YAML 1.1 has its own ideas (`5e-7` is a string, `no` is false); they are put right here, so that files written for
 transformers' parser mean the same.
@@ -60,6 +60,22 @@ def _one_line(value: str) -> str:
 
 def yaml_no(value: object) -> object:
     return "no" if value is False else value  # YAML 1.1 reads an unquoted `no` as false
+
+
+def yaml_off(value: object) -> object:
+    return "off" if value is False else value  # YAML 1.1 reads an unquoted `off` as false, and `no` too
+
+
+def watch_mapping(value: object) -> object:
+    if value is None or value is False or value == "off":
+        raise ValueError("cannot be switched off as a whole; switch off single watchers, e.g. watch: {kl: off}")
+    return value
+
+
+def evaluation_strategy(value: object) -> object:
+    if value == "epoch":
+        raise ValueError("must not be epoch: most runs end within one pass over the data; write steps and eval_steps")
+    return yaml_no(value)
 
 
 def only(allowed: object, why: str) -> BeforeValidator:
