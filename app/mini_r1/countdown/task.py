@@ -14,14 +14,13 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-from . import rewards
+from . import rewards, solver
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, VERDICTS, Verdict
-from .solver import needs_multiplication_or_division
-from .style import tries
+from .style import manner, reflections, tries
 
 __all__ = [
     "PREFILL",
@@ -33,8 +32,11 @@ __all__ = [
     "Verdict",
     "judge",
     "load_data",
+    "manner",
     "messages",
+    "reflections",
     "reward_values",
+    "solvable",
     "strata",
     "tries",
 ]
@@ -61,6 +63,11 @@ class TaskData:
 def judge(completion: str, problem: Problem) -> Verdict:
     """All four verdicts on a completion; see `rewards.judge`."""
     return rewards.judge(completion, problem.nums, problem.target)
+
+
+def solvable(problem: Problem) -> bool:
+    """Whether the problem has a solution at all; see `solver.solvable`."""
+    return solver.solvable(problem.nums, problem.target)
 
 
 def reward_values(names: Sequence[str], completion: str, problem: Problem, verdict: Verdict) -> list[float]:
@@ -154,7 +161,7 @@ def load_data(
 
 @lru_cache(maxsize=1 << 16)
 def _needs_multiplication_or_division(problem: Problem) -> bool:
-    return needs_multiplication_or_division(problem.nums, problem.target)
+    return solver.needs_multiplication_or_division(problem.nums, problem.target)
 
 
 def _sha256(files: Iterable[Path]) -> str:
