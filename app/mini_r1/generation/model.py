@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from peft import PeftConfig, PeftModel, PeftType
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import KitError
+from mini_r1.generation.architectures import refuse_unloadable
 
 logger = logging.getLogger(__name__)
+
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+"""peft's name for an adapter's weights."""
 
 
 def device() -> torch.device:
@@ -25,11 +41,18 @@ def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     """A tokenizer that pads on the left, as generation needs.
 
     Raises:
-        KitError: it cannot be found, or has no chat template, or nothing to pad with.
+        KitError: it cannot be found or read, or has no chat template, or nothing to pad with.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=_revision(name, revision), padding_side="left")
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name,
+            revision=_revision(name, revision),
+            padding_side="left",
+            trust_remote_code=False,  # unset, transformers asks at the terminal and a "y" runs the repository's code
+        )
+    except Exception as error:  # the tokenizers library raises bare Exceptions for a file it cannot read
+        if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
+            raise KitError(f"{name} has no tokenizer in it: set tokenizer_name_or_path to the one it needs") from error
         raise _not_loaded("tokenizer", name, error) from error
     if tokenizer.chat_template is None:
         raise KitError(
@@ -43,43 +66,147 @@ def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str, revision: str | None, torch_dtype: str | None, attention: str | None) -> Any:
+def load_model(
+    name: str,
+    revision: str | None,
+    torch_dtype: str | None,
+    attention: str | None,
+    quantization: BitsAndBytesConfig | None = None,
+) -> Any:
     """A causal language model from safetensors, in the dtype and with the attention asked for.
 
     TRL 0.14.0 passes neither on when the model comes by name, so the published recipe never ran in bfloat16 weights
     or with flash attention. Here both reach `from_pretrained`.
 
     Args:
-        name: hub id or local directory.
+        name: hub id or local directory, of a model or of a LoRA adapter. An adapter brings its base model, in the
+            revision it was trained on; it comes frozen, its own weights in float32.
         revision: branch, tag or commit on the hub.
         torch_dtype: `bfloat16`, `float16`, `float32`, `auto` (the dtype of the weights file) or None (float32).
         attention: `eager`, `sdpa`, `flash_attention_2` or None (the best that transformers finds).
+        quantization: how to store the weights in fewer bits; such a model is loaded straight onto the GPU.
 
     Raises:
         KitError: it cannot be found or loaded that way.
     """
-    dtype = "auto" if torch_dtype == "auto" else getattr(torch, torch_dtype or "float32")
+    with _in_words("model", name):
+        adapter = find_adapter_config_file(name, revision=_revision(name, revision))
+        if adapter is None:
+            return _load_base(name, revision, torch_dtype, attention, quantization)
+        config = PeftConfig.from_pretrained(str(Path(adapter).parent))
+    base = config.base_model_name_or_path
+    if config.peft_type != PeftType.LORA or not base:
+        raise KitError(f"{name} is an adapter of another kind than LoRA, or names no base model: use a LoRA adapter")
+    with _in_words("adapter", name):
+        weights = _file(name, revision, ADAPTER_WEIGHTS_NAME)
+    if weights is None:
+        raise KitError(f"the adapter {name} has no {ADAPTER_WEIGHTS_NAME}: only safetensors are read")
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name,
-            revision=_revision(name, revision),
-            torch_dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,  # a pickled weights file could run code (CVE-2025-32434)
+        with _in_words("model", base):
+            model = _load_base(base, config.revision, torch_dtype, attention, quantization)
+    except KitError as error:
+        raise KitError(f"{name} is an adapter of {base}, which is needed too: {error.message}") from error
+    with _in_words("adapter", name):
+        # The folder and not the name: by name peft would fall back to pickled weights.
+        return PeftModel.from_pretrained(model, str(Path(weights).parent), config=config, torch_device="cpu")
+
+
+def _load_base(
+    name: str,
+    revision: str | None,
+    torch_dtype: str | None,
+    attention: str | None,
+    quantization: BitsAndBytesConfig | None,
+) -> Any:
+    """A model that is no adapter.
+
+    Raises:
+        KitError: it is of a kind that cannot be loaded, or its weights are missing, incomplete or pickled.
+    """
+    config, _ = PretrainedConfig.get_config_dict(name, revision=_revision(name, revision))
+    refuse_unloadable(name, config)
+    # Asked before transformers does: with `main` it would have a service make safetensors of pickled weights.
+    if all(_file(name, revision, file) is None for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        raise KitError(_no_weights(name))
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        # The device this rank will train on; PartialState would tell it too, and set up the process group too early.
+        options = {
+            "quantization_config": quantization,
+            "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
+        }
+    model, found = AutoModelForCausalLM.from_pretrained(
+        name,
+        revision=_revision(name, revision),
+        torch_dtype="auto" if torch_dtype == "auto" else getattr(torch, torch_dtype or "float32"),
+        attn_implementation=attention,
+        use_safetensors=True,  # a pickled weights file could run code (CVE-2025-32434)
+        trust_remote_code=False,  # unset, transformers asks at the terminal
+        output_loading_info=True,
+        **options,
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:  # transformers leaves them at random and warns
+        raise KitError(
+            f"the weights of {name} are incomplete: {len(missing)} tensors of its {type(model).__name__} are missing, "
+            f"{missing[0]} among them"
         )
-    except (ImportError, OSError, ValueError) as error:
-        raise _not_loaded("model", name, error) from error
+    return model
+
+
+def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A tokenizer may not write an id that the model has no embedding for: the lookup would crash, on a GPU obscurely.
+
+    Raises:
+        KitError: naming both sizes.
+    """
+    embeddings = model.get_input_embeddings()
+    rows = getattr(embeddings, "base_layer", embeddings).num_embeddings  # below an adapter, where it has one
+    pad = tokenizer.pad_token_id
+    if pad is not None and pad >= rows:
+        raise KitError(
+            f"the padding token {tokenizer.pad_token!r} has the id {pad} and the model has embeddings for {rows:,} "
+            "tokens, ids from 0: make a token that the model knows the tokenizer's padding token, e.g. its end token"
+        )
+    size = max(tokenizer.get_vocab().values()) + 1
+    if size > rows:
+        raise KitError(
+            f"the tokenizer has {size:,} tokens and the model has embeddings for {rows:,}: use the tokenizer that "
+            "belongs to the model (tokenizer_name_or_path: null)"
+        )
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """What really runs, for run.json and the log: class, parameters, dtype, attention, resolved revision."""
-    return {
-        "class": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
-        "revision": getattr(model.config, "_commit_hash", None),
+    """What really runs, for run.json and the log.
+
+    Returns:
+        `class`, `parameters` (an adapter's included), `dtype`, `attention`, `revision` (resolved, of the hub) and
+        `quantization` (`bitsandbytes` or None); all of the base model, where there is an adapter. Of an
+        adapter also `adapter`: `rank`, `alpha`, `dropout`, `target_modules` and `parameters`.
+    """
+    is_adapter = isinstance(model, PeftModel)
+    base = model.get_base_model() if is_adapter else model
+    quantizer = getattr(base, "hf_quantizer", None)
+    facts = {
+        "class": type(base).__name__,
+        # Of a 4-bit model numel() would count what the weights are packed into.
+        "parameters": model.get_nb_trainable_parameters()[1] if is_adapter else base.num_parameters(),
+        "dtype": str(base.dtype).removeprefix("torch."),
+        "attention": base.config._attn_implementation,
+        "revision": getattr(base.config, "_commit_hash", None),
+        "quantization": quantizer.quantization_config.quant_method.value if quantizer else None,
     }
+    if is_adapter:
+        lora = model.peft_config[model.active_adapter]
+        modules = lora.target_modules
+        facts["adapter"] = {
+            "rank": lora.r,
+            "alpha": lora.lora_alpha,
+            "dropout": lora.lora_dropout,
+            "target_modules": modules if isinstance(modules, str) else sorted(modules),
+            "parameters": sum(p.numel() for key, p in model.named_parameters() if model.base_model.prefix in key),
+        }
+    return facts
 
 
 def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -93,12 +220,62 @@ def _revision(name: str, revision: str | None) -> str:
     return "main" if revision is None or Path(name).is_dir() else revision
 
 
+def _file(name: str, revision: str | None, file: str) -> str | None:
+    """Where a file of a model is, fetched if need be; None if the model has no such file."""
+    # A file that an offline machine does not have in its cache counts as missing.
+    found = cached_file(name, file, revision=_revision(name, revision), _raise_exceptions_for_missing_entries=False)
+    return None if found is None else str(found)
+
+
+def _no_weights(name: str) -> str:
+    pickles = "pickled ones (pytorch_model.bin) are not read, because loading them can run code"
+    if not Path(name).is_dir():
+        return f"{name} has no safetensors weights, or they are not in the cache and there is no network; {pickles}"
+    if any(Path(name).glob("*.bin")):
+        return (
+            f"{name} has no safetensors weights; {pickles}: convert them where you trust them, "
+            "with save_pretrained(..., safe_serialization=True)"
+        )
+    return f"{name} has no weights: there is no {SAFE_WEIGHTS_NAME} in it"
+
+
+@contextmanager
+def _in_words(what: str, name: str) -> Iterator[None]:
+    """What the libraries raise for a model that is not there or not whole becomes a sentence.
+
+    Raises:
+        KitError: instead of theirs. Running out of memory passes through.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise KitError(f"the weights of {name} are damaged ({error}): fetch or copy them again") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise _not_loaded(what, name, error) from error
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:  # transformers trusts what is written there
+        raise KitError(
+            f"the configuration of {name} holds something that transformers cannot use "
+            f"({type(error).__name__}: {_shortened(str(error))}): fetch or copy it again"
+        ) from error
+
+
 def _not_loaded(what: str, name: str, error: Exception) -> KitError:
-    reason = str(error).strip().split("\n")[0]
+    reason = _shortened(str(error)) or type(error).__name__
+    if "trust_remote_code" in str(error):
+        return KitError(f"the {what} of {name} needs code from its repository, which the kit never runs")
     if Path(name).exists() or name.startswith((".", "/", "~")):
         return KitError(f"cannot load the {what} from {name}: {reason}")
     return KitError(
         f"cannot load the {what} {name}: {reason}. "
-        "Check the name; without a network use a local directory or a model that is already in the cache",
-        ExitCode.CONFIG,
+        "Check the name; without a network use a local directory or a model that is already in the cache"
     )
+
+
+def _shortened(text: str) -> str:
+    """The line of an error message that says most, without the point at its end."""
+    lines = [line.strip() for line in text.strip().splitlines()] or [""]
+    # Of weights that do not fit their configuration torch says so line by line, below a heading.
+    line = next((line for line in lines if line.startswith("size mismatch")), lines[0])
+    return textwrap.shorten(line, 240, placeholder=" ...").rstrip(".")
