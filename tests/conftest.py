@@ -92,6 +92,12 @@ def command() -> list[str]:
     return [sys.executable, "-W", "ignore", "-c", "from mini_r1.cli import main; main()"]
 
 
+def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl without what the clock had a part in."""
+    clock = ("time", "tokens_per_second")
+    return [{k: v for k, v in row.items() if k not in clock and not k.startswith("time/")} for row in metrics]
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

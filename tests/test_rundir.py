@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, seal, verify, write_json
+from mini_r1.manifest import seal, verify
+from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, write_json
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def save(run: RunDir, step: int, text: str = "weights") -> None:
     (scratch / "sub").mkdir(parents=True)
     (scratch / "model.safetensors").write_text(text)
     (scratch / "sub" / "shard").write_text(text * 2)
-    seal(scratch, run.checkpoints / f"step-{step}")
+    seal(scratch, run.checkpoints / f"step-{step}", run_id=run.run_id)
 
 
 def test_a_checkpoint_counts_only_when_it_was_sealed(run: RunDir) -> None:
@@ -52,7 +53,7 @@ def test_leftovers_of_a_killed_save_are_removed_at_the_next_start(run: RunDir) -
 def test_damage_after_sealing_is_found_and_named(run: RunDir, damage: str) -> None:
     save(run, 2)
     (saved,) = run.complete_checkpoints()
-    assert verify(saved) is None
+    assert verify(saved, run.run_id) is None
     shard = saved.path / "sub" / "shard"
     if damage == "change":
         shard.write_text(shard.read_text().upper())
@@ -60,7 +61,7 @@ def test_damage_after_sealing_is_found_and_named(run: RunDir, damage: str) -> No
         shard.write_text("w")
     else:
         shard.unlink()
-    fault = verify(saved)
+    fault = verify(saved, run.run_id)
     assert fault is not None
     assert "sub/shard" in fault
 
@@ -77,7 +78,7 @@ def test_a_step_saved_again_replaces_the_old_one(run: RunDir) -> None:
     save(run, 2, "new")
     (saved,) = run.complete_checkpoints()
     assert (saved.path / "model.safetensors").read_text() == "new"
-    assert verify(saved) is None
+    assert verify(saved, run.run_id) is None
 
 
 def test_readers_pass_over_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:

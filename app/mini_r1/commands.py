@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None) -> ExitC
     path = find_recipe(recipe_name)
     recipe = load_recipe(path, overrides)
     console = progress_console()
+    console.quiet = os.environ.get("RANK", "0") != "0"  # one of several workers: rank 0 speaks for all
     for warning in recipe.warnings():
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
     with needs_extra("train"):
@@ -127,7 +129,9 @@ def data_errors() -> Iterator[None]:
 def needs_extra(extra: str) -> Iterator[None]:
     """Say which installation is missing when a command needs more than the core."""
     try:
-        yield
+        # DeepSpeed logs to the standard output as soon as it is imported, and that belongs to --json.
+        with redirect_stdout(sys.stderr):
+            yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mini_r1"):
             raise

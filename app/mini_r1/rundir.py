@@ -7,7 +7,7 @@
     tensorboard/           TensorBoard events
     held_out.jsonl         the problems this run must not train on: evaluation uses them
     completion_samples/    the seed's two text files: completion_samples.txt, success_completion_samples.txt
-    checkpoints/step-N/    full, resumable state; the newest two
+    checkpoints/step-N/    full, resumable state; the newest two; skipped-step-N is one that could not be resumed from
     snapshots/step-N/      16-bit weights and tokenizer, one for each save
     evaluation/*.json      held-out results
 
@@ -18,32 +18,23 @@ and reports read runs too.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.manifest import Saved, complete, discard, tidy
 
-MANIFEST = "manifest.json"
 OURS = frozenset({".lock", "attempts"})
 """What a start that came to nothing may leave behind: no reason to refuse the directory."""
+SCRATCH = ".*.tmp"
+"""Files that `write_text` had not given their name yet when it was killed."""
 KEEP_CHECKPOINTS = 2
 """Full checkpoints kept: the newest, and one to fall back on when the newest turns out to be damaged."""
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A complete checkpoint or snapshot."""
-
-    path: Path
-    step: int
 
 
 class RunDir:
@@ -81,7 +72,8 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.is_run() and any(p.name not in OURS for p in self.path.iterdir()):
+            ours = {*OURS, *(p.name for p in self.path.glob(SCRATCH))}
+            if not self.is_run() and any(p.name not in ours for p in self.path.iterdir()):
                 raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
             handle = self._lock.open("w")
         except OSError as error:
@@ -91,8 +83,10 @@ class RunDir:
                 raise KitError(
                     f"another process is training in {self.path}: wait for it, stop it, or choose another --run-dir"
                 )
-            for leftover in [*self.checkpoints.glob("[!s]*"), *self.snapshots.glob("[!s]*")]:
-                shutil.rmtree(leftover, ignore_errors=True)  # a save that a kill cut short: never had a manifest
+            tidy(self.checkpoints)
+            tidy(self.snapshots)
+            for path in self.path.glob(SCRATCH):
+                path.unlink()
             try:
                 yield
             finally:
@@ -117,9 +111,15 @@ class RunDir:
         """run.json, or {} when there is none that can be read."""
         return _read_object(self.run_file)
 
+    @property
+    def run_id(self) -> str:
+        """What a manifest of this very run says; empty before its first attempt."""
+        return str(self.read_record().get("run_id", ""))
+
     def write_state(self, state: str, **fields: Any) -> None:
         """Replace state.json; `state` is one of running, interrupted, finished, failed."""
-        write_json(self.state_file, {"state": state, **fields, "heartbeat": time.time()})
+        # Several times a step, and worth nothing after a power cut: not worth waiting for the disk.
+        write_json(self.state_file, {"state": state, **fields, "heartbeat": time.time()}, sync=False)
 
     def write_held_out(self, problems: list[dict[str, Any]]) -> None:
         """Replace held_out.jsonl."""
@@ -129,22 +129,37 @@ class RunDir:
 
     def complete_checkpoints(self) -> list[Saved]:
         """Complete checkpoints, newest first."""
-        return _complete(self.checkpoints)
+        return complete(self.checkpoints)
 
     def complete_snapshots(self) -> list[Saved]:
         """Complete snapshots, newest first."""
-        return _complete(self.snapshots)
+        return complete(self.snapshots)
 
     def prune_checkpoints(self) -> None:
         """Delete all but the newest KEEP_CHECKPOINTS; called only after a new one is complete."""
         for saved in self.complete_checkpoints()[KEEP_CHECKPOINTS:]:
-            shutil.rmtree(saved.path, ignore_errors=True)
+            discard(saved.path)
+
+    def set_aside(self, checkpoint: Saved) -> Path:
+        """Rename a checkpoint that the run does not go on from; returns where it is now.
+
+        Under its own name it would count as the newest for ever, and cost a good one its place at the next pruning.
+        """
+        aside = checkpoint.path.with_name(f"skipped-step-{checkpoint.step}")
+        discard(aside)
+        return checkpoint.path.rename(aside)
 
     # --- metrics and completions over all attempts ---
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One row for each logged step, from the highest attempt that logged it, in order of steps."""
-        return list(self._merged("metrics.jsonl"))
+        """One row for each step with anything to say, from the highest attempt that logged it, in order of steps.
+
+        A step's training metrics, its evaluation and what looked wrong are written apart and stand together here.
+        """
+        steps: dict[int, dict[str, Any]] = {}
+        for row in self._merged("metrics.jsonl"):
+            steps.setdefault(row["step"], {}).update(row)
+        return list(steps.values())
 
     def completions(self) -> Iterator[dict[str, Any]]:
         """Every completion of every step, from the highest attempt that reached the step, in order of steps."""
@@ -153,14 +168,14 @@ class RunDir:
     def _merged(self, name: str) -> Iterator[dict[str, Any]]:
         attempts = sorted((int(p.name) for p in self.attempts.glob("*") if p.name.isdecimal()), reverse=True)
         segments: list[tuple[Path, float]] = []
-        # A later attempt continues from a checkpoint, so all of an earlier one's rows from that step on are void.
+        # A later attempt goes on from a checkpoint, so all of an earlier one's rows from its first step on are void.
+        # Its completions tell that step; its metrics may begin later (logging_steps) or with an evaluation before it.
         before = float("inf")
         for number in attempts:
-            path = self.attempts / str(number) / name
-            first = next((row["step"] for row in read_jsonl(path) if "step" in row), None)
-            if first is not None:
-                segments.append((path, before))
-                before = min(before, first)
+            attempt = self.attempts / str(number)
+            segments.append((attempt / name, before))
+            steps = (row["step"] for row in read_jsonl(attempt / "completions.jsonl") if "step" in row)
+            before = min(before, next(steps, before))
         for path, end in reversed(segments):
             yield from (row for row in read_jsonl(path) if row.get("step", end) < end)
 
@@ -168,16 +183,26 @@ class RunDir:
 # --- files ---
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: a reader sees the old one or the new one, never half of either."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str, *, sync: bool = True) -> None:
+    """Replace a file atomically: a reader sees the old one or the new one, never half of either.
+
+    Args:
+        path: the file.
+        text: its new content.
+        sync: wait for the disk, so that this holds after a power cut too.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with scratch.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        if sync:
+            os.fsync(handle.fileno())
     scratch.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Replace a JSON file atomically; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n", sync=sync)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -218,38 +243,6 @@ class JsonLines:
         self.close()
 
 
-# --- manifests ---
-
-
-def seal(scratch: Path, final: Path) -> None:
-    """Make a written directory complete: fsync its files, write the manifest last, move it to its final name."""
-    files = {}
-    for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
-        files[path.relative_to(scratch).as_posix()] = {"size": path.stat().st_size, "sha256": _hash_and_sync(path)}
-    manifest = scratch / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=2) + "\n")
-    _sync(manifest)
-    _sync(scratch)
-    if final.exists():  # a step saved again after a resume from an older checkpoint
-        shutil.rmtree(final)
-    scratch.rename(final)
-    _sync(final.parent)
-
-
-def verify(saved: Saved) -> str | None:
-    """None when every file has the manifest's size and hash, else what is wrong."""
-    for name, expected in json.loads((saved.path / MANIFEST).read_text())["files"].items():
-        path = saved.path / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-        with path.open("rb") as handle:
-            if _digest(handle) != expected["sha256"]:
-                return f"{name} does not have the hash of its manifest"
-    return None
-
-
 def _locked(handle: IO[str]) -> bool:
     """Whether the lock is ours now. It goes with the process, so a killed run leaves none behind."""
     try:
@@ -271,44 +264,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _complete(parent: Path) -> list[Saved]:
-    found = []
-    for path in parent.glob("step-*"):
-        number = path.name.removeprefix("step-")
-        if number.isdecimal() and _has_manifest(path):
-            found.append(Saved(path, int(number)))
-    return sorted(found, key=lambda saved: saved.step, reverse=True)
-
-
-def _has_manifest(path: Path) -> bool:
-    try:
-        return isinstance(json.loads((path / MANIFEST).read_text())["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _hash_and_sync(path: Path) -> str:
-    with path.open("rb") as handle:
-        digest = _digest(handle)
-        os.fsync(handle.fileno())
-    return digest
-
-
-def _digest(handle: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while block := handle.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def open_run(path: Path) -> RunDir:

@@ -12,7 +12,8 @@ import pytest
 from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation.run import evaluate_run_or_model, print_table
-from mini_r1.rundir import MANIFEST, RunDir, seal
+from mini_r1.manifest import MANIFEST, seal
+from mini_r1.rundir import RunDir
 from rich.console import Console
 
 RECIPE = """\
@@ -37,7 +38,7 @@ def run(tmp_path: Path, model_directory: Path, problems_file: Path) -> RunDir:
     for step in (5, 10):
         scratch = directory.snapshots / f".step-{step}"
         shutil.copytree(model_directory, scratch)
-        seal(scratch, directory.snapshots / f"step-{step}")
+        seal(scratch, directory.snapshots / f"step-{step}", run_id=directory.run_id)
     shutil.copytree(model_directory, directory.snapshots / "step-15")
     return directory
 

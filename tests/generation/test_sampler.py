@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.generation.sampler import COMPACT_EVERY, SamplingConfig, sample, step_seed
+from mini_r1.generation.sampler import COMPACT_EVERY, RoomyCache, SamplingConfig, sample, step_seed
 from mini_r1.training.demo_model import build_model, build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,6 +94,32 @@ def test_one_prompt_and_one_token(model: Any, prompts: list[list[int]]) -> None:
 def test_limits_around_a_removal_of_rows(model: Any, prompts: list[list[int]], length: int) -> None:
     ends = frequent_ends(model, prompts)
     assert greedy(model, prompts, ends, length) == [row[:length] for row in greedy(model, prompts, ends)]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_room_of_the_cache_is_never_attended_to(
+    model: Any, prompts: list[list[int]], attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large values where nothing has been written change no completion: padded prompts, and one without padding."""
+    ends = frequent_ends(model, prompts)
+    monkeypatch.setattr(model.config, "_attn_implementation", attention)
+
+    def both() -> list[list[list[int]]]:
+        return [greedy(model, prompts, ends), greedy(model, prompts[:1], [-1])]
+
+    expected = both()
+    rooms: list[int] = []
+
+    def filled(cache: RoomyCache, rows: torch.Tensor, room: int) -> None:
+        select(cache, rows, room)
+        rooms.append(room)
+        for states in (*cache.key_cache, *cache.value_cache):
+            states[:, :, cache.get_seq_length() :] = 1e4
+
+    select = RoomyCache.select
+    monkeypatch.setattr(RoomyCache, "select", filled)
+    assert both() == expected
+    assert set(rooms) == {COMPACT_EVERY - 1, COMPACT_EVERY}
 
 
 def test_no_end_token_at_all(model: Any, prompts: list[list[int]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.training.order import run_order, total_steps
+from mini_r1.training.order import accumulation_steps, run_order, total_steps
 
 
 def test_each_pass_uses_every_row_once() -> None:
@@ -29,3 +29,14 @@ def test_epochs_become_whole_optimizer_steps() -> None:
 def test_no_rows_to_train_on() -> None:
     with pytest.raises(KitError, match="training part of the data is empty"):
         run_order(0, 4, 1)
+
+
+@pytest.mark.parametrize(("workers", "steps"), [(1, 12), (2, 6), (3, 4), (4, 3), (12, 1)])
+def test_another_number_of_workers_shares_the_same_prompts(workers: int, steps: int) -> None:
+    assert accumulation_steps(24, 2, workers) == steps
+
+
+@pytest.mark.parametrize("workers", [5, 8, 24])
+def test_workers_that_cannot_share_a_step_s_prompts_are_refused(workers: int) -> None:
+    with pytest.raises(KitError, match=f"24 prompts, and {workers} workers .* start with 1, 2, 3, 4, 6, 12 workers"):
+        accumulation_steps(24, 2, workers)

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.rundir import RunDir, verify
+from mini_r1.manifest import verify
+from mini_r1.rundir import RunDir
 from safetensors.torch import load_file
 
-from tests.conftest import ASSETS, command, rows
+from tests.conftest import ASSETS, command, rows, without_times
 
 Recipe = Callable[..., Path]
 Kit = Callable[..., subprocess.CompletedProcess[str]]
-
-TIMES = ("time", "time/rollout", "time/score", "time/update", "time/save")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_the_run_directory_holds_what_the_docs_say(finished: tuple[RunDir, Any, 
     assert record["data"]["rows"] == 24
     assert [saved.step for saved in run.complete_checkpoints()] == [6, 4]
     assert [saved.step for saved in run.complete_snapshots()] == [6, 4, 2]
-    assert all(verify(saved) is None for saved in [*run.complete_checkpoints(), *run.complete_snapshots()])
+    assert all(verify(saved, run.run_id) is None for saved in [*run.complete_checkpoints(), *run.complete_snapshots()])
     assert list(run.tensorboard.glob("events.*"))
     assert len(rows(run.held_out_file)) == 6
     assert "INFO" in (run.attempts / "1" / "rank-0.log").read_text()
@@ -172,7 +171,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     assert run.complete_checkpoints()[0].step < 6
 
     assert mini_r1("train", recipe, "--run-dir", run.path).returncode == 0
-    assert _without_times(run.metrics()) == _without_times(whole.metrics())
+    assert without_times(run.metrics()) == without_times(whole.metrics())
     assert list(run.completions()) == list(whole.completions())
     resumed = load_file(run.checkpoints / "step-6" / "model.safetensors")
     for name, tensor in load_file(whole.checkpoints / "step-6" / "model.safetensors").items():
@@ -193,7 +192,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_named(
     done = mini_r1("train", recipe, "--run-dir", run.path)
     assert done.returncode == 0, done.stderr
     assert f"checkpoint of step {newest.step} is damaged and skipped: optimizer.pt has 16 bytes" in done.stderr
-    assert _without_times(run.metrics()) == _without_times(whole.metrics())
+    assert without_times(run.metrics()) == without_times(whole.metrics())
 
 
 def _start_and_signal(recipe: Path, run: RunDir, number: signal.Signals, when: Callable[[], bool]) -> int:
@@ -213,10 +212,6 @@ def _start_and_signal(recipe: Path, run: RunDir, number: signal.Signals, when: C
 
 def _logged(run: RunDir) -> int:
     return len(run.metrics())
-
-
-def _without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in metrics]
 
 
 def test_evaluation_finds_snapshot_problems_and_settings_in_the_run(

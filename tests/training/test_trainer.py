@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pytest
 import torch
 from mini_r1.countdown import task
+from mini_r1.recipe import WatchRecipe
 from mini_r1.rundir import RunDir
-from mini_r1.training.trainer import Completion, CountdownTrainer, RewardPlan
+from mini_r1.training.batches import Batch, collate, micro_batches
+from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
+from mini_r1.training.trainer import CountdownTrainer
+from mini_r1.training.watch import Watch
+from mini_r1.training.world import World
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -51,14 +55,28 @@ def perturbed(untrained: Path) -> Any:
 def kit(untrained: Path, tokenizer: Any, tmp_path: Path, **changes: Any) -> CountdownTrainer:
     args = config(tmp_path, **changes)
     data = datasets.Dataset.from_list([{"prompt": "", "nums": [1, 2], "target": 3}] * 2)
+    reference = AutoModelForCausalLM.from_pretrained(untrained).eval() if args.beta else None
     trainer = CountdownTrainer(
-        AutoModelForCausalLM.from_pretrained(untrained),
-        rewards=RewardPlan(("format", "equation"), (1.0, 1.0)), args=args, train_dataset=data,
-        processing_class=tokenizer, eos_token_ids=[tokenizer.eos_token_id], run=RunDir(tmp_path),
-        on_rollout=lambda step, records: None, on_phase=lambda phase: None, callbacks=[],
+        perturbed(untrained), reference=reference,
+        rewards=RewardPlan(("format", "equation"), (1.0, 1.0)), args=args, train_dataset=data, held_out=[],
+        processing_class=tokenizer, eos_token_ids=[tokenizer.eos_token_id], run=RunDir(tmp_path), world=World(60),
+        watch=Watch(WatchRecipe()), on_rollout=None, on_phase=lambda phase: None,
+        on_trouble=lambda step, troubles: None, callbacks=[],
     )  # fmt: skip
-    trainer.model.load_state_dict(perturbed(untrained).state_dict())
     return trainer
+
+
+def batch_of(trainer: CountdownTrainer, completions: Sequence[Completion]) -> Batch:
+    """One micro-batch of completions, reference included."""
+    batch = collate(completions, 1 / len(completions), trainer.processing_class.pad_token_id, torch.device("cpu"))
+    return with_reference(trainer, batch)
+
+
+def with_reference(trainer: CountdownTrainer, batch: Batch) -> Batch:
+    if trainer.beta:
+        with torch.no_grad(), trainer._reference() as reference:
+            batch["reference_logps"] = trainer._completion_logps(reference, batch)
+    return batch
 
 
 def stock(untrained: Path, tokenizer: Any, tmp_path: Path, rewards: Any, **changes: Any) -> GRPOTrainer:
@@ -117,7 +135,7 @@ def both(
     """Loss and gradients of the kit and of stock TRL from the same completions and rewards."""
     completions = with_advantages(completions_of(tokenizer, problems), REWARDS)
     ours = kit(untrained, tokenizer, tmp_path, **changes)
-    loss = ours.compute_loss(ours.model, ours._collate(completions))
+    loss = ours.compute_loss(ours.model, batch_of(ours, completions))
     loss.backward()
     theirs = stock(untrained, tokenizer, tmp_path, lambda prompts, completions: REWARDS, **changes)
     feed(theirs, tokenizer, completions)
@@ -142,7 +160,7 @@ def test_stock_attends_to_padding_and_the_kit_does_not(untrained: Path, tokenize
     for problem, rewards in ((SHORT, REWARDS[:4]), (LONG, REWARDS[4:])):  # no padding of prompts in either
         trainer = kit(untrained, tokenizer, tmp_path)
         completions = with_advantages(completions_of(tokenizer, [problem]), rewards)
-        loss = trainer.compute_loss(trainer.model, trainer._collate(completions))
+        loss = trainer.compute_loss(trainer.model, batch_of(trainer, completions))
         loss.backward()
         alone.append((loss.item(), gradients(trainer.model)))
     assert ours == pytest.approx((alone[0][0] + alone[1][0]) / 2, rel=1e-5)
@@ -156,7 +174,7 @@ def test_log_probabilities_are_those_of_the_temperature_sampled_at(
     """Row 3: stock leaves the temperature out (trl#3029)."""
     completions = with_advantages(completions_of(tokenizer, [SHORT, SHORT]), REWARDS)
     trainer = kit(untrained, tokenizer, tmp_path, temperature=0.5)
-    batch = trainer._collate(completions)
+    batch = batch_of(trainer, completions)
     logps = trainer._completion_logps(trainer.model, batch)
     row = completions[0]
     ids = torch.tensor([row.prompt_ids + row.ids])
@@ -172,41 +190,68 @@ def test_the_loss_prints_as_zero_while_the_gradient_is_real(untrained: Path, tok
     trainer = kit(untrained, tokenizer, tmp_path)
     trainer.model.load_state_dict(AutoModelForCausalLM.from_pretrained(untrained).state_dict())
     completions = with_advantages(completions_of(tokenizer, [SHORT, SHORT]), REWARDS)
-    loss = trainer.compute_loss(trainer.model, trainer._collate(completions))
+    loss = trainer.compute_loss(trainer.model, batch_of(trainer, completions))
     loss.backward()
     assert loss.item() == pytest.approx(0.0, abs=1e-6)
     assert gradients(trainer.model).norm() > 1e-3
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+def cut(completions: Sequence[Completion], count: int, **options: Any) -> list[Batch]:
+    return micro_batches(completions, count, pad_token_id=0, device=torch.device("cpu"), **options)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_cutting_into_micro_batches_by_length_does_not_change_the_gradient(
     untrained: Path, tokenizer: Any, tmp_path: Path, count: int
 ) -> None:
     completions = with_advantages(completions_of(tokenizer, [SHORT, LONG]), REWARDS)
     whole = kit(untrained, tokenizer, tmp_path)
-    whole.compute_loss(whole.model, whole._collate(completions)).backward()
-    cut = kit(untrained, tokenizer, tmp_path)
-    batches = cut._micro_batches(completions, count)
+    whole.compute_loss(whole.model, batch_of(whole, completions)).backward()
+    parts = kit(untrained, tokenizer, tmp_path)
+    batches = cut(completions, count)
     assert len(batches) == count
     for batch in batches:
-        (cut.compute_loss(cut.model, batch) / count).backward()
-    torch.testing.assert_close(gradients(cut.model), gradients(whole.model), rtol=1e-4, atol=1e-7)
+        (parts.compute_loss(parts.model, with_reference(parts, batch)) / count).backward()
+    torch.testing.assert_close(gradients(parts.model), gradients(whole.model), rtol=1e-4, atol=1e-7)
 
 
-def test_micro_batches_waste_less_on_padding(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+def of_lengths(*lengths: int, differs: bool = True) -> list[Completion]:
+    return [Completion(SHORT, "", [1] * 10, [1] * n, False, group_differs=differs) for n in lengths]
+
+
+def test_micro_batches_waste_less_on_padding() -> None:
+    batches = cut(of_lengths(12, 1, 2, 11, 1, 12, 2, 1), 4)
+    assert [batch["completion_mask"].shape[1] for batch in batches] == [1, 2, 11, 12]
+
+
+def test_groups_without_a_difference_can_leave_the_update(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+    """The gradient is then the mean over the completions that are left, in any number of micro-batches."""
+    completions = with_advantages(completions_of(tokenizer, [SHORT, LONG]), REWARDS)
+    for completion in completions[:4]:
+        completion.group_differs = False
+    left = kit(untrained, tokenizer, tmp_path)
+    left.compute_loss(left.model, batch_of(left, completions[4:])).backward()
+    for count in (1, 3, 6):  # more micro-batches than completions: some hold one that counts nothing
+        trainer = kit(untrained, tokenizer, tmp_path)
+        batches = cut(completions, count, drop_equal_groups=True)
+        assert len(batches) == count
+        for batch in batches:
+            (trainer.compute_loss(trainer.model, with_reference(trainer, batch)) / count).backward()
+        torch.testing.assert_close(gradients(trainer.model), gradients(left.model), rtol=1e-4, atol=1e-7)
+
+
+def test_with_every_group_dropped_the_gradient_is_zero(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
     trainer = kit(untrained, tokenizer, tmp_path)
-    completions = [
-        SimpleNamespace(ids=[1] * n, prompt_ids=[1] * 10, advantage=0.0) for n in (12, 1, 2, 11, 1, 12, 2, 1)
-    ]
-    widths = [batch["completion_mask"].shape[1] for batch in trainer._micro_batches(completions, 4)]
-    assert widths == [1, 2, 11, 12]
+    completions = completions_of(tokenizer, [SHORT])
+    for completion in completions:
+        completion.group_differs = False
+    (batch,) = cut(completions, 1, drop_equal_groups=True)
+    trainer.compute_loss(trainer.model, with_reference(trainer, batch)).backward()
+    assert gradients(trainer.model).abs().max() == 0
 
 
-def test_advantages_come_from_the_weighted_sum_within_each_group(
-    untrained: Path, tokenizer: Any, tmp_path: Path
-) -> None:
-    trainer = kit(untrained, tokenizer, tmp_path)
-    trainer._rewards = RewardPlan(("format", "words"), (1.0, 0.5))
+def test_advantages_come_from_the_weighted_sum_within_each_group() -> None:
+    plan = RewardPlan(("format", "words"), (1.0, 0.5))
     problem = task.Problem((6, 7), 42)
     texts = [
         "it is surely six times seven</think>\n<answer>6 * 7</answer>",
@@ -215,7 +260,8 @@ def test_advantages_come_from_the_weighted_sum_within_each_group(
         "no",
     ]
     completions = [Completion(problem, "", [1], [1], False, text) for text in texts]
-    trainer._score(completions)
+    judge(completions, plan)
+    compare(completions, plan, GENERATIONS)
     assert [c.verdict.equation for c in completions if c.verdict] == [1, 0, 1, 0]
     assert [c.rewards[0] for c in completions] == [1.0, 0.0, 1.0, 0.0]
     assert completions[0].reward == pytest.approx(1.0 + 0.5 * completions[0].rewards[1])
@@ -224,9 +270,28 @@ def test_advantages_come_from_the_weighted_sum_within_each_group(
     assert completions[1].advantage == completions[3].advantage < 0
 
 
-def test_a_group_of_equals_teaches_nothing_and_is_counted(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
-    trainer = kit(untrained, tokenizer, tmp_path)
-    completions = [Completion(SHORT, "", [1], [1], False, "no") for _ in range(GENERATIONS)]
-    trainer._score(completions)
-    assert [c.advantage for c in completions] == [0.0] * GENERATIONS
-    assert trainer._metrics["frac_groups_all_equal"] == [1.0]
+def test_without_scaling_the_advantage_is_the_difference_to_the_mean() -> None:
+    completions = of_lengths(1, 1, 1, 1)
+    for completion, reward in zip(completions, (0.0, 0.0, 0.0, 2.0), strict=True):
+        completion.reward = reward
+    compare(completions, RewardPlan((), (), scale=False), GENERATIONS)
+    assert [c.advantage for c in completions] == [-0.5, -0.5, -0.5, 1.5]
+
+
+def test_a_group_of_equals_teaches_nothing_and_is_counted() -> None:
+    completions = of_lengths(1, 1, 1, 1) + of_lengths(1, 1, 1, 1)
+    for completion, reward in zip(completions, (0.1, 0.1, 0.1, 0.1, 0.0, 1.0, 0.0, 0.0), strict=True):
+        completion.reward = reward
+    statistics = compare(completions, RewardPlan((), ()), GENERATIONS)
+    assert statistics.equal == 0.5
+    assert [c.group_differs for c in completions] == [False] * 4 + [True] * 4
+    assert [c.advantage for c in completions[:4]] == pytest.approx([0.0] * 4, abs=1e-3)
+
+
+@pytest.mark.parametrize(("beta", "references"), [(0.0, 0), (0.1, 1)])
+def test_no_reference_model_without_a_kl_term(
+    untrained: Path, tokenizer: Any, tmp_path: Path, beta: float, references: int
+) -> None:
+    """Row 11: stock makes one whatever beta is."""
+    assert stock(untrained, tokenizer, tmp_path, lambda **_: REWARDS, beta=beta).ref_model is not None
+    assert (kit(untrained, tokenizer, tmp_path, beta=beta).ref_model is not None) == bool(references)

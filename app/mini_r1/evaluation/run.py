@@ -18,10 +18,11 @@ from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.evaluate import evaluate
-from mini_r1.generation.model import describe, device, load_model, load_tokenizer
+from mini_r1.generation.model import describe, device, load_model, load_tokenizer, refuse_misfit
+from mini_r1.manifest import Saved, verify
 from mini_r1.provenance import utc_now, versions
 from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir, Saved, verify, write_json
+from mini_r1.rundir import RunDir, write_json
 
 SHOWN_REASONS = 8
 """Failure reasons in the table; the JSON has all of them."""
@@ -82,7 +83,7 @@ def evaluate_run_or_model(
         console: for progress; None is standard error.
 
     Returns:
-        `Evaluation.to_json()`, and `provenance`: `source`, `model` (class, parameters, dtype, attention, revision),
+        `Evaluation.to_json()`, and `provenance`: `source`, `model` (see `generation.model.describe`),
         `step` and `snapshot` (of a run), `problems_file`, `problems_sha256`, `problems_in_file`, `limit`, `selection`
         (how the limited ones were chosen, in words), `prompt_style`, `max_new_tokens`, `seed`, `device`, `versions`,
         `date` (UTC), `written_to`.
@@ -102,6 +103,7 @@ def evaluate_run_or_model(
     where = device()
     model = load_model(chosen.model, None, "float32" if where.type == "cpu" else "bfloat16", None).to(where)
     tokenizer = load_tokenizer(chosen.model, None)
+    refuse_misfit(model, tokenizer)
     style = prompt_style or chosen.style
     longest = chosen.max_new_tokens if max_new_tokens is None else max_new_tokens
     sampling_seed = chosen.seed if seed is None else seed
@@ -203,8 +205,11 @@ def _find(source: str, problems_file: Path | None, step: int | None) -> _Source:
     path = Path(source).expanduser()
     run = RunDir(path)
     if not run.is_run():
-        if path.is_dir() and not (path / "config.json").is_file():
-            raise KitError(f"{source} holds neither a run (no recipe.yaml) nor a model (no config.json)")
+        if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise KitError(
+                f"{source} holds neither a run (no recipe.yaml) nor a model or adapter (no config.json, "
+                "no adapter_config.json)"
+            )
         if step is not None:
             raise KitError(f"--step chooses a snapshot of a run, and {source} is not a run directory")
         if problems_file is None:
@@ -245,7 +250,7 @@ def _snapshot(run: RunDir, step: int | None) -> Saved:
         steps = ", ".join(str(saved.step) for saved in reversed(complete))
         raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {steps}")
     found = matching[0]
-    fault = verify(found)
+    fault = verify(found, run.run_id)
     if fault is not None:
         raise KitError(f"the snapshot {found.path} is damaged ({fault}): choose another one with --step")
     return found

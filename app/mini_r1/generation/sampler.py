@@ -1,9 +1,10 @@
 """Sampling with a transformers model, where finished rows leave the batch.
 
-`generate` of transformers carries every finished row along until the longest one ends. Completion lengths have a long
-tail, so most of that work is for rows that are done: here the batch shrinks every COMPACT_EVERY tokens instead, and
-each prompt is read once for all of its generations. Token by token the distribution is the same: softmax of the
-logits divided by the temperature, nothing cut off.
+`generate` of transformers carries every finished row along until the longest one ends, and copies all keys and values
+for every token. Completion lengths have a long tail, so most of that work is for rows that are done: here the batch
+shrinks every COMPACT_EVERY tokens, the copy of the cache then makes room for the next ones, and each prompt is read
+once for all of its generations. Token by token the distribution is the same: softmax of the logits divided by the
+temperature, nothing cut off.
 """
 
 from __future__ import annotations
@@ -17,6 +18,43 @@ from transformers import DynamicCache, PreTrainedModel
 
 COMPACT_EVERY = 8
 """Tokens between two removals of finished rows: copying the cache costs about as much as a few decoding steps."""
+
+
+class RoomyCache(DynamicCache):
+    """Keys and values with room at their end, so that a new token is written in place.
+
+    `update` returns the room as well: a view without it would be copied by the attention of transformers. So the
+    attention mask must be as long as the cache and 0 where nothing has been written.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: list[int] = []  # tokens of each layer: within a forward pass the first ones are ahead
+
+    def select(self, rows: torch.Tensor, room: int) -> None:
+        """Keep these rows, in this order and as often as named, with place for `room` more tokens."""
+        for layer, length in enumerate(self._written):
+            for cache in (self.key_cache, self.value_cache):
+                kept = cache[layer].index_select(0, rows)[:, :, :length]
+                _, heads, _, width = kept.shape
+                # Zeros, not whatever was in memory: a NaN there would survive the mask.
+                cache[layer] = torch.cat([kept, kept.new_zeros(len(rows), heads, room, width)], dim=2)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, cache_kwargs: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take the prompts as they are, (B, heads, length, width); then write one token a call into the room."""
+        if layer_idx == len(self._written):
+            self._written.append(key_states.shape[-2])
+            return super().update(key_states, value_states, layer_idx, cache_kwargs)
+        keys, values, at = self.key_cache[layer_idx], self.value_cache[layer_idx], self._written[layer_idx]
+        keys[:, :, at], values[:, :, at] = key_states[:, :, 0], value_states[:, :, 0]
+        self._written[layer_idx] += 1
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> int:
+        """Tokens written, without the room."""
+        return self._written[layer_idx or 0] if (layer_idx or 0) < len(self._written) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,38 +147,39 @@ def _sample_batch(
         mask[row, longest - len(prompt) :] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
 
-    cache = DynamicCache()
+    cache = RoomyCache()
     output = model(
         input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
         num_logits_to_keep=1,
     )  # fmt: skip
-    n = config.num_generations
-    cache.batch_repeat_interleave(n)
-    mask = mask.repeat_interleave(n, dim=0)
-    position = positions[:, -1:].repeat_interleave(n, dim=0)
-    logits = output.logits[:, -1].repeat_interleave(n, dim=0)
+    prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(config.num_generations)
+    room = COMPACT_EVERY - 1  # the last of the first COMPACT_EVERY tokens is written after the first removal
+    cache.select(prompt_of, room)
+    mask = torch.nn.functional.pad(mask[prompt_of], (0, room))
+    position = positions[prompt_of, -1:]
+    logits = output.logits[prompt_of, -1]
 
-    rows = torch.arange(len(prompts) * n, device=device)  # which completion each batch row is
+    rows = torch.arange(len(prompt_of), device=device)  # which completion each batch row is
     eos = torch.tensor(list(eos_token_ids), device=device)
     tokens = torch.full((len(rows), config.max_new_tokens), pad_token_id, dtype=torch.long, device=device)
     lengths = torch.full((len(rows),), config.max_new_tokens, dtype=torch.long, device=device)
     active = torch.ones(len(rows), dtype=torch.bool, device=device)
     for step in range(config.max_new_tokens):
         token = _next_token(logits, config.temperature, generator)
-        tokens[rows[active], step] = token[active]
+        tokens[rows, step] = token  # what a finished row goes on with is cut off at its length
         ended = active & torch.isin(token, eos)
         lengths[rows[ended]] = step + 1
         active &= ~ended
         if step + 1 == config.max_new_tokens:
             break
         if (step + 1) % COMPACT_EVERY == 0:
-            if not active.any():
+            keep = active.nonzero().squeeze(1)
+            if len(keep) == 0:
                 break
-            if not active.all():
-                keep = active.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                mask, position, token, rows, active = (t[keep] for t in (mask, position, token, rows, active))
-        mask = torch.cat([mask, mask.new_ones((len(mask), 1))], dim=1)
+            cache.select(keep, COMPACT_EVERY)
+            mask, position, token, rows, active = (t[keep] for t in (mask, position, token, rows, active))
+            mask = torch.nn.functional.pad(mask, (0, COMPACT_EVERY))
+        mask[:, longest + step] = 1
         position = position + 1
         output = model(
             input_ids=token[:, None], attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True,

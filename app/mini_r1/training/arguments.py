@@ -18,13 +18,16 @@ OURS = frozenset(
     {
         "output_dir", "use_vllm", "vllm_device", "vllm_gpu_memory_utilization",  # the launcher's and the engine's
         "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",  # publishing is the kit's own
-        "save_strategy", "save_steps", "num_train_epochs", "max_steps", "tf32", "report_to", "eval_strategy",
+        "save_strategy", "save_steps", "num_train_epochs", "max_steps", "tf32", "report_to",
+        "eval_strategy", "eval_steps", "eval_on_start", "gradient_accumulation_steps",
     }
 )  # fmt: skip
 """Recipe keys that GRPOConfig has as well but that do not go through unchanged."""
 
 
-def grpo_config(recipe: Recipe, run_path: Path, logging_dir: Path, max_steps: int) -> GRPOConfig:
+def grpo_config(
+    recipe: Recipe, run_path: Path, logging_dir: Path, *, max_steps: int, accumulation: int, first_start: bool
+) -> GRPOConfig:
     """GRPOConfig of a recipe for one run.
 
     Args:
@@ -32,6 +35,8 @@ def grpo_config(recipe: Recipe, run_path: Path, logging_dir: Path, max_steps: in
         run_path: the run directory.
         logging_dir: for TensorBoard events.
         max_steps: optimizer steps of the whole run.
+        accumulation: micro steps of each worker in an optimizer step.
+        first_start: whether the run has no step behind it: then eval_on_start holds.
 
     Raises:
         KitError: the recipe asks for something that this machine or installation cannot do.
@@ -49,10 +54,12 @@ def grpo_config(recipe: Recipe, run_path: Path, logging_dir: Path, max_steps: in
             output_dir=str(run_path),
             logging_dir=str(logging_dir),
             max_steps=max_steps,
+            gradient_accumulation_steps=accumulation,
+            eval_on_start=recipe.eval_on_start and recipe.eval_every is not None and first_start,
             use_cpu=cpu,
             tf32=None if cpu else recipe.tf32,
             report_to=reporters(recipe),
-            # Saving is decided at each step by the kit's callback, which also saves when asked to stop.
+            # Both are decided at each step by the kit's callback, which also saves when asked to stop.
             save_strategy="no",
             eval_strategy="no",
             push_to_hub=False,

@@ -1,7 +1,9 @@
-"""The run directory and the terminal kept up to date, and the decision at each step: save, stop, go on."""
+"""The run directory and the terminal kept up to date, and the decision at each step: save, evaluate, stop, go on."""
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -13,35 +15,56 @@ from mini_r1.recipe import Recipe
 from mini_r1.rundir import JsonLines, RunDir
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.terminal import TrainingLine
+from mini_r1.training.watch import Trouble
+from mini_r1.training.world import World
+
+logger = logging.getLogger(__name__)
 
 
 class RunCallback(TrainerCallback):
-    """Writes state.json and metrics.jsonl (rank 0) and asks for saves.
+    """Writes state.json and metrics.jsonl (rank 0) and asks for saves and evaluations.
 
     Args:
-        recipe: for save_strategy and save_steps.
+        recipe: for save_strategy, save_steps and eval_every.
         run: the run directory.
         attempt: this attempt's directory.
-        stop: set when a signal asked to stop.
+        world: this process among the workers.
+        stop: set when a signal asked this worker to stop; one is enough to stop them all.
         steps_per_epoch: optimizer steps of one pass over the training problems.
         line: the terminal's.
     """
 
     def __init__(
-        self, recipe: Recipe, run: RunDir, attempt: Path, stop: StopRequest, steps_per_epoch: float, line: TrainingLine
+        self,
+        recipe: Recipe,
+        run: RunDir,
+        attempt: Path,
+        world: World,
+        stop: StopRequest,
+        steps_per_epoch: float,
+        line: TrainingLine,
     ) -> None:
         self._recipe = recipe
         self._run = run
         self._attempt = int(attempt.name)
+        self._world = world
         self._stop = stop
         self._steps_per_epoch = steps_per_epoch
         self._line = line
-        self._metrics = JsonLines(attempt / "metrics.jsonl")
+        self._metrics = JsonLines(attempt / "metrics.jsonl") if world.main else None
         self._step = 0
 
     def phase(self, name: str) -> None:
         """Record that a phase begins: what a run that hangs was doing."""
-        self._run.write_state("running", step=self._step, phase=name, attempt=self._attempt, pid=os.getpid())
+        if self._world.main:
+            self._run.write_state("running", step=self._step, phase=name, attempt=self._attempt, pid=os.getpid())
+
+    def trouble(self, step: int, found: list[Trouble]) -> None:
+        """Record what the watch found, and say it."""
+        self._write(step, {"trouble": {trouble.name: trouble.sentence for trouble in found}})
+        for trouble in found:
+            logger.warning("step %d: %s", step, trouble.sentence)
+            self._line.warn(f"step {step}: {trouble.sentence}")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -51,11 +74,15 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._step = state.global_step
         last = state.global_step >= state.max_steps
+        stop = self._world.any(bool(self._stop))
         periodic = self._recipe.save_strategy == "steps" and state.global_step % self._recipe.save_steps == 0
-        if last or self._stop:
-            control.should_log = True  # the window that is open now would be lost
+        every = self._recipe.eval_every
+        control.should_evaluate = every is not None and (last or state.global_step % every == 0)
+        control.should_save = last or periodic or stop
+        if stop and not last:
             control.should_training_stop = True
-        control.should_save = last or periodic or bool(self._stop)
+        if last:
+            control.should_log = control.should_training_stop = True
 
     def on_log(
         self,
@@ -65,13 +92,19 @@ class RunCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not logs or "loss" not in logs or not state.is_world_process_zero:
+        if not logs or not ("loss" in logs or "eval_success" in logs):
             return  # transformers' summary at the end
-        row = {"step": state.global_step, "epoch": state.global_step / self._steps_per_epoch, "time": time.time()}
-        self._metrics.write({**logs, **row})
+        self._write(state.global_step, {**logs, "epoch": state.global_step / self._steps_per_epoch})
         self._line.update(state.global_step, logs)
 
     def close(self) -> None:
         """Close the files and the live line."""
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
         self._line.close()
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        if self._metrics is not None:
+            # JSON has no NaN and no infinity, and a strict reader would refuse the line.
+            known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            self._metrics.write({**known, "step": step, "time": time.time()})

@@ -18,6 +18,27 @@ def total_steps(max_steps: int, epochs: float, rows: int, prompts_per_step: int)
     return max_steps if max_steps > 0 else max(1, math.ceil(epochs * rows / prompts_per_step))
 
 
+def accumulation_steps(prompts_per_step: int, per_device_batch: int, workers: int) -> int:
+    """Micro steps of each worker that make an optimizer step of `prompts_per_step` prompts.
+
+    Raises:
+        KitError: the workers cannot share the step's prompts evenly.
+    """
+    steps, left = divmod(prompts_per_step, per_device_batch * workers)
+    if left or not steps:
+        possible = [
+            n
+            for n in range(1, prompts_per_step // per_device_batch + 1)
+            if prompts_per_step % (per_device_batch * n) == 0
+        ]
+        raise KitError(
+            f"an optimizer step of this run has {prompts_per_step} prompts, and {workers} workers with "
+            f"per_device_train_batch_size {per_device_batch} cannot share them evenly: "
+            f"start with {', '.join(map(str, possible))} workers"
+        )
+    return steps
+
+
 def run_order(rows: int, count: int, seed: int) -> list[int]:
     """`count` row indices: shuffled passes over `rows` rows, deterministic for a seed.
 

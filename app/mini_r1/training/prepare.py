@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import torch
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
+from trl import create_reference_model
 
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
-from mini_r1.generation.model import device, load_model, load_tokenizer
+from mini_r1.generation.model import device, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.recipe import DEMO_MODEL, Recipe
-from mini_r1.training import cpu, order, warm_start
+from mini_r1.training import adapters, cpu, order, warm_start
+from mini_r1.training.rollout import RewardPlan
+
+UNSOLVABLE_ROWS = 200
+"""Problems looked at before data without any solution is refused; of the hub set every single one has a solution."""
 
 
 def load_task_data(recipe: Recipe, commit: str | None = None) -> task.TaskData:
@@ -55,41 +62,99 @@ def tune_machine(recipe: Recipe) -> None:
         cpu.prepare(small_model=recipe.model_name_or_path == DEMO_MODEL)
 
 
-def load_trainable(
-    recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Model and tokenizer of the recipe; `commit` as in `load_task_data`."""
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is trained and what it is held against."""
+
+    model: Any
+    reference: Any
+    """None where none is needed: without a KL term, and with an adapter, which is switched off instead."""
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_policy(recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None) -> Policy:
+    """Model, reference and tokenizer of the recipe; `commit` as in `load_task_data`.
+
+    Raises:
+        KitError: they cannot be had or do not fit together.
+    """
     source = model_source(recipe, data, console)
     revision = commit or recipe.model_revision
-    model = load_model(source, revision, recipe.torch_dtype, recipe.attn_implementation)
+    quantization = adapters.quantization(recipe)
+    model = load_model(source, revision, recipe.torch_dtype, recipe.attn_implementation, quantization)
     if recipe.tokenizer_name_or_path:  # another repository, where the model's revision means nothing
-        return model, load_tokenizer(recipe.tokenizer_name_or_path, None)
-    return model, load_tokenizer(source, revision)
+        tokenizer = load_tokenizer(recipe.tokenizer_name_or_path, None)
+    else:
+        tokenizer = load_tokenizer(source, revision)
+    refuse_misfit(model, tokenizer)
+    model = adapters.with_adapter(model, recipe)
+    return Policy(model, create_reference_model(model) if recipe.beta and not recipe.use_peft else None, tokenizer)
+
+
+def reward_plan(recipe: Recipe) -> RewardPlan:
+    """What the recipe rewards."""
+    rewards = recipe.resolved_rewards()
+    return RewardPlan(tuple(rewards), tuple(rewards.values()), recipe.scale_rewards, recipe.drop_zero_variance_groups)
+
+
+def prompts(
+    recipe: Recipe, problems: Sequence[task.Problem], tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]]:
+    """A row of `prompt` (rendered text), `nums` and `target` for each problem.
+
+    Raises:
+        KitError: a prompt is longer than max_prompt_length. It is refused and not cut, because a cut prompt loses the
+            numbers' context and the policy would be trained on another prompt than it answered.
+    """
+    texts = render(tokenizer, problems, recipe.prompt_style)
+    lengths = [len(ids) for ids in token_ids(tokenizer, texts)] if texts else []
+    longest = max(range(len(lengths)), key=lengths.__getitem__, default=0)
+    if lengths and recipe.max_prompt_length is not None and lengths[longest] > recipe.max_prompt_length:
+        raise KitError(
+            f"the prompt of {list(problems[longest].nums)} -> {problems[longest].target} has {lengths[longest]} "
+            f"tokens and max_prompt_length is {recipe.max_prompt_length}: raise it to at least {lengths[longest]}"
+        )
+    return [{"prompt": text, "nums": list(p.nums), "target": p.target} for text, p in zip(texts, problems, strict=True)]
 
 
 def ordered_dataset(
     recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> datasets.Dataset:
-    """The run's rows in their order, prompts rendered, none longer than max_prompt_length.
+    """The run's `count` rows in their order; see `prompts`."""
+    rows = prompts(recipe, data.train, tokenizer)
+    return datasets.Dataset.from_list(rows).select(order.run_order(len(rows), count, recipe.seed))
+
+
+def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """The problems that are measured while training goes on; none if the recipe wants none.
 
     Raises:
-        KitError: a prompt is too long. It is refused and not cut, because a cut prompt loses the numbers' context and
-            the policy would be trained on another prompt than it answered.
+        KitError: it wants some, and too few rows left nothing to hold out.
     """
-    prompts = render(tokenizer, data.train, recipe.prompt_style)
-    lengths = [len(ids) for ids in token_ids(tokenizer, prompts)]
-    longest = max(range(len(lengths)), key=lengths.__getitem__, default=0)
-    if lengths and recipe.max_prompt_length is not None and lengths[longest] > recipe.max_prompt_length:
+    if recipe.eval_every is None:
+        return []
+    if not data.held_out:
         raise KitError(
-            f"the prompt of {list(data.train[longest].nums)} -> {data.train[longest].target} has {lengths[longest]} "
-            f"tokens and max_prompt_length is {recipe.max_prompt_length}: raise it to at least {lengths[longest]}"
+            f"eval_strategy is steps, and of {len(data.train)} problems test_fraction {recipe.test_fraction:g} holds "
+            "out none: give more rows, or set eval_strategy: no"
         )
-    rows = [
-        {"prompt": prompt, "nums": list(p.nums), "target": p.target}
-        for prompt, p in zip(prompts, data.train, strict=True)
-    ]
-    chosen = order.run_order(len(rows), count, recipe.seed)
-    return datasets.Dataset.from_list(rows).select(chosen)
+    return prompts(recipe, data.held_out[: recipe.eval_problems], tokenizer)
+
+
+def refuse_unsolvable(data: task.TaskData) -> None:
+    """Rewards can only be had where some problem has a solution.
+
+    Raises:
+        KitError: none of the first problems has one.
+    """
+    looked_at = data.train[:UNSOLVABLE_ROWS]
+    if looked_at and not any(task.solvable(problem) for problem in looked_at):
+        first = looked_at[0]
+        raise KitError(
+            f"none of the first {len(looked_at)} training problems of {data.provenance['source']} has a solution "
+            f"(the first: {list(first.nums)} -> {first.target}): there is nothing to learn from; "
+            "`mini-r1 data inspect` counts them all"
+        )
 
 
 def refuse_unsupported(recipe: Recipe) -> None:
@@ -100,9 +165,6 @@ def refuse_unsupported(recipe: Recipe) -> None:
     """
     missing = {
         "use_vllm": "generation by vLLM",
-        "use_peft": "adapters",
-        "load_in_4bit": "4-bit weights",
-        "load_in_8bit": "8-bit weights",
         "push_to_hub": "pushing to the hub",
     }
     faults = [

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from rich.console import Console
@@ -70,7 +71,16 @@ def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
         raise KitError(f"the data of {run.path} has changed since the run began: then {before}, now {data.provenance}")
 
 
-def write(run: RunDir, recipe: Recipe, data: task.TaskData, model: Any, command: Sequence[str], attempt: int) -> None:
+def write(
+    run: RunDir,
+    recipe: Recipe,
+    data: task.TaskData,
+    model: Any,
+    command: Sequence[str],
+    attempt: int,
+    workers: int,
+    prompts_per_step: int,
+) -> None:
     """Write recipe.yaml, which makes the directory a run, run.json with this attempt added, the held-out problems."""
     write_text(run.recipe_file, dump_recipe(recipe))
     this_attempt = {
@@ -83,25 +93,42 @@ def write(run: RunDir, recipe: Recipe, data: task.TaskData, model: Any, command:
         "kit": mini_r1.__version__,
         "code_revision": code_revision(),
         "devices": _devices(),
+        "workers": workers,
         "model": describe(model),
     }
+    before = run.read_record()
     record = {
+        "run_id": before.get("run_id") or uuid4().hex,
+        "prompts_per_step": prompts_per_step,
         "model_name_or_path": recipe.model_name_or_path,
         "data": data.provenance,
         "seed": recipe.seed,
         "dataset_seed": recipe.dataset_seed,
-        "attempts": [*run.read_record().get("attempts", []), this_attempt],
+        "attempts": [*before.get("attempts", []), this_attempt],
     }
     write_json(run.run_file, record)
     run.write_held_out([{"nums": list(p.nums), "target": p.target} for p in data.held_out])
 
 
+def prompts_per_step(run: RunDir, recipe: Recipe, workers: int) -> int:
+    """Prompts of an optimizer step: what the run began with, whatever the number of workers is now."""
+    if run.has_steps() and "prompts_per_step" in run.read_record():
+        return int(run.read_record()["prompts_per_step"])
+    return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * workers
+
+
 def announce(
-    console: Console, recipe: Recipe, run: RunDir, data: task.TaskData, model: Any, steps: int, start: int
+    console: Console,
+    recipe: Recipe,
+    run: RunDir,
+    data: task.TaskData,
+    model: Any,
+    steps: int,
+    start: int,
+    prompts: int,
 ) -> None:
     """What is about to run, in three lines."""
     facts = describe(model)
-    prompts = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     console.print(
         f"{recipe.model_name_or_path}: {facts['parameters']:,} parameters, {facts['dtype']}, "
         f"{facts['attention']} attention\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from mini_r1.countdown import task
 from mini_r1.errors import ExitCode, KitError
@@ -23,7 +23,9 @@ from mini_r1.training.checkpoints import checkpoint_to_resume
 from mini_r1.training.samples import CompletionLog
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.terminal import TrainingLine
-from mini_r1.training.trainer import CountdownTrainer, RewardPlan
+from mini_r1.training.trainer import CountdownTrainer
+from mini_r1.training.watch import Watch
+from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -39,16 +41,28 @@ class Outcome:
     step: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one start of the program works with."""
+
+    recipe: Recipe
+    run: RunDir
+    command: Sequence[str]
+    console: Console
+    world: World
+    stop: StopRequest
+
+
 def train(
     recipe: Recipe, run: RunDir, command: Sequence[str], console: Console, data: task.TaskData | None = None
 ) -> Outcome:
-    """Train until the run is finished or the process is asked to stop.
+    """Train until the run is finished or the process is asked to stop: one worker's part of it.
 
     Args:
         recipe: what to train.
         run: where; a run that is already there is gone on with.
         command: the command line, for run.json.
-        console: for progress.
+        console: for progress; rank 0's is used.
         data: the recipe's data, if the caller has loaded it already.
 
     Raises:
@@ -57,80 +71,110 @@ def train(
     prepare.refuse_unsupported(recipe)
     prepare.refuse_several_devices()
     prepare.tune_machine(recipe)
-    with run.claimed(), StopRequest() as stop:
-        records.refuse_other_recipe(run, recipe)
-        state = run.read_state()
-        if state.get("state") == "finished":
-            console.print(f"{run.path} is finished at step {state['step']}: nothing to do", markup=False)
-            return Outcome(ExitCode.FINISHED, state["step"])
-        data_commit, model_commit = records.commits(run)
-        data = data or prepare.load_task_data(recipe, data_commit)
-        model, tokenizer = prepare.load_trainable(recipe, data, console, model_commit)
-        return _attempt(recipe, run, command, console, data, model, tokenizer, stop)
+    world = World(recipe.ddp_timeout)
+    job = _Job(recipe, run, command, console if world.main else Console(quiet=True), world, StopRequest())
+    with ExitStack() as stack:
+        stack.enter_context(job.stop)
+        stack.callback(world.leave)
+        world.from_main(lambda: stack.enter_context(run.claimed()))
+        finished_at = world.from_main(lambda: _look_at(job))
+        if finished_at is not None:
+            return Outcome(ExitCode.FINISHED, finished_at)
+        data_commit, model_commit = world.from_main(lambda: records.commits(run))
+        data = data or world.main_first(lambda: prepare.load_task_data(recipe, data_commit))
+        world.from_main(lambda: records.refuse_other_data(run, data))
+        prepare.refuse_unsolvable(data)
+        policy = world.main_first(lambda: prepare.load_policy(recipe, data, job.console, model_commit))
+        return _attempt(job, data, policy)
 
 
-def _attempt(
-    recipe: Recipe,
-    run: RunDir,
-    command: Sequence[str],
-    console: Console,
-    data: task.TaskData,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    stop: StopRequest,
-) -> Outcome:
+def _look_at(job: _Job) -> int | None:
+    """The last step of a run that is finished already; None for one to begin or to go on with.
+
+    Raises:
+        KitError: the run was started with another recipe.
+    """
+    records.refuse_other_recipe(job.run, job.recipe)
+    state = job.run.read_state()
+    if state.get("state") != "finished":
+        return None
+    job.console.print(f"{job.run.path} is finished at step {state['step']}: nothing to do", markup=False)
+    return int(state["step"])
+
+
+def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
     """One start of the program on this run, with a directory of its own; state.json says how it ended."""
-    prompts_per_step = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    steps = order.total_steps(recipe.max_steps, recipe.num_train_epochs, len(data.train), prompts_per_step)
-    args = grpo_config(recipe, run.path, run.tensorboard, steps)
-    dataset = prepare.ordered_dataset(recipe, data, tokenizer, steps * prompts_per_step)
-    resume = checkpoint_to_resume(run, console)
-    records.refuse_other_data(run, data)
-    attempt = run.start_attempt()
-    number = int(attempt.name)
-    with records.log_to(attempt / "rank-0.log"):
-        records.write(run, recipe, data, model, command, number)
-        records.announce(console, recipe, run, data, model, steps, resume.step if resume else 0)
-        line = TrainingLine(console, steps, resume.step if resume else 0)
-        callback = RunCallback(recipe, run, attempt, stop, len(data.train) / prompts_per_step, line)
-        completions = CompletionLog(attempt, run.completion_samples)
-        rewards = recipe.resolved_rewards()
+    recipe, run, world = job.recipe, job.run, job.world
+    prompts = world.from_main(lambda: records.prompts_per_step(run, recipe, world.size))
+    accumulation = order.accumulation_steps(prompts, recipe.per_device_train_batch_size, world.size)
+    steps = order.total_steps(recipe.max_steps, recipe.num_train_epochs, len(data.train), prompts)
+    resume = world.from_main(lambda: checkpoint_to_resume(run, job.console, world.size))
+    args = grpo_config(
+        recipe, run.path, run.tensorboard, max_steps=steps, accumulation=accumulation, first_start=resume is None
+    )
+    dataset = prepare.ordered_dataset(recipe, data, policy.tokenizer, steps * prompts)
+    held_out = prepare.held_out_rows(recipe, data, policy.tokenizer)
+    attempt = world.from_main(run.start_attempt)
+    with records.log_to(attempt / f"rank-{world.rank}.log"), ExitStack() as stack:
+        start = resume.step if resume else 0
+        if world.main:
+            records.write(run, recipe, data, policy.model, job.command, int(attempt.name), world.size, prompts)
+            records.announce(job.console, recipe, run, data, policy.model, steps, start, prompts)
+        line = TrainingLine(job.console, steps, start)
+        callback = RunCallback(recipe, run, attempt, world, job.stop, len(data.train) / prompts, line)
+        stack.callback(callback.close)
+        on_rollout = stack.enter_context(CompletionLog(attempt, run.completion_samples)).write if world.main else None
         try:
             set_seed(recipe.seed)
             trainer = CountdownTrainer(
-                model,
-                rewards=RewardPlan(tuple(rewards), tuple(rewards.values())),
+                policy.model,
+                reference=policy.reference,
+                rewards=prepare.reward_plan(recipe),
                 args=args,
                 train_dataset=dataset,
-                processing_class=tokenizer,
-                eos_token_ids=eos_token_ids(model, tokenizer),
+                held_out=held_out,
+                processing_class=policy.tokenizer,
+                eos_token_ids=eos_token_ids(policy.model, policy.tokenizer),
                 run=run,
-                on_rollout=completions.write,
+                world=world,
+                watch=Watch(recipe.watch),
+                on_rollout=on_rollout,
                 on_phase=callback.phase,
+                on_trouble=callback.trouble,
                 callbacks=[callback],
             )
             trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
         except BaseException as error:
-            _failed(run, number, error)
+            _failed(job, int(attempt.name), error)
             raise
-        finally:
-            callback.close()
-            completions.close()
-        return _ended(run, number, trainer.state.global_step, steps, stop)
+        return _ended(job, int(attempt.name), trainer, steps)
 
 
-def _ended(run: RunDir, attempt: int, step: int, steps: int, stop: StopRequest) -> Outcome:
-    """Record a run that reached its last step, or stopped in order before it."""
-    state, code, reason = (
-        ("finished", ExitCode.FINISHED, "finished")
-        if step >= steps
-        else ("interrupted", ExitCode.INTERRUPTED, stop.signal_name)
-    )
-    run.write_state(state, step=step, exit_code=int(code), reason=reason, attempt=attempt)
+def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Outcome:
+    """Record a run that reached its last step, or stopped in order before it.
+
+    Raises:
+        KitError: the run stopped because of what its recipe watches for.
+    """
+    step, trouble = trainer.state.global_step, trainer.stopped_by
+    if trouble is not None:
+        state, code, reason = "failed", ExitCode.FAILED, trouble.sentence
+    elif step >= steps:
+        state, code, reason = "finished", ExitCode.FINISHED, "finished"
+    else:
+        state, code, reason = "interrupted", ExitCode.INTERRUPTED, job.stop.signal_name or "a signal to another worker"
+    if job.world.main:
+        job.run.write_state(state, step=step, exit_code=int(code), reason=reason, attempt=attempt)
+    if trouble is not None:
+        raise KitError(
+            f"stopped at step {step} because the recipe says watch.{trouble.name}: stop: {reason}. The last complete "
+            f"checkpoint stands; the same command with --set watch.{trouble.name}=warn goes on",
+            code,
+        )
     return Outcome(code, step)
 
 
-def _failed(run: RunDir, attempt: int, error: BaseException) -> None:
+def _failed(job: _Job, attempt: int, error: BaseException) -> None:
     """Record how a run failed.
 
     Raises:
@@ -139,11 +183,12 @@ def _failed(run: RunDir, attempt: int, error: BaseException) -> None:
     logger.exception("training failed")
     retry = isinstance(error, OSError) and error.errno in RETRYABLE_ERRNOS
     code = ExitCode.RETRY if retry else error.exit_code if isinstance(error, KitError) else ExitCode.FAILED
-    reason = f"{type(error).__name__}: {error}"
-    step = run.read_state().get("step", 0)
-    try:
-        run.write_state("failed", step=step, exit_code=int(code), reason=reason, attempt=attempt)
-    except OSError:
-        logger.exception("state.json could not be written either")
+    reason = error.message if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
+    if job.world.main:
+        step = job.run.read_state().get("step", 0)
+        try:
+            job.run.write_state("failed", step=step, exit_code=int(code), reason=reason, attempt=attempt)
+        except OSError:
+            logger.exception("state.json could not be written either")
     if retry:
         raise KitError(f"{reason}; the last complete checkpoint stands: mend that and start again", code) from error

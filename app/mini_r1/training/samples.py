@@ -33,8 +33,10 @@ class CompletionLog:
         self._all.flush()
         self._success.flush()
 
-    def close(self) -> None:
-        """Close the three files."""
+    def __enter__(self) -> CompletionLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         for handle in (self._lines, self._all, self._success):
             handle.close()
 

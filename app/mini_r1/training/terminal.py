@@ -16,6 +16,7 @@ SHOWN = (
     ("success", "success", ".1%"),
     ("completion_length", "length", ".1f"),
     ("loss", "loss", ".4f"),
+    ("eval_success", "held-out success", ".1%"),
 )
 """Metric, what it is called on the line, and its format."""
 
@@ -42,8 +43,11 @@ class TrainingLine:
             self._progress.start()
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Show one logged step."""
+        """Show one logged step, or an evaluation."""
         status = "  ".join(f"{label} {metrics[key]:{form}}" for key, label, form in SHOWN if key in metrics)
+        if "eval_success" in metrics:
+            self._console.print(f"step {step}/{self._total}  {status} of {metrics['eval_problems']} problems")
+            return
         if self._progress is not None:
             self._progress.update(self._task, completed=step, status=status)
             return
@@ -53,6 +57,10 @@ class TrainingLine:
         self._console.print(
             f"step {step}/{self._total}  {status}  {seconds:.1f} s/step  {left // 60}:{left % 60:02d} left"
         )
+
+    def warn(self, sentence: str) -> None:
+        """Show what looks wrong."""
+        self._console.print(f"warning: {sentence}", style="yellow", markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

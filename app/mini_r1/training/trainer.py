@@ -11,91 +11,66 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer import grpo_trainer
 
 from mini_r1.countdown import task
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, sample, step_seed
-from mini_r1.rundir import RunDir, seal
-from mini_r1.training.checkpoints import save_snapshot
+from mini_r1.manifest import digests, seal
+from mini_r1.rundir import RunDir
+from mini_r1.training.batches import Batch, micro_batches
+from mini_r1.training.checkpoints import check_space, save_snapshot, space_needed, written_by
+from mini_r1.training.gradients import GradientGuard
+from mini_r1.training.logprobs import completion_logps, plain_head
+from mini_r1.training.metrics import summary
+from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
+from mini_r1.training.watch import Trouble, Watch
+from mini_r1.training.window import Window
+from mini_r1.training.world import World
 
-ADVANTAGE_EPSILON = 1e-4
-"""Added to a group's standard deviation; TRL 0.14.0's value."""
-
-
-@dataclass(frozen=True, slots=True)
-class RewardPlan:
-    """What is rewarded: names in the registry of `countdown.rewards` and the weight of each."""
-
-    names: tuple[str, ...]
-    weights: tuple[float, ...]
-
-
-@dataclass(slots=True)
-class Completion:
-    """One sampled completion and everything known about it."""
-
-    problem: task.Problem
-    prompt: str
-    prompt_ids: list[int]
-    ids: list[int]
-    truncated: bool
-    """Cut at max_completion_length, without an end token."""
-    text: str = ""
-    verdict: task.Verdict | None = None
-    rewards: tuple[float, ...] = ()
-    """One for each name of the RewardPlan, without weights."""
-    reward: float = 0.0
-    advantage: float = 0.0
-
-    def record(self, step: int, names: Sequence[str]) -> dict[str, Any]:
-        """The row of completions.jsonl."""
-        assert self.verdict is not None
-        verdicts = asdict(self.verdict)
-        reason = verdicts.pop("reason")
-        return {
-            "step": step,
-            "nums": list(self.problem.nums),
-            "target": self.problem.target,
-            "prompt": self.prompt,
-            "completion": self.text,
-            "rewards": {**verdicts, **dict(zip(names, self.rewards, strict=True))},
-            "reward": self.reward,
-            "reason": reason,
-            "advantage": self.advantage,
-            "tokens": len(self.ids),
-            "truncated": self.truncated,
-        }
-
+HELD_OUT_RANK = -2
+"""The rank of an evaluation during training in `step_seed`, counted down from here by the workers; -1 is that of
+`mini-r1 evaluate`."""
 
 OnRollout = Callable[[int, list[dict[str, Any]]], None]
 """Called on rank 0 with the optimizer step and the records of all ranks' completions."""
 OnPhase = Callable[[str], None]
-"""Called with the name of the phase that begins: rollout, score, update, save."""
+"""Called with the name of the phase that begins: rollout, score, reference, update, evaluate, save."""
+OnTrouble = Callable[[int, list[Trouble]], None]
+"""Called with the optimizer step and what is wrong after it."""
 
 
 class CountdownTrainer(GRPOTrainer):
     """GRPOTrainer with one rollout for each optimizer step.
 
     Args:
-        model: a loaded model, so that its dtype, attention and revision are the recipe's.
+        model: a loaded model, so that its dtype, attention and revision are the recipe's; may carry an adapter.
+        reference: the policy that the KL is taken to; None without a KL term, and with an adapter, which is switched
+            off instead.
         rewards: what to reward; all four verdicts of the game are logged besides.
         args: TRL's configuration.
         train_dataset: rows of `prompt` (text), `nums` and `target`, in the order in which they are to be used.
+        held_out: such rows to measure success on while training goes on.
         processing_class: the tokenizer; pads on the left.
         eos_token_ids: tokens that end a completion.
         run: where checkpoints and snapshots go.
-        on_rollout: receives every completion of a step.
+        world: this process among the workers.
+        watch: what looks wrong.
+        on_rollout: receives every completion of a step; None on the other ranks.
         on_phase: receives the phases.
+        on_trouble: receives what the watch found.
         callbacks: transformers callbacks.
     """
 
@@ -103,62 +78,108 @@ class CountdownTrainer(GRPOTrainer):
         self,
         model: Any,
         *,
+        reference: Any,
         rewards: RewardPlan,
         args: GRPOConfig,
         train_dataset: Any,
+        held_out: Sequence[dict[str, Any]],
         processing_class: PreTrainedTokenizerBase,
         eos_token_ids: Sequence[int],
         run: RunDir,
-        on_rollout: OnRollout,
+        world: World,
+        watch: Watch,
+        on_rollout: OnRollout | None,
         on_phase: OnPhase,
+        on_trouble: OnTrouble,
         callbacks: list[Any],
     ) -> None:
-        super().__init__(
-            model=model,
-            reward_funcs=[],  # scored in `_score`, once for the whole step
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            callbacks=callbacks,
-        )
+        self._guard = GradientGuard()
+        # TRL makes a reference whatever beta is, and loads it without dtype or revision under ZeRO-3.
+        with patch.multiple(
+            grpo_trainer, create_reference_model=lambda _: reference, is_deepspeed_zero3_enabled=lambda: False
+        ):
+            super().__init__(
+                model=model,
+                reward_funcs=[],  # scored once for the whole step
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                callbacks=[*callbacks, self._guard],
+            )
         self.remove_callback(PrinterCallback)  # prints raw dictionaries where the kit draws its own line
+        if self.is_deepspeed_enabled:
+            # transformers has divided the loss by the accumulation already, and the engine would do it again.
+            self.accelerator.backward = partial(self.accelerator.backward, scale_wrt_gas=False)
+        self.control: TrainerControl
+        self.stopped_by: Trouble | None = None
         self._rewards = rewards
+        self._held_out = held_out
         self._eos_token_ids = list(eos_token_ids)
         self._run = run
+        self._world = world
+        self._watch = watch
         self._on_rollout = on_rollout
         self._on_phase = on_phase
+        self._on_trouble = on_trouble
+        self._plain_head: bool | None = None
+        self._window = Window()
+        self._step_values: dict[str, float] = {}
+        self._micro_values: list[torch.Tensor] = []
         self._update_started: float | None = None
+
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
+        """Train to the end, from the beginning or from a checkpoint's folder."""
+        if resume_from_checkpoint is not None:
+            self._watch.load(self._window.load(Path(resume_from_checkpoint)))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_train_sampler(self) -> Sampler:
         return SequentialSampler(self.train_dataset)  # `order.run_order` has shuffled the rows
 
-    # --- one optimizer step ---
+    # --- rollout ---
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int) -> tuple[list[dict[str, Any]], None]:
-        """All micro-batches of the next optimizer step, with completions and advantages."""
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int) -> tuple[list[Batch], None]:
+        """All micro-batches of the next optimizer step, with completions, advantages and reference."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches)
         if not batches:  # transformers asks once more at the end of the data
             return [], None
-        self._on_phase("rollout")
-        with self._timed("rollout"):
-            completions = self._rollout([row for batch in batches for row in batch])
-        self._on_phase("score")
-        with self._timed("score"):
-            self._score(completions)
-            self._record(completions)
+        rows = [row for batch in batches for row in batch]
+        with self._phase("rollout"):
+            seed = step_seed(self.args.seed, self.state.global_step, self._world.rank)
+            completions = self._complete(rows, self.num_generations, seed)
+        with self._phase("score"):
+            judge(completions, self._rewards)
+            groups = compare(completions, self._rewards, self.num_generations)
+            records = self._records(completions)
+            counted = sum(c.group_differs or not self._rewards.drop_equal_groups for c in completions)
+            means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(counted)]))
+            self._step_values.update(summary(records))
+            self._step_values.update(zip(("reward_std", "frac_groups_all_equal"), means, strict=False))
+            self._step_values["tokens_per_second"] = (
+                sum(record["tokens"] for record in records) / self._step_values["time/rollout"]
+            )
+            if self._on_rollout is not None:
+                self._on_rollout(self.state.global_step + 1, records)
+        prepared = micro_batches(
+            completions,
+            len(batches),
+            pad_token_id=self.processing_class.pad_token_id,
+            device=self.accelerator.device,
+            drop_equal_groups=self._rewards.drop_equal_groups,
+            counted=means[2],
+        )
+        if self.beta:
+            with self._phase("reference"), self._reference() as reference, torch.no_grad():
+                for batch in prepared:
+                    batch["reference_logps"] = self._completion_logps(reference, batch)
         self._on_phase("update")
         self._update_started = time.perf_counter()
-        return self._micro_batches(completions, len(batches)), None
+        return prepared, None
 
-    def _rollout(self, rows: Sequence[dict[str, Any]]) -> list[Completion]:
-        """Sample num_generations completions for each row; those of one row stand next to one another."""
+    def _complete(self, rows: Sequence[dict[str, Any]], num_generations: int, seed: int) -> list[Completion]:
+        """Sample completions for each row; those of one row stand next to one another."""
         prompts = token_ids(self.processing_class, [row["prompt"] for row in rows])
-        config = SamplingConfig(
-            max_new_tokens=self.max_completion_length,
-            temperature=self.args.temperature,
-            num_generations=self.num_generations,
-        )
-        seed = step_seed(self.args.seed, self.state.global_step, self.accelerator.process_index)
+        config = SamplingConfig(self.max_completion_length, self.args.temperature, num_generations)
         with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
             sampled = sample(
                 model,
@@ -171,12 +192,12 @@ class CountdownTrainer(GRPOTrainer):
         texts = self.processing_class.batch_decode(sampled, skip_special_tokens=True)
         completions = []
         for i, (ids, text) in enumerate(zip(sampled, texts, strict=True)):
-            row = rows[i // self.num_generations]
+            row = rows[i // num_generations]
             completions.append(
                 Completion(
                     problem=task.Problem(tuple(row["nums"]), row["target"]),
                     prompt=row["prompt"],
-                    prompt_ids=prompts[i // self.num_generations],
+                    prompt_ids=prompts[i // num_generations],
                     ids=ids,
                     truncated=ids[-1] not in self._eos_token_ids,
                     text=text,
@@ -184,106 +205,115 @@ class CountdownTrainer(GRPOTrainer):
             )
         return completions
 
-    def _score(self, completions: Sequence[Completion]) -> None:
-        """Fill in verdicts, rewards and advantages (reward minus the group's mean, over its standard deviation)."""
-        names, weights = self._rewards.names, self._rewards.weights
-        for c in completions:
-            c.verdict = task.judge(c.text, c.problem)
-            c.rewards = tuple(task.reward_values(names, c.text, c.problem, c.verdict))
-            c.reward = sum(weight * value for weight, value in zip(weights, c.rewards, strict=True))
-        groups = torch.tensor([c.reward for c in completions]).view(-1, self.num_generations)
-        mean, std = groups.mean(dim=1, keepdim=True), groups.std(dim=1, keepdim=True)
-        for c, advantage in zip(
-            completions, ((groups - mean) / (std + ADVANTAGE_EPSILON)).flatten().tolist(), strict=True
-        ):
-            c.advantage = advantage
-        self._metrics["reward_std"].append(self._mean_over_ranks(std.mean().item()))
-        self._metrics["frac_groups_all_equal"].append(self._mean_over_ranks((std == 0).float().mean().item()))
-
-    def _record(self, completions: Sequence[Completion]) -> None:
-        """Metrics of the step over all ranks, and every completion to the run directory."""
+    def _records(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        """Of the completions of all ranks, on every rank."""
         step = self.state.global_step + 1
-        records = gather_object([c.record(step, self._rewards.names) for c in completions])
-        for name in records[0]["rewards"]:
-            self._metrics[f"rewards/{name}"].append(_mean(r["rewards"][name] for r in records))
-        self._metrics["reward"].append(_mean(r["reward"] for r in records))
-        self._metrics["success"].append(_mean(r["rewards"]["equation"] for r in records))
-        self._metrics["completion_length"].append(_mean(r["tokens"] for r in records))
-        self._metrics["frac_truncated"].append(_mean(r["truncated"] for r in records))
-        if self.accelerator.is_main_process:
-            self._on_rollout(step, records)
+        records: list[dict[str, Any]] = gather_object([c.record(step, self._rewards.names) for c in completions])
+        return records
 
-    def _micro_batches(self, completions: Sequence[Completion], count: int) -> list[dict[str, Any]]:
-        """Cut the completions into `count` batches of equal size, like lengths together.
-
-        The loss is a mean over completions of a mean over tokens, so which batch a completion is in does not change
-        the step's gradient, and short completions are not padded to the longest one.
-        """
-        ordered = sorted(completions, key=lambda c: len(c.ids))
-        size = len(ordered) // count
-        return [self._collate(ordered[i * size : (i + 1) * size]) for i in range(count)]
-
-    def _collate(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """Prompts padded on the left, completions on the right: input_ids and attention_mask are (B, P + C)."""
-        prompt_width = max(len(c.prompt_ids) for c in completions)
-        width = max(len(c.ids) for c in completions)
-        pad = self.processing_class.pad_token_id
-        ids, mask = [], []
-        for c in completions:
-            left, right = prompt_width - len(c.prompt_ids), width - len(c.ids)
-            ids.append([pad] * left + c.prompt_ids + c.ids + [pad] * right)
-            mask.append([0] * left + [1] * (len(c.prompt_ids) + len(c.ids)) + [0] * right)
-        device = self.accelerator.device
-        attention_mask = torch.tensor(mask, device=device)
-        return {
-            "input_ids": torch.tensor(ids, device=device),
-            "attention_mask": attention_mask,
-            "completion_mask": attention_mask[:, prompt_width:],
-            "advantages": torch.tensor([c.advantage for c in completions], device=device),
-        }
+    @contextmanager
+    def _reference(self) -> Iterator[Any]:
+        """The reference policy: a model of its own, or this one with its adapter switched off."""
+        if self.ref_model is not None:
+            yield self.ref_model
+            return
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        was_training = model.training
+        model.eval()
+        try:
+            with model.disable_adapter():
+                yield model
+        finally:
+            model.train(was_training)
 
     # --- loss ---
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """GRPO's loss of one micro-batch (DeepSeekMath, arXiv:2402.03300, equation 3, one update for each rollout).
 
         Its value is beta times the KL: the policy term is exp(logp - logp.detach()) = 1 times advantages that average
         to 0 in every group. So it prints as 0 early on; its gradient is the policy gradient all the same.
         """
-        mask = inputs["completion_mask"]
-        lengths = mask.sum(dim=1)
         logps = self._completion_logps(model, inputs)
-        policy = torch.exp(logps - logps.detach()) * inputs["advantages"].unsqueeze(1)
-        token_loss = -policy
+        kl = torch.zeros_like(logps)
         if self.beta:
-            with torch.no_grad():
-                reference = self._completion_logps(self.ref_model, inputs)
             # The k3 estimator of KL(policy || reference), http://joschu.net/blog/kl-approx.html
-            difference = reference - logps
+            difference = inputs["reference_logps"] - logps
             kl = torch.exp(difference) - difference - 1
-            token_loss = token_loss + self.beta * kl
-            self._metrics["kl"].append(self._mean_over_ranks(_sequence_mean(kl.detach(), mask, lengths).item()))
-        return _sequence_mean(token_loss, mask, lengths)
+        policy = torch.exp(logps - logps.detach()) * inputs["advantages"].unsqueeze(1)
+        loss = _mean_of_completions(self.beta * kl - policy, inputs)
+        # Tokens were sampled from the policy itself, so the mean of -logp estimates its entropy without bias.
+        entropy = _mean_of_completions(-logps, inputs)
+        self._micro_values.append(torch.stack([loss, entropy, _mean_of_completions(kl, inputs)]).detach())
+        return loss
 
-    def _completion_logps(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """Log-probability of each completion token under softmax(logits / temperature): (B, C).
+    def _completion_logps(self, model: Any, inputs: Batch) -> torch.Tensor:
+        """(B, C), see `logprobs.completion_logps`."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        head = unwrapped.get_output_embeddings()
+        if self._plain_head is None:
+            self._plain_head = plain_head(model, head, inputs) is not None
+        vocabulary = unwrapped.config.get_text_config().vocab_size
+        return completion_logps(model, head if self._plain_head else None, vocabulary, inputs, self.args.temperature)
 
-        The attention mask hides the left padding, and positions start at each prompt's first real token: both as in
-        the rollout.
+    # --- after a step ---
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        """transformers calls this after each optimizer step, and logs, evaluates and saves in it if asked to."""
+        if self._update_started is not None:  # not at the end of the data, where it is called once more
+            self._end_of_step(grad_norm, time.perf_counter() - self._update_started)
+            self._update_started = None
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _end_of_step(self, grad_norm: Any, seconds: float) -> None:
+        """Add the step's metrics to the window and look at them; `seconds` is how long its update took."""
+        values, self._step_values = self._step_values, {}
+        values["time/update"] = seconds
+        means = self._mean_over_ranks(torch.stack(self._micro_values).mean(dim=0))
+        self._micro_values = []
+        values.update(zip(("loss", "entropy", "kl") if self.beta else ("loss", "entropy"), means, strict=False))
+        if not self.args.fp16:  # there an infinite norm is part of the game: the loss scaler finds its scale by it
+            values["grad_norm"] = self._guard.norm if grad_norm is None else float(grad_norm)
+        for name, value in values.items():
+            self._window.add(name, value)
+        self._look_for_trouble(values)
+
+    def _look_for_trouble(self, values: dict[str, float]) -> None:
+        """Tell what is wrong after the step, and stop with a checkpoint where the recipe wants that."""
+        troubles = self._watch.check(self.state.global_step, values)
+        if not troubles:
+            return
+        self._on_trouble(self.state.global_step, troubles)
+        self.stopped_by = next((trouble for trouble in troubles if trouble.stop), None)
+        if self.stopped_by is not None:
+            self.control.should_training_stop = True
+            # Under DeepSpeed the engine has taken the step already: not to be saved over a good checkpoint.
+            self.control.should_save = not (self.is_deepspeed_enabled and self.stopped_by.name == "not_finite")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the window's means to a training line; TRL's own version would add them to an evaluation's, too."""
+        if "loss" in logs:
+            logs = {**logs, **self._window.take()}
+        super(GRPOTrainer, self).log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Sample one completion of each held-out problem; TRL 0.14.0 crashes here (open-r1#216).
+
+        The same problems with the same luck each time, so that two steps can be compared.
         """
-        mask = inputs["attention_mask"]
-        width = inputs["completion_mask"].shape[1]
-        logits = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
-            num_logits_to_keep=width + 1,
-        ).logits[:, :-1]  # the last position predicts what comes after the completion
-        logits = logits.float() / self.args.temperature
-        targets = inputs["input_ids"][:, -width:]
-        return logits.gather(2, targets.unsqueeze(2)).squeeze(2) - logits.logsumexp(dim=2)
+        with self._phase("evaluate"):
+            own = self._held_out[self._world.rank :: self._world.size]
+            seed = step_seed(self.args.seed, 0, HELD_OUT_RANK - self._world.rank)
+            completions = self._complete(own, 1, seed) if own else []
+            judge(completions, self._rewards)
+            records = self._records(completions)
+        metrics = {f"eval_{name}": value for name, value in summary(records).items()}
+        metrics["eval_problems"] = len(records)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     # --- saving ---
 
@@ -292,40 +322,47 @@ class CountdownTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A full checkpoint and a 16-bit snapshot, both complete when this returns; then older checkpoints go."""
-        self._on_phase("save")
-        with self._timed("save"):
+        with self._phase("save"):
+            step, world = self.state.global_step, self._world
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
+            world.from_main(lambda: check_space(self._run, space_needed(self._run, trained)))
+            zero = self.accelerator.state.deepspeed_plugin
+            state = self.accelerator.get_state_dict(self.model_wrapped) if zero and zero.zero_stage == 3 else None
+            if world.main:  # before the checkpoint: one that is complete has its snapshot
+                save_snapshot(unwrapped, self.processing_class, self._run, step, state)
             super()._save_checkpoint(model, trial)
+            folder = self._run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            if world.main:
+                self._window.save(folder, self._watch.state())
             self.accelerator.wait_for_everyone()  # every rank has written its part
-            if self.accelerator.is_main_process:
-                step = self.state.global_step
-                seal(self._run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}", self._run.checkpoints / f"step-{step}")
-                save_snapshot(self.accelerator.unwrap_model(self.model), self.processing_class, self._run, step)
+            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+            own = digests(folder, [name for name in names if written_by(name, world.size) == world.rank])
+            files = {name: digest for part in gather_object([own]) for name, digest in part.items()}
+            if world.main:
+                facts = {"world_size": world.size, "sharded": self.is_deepspeed_enabled}
+                seal(folder, self._run.checkpoints / f"step-{step}", run_id=self._run.run_id, files=files, **facts)
                 self._run.prune_checkpoints()
             self.accelerator.wait_for_everyone()
 
-    # --- metrics ---
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self._update_started is not None:  # the optimizer has just stepped
-            self._metrics["time/update"].append(time.perf_counter() - self._update_started)
-            self._update_started = None
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+    # --- small things ---
 
     @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
+    def _phase(self, name: str) -> Iterator[None]:
+        """Say that a phase begins, and how long it took (in seconds, with the next step's metrics)."""
+        self._on_phase(name)
         start = time.perf_counter()
         yield
-        self._metrics[f"time/{phase}"].append(time.perf_counter() - start)
+        self._step_values[f"time/{name}"] = time.perf_counter() - start
 
-    def _mean_over_ranks(self, value: float) -> float:
-        return self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).mean().item()
-
-
-def _sequence_mean(values: torch.Tensor, mask: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Mean over completions of the mean over a completion's tokens, for values and mask of shape (B, C)."""
-    return ((values * mask).sum(dim=1) / lengths).mean()
+    def _mean_over_ranks(self, values: torch.Tensor) -> list[float]:
+        """(N,) -> N means, the same on every rank."""
+        gathered = self.accelerator.gather(values.to(self.accelerator.device).unsqueeze(0))
+        means: list[float] = gathered.mean(dim=0).tolist()
+        return means
 
 
-def _mean(values: Any) -> float:
-    values = list(values)
-    return sum(values) / len(values)
+def _mean_of_completions(values: torch.Tensor, inputs: Batch) -> torch.Tensor:
+    """Weighted sum over completions of the mean over a completion's tokens: (B, C) -> ()."""
+    mask = inputs["completion_mask"]
+    return ((values * mask).sum(dim=1) / mask.sum(dim=1) * inputs["weights"]).sum()

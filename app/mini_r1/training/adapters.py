@@ -1,0 +1,135 @@
+"""LoRA and QLoRA: a small adapter is trained, and the model below it stays as it is.
+
+The reference policy then costs no memory: it is the same model with the adapter disabled. A new adapter's output is
+zero, so the first policy is the reference exactly.
+
+`lora_dropout` above 0 acts in the loss and not in the sampling, so the log-probabilities that the gradient is taken of
+are not quite those that the completions were drawn with, and the KL carries its noise. TRL's default of 0.05 is kept
+for recipes that say nothing; 0 is the exact choice.
+
+TRL 0.14.0's `get_peft_config` and `get_quantization_config` are not used. Its `ModelConfig` turns a list of one target
+module into a regular expression for the full module name, which matches none, and with `torch_dtype` unset the 4-bit
+weights would be multiplied in float32.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, prepare_model_for_kbit_training
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import nn
+from transformers import BitsAndBytesConfig, set_seed
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import is_bitsandbytes_available
+
+from mini_r1.errors import KitError
+from mini_r1.generation.model import device
+from mini_r1.recipe import Recipe
+
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the output layer."""
+
+
+def quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
+    """How `load_model` is to store the frozen weights; None leaves them as they are.
+
+    4-bit weights are multiplied in `torch_dtype`; where that is null or auto in 16 bits, as in the QLoRA paper
+    (arXiv:2305.14314, section 3).
+
+    Raises:
+        KitError: this machine cannot do it.
+    """
+    if not (recipe.load_in_4bit or recipe.load_in_8bit):
+        return None
+    key = "load_in_4bit" if recipe.load_in_4bit else "load_in_8bit"
+    missing = []
+    if device().type != "cuda":
+        missing.append("this process has no GPU")
+    if not is_bitsandbytes_available():
+        missing.append("bitsandbytes is not installed")
+    if missing:
+        raise KitError(
+            f"{key} needs an NVIDIA GPU and bitsandbytes: {' and '.join(missing)}. "
+            f"Set {key}: false to train the adapter on unquantized weights"
+        )
+    if recipe.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = recipe.torch_dtype
+    if compute in (None, "auto"):
+        compute = "float16" if recipe.fp16 else "bfloat16"
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def with_adapter(model: Any, recipe: Recipe) -> Any:
+    """The model as the recipe trains it: itself, or frozen below a new LoRA adapter with `use_peft`.
+
+    The adapter's weights are float32 also on a 16-bit model (peft's default): added to a weight of 0.01, an update of
+    1e-6 is lost in bfloat16. They are drawn from the recipe's seed. The adapter's configuration names the base model by
+    hub id and commit, or by absolute path, so that a snapshot finds the base it was trained on.
+
+    Args:
+        model: from `load_model`; changed in place.
+        recipe: `use_peft`, the `lora_` keys, `gradient_checkpointing` and `seed` are read.
+
+    Raises:
+        KitError: the model is an adapter already, or has no module of a name in `lora_target_modules`.
+    """
+    if isinstance(model, PeftModel):
+        base = model.peft_config[model.active_adapter].base_model_name_or_path
+        raise KitError(
+            f"{recipe.model_name_or_path} is an adapter of {base} and is not trained further: train {base}, or merge "
+            "the two into a model of its own (peft's merge_and_unload) and train that"
+        )
+    if not recipe.use_peft:
+        return model
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=recipe.lora_r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=_target_modules(model, recipe.lora_target_modules),
+    )
+    if recipe.load_in_4bit or recipe.load_in_8bit:
+        model = prepare_model_for_kbit_training(
+            model, recipe.gradient_checkpointing, recipe.gradient_checkpointing_kwargs
+        )
+    elif recipe.gradient_checkpointing:
+        # Below a frozen embedding nothing needs a gradient, and a checkpointed layer would then hand none on.
+        model.enable_input_require_grads()
+    set_seed(recipe.seed)
+    adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
+    if Path(config.base_model_name_or_path).is_dir():
+        config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
+    # Left to itself peft asks the hub at every save whether the vocabulary was resized, which the kit never does.
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    return adapted
+
+
+def _target_modules(model: Any, names: list[str] | None) -> list[str] | str | None:
+    """What peft is to adapt; peft itself passes over an unknown name as long as another one is known.
+
+    Raises:
+        KitError: listing the names there are.
+    """
+    if names == [ALL_LINEAR]:
+        return ALL_LINEAR
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)]
+    known = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    advice = f"name some of {known}, or {ALL_LINEAR} alone"
+    if names is None:
+        kind = model.config.model_type
+        if kind not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
+            raise KitError(f"lora_target_modules: peft has no choice of its own for a '{kind}' model: {advice}")
+        return None
+    unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+    if unknown:
+        raise KitError(f"lora_target_modules: the model has no layer called {', '.join(unknown)}: {advice}")
+    return names

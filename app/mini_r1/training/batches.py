@@ -1,0 +1,71 @@
+"""The completions of one optimizer step as micro-batches of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from mini_r1.training.rollout import Completion
+
+Batch = dict[str, torch.Tensor]
+"""`input_ids` and `attention_mask` (B, P + C): prompts padded on the left, completions on the right.
+`completion_mask` (B, C), `advantages` (B,), and `weights` (B,): what a completion counts in its micro-batch's loss.
+Later `reference_logps` (B, C)."""
+
+
+def micro_batches(
+    completions: Sequence[Completion],
+    count: int,
+    *,
+    pad_token_id: int,
+    device: torch.device,
+    drop_equal_groups: bool = False,
+    counted: float | None = None,
+) -> list[Batch]:
+    """Cut a rank's completions into `count` micro-batches, like lengths together.
+
+    The loss of a step is a mean over completions of a mean over tokens, so which batch a completion is in does not
+    change the step's gradient, and short completions are not padded to the longest one. Every rank has to have the
+    same number of micro-batches, or the others would wait for its gradients for ever: where groups are dropped and too
+    few completions are left, a micro-batch holds one completion that counts nothing.
+
+    Args:
+        completions: at least one.
+        count: micro-batches of an optimizer step, the accumulation.
+        pad_token_id: fills the padding; never attended to.
+        device: where the tensors go.
+        drop_equal_groups: leave out the completions of groups whose rewards are all equal.
+        counted: completions of the step that are not left out, mean over the ranks; None: as many as here.
+    """
+    ordered = sorted(completions, key=lambda c: len(c.ids))
+    kept = [c for c in ordered if c.group_differs or not drop_equal_groups]
+    counted = len(kept) if counted is None else counted
+    # The trainer takes the mean over micro-batches and ranks, so a completion counts count / counted in its own.
+    weight = count / counted if counted else 0.0
+    cuts = [round(i * len(kept) / count) for i in range(count + 1)]
+    batches = []
+    for start, end in pairwise(cuts):
+        chosen, worth = (kept[start:end], weight) if end > start else (ordered[:1], 0.0)
+        batches.append(collate(chosen, worth, pad_token_id, device))
+    return batches
+
+
+def collate(completions: Sequence[Completion], weight: float, pad_token_id: int, device: torch.device) -> Batch:
+    """One micro-batch; each of its completions counts `weight`."""
+    prompt_width = max(len(c.prompt_ids) for c in completions)
+    width = max(len(c.ids) for c in completions)
+    ids, mask = [], []
+    for c in completions:
+        left, right = prompt_width - len(c.prompt_ids), width - len(c.ids)
+        ids.append([pad_token_id] * left + c.prompt_ids + c.ids + [pad_token_id] * right)
+        mask.append([0] * left + [1] * (len(c.prompt_ids) + len(c.ids)) + [0] * right)
+    attention_mask = torch.tensor(mask, device=device)
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": attention_mask,
+        "completion_mask": attention_mask[:, prompt_width:],
+        "advantages": torch.tensor([c.advantage for c in completions], device=device),
+        "weights": torch.full((len(completions),), weight, device=device),
+    }

@@ -1,0 +1,77 @@
+"""The workers of a run, one process for each training device, and what they have to agree on.
+
+RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT make a process one of several; without them it is the only
+one. Rank 0 reads and writes the run directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from mini_r1.errors import KitError
+from mini_r1.generation.model import device
+
+T = TypeVar("T")
+
+
+class World:
+    """This process among the workers.
+
+    Args:
+        timeout_s: seconds before a collective gives up.
+    """
+
+    def __init__(self, timeout_s: int) -> None:
+        state = PartialState(cpu=device().type == "cpu", timeout=timedelta(seconds=timeout_s))
+        self.rank: int = state.process_index
+        self.size: int = state.num_processes
+        self.main = self.rank == 0
+        self._device = state.device
+
+    def from_main(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0 and return its result everywhere.
+
+        Raises:
+            KitError: rank 0 raised it; every rank does.
+        """
+        outcome: list[Any] = [None]
+        if self.main:
+            try:
+                outcome = [(function(), None)]
+            except KitError as error:
+                outcome = [(None, error)]
+        if self.size > 1:
+            broadcast_object_list(outcome)
+        result, raised = outcome[0]
+        if raised is not None:
+            raise raised
+        return result  # type: ignore[no-any-return]
+
+    def main_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on every rank, rank 0 before the others: it fills the caches that they read.
+
+        Raises:
+            KitError: rank 0 raised it; every rank does.
+        """
+        own: list[T] = []
+        self.from_main(lambda: own.append(function()))
+        return own[0] if self.main else function()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([int(flag)], device=self._device)
+        torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
+        return bool(votes.item())
+
+    def leave(self) -> None:
+        """Take leave of the other workers; a process may train again afterwards, on its own."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

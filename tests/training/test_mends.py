@@ -1,0 +1,179 @@
+"""Faults of stock TRL 0.14.0 that show over whole steps: each is seen on stock first, then gone here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from mini_r1.commands import train
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.rundir import RunDir
+from mini_r1.training import trainer as kit_trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from tests.conftest import rows, without_times
+
+Recipe = Callable[..., Path]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def stock(untrained: Path, folder: Path, model: Any = None, **changes: Any) -> GRPOTrainer:
+    """Stock TRL on four prompts, with a reward that differs from completion to completion."""
+    values = {
+        "output_dir": str(folder), "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+        "num_generations": 4, "max_completion_length": 6, "report_to": [], "use_cpu": True, "seed": 5,
+        "disable_tqdm": True, "save_strategy": "no", "logging_steps": 1,
+    }  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(untrained, padding_side="left")
+    return GRPOTrainer(
+        model or AutoModelForCausalLM.from_pretrained(untrained),
+        reward_funcs=lambda prompts, completions: [float(len(c) % 7) for c in completions],
+        args=GRPOConfig(**{**values, **changes}),
+        train_dataset=datasets.Dataset.from_list([{"prompt": f"{n} 2 3"} for n in range(1, 9)]),
+        processing_class=tokenizer,
+    )
+
+
+def test_one_rollout_serves_all_micro_batches(
+    small_recipe: Recipe, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 1: stock generates once for every micro-batch."""
+    trainer = stock(untrained, tmp_path / "stock", max_steps=2)
+    calls = {"stock": 0, "kit": 0}
+    generate, sample = trainer.model.generate, kit_trainer.sample
+
+    def counted(side: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls[side] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    trainer.model.generate = counted("stock", generate)
+    trainer.train()
+    monkeypatch.setattr(kit_trainer, "sample", counted("kit", sample))
+    train(str(small_recipe(max_steps=2, gradient_accumulation_steps=2)), [], tmp_path / "run")
+    assert calls == {"stock": 4, "kit": 2}
+
+
+def test_dtype_and_attention_reach_a_model_given_by_name(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
+    """Row 9: stock takes them from model_init_kwargs alone, which the published script never sets."""
+    theirs = stock(untrained, tmp_path / "stock", model=str(untrained), bf16=True).model
+    assert (theirs.dtype, theirs.config._attn_implementation) == (torch.float32, "sdpa")
+    recipe = small_recipe(max_steps=1, bf16=True, torch_dtype="bfloat16", attn_implementation="eager")
+    assert train(str(recipe), [], tmp_path / "run") == ExitCode.FINISHED
+    model = RunDir(tmp_path / "run").read_record()["attempts"][0]["model"]
+    assert (model["dtype"], model["attention"]) == ("bfloat16", "eager")
+
+
+def test_a_group_of_one_is_nan_in_stock_and_refused_here(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
+    """Row 17: the standard deviation of one value."""
+    trainer = stock(untrained, tmp_path / "stock", num_generations=1)
+    assert math.isnan(trainer.compute_loss(trainer.model, [{"prompt": "1 2 3"}]).item())
+    with pytest.raises(KitError, match="num_generations"):
+        train(str(small_recipe(num_generations=1)), [], tmp_path / "run")
+
+
+def test_older_checkpoints_go_only_after_the_new_one_is_complete(
+    small_recipe: Recipe, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 20: transformers deletes before callbacks hear of the save, so before any manifest could be written."""
+    seen: list[list[str]] = []
+
+    class Look(TrainerCallback):
+        def on_save(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(sorted(p.name for p in (tmp_path / "stock").glob("checkpoint-*")))
+
+    trainer = stock(untrained, tmp_path / "stock", max_steps=2, save_strategy="steps", save_steps=1, save_total_limit=1)
+    trainer.add_callback(Look())
+    trainer.train()
+    assert seen == [["checkpoint-1"], ["checkpoint-2"]]
+
+    run, at_seal = RunDir(tmp_path / "run"), []
+    seal = kit_trainer.seal
+
+    def look(*args: Any, **kwargs: Any) -> None:
+        at_seal.append([saved.step for saved in run.complete_checkpoints()])
+        seal(*args, **kwargs)
+
+    monkeypatch.setattr(kit_trainer, "seal", look)
+    train(str(small_recipe(save_steps=1)), [], run.path)
+    assert at_seal == [[], [1], [2, 1], [3, 2]]
+    assert [saved.step for saved in run.complete_checkpoints()] == [4, 3]
+
+
+def test_metrics_between_two_log_points_survive_a_resume(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
+    """Row 21: saved in the middle of a window of the log, stock logs the second half alone after a resume."""
+    settings: dict[str, Any] = {"max_steps": 4, "logging_steps": 4, "save_strategy": "steps", "save_steps": 3}
+    whole = stock(untrained, tmp_path / "stock", **settings)
+    whole.train()
+    resumed = stock(untrained, tmp_path / "stock", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stock" / "checkpoint-3"))
+    rewards = [
+        next(row["reward"] for row in trainer.state.log_history if row["step"] == 4) for trainer in (whole, resumed)
+    ]
+    single = stock(untrained, tmp_path / "single", **{**settings, "logging_steps": 1, "save_strategy": "no"})
+    single.train()
+    each = [row["reward"] for row in single.state.log_history if "reward" in row]
+    assert rewards[0] == pytest.approx(sum(each) / 4)
+    assert rewards[1] == pytest.approx(each[3])
+    assert rewards[0] != pytest.approx(rewards[1])
+
+    recipe = str(small_recipe(logging_steps=4, save_steps=3))
+    assert train(recipe, [], tmp_path / "whole") == ExitCode.FINISHED
+    run = _stopped_after_step_3(recipe, tmp_path / "run")
+    assert train(recipe, [], run) == ExitCode.FINISHED
+    assert sorted(p.name for p in (run / "attempts").iterdir()) == ["1", "2"]
+    logged = [without_times(rows(path / "attempts" / name / "metrics.jsonl")) for path, name in
+              ((tmp_path / "whole", "1"), (run, "2"))]  # fmt: skip
+    assert [row["step"] for row in logged[0]] == [4]
+    assert logged[0] == logged[1]
+
+
+def _stopped_after_step_3(recipe: str, folder: Path) -> Path:
+    """A run whose process is gone after the checkpoint of step 3."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kit_trainer.CountdownTrainer, "get_batch_samples", _gone_at_step_4)
+        with pytest.raises(RuntimeError, match="gone"):
+            train(recipe, [], folder)
+    return folder
+
+
+_HONEST = kit_trainer.CountdownTrainer.get_batch_samples
+
+
+def _gone_at_step_4(self: kit_trainer.CountdownTrainer, *args: Any) -> Any:
+    if self.state.global_step == 3:
+        raise RuntimeError("gone")
+    return _HONEST(self, *args)
+
+
+def test_stock_cuts_the_prompt_it_trains_on_and_the_kit_refuses_it(
+    small_recipe: Recipe, untrained: Path, tmp_path: Path
+) -> None:
+    """Row 4. The engine is a stand-in for vLLM's LLM: it keeps the text that it is asked to continue."""
+    trainer = stock(untrained, tmp_path / "stock", max_prompt_length=2, num_generations=2)
+    asked: list[str] = []
+
+    def generate(prompts: list[str], **_: Any) -> list[Any]:
+        asked.extend(prompts)
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=(7, 8))] * 2) for _ in prompts]
+
+    trainer.llm, trainer.sampling_params, trainer._last_loaded_step = SimpleNamespace(generate=generate), None, 0
+    trainer.args.use_vllm = True
+    widths: list[int] = []
+    trainer.model.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
+    trainer.compute_loss(trainer.model, [{"prompt": "1 2 3"}])
+    answered = len(trainer.processing_class(asked[0])["input_ids"])
+    trained_on = widths[0] - 2  # without the two tokens of the completion
+    assert trained_on == 2 < answered
+    with pytest.raises(KitError, match="max_prompt_length is 20: raise it to at least"):
+        train(str(small_recipe(max_prompt_length=20)), [], tmp_path / "run")
