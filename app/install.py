@@ -231,7 +231,9 @@ def install_packages(venv: Path, choice: Choice, index: str) -> None:
     with tempfile.TemporaryDirectory(prefix="mini-r1-install-") as scratch:
         torch_lock = Path(scratch) / f"{choice.lock}.txt"
         torch_lock.write_text(rewrite_index(torch, index), encoding="utf-8")
-        run(uv, "pip", "sync", *python, "--require-hashes", LOCKS / "dev.txt", torch_lock)
+        # DeepSpeed comes as source: what builds it is held to the lock's version and hash as well.
+        built_with = ("--build-constraints", LOCKS / "dev.txt")
+        run(uv, "pip", "sync", *python, "--require-hashes", *built_with, LOCKS / "dev.txt", torch_lock)
     run(uv, "pip", "install", *python, "--no-deps", "--no-build-isolation", "--editable", ".")
 
 

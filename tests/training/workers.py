@@ -1,0 +1,151 @@
+"""Several processes that are the ranks of one job on this machine, as a launcher starts them.
+
+They are forked from a server that has imported torch and TRL once, so a start costs no ten seconds of imports each.
+
+    with Workers(2, train, recipe, "--run-dir", run, folder=tmp_path) as workers:
+        assert [ended.code for ended in workers.wait()] == [0, 0]
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from unittest.mock import patch
+
+PRELOADED = ["mini_r1.cli", "mini_r1.commands", "mini_r1.training.run", "mini_r1.recipe_file"]
+SERVER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",  # these tests are about processes on the CPU, and a CUDA context survives no fork
+    "DS_ACCELERATOR": "cpu",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one rank ended."""
+
+    code: int
+    """Its exit status; minus the number of the signal that killed it."""
+    output: str
+    errors: str
+
+
+class Workers:
+    """Processes that each call `function(*args)` with their rank in the environment; whatever still runs is killed.
+
+    Args:
+        world_size: how many; None for one process that is no rank of anything.
+        function: of a module that can be imported.
+        args: its arguments, to be pickled.
+        folder: where the output of each rank is kept.
+        environment: further variables, set before `function` is called.
+    """
+
+    def __init__(
+        self,
+        world_size: int | None,
+        function: Callable[..., object],
+        *args: Any,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        folder.mkdir(parents=True, exist_ok=True)
+        common = dict(environment or {})
+        if world_size is not None:
+            common |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self._logs = []
+        self._processes = []
+        for rank in range(world_size or 1):
+            logs = (folder / f"{os.urandom(4).hex()}.out", folder / f"{os.urandom(4).hex()}.err")
+            own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size is not None else common
+            self._logs.append(logs)
+            self._processes.append(context.Process(target=_begin, args=(own, logs, function, args)))
+
+    def __enter__(self) -> Workers:
+        with patch.dict(os.environ, SERVER_ENVIRONMENT):  # the first start ever starts the server too
+            for process in self._processes:
+                process.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def running(self) -> bool:
+        """Whether any of them has not ended yet."""
+        return any(process.is_alive() for process in self._processes)
+
+    def kill(self) -> None:
+        """SIGKILL to all of them."""
+        for process in self._processes:
+            process.kill()
+
+    def wait(self, timeout_s: float = 60) -> list[Ended]:
+        """How each rank ended, by rank.
+
+        Raises:
+            AssertionError: a rank still runs when the time is over; with what they said and where they stand.
+        """
+        running = {process.sentinel for process in self._processes}
+        deadline = time.monotonic() + timeout_s
+        while running:
+            left = deadline - time.monotonic()
+            assert left > 0, f"a rank still runs after {timeout_s:g} s:\n{self._where()}"
+            running -= set(connection.wait(running, left))
+        codes = [process.exitcode for process in self._processes]
+        return [
+            Ended(code, output.read_text(), errors.read_text())
+            for code, (output, errors) in zip(codes, self._logs, strict=True)
+            if code is not None
+        ]
+
+    def _where(self) -> str:
+        """What each rank has said, and where those that still run stand."""
+        for process in self._processes:
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, signal.SIGUSR2)
+        time.sleep(1)  # for the tracebacks to be written
+        return "\n".join(
+            f"--- rank {rank}\n{output.read_text()}{errors.read_text()}"
+            for rank, (output, errors) in enumerate(self._logs)
+        )
+
+
+def train(*args: str | Path) -> None:
+    """`mini-r1 train ARGS`, as a function for Workers."""
+    from mini_r1.cli import main
+
+    sys.argv = ["mini-r1", "train", *map(str, args)]
+    main()
+
+
+def _begin(
+    environment: Mapping[str, str], logs: tuple[Path, Path], function: Callable[..., object], args: tuple[Any, ...]
+) -> None:
+    for descriptor, log in zip((1, 2), logs, strict=True):
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    faulthandler.register(signal.SIGUSR2)  # tracebacks of all threads, to standard error
+    os.environ.update(environment)
+    function(*args)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
