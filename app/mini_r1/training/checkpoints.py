@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import Saved, seal, verify
+from mini_r1.manifest import Saved, seal, tidy, verify
 from mini_r1.rundir import RunDir
 
-_OF_A_RANK = re.compile(
-    r"(?:^|/)(?:rng_state_|(?:bf16_|fp16_)?zero_pp_rank_)([0-9]+)(?:_mp_rank_[0-9]+.*)?\.(?:pth|pt)$"
+OF_A_RANK = re.compile(
+    r"(?:^|/)(?:rng_state_([0-9]+)\.pth|(?:bf16_)?zero_pp_rank_([0-9]+)_mp_rank_[0-9]+_(?:optim|model)_states\.pt)$"
 )
-
-BYTES_PER_TRAINED = 4 + 2 * 4 + 2
-"""Of a save, for each trained parameter: float32 weights, Adam's two moments in float32, a 16-bit snapshot."""
+"""Files that every rank writes: transformers 4.48.1's random states, and DeepSpeed 0.15.4's shards
+(`engine._get_rank_zero_ckpt_name`, `engine._get_ckpt_name`)."""
+CHECKPOINT_BYTES = 4 + 2 * 4
+"""For each trained parameter: its float32 weight and Adam's two moments in float32. Less with 16-bit weights; DeepSpeed
+writes the model's weights on top, ZeRO-2 twice."""
+SNAPSHOT_BYTES = 2
+"""For each trained parameter: 16 bits."""
+FULL_BYTES = 1 << 20
+"""With less than this left after a failed write, a disk is called full."""
 
 
 def save_snapshot(
@@ -34,8 +45,9 @@ def save_snapshot(
 ) -> None:
     """Write `snapshots/step-N`: weights in 16 bits and the tokenizer, enough to evaluate and to publish.
 
-    Of a model with an adapter the snapshot is the adapter alone, which names its base. Weights that are not in 16 bits
-    already are copied, all at once, in the host's memory.
+    Of a model with an adapter the snapshot is the adapter alone, which names its base. Weights are converted one by
+    one; what it takes is one copy of them in 16 bits in the host's memory, 2 bytes a parameter (nothing where they are
+    in 16 bits there already), and on a GPU the largest one once more.
 
     Args:
         model: not wrapped.
@@ -77,26 +89,29 @@ def written_by(name: str, world_size: int) -> int:
 
     On a network filesystem only the writer's fsync counts, so every rank hashes its own files.
     """
-    match = _OF_A_RANK.search(name)
-    rank = int(match[1]) if match else 0
+    match = OF_A_RANK.search(name)
+    rank = int(match[1] or match[2]) if match else 0
     return rank if rank < world_size else 0
 
 
 def space_needed(run: RunDir, trained: int) -> int:
-    """Bytes that one more save takes: what the last one took, or BYTES_PER_TRAINED before there is one.
+    """Bytes that one more save takes, beside what is there: an old checkpoint goes only when the new one is complete.
+
+    As much as the newest checkpoint and the newest snapshot take. Before there are any, (12 + 2) * `trained`: an upper
+    bound without DeepSpeed, see CHECKPOINT_BYTES.
 
     Args:
-        run: where the last one is.
-        trained: parameters that are trained.
+        run: where the last ones are.
+        trained: parameters that are trained, over all workers.
     """
-    newest = [*run.complete_checkpoints()[:1], *run.complete_snapshots()[:1]]
-    if len(newest) == 2:
-        return sum(path.stat().st_size for saved in newest for path in saved.path.rglob("*") if path.is_file())
-    return BYTES_PER_TRAINED * trained
+    checkpoint, snapshot = run.complete_checkpoints()[:1], run.complete_snapshots()[:1]
+    return (_size(checkpoint[0].path) if checkpoint else CHECKPOINT_BYTES * trained) + (
+        _size(snapshot[0].path) if snapshot else SNAPSHOT_BYTES * trained
+    )
 
 
 def check_space(run: RunDir, needed: int) -> None:
-    """Before a save writes its first byte.
+    """Look for room before a save writes its first byte. A quota is not seen here: it fails the write itself.
 
     Raises:
         KitError: the disk has less than `needed` bytes left; retryable, because the run can go on once there is space.
@@ -113,24 +128,69 @@ def check_space(run: RunDir, needed: int) -> None:
     )
 
 
+@contextmanager
+def saving(run: RunDir, main: bool) -> Iterator[None]:
+    """Delete what a failed save has written so far, and say what failed it.
+
+    On a full disk, safetensors raises its own error and torch.save a RuntimeError about positions in a file.
+
+    Args:
+        run: whose half-written save rank 0 deletes: state.json and the log need room to tell what happened.
+        main: whether this is rank 0.
+
+    Raises:
+        OSError: ENOSPC or EIO, in place of those two.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = errno.ENOSPC if shutil.disk_usage(run.path).free < FULL_BYTES else errno.EIO
+        if main:
+            with suppress(OSError):  # a disk that has become read-only; the first error says more
+                tidy(run.checkpoints)
+                tidy(run.snapshots)
+        if _hides_a_failed_write(error):
+            raise OSError(number, os.strerror(number), str(run.path)) from error
+        raise
+
+
+def _hides_a_failed_write(error: Exception) -> bool:
+    if isinstance(error, SafetensorError):
+        return "IoError" in str(error)
+    # torch 2.5.1's writer: "[enforce fail at inline_container.cc:603] . unexpected pos 384 vs 342"
+    return isinstance(error, RuntimeError) and any(x in str(error) for x in ("inline_container", "PytorchStreamWriter"))
+
+
 def checkpoint_to_resume(run: RunDir, console: Console, world_size: int) -> Saved | None:
     """The newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are named.
 
     Only such a checkpoint is ever read: it holds pickles (optimizer and random states), and the manifest of this very
-    run is what says that they are the run's own.
+    run is what says that they are the run's own. A skipped one is renamed, see `RunDir.set_aside`.
 
     Raises:
-        KitError: its state is sharded over another number of workers.
+        KitError: its state is sharded over another number of workers, or run.json no longer says which run this is.
     """
     checkpoints = run.complete_checkpoints()
+    if checkpoints and not run.run_id:
+        raise KitError(
+            f"{run.run_file} is missing or damaged, and it says which checkpoints are this run's own: put it back, "
+            "or choose another --run-dir"
+        )
     for saved in checkpoints:
         fault = verify(saved, run.run_id)
         if fault is None:
             _refuse_other_shards(saved, world_size)
+            run.prune_checkpoints()  # a kill may have come between the last save and its pruning
             return saved
-        console.print(f"checkpoint of step {saved.step} is damaged and skipped: {fault}", style="yellow", markup=False)
+        aside = run.set_aside(saved)
+        console.print(
+            f"checkpoint of step {saved.step} is damaged and skipped: {fault}. It is {aside} now: delete it when you "
+            "have looked at it",
+            style="yellow",
+            markup=False,
+        )
     if checkpoints:
-        console.print("no checkpoint can be used: starting from the beginning", style="yellow")
+        console.print("no checkpoint can be used: starting from the beginning", style="yellow", markup=False)
     return None
 
 
@@ -138,10 +198,14 @@ def _refuse_other_shards(saved: Saved, world_size: int) -> None:
     before = saved.facts.get("world_size", 1)
     if saved.facts.get("sharded") and before != world_size:
         raise KitError(
-            f"the checkpoint of step {saved.step} was written by {before} workers with DeepSpeed ZeRO, which shards "
-            f"the optimizer's state over them (DeepSpeed#5405), and there are {world_size} now: start with "
-            f"{before} again, or choose another --run-dir"
+            f"the newest checkpoint (step {saved.step}) was written by {before} workers with DeepSpeed ZeRO, its "
+            f"optimizer state is sharded, and there are {world_size} now: start with {before} workers again "
+            "(deepspeed#5405), or choose another --run-dir"
         )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _shown(size: int) -> str:

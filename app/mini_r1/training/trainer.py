@@ -31,7 +31,7 @@ from mini_r1.generation.sampler import SamplingConfig, sample, step_seed
 from mini_r1.manifest import digests, seal
 from mini_r1.rundir import RunDir
 from mini_r1.training.batches import Batch, micro_batches
-from mini_r1.training.checkpoints import check_space, save_snapshot, space_needed, written_by
+from mini_r1.training.checkpoints import check_space, save_snapshot, saving, space_needed, written_by
 from mini_r1.training.gradients import GradientGuard
 from mini_r1.training.logprobs import completion_logps, plain_head
 from mini_r1.training.metrics import summary
@@ -322,8 +322,8 @@ class CountdownTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A full checkpoint and a 16-bit snapshot, both complete when this returns; then older checkpoints go."""
-        with self._phase("save"):
-            step, world = self.state.global_step, self._world
+        step, world = self.state.global_step, self._world
+        with self._phase("save"), saving(self._run, world.main):
             unwrapped = self.accelerator.unwrap_model(self.model)
             trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
             world.from_main(lambda: check_space(self._run, space_needed(self._run, trained)))

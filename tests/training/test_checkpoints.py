@@ -1,0 +1,402 @@
+"""What is saved beside the Trainer's own files, which checkpoint a run goes on from, and a disk that is really full."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mini_r1.commands import train
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.manifest import MANIFEST, seal, verify
+from mini_r1.rundir import RunDir, write_json
+from mini_r1.training.checkpoints import (
+    check_space,
+    checkpoint_to_resume,
+    save_snapshot,
+    saving,
+    space_needed,
+    written_by,
+)
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import without_times
+
+RUN_ID = "0123456789abcdef"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    write_json(run.run_file, {"run_id": RUN_ID})
+    return run
+
+
+def save(run: RunDir, step: int, *, run_id: str = RUN_ID, size: int = 10, **facts: Any) -> Path:
+    scratch = run.checkpoints / f"checkpoint-{step}"
+    scratch.mkdir(parents=True)
+    (scratch / "optimizer.pt").write_bytes(bytes(size))
+    seal(scratch, run.checkpoints / f"step-{step}", run_id=run_id, **facts)
+    return run.checkpoints / f"step-{step}"
+
+
+# --- snapshots ---
+
+
+@pytest.fixture
+def model(untrained: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(untrained)
+
+
+@pytest.fixture
+def tokenizer(untrained: Path) -> Any:
+    return AutoTokenizer.from_pretrained(untrained)
+
+
+@pytest.mark.parametrize(
+    ("held", "kept"),
+    [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)],
+)
+def test_a_snapshot_is_in_16_bits_whatever_the_model_is_in(
+    model: Any, tokenizer: Any, run: RunDir, held: torch.dtype, kept: torch.dtype
+) -> None:
+    model = model.to(held)
+    save_snapshot(model, tokenizer, run, 2)
+    (saved,) = run.complete_snapshots()
+    assert verify(saved, RUN_ID) is None
+    weights = load_file(saved.path / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {kept}
+    assert "lm_head.weight" not in weights  # tied to the embedding: saved once
+    for name, tensor in weights.items():
+        assert tensor.equal(model.state_dict()[name].to(kept))
+    loaded = AutoModelForCausalLM.from_pretrained(saved.path, torch_dtype="auto")
+    assert loaded.dtype == kept
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert AutoTokenizer.from_pretrained(saved.path).chat_template == tokenizer.chat_template
+
+
+def test_a_snapshot_takes_weights_gathered_from_shards_in_place_of_the_model_s(
+    model: Any, tokenizer: Any, run: RunDir
+) -> None:
+    gathered = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
+    gathered["lm_head.weight"] = gathered["model.embed_tokens.weight"]
+    save_snapshot(model, tokenizer, run, 2, gathered)
+    weights = load_file(run.snapshots / "step-2" / "model.safetensors")
+    assert weights.keys() == model.state_dict().keys() - {"lm_head.weight"}
+    assert all(tensor.eq(1).all() for tensor in weights.values())
+
+
+@pytest.mark.parametrize("gathered", [False, True])
+def test_a_snapshot_of_an_adapter_holds_no_base_weights(
+    model: Any, tokenizer: Any, run: RunDir, gathered: bool
+) -> None:
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]))
+    state = adapted.state_dict()
+    save_snapshot(adapted, tokenizer, run, 2, state if gathered else None)
+    folder = run.snapshots / "step-2"
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert weights
+    assert all("lora_" in name and tensor.dtype == torch.bfloat16 for name, tensor in weights.items())
+    for name, tensor in weights.items():
+        assert tensor.equal(state[name.replace(".weight", ".default.weight")].bfloat16())
+    assert not list(folder.glob("model*"))
+    assert json.loads((folder / "adapter_config.json").read_text())["peft_type"] == "LORA"
+    assert (folder / "tokenizer.json").is_file()
+
+
+def test_a_snapshot_that_a_kill_left_is_replaced_when_its_step_is_saved_again(
+    model: Any, tokenizer: Any, run: RunDir
+) -> None:
+    for value in (1.0, 2.0):
+        torch.nn.init.constant_(model.model.norm.weight, value)
+        save_snapshot(model, tokenizer, run, 2)
+    (saved,) = run.complete_snapshots()
+    assert verify(saved, RUN_ID) is None
+    assert load_file(saved.path / "model.safetensors")["model.norm.weight"].eq(2).all()
+    assert [path.name for path in run.snapshots.iterdir()] == ["step-2"]
+
+
+# --- whose file ---
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        ("rng_state_3.pth", 3),
+        ("rng_state.pth", 0),
+        ("global_step10/zero_pp_rank_3_mp_rank_00_optim_states.pt", 3),
+        ("global_step10/bf16_zero_pp_rank_2_mp_rank_00_optim_states.pt", 2),
+        ("global_step10/zero_pp_rank_1_mp_rank_00_model_states.pt", 1),
+        ("global_step10/mp_rank_00_model_states.pt", 0),
+        ("model-00003-of-00004.safetensors", 0),
+        ("trainer_state.json", 0),
+        ("latest", 0),
+        ("zero_to_fp32.py", 0),
+        ("rng_state_7.pth", 0),  # of no rank there is: rank 0 has to account for it
+        ("my_rng_state_3.pth", 0),
+        ("rng_state_3.pth.bak", 0),
+    ],
+)
+def test_the_rank_that_wrote_a_file(name: str, rank: int) -> None:
+    assert written_by(name, 4) == rank
+
+
+# --- room on the disk ---
+
+
+def test_the_next_save_needs_what_the_last_one_took(run: RunDir, model: Any, tokenizer: Any) -> None:
+    assert space_needed(run, 1000) == 14_000
+    save(run, 2, size=5)
+    checkpoint = save(run, 4, size=50_000)
+    of_checkpoint = 50_000 + (checkpoint / MANIFEST).stat().st_size
+    assert space_needed(run, 1000) == of_checkpoint + 2000
+    save_snapshot(model, tokenizer, run, 4)
+    taken = sum(path.stat().st_size for path in (run.snapshots / "step-4").iterdir())
+    assert space_needed(run, 1000) == of_checkpoint + taken
+
+
+def test_the_estimate_of_the_first_save_is_an_upper_bound(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """But for the tokenizer, the logs and random states, which do not grow with the model."""
+    run = RunDir(tmp_path / "run")
+    assert train(str(small_recipe(max_steps=1, rewards={"random": 1.0})), [], run.path) == ExitCode.FINISHED
+    parameters = run.read_record()["attempts"][0]["model"]["parameters"]
+    tensors = [
+        "checkpoints/step-1/model.safetensors",
+        "checkpoints/step-1/optimizer.pt",
+        "snapshots/step-1/model.safetensors",
+    ]
+    taken = sum((run.path / name).stat().st_size for name in tensors)
+    assert 0.9 < taken / space_needed(RunDir(tmp_path), parameters) < 1.05, "1, and the names of the tensors"
+
+
+def test_too_little_room_is_said_before_a_byte_is_written(run: RunDir) -> None:
+    free = shutil.disk_usage(run.path).free
+    check_space(run, 1)
+    with pytest.raises(KitError, match=r"it goes on from the beginning") as caught:
+        check_space(run, free + (1 << 40))
+    save(run, 6)
+    with pytest.raises(KitError, match=r"it goes on from step 6") as caught:
+        check_space(run, free + (1 << 40))
+    assert caught.value.exit_code == ExitCode.RETRY
+    assert str(run.path) in caught.value.message
+    assert "GiB" in caught.value.message
+
+
+# --- which checkpoint ---
+
+
+def resumed(run: RunDir, world_size: int = 1) -> tuple[int | None, str]:
+    """The step that a start goes on from, and what it says."""
+    console = Console(file=io.StringIO(), width=1000)
+    saved = checkpoint_to_resume(run, console, world_size)
+    return saved.step if saved else None, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_new_run_starts_without_a_word(run: RunDir) -> None:
+    run.run_file.unlink()
+    assert resumed(run) == (None, "")
+
+
+def test_the_newest_is_taken_without_a_word(run: RunDir) -> None:
+    save(run, 9)
+    save(run, 10)
+    assert resumed(run) == (10, "")
+
+
+def test_what_a_kill_kept_from_pruning_goes_and_a_good_one_never_for_damaged_ones(run: RunDir) -> None:
+    for step in (2, 4, 6):
+        save(run, step)
+    for step in (8, 10):
+        put("optimizer.pt", b"cut")(save(run, step))
+    assert resumed(run)[0] == 6
+    assert [saved.step for saved in run.complete_checkpoints()] == [6, 4]
+
+
+def put(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda path: (path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (put("optimizer.pt", b"cut"), "optimizer.pt has 3 bytes, not 10"),
+        (put("optimizer.pt", b"0123456789"), "optimizer.pt does not have the hash of its manifest"),
+        (put("scheduler.pt", b"a pickle"), "scheduler.pt is not in its manifest"),
+    ],
+)
+def test_a_damaged_one_is_skipped_named_and_out_of_the_way(
+    run: RunDir, damage: Callable[[Path], object], said: str
+) -> None:
+    save(run, 3)
+    damage(save(run, 6))
+    step, words = resumed(run)
+    assert step == 3
+    assert f"checkpoint of step 6 is damaged and skipped: {said}" in words
+    assert "starting from the beginning" not in words
+    aside = run.checkpoints / "skipped-step-6"
+    assert str(aside) in words
+    assert aside.is_dir()
+    save(run, 5)  # an earlier step than the damaged one, as after a signal: both good ones stay
+    run.prune_checkpoints()
+    assert resumed(run) == (5, "")
+    assert [saved.step for saved in run.complete_checkpoints()] == [5, 3]
+
+
+def test_a_checkpoint_of_another_run_is_never_loaded(run: RunDir) -> None:
+    save(run, 3)
+    save(run, 6, run_id="f" * 16)
+    step, words = resumed(run)
+    assert step == 3
+    assert "checkpoint of step 6 is damaged and skipped: it belongs to another run" in words
+
+
+def test_when_none_can_be_used_the_run_says_that_it_begins_anew(run: RunDir) -> None:
+    for step in (3, 6):
+        put("optimizer.pt", b"cut")(save(run, step))
+    step, words = resumed(run)
+    assert step is None
+    assert words.count("damaged and skipped") == 2
+    assert "no checkpoint can be used: starting from the beginning" in words
+    assert not run.has_steps()
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"run_id": ""}'])
+def test_without_run_json_nobody_knows_whose_the_checkpoints_are(run: RunDir, content: str) -> None:
+    save(run, 3)
+    run.run_file.write_text(content)
+    with pytest.raises(KitError, match=r"run\.json is missing or damaged") as caught:
+        resumed(run)
+    assert caught.value.exit_code == ExitCode.CONFIG
+    assert (run.checkpoints / "step-3").is_dir()
+
+
+def test_sharded_state_wants_as_many_workers_as_wrote_it(run: RunDir) -> None:
+    save(run, 3, world_size=3, sharded=True)
+    assert resumed(run, 3) == (3, "")
+    with pytest.raises(
+        KitError, match=r"\(step 3\) was written by 3 workers with DeepSpeed ZeRO.* with 3 workers again"
+    ):
+        resumed(run, 2)
+    assert (run.checkpoints / "step-3").is_dir()
+
+
+def test_whole_state_is_gone_on_with_by_any_number_of_workers(run: RunDir) -> None:
+    save(run, 3, world_size=3, sharded=False)
+    assert [resumed(run, size)[0] for size in (1, 2, 4)] == [3, 3, 3]
+
+
+# --- a disk that is really full ---
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty filesystem of 64 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("this system has no mount")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"a filesystem can be mounted by root only: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - leave))
+
+
+@pytest.mark.parametrize("write", [torch.save, save_file], ids=["torch", "safetensors"])
+def test_a_failed_write_is_an_os_error_and_leaves_its_room(
+    run: RunDir, small_disk: Path, write: Callable[[Any, Path], None]
+) -> None:
+    run = RunDir(small_disk)
+    scratch = run.checkpoints / "checkpoint-2"
+    scratch.mkdir(parents=True)
+    fill(small_disk, MIB // 2)
+    with pytest.raises(OSError, match="No space left on device"), saving(run, main=True):
+        write({"weight": torch.zeros(MIB)}, scratch / "weights")
+    assert not scratch.exists()
+    assert shutil.disk_usage(small_disk).free >= MIB // 4
+
+
+def test_an_error_that_no_disk_made_stays_what_it_is(run: RunDir) -> None:
+    with pytest.raises(RuntimeError, match="size mismatch"), saving(run, main=True):
+        torch.nn.Linear(1, 1).load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(1)})
+    with pytest.raises(SafetensorError, match="no such thing"), saving(run, main=True):
+        raise SafetensorError("no such thing")
+
+
+def test_another_rank_than_the_first_deletes_nothing(run: RunDir) -> None:
+    scratch = run.checkpoints / "checkpoint-2"
+    scratch.mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), saving(run, main=False):
+        raise ZeroDivisionError
+    assert scratch.is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    ("left", "hidden"),
+    [(0.9, None), (0.05, SafetensorError), (0.3, SafetensorError), (0.6, RuntimeError)],
+    ids=["seen before", "in the snapshot", "in the weights", "in the optimizer's state"],
+)
+def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
+    small_recipe: Callable[..., Path],
+    small_disk: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: float,
+    hidden: type[Exception] | None,
+) -> None:
+    """The second save finds room for a part of what it needs: seen before it begins, or hidden in a library's error."""
+    recipe = str(small_recipe(max_steps=6, save_steps=2, logging_steps=2))
+    run, whole = RunDir(small_disk / "run"), RunDir(tmp_path / "whole")
+    assert train(recipe, [], whole.path) == ExitCode.FINISHED
+
+    def needed_after_others_wrote(run: RunDir, trained: int) -> int:
+        needed = space_needed(run, trained)
+        if run.has_steps():
+            fill(small_disk, int(left * needed))
+        return needed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mini_r1.training.trainer.space_needed", needed_after_others_wrote)
+        if hidden is not None:  # a quota, or somebody who writes at the same time
+            patched.setattr("mini_r1.training.trainer.check_space", lambda run, needed: None)
+        with pytest.raises(KitError) as caught:
+            train(recipe, [], run.path)
+    assert caught.value.exit_code == ExitCode.RETRY
+    if hidden is None:
+        assert "make space and start the same command again, it goes on from step 2" in caught.value.message
+    else:
+        assert "No space left on device" in caught.value.message
+        assert caught.value.__cause__ is not None
+        assert isinstance(caught.value.__cause__.__cause__, hidden)
+    state = run.read_state()
+    assert (state["state"], state["exit_code"]) == ("failed", 150)
+    assert state["reason"] in caught.value.message
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-2"]
+
+    (small_disk / "filler").unlink()
+    assert train(recipe, [], run.path) == ExitCode.FINISHED
+    assert without_times(run.metrics()) == without_times(whole.metrics())
+    assert list(run.completions()) == list(whole.completions())
+    for name in ("model.safetensors", "optimizer.pt"):
+        last, expected = (each.checkpoints / "step-6" / name for each in (run, whole))
+        assert last.read_bytes() == expected.read_bytes(), name
+    assert [saved.step for saved in run.complete_checkpoints()] == [6, 4]
+    assert [saved.step for saved in run.complete_snapshots()] == [6, 4, 2]
