@@ -19,6 +19,9 @@ from mini_r1.generation.model import device
 
 T = TypeVar("T")
 
+_LEFT: list[Any] = []
+"""Process groups that were left; see `World.leave`."""
+
 
 class World:
     """This process among the workers.
@@ -72,6 +75,12 @@ class World:
         return bool(votes.item())
 
     def leave(self) -> None:
-        """Take leave of the other workers; a process may train again afterwards, on its own."""
+        """Take leave of the other workers; a process may train again afterwards, on its own.
+
+        The groups are kept until the interpreter ends. torch 2.5.1's gloo waits in its destructor for its threads with
+        the GIL held, while one of them may want the GIL to free the last collective's tensor: one run in ten hung here.
+        NCCL is shut down by the call all the same.
+        """
         if torch.distributed.is_initialized():
+            _LEFT.extend(torch.distributed.distributed_c10d._world.pg_map)
             torch.distributed.destroy_process_group()

@@ -1,0 +1,232 @@
+"""Two processes that train one model: one run directory, one decision to stop, the steps of a single process."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import PartialState
+from mini_r1.rundir import RunDir
+from mini_r1.training import trainer
+from mini_r1.training.world import World
+from safetensors.torch import load_file
+
+from tests.conftest import ASSETS
+from tests.training.workers import Ended, Workers, train
+
+STEPS, PROMPTS, GENERATIONS = 4, 4, 4
+Start = Callable[..., list[Ended]]
+Trained = Callable[..., RunDir]
+
+
+def train_as_told(given: bool, stop_at: int | None, *args: str | Path) -> None:
+    """`mini-r1 train ARGS`.
+
+    Args:
+        given: completions that depend on the prompt alone, in place of sampled ones: the same on whichever rank.
+        stop_at: the step during whose rollout the last rank, and no other, gets a SIGTERM.
+        args: of the command.
+    """
+    sample, calls = trainer.sample, []
+
+    def told(model: Any, prompts: Any, config: Any, **kwargs: Any) -> list[list[int]]:
+        calls.append(1)
+        last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if last and len(calls) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if not given:
+            return sample(model, prompts, config, **kwargs)
+        return [drawn(ids, i, kwargs["eos_token_ids"][0]) for ids in prompts for i in range(config.num_generations)]
+
+    trainer.sample = told
+    train(*args)
+
+
+def drawn(prompt: list[int], index: int, end: int) -> list[int]:
+    """A completion of 3 to 20 tokens of the demo's vocabulary, and the end token."""
+    rng = random.Random(f"{prompt} {index}")
+    return [*(rng.randrange(3, 200) for _ in range(rng.randint(3, 20))), end]
+
+
+@pytest.fixture(scope="module")
+def start(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+    """Run `mini-r1 train` on some ranks to its end, an optimizer step of PROMPTS prompts whatever the ranks are."""
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def run(
+        ranks: int, run_dir: Path, *, begun_with: int | None = None, given: bool = False, stop_at: int | None = None
+    ) -> list[Ended]:
+        accumulation = PROMPTS // (begun_with or ranks)
+        recipe = folder / f"accumulation-{accumulation}.yaml"
+        values = {
+            "model_name_or_path": str(untrained), "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
+            "test_fraction": 0.25, "max_steps": STEPS, "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": accumulation, "num_generations": GENERATIONS, "max_prompt_length": 64,
+            "max_completion_length": 24, "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0,
+            # Plain SGD: Adam's first steps make the sign of a rounding error as large as a gradient.
+            "optim": "sgd", "learning_rate": 0.05, "save_steps": 2, "seed": 3,
+            # An untrained model is never right: a coin gives the groups something to differ in.
+            "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
+        }  # fmt: skip
+        recipe.write_text(json.dumps(values))  # JSON is YAML
+        args = (given, stop_at, recipe, "--run-dir", run_dir)
+        with Workers(ranks, train_as_told, *args, folder=folder) as workers:
+            return workers.wait()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The run directory of such ranks, each kind trained once: not to be written to."""
+    runs: dict[tuple[int, bool, int | None], RunDir] = {}
+
+    def get(ranks: int, *, given: bool = False, stop_at: int | None = None) -> RunDir:
+        kind = (ranks, given, stop_at)
+        if kind not in runs:
+            runs[kind] = RunDir(tmp_path_factory.mktemp("run") / "run")
+            all_ended(start(ranks, runs[kind].path, given=given, stop_at=stop_at), 143 if stop_at else 0)
+        return runs[kind]
+
+    return get
+
+
+def all_ended(ranks: list[Ended], code: int) -> None:
+    said = "\n".join(f"--- rank {rank}\n{ended.errors}{ended.output}" for rank, ended in enumerate(ranks))
+    assert [ended.code for ended in ranks] == [code] * len(ranks), said
+
+
+def copied(run: RunDir, tmp_path: Path) -> RunDir:
+    return RunDir(Path(shutil.copytree(run.path, tmp_path / "run")))
+
+
+def weights(run: RunDir, step: int = STEPS) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoints / f"step-{step}" / "model.safetensors")
+
+
+def lasting(run: RunDir) -> list[dict[str, Any]]:
+    """The logged rows without what depends on the clock."""
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "tokens_per"))} for row in run.metrics()]
+
+
+def close(run: RunDir, whole: RunDir) -> None:
+    """Assert that both took the same steps, but for the order in which numbers were added."""
+    assert [row["step"] for row in run.metrics()] == [row["step"] for row in whole.metrics()] == [1, 2, 3, 4]
+    for row, expected in zip(run.metrics(), whole.metrics(), strict=True):
+        for name in ("loss", "grad_norm", "kl", "reward", "reward_std", "completion_length", "learning_rate"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), (row["step"], name)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(run)[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+# --- one run directory ---
+
+
+def test_ranks_write_one_run_directory(trained: Trained) -> None:
+    run = trained(2)
+    state = run.read_state()
+    assert (state["state"], state["step"], state["exit_code"]) == ("finished", STEPS, 0)
+    assert [path.name for path in run.attempts.iterdir()] == ["1"]
+    assert sorted(path.name for path in (run.attempts / "1").glob("rank-*")) == ["rank-0.log", "rank-1.log"]
+    assert [attempt["workers"] for attempt in run.read_record()["attempts"]] == [2]
+    assert len(list(run.tensorboard.glob("events.*"))) == 1
+    assert [saved.step for saved in run.complete_checkpoints()] == [4, 2]
+
+
+def test_every_rank_s_completions_are_recorded_and_counted(trained: Trained) -> None:
+    run = trained(2)
+    records = list(run.completions())
+    assert Counter(record["step"] for record in records) == dict.fromkeys(range(1, STEPS + 1), PROMPTS * GENERATIONS)
+    for row in run.metrics():
+        own = [record for record in records if record["step"] == row["step"]]
+        assert len({record["prompt"] for record in own}) == PROMPTS
+        for of_one_rank in (own[: len(own) // 2], own[len(own) // 2 :]):
+            assert len({record["completion"] for record in of_one_rank}) > 1
+        assert row["reward"] == pytest.approx(sum(record["reward"] for record in own) / len(own))
+        assert row["completion_length"] == pytest.approx(sum(record["tokens"] for record in own) / len(own))
+
+
+def test_a_fault_that_rank_0_finds_ends_every_rank_with_its_sentence(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    ranks = start(2, tmp_path)
+    all_ended(ranks, 78)
+    assert "is not empty and holds no run" in ranks[0].errors
+
+
+def meet_and_leave(folder: Path, times: int) -> None:
+    for time in range(times):
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/{time}", timeout=timedelta(seconds=30),
+            rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
+        )  # fmt: skip
+        world = World(30)
+        assert world.any(world.main)
+        world.leave()
+        PartialState._reset_state()
+
+
+def test_leaving_never_hangs(tmp_path: Path) -> None:
+    """Destroying a gloo group of torch 2.5.1 does, about every tenth time."""
+    with Workers(2, meet_and_leave, tmp_path, 40, folder=tmp_path) as workers:
+        all_ended(workers.wait(), 0)
+
+
+# --- the steps of a single process ---
+
+
+def test_two_ranks_take_the_steps_of_one_with_twice_the_accumulation(trained: Trained, untrained: Path) -> None:
+    one, two = trained(1, given=True), trained(2, given=True)
+    close(two, one)
+    before = load_file(untrained / "model.safetensors")
+    assert any(not torch.allclose(tensor, before[name], atol=1e-3) for name, tensor in weights(one).items())
+
+
+# --- stopped and continued ---
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(trained: Trained) -> None:
+    run = trained(2, stop_at=3)
+    state = run.read_state()
+    assert (state["state"], state["step"], state["exit_code"]) == ("interrupted", 3, 143)
+    assert [saved.step for saved in run.complete_checkpoints()] == [3, 2]
+
+
+def test_ranks_that_were_stopped_go_on_to_the_same_end(trained: Trained, start: Start, tmp_path: Path) -> None:
+    run, whole = copied(trained(2, stop_at=3), tmp_path), trained(2)
+    all_ended(start(2, run.path), 0)
+    assert lasting(run) == lasting(whole)
+    assert list(run.completions()) == list(whole.completions())
+    for name, tensor in weights(whole).items():
+        assert tensor.equal(weights(run)[name]), name
+    assert sorted(path.name for path in (run.attempts / "2").glob("rank-*")) == ["rank-0.log", "rank-1.log"]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_ranks_goes_on_with_steps_of_as_many_prompts(
+    trained: Trained, start: Start, tmp_path: Path, before: int, after: int
+) -> None:
+    run = copied(trained(before, given=True, stop_at=2), tmp_path)
+    assert run.read_state()["step"] == 2
+    all_ended(start(after, run.path, begun_with=before, given=True), 0)
+    assert [attempt["workers"] for attempt in run.read_record()["attempts"]] == [before, after]
+    close(run, trained(1, given=True))
+
+
+def test_ranks_that_cannot_share_the_prompts_evenly_are_refused(trained: Trained, start: Start, tmp_path: Path) -> None:
+    run = copied(trained(2, given=True, stop_at=2), tmp_path)
+    ranks = start(3, run.path, begun_with=2, given=True)
+    all_ended(ranks, 78)
+    assert f"an optimizer step of this run has {PROMPTS} prompts, and 3 workers" in ranks[0].errors
+    assert "start with 1, 2, 4 workers" in ranks[0].errors
+    assert run.read_state()["state"] == "interrupted"
+    assert [path.name for path in run.attempts.iterdir()] == ["1"]
