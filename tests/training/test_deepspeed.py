@@ -1,4 +1,4 @@
-"""The gradient under DeepSpeed is the plain one; with stock TRL 0.14.0 it is divided once too often.
+"""Under DeepSpeed: the gradient is the plain one, and sharded checkpoints of two ranks are whole and resumed exactly.
 
 transformers 4.48.1 divides a micro-batch's loss by the accumulation, and DeepSpeed's engine divides it again. Adam
 hides that, clipping does not.
@@ -7,7 +7,10 @@ hides that, clipping does not.
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,18 @@ import datasets
 import pytest
 import torch
 from mini_r1.countdown import task
+from mini_r1.errors import KitError
+from mini_r1.manifest import verify
 from mini_r1.recipe import WatchRecipe
-from mini_r1.rundir import RunDir
+from mini_r1.rundir import RunDir, write_json
 from mini_r1.training import trainer as trainer_module
+from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
 from mini_r1.training.rollout import Completion, RewardPlan, judge
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Watch
 from mini_r1.training.world import World
+from rich.console import Console
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -32,7 +40,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 PROBLEM = task.Problem((3, 4, 5), 12)
-GENERATIONS, ACCUMULATION = 4, 4
+GENERATIONS, ACCUMULATION, RANKS = 4, 4, 2
 REWARDS = RewardPlan(("format", "equation"), (1.0, 1.0))
 RIGHT, WRONG, NONE = "</think>\n<answer>3 + 4 + 5</answer>", "</think>\n<answer>3 + 4</answer>", "3 + 4 = 7"
 TEXTS = [  # a line is one prompt's group, which is one micro-batch
@@ -56,14 +64,15 @@ def deepspeed_config(stage: int) -> dict[str, Any]:
     }
 
 
-def config(folder: Path, stage: int) -> GRPOConfig:
-    return GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=1, gradient_accumulation_steps=ACCUMULATION, max_steps=1,
-        num_generations=GENERATIONS, max_completion_length=32, max_prompt_length=64, beta=0.1, temperature=1.0,
-        optim="sgd", learning_rate=1.0, lr_scheduler_type="constant", max_grad_norm=1e6, logging_steps=1,
-        save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True, seed=5,
-        deepspeed=deepspeed_config(stage) if stage else None,
-    )  # fmt: skip
+def config(folder: Path, stage: int, **changes: Any) -> GRPOConfig:
+    values = {
+        "output_dir": str(folder), "per_device_train_batch_size": 1, "gradient_accumulation_steps": ACCUMULATION,
+        "max_steps": 1, "num_generations": GENERATIONS, "max_completion_length": 32, "max_prompt_length": 64,
+        "beta": 0.1, "temperature": 1.0, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant",
+        "max_grad_norm": 1e6, "logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True,
+        "disable_tqdm": True, "seed": 5, "deepspeed": deepspeed_config(stage) if stage else None,
+    }  # fmt: skip
+    return GRPOConfig(**{**values, **changes})
 
 
 def fixed_completions(tokenizer: Any, prompt: str) -> list[Completion]:
@@ -75,11 +84,11 @@ def fixed_completions(tokenizer: Any, prompt: str) -> list[Completion]:
     return completions
 
 
-def kit(args: GRPOConfig, model: Any, tokenizer: Any, rows: list[dict[str, Any]], policy: Path) -> CountdownTrainer:
+def kit(args: GRPOConfig, model: Any, reference: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> CountdownTrainer:
     completions = fixed_completions(tokenizer, rows[0]["prompt"])
     trainer_module.sample = lambda *args, **kwargs: [c.ids for c in completions]
     return CountdownTrainer(
-        model, reference=AutoModelForCausalLM.from_pretrained(policy), rewards=REWARDS, args=args,
+        model, reference=reference, rewards=REWARDS, args=args,
         train_dataset=datasets.Dataset.from_list(rows), held_out=[], processing_class=tokenizer,
         eos_token_ids=[tokenizer.eos_token_id], run=RunDir(Path(args.output_dir)), world=World(60),
         watch=Watch(WatchRecipe()), on_rollout=lambda step, records: None, on_phase=lambda phase: None,
@@ -87,7 +96,7 @@ def kit(args: GRPOConfig, model: Any, tokenizer: Any, rows: list[dict[str, Any]]
     )  # fmt: skip
 
 
-def stock(args: GRPOConfig, model: Any, tokenizer: Any, rows: list[dict[str, Any]], policy: Path) -> GRPOTrainer:
+def stock(args: GRPOConfig, model: Any, reference: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> GRPOTrainer:
     completions = fixed_completions(tokenizer, rows[0]["prompt"])
     micro_batches = iter([completions[i : i + GENERATIONS] for i in range(0, len(completions), GENERATIONS)])
 
@@ -104,21 +113,32 @@ def stock(args: GRPOConfig, model: Any, tokenizer: Any, rows: list[dict[str, Any
     )  # fmt: skip
 
 
-def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> None:
-    """Take one SGD step at learning rate 1; write the gradient's norm and the gradient, which is what it took off."""
-    if stage:
-        import deepspeed
+def use_gloo() -> None:
+    """Without DeepSpeed's shared-memory all-reduce, which is compiled at first use, gloo's is taken."""
+    import deepspeed
 
-        # A shared-memory all-reduce that is compiled at first use; without it gloo's is taken.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def built(
+    build: Callable[..., GRPOTrainer], configure: Callable[[], GRPOConfig], policy: Path, prompts: int
+) -> GRPOTrainer:
+    """A trainer on `prompts` times the same prompt; as in a run, models are loaded before DeepSpeed is configured."""
     tokenizer = AutoTokenizer.from_pretrained(policy, padding_side="left")
-    before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
-    args = config(folder, stage)
     prompt = tokenizer.apply_chat_template(
         task.messages(PROBLEM, "script"), tokenize=False, continue_final_message=True
     )
-    rows = [{"prompt": prompt, "nums": list(PROBLEM.nums), "target": PROBLEM.target}] * ACCUMULATION
-    trainer = build(args, AutoModelForCausalLM.from_pretrained(policy), tokenizer, rows, policy)
+    rows = [{"prompt": prompt, "nums": list(PROBLEM.nums), "target": PROBLEM.target}] * prompts
+    model, reference = (AutoModelForCausalLM.from_pretrained(policy) for _ in range(2))
+    return build(configure(), model, reference, tokenizer, rows)
+
+
+def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> None:
+    """Take one SGD step at learning rate 1; write the gradient's norm and the gradient, which is what it took off."""
+    if stage:
+        use_gloo()
+    before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    trainer = built(build, partial(config, folder, stage), policy, ACCUMULATION)
     trainer.train()
     after = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     names = [name for name in before if name != "lm_head.weight"]  # tied to the embedding
@@ -168,3 +188,61 @@ def test_stock_divides_it_by_the_accumulation_once_too_often(
     norm, gradient = step_of(stock, 2, untrained, tmp_path)
     assert norm == pytest.approx(plain[0] / ACCUMULATION, rel=1e-4)
     torch.testing.assert_close(gradient, plain[1] / ACCUMULATION, rtol=1e-3, atol=1e-6)
+
+
+# --- checkpoints of two ranks ---
+
+
+def two_steps(stage: int, policy: Path, folder: Path) -> None:
+    """Train to step 2 and save at each step, from the newest checkpoint in `folder` if there is one."""
+    use_gloo()
+    run = RunDir(folder)
+    newest = run.complete_checkpoints()[:1]
+    # Adam, so that there is something in the optimizer's shards.
+    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch"}
+    trainer = built(kit, partial(config, folder, stage, **saved), policy, RANKS * ACCUMULATION * 2)
+    trainer.train(resume_from_checkpoint=str(newest[0].path) if newest else None)
+    assert trainer.state.global_step == 2
+
+
+def on_two_ranks(stage: int, policy: Path, run: RunDir) -> None:
+    logs = run.path.with_suffix(".logs")
+    with Workers(RANKS, two_steps, stage, policy, run.path, folder=logs, environment={"LOCAL_SIZE": str(RANKS)}) as w:
+        for ended in w.wait(120):
+            assert ended.code == 0, ended.errors + ended.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_sharded_checkpoints_are_whole_and_gone_on_from_exactly(untrained: Path, tmp_path: Path, stage: int) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    write_json(run.run_file, {"run_id": "5" * 32})
+    on_two_ranks(stage, untrained, run)
+    newest, first = run.complete_checkpoints()
+    assert (newest.step, first.step) == (2, 1)
+    assert newest.facts == {"run_id": "5" * 32, "world_size": RANKS, "sharded": True}
+    assert verify(newest, run.run_id) is None
+    files = json.loads((newest.path / "manifest.json").read_text())["files"]
+    written = {rank: [name for name in files if written_by(name, RANKS) == rank] for rank in range(RANKS)}
+    assert {Path(name).name for name in written[1]} >= {"rng_state_1.pth", "zero_pp_rank_1_mp_rank_00_optim_states.pt"}
+    assert len([name for name in files if "optim_states" in name]) == RANKS
+    snapshot = load_file(run.snapshots / "step-2" / "model.safetensors")
+    weights = load_file(newest.path / "model.safetensors")
+    for name, tensor in snapshot.items():
+        assert tensor.equal(weights[name].bfloat16()), name
+
+    again = RunDir(Path(shutil.copytree(run.path, tmp_path / "again")))
+    shutil.rmtree(again.checkpoints / "step-2")
+    shutil.rmtree(again.snapshots / "step-2")
+    on_two_ranks(stage, untrained, again)
+    assert again.complete_checkpoints()[0].step == 2
+    for name, tensor in load_file(again.snapshots / "step-2" / "model.safetensors").items():
+        assert tensor.equal(snapshot[name]), name
+    resumed = json.loads((again.checkpoints / "step-2" / "manifest.json").read_text())["files"]
+    assert resumed.keys() == files.keys()
+    for name in ("model.safetensors", "rng_state_0.pth", "rng_state_1.pth", "scheduler.pt"):
+        assert resumed.get(name) == files.get(name), name
+
+    with pytest.raises(KitError, match="was written by 2 workers with DeepSpeed ZeRO"):
+        checkpoint_to_resume(run, Console(quiet=True), 1)

@@ -327,10 +327,7 @@ class CountdownTrainer(GRPOTrainer):
             unwrapped = self.accelerator.unwrap_model(self.model)
             trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
             world.from_main(lambda: check_space(self._run, space_needed(self._run, trained)))
-            zero = self.accelerator.state.deepspeed_plugin
-            state = self.accelerator.get_state_dict(self.model_wrapped) if zero and zero.zero_stage == 3 else None
-            if world.main:  # before the checkpoint: one that is complete has its snapshot
-                save_snapshot(unwrapped, self.processing_class, self._run, step, state)
+            self._save_snapshot(unwrapped)  # before the checkpoint: one that is complete has its snapshot
             super()._save_checkpoint(model, trial)
             folder = self._run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             if world.main:
@@ -344,6 +341,13 @@ class CountdownTrainer(GRPOTrainer):
                 seal(folder, self._run.checkpoints / f"step-{step}", run_id=self._run.run_id, files=files, **facts)
                 self._run.prune_checkpoints()
             self.accelerator.wait_for_everyone()
+
+    def _save_snapshot(self, unwrapped: Any) -> None:
+        """On rank 0. Weights gathered from ZeRO-3's shards are freed on return: the checkpoint gathers them anew."""
+        zero = self.accelerator.state.deepspeed_plugin
+        gathered = self.accelerator.get_state_dict(self.model_wrapped) if zero and zero.zero_stage == 3 else None
+        if self._world.main:
+            save_snapshot(unwrapped, self.processing_class, self._run, self.state.global_step, gathered)
 
     # --- small things ---
 
