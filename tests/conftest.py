@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,23 @@ def mini_r1() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
     return run
+
+
+@contextmanager
+def disk_full_at(step: int) -> Iterator[None]:
+    """The save of this step finds the disk full."""
+    from mini_r1.training.trainer import CountdownTrainer
+
+    save = CountdownTrainer._save_checkpoint
+
+    def full(self: CountdownTrainer, model: object, trial: object) -> None:
+        if self.state.global_step == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(self, model, trial)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(CountdownTrainer, "_save_checkpoint", full)
+        yield
 
 
 def command() -> list[str]:

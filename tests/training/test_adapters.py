@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.metadata
 import json
 from collections.abc import Callable
@@ -19,12 +18,11 @@ from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir
 from mini_r1.training.adapters import quantization, with_adapter
-from mini_r1.training.trainer import CountdownTrainer
 from peft import PeftModel, PrefixTuningConfig
 from safetensors.torch import load, load_file
 from transformers import BitsAndBytesConfig
 
-from tests.conftest import REPO
+from tests.conftest import REPO, disk_full_at
 
 IDS = torch.tensor([[5, 9, 20, 33, 7, 12]])
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -350,23 +348,25 @@ def test_the_notebooks_recipe_keeps_what_the_notebook_says() -> None:
 # --- a whole run ---
 
 
+def test_an_adapter_needs_no_second_model_as_reference(
+    small_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("mini_r1.training.prepare.create_reference_model", made.append)
+    run = RunDir(tmp_path / "run")
+    assert train(str(small_recipe(use_peft=True, max_steps=2)), [], run.path) == ExitCode.FINISHED
+    assert made == []
+    assert run.metrics()[1]["kl"] > 0  # taken to the model without its adapter
+
+
 def test_a_run_with_an_adapter_that_was_cut_off_ends_as_if_it_had_not_been(
-    small_recipe: Callable[..., Path], untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_recipe: Callable[..., Path], untrained: Path, tmp_path: Path
 ) -> None:
     recipe = str(small_recipe(use_peft=True, lora_r=4, lora_dropout=0.05, lora_target_modules="all-linear"))
     whole, cut = RunDir(tmp_path / "whole"), RunDir(tmp_path / "cut")
     assert train(recipe, [], whole.path) == ExitCode.FINISHED
-    save = CountdownTrainer._save_checkpoint
-
-    def full_at_step_4(self: CountdownTrainer, model: object, trial: object) -> None:
-        if self.state.global_step == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(self, model, trial)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CountdownTrainer, "_save_checkpoint", full_at_step_4)
-        with pytest.raises(KitError, match="No space left on device"):
-            train(recipe, [], cut.path)
+    with disk_full_at(4), pytest.raises(KitError, match="No space left on device"):
+        train(recipe, [], cut.path)
     assert [found.step for found in cut.complete_checkpoints()] == [2]
     assert train(recipe, [], cut.path) == ExitCode.FINISHED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -108,6 +109,35 @@ def test_older_checkpoints_go_only_after_the_new_one_is_complete(
     train(str(small_recipe(save_steps=1)), [], run.path)
     assert at_seal == [[], [1], [2, 1], [3, 2]]
     assert [saved.step for saved in run.complete_checkpoints()] == [4, 3]
+
+
+def test_every_step_has_as_many_completions_also_where_the_data_ends(
+    small_recipe: Recipe, untrained: Path, tmp_path: Path
+) -> None:
+    """The last step of a pass over the data: stock has fewer micro-batches in it and divides by as many as ever."""
+    trainer = stock(untrained, tmp_path / "stock", gradient_accumulation_steps=3, max_steps=6)
+    micro_steps, seen, loss = [0], list[int](), trainer.compute_loss
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        micro_steps[0] += 1
+        return loss(*args, **kwargs)
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(micro_steps[0])
+            micro_steps[0] = 0
+
+    trainer.compute_loss = counted
+    trainer.add_callback(Look())
+    trainer.train()
+    assert seen == [3, 3, 2, 3, 3, 2]  # eight prompts
+
+    run = RunDir(tmp_path / "run")
+    recipe = small_recipe(gradient_accumulation_steps=2, max_steps=-1, num_train_epochs=1.5, save_strategy="no")
+    assert train(str(recipe), [], run.path) == ExitCode.FINISHED
+    prompts = Counter(record["step"] for record in run.completions())
+    assert prompts == dict.fromkeys(range(1, 8), 2 * 2 * 4)  # 18 problems, 4 a step, 1.5 passes: 6.75 steps
+    assert [row["epoch"] for row in run.metrics()] == pytest.approx([step * 4 / 18 for step in range(1, 8)])
 
 
 def test_metrics_between_two_log_points_survive_a_resume(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +11,9 @@ from mini_r1.commands import train
 from mini_r1.countdown import task
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.rundir import RunDir, read_jsonl, write_json
-from mini_r1.training.trainer import CountdownTrainer
 from transformers import AutoTokenizer
+
+from tests.conftest import disk_full_at
 
 Recipe = Callable[..., Path]
 
@@ -64,20 +64,12 @@ def test_a_recipe_may_be_corrected_until_the_first_checkpoint(
 
 
 def test_a_full_disk_is_retryable_and_costs_only_the_steps_since_the_last_save(
-    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_recipe: Recipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    save = CountdownTrainer._save_checkpoint
-
-    def full_at_step_4(self: CountdownTrainer, model: object, trial: object) -> None:
-        if self.state.global_step == 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        save(self, model, trial)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CountdownTrainer, "_save_checkpoint", full_at_step_4)
-        with pytest.raises(KitError, match="No space left on device; the last complete checkpoint stands") as caught:
-            train(str(small_recipe()), [], run.path)
+    said = "No space left on device; the last complete checkpoint stands"
+    with disk_full_at(4), pytest.raises(KitError, match=said) as caught:
+        train(str(small_recipe()), [], run.path)
     assert caught.value.exit_code == ExitCode.RETRY
     assert (run.read_state()["state"], run.read_state()["exit_code"]) == ("failed", 150)
     assert [saved.step for saved in run.complete_checkpoints()] == [2]

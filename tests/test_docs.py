@@ -1,0 +1,45 @@
+"""What the documentation points at is there: tests, benches, files, and the metrics of a real run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+
+MENDS = REPO / "docs" / "trl-mends.md"
+TEST = re.compile(r"`(?:tests/)?(?:training/)?(?P<file>test_\w+\.py)(?:::(?P<name>test_\w+))?`")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+IN_CODE = re.compile(r"`((?:tests|bench|configs|docs|app)/[\w./-]+)`")
+
+
+def mend_rows() -> list[str]:
+    return [line for line in MENDS.read_text().splitlines() if re.match(r"\| (?:\d+|-) \|", line)]
+
+
+def test_every_mend_of_the_issue_has_a_row() -> None:
+    numbers = {row.split("|")[1].strip() for row in mend_rows()}
+    assert numbers - {"-"} == {str(n) for n in (1, 2, 3, 4, 5, 9, 11, 12, 15, 16, 17, 19, 20, 21)}
+
+
+@pytest.mark.parametrize("row", mend_rows(), ids=lambda row: row[2:40])
+def test_every_mend_names_a_test_that_is_there(row: str) -> None:
+    column = row.rstrip(" |").rsplit("|", 1)[1]
+    found = list(TEST.finditer(column))
+    assert found, "its last column names no test"
+    for match in found:
+        (file,) = (REPO / "tests").rglob(match["file"])
+        assert match["name"], f"{match['file']} without the name of a test"
+        assert f"def {match['name']}(" in file.read_text()
+
+
+@pytest.mark.parametrize("page", [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))],
+                         ids=lambda page: page.name)  # fmt: skip
+def test_what_a_page_points_at_is_there(page: Path) -> None:
+    text = page.read_text()
+    for target in LINK.findall(text):
+        assert (page.parent / target).exists(), target
+    for target in IN_CODE.findall(text):
+        assert (REPO / target).exists(), target
