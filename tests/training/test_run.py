@@ -15,6 +15,7 @@ import pytest
 from mini_r1.manifest import verify
 from mini_r1.rundir import RunDir
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ASSETS, command, rows, without_times
 
@@ -176,6 +177,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     resumed = load_file(run.checkpoints / "step-6" / "model.safetensors")
     for name, tensor in load_file(whole.checkpoints / "step-6" / "model.safetensors").items():
         assert tensor.equal(resumed[name]), name
+    assert curve(run) == curve(whole) == [1, 2, 3, 4, 5, 6]
     assert sorted(p.name for p in run.attempts.iterdir()) == ["1", "2"]
     assert len(json.loads(run.run_file.read_text())["attempts"]) == 2
 
@@ -208,6 +210,12 @@ def _start_and_signal(recipe: Path, run: RunDir, number: signal.Signals, when: C
     process.send_signal(number)
     process.communicate(timeout=120)
     return process.returncode
+
+
+def curve(run: RunDir) -> list[int]:
+    """Steps of the reward as TensorBoard shows it."""
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    return [event.step for event in events.Scalars("train/reward")]
 
 
 def _logged(run: RunDir) -> int:

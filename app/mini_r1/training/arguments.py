@@ -25,15 +25,12 @@ OURS = frozenset(
 """Recipe keys that GRPOConfig has as well but that do not go through unchanged."""
 
 
-def grpo_config(
-    recipe: Recipe, run_path: Path, logging_dir: Path, *, max_steps: int, accumulation: int, first_start: bool
-) -> GRPOConfig:
+def grpo_config(recipe: Recipe, run_path: Path, *, max_steps: int, accumulation: int, first_start: bool) -> GRPOConfig:
     """GRPOConfig of a recipe for one run.
 
     Args:
         recipe: what to train.
         run_path: the run directory.
-        logging_dir: for TensorBoard events.
         max_steps: optimizer steps of the whole run.
         accumulation: micro steps of each worker in an optimizer step.
         first_start: whether the run has no step behind it: then eval_on_start holds.
@@ -52,7 +49,6 @@ def grpo_config(
         return GRPOConfig(
             **values,
             output_dir=str(run_path),
-            logging_dir=str(logging_dir),
             max_steps=max_steps,
             gradient_accumulation_steps=accumulation,
             eval_on_start=recipe.eval_on_start and recipe.eval_every is not None and first_start,
@@ -73,7 +69,7 @@ def grpo_config(
 
 
 def reporters(recipe: Recipe) -> list[str]:
-    """The integrations that report, TensorBoard always among them.
+    """The integrations that report besides TensorBoard, which is always on and the kit's own, see `records.curves`.
 
     Raises:
         KitError: one that the recipe names is not installed.
@@ -87,4 +83,4 @@ def reporters(recipe: Recipe) -> list[str]:
     missing = [name for name in wanted if name not in installed and name not in ("none", "all")]
     if missing:
         raise KitError(f"report_to: {', '.join(missing)} is not installed here: install it, or take it off the list")
-    return sorted({"tensorboard", *(name for name in wanted if name not in ("none", "all"))})
+    return sorted({name for name in wanted if name not in ("none", "all", "tensorboard")})

@@ -109,9 +109,7 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
     accumulation = order.accumulation_steps(prompts, recipe.per_device_train_batch_size, world.size)
     steps = order.total_steps(recipe.max_steps, recipe.num_train_epochs, len(data.train), prompts)
     resume = world.from_main(lambda: checkpoint_to_resume(run, job.console, world.size))
-    args = grpo_config(
-        recipe, run.path, run.tensorboard, max_steps=steps, accumulation=accumulation, first_start=resume is None
-    )
+    args = grpo_config(recipe, run.path, max_steps=steps, accumulation=accumulation, first_start=resume is None)
     dataset = prepare.ordered_dataset(recipe, data, policy.tokenizer, steps * prompts)
     held_out = prepare.held_out_rows(recipe, data, policy.tokenizer)
     attempt = world.from_main(run.start_attempt)
@@ -141,7 +139,7 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
                 on_rollout=on_rollout,
                 on_phase=callback.phase,
                 on_trouble=callback.trouble,
-                callbacks=[callback],
+                callbacks=[callback, *([records.curves(run, start)] if world.main else [])],
             )
             trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
         except BaseException as error:
