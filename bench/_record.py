@@ -41,6 +41,7 @@ def revision() -> str:
 
 def main() -> int:
     script, *arguments = sys.argv[1:]
+    measured = revision()
     process = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     printed = []
@@ -54,7 +55,7 @@ def main() -> int:
     shown = Path(script).resolve().relative_to(RESULTS.parent.parent.resolve())
     entry = (
         f"\n## {Path(script).stem}, {time.strftime('%Y-%m-%d')}\n\n"
-        f"`{' '.join(['.venv/bin/python', str(shown), *arguments])}` at {revision()}, exit code {code}. {machine}.\n\n"
+        f"`{' '.join(['.venv/bin/python', str(shown), *arguments])}` at {measured}, exit code {code}. {machine}.\n\n"
         f"```\n{''.join(printed).strip()}\n```\n"
     )
     with RESULTS.open("a", encoding="utf-8") as results:

@@ -22,6 +22,7 @@ from mini_r1.errors import KitError
 from mini_r1.manifest import verify
 from mini_r1.recipe import WatchRecipe
 from mini_r1.rundir import RunDir, write_json
+from mini_r1.training import logprobs
 from mini_r1.training import trainer as trainer_module
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
 from mini_r1.training.rollout import Completion, RewardPlan, judge
@@ -138,6 +139,8 @@ def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder
     if stage:
         use_gloo()
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    # A few tokens a chunk: the backward pass then calculates logits again, with weights that ZeRO-3 has let go of.
+    logprobs.CHUNK_BYTES = 7 * 4 * len(before["lm_head.weight"])
     trainer = built(build, partial(config, folder, stage), policy, ACCUMULATION)
     trainer.train()
     after = trainer.accelerator.get_state_dict(trainer.model_wrapped)
