@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -129,8 +130,9 @@ def data_errors() -> Iterator[None]:
 def needs_extra(extra: str) -> Iterator[None]:
     """Say which installation is missing when a command needs more than the core."""
     try:
-        # DeepSpeed logs to the standard output as soon as it is imported, and that belongs to --json.
-        with redirect_stdout(sys.stderr):
+        # DeepSpeed logs to the standard output, which belongs to --json, and tells already when it is imported (by TRL,
+        # where it is installed) which accelerator it takes it to be for.
+        with redirect_stdout(sys.stderr), _only_errors_of("DeepSpeed"):
             yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mini_r1"):
@@ -139,6 +141,21 @@ def needs_extra(extra: str) -> Iterator[None]:
             f"this command needs {error.name}, which the core does not install: "
             f"run `make install`, or pip install 'mini-r1[{extra}]'"
         ) from error
+
+
+@contextmanager
+def _only_errors_of(name: str) -> Iterator[None]:
+    """Drop what a logger says below an error meanwhile; it need not be there yet."""
+    logger = logging.getLogger(name)
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)
 
 
 @contextmanager

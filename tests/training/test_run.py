@@ -49,6 +49,7 @@ def test_a_run_finishes_and_says_where_it_is(finished: tuple[RunDir, Any, Path])
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "finished at step 6" in done.stderr
+    assert "accelerator" not in done.stderr  # DeepSpeed is imported by TRL, and not used
     assert "The loss prints as 0.0000 early on" in done.stderr
     assert "step 6/6  reward " in done.stderr
     state = run.read_state()
