@@ -108,7 +108,7 @@ def disk_full_at(step: int) -> Iterator[None]:
 
 def command() -> list[str]:
     """The console script, through this interpreter."""
-    return [sys.executable, "-W", "ignore", "-c", "from mini_r1.cli import main; main()"]
+    return [sys.executable, "-c", "from mini_r1.cli import main; main()"]
 
 
 def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ and the loss sees prepared tensors. docs/trl-mends.md lists every difference.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -129,9 +130,12 @@ class CountdownTrainer(GRPOTrainer):
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """Train to the end, from the beginning or from a checkpoint's folder."""
-        if resume_from_checkpoint is not None:
-            self._watch.load(self._window.load(Path(resume_from_checkpoint)))
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with warnings.catch_warnings():
+            if resume_from_checkpoint is not None:
+                self._watch.load(self._window.load(Path(resume_from_checkpoint)))
+                # Of pickles whose hashes are in the manifest of this very run.
+                warnings.filterwarnings("ignore", "You are using `torch.load` with `weights_only=False`", FutureWarning)
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_train_sampler(self) -> Sampler:
         return SequentialSampler(self.train_dataset)  # `order.run_order` has shuffled the rows
