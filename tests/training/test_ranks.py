@@ -29,12 +29,13 @@ Start = Callable[..., list[Ended]]
 Trained = Callable[..., RunDir]
 
 
-def train_as_told(given: bool, stop_at: int | None, *args: str | Path) -> None:
+def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *args: str | Path) -> None:
     """`mini-r1 train ARGS`.
 
     Args:
         given: completions that depend on the prompt alone, in place of sampled ones: the same on whichever rank.
-        stop_at: the step during whose rollout the last rank, and no other, gets a SIGTERM.
+        stop_at: the step during whose rollout the last rank, and no other, gets a signal.
+        number: the signal.
         args: of the command.
     """
     sample, calls = trainer.sample, []
@@ -43,7 +44,7 @@ def train_as_told(given: bool, stop_at: int | None, *args: str | Path) -> None:
         calls.append(1)
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
         if last and len(calls) == stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         if not given:
             return sample(model, prompts, config, **kwargs)
         return [drawn(ids, i, kwargs["eos_token_ids"][0]) for ids in prompts for i in range(config.num_generations)]
@@ -64,7 +65,13 @@ def start(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     folder = tmp_path_factory.mktemp("ranks")
 
     def run(
-        ranks: int, run_dir: Path, *, begun_with: int | None = None, given: bool = False, stop_at: int | None = None
+        ranks: int,
+        run_dir: Path,
+        *,
+        begun_with: int | None = None,
+        given: bool = False,
+        stop_at: int | None = None,
+        number: signal.Signals = signal.SIGTERM,
     ) -> list[Ended]:
         accumulation = PROMPTS // (begun_with or ranks)
         recipe = folder / f"accumulation-{accumulation}.yaml"
@@ -79,7 +86,7 @@ def start(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
             "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
         }  # fmt: skip
         recipe.write_text(json.dumps(values))  # JSON is YAML
-        args = (given, stop_at, recipe, "--run-dir", run_dir)
+        args = (given, stop_at, number, recipe, "--run-dir", run_dir)
         with Workers(ranks, train_as_told, *args, folder=folder) as workers:
             return workers.wait()
 
@@ -209,6 +216,21 @@ def test_ranks_that_were_stopped_go_on_to_the_same_end(trained: Trained, start: 
     for name, tensor in weights(whole).items():
         assert tensor.equal(weights(run)[name]), name
     assert sorted(path.name for path in (run.attempts / "2").glob("rank-*")) == ["rank-0.log", "rank-1.log"]
+
+
+def test_a_rank_that_outlives_another_exits_150_and_the_run_goes_on(
+    trained: Trained, start: Start, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    survivor, killed = start(2, run.path, stop_at=4, number=signal.SIGKILL)
+    assert killed.code == -signal.SIGKILL
+    assert survivor.code == 150, survivor.errors
+    assert "another worker is gone" in survivor.errors
+    assert "Traceback" not in survivor.errors
+    state = run.read_state()
+    assert (state["state"], state["step"], state["exit_code"]) == ("failed", 3, 150)
+    all_ended(start(2, run.path), 0)
+    assert lasting(run) == lasting(trained(2))
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])

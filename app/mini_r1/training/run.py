@@ -76,6 +76,7 @@ def train(
     with ExitStack() as stack:
         stack.enter_context(job.stop)
         stack.callback(world.leave)
+        stack.enter_context(world.lost_in_words())
         world.from_main(lambda: stack.enter_context(run.claimed()))
         finished_at = world.from_main(lambda: _look_at(job))
         if finished_at is not None:
@@ -141,7 +142,8 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
                 on_trouble=callback.trouble,
                 callbacks=[callback, *([records.curves(run, start)] if world.main else [])],
             )
-            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+            with world.lost_in_words():
+                trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
         except BaseException as error:
             _failed(job, int(attempt.name), error)
             raise

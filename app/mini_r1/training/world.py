@@ -6,7 +6,8 @@ one. Rank 0 reads and writes the run directory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from mini_r1.errors import KitError
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import device
 
 T = TypeVar("T")
@@ -73,6 +74,25 @@ class World:
         votes = torch.tensor([int(flag)], device=self._device)
         torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
         return bool(votes.item())
+
+    @contextmanager
+    def lost_in_words(self) -> Iterator[None]:
+        """A collective that failed, because another worker died or does not answer, becomes a sentence.
+
+        Raises:
+            KitError: retryable; this worker is not to blame.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            # NCCL and the store raise DistError; gloo a bare RuntimeError that names its own source file.
+            if self.size == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
+                raise
+            raise KitError(
+                f"another worker is gone or does not answer ({str(error).splitlines()[0]}): its own log says why; "
+                "the last complete checkpoint stands, start the same command again",
+                ExitCode.RETRY,
+            ) from error
 
     def leave(self) -> None:
         """Take leave of the other workers; a process may train again afterwards, on its own.
