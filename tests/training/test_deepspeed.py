@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +30,7 @@ from mini_r1.training.rollout import Completion, RewardPlan, judge
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Watch
 from mini_r1.training.world import World
+from mini_r1.training.zero import wait_for_every_gather
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -196,13 +198,52 @@ def test_stock_divides_it_by_the_accumulation_once_too_often(
 # --- checkpoints of two ranks ---
 
 
+class Filled(torch.nn.Module):
+    """One weight of equal numbers."""
+
+    def __init__(self, value: float, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((size,), value))
+
+
+def gather_large_and_small(mended: bool, folder: Path) -> None:
+    """Gather a large weight and many small ones, and count the times that one is read before it has arrived."""
+    import deepspeed
+
+    use_gloo()
+    World(60)
+    deepspeed.init_distributed("gloo")
+    if mended:
+        wait_for_every_gather()
+    ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=torch.float32):
+        weights = [Filled(1.0, 16_000_000), *(Filled(float(i), 10) for i in range(2, 10))]
+    early = 0
+    for _ in range(10):
+        with deepspeed.zero.GatheredParameters([each.weight for each in weights]):
+            early += any(not each.weight.eq(each.weight[0].item()).all() for each in weights)
+            torch.distributed.barrier()
+    (folder / f"early-{os.environ['RANK']}").write_text(str(early))
+    torch.distributed.barrier()
+
+
+@pytest.mark.parametrize("mended", [False, True], ids=["DeepSpeed", "kit"])
+def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits(mended: bool, tmp_path: Path) -> None:
+    environment = {"LOCAL_SIZE": str(RANKS)}
+    with Workers(RANKS, gather_large_and_small, mended, tmp_path, folder=tmp_path, environment=environment) as workers:
+        for ended in workers.wait():
+            assert ended.code == 0, ended.errors + ended.output
+    early = sum(int(file.read_text()) for file in tmp_path.glob("early-*"))
+    assert (early == 0) == mended
+
+
 def two_steps(stage: int, policy: Path, folder: Path) -> None:
     """Train to step 2 and save at each step, from the newest checkpoint in `folder` if there is one."""
     use_gloo()
     run = RunDir(folder)
     newest = run.complete_checkpoints()[:1]
     # Adam, so that there is something in the optimizer's shards.
-    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch"}
+    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-3}
     trainer = built(kit, partial(config, folder, stage, **saved), policy, RANKS * ACCUMULATION * 2)
     trainer.train(resume_from_checkpoint=str(newest[0].path) if newest else None)
     assert trainer.state.global_step == 2

@@ -40,6 +40,7 @@ from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
 from mini_r1.training.watch import Trouble, Watch
 from mini_r1.training.window import Window
 from mini_r1.training.world import World
+from mini_r1.training.zero import wait_for_every_gather
 
 HELD_OUT_RANK = -2
 """The rank of an evaluation during training in `step_seed`, counted down from here by the workers; -1 is that of
@@ -95,6 +96,8 @@ class CountdownTrainer(GRPOTrainer):
         callbacks: list[Any],
     ) -> None:
         self._guard = GradientGuard()
+        if args.deepspeed and args.device.type == "cpu":
+            wait_for_every_gather()
         # TRL makes a reference whatever beta is, and loads it without dtype or revision under ZeRO-3.
         with patch.multiple(
             grpo_trainer, create_reference_model=lambda _: reference, is_deepspeed_zero3_enabled=lambda: False
