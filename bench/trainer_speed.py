@@ -13,8 +13,8 @@ The kit also has malloc keep what it frees (`training/cpu.py`); the bar is judge
 beside wall time: on a busy machine it varies less.
 
 Bars: the median ratio over the seeds is at least 2 and no seed is below 1.8; after the last step held-out success
-(sampled, 95 % cluster bootstrap) of the two overlaps on every seed. About 12 minutes on a free core, 16 with
---stock-tuned; the first run makes three warm starts as well (two minutes each, cached).
+(sampled, 95 % cluster bootstrap) of the two overlaps on every seed. About 16 minutes with --stock-tuned, less
+without; the first run makes three warm starts as well (two minutes each, cached).
 """
 
 from __future__ import annotations

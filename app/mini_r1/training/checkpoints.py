@@ -22,7 +22,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import Saved, seal, tidy, verify
 from mini_r1.rundir import RunDir
 
-OF_A_RANK = re.compile(
+_OF_A_RANK = re.compile(
     r"(?:^|/)(?:rng_state_([0-9]+)\.pth|(?:bf16_)?zero_pp_rank_([0-9]+)_mp_rank_[0-9]+_(?:optim|model)_states\.pt)$"
 )
 """Files that every rank writes: transformers 4.48.1's random states, and DeepSpeed 0.15.4's shards
@@ -89,7 +89,7 @@ def written_by(name: str, world_size: int) -> int:
 
     On a network filesystem only the writer's fsync counts, so every rank hashes its own files.
     """
-    match = OF_A_RANK.search(name)
+    match = _OF_A_RANK.search(name)
     rank = int(match[1] or match[2]) if match else 0
     return rank if rank < world_size else 0
 

@@ -98,8 +98,8 @@ class World:
         """Take leave of the other workers; a process may train again afterwards, on its own.
 
         The groups are kept until the interpreter ends. torch 2.5.1's gloo waits in its destructor for its threads with
-        the GIL held, while one of them may want the GIL to free the last collective's tensor: one run in ten hung here.
-        NCCL is shut down by the call all the same.
+        the GIL held, while one of them may want the GIL to free the last collective's tensor: runs hung here at their
+        end. NCCL is shut down by the call all the same.
         """
         if torch.distributed.is_initialized():
             _LEFT.extend(torch.distributed.distributed_c10d._world.pg_map)

@@ -10,8 +10,7 @@ def wait_for_every_gather() -> None:
 
     To gather several parameters at once DeepSpeed 0.15.4 starts one all-gather for each and waits for the last alone
     (`Init._allgather_params_coalesced`): on NCCL they are done in order, on gloo a thread pool does them in any. What
-    had not arrived was saved as it was in memory, and written back into the weights: a gradient norm of 1e30 after a
-    save, on a busy machine in most runs of eight steps.
+    had not arrived was saved as it was in memory, and written back into the weights.
     """
     from deepspeed import comm
 
