@@ -1,0 +1,1 @@
+"""WHERE a recipe runs: devices, nodes, roles, plan, preflight, launch. No torch."""
