@@ -22,7 +22,9 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None) -> ExitC
     """`mini-r1 train`."""
     from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.rundir import RunDir
+    from mini_r1.training.supervised import Supervisor
 
+    Supervisor.from_environment().attend()  # first: the imports below take seconds
     path = find_recipe(recipe_name)
     recipe = load_recipe(path, overrides)
     console = progress_console()

@@ -226,6 +226,10 @@ class Recipe(BaseModel):
     """Of everything random in training: order of prompts, sampling, dropout."""
     ddp_timeout: Count = 1_800
     """Seconds before a collective gives up; transformers' default."""
+    hang_timeout_s: Annotated[Whole, Field(ge=10)] = 1_200
+    """Seconds that a worker may spend in one phase (a rollout, an update, loading the model) before the launcher takes
+    it for hung: it has the stacks written, stops the run and exits 150. Below `ddp_timeout`, so that the stacks show
+    the collective that waits, and not what became of it."""
     dataloader_num_workers: Annotated[Whole, Field(ge=0, le=64)] = 0
     """Loader processes per device; rows are a few numbers, so none are needed."""
 

@@ -77,7 +77,8 @@ HARMLESS_KEYS: Final = frozenset({
     "watch",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
     "gradient_checkpointing", "gradient_checkpointing_kwargs",  # memory against time, the same gradients
-    "vllm_device", "vllm_gpu_memory_utilization", "ddp_timeout", "dataloader_num_workers",  # the machine's business
+    "vllm_device", "vllm_gpu_memory_utilization",  # the machine's business
+    "ddp_timeout", "hang_timeout_s", "dataloader_num_workers",
 })  # fmt: skip
 """Keys that may change between two attempts of one run: none of them changes what is learned."""
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import JsonLines, RunDir
 from mini_r1.training.signals import StopRequest
+from mini_r1.training.supervised import Supervisor
 from mini_r1.training.terminal import TrainingLine
 from mini_r1.training.watch import Trouble
 from mini_r1.training.world import World
@@ -30,6 +31,7 @@ class RunCallback(TrainerCallback):
         attempt: this attempt's directory.
         world: this process among the workers.
         stop: set when a signal asked this worker to stop; one is enough to stop them all.
+        supervisor: hears of every phase.
         steps_per_epoch: optimizer steps of one pass over the training problems.
         line: the terminal's.
     """
@@ -41,6 +43,7 @@ class RunCallback(TrainerCallback):
         attempt: Path,
         world: World,
         stop: StopRequest,
+        supervisor: Supervisor,
         steps_per_epoch: float,
         line: TrainingLine,
     ) -> None:
@@ -49,6 +52,7 @@ class RunCallback(TrainerCallback):
         self._attempt = int(attempt.name)
         self._world = world
         self._stop = stop
+        self._supervisor = supervisor
         self._steps_per_epoch = steps_per_epoch
         self._line = line
         self._metrics = JsonLines(attempt / "metrics.jsonl") if world.main else None
@@ -56,6 +60,7 @@ class RunCallback(TrainerCallback):
 
     def phase(self, name: str) -> None:
         """Record that a phase begins: what a run that hangs was doing."""
+        self._supervisor.beat(name, self._step, self._attempt)
         if self._world.main:
             self._run.write_state("running", step=self._step, phase=name, attempt=self._attempt, pid=os.getpid())
 

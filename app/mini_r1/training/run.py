@@ -22,6 +22,7 @@ from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
 from mini_r1.training.samples import CompletionLog
 from mini_r1.training.signals import StopRequest
+from mini_r1.training.supervised import Supervisor
 from mini_r1.training.terminal import TrainingLine
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Watch
@@ -51,6 +52,7 @@ class _Job:
     console: Console
     world: World
     stop: StopRequest
+    supervisor: Supervisor
 
 
 def train(
@@ -71,8 +73,9 @@ def train(
     prepare.refuse_unsupported(recipe)
     prepare.refuse_several_devices()
     prepare.tune_machine(recipe)
-    world = World(recipe.ddp_timeout)
-    job = _Job(recipe, run, command, console if world.main else Console(quiet=True), world, StopRequest())
+    world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
+    shown = console if world.main else Console(quiet=True)
+    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor), supervisor)
     with ExitStack() as stack:
         stack.enter_context(job.stop)
         stack.callback(world.leave)
@@ -82,9 +85,11 @@ def train(
         if finished_at is not None:
             return Outcome(ExitCode.FINISHED, finished_at)
         data_commit, model_commit = world.from_main(lambda: records.commits(run))
+        supervisor.beat("data")
         data = data or world.main_first(lambda: prepare.load_task_data(recipe, data_commit))
         world.from_main(lambda: records.refuse_other_data(run, data))
         prepare.refuse_unsolvable(data)
+        supervisor.beat("model")
         policy = world.main_first(lambda: prepare.load_policy(recipe, data, job.console, model_commit))
         return _attempt(job, data, policy)
 
@@ -120,7 +125,7 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
             records.write(run, recipe, data, policy.model, job.command, int(attempt.name), world.size, prompts)
             records.announce(job.console, recipe, run, data, policy.model, steps, start, prompts)
         line = TrainingLine(job.console, steps, start)
-        callback = RunCallback(recipe, run, attempt, world, job.stop, len(data.train) / prompts, line)
+        callback = RunCallback(recipe, run, attempt, world, job.stop, job.supervisor, len(data.train) / prompts, line)
         stack.callback(callback.close)
         on_rollout = stack.enter_context(CompletionLog(attempt, run.completion_samples)).write if world.main else None
         try:
