@@ -1,0 +1,132 @@
+"""Which devices a process was given, whoever says it: indices, UUIDs, slices, slots, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+from mini_r1.cluster.devices import given_devices
+from mini_r1.errors import KitError
+
+UUIDS = tuple(f"GPU-{digit * 8}-0000-1111-2222-{digit * 12}" for digit in "abcd")
+SLICES = ("MIG-1f3c5a2e-0000-1111-2222-333333333333", "MIG-2f3c5a2e-0000-1111-2222-333333333333")
+CPU = {"MINI_R1_ACCELERATOR": "cpu"}
+
+
+def seen(*devices: str):
+    """A machine on which the NVIDIA library sees these."""
+    return lambda: list(devices)
+
+
+def indices(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_all_that_the_driver_sees_is_given_where_nothing_else_says_so(count: int) -> None:
+    devices = given_devices({}, driver=seen(*indices(count)))
+    assert (devices.ids, devices.on_cpu) == (indices(count), count == 0)
+    assert "NVIDIA library" in devices.source
+
+
+@pytest.mark.parametrize(
+    ("environment", "ids"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ("0", "1", "2", "3")),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, ("2", "3")),  # a job on a shared node
+        ({"CUDA_VISIBLE_DEVICES": "3,1"}, ("3", "1")),  # the order is the user's, and the last one is vLLM's
+        ({"CUDA_VISIBLE_DEVICES": " 1 , 2 "}, ("1", "2")),
+        ({"CUDA_VISIBLE_DEVICES": "01"}, ("1",)),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ()),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, ()),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ()),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,-1,2"}, ("0", "1")),  # CUDA stops reading there
+        ({"CUDA_VISIBLE_DEVICES": "0,1,9,2"}, ("0", "1")),  # and where there is no such GPU
+        ({"CUDA_VISIBLE_DEVICES": ",".join(UUIDS[:3])}, UUIDS[:3]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-aaaa,GPU-b"}, ("GPU-aaaa", "GPU-b")),  # CUDA takes a beginning
+        ({"CUDA_VISIBLE_DEVICES": SLICES[0]}, (SLICES[0],)),  # one slice is one GPU
+        ({"CUDA_VISIBLE_DEVICES": "MIG-GPU-aaaa/1/0"}, ("MIG-GPU-aaaa/1/0",)),  # as older drivers write it
+        ({"SLURM_GPUS_ON_NODE": "4"}, ("0", "1", "2", "3")),
+        ({"SLURM_GPUS_ON_NODE": "h100:4"}, ("0", "1", "2", "3")),
+        ({"SLURM_GPUS_ON_NODE": "gpu:h100:2"}, ("0", "1")),
+        ({"SLURM_GPUS_ON_NODE": "a100:1,h100:2"}, ("0", "1", "2")),
+        ({"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "2,3"}, ("2", "3")),  # CUDA's variable counts
+        ({"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": ""}, ()),
+        ({"SLURM_GPUS_ON_NODE": "", "CUDA_VISIBLE_DEVICES": "1"}, ("1",)),
+    ],
+)
+def test_devices_of_an_environment(environment: dict[str, str], ids: tuple[str, ...]) -> None:
+    devices = given_devices(environment, driver=seen(*indices(8)))
+    assert (devices.ids, devices.on_cpu) == (ids, not ids)
+    assert next(iter(environment)) in devices.source or "CUDA_VISIBLE_DEVICES" in devices.source
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_the_first_so_many_are_taken(count: int) -> None:
+    devices = given_devices({"CUDA_VISIBLE_DEVICES": "7,6,5,4,3,2,1,0"}, count, seen(*indices(8)))
+    assert devices.ids == ("7", "6", "5", "4", "3", "2", "1", "0")[:count]
+    assert devices.on_cpu == (count == 0)
+
+
+def test_a_slice_that_the_driver_sees_is_one_gpu() -> None:
+    assert given_devices({}, driver=seen(SLICES[0])).ids == (SLICES[0],)
+
+
+@pytest.mark.parametrize(
+    ("environment", "machine", "words"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ",".join(SLICES)}, (), SLICES[1]),
+        ({"CUDA_VISIBLE_DEVICES": f"{UUIDS[0]},{SLICES[0]}"}, (), "one MIG slice"),
+        ({}, SLICES, SLICES[0]),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, SLICES, "one MIG slice"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,0"}, ("0", "1"), "0 stands there twice"),
+        ({"CUDA_VISIBLE_DEVICES": "1,01"}, ("0", "1"), "1 stands there twice"),
+        ({"CUDA_VISIBLE_DEVICES": f"{UUIDS[0]},{UUIDS[0]}"}, (), "twice"),
+        ({"CUDA_VISIBLE_DEVICES": "all"}, ("0",), "'all' is no device"),
+        ({"CUDA_VISIBLE_DEVICES": "0;1"}, ("0",), "'0;1' is no device"),
+        ({"CUDA_VISIBLE_DEVICES": "0,\x1b[31m"}, ("0",), r"\x1b"),
+        ({"CUDA_VISIBLE_DEVICES": "0,١"}, ("0",), "is no device"),
+        ({"SLURM_GPUS_ON_NODE": "many"}, (), "SLURM_GPUS_ON_NODE=many"),
+        ({"MINI_R1_ACCELERATOR": "tpu"}, (), "MINI_R1_ACCELERATOR=tpu"),
+        ({"MINI_R1_ACCELERATOR": "cuda"}, (), "no GPU was given"),
+    ],
+)
+def test_what_means_nothing_is_refused(environment: dict[str, str], machine: tuple[str, ...], words: str) -> None:
+    with pytest.raises(KitError) as refused:
+        given_devices(environment, driver=seen(*machine))
+    assert words in refused.value.message
+    assert refused.value.message.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("environment", "machine", "count", "words"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, indices(8), 3, "only 2 given (CUDA_VISIBLE_DEVICES=2,3)"),
+        ({}, ("0",), 2, "only 1 given"),
+        ({}, (), 2, "MINI_R1_ACCELERATOR=cpu for 2 slots"),
+        ({**CPU, "CUDA_VISIBLE_DEVICES": "0,1"}, (), 3, "only 2 given"),
+        ({}, (), -1, "must be 0 or more"),
+    ],
+)
+def test_more_than_was_given_is_refused(
+    environment: dict[str, str], machine: tuple[str, ...], count: int, words: str
+) -> None:
+    with pytest.raises(KitError) as refused:
+        given_devices(environment, count, seen(*machine))
+    assert words in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("environment", "count", "slots"),
+    [
+        ({}, None, 0),  # a plain process on the CPU
+        ({}, 3, 3),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2, 2),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, None, 2),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, 1),
+        ({"SLURM_GPUS_ON_NODE": "4"}, None, 4),
+        ({"CUDA_VISIBLE_DEVICES": ",".join(SLICES)}, None, 2),  # on the CPU a slot is a slot
+    ],
+)
+def test_the_switch_makes_devices_slots_of_the_cpu(environment: dict[str, str], count: int | None, slots: int) -> None:
+    devices = given_devices({**CPU, **environment}, count, seen("0", "1", "2"))
+    assert (devices.ids, devices.on_cpu) == (indices(slots), True)
+    assert "MINI_R1_ACCELERATOR=cpu" in devices.source
