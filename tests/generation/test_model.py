@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.generation.architectures import FIRST_VERSION
 from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit
+from mini_r1.model_kinds import FIRST_VERSION, TRANSFORMERS
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, __version__
 
 Variant = Callable[..., str]
 
@@ -58,6 +58,7 @@ def refused(name: str, revision: str | None = None) -> str:
 
 
 def test_no_kind_of_the_table_is_known_to_the_pinned_transformers() -> None:
+    assert __version__ == TRANSFORMERS
     assert len(FIRST_VERSION) > 20
     assert [kind for kind in FIRST_VERSION if kind in CONFIG_MAPPING] == []
     assert FIRST_VERSION["qwen3"] == "4.51.0"
