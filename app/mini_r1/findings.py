@@ -1,0 +1,95 @@
+"""What a check found, in the same words for the light checks of a node and the heavy ones in a process of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from mini_r1.errors import ExitCode, KitError
+
+Status = Literal["ok", "warn", "fail", "skip"]
+Fault = Literal["recipe", "node"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result.
+
+    Args:
+        check: its name, as in docs/doctor.md.
+        status: `ok`; `warn` for what may cost time or work; `fail` for what will not work; `skip` for what does not
+            apply here or could not be looked at.
+        detail: what was found.
+        fix: what to do about it.
+        fault: of a failure. `recipe`: the recipe, the command or the installation, which no other node mends (exit code
+            78). `node`: this machine, where a retry on another may succeed (150).
+    """
+
+    check: str
+    status: Status
+    detail: str
+    fix: str = ""
+    fault: Fault | None = None
+
+    def named(self, check: str) -> Finding:
+        """The same under the name of its check."""
+        return replace(self, check=check)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As one object of `--json`."""
+        return asdict(self)
+
+
+def ok(detail: str) -> Finding:
+    """All is well."""
+    return Finding("", "ok", detail)
+
+
+def skip(detail: str) -> Finding:
+    """Not looked at, and why."""
+    return Finding("", "skip", detail)
+
+
+def warn(detail: str, fix: str) -> Finding:
+    """Something that need not stop a run."""
+    return Finding("", "warn", detail, fix)
+
+
+def fail(detail: str, fix: str, fault: Fault) -> Finding:
+    """Something that a run would end with."""
+    return Finding("", "fail", detail, fix, fault)
+
+
+def of_error(error: KitError) -> Finding:
+    """An error's sentence, which says what to do too; its exit code says whose fault it is."""
+    return fail(error.message, "", "node" if error.exit_code == ExitCode.RETRY else "recipe")
+
+
+def of_dict(value: Mapping[str, Any]) -> Finding:
+    """What `to_dict` gave.
+
+    Raises:
+        KeyError, TypeError: it is something else.
+    """
+    return Finding(**{name: value[name] for name in ("check", "status", "detail", "fix", "fault")})
+
+
+def worst(findings: Iterable[Finding]) -> Finding:
+    """One finding for several things that one check looked at: the worst, with the words of all that are as bad."""
+    order: dict[Status, int] = {"fail": 3, "warn": 2, "ok": 1, "skip": 0}
+    every = list(findings)
+    top = max(every, key=lambda finding: order[finding.status])
+    alike = [finding for finding in every if finding.status == top.status]
+    fault: Fault | None = "recipe" if any(finding.fault == "recipe" for finding in alike) else top.fault
+    details = "; ".join(dict.fromkeys(finding.detail for finding in alike))
+    fixes = "; ".join(dict.fromkeys(finding.fix for finding in alike if finding.fix))
+    return replace(top, detail=details, fix=fixes, fault=fault)
+
+
+def exit_code(findings: Iterable[Finding]) -> ExitCode:
+    """78 if the recipe is at fault anywhere, else 150 if this node is, else 0."""
+    faults = {finding.fault for finding in findings if finding.status == "fail"}
+    if "recipe" in faults:
+        return ExitCode.CONFIG
+    return ExitCode.RETRY if faults else ExitCode.FINISHED
