@@ -7,13 +7,16 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format lock bench clean
+.PHONY: help install vllm-cpu demo test lint format lock bench clean
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 
 install: ## make or update .venv from the locks (a moment when nothing changed)
 	@$(PYTHON) app/install.py
+
+vllm-cpu: ## the real vLLM 0.7.0 compiled for this machine's CPU, in .venv-vllm (Linux x86_64, Python 3.11, g++)
+	@$(PYTHON) app/vllm_cpu.py
 
 demo: install ## train a tiny model on this machine's CPU and show that it learned
 	@.venv/bin/mini-r1 demo $(ARGS)
