@@ -1,0 +1,330 @@
+"""Completions from vLLM in a process of its own: the trainer's side. vllm_child.py is the other.
+
+The child sees one device and nothing of the trainer's process group. Messages are JSON over a socket pair; weights go
+through one block of memory that both have mapped, a tensor at a time, so that there is never a second full copy.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from mini_r1.console import printable
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.generation.sampler import SamplingConfig
+
+SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""What the child ignores."""
+LOOK_EVERY_S: Final = 1.0
+"""Between two looks at whether the child still lives, besides the socket, which tells at once."""
+LOG_TAIL_BYTES: Final = 16_384
+LOG_TAIL_LINES: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What vLLM is to run.
+
+    Attributes:
+        model: hub id or local directory, in safetensors.
+        revision: branch, tag or commit on the hub.
+        dtype: `bfloat16`, `float16` or `float32`.
+        max_model_len: longest prompt and completion together, in tokens; the KV cache must hold at least one.
+        gpu_memory_utilization: the part of the GPU's memory that vLLM may fill; no effect on a CPU.
+        seed: of the engine's start; every `generate` brings its own.
+        device: `cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs).
+    """
+
+    model: str
+    revision: str | None
+    dtype: str
+    max_model_len: int
+    gpu_memory_utilization: float
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One completion.
+
+    Attributes:
+        ids: its tokens; an end token stays as the last one.
+        logps: for each token the log-probability that vLLM drew it with, logits divided by the temperature (of greedy
+            ones by 1).
+    """
+
+    ids: list[int]
+    logps: list[float]
+
+
+class VllmEngine:
+    """vLLM in a child process, ready when the constructor returns.
+
+    The kernel ends the child when the thread that made it ends: make it in one that lasts, e.g. the main one.
+
+    Args:
+        config: what to run.
+        log: file to which the child's output is appended.
+        start_timeout_s: longest time to be ready in, the model's loading included.
+
+    Raises:
+        KitError: it cannot start: CONFIG for what the recipe or the environment causes, RETRY for the device's part.
+            Also from every method: RETRY when the child has died.
+    """
+
+    def __init__(self, config: EngineConfig, log: Path, start_timeout_s: float) -> None:
+        refuse_environment(config)
+        self._config = config
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log_start = log.stat().st_size if log.exists() else 0
+        self._mapped: mmap.mmap | None = None
+        self._block = os.memfd_create("mini-r1-weights")  # not /dev/shm: containers keep that at 64 MB
+        try:
+            ours, theirs = socket.socketpair()
+            self._connection = Connection(ours.detach())
+            with theirs:
+                self._process = self._start(theirs.fileno())
+        except BaseException:
+            os.close(self._block)
+            raise
+        try:
+            self._exchange(asdict(config), "starting", time.monotonic() + start_timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, descriptor: int) -> subprocess.Popen[bytes]:
+        """The child, with the scheduler's signals blocked until it ignores them: it is born with this thread's mask."""
+        command = [sys.executable, "-m", "mini_r1.generation.vllm_child", str(descriptor), str(self._block)]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
+        try:
+            with self._log.open("ab") as output:
+                return subprocess.Popen(  # noqa: S603
+                    [*command, str(os.getpid())],
+                    env=child_environment(os.environ, self._config),
+                    pass_fds=(descriptor, self._block),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
+        """Give vLLM the trainer's weights, all of them.
+
+        Args:
+            tensors: names as transformers saves them, and their tensors, on any device and in any dtype; each is taken
+                before the next is asked for. A tied one need not come twice.
+
+        Returns:
+            Bytes that were sent.
+
+        Raises:
+            KitError: vLLM's model has no such tensor, or not of this shape, or one did not come.
+        """
+        total = 0
+        self._ask("begin", "loading weights")
+        for name, tensor in tensors:
+            size = tensor.numel() * tensor.element_size()
+            if size:
+                self._write(tensor, size)
+            shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+            self._ask(
+                "tensor", "loading weights", name=name, shape=shape, dtype=dtype, count=tensor.numel(), bytes=size
+            )
+            total += size
+        self._ask("loaded", "loading weights")
+        self._mapped = None
+        os.ftruncate(self._block, 0)  # gives the memory back: the child has let go of it too
+        return total
+
+    def _write(self, tensor: torch.Tensor, size: int) -> None:
+        """Copy a tensor to the start of the block, which grows to the largest one."""
+        if self._mapped is None or len(self._mapped) < size:
+            self._mapped = None
+            if os.fstat(self._block).st_size < size:
+                os.ftruncate(self._block, size)
+            self._mapped = mmap.mmap(self._block, size)
+        place = torch.frombuffer(self._mapped, dtype=tensor.dtype, count=tensor.numel())
+        place.view(tensor.shape).copy_(tensor.detach())
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, eos_token_ids: Sequence[int], seed: int
+    ) -> list[Generated]:
+        """Sample completions, as `sampler.sample` does.
+
+        Args:
+            prompts: token ids of each prompt.
+            config: temperature, lengths and counts; vLLM finds its own batch size.
+            eos_token_ids: any of these ends a completion (and stays as its last token).
+            seed: with the same weights it gives the same completions, in a fresh child too.
+
+        Returns:
+            len(prompts) * num_generations completions, the generations of one prompt next to one another. One that
+            does not end with one of eos_token_ids was cut at max_new_tokens.
+
+        Raises:
+            KitError: a prompt leaves no room for max_new_tokens.
+        """
+        if not prompts:
+            return []
+        longest = max(map(len, prompts))
+        if longest + config.max_new_tokens > self._config.max_model_len:
+            raise KitError(
+                f"a prompt of {longest:,} tokens and a completion of up to {config.max_new_tokens:,} do not fit in the "
+                f"{self._config.max_model_len:,} that vLLM was started with: max_prompt_length + max_completion_length"
+            )
+        answer = self._ask(
+            "generate",
+            "generating",
+            prompts=[list(prompt) for prompt in prompts],
+            n=config.num_generations,
+            max_new_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            eos_token_ids=list(eos_token_ids),
+            seed=seed,
+        )
+        return [Generated(ids, logps) for ids, logps in zip(answer["ids"], answer["logps"], strict=True)]
+
+    def close(self) -> None:
+        """End the child, at once: it has nothing to save. Any number of times."""
+        if self._connection.closed:
+            return
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+        self._mapped = None
+        os.close(self._block)
+
+    def __enter__(self) -> VllmEngine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ask(self, what: str, doing: str, **values: Any) -> dict[str, Any]:
+        return self._exchange({"do": what, **values}, doing)
+
+    def _exchange(self, message: dict[str, Any], doing: str, deadline: float | None = None) -> dict[str, Any]:
+        """Send one message and wait for its answer.
+
+        Raises:
+            KitError: the child says what is wrong, has died, or has not answered by the deadline (monotonic time).
+        """
+        if self._connection.closed:
+            raise KitError("vLLM's process has been ended already", ExitCode.RETRY)
+        try:
+            self._connection.send_bytes(json.dumps(message).encode())
+            while not self._connection.poll(LOOK_EVERY_S):
+                # A process that it forked may hold its end of the socket open.
+                if self._process.poll() is not None:
+                    raise EOFError
+                if deadline is not None and time.monotonic() > deadline:
+                    raise KitError(f"vLLM was not ready in time; {self._last_words()}", ExitCode.RETRY)
+            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        except (EOFError, ConnectionError) as error:
+            raise self._died(doing) from error
+        except BaseException:
+            self.close()  # an answer may still come, and nobody would know to which question
+            raise
+        if "error" in answer:
+            words = printable(answer["error"])
+            if deadline is not None:
+                words = f"{words}\n{self._last_words()}"
+            raise KitError(words, ExitCode(answer["exit_code"]))
+        return answer
+
+    def _died(self, doing: str) -> KitError:
+        """What to say of a child whose socket has closed; it is ended if it lives on without one."""
+        try:
+            status = self._process.wait(LOOK_EVERY_S)
+        except subprocess.TimeoutExpired:
+            status = 0
+        how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
+        if status == -signal.SIGKILL:
+            how += ", as the kernel sends when memory is short"
+        self.close()
+        return KitError(f"vLLM's process ended while {doing} ({how}); {self._last_words()}", ExitCode.RETRY)
+
+    def _last_words(self) -> str:
+        """The end of what this child has logged."""
+        with self._log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(self._log_start, end - LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        said = "\n".join(f"  {printable(line)}" for line in lines) or "  nothing"
+        return f"the last lines of its log, {self._log}:\n{said}"
+
+
+def child_environment(environment: Mapping[str, str], config: EngineConfig) -> dict[str, str]:
+    """The child's environment: the trainer's, without what makes it a worker, and with what vLLM is to know.
+
+    Args:
+        environment: of the trainer.
+        config: the device, and whether the model is on the hub: else its token is no business of the child's.
+    """
+    worker = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MINI_R1_SUPERVISOR"}
+    secrets = {"WANDB_API_KEY"}
+    if Path(config.model).exists():
+        secrets |= {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}
+    # One of vLLM's that would let a model be run beyond the length it was trained for.
+    unwanted = worker | secrets | {"VLLM_ALLOW_LONG_MAX_MODEL_LEN"}
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if name not in unwanted and not name.startswith(("MASTER_", "TORCHELASTIC_"))
+    }
+    on_cpu = config.device == "cpu"
+    if on_cpu:
+        kept.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, all of it touched at the start
+    return {
+        **kept,
+        "CUDA_VISIBLE_DEVICES": "" if on_cpu else config.device,
+        "VLLM_USE_V1": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        # Its process group has one member: no network, and no name of this host to be looked up.
+        "VLLM_HOST_IP": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def refuse_environment(config: EngineConfig) -> None:
+    """Say what is wrong with this Python's vLLM before seconds are spent on starting it.
+
+    Raises:
+        KitError: there is none, or it is built for another kind of device.
+    """
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        raise KitError(
+            "use_vllm is true and vLLM is not installed here: use the container image, or on a machine without a GPU "
+            "`make vllm-cpu` and .venv-vllm/bin/mini-r1; or set use_vllm: false"
+        ) from None
+    if (config.device == "cpu") == version.endswith("+cpu"):
+        return
+    if config.device == "cpu":
+        raise KitError(
+            f"vLLM {version} here is built for GPUs: for a CPU run `make vllm-cpu` and .venv-vllm/bin/mini-r1"
+        )
+    raise KitError(
+        f"vLLM {version} here is built for a CPU and is to run on GPU {config.device}: use the container image"
+    )
