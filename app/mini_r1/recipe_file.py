@@ -126,7 +126,7 @@ def find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if _is_file(path):
         return path
-    shipped = _shipped()
+    shipped = shipped_recipes()
     for name in (name_or_path, name_or_path.removesuffix(".yaml")):
         if name in shipped:
             return shipped[name]
@@ -160,7 +160,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _shipped() -> dict[str, Path]:
+def shipped_recipes() -> dict[str, Path]:
     """Names and files of the recipes that come with the kit: in an installed wheel, or in a checkout."""
     package = Path(__file__).resolve().parent
     for folder in (package / "_configs" / "recipes", package.parents[1] / "configs" / "recipes"):
@@ -170,7 +170,7 @@ def _shipped() -> dict[str, Path]:
 
 
 def _missing(path: Path) -> str:
-    shipped = _shipped()
+    shipped = shipped_recipes()
     try:
         near = {entry.stem: str(entry) for entry in sorted(path.parent.glob("[!.]*.yaml"))}
     except (OSError, ValueError):
