@@ -155,13 +155,22 @@ def _load_base(
 
 
 def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A tokenizer may not write an id that the model has no embedding for: the lookup would crash, on a GPU obscurely.
+    """A tokenizer may not write an id that the model has no embedding for; see `refuse_other_vocabulary`."""
+    embeddings = model.get_input_embeddings()
+    # Below an adapter, where it has one.
+    refuse_other_vocabulary(getattr(embeddings, "base_layer", embeddings).num_embeddings, tokenizer)
+
+
+def refuse_other_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The lookup of an id without an embedding would crash, on a GPU obscurely.
+
+    Args:
+        rows: tokens that the model has embeddings for.
+        tokenizer: that is to write them.
 
     Raises:
         KitError: naming both sizes.
     """
-    embeddings = model.get_input_embeddings()
-    rows = getattr(embeddings, "base_layer", embeddings).num_embeddings  # below an adapter, where it has one
     pad = tokenizer.pad_token_id
     if pad is not None and pad >= rows:
         raise KitError(

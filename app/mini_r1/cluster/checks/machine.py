@@ -1,0 +1,155 @@
+"""The host: memory, shared memory, and the limits that an administrator or a container sets."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from mini_r1.cluster.checks.case import GIB, Case
+from mini_r1.findings import Finding, fail, ok, skip, warn
+
+SHM = "/dev/shm"  # noqa: S108
+DOCKER_SHM = 64 * 2**20
+"""Bytes of shared memory in a container that nobody gave more: docker's default, and Kubernetes' runtimes'."""
+NCCL_SHM = GIB
+"""Bytes that NVIDIA's NCCL guide asks for in containers (--shm-size=1g), where GPUs of a node talk through it."""
+OPEN_FILES = 4_096
+"""Descriptors: sockets of every pair of ranks, shards, libraries. Linux's usual soft limit of 1024 is known to end."""
+THREADS_PER_WORKER = 256
+"""Assumed: torch's, NCCL's, the loader's and the Hub's threads of one worker, with a wide margin."""
+
+
+def shared_memory(case: Case) -> Finding:
+    """Shared memory holds what the weights' way to vLLM and NCCL need."""
+    try:
+        stat = os.statvfs(case.root / SHM[1:])
+    except OSError as error:
+        return fail(f"{SHM}: {error.strerror}", "mount a tmpfs there", "node")
+    total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
+    found = f"{SHM}: {free / GIB:.2f} of {total / GIB:.2f} GiB free"
+    fix = "docker: --shm-size; compose: shm_size; Kubernetes: an emptyDir with medium: Memory at " + SHM
+    need = case.needs.shared_memory * GIB if case.needs else 0.0
+    if free < need:
+        return fail(f"{found}, the plan needs {need / GIB:.2f}", fix, "node")
+    several = case.gpus_wanted and len(case.devices.ids) > 1
+    if several and total <= DOCKER_SHM:
+        return fail(f"{found}: a container's default, in which NCCL fails", fix, "node")
+    if several and free < NCCL_SHM:
+        return warn(f"{found}: NCCL wants 1 GiB", fix)
+    return ok(found)
+
+
+def host_memory(case: Case) -> Finding:
+    """The host, or this job's share of it, has the memory that the plan needs."""
+    limit, free, source = _memory(case)
+    if limit is None or free is None:
+        return skip("/proc/meminfo cannot be read")
+    found = f"{free / GIB:.1f} of {limit / GIB:.1f} GiB free ({source})"
+    if case.needs is None:
+        return ok(found)
+    need = case.needs.host_memory * GIB
+    if limit < need:
+        fix = "give the job more memory (--mem, resources.limits.memory)"
+        return fail(f"{found}, the plan needs {need / GIB:.1f}", fix, "node")
+    if free < need:
+        return warn(f"{found}, the plan needs {need / GIB:.1f}", "see what else uses the node's memory")
+    return ok(found)
+
+
+def _memory(case: Case) -> tuple[float | None, float | None, str]:
+    """Bytes in all, bytes free, and who sets the limit: the machine, or a control group around this process."""
+    lines = (line.split(":") for line in (case.read("proc/meminfo") or "").splitlines() if ":" in line)
+    meminfo = {name: float(rest.split()[0]) * 1024 for name, rest in lines if rest.split()}
+    limit, free = meminfo.get("MemTotal"), meminfo.get("MemAvailable")
+    if limit is None or free is None:
+        return None, None, ""
+    source = "the machine"
+    for group_limit, used in _groups(case, "memory", "memory.max", "memory.limit_in_bytes", "memory.current",
+                                     "memory.usage_in_bytes"):  # fmt: skip
+        if group_limit < limit:
+            limit, source = group_limit, "this job's control group"
+        free = min(free, max(group_limit - used, 0))
+    return limit, free, source
+
+
+def _groups(
+    case: Case, controller: str, limit_v2: str, limit_v1: str, used_v2: str, used_v1: str
+) -> Iterator[tuple[float, float]]:
+    """(limit, used) of each control group around this process that sets a limit; a parent's counts as well as its own.
+
+    Version 2 has one tree, version 1 one for each controller. A container may see its own group as the root.
+    """
+    for line in (case.read("proc/self/cgroup") or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller not in controllers.split(","):
+            continue
+        mount = f"sys/fs/cgroup/{controller}" if controllers else "sys/fs/cgroup"
+        limit_name, used_name = (limit_v1, used_v1) if controllers else (limit_v2, used_v2)
+        group = PurePosixPath(path)
+        for folder in dict.fromkeys([group, *group.parents, PurePosixPath("/")]):
+            limit = _number(case.read(f"{mount}{folder}/{limit_name}"))
+            if limit is not None:
+                yield limit, _number(case.read(f"{mount}{folder}/{used_name}")) or 0.0
+
+
+def _number(text: str | None) -> float | None:
+    """None for `max`, version 2's word for no limit; version 1 writes a number beyond any machine."""
+    return float(text) if text is not None and text.strip().isdecimal() else None
+
+
+def locked_memory(case: Case) -> Finding:
+    """Where there is InfiniBand, memory may be locked without limit: its cards read it directly."""
+    try:
+        cards = sorted(path.name for path in (case.root / "sys/class/infiniband").iterdir())
+    except OSError:
+        cards = []
+    if not cards:
+        return skip("no InfiniBand here")
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return ok(f"unlimited, for {', '.join(cards)}")
+    return warn(
+        f"{soft // 1024} KiB, with {', '.join(cards)}: NCCL may fail to use them, or be slow",
+        "ulimit -l unlimited; docker: --ulimit memlock=-1; Slurm: PropagateResourceLimitsExcept=MEMLOCK",
+    )
+
+
+def open_files(case: Case) -> Finding:
+    """A process may open enough files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= OPEN_FILES:
+        return ok("unlimited" if soft == resource.RLIM_INFINITY else f"{soft}")
+    possible = hard == resource.RLIM_INFINITY or hard >= OPEN_FILES
+    fix = f"ulimit -n {OPEN_FILES}" if possible else f"have the hard limit raised, it is {hard}"
+    return warn(f"{soft} files at once; long runs with several ranks want {OPEN_FILES}", fix)
+
+
+def processes(case: Case) -> Finding:
+    """This user, and this job's control group, may start enough processes and threads."""
+    need = THREADS_PER_WORKER * case.workers
+    room = [limit - used for limit, used in _groups(case, "pids", "pids.max", "pids.max", "pids.current",
+                                                    "pids.current")]  # fmt: skip
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY and os.geteuid() != 0:  # root is not held to it
+        room.append(soft)
+    if not room:
+        return ok("no limit")
+    found = f"{min(room):.0f} more processes and threads; {case.workers} workers may want {need}"
+    if min(room) < need:
+        return warn(found, "docker: --pids-limit; Kubernetes: the kubelet's podPidsLimit; elsewhere ulimit -u")
+    return ok(found)
+
+
+def user(case: Case) -> Finding:
+    """This user has a name: torch's compiler asks for it, and dies without."""
+    try:
+        return ok(getpass.getuser())
+    except (KeyError, OSError):
+        return warn(
+            f"user {os.getuid()} has no name here, which torch's compiler asks for",
+            "set USER (and HOME) in the container: any name",
+        )

