@@ -59,7 +59,7 @@ def found(parent: Path) -> dict[int, str]:
 
 
 def test_the_manifest_names_every_file_and_keeps_the_facts(parent: Path) -> None:
-    path = save(parent, 6, "w", world_size=3, sharded=True)
+    path = save(parent, 6, "w", world_size=3, zero_stage=2)
     said = json.loads((path / MANIFEST).read_text())
     assert sorted(said["files"]) == ["global_step/deep/shard.pt", "model.safetensors"]
     assert said["files"]["global_step/deep/shard.pt"] == {
@@ -67,7 +67,7 @@ def test_the_manifest_names_every_file_and_keeps_the_facts(parent: Path) -> None
         "sha256": "b84ff8057ee3a7f87deac4ae29ac59292f02e6c28f987031648011018384d888",  # printf ww | sha256sum
     }
     (saved,) = complete(parent)
-    assert saved.facts == {"run_id": RUN_ID, "world_size": 3, "sharded": True}
+    assert saved.facts == {"run_id": RUN_ID, "world_size": 3, "zero_stage": 2}
     assert verify(saved, RUN_ID) is None
 
 

@@ -38,7 +38,7 @@ class Saved:
     path: Path
     step: int
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the manifest says besides: `run_id`, `world_size`, `sharded`."""
+    """What the manifest says besides: `run_id`, `world_size`, `zero_stage` (0 is without DeepSpeed)."""
 
 
 def digests(folder: Path, names: Iterable[str]) -> Files:

@@ -83,5 +83,10 @@ class WatchRecipe(BaseModel):
     """More than `max_equal_groups` of the groups have one reward for all their completions: they teach nothing."""
     max_equal_groups: Share = 0.95
     """Share of the groups, over `window` steps; the demo has at most 0.3, and at 0.95 one in twenty still teaches."""
+    logp_gap: Action = "warn"
+    """vLLM and the trainer disagree about the log-probabilities of what vLLM sampled: above `max_logp_gap`."""
+    max_logp_gap: Annotated[Number, Field(gt=0)] = 0.2
+    """In nats per token, the mean of a step. Two programs round 16-bit numbers differently, which costs a few
+    hundredths; weights that did not arrive cost more."""
     window: Count = 10
     """Steps that reward, entropy and equal groups are averaged over: a single step is too noisy to judge by."""

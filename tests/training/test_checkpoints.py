@@ -197,10 +197,10 @@ def test_too_little_room_is_said_before_a_byte_is_written(run: RunDir) -> None:
 # --- which checkpoint ---
 
 
-def resumed(run: RunDir, world_size: int = 1) -> tuple[int | None, str]:
+def resumed(run: RunDir, world_size: int = 1, zero_stage: int = 0) -> tuple[int | None, str]:
     """The step that a start goes on from, and what it says."""
     console = Console(file=io.StringIO(), width=1000)
-    saved = checkpoint_to_resume(run, console, world_size)
+    saved = checkpoint_to_resume(run, console, world_size, zero_stage)
     return saved.step if saved else None, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -283,17 +283,29 @@ def test_without_run_json_nobody_knows_whose_the_checkpoints_are(run: RunDir, co
 
 
 def test_sharded_state_wants_as_many_workers_as_wrote_it(run: RunDir) -> None:
-    save(run, 3, world_size=3, sharded=True)
-    assert resumed(run, 3) == (3, "")
+    save(run, 3, world_size=3, zero_stage=2)
+    assert resumed(run, 3, 2) == (3, "")
     with pytest.raises(
         KitError, match=r"\(step 3\) was written by 3 workers with DeepSpeed ZeRO.* with 3 workers again"
     ):
-        resumed(run, 2)
+        resumed(run, 2, 2)
+    assert (run.checkpoints / "step-3").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "start_with"), [(2, 3, "zero2"), (3, 0, "zero3"), (0, 2, "none"), (3, 2, "zero3")]
+)
+def test_state_of_another_zero_stage_is_refused_with_the_option_that_goes_on(
+    run: RunDir, then: int, now: int, start_with: str
+) -> None:
+    save(run, 3, world_size=2, zero_stage=then)
+    with pytest.raises(KitError, match=rf"\(step 3\).* start with --deepspeed {start_with} again"):
+        resumed(run, 2, now)
     assert (run.checkpoints / "step-3").is_dir()
 
 
 def test_whole_state_is_gone_on_with_by_any_number_of_workers(run: RunDir) -> None:
-    save(run, 3, world_size=3, sharded=False)
+    save(run, 3, world_size=3, zero_stage=0)
     assert [resumed(run, size)[0] for size in (1, 2, 4)] == [3, 3, 3]
 
 

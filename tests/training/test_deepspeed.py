@@ -19,18 +19,18 @@ import datasets
 import pytest
 import torch
 from mini_r1.countdown import task
+from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.errors import KitError
 from mini_r1.manifest import verify
 from mini_r1.recipe import WatchRecipe
 from mini_r1.rundir import RunDir, write_json
-from mini_r1.training import logprobs
-from mini_r1.training import trainer as trainer_module
+from mini_r1.training import engines, logprobs, zero
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
+from mini_r1.training.engines import PolicyEngine
 from mini_r1.training.rollout import Completion, RewardPlan, judge
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Watch
 from mini_r1.training.world import World
-from mini_r1.training.zero import wait_for_every_gather
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -55,16 +55,11 @@ TEXTS = [  # a line is one prompt's group, which is one micro-batch
 
 
 def deepspeed_config(stage: int) -> dict[str, Any]:
-    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    return {
-        **dict.fromkeys([*automatic, "gradient_clipping"], "auto"),
-        "zero_optimization": {
-            "stage": stage,
-            "stage3_param_persistence_threshold": 0,  # this model is small enough never to be sharded otherwise
-            "stage3_gather_16bit_weights_on_model_save": True,
-        },
-        "zero_allow_untested_optimizer": True,  # SGD: the change of the weights is the gradient
-    }
+    """The shipped one; SGD makes the change of the weights the gradient."""
+    values = find_deepspeed(f"zero{stage}").values
+    if stage == 3:  # this model is small enough never to be sharded otherwise
+        values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return values
 
 
 def config(folder: Path, stage: int, **changes: Any) -> GRPOConfig:
@@ -89,11 +84,13 @@ def fixed_completions(tokenizer: Any, prompt: str) -> list[Completion]:
 
 def kit(args: GRPOConfig, model: Any, reference: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> CountdownTrainer:
     completions = fixed_completions(tokenizer, rows[0]["prompt"])
-    trainer_module.sample = lambda *args, **kwargs: [c.ids for c in completions]
+    engines.sample = lambda *args, **kwargs: [c.ids for c in completions]
+    world = World(60)
     return CountdownTrainer(
         model, reference=reference, rewards=REWARDS, args=args,
         train_dataset=datasets.Dataset.from_list(rows), held_out=[], processing_class=tokenizer,
-        eos_token_ids=[tokenizer.eos_token_id], run=RunDir(Path(args.output_dir)), world=World(60),
+        eos_token_ids=[tokenizer.eos_token_id], engine=PolicyEngine(world, [tokenizer.eos_token_id], 0),
+        run=RunDir(Path(args.output_dir)), world=world,
         watch=Watch(WatchRecipe()), on_rollout=lambda step, records: None, on_phase=lambda phase: None,
         on_trouble=lambda step, troubles: None, callbacks=[],
     )  # fmt: skip
@@ -116,13 +113,6 @@ def stock(args: GRPOConfig, model: Any, reference: Any, tokenizer: Any, rows: li
     )  # fmt: skip
 
 
-def use_gloo() -> None:
-    """Without DeepSpeed's shared-memory all-reduce, which is compiled at first use, gloo's is taken."""
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
 def built(
     build: Callable[..., GRPOTrainer], configure: Callable[[], GRPOConfig], policy: Path, prompts: int
 ) -> GRPOTrainer:
@@ -139,7 +129,7 @@ def built(
 def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> None:
     """Take one SGD step at learning rate 1; write the gradient's norm and the gradient, which is what it took off."""
     if stage:
-        use_gloo()
+        zero.prepare(on_cpu=True)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
     # A few tokens a chunk: the backward pass then calculates logits again, with weights that ZeRO-3 has let go of.
     logprobs.CHUNK_BYTES = 7 * 4 * len(before["lm_head.weight"])
@@ -154,11 +144,7 @@ def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder
 
 def step_of(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> tuple[float, torch.Tensor]:
     """Norm and gradient of a process of its own: DeepSpeed and accelerate keep global state."""
-    # LOCAL_SIZE: else DeepSpeed counts NUMA nodes with the program numactl, which need not be there.
-    environment = {"LOCAL_SIZE": "1"}
-    with Workers(
-        1 if stage else None, one_step, build, stage, policy, folder, folder=folder, environment=environment
-    ) as w:
+    with Workers(1 if stage else None, one_step, build, stage, policy, folder, folder=folder) as w:
         (ended,) = w.wait()
     assert ended.code == 0, ended.errors + ended.output
     found = torch.load(folder / "step.pt", weights_only=True)
@@ -210,11 +196,13 @@ def gather_large_and_small(mended: bool, folder: Path) -> None:
     """Gather a large weight and many small ones, and count the times that one is read before it has arrived."""
     import deepspeed
 
-    use_gloo()
+    waiting = zero.wait_for_every_gather
+    if not mended:
+        zero.wait_for_every_gather = lambda: None
+    zero.prepare(on_cpu=True)
+    zero.wait_for_every_gather = waiting
     World(60)
     deepspeed.init_distributed("gloo")
-    if mended:
-        wait_for_every_gather()
     ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
     with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=torch.float32):
         weights = [Filled(1.0, 16_000_000), *(Filled(float(i), 10) for i in range(2, 10))]
@@ -229,7 +217,7 @@ def gather_large_and_small(mended: bool, folder: Path) -> None:
 
 @pytest.mark.parametrize("mended", [False, True], ids=["DeepSpeed", "kit"])
 def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits(mended: bool, tmp_path: Path) -> None:
-    environment = {"LOCAL_SIZE": str(RANKS)}
+    environment = {"LOCAL_WORLD_SIZE": str(RANKS)}
     with Workers(RANKS, gather_large_and_small, mended, tmp_path, folder=tmp_path, environment=environment) as workers:
         for ended in workers.wait():
             assert ended.code == 0, ended.errors + ended.output
@@ -239,7 +227,7 @@ def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits
 
 def two_steps(stage: int, policy: Path, folder: Path) -> None:
     """Train to step 2 and save at each step, from the newest checkpoint in `folder` if there is one."""
-    use_gloo()
+    zero.prepare(on_cpu=True)
     run = RunDir(folder)
     newest = run.complete_checkpoints()[:1]
     # Adam, so that there is something in the optimizer's shards.
@@ -251,7 +239,9 @@ def two_steps(stage: int, policy: Path, folder: Path) -> None:
 
 def on_two_ranks(stage: int, policy: Path, run: RunDir) -> None:
     logs = run.path.with_suffix(".logs")
-    with Workers(RANKS, two_steps, stage, policy, run.path, folder=logs, environment={"LOCAL_SIZE": str(RANKS)}) as w:
+    with Workers(
+        RANKS, two_steps, stage, policy, run.path, folder=logs, environment={"LOCAL_WORLD_SIZE": str(RANKS)}
+    ) as w:
         for ended in w.wait(120):
             assert ended.code == 0, ended.errors + ended.output
 
@@ -265,7 +255,7 @@ def test_sharded_checkpoints_are_whole_and_gone_on_from_exactly(untrained: Path,
     on_two_ranks(stage, untrained, run)
     newest, first = run.complete_checkpoints()
     assert (newest.step, first.step) == (2, 1)
-    assert newest.facts == {"run_id": "5" * 32, "world_size": RANKS, "sharded": True}
+    assert newest.facts == {"run_id": "5" * 32, "world_size": RANKS, "zero_stage": stage}
     assert verify(newest, run.run_id) is None
     files = json.loads((newest.path / "manifest.json").read_text())["files"]
     written = {rank: [name for name in files if written_by(name, RANKS) == rank] for rank in range(RANKS)}
@@ -289,4 +279,4 @@ def test_sharded_checkpoints_are_whole_and_gone_on_from_exactly(untrained: Path,
         assert resumed.get(name) == files.get(name), name
 
     with pytest.raises(KitError, match="was written by 2 workers with DeepSpeed ZeRO"):
-        checkpoint_to_resume(run, Console(quiet=True), 1)
+        checkpoint_to_resume(run, Console(quiet=True), 1, stage)

@@ -15,6 +15,7 @@ import torch
 from mini_r1.commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.rundir import RunDir
+from mini_r1.training import engines
 from mini_r1.training import trainer as kit_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -49,7 +50,7 @@ def test_one_rollout_serves_all_micro_batches(
     """Row 1: stock generates once for every micro-batch."""
     trainer = stock(untrained, tmp_path / "stock", max_steps=2)
     calls = {"stock": 0, "kit": 0}
-    generate, sample = trainer.model.generate, kit_trainer.sample
+    generate, sample = trainer.model.generate, engines.sample
 
     def counted(side: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -60,7 +61,7 @@ def test_one_rollout_serves_all_micro_batches(
 
     trainer.model.generate = counted("stock", generate)
     trainer.train()
-    monkeypatch.setattr(kit_trainer, "sample", counted("kit", sample))
+    monkeypatch.setattr(engines, "sample", counted("kit", sample))
     train(str(small_recipe(max_steps=2, gradient_accumulation_steps=2)), [], tmp_path / "run")
     assert calls == {"stock": 4, "kit": 2}
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from mini_r1.rundir import RunDir
-from mini_r1.training import trainer
+from mini_r1.training import engines
 from mini_r1.training.world import World
 from safetensors.torch import load_file
 
@@ -38,7 +38,7 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
         number: the signal.
         args: of the command.
     """
-    sample, calls = trainer.sample, []
+    sample, calls = engines.sample, []
 
     def told(model: Any, prompts: Any, config: Any, **kwargs: Any) -> list[list[int]]:
         calls.append(1)
@@ -49,7 +49,7 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
             return sample(model, prompts, config, **kwargs)
         return [drawn(ids, i, kwargs["eos_token_ids"][0]) for ids in prompts for i in range(config.num_generations)]
 
-    trainer.sample = told
+    engines.sample = told
     train(*args)
 
 

@@ -34,7 +34,7 @@ def refusal(recipe: Path, run_dir: Path) -> str:
         ({"dataset_id_or_path": "/no/such/rows.jsonl"}, "/no/such/rows.jsonl"),
         ({"dataset_id_or_path": "nobody/nothing"}, "nobody/nothing"),
         ({"max_prompt_length": 20}, "max_prompt_length is 20: raise it to at least"),
-        ({"use_vllm": True}, "use_vllm: generation by vLLM is not in this version"),
+        ({"use_vllm": True}, "use_vllm: true needs a device of its own, which `mini-r1 launch` gives it"),
         ({"push_to_hub": True}, "push_to_hub: pushing to the hub is not in this version"),
         ({"report_to": ["comet_ml"]}, "report_to: comet_ml is not installed here"),
         ({"fp16": True}, "fp16 needs a GPU"),

@@ -13,6 +13,7 @@ from mini_r1.countdown import task
 from mini_r1.recipe import WatchRecipe
 from mini_r1.rundir import RunDir
 from mini_r1.training.batches import Batch, collate, micro_batches
+from mini_r1.training.engines import PolicyEngine
 from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Watch
@@ -56,10 +57,12 @@ def kit(untrained: Path, tokenizer: Any, tmp_path: Path, **changes: Any) -> Coun
     args = config(tmp_path, **changes)
     data = datasets.Dataset.from_list([{"prompt": "", "nums": [1, 2], "target": 3}] * 2)
     reference = AutoModelForCausalLM.from_pretrained(untrained).eval() if args.beta else None
+    world = World(60)
     trainer = CountdownTrainer(
         perturbed(untrained), reference=reference,
         rewards=RewardPlan(("format", "equation"), (1.0, 1.0)), args=args, train_dataset=data, held_out=[],
-        processing_class=tokenizer, eos_token_ids=[tokenizer.eos_token_id], run=RunDir(tmp_path), world=World(60),
+        processing_class=tokenizer, eos_token_ids=[tokenizer.eos_token_id], run=RunDir(tmp_path), world=world,
+        engine=PolicyEngine(world, [tokenizer.eos_token_id], tokenizer.pad_token_id),
         watch=Watch(WatchRecipe()), on_rollout=None, on_phase=lambda phase: None,
         on_trouble=lambda step, troubles: None, callbacks=[],
     )  # fmt: skip

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 from pathlib import Path
 
 from trl import GRPOConfig
 
+from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import KitError
 from mini_r1.generation.model import device
 from mini_r1.recipe import Recipe
+from mini_r1.training import zero
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,15 @@ OURS = frozenset(
 """Recipe keys that GRPOConfig has as well but that do not go through unchanged."""
 
 
-def grpo_config(recipe: Recipe, run_path: Path, *, max_steps: int, accumulation: int, first_start: bool) -> GRPOConfig:
+def grpo_config(
+    recipe: Recipe,
+    run_path: Path,
+    *,
+    max_steps: int,
+    accumulation: int,
+    first_start: bool,
+    deepspeed: DeepSpeedFile | None,
+) -> GRPOConfig:
     """GRPOConfig of a recipe for one run.
 
     Args:
@@ -34,6 +45,7 @@ def grpo_config(recipe: Recipe, run_path: Path, *, max_steps: int, accumulation:
         max_steps: optimizer steps of the whole run.
         accumulation: micro steps of each worker in an optimizer step.
         first_start: whether the run has no step behind it: then eval_on_start holds.
+        deepspeed: the configuration. Building the object then changes how models are loaded from there on: sharded.
 
     Raises:
         KitError: the recipe asks for something that this machine or installation cannot do.
@@ -41,6 +53,8 @@ def grpo_config(recipe: Recipe, run_path: Path, *, max_steps: int, accumulation:
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
     cpu = device().type == "cpu"
+    if deepspeed is not None:
+        zero.prepare(on_cpu=cpu)
     if cpu and recipe.fp16:
         raise KitError("fp16 needs a GPU: set fp16: false (bf16: true works on a CPU)")
     if cpu and recipe.tf32:
@@ -63,6 +77,7 @@ def grpo_config(recipe: Recipe, run_path: Path, *, max_steps: int, accumulation:
             # Filtering would replace a NaN loss by an average in the logs: better to see it.
             logging_nan_inf_filter=False,
             data_seed=recipe.seed,
+            deepspeed=None if deepspeed is None else copy.deepcopy(deepspeed.values),
         )
     except (ImportError, ValueError, RuntimeError) as error:
         raise KitError(f"this machine cannot run the recipe: {str(error).strip()}") from error

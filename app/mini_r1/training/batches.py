@@ -12,7 +12,7 @@ from mini_r1.training.rollout import Completion
 Batch = dict[str, torch.Tensor]
 """`input_ids` and `attention_mask` (B, P + C): prompts padded on the left, completions on the right.
 `completion_mask` (B, C), `advantages` (B,), and `weights` (B,): what a completion counts in its micro-batch's loss.
-Later `reference_logps` (B, C)."""
+`sampled_logps` (B, C) where another program sampled; later `reference_logps` (B, C)."""
 
 
 def micro_batches(
@@ -62,10 +62,14 @@ def collate(completions: Sequence[Completion], weight: float, pad_token_id: int,
         ids.append([pad_token_id] * left + c.prompt_ids + c.ids + [pad_token_id] * right)
         mask.append([0] * left + [1] * (len(c.prompt_ids) + len(c.ids)) + [0] * right)
     attention_mask = torch.tensor(mask, device=device)
-    return {
+    batch = {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": attention_mask,
         "completion_mask": attention_mask[:, prompt_width:],
         "advantages": torch.tensor([c.advantage for c in completions], device=device),
         "weights": torch.full((len(completions),), weight, device=device),
     }
+    if completions[0].sampled_logps is not None:
+        padded = [[*(c.sampled_logps or ()), *[0.0] * (width - len(c.ids))] for c in completions]
+        batch["sampled_logps"] = torch.tensor(padded, device=device)
+    return batch

@@ -161,14 +161,15 @@ def _hides_a_failed_write(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(x in str(error) for x in ("inline_container", "PytorchStreamWriter"))
 
 
-def checkpoint_to_resume(run: RunDir, console: Console, world_size: int) -> Saved | None:
+def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_stage: int = 0) -> Saved | None:
     """The newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are named.
 
     Only such a checkpoint is ever read: it holds pickles (optimizer and random states), and the manifest of this very
     run is what says that they are the run's own. A skipped one is renamed, see `RunDir.set_aside`.
 
     Raises:
-        KitError: its state is sharded over another number of workers, or run.json no longer says which run this is.
+        KitError: its state is sharded in another way than the workers' is now, or run.json no longer says which run
+            this is.
     """
     checkpoints = run.complete_checkpoints()
     if checkpoints and not run.run_id:
@@ -179,7 +180,7 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int) -> Save
     for saved in checkpoints:
         fault = verify(saved, run.run_id)
         if fault is None:
-            _refuse_other_shards(saved, world_size)
+            _refuse_other_shards(saved, world_size, zero_stage)
             run.prune_checkpoints()  # a kill may have come between the last save and its pruning
             return saved
         aside = run.set_aside(saved)
@@ -194,9 +195,16 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int) -> Save
     return None
 
 
-def _refuse_other_shards(saved: Saved, world_size: int) -> None:
-    before = saved.facts.get("world_size", 1)
-    if saved.facts.get("sharded") and before != world_size:
+def _refuse_other_shards(saved: Saved, world_size: int, zero_stage: int) -> None:
+    before, stage = saved.facts.get("world_size", 1), saved.facts.get("zero_stage", 0)
+    if stage != zero_stage:
+        now = f"ZeRO-{zero_stage}" if zero_stage else "none"
+        then = f"DeepSpeed ZeRO-{stage}" if stage else "no DeepSpeed"
+        raise KitError(
+            f"the newest checkpoint (step {saved.step}) was written with {then}, and now it is {now}: start with "
+            f"--deepspeed {f'zero{stage}' if stage else 'none'} again, or choose another --run-dir"
+        )
+    if stage and before != world_size:
         raise KitError(
             f"the newest checkpoint (step {saved.step}) was written by {before} workers with DeepSpeed ZeRO, its "
             f"optimizer state is sharded, and there are {world_size} now: start with {before} workers again "

@@ -14,12 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from trl import create_reference_model
 
 from mini_r1.countdown import task
+from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import KitError
 from mini_r1.generation.model import device, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.training import adapters, cpu, order, warm_start
 from mini_r1.training.rollout import RewardPlan
+from mini_r1.training.supervised import Supervisor
 
 UNSOLVABLE_ROWS = 200
 """Problems looked at before data without any solution is refused; of the hub set every single one has a solution."""
@@ -70,6 +72,10 @@ class Policy:
     reference: Any
     """None where none is needed: without a KL term, and with an adapter, which is switched off instead."""
     tokenizer: PreTrainedTokenizerBase
+    source: str
+    """Directory or hub id that the model was loaded from."""
+    revision: str | None
+    """Its commit on the hub; None for a directory."""
 
 
 def load_policy(recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None) -> Policy:
@@ -88,7 +94,8 @@ def load_policy(recipe: Recipe, data: task.TaskData, console: Console, commit: s
         tokenizer = load_tokenizer(source, revision)
     refuse_misfit(model, tokenizer)
     model = adapters.with_adapter(model, recipe)
-    return Policy(model, create_reference_model(model) if recipe.beta and not recipe.use_peft else None, tokenizer)
+    reference = create_reference_model(model) if recipe.beta and not recipe.use_peft else None
+    return Policy(model, reference, tokenizer, source, getattr(model.config, "_commit_hash", None))
 
 
 def reward_plan(recipe: Recipe) -> RewardPlan:
@@ -164,7 +171,6 @@ def refuse_unsupported(recipe: Recipe) -> None:
         KitError: naming every such key.
     """
     missing = {
-        "use_vllm": "generation by vLLM",
         "push_to_hub": "pushing to the hub",
     }
     faults = [
@@ -176,14 +182,21 @@ def refuse_unsupported(recipe: Recipe) -> None:
         raise KitError("\n".join(faults))
 
 
-def refuse_several_devices() -> None:
-    """One worker, one device.
+def refuse_unlaunched(recipe: Recipe, deepspeed: DeepSpeedFile | None) -> None:
+    """One worker, one device; the roles of several are the launcher's to compute.
 
     Raises:
-        KitError: this process sees several GPUs and no launcher has given it a rank.
+        KitError: no launcher has started this process, and it sees several GPUs, or has to do with vLLM or DeepSpeed.
     """
+    if recipe.use_vllm and not Supervisor.from_environment():
+        raise KitError(
+            "use_vllm: true needs a device of its own, which `mini-r1 launch` gives it: use that in place of "
+            "`mini-r1 train`, or set use_vllm: false"
+        )
+    if deepspeed is not None and "RANK" not in os.environ:
+        raise KitError("--deepspeed is for workers: use `mini-r1 launch` in place of `mini-r1 train`")
     if device().type == "cuda" and torch.cuda.device_count() > 1 and "RANK" not in os.environ:
         raise KitError(
             f"`mini-r1 train` is one worker and sees {torch.cuda.device_count()} GPUs: "
-            "set CUDA_VISIBLE_DEVICES to one of them"
+            "use `mini-r1 launch`, which starts one for each, or set CUDA_VISIBLE_DEVICES to one of them"
         )

@@ -82,6 +82,7 @@ def write(
     attempt: int,
     workers: int,
     prompts_per_step: int,
+    deepspeed: str | None,
 ) -> None:
     """Write recipe.yaml, which makes the directory a run, run.json with this attempt added, the held-out problems."""
     write_text(run.recipe_file, dump_recipe(recipe))
@@ -96,6 +97,8 @@ def write(
         "code_revision": code_revision(),
         "devices": _devices(),
         "workers": workers,
+        "deepspeed": deepspeed,
+        "vllm_device": os.environ.get("MINI_R1_VLLM_DEVICE"),
         "model": describe(model),
     }
     before = run.read_record()

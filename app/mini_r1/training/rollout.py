@@ -40,6 +40,8 @@ class Completion:
     truncated: bool
     """Cut at max_completion_length, without an end token."""
     text: str = ""
+    sampled_logps: list[float] | None = None
+    """Log-probability of each token by the program that sampled it, where that was not the trainer's own."""
     verdict: task.Verdict | None = None
     rewards: tuple[float, ...] = ()
     """One for each name of the RewardPlan, without weights."""

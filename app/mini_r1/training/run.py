@@ -12,6 +12,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from mini_r1.countdown import task
+from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import eos_token_ids
 from mini_r1.recipe import Recipe
@@ -20,6 +21,7 @@ from mini_r1.training import order, prepare, records
 from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
+from mini_r1.training.engine_setup import start_engine, sync_check
 from mini_r1.training.samples import CompletionLog
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
@@ -53,10 +55,16 @@ class _Job:
     world: World
     stop: StopRequest
     supervisor: Supervisor
+    deepspeed: DeepSpeedFile | None
 
 
 def train(
-    recipe: Recipe, run: RunDir, command: Sequence[str], console: Console, data: task.TaskData | None = None
+    recipe: Recipe,
+    run: RunDir,
+    command: Sequence[str],
+    console: Console,
+    data: task.TaskData | None = None,
+    deepspeed: DeepSpeedFile | None = None,
 ) -> Outcome:
     """Train until the run is finished or the process is asked to stop: one worker's part of it.
 
@@ -66,16 +74,17 @@ def train(
         command: the command line, for run.json.
         console: for progress; rank 0's is used.
         data: the recipe's data, if the caller has loaded it already.
+        deepspeed: how to shard the training state over the workers; None: every worker holds all of it.
 
     Raises:
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
     """
     prepare.refuse_unsupported(recipe)
-    prepare.refuse_several_devices()
+    prepare.refuse_unlaunched(recipe, deepspeed)
     prepare.tune_machine(recipe)
     world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
     shown = console if world.main else Console(quiet=True)
-    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor), supervisor)
+    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor), supervisor, deepspeed)
     with ExitStack() as stack:
         stack.enter_context(job.stop)
         stack.callback(world.leave)
@@ -114,21 +123,35 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
     prompts = world.from_main(lambda: records.prompts_per_step(run, recipe, world.size))
     accumulation = order.accumulation_steps(prompts, recipe.per_device_train_batch_size, world.size)
     steps = order.total_steps(recipe.max_steps, recipe.num_train_epochs, len(data.train), prompts)
-    resume = world.from_main(lambda: checkpoint_to_resume(run, job.console, world.size))
-    args = grpo_config(recipe, run.path, max_steps=steps, accumulation=accumulation, first_start=resume is None)
+    stage = job.deepspeed.stage if job.deepspeed else 0
+    resume = world.from_main(lambda: checkpoint_to_resume(run, job.console, world.size, stage))
+    args = grpo_config(
+        recipe,
+        run.path,
+        max_steps=steps,
+        accumulation=accumulation,
+        first_start=resume is None,
+        deepspeed=job.deepspeed,
+    )
     dataset = prepare.ordered_dataset(recipe, data, policy.tokenizer, steps * prompts)
     held_out = prepare.held_out_rows(recipe, data, policy.tokenizer)
     attempt = world.from_main(run.start_attempt)
     with records.log_to(attempt / f"rank-{world.rank}.log"), ExitStack() as stack:
         start = resume.step if resume else 0
         if world.main:
-            records.write(run, recipe, data, policy.model, job.command, int(attempt.name), world.size, prompts)
+            sharding = job.deepspeed.name if job.deepspeed else None
+            records.write(
+                run, recipe, data, policy.model, job.command, int(attempt.name), world.size, prompts, sharding
+            )
             records.announce(job.console, recipe, run, data, policy.model, steps, start, prompts)
         line = TrainingLine(job.console, steps, start)
         callback = RunCallback(recipe, run, attempt, world, job.stop, job.supervisor, len(data.train) / prompts, line)
         stack.callback(callback.close)
         on_rollout = stack.enter_context(CompletionLog(attempt, run.completion_samples)).write if world.main else None
+        eos = eos_token_ids(policy.model, policy.tokenizer)
         try:
+            job.supervisor.beat("engine", attempt=int(attempt.name))
+            engine = start_engine(recipe, policy, eos, world, attempt / "vllm.log", stack)
             set_seed(recipe.seed)
             trainer = CountdownTrainer(
                 policy.model,
@@ -138,7 +161,11 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
                 train_dataset=dataset,
                 held_out=held_out,
                 processing_class=policy.tokenizer,
-                eos_token_ids=eos_token_ids(policy.model, policy.tokenizer),
+                eos_token_ids=eos,
+                engine=engine,
+                sync_check=sync_check(
+                    engine, policy, eos, world, dataset["prompt"][: recipe.per_device_train_batch_size]
+                ),
                 run=run,
                 world=world,
                 watch=Watch(recipe.watch),

@@ -42,6 +42,10 @@ class TrainingLine:
             self._task = self._progress.add_task("train", total=total, completed=start, status="rollout")
             self._progress.start()
 
+    def begin(self) -> None:
+        """The first step begins: what came before, loading and starting, is no part of a step's time."""
+        self._started = time.monotonic()
+
     def update(self, step: int, metrics: dict[str, float]) -> None:
         """Show one logged step, or an evaluation."""
         status = "  ".join(f"{label} {metrics[key]:{form}}" for key, label, form in SHOWN if key in metrics)

@@ -23,24 +23,24 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
-from trl.models import unwrap_model_for_generation
 from trl.trainer import grpo_trainer
 
 from mini_r1.countdown import task
 from mini_r1.generation.prompts import token_ids
-from mini_r1.generation.sampler import SamplingConfig, sample, step_seed
+from mini_r1.generation.sampler import SamplingConfig, step_seed
 from mini_r1.manifest import digests, seal
 from mini_r1.rundir import RunDir
 from mini_r1.training.batches import Batch, micro_batches
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, space_needed, written_by
+from mini_r1.training.engines import Engine, SeedOfRank
 from mini_r1.training.gradients import GradientGuard
 from mini_r1.training.logprobs import completion_logps, plain_head
 from mini_r1.training.metrics import summary
 from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
+from mini_r1.training.verify_sync import SyncCheck
 from mini_r1.training.watch import Trouble, Watch
 from mini_r1.training.window import Window
 from mini_r1.training.world import World
-from mini_r1.training.zero import wait_for_every_gather
 
 HELD_OUT_RANK = -2
 """The rank of an evaluation during training in `step_seed`, counted down from here by the workers; -1 is that of
@@ -49,7 +49,7 @@ HELD_OUT_RANK = -2
 OnRollout = Callable[[int, list[dict[str, Any]]], None]
 """Called on rank 0 with the optimizer step and the records of all ranks' completions."""
 OnPhase = Callable[[str], None]
-"""Called with the name of the phase that begins: rollout, score, reference, update, evaluate, save."""
+"""Called with the name of the phase that begins: sync, rollout, score, reference, update, evaluate, save."""
 OnTrouble = Callable[[int, list[Trouble]], None]
 """Called with the optimizer step and what is wrong after it."""
 
@@ -67,6 +67,8 @@ class CountdownTrainer(GRPOTrainer):
         held_out: such rows to measure success on while training goes on.
         processing_class: the tokenizer; pads on the left.
         eos_token_ids: tokens that end a completion.
+        engine: what samples completions.
+        sync_check: looks whether an engine with weights of its own got them; None: nobody looks.
         run: where checkpoints and snapshots go.
         world: this process among the workers.
         watch: what looks wrong.
@@ -87,6 +89,8 @@ class CountdownTrainer(GRPOTrainer):
         held_out: Sequence[dict[str, Any]],
         processing_class: PreTrainedTokenizerBase,
         eos_token_ids: Sequence[int],
+        engine: Engine,
+        sync_check: SyncCheck | None = None,
         run: RunDir,
         world: World,
         watch: Watch,
@@ -96,8 +100,6 @@ class CountdownTrainer(GRPOTrainer):
         callbacks: list[Any],
     ) -> None:
         self._guard = GradientGuard()
-        if args.deepspeed and args.device.type == "cpu":
-            wait_for_every_gather()
         # TRL makes a reference whatever beta is, and loads it without dtype or revision under ZeRO-3.
         with patch.multiple(
             grpo_trainer, create_reference_model=lambda _: reference, is_deepspeed_zero3_enabled=lambda: False
@@ -119,6 +121,9 @@ class CountdownTrainer(GRPOTrainer):
         self._rewards = rewards
         self._held_out = held_out
         self._eos_token_ids = list(eos_token_ids)
+        self._engine = engine
+        self._sync_check = sync_check
+        self._loaded_step: int | None = None
         self._run = run
         self._world = world
         self._watch = watch
@@ -151,9 +156,11 @@ class CountdownTrainer(GRPOTrainer):
         if not batches:  # transformers asks once more at the end of the data
             return [], None
         rows = [row for batch in batches for row in batch]
+        self._load_engine()
         with self._phase("rollout"):
-            seed = step_seed(self.args.seed, self.state.global_step, self._world.rank)
-            completions = self._complete(rows, self.num_generations, seed)
+            completions = self._complete(
+                rows, self.num_generations, lambda rank: step_seed(self.args.seed, self.state.global_step, rank)
+            )
         with self._phase("score"):
             judge(completions, self._rewards)
             groups = compare(completions, self._rewards, self.num_generations)
@@ -183,31 +190,33 @@ class CountdownTrainer(GRPOTrainer):
         self._update_started = time.perf_counter()
         return prepared, None
 
-    def _complete(self, rows: Sequence[dict[str, Any]], num_generations: int, seed: int) -> list[Completion]:
-        """Sample completions for each row; those of one row stand next to one another."""
-        prompts = token_ids(self.processing_class, [row["prompt"] for row in rows])
+    def _load_engine(self) -> None:
+        """Bring an engine with weights of its own to those of this step; at a resume it has the untrained model's."""
+        if self._engine.separate and self._loaded_step != self.state.global_step:
+            with self._phase("sync"):
+                self._engine.load(self.model_wrapped, self.accelerator)
+            self._loaded_step = self.state.global_step
+            if self._sync_check is not None:
+                self._step_values.update(self._sync_check(self.model_wrapped, self.accelerator))
+
+    def _complete(self, rows: Sequence[dict[str, Any]], num_generations: int, seed: SeedOfRank) -> list[Completion]:
+        """Sample completions for each row; those of one row stand next to one another. Every rank has to call it."""
+        prompts = token_ids(self.processing_class, [row["prompt"] for row in rows]) if rows else []
         config = SamplingConfig(self.max_completion_length, self.args.temperature, num_generations)
-        with unwrap_model_for_generation(self.model_wrapped, self.accelerator) as model:
-            sampled = sample(
-                model,
-                prompts,
-                config,
-                eos_token_ids=self._eos_token_ids,
-                pad_token_id=self.processing_class.pad_token_id,
-                seed=seed,
-            )
-        texts = self.processing_class.batch_decode(sampled, skip_special_tokens=True)
+        sampled = self._engine.sample(self.model_wrapped, self.accelerator, prompts, config, seed)
+        texts = self.processing_class.batch_decode([each.ids for each in sampled], skip_special_tokens=True)
         completions = []
-        for i, (ids, text) in enumerate(zip(sampled, texts, strict=True)):
+        for i, (each, text) in enumerate(zip(sampled, texts, strict=True)):
             row = rows[i // num_generations]
             completions.append(
                 Completion(
                     problem=task.Problem(tuple(row["nums"]), row["target"]),
                     prompt=row["prompt"],
                     prompt_ids=prompts[i // num_generations],
-                    ids=ids,
-                    truncated=ids[-1] not in self._eos_token_ids,
+                    ids=each.ids,
+                    truncated=each.ids[-1] not in self._eos_token_ids,
                     text=text,
+                    sampled_logps=each.logps,
                 )
             )
         return completions
@@ -253,7 +262,10 @@ class CountdownTrainer(GRPOTrainer):
         loss = _mean_of_completions(self.beta * kl - policy, inputs)
         # Tokens were sampled from the policy itself, so the mean of -logp estimates its entropy without bias.
         entropy = _mean_of_completions(-logps, inputs)
-        self._micro_values.append(torch.stack([loss, entropy, _mean_of_completions(kl, inputs)]).detach())
+        values = [loss, entropy, _mean_of_completions(kl, inputs)]
+        if "sampled_logps" in inputs:
+            values.append(_mean_of_completions((logps.detach() - inputs["sampled_logps"]).abs(), inputs))
+        self._micro_values.append(torch.stack(values).detach())
         return loss
 
     def _completion_logps(self, model: Any, inputs: Batch) -> torch.Tensor:
@@ -280,7 +292,9 @@ class CountdownTrainer(GRPOTrainer):
         values["time/update"] = seconds
         means = self._mean_over_ranks(torch.stack(self._micro_values).mean(dim=0))
         self._micro_values = []
-        values.update(zip(("loss", "entropy", "kl") if self.beta else ("loss", "entropy"), means, strict=False))
+        values.update(zip(("loss", "entropy", "kl", "logp_gap"), means, strict=False))
+        if not self.beta:
+            del values["kl"]
         if not self.args.fp16:  # there an infinite norm is part of the game: the loss scaler finds its scale by it
             values["grad_norm"] = self._guard.norm if grad_norm is None else float(grad_norm)
         for name, value in values.items():
@@ -310,10 +324,10 @@ class CountdownTrainer(GRPOTrainer):
 
         The same problems with the same luck each time, so that two steps can be compared.
         """
+        self._load_engine()
         with self._phase("evaluate"):
             own = self._held_out[self._world.rank :: self._world.size]
-            seed = step_seed(self.args.seed, 0, HELD_OUT_RANK - self._world.rank)
-            completions = self._complete(own, 1, seed) if own else []
+            completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
             judge(completions, self._rewards)
             records = self._records(completions)
         metrics = {f"eval_{name}": value for name, value in summary(records).items()}
@@ -344,7 +358,8 @@ class CountdownTrainer(GRPOTrainer):
             own = digests(folder, [name for name in names if written_by(name, world.size) == world.rank])
             files = {name: digest for part in gather_object([own]) for name, digest in part.items()}
             if world.main:
-                facts = {"world_size": world.size, "sharded": self.is_deepspeed_enabled}
+                zero = self.accelerator.state.deepspeed_plugin
+                facts = {"world_size": world.size, "zero_stage": zero.zero_stage if zero else 0}
                 seal(folder, self._run.checkpoints / f"step-{step}", run_id=self._run.run_id, files=files, **facts)
                 self._run.prune_checkpoints()
             self.accelerator.wait_for_everyone()

@@ -36,8 +36,8 @@ class Watch:
 
         Args:
             step: the optimizer step just done.
-            values: its metrics, the same on every rank; those of `loss`, `grad_norm`, `kl`, `reward`, `entropy` and
-                `frac_groups_all_equal` that are there are looked at.
+            values: its metrics, the same on every rank; those of `loss`, `grad_norm`, `kl`, `reward`, `entropy`,
+                `logp_gap` and `frac_groups_all_equal` that are there are looked at.
         """
         found = [(name, sentence) for name, sentence in self._sentences(values).items() if sentence]
         troubles = []
@@ -55,7 +55,7 @@ class Watch:
         """For each key of `watch` a sentence, or None when all is well."""
         limits = self._limits
         broken = [name for name in ("loss", "grad_norm") if name in values and not math.isfinite(values[name])]
-        kl = values.get("kl")
+        kl, gap = values.get("kl"), values.get("logp_gap")
         reward, entropy, equal = (
             self._recent_mean(name, values) for name in ("reward", "entropy", "frac_groups_all_equal")
         )
@@ -63,6 +63,10 @@ class Watch:
             "not_finite": f"{' and '.join(broken)} not finite (NaN or infinity)" if broken else None,
             "kl": f"KL to the reference is {kl:.3g} nats a token, above max_kl {limits.max_kl:g}"
             if kl is not None and kl > limits.max_kl
+            else None,
+            "logp_gap": f"vLLM's log-probabilities are {gap:.3g} nats a token from the trainer's, above max_logp_gap "
+            f"{limits.max_logp_gap:g}: it may not sample from the weights that are trained"
+            if gap is not None and gap > limits.max_logp_gap
             else None,
             "reward_collapse": self._collapse(reward),
             "entropy": f"entropy is {entropy:.3g} nats a token over {limits.window} steps, below min_entropy "
