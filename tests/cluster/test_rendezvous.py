@@ -1,0 +1,341 @@
+"""Launchers that meet: over the real network stack, all in one process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.cluster.channel import Channel, Gone
+from mini_r1.cluster.nodes import Nodes, free_port
+from mini_r1.cluster.peers import Ending, Peers, agreed
+from mini_r1.cluster.rendezvous import Introduction, Meeting
+from mini_r1.errors import ExitCode, KitError
+
+HELLO = Introduction(
+    index=0, host="h", devices=("0",), on_cpu=True, recipe={"seed": 1, "beta": 0.1}, options={"--deepspeed": "auto"},
+    versions={"torch": "2.5.1"},
+)  # fmt: skip
+
+
+class Node(threading.Thread):
+    """One launcher's part of a meeting, and how it came out."""
+
+    def __init__(self, index: int, count: int, port: int, run_dir: Path, **changes: Any) -> None:
+        super().__init__(daemon=True)
+        self.stopped = False
+        self.outcome: Any = None
+        self.channels: dict[int, Channel] = {}
+        token = changes.pop("token", "a secret")
+        timeout = changes.pop("timeout_s", 60)
+        nodes = Nodes(count, index, "127.0.0.1", port, "a test", None)
+        self._meeting = Meeting(
+            nodes, run_dir, {"MINI_R1_JOB_TOKEN": token}, lambda line: None, lambda: self.stopped, timeout
+        )
+        self._me = replace(HELLO, **{"index": index, **changes})
+        self.start()
+
+    def run(self) -> None:
+        def decide(introductions: Any) -> dict[str, Any]:
+            return {"devices": [list(node.devices) for node in introductions]}
+
+        try:
+            self.channels, self.outcome = self._meeting.hold(self._me, decide)
+        except KitError as error:
+            self.outcome = error
+
+    def wait(self) -> Any:
+        self.join(timeout=90)
+        assert not self.is_alive()
+        return self.outcome
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port()
+
+
+def refused(*nodes: Node) -> str:
+    """All were refused with the same words and code 78."""
+    errors = [node.wait() for node in nodes]
+    assert all(isinstance(error, KitError) for error in errors), errors
+    assert {error.exit_code for error in errors} == {ExitCode.CONFIG}
+    assert len({error.message for error in errors}) == 1
+    return str(errors[0].message)
+
+
+def test_all_nodes_hear_the_same_and_nothing_is_left_in_the_run_directory(port: int, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    late = [Node(index, 3, port, run, devices=["0"] * (index + 1)) for index in (2, 1)]
+    time.sleep(1)  # node 0 comes last
+    nodes = [Node(0, 3, port, run), *late]
+    assert [node.wait() for node in nodes] == [{"devices": [["0"], ["0", "0"], ["0", "0", "0"]]}] * 3
+    assert sorted(nodes[0].channels) == [1, 2]
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": {"seed": 2, "beta": 0.1}}, "seed is 1 on node 0 and 2 on node 1"),
+        ({"recipe": {"seed": 1, "beta": 0.1, "gamma": 3}}, "gamma is None on node 0 and 3 on node 1"),
+        ({"options": {"--deepspeed": "zero3"}}, "--deepspeed is auto on node 0 and zero3 on node 1"),
+        ({"on_cpu": False}, "one has GPUs"),
+        ({"problem": "the recipe is wrong", "problem_code": 78}, "node 1 (h): the recipe is wrong"),
+    ],
+)
+def test_nodes_that_disagree_are_refused_on_all(port: int, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    nodes = [Node(0, 2, port, tmp_path), Node(1, 2, port, tmp_path, **changes)]
+    assert words in refused(*nodes)
+
+
+@pytest.mark.parametrize("changes", [{"versions": {"torch": "2.6"}}, {"problem": "no memory", "problem_code": 150}])
+def test_what_is_a_nodes_fault_may_be_tried_again(port: int, tmp_path: Path, changes: dict[str, Any]) -> None:
+    nodes = [Node(0, 2, port, tmp_path), Node(1, 2, port, tmp_path, **changes)]
+    assert [node.wait().exit_code for node in nodes] == [ExitCode.RETRY] * 2
+
+
+def test_a_run_directory_that_is_not_shared_is_refused_on_all(port: int, tmp_path: Path) -> None:
+    nodes = [Node(0, 2, port, tmp_path / "a"), Node(1, 2, port, tmp_path / "b")]
+    assert "node 1 cannot see what node 0 writes" in refused(*nodes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_strangers_on_the_port_keep_nobody_out(port: int, tmp_path: Path) -> None:
+    first = Node(0, 2, port, tmp_path)
+    silent, noisy = _connect(port + 1), _connect(port + 1)
+    noisy.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+    assert Node(1, 2, port, tmp_path).wait() == first.wait()
+    assert first.wait()["devices"] == [["0"], ["0"]]
+    silent.close()
+    noisy.close()
+
+
+def test_a_launcher_of_another_job_is_kept_out(port: int, tmp_path: Path) -> None:
+    first = Node(0, 2, port, tmp_path, timeout_s=4)
+    second = Node(1, 2, port, tmp_path, token="another", timeout_s=2)
+    assert [node.wait().exit_code for node in (first, second)] == [ExitCode.RETRY] * 2
+    assert "no launcher of this job" in second.wait().message
+
+
+def test_a_node_that_does_not_come_is_named(port: int, tmp_path: Path) -> None:
+    first, second = Node(0, 3, port, tmp_path, timeout_s=3), Node(1, 3, port, tmp_path)
+    assert "node 2 of 3 did not come" in first.wait().message
+    assert (second.wait().message, second.wait().exit_code) == (first.wait().message, ExitCode.RETRY)
+
+
+def test_node_0_that_does_not_come_is_named_with_its_place(port: int, tmp_path: Path) -> None:
+    error = Node(1, 2, port, tmp_path, timeout_s=1).wait()
+    assert f"127.0.0.1:{port + 1}" in error.message
+    assert error.exit_code == ExitCode.RETRY
+
+
+def test_two_launchers_of_one_index_are_told(port: int, tmp_path: Path) -> None:
+    first, second = Node(0, 3, port, tmp_path), Node(1, 3, port, tmp_path)
+    time.sleep(1)
+    assert "there is a node 1 already" in Node(1, 3, port, tmp_path).wait().message
+    Node(2, 3, port, tmp_path)
+    assert first.wait() == second.wait()
+
+
+def test_a_signal_ends_the_wait(port: int, tmp_path: Path) -> None:
+    nodes = [Node(0, 3, port, tmp_path), Node(1, 3, port, tmp_path)]
+    for node in nodes:
+        node.stopped = True
+    assert {node.wait().exit_code for node in nodes} <= {ExitCode.INTERRUPTED, ExitCode.RETRY}
+    assert nodes[0].wait().exit_code == ExitCode.INTERRUPTED
+
+
+def test_a_taken_port_is_told_with_what_to_do(port: int, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", port + 1)):
+        error = Node(0, 2, port, tmp_path).wait()
+    assert error.exit_code == ExitCode.RETRY
+    assert f"port {port + 1}" in error.message
+    assert "--port" in error.message
+
+
+# --- channels ---
+
+
+def test_messages_arrive_whole_and_in_order() -> None:
+    left, right = map(Channel, socket.socketpair())
+    sent = [{"n": 1}, {"text": "ü" * 100_000}, {}]
+    writer = threading.Thread(target=lambda: [left.send(message) for message in sent])
+    writer.start()
+    assert [right.receive(30) for _ in sent] == sent
+    writer.join()
+    with pytest.raises(TimeoutError):
+        right.receive(0.05)
+    left.close()
+    with pytest.raises(Gone):
+        right.receive(30)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x01{", b"\x00\x00\x00\x02\xff\xff"]
+)
+def test_what_is_no_message_ends_the_channel(data: bytes) -> None:
+    left, right = socket.socketpair()
+    left.sendall(data)
+    with pytest.raises(Gone):
+        Channel(right).receive(30)
+    left.close()
+
+
+@pytest.mark.parametrize("keys", [(b"k", b"k"), (b"k", b"other")])
+def test_only_who_has_the_key_proves_it(keys: tuple[bytes, bytes]) -> None:
+    ends = [Channel(end) for end in socket.socketpair()]
+    gone: list[Gone] = []
+
+    def prove(number: int) -> None:
+        try:
+            ends[number].prove(keys[number], first=number == 0, timeout_s=30)
+        except Gone as error:
+            gone.append(error)
+            ends[number].close()
+
+    threads = [threading.Thread(target=prove, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(gone) == (0 if keys[0] == keys[1] else 2)
+
+
+def test_an_echo_proves_nothing() -> None:
+    left, right = socket.socketpair()
+
+    def echo() -> None:
+        while data := right.recv(100):
+            right.sendall(data)
+
+    threading.Thread(target=echo, daemon=True).start()
+    channel = Channel(left)
+    with pytest.raises(Gone):
+        channel.prove(b"k", first=True, timeout_s=30)
+    channel.close()
+
+
+# --- the others, while workers run ---
+
+Star = Callable[..., list[Peers]]
+
+
+@pytest.fixture
+def star() -> Any:
+    """Peers of some nodes, connected with node 0."""
+    made: list[Peers] = []
+
+    def make(count: int, **options: float) -> list[Peers]:
+        pairs = [socket.socketpair() for _ in range(1, count)]
+        made.append(Peers(0, {i: Channel(pair[0]) for i, pair in enumerate(pairs, 1)}, **options))
+        made.extend(Peers(i, {0: Channel(pair[1])}, **options) for i, pair in enumerate(pairs, 1))
+        return made
+
+    yield make
+    for peers in made:
+        peers.close()
+
+
+def until(what: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 60
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_all_nodes_end_with_the_code_that_says_most(star: Star) -> None:
+    nodes = star(3)
+    endings = [
+        Ending(ExitCode.RETRY, "survived", True),
+        Ending(ExitCode.FAILED, "the fault"),
+        Ending(ExitCode.FINISHED),
+    ]
+    for peers, ending in zip(nodes, endings, strict=True):
+        peers.start()
+        peers.tell_end(ending)
+    assert [until(lambda p=peers: p.result) for peers in nodes] == [Ending(ExitCode.FAILED, "the fault")] * 3
+    assert [peers.trouble for peers in nodes] == [None] * 3
+
+
+def test_nobody_ends_before_the_last(star: Star) -> None:
+    nodes = star(2)
+    for peers in nodes:
+        peers.start()
+    nodes[0].tell_end(Ending(ExitCode.FINISHED))
+    time.sleep(0.5)
+    assert nodes[0].result is None
+    nodes[1].tell_end(Ending(ExitCode.FINISHED))
+    assert [until(lambda p=peers: p.result).code for peers in nodes] == [0, 0]
+
+
+def test_trouble_reaches_every_node(star: Star) -> None:
+    nodes = star(3)
+    for peers in nodes:
+        peers.start()
+    nodes[2].tell_trouble("rank 5 hangs", hung=True)
+    for peers in nodes[:2]:
+        trouble = until(lambda p=peers: p.trouble)
+        assert (trouble.node, trouble.hung, trouble.lost, trouble.text) == (2, True, False, "rank 5 hangs")
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_node_that_vanishes_is_noticed_by_all(star: Star, lost: int) -> None:
+    nodes = star(3)
+    for peers in nodes:
+        peers.start()
+    nodes[lost].close()
+    for peers in (node for index, node in enumerate(nodes) if index != lost):
+        trouble = until(lambda p=peers: p.trouble)
+        assert (trouble.node, trouble.lost) == (lost, True)
+        peers.tell_end(Ending(ExitCode.RETRY, "", True))
+    for peers in (node for index, node in enumerate(nodes) if index != lost):
+        ending = until(lambda p=peers: p.result)
+        assert (ending.code, ending.text) == (ExitCode.RETRY, trouble.text)
+
+
+def test_a_node_that_falls_silent_is_lost(star: Star) -> None:
+    nodes = star(2, silence_s=2.0, ping_every_s=0.2)
+    nodes[0].start()  # the other one never does
+    assert "nothing was heard" in until(lambda: nodes[0].trouble).text
+
+
+def test_signs_of_life_keep_a_node(star: Star) -> None:
+    nodes = star(2, silence_s=3.0, ping_every_s=0.2)
+    for peers in nodes:
+        peers.start()
+    time.sleep(4)
+    assert [peers.trouble for peers in nodes] == [None, None]
+
+
+def test_a_node_alone_agrees_with_itself() -> None:
+    peers = Peers(0, {})
+    peers.start()
+    peers.tell_end(Ending(ExitCode.INTERRUPTED))
+    assert peers.result == Ending(ExitCode.INTERRUPTED)
+    peers.close()
+
+
+def test_the_node_to_blame_is_the_one_that_tells() -> None:
+    survivor = Ending(ExitCode.RETRY, "a collective failed", True)
+    assert agreed([survivor, Ending(ExitCode.RETRY, "killed")]).text == "killed"
+    assert agreed([survivor, Ending(ExitCode.CONFIG, "wrong")]).code == 78
+    assert agreed([Ending(ExitCode.FINISHED), Ending(ExitCode.INTERRUPTED)]).code == 143
+    hangs = [Ending(ExitCode.RETRY, "waits", age_s=61), Ending(ExitCode.RETRY, "sleeps", age_s=90)]
+    assert agreed(hangs).text == "sleeps"
+
+
+def _connect(port: int) -> socket.socket:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=5)
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
