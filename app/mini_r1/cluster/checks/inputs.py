@@ -174,7 +174,7 @@ def _ask_hub(case: Case, kind: _Kind, name: str, revision: str | None) -> Findin
     except (HfHubHTTPError, OSError) as error:  # the network's errors are OSErrors
         return fail(
             f"the hub does not answer for {name} ({type(error).__name__})",
-            "see whether this node has a network (HTTPS_PROXY, HF_ENDPOINT), or fetch it before and set HF_HUB_OFFLINE=1",
+            "give this node a network (HTTPS_PROXY, HF_ENDPOINT), or fetch it before and set HF_HUB_OFFLINE=1",
             "node",
         )
     files = [entry.rfilename for entry in facts.siblings or []]

@@ -54,7 +54,7 @@ def _needed(case: Case) -> set[str]:
     if case.recipe is None:
         return set()
     names = {"torch", "transformers", "trl", "accelerate", "datasets", "peft"}
-    if case.recipe.use_vllm and not case.devices.on_cpu:  # on a CPU it has an environment of its own
+    if case.recipe.use_vllm:
         names.add("vllm")
     if case.recipe.load_in_4bit or case.recipe.load_in_8bit:
         names.add("bitsandbytes")
@@ -77,10 +77,9 @@ def vllm_engine(case: Case) -> Finding:
     if not case.recipe or not case.recipe.use_vllm:
         return skip("no vLLM in this recipe" if case.recipe else "no recipe")
     if value not in (None, "", "0"):
-        return fail(
-            f"VLLM_USE_V1={printable(value or '')}: the kit replaces weights in vLLM 0.7.0's V0 engine",
+        return warn(
+            f"VLLM_USE_V1={printable(value or '')}: the kit works with vLLM 0.7.0's V0 engine and takes this out",
             "unset VLLM_USE_V1",
-            "recipe",
         )
     return ok("V0")
 
