@@ -1,0 +1,234 @@
+"""What test_vllm.py runs with .venv-vllm's Python, where the real vLLM is: facts as JSON, which the tests judge.
+
+python vllm_session.py all SCRATCH        every check, in as few starts of vLLM as they need
+python vllm_session.py busy SCRATCH       an engine that generates until something kills this process
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from mini_r1.errors import KitError
+from mini_r1.generation.sampler import SamplingConfig
+from mini_r1.generation.vllm_client import EngineConfig, Generated, VllmEngine
+from mini_r1.training.demo_model import build_model, build_tokenizer, save_untrained
+
+LENGTH = 40
+TEMPERATURE = 0.7
+NOISE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+PROMPTS = [[(7 * i * length + 3 * i + 5) % 150 + 3 for i in range(length)] for length in (1, 3, 17, 30, 9, 9)]
+
+
+def config(model: Path, max_model_len: int = 512) -> EngineConfig:
+    return EngineConfig(
+        model=str(model), revision=None, dtype="float32", max_model_len=max_model_len, gpu_memory_utilization=0.5,
+        seed=(1 << 40) + 3, device="cpu",
+    )  # fmt: skip
+
+
+def model_of(seed: int) -> Any:
+    """The tiny model, with weights large enough that its choices are far from ties."""
+    model = build_model(build_tokenizer(), seed, heads=2).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.mul_(2.0)
+    return model
+
+
+def greedy_of(model: Any) -> list[list[int]]:
+    """transformers' own greedy completions, one prompt at a time."""
+    rows = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        output = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        rows.append(output[0, len(prompt) :].tolist())
+    return rows
+
+
+def greedy(engine: VllmEngine, eos: tuple[int, ...] = ()) -> list[list[int]]:
+    return [done.ids for done in engine.generate(PROMPTS, SamplingConfig(LENGTH, 0.0), eos_token_ids=eos, seed=0)]
+
+
+def draw(engine: VllmEngine, seed: int, generations: int = 3) -> list[Generated]:
+    sampling = SamplingConfig(LENGTH, TEMPERATURE, num_generations=generations)
+    return engine.generate(PROMPTS, sampling, eos_token_ids=[2], seed=seed)
+
+
+def refusal(work: Callable[[], object]) -> dict[str, Any]:
+    """The KitError that comes of it."""
+    start = time.monotonic()
+    try:
+        work()
+    except KitError as error:
+        return {"words": error.message, "code": int(error.exit_code), "seconds": time.monotonic() - start}
+    return {"words": "", "code": 0, "seconds": time.monotonic() - start}
+
+
+def logp_gap(model: Any, done: list[Generated], temperature: float) -> float:
+    """Largest difference to transformers' log-probabilities."""
+    worst = 0.0
+    prompts = [prompt for prompt in PROMPTS for _ in range(len(done) // len(PROMPTS))]
+    for prompt, completion in zip(prompts, done, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + completion.ids])).logits[0, len(prompt) - 1 : -1]
+        chosen = (logits / temperature).log_softmax(-1)[range(len(completion.ids)), completion.ids]
+        worst = max(worst, (chosen - torch.tensor(completion.logps)).abs().max().item())
+    return worst
+
+
+def first_session(scratch: Path, facts: dict[str, Any]) -> None:
+    """Everything that one engine can show, and its samples for the second one to repeat."""
+    start, changed = model_of(0), model_of(1)
+    start.save_pretrained(scratch / "model")
+    with VllmEngine(config(scratch / "model"), scratch / "first.log", 600) as engine:
+        child = engine._process
+        facts["environment"] = dict(
+            entry.split("=", 1) for entry in Path(f"/proc/{child.pid}/environ").read_text().split("\0") if "=" in entry
+        )
+        facts["greedy"] = {"start": [greedy(engine), greedy_of(start)]}
+
+        sizes = []
+
+        def watched() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in changed.named_parameters():
+                yield name, tensor
+                sizes.append(os.fstat(engine._block).st_size)
+
+        sent = engine.load_weights(watched())
+        parameters = list(changed.parameters())
+        facts["block"] = {
+            "sent": sent,
+            "bytes": sum(p.numel() * 4 for p in parameters),
+            "largest": max(p.numel() * 4 for p in parameters),
+            "seen": max(sizes),
+            "after": os.fstat(engine._block).st_size,
+        }
+        facts["greedy"]["loaded"] = [greedy(engine), greedy_of(changed)]
+
+        samples = draw(engine, seed=(1 << 62) + 5)
+        facts["samples"] = {
+            "first": [done.ids for done in samples],
+            "again": [done.ids for done in draw(engine, seed=(1 << 62) + 5)],
+            "other": [done.ids for done in draw(engine, seed=(1 << 62) + 6)],
+        }
+        facts["gap"] = {
+            "sampled": logp_gap(changed, samples, TEMPERATURE),
+            "greedy": logp_gap(
+                changed, engine.generate(PROMPTS, SamplingConfig(LENGTH, 0.0), eos_token_ids=[], seed=0), 1.0
+            ),
+        }
+        facts["drawn"] = frequencies(engine, changed)
+        free = greedy(engine)
+        eos = tuple(sorted({row[place] for row, place in zip(free, (0, 5, 12, 25, 33, 39), strict=True)}))
+        facts["ends"] = {"eos": eos, "free": free, "cut": greedy(engine, eos)}
+
+        for each in NOISE:
+            child.send_signal(each)
+        facts["after signals"] = greedy(engine) == free
+
+        weights = dict(changed.named_parameters())
+        name, tensor = next(iter(weights.items()))
+        wrong = {
+            "unknown name": [("model.layers.0.self_attn.q_proj.lora", tensor)],
+            "base_model": [(f"base_model.model.{name}", tensor)],
+            "too large": [("model.layers.0.self_attn.q_proj.weight", torch.zeros(128, 64))],
+            "not gathered": [(name, torch.empty(0))],
+            "one missing": [(n, p) for n, p in weights.items() if n != name],
+        }
+        facts["refused"] = {
+            case: refusal(lambda given=given: engine.load_weights(given)) for case, given in wrong.items()
+        }
+        facts["refused"]["too long"] = refusal(
+            lambda: engine.generate([[5] * 500], SamplingConfig(13, 1.0), eos_token_ids=[], seed=0)
+        )
+        short = {name: tensor.bfloat16() for name, tensor in start.state_dict().items()}
+        engine.load_weights(short.items())  # the tied head comes twice
+        start.load_state_dict({name: tensor.float() for name, tensor in short.items()})
+        facts["greedy"]["bfloat16"] = [greedy(engine), greedy_of(start)]
+        engine.load_weights(changed.named_parameters())  # for the second session
+        facts["nothing"] = engine.generate([], SamplingConfig(4, 1.0), eos_token_ids=[], seed=0)
+        changed.save_pretrained(scratch / "changed")
+    facts["closed"] = child.returncode
+    facts["log"] = (scratch / "first.log").read_text()
+
+
+def frequencies(engine: VllmEngine, model: Any) -> dict[str, list[float]]:
+    """How often each token came first among many draws, and its probability."""
+    prompt, count = PROMPTS[2], 4000
+    done = engine.generate([prompt], SamplingConfig(1, TEMPERATURE, count), eos_token_ids=[2], seed=11)
+    with torch.no_grad():
+        expected = (model(torch.tensor([prompt])).logits[0, -1] / TEMPERATURE).softmax(-1)
+    counts = torch.bincount(torch.tensor([each.ids[0] for each in done]), minlength=len(expected))
+    return {"seen": (counts / count).tolist(), "expected": expected.tolist(), "count": [float(count)]}
+
+
+def second_session(scratch: Path, facts: dict[str, Any]) -> None:
+    """A fresh child that is signalled from its birth, draws the same, and is killed at work."""
+    begin = VllmEngine._start
+
+    def noisy(engine: VllmEngine, descriptor: int) -> Any:
+        process = begin(engine, descriptor)
+        for each in NOISE:
+            process.send_signal(each)
+        return process
+
+    VllmEngine._start = noisy  # type: ignore[method-assign]
+    engine = VllmEngine(config(scratch / "changed"), scratch / "second.log", 600)
+    VllmEngine._start = begin  # type: ignore[method-assign]
+    facts["samples"]["fresh"] = [done.ids for done in draw(engine, seed=(1 << 62) + 5)]
+    timer = threading.Timer(0.5, engine._process.kill)
+    timer.start()
+    long = SamplingConfig(480, 1.0, num_generations=200)
+    facts["killed"] = refusal(lambda: engine.generate(PROMPTS, long, eos_token_ids=[], seed=0))
+    facts["after it died"] = refusal(lambda: draw(engine, 0))
+    engine.close()
+    facts["killed"]["returncode"] = engine._process.returncode
+
+
+def failed_starts(scratch: Path, facts: dict[str, Any]) -> None:
+    """What cannot start, and is to say why."""
+
+    def start(given: EngineConfig, timeout_s: float = 600) -> dict[str, Any]:
+        return refusal(lambda: VllmEngine(given, scratch / "failed.log", timeout_s))
+
+    facts["head size"] = start(config(save_untrained(scratch / "four heads")))
+    facts["too long a model"] = start(config(scratch / "model", max_model_len=513))
+    facts["not in time"] = start(config(scratch / "model"), timeout_s=0.5)
+
+
+def busy(scratch: Path) -> None:
+    """Generate for ever; the child's id is the first line."""
+    with VllmEngine(config(save_untrained(scratch / "busy", heads=2)), scratch / "busy.log", 600) as engine:
+        print(engine._process.pid, flush=True)
+        while True:
+            engine.generate(PROMPTS, SamplingConfig(480, 1.0, num_generations=200), eos_token_ids=[], seed=0)
+
+
+def main() -> None:
+    what, scratch = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    if what == "busy":
+        busy(scratch)
+        return
+    facts: dict[str, Any] = {}
+    first_session(scratch, facts)
+    second_session(scratch, facts)
+    failed_starts(scratch, facts)
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
