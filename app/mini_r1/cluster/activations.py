@@ -44,6 +44,7 @@ def layer_bytes(shape: ModelShape, attention: str, *, residual: int, compute: in
         2 norms      each h in float32, h in the residual's type, h as the next linear layers' input
         attention    queries h, keys and values, output h; sdpa copies keys and values for each head and the output once
         MLP          gate, silu(gate), up and their product: 4 i
+        autocast     where the residual is wider, each of five linear layers behind a norm casts its input anew: 3 h
 
     Args:
         shape: of the model.
@@ -52,7 +53,7 @@ def layer_bytes(shape: ModelShape, attention: str, *, residual: int, compute: in
         compute: bytes of a value inside linear layers.
     """
     h = shape.hidden
-    norms = 2 * h * (4 + residual + compute)
+    norms = 2 * h * (4 + residual + compute) + (3 * h * compute if residual > compute else 0)
     wide = shape.heads * shape.head_size
     kept = 2 * wide + 2 * shape.kv_width if attention == "flash_attention_2" else 5 * wide
     return norms + compute * (kept + 4 * shape.intermediate)
@@ -107,9 +108,11 @@ def activation_bytes(
     length = batch.prompt + batch.completion
     layer = layer_bytes(shape, attention, residual=residual, compute=compute) + extra_per_token
     layer += score_bytes(shape, attention, length, compute)
+    mask = 0 if attention == "flash_attention_2" else compute * length
+    if residual > compute:  # autocast casts the mask in each layer
+        layer += mask
     backward = 3 * compute * shape.intermediate + 8 * shape.hidden
     last = shape.hidden * (4 + residual + compute)
-    mask = 0 if attention == "flash_attention_2" else compute * length
     kept = shape.layers * residual * shape.hidden + layer if checkpointing else shape.layers * layer
     return batch.tokens * (kept + backward + last + mask)
 

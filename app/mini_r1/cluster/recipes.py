@@ -24,7 +24,7 @@ from mini_r1.recipe_file import load_recipe, shipped_recipes
 _SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
 HEADER_LINES: Final = 40
 """Lines of a recipe that are looked at for its shape."""
-EXPERIMENTS: Final = ("mini-r1-3b-64-generations",)
+EXPERIMENTS: Final = ("mini-r1-3b-g64",)
 """Recipes that `largest_that_fits` leaves out: they ask something, and take a multiple of the time."""
 
 

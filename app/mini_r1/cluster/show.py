@@ -79,13 +79,13 @@ def show_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
         rows: one for each recipe.
         console: of the standard output.
     """
-    table = _table("Shipped recipes", "recipe", "made for", "hours", "disk, GiB", "fits")
+    table = _table("Shipped recipes", "recipe", "made for", "time", "disk, GiB", "fits")
     for row in rows:
         hours, disk = row["hours"], row["disk_gib"]
         table.add_row(
             row["name"],
-            row["made_for"] or "?",
-            "?" if hours is None else f"{hours:.1f}",
+            _short(row["made_for"]),
+            "?" if hours is None else duration(hours),
             "?" if disk is None else f"{disk:.0f}",
             "yes" if row["fits"] else "no",
         )
@@ -95,10 +95,17 @@ def show_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             console.print(f"{row['name']}: {printable(error)}", markup=False, soft_wrap=True)
 
 
+def _short(made_for: str | None) -> str:
+    """`1 node x 4 GPUs of 80 GiB` in a column."""
+    if made_for is None:
+        return "?"
+    return "CPU" if "no GPU" in made_for else made_for.removeprefix("1 node x ").replace(" of ", ", ")
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     return table
 
 

@@ -56,8 +56,9 @@ MEAN_PROMPT: Final = 150
 VLLM_TOKEN_S, VLLM_ROW_S = 5e-3, 8e-5
 """The host's work on each decoding step of vLLM's V0 engine, and on each running sequence of it."""
 SAMPLER_LAYER_S: Final = 8e-4
-"""The host's work on each decoding step and layer of transformers' own generation; with an adapter half as much again.
-"""
+"""The host's work on each decoding step and layer of transformers' own generation."""
+ADAPTER: Final = 1.5
+"""Work of small tensors with an adapter beside each linear layer."""
 DISK_BYTES_S: Final = 1e9
 """Written, hashed and flushed."""
 OFFLOAD_BYTES_S: Final = 1e10
@@ -171,7 +172,7 @@ def _rollout(recipe: Recipe, shape: ModelShape, gpu: GpuClass, rows: float, prom
     if recipe.use_vllm:
         host = VLLM_TOKEN_S + VLLM_ROW_S * running
     else:
-        host = SAMPLER_LAYER_S * shape.layers * (1.5 if recipe.use_peft else 1.0)
+        host = SAMPLER_LAYER_S * shape.layers * (ADAPTER if recipe.use_peft else 1.0)
     prefill = 2 * shape.parameters * prompt * rows / recipe.num_generations / (gpu.flops * PREFILL_SHARE)
     return prefill + max(longest, rows * mean / running) * (read + host)
 
@@ -181,7 +182,7 @@ def demo_timing(recipe: Recipe, workers: int, steps: int | None) -> Timing | Non
     if recipe.model_name_or_path != DEMO_MODEL:
         return None
     own = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * recipe.num_generations
-    seconds = own * DEMO_COMPLETION_S * recipe.max_completion_length / 96
+    seconds = own * DEMO_COMPLETION_S * recipe.max_completion_length / 96 * (ADAPTER if recipe.use_peft else 1.0)
     return Timing(
         rollout=seconds * 0.5,
         reference=0.0,

@@ -1,0 +1,144 @@
+"""Shapes of models: against transformers' own, from files, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mini_r1.cluster.shapes import KNOWN, ModelShape, find_shape
+from mini_r1.recipe import DEMO_MODEL
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers.models.qwen2 import Qwen2ForCausalLM
+
+INSTRUCT_3B = "Qwen/Qwen2.5-3B-Instruct"
+
+
+def on_meta(shape: ModelShape) -> Qwen2ForCausalLM:
+    """The model without any memory."""
+    config = Qwen2Config(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
+        tie_word_embeddings=shape.tied, max_position_embeddings=shape.max_positions,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return Qwen2ForCausalLM(config)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_parameters_are_those_of_transformers_own_model(name: str) -> None:
+    shape = KNOWN[name]
+    model = on_meta(shape)
+    assert shape.parameters == model.num_parameters()
+    layer = model.model.layers[0]
+    assert layer.self_attn.head_dim == shape.head_size
+    linears = {n.rsplit(".", 1)[-1]: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert shape.linears == {n: (m.in_features, m.out_features) for n, m in linears.items()}
+    largest = max(model.parameters(), key=lambda p: p.numel())
+    assert shape.embedding_parameters == largest.numel()
+
+
+def test_published_parameter_counts() -> None:
+    assert KNOWN["Qwen/Qwen2.5-0.5B"].parameters == 494_032_768
+    assert KNOWN[INSTRUCT_3B].parameters == 3_085_938_688
+
+
+def test_the_demo_s_shape_is_that_of_the_model_that_is_made(untrained: Path) -> None:
+    of_files = find_shape(str(untrained), "main").shape
+    assert of_files is not None
+    for field in ("hidden", "layers", "heads", "kv_heads", "head_size", "intermediate", "vocabulary", "tied",
+                  "max_positions", "dtype", "qkv_bias", "parameters"):  # fmt: skip
+        assert getattr(of_files, field) == getattr(KNOWN[DEMO_MODEL], field), field
+
+
+@pytest.mark.parametrize("modules", [None, ["all-linear"], ["q_proj", "model.layers.0.mlp.down_proj"]])
+def test_an_adapter_has_as_many_parameters_as_peft_makes(modules: list[str] | None) -> None:
+    shape = KNOWN[DEMO_MODEL]
+    targets = (
+        "all-linear" if modules == ["all-linear"] else [m.rsplit(".", 1)[-1] for m in modules] if modules else None
+    )
+    model = get_peft_model(on_meta(shape), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    assert shape.adapter_parameters(4, modules) == model.get_nb_trainable_parameters()[0]
+
+
+def test_a_llama_is_read_from_its_directory(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=1000, hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, torch_dtype="bfloat16",
+    )  # fmt: skip
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shape = find_shape(str(tmp_path), "main").shape
+    assert shape is not None
+    assert (shape.parameters, shape.dtype, shape.tied) == (model.num_parameters(), "bfloat16", False)
+
+
+def test_a_model_in_the_hub_s_cache_is_read_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "a" * 40
+    folder = tmp_path / "models--somebody--small"
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(commit)
+    Qwen2Config(num_hidden_layers=5).save_pretrained(folder / "snapshots" / commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    found = find_shape("somebody/small", "main")
+    assert found.shape is not None
+    assert (found.shape.layers, found.errors, found.warnings) == (5, (), ())
+    assert find_shape("somebody/small", "other").shape is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Qwen/Qwen2.5-3B-Instuct", "did you mean 'Qwen/Qwen2.5-3B-Instruct'?"),
+        ("nobody/nothing", "the shape of nobody/nothing is not known here"),
+        ("/no/such/model", "/no/such/model is not on this machine"),
+        ("not a name/at all", "is not known here"),
+    ],
+)
+def test_an_unknown_model_is_a_warning(name: str, said: str) -> None:
+    found = find_shape(name, "main")
+    assert found.shape is None
+    assert found.errors == ()
+    assert said in found.warnings[0]
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-1.7B", "google/gemma-3-1b-it", "openai/gpt-oss-20b"])
+def test_a_kind_that_came_after_the_pinned_transformers_is_refused_by_name(name: str) -> None:
+    found = find_shape(name, "main")
+    assert found.shape is None
+    assert "transformers 4.48.1, which this kit is pinned to, does not know it" in found.errors[0]
+    assert "Use a model of a known kind, e.g. Qwen2.5" in found.errors[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "qwen3"}, "transformers 4.51.0 was the first that does"),
+        ({"model_type": "qwen2", "num_attention_heads": 4}, "hidden_size must be a whole number above 0, found None"),
+        ({"model_type": "qwen2", "num_attention_heads": 0}, "num_attention_heads must be a whole number above 0"),
+        ("[" * 100_000, "cannot be read as a model's configuration"),
+        ("[]", "cannot be read as a model's configuration (not an object)"),
+        (None, "has no config.json"),
+    ],
+    ids=["later kind", "size missing", "no heads", "deep", "list", "none"],
+)
+def test_a_directory_that_cannot_be_used_is_an_error(tmp_path: Path, config: object, said: str) -> None:
+    if config is not None:
+        (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    assert said in find_shape(str(tmp_path), "main").errors[0]
+
+
+def test_an_adapter_is_not_trained_further(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "is an adapter and is not trained further" in find_shape(str(tmp_path), "main").errors[0]
+
+
+def test_a_kind_of_another_layout_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    found = find_shape(str(tmp_path), "main")
+    assert (found.shape, found.errors) == (None, ())
+    assert "memory and time are known of qwen2, llama, mistral only" in found.warnings[0]
