@@ -31,9 +31,9 @@ def run_directory(case: Case) -> Finding:
     path = case.run_dir
     if path is None:
         return skip("no run directory given")
-    if path.exists() and not path.is_dir():
-        return fail(f"{path} is a file", "choose another --run-dir", "recipe")
     try:
+        if path.exists() and not path.is_dir():
+            return fail(f"{path} is a file", "choose another --run-dir", "recipe")
         if path.is_dir() and not RunDir(path).is_run():
             ours = {*OURS, *(entry.name for entry in path.glob(SCRATCH))}
             if any(entry.name not in ours for entry in path.iterdir()):

@@ -1,0 +1,444 @@
+"""What the doctor says of host, disks, network, installation and inputs: real ones where there are any."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.cluster.checks import inputs, machine, network, software, storage
+from mini_r1.cluster.checks.case import Case, Needs
+from mini_r1.cluster.devices import Devices
+from mini_r1.findings import Finding
+from mini_r1.recipe import Recipe
+
+from tests.conftest import ASSETS
+
+GPUS = Devices(("0", "1"), False, "a test")
+NO_GPU = Devices((), True, "a test")
+
+
+def case(devices: Devices = NO_GPU, recipe: dict[str, Any] | None = None, **facts: Any) -> Case:
+    values = {"model_name_or_path": "builtin:demo", "max_steps": 1, **(recipe or {})}
+    facts = {"environment": {"HOME": "/home/me"}, **facts}
+    return Case(devices=devices, driver=None, recipe=None if recipe is None else Recipe(**values), **facts)
+
+
+def is_fault_of(finding: Finding, fault: str) -> bool:
+    return (finding.status, finding.fault) == ("fail", fault)
+
+
+def files(root: Path, **texts: str) -> Path:
+    """Files below a root; `__` in a name is a slash."""
+    for name, text in texts.items():
+        path = root / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+# --- host ---
+
+MEMINFO = "MemTotal:       104857600 kB\nMemFree: 1 kB\nMemAvailable:   52428800 kB\n"  # 100 and 50 GiB
+GIB = 2**30
+
+
+def groups(root: Path, cgroup: str, limits: dict[str, str]) -> Path:
+    files(root, proc__meminfo=MEMINFO, proc__self__cgroup=cgroup)
+    for path, text in limits.items():
+        (root / "sys/fs/cgroup" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "sys/fs/cgroup" / path).write_text(f"{text}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "limits", "found"),
+    [
+        ("0::/\n", {}, "50.0 of 100.0 GiB free (the machine)"),
+        ("0::/\n", {"memory.max": "max"}, "50.0 of 100.0 GiB free (the machine)"),
+        ("0::/\n", {"memory.max": str(8 * GIB), "memory.current": str(2 * GIB)}, "6.0 of 8.0 GiB"),
+        # Slurm's way: the limit stands at the job, above the step that this process is in
+        ("0::/job_1/step_0\n", {"job_1/memory.max": str(8 * GIB), "job_1/memory.current": "0",
+                                "job_1/step_0/memory.max": "max"}, "8.0 of 8.0 GiB"),
+        ("9:memory:/job_1\n0::/\n", {"memory/job_1/memory.limit_in_bytes": str(4 * GIB),
+                                     "memory/job_1/memory.usage_in_bytes": str(GIB)}, "3.0 of 4.0 GiB"),
+        ("9:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, "50.0 of 100.0 GiB"),
+        ("3:cpu:/x\n", {"memory.max": "1"}, "50.0 of 100.0 GiB"),
+    ],
+)  # fmt: skip
+def test_the_smallest_limit_on_memory_counts(tmp_path: Path, cgroup: str, limits: dict[str, str], found: str) -> None:
+    assert found in machine.host_memory(case(root=groups(tmp_path, cgroup, limits))).detail
+
+
+def test_host_memory_against_the_plan(tmp_path: Path) -> None:
+    root = groups(tmp_path, "0::/\n", {"memory.max": str(60 * GIB), "memory.current": str(20 * GIB)})
+    for need, status in ((30, "ok"), (55, "warn"), (61, "fail")):
+        finding = machine.host_memory(case(root=root, needs=Needs(0, need, 0)))
+        assert finding.status == status
+        assert finding.fault == ("node" if status == "fail" else None)
+
+
+def test_the_real_host_has_memory() -> None:
+    finding = machine.host_memory(case())
+    assert finding.status == "ok"
+    assert float(finding.detail.split(" of ")[1].split(" GiB")[0]) > 0.1
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 1 MiB."""
+    folder = tmp_path / "small"
+    (folder).mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_shared_memory_too_small_for_the_plan_or_for_nccl(tmp_path: Path, small_tmpfs: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/shm").symlink_to(small_tmpfs)
+    finding = machine.shared_memory(case(root=tmp_path, needs=Needs(0, 0, 0.5)))
+    assert is_fault_of(finding, "node")
+    assert "the plan needs 0.50" in finding.detail
+    assert "--shm-size" in finding.fix
+    assert is_fault_of(machine.shared_memory(case(GPUS, root=tmp_path)), "node")
+    assert machine.shared_memory(case(root=tmp_path)).status == "ok"
+    assert is_fault_of(machine.shared_memory(case(root=tmp_path / "nowhere")), "node")
+
+
+def test_infiniband_wants_memory_locked_without_limit(tmp_path: Path) -> None:
+    assert machine.locked_memory(case(root=tmp_path)).status == "skip"
+    files(tmp_path, sys__class__infiniband__mlx5_0="")
+    unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    finding = machine.locked_memory(case(root=tmp_path))
+    assert finding.status == ("ok" if unlimited else "warn")
+    assert "mlx5_0" in finding.detail
+
+
+def test_few_open_files_are_warned_of() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+        finding = machine.open_files(case())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert finding.status == "warn"
+    assert "1024" in finding.detail
+
+
+def test_a_container_with_few_processes_is_warned_of(tmp_path: Path) -> None:
+    root = groups(tmp_path, "0::/\n", {"pids.max": "300", "pids.current": "100"})
+    assert machine.processes(case(root=root, workers=1)).status == "warn"
+    (root / "sys/fs/cgroup/pids.max").write_text("max\n")
+    assert machine.processes(case(root=root, workers=1)).status == "ok"
+
+
+def test_a_user_without_a_name_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    assert machine.user(case()).status == "warn"
+    monkeypatch.setenv("USER", "trainer")
+    assert machine.user(case()).detail == "trainer"
+
+
+# --- disks ---
+
+
+def test_a_writable_run_directory_is_left_as_it_was(tmp_path: Path) -> None:
+    finding = storage.run_directory(case(run_dir=tmp_path / "deep/run"))
+    assert finding.status == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_run_can_be_gone_on_with_and_other_files_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    finding = storage.run_directory(case(run_dir=tmp_path))
+    assert is_fault_of(finding, "recipe")
+    assert "holds no run" in finding.detail
+    (tmp_path / "recipe.yaml").write_text("")
+    assert storage.run_directory(case(run_dir=tmp_path)).status == "ok"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "recipe.yaml"]
+
+
+def test_a_file_in_the_way_is_the_commands_fault(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for path in (file, file / "run"):
+        assert is_fault_of(storage.run_directory(case(run_dir=path)), "recipe")
+
+
+def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        try:
+            if os.geteuid() == 0:  # who may write anywhere, so somebody else looks
+                os.setgid(65_534)
+                os.setuid(65_534)
+            found = storage.run_directory(case(run_dir=tmp_path / "run"))
+            code = 0 if is_fault_of(found, "node") and "Permission denied" in found.detail else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_disk_too_small_for_the_plan(small_tmpfs: Path) -> None:
+    run = small_tmpfs / "run"
+    finding = storage.disk(case(run_dir=run, needs=Needs(2.0, 0, 0)))
+    assert is_fault_of(finding, "node")
+    assert "the plan needs 2.0" in finding.detail
+    assert storage.disk(case(run_dir=run, needs=Needs(0.0001, 0, 0))).status == "ok"
+
+
+def test_what_a_resumed_run_has_already_is_not_needed_again(small_tmpfs: Path) -> None:
+    run = small_tmpfs / "run"
+    run.mkdir()
+    (run / "shard").write_bytes(b"x" * 700_000)
+    assert storage.disk(case(run_dir=run, needs=Needs(900_000 / GIB, 0, 0))).status == "ok"
+    assert storage.disk(case(run_dir=run, needs=Needs(1_700_000 / GIB, 0, 0))).status == "fail"
+
+
+MOUNTS = """\
+22 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 22 0:40 / /home rw shared:1 - nfs4 filer:/home rw
+31 22 0:41 / /scratch\\040big rw - lustre fs rw
+32 30 0:42 / /home/me/local rw - xfs /dev/sdb rw
+33 22 0:43 / /blob rw - fuse.blobfuse2 b rw
+34 22 0:44 / /over rw - fuse.fuse-overlayfs o rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "network"),
+    [
+        ("/data", "ext4", False),
+        ("/home/me/.cache", "nfs4", True),
+        ("/homeless", "ext4", False),
+        ("/scratch big/x", "lustre", True),
+        ("/home/me/local/x", "xfs", False),
+        ("/blob/x", "fuse.blobfuse2", True),
+        ("/over/x", "fuse.fuse-overlayfs", False),
+    ],
+)
+def test_the_filesystem_of_a_path(tmp_path: Path, path: str, kind: str, network: bool) -> None:
+    root = files(tmp_path, proc__self__mountinfo=MOUNTS)
+    assert storage.filesystem(case(root=root), Path(path)) == kind
+    assert storage.is_network(kind) == network
+
+
+def test_caches_on_a_network_filesystem_are_warned_of(tmp_path: Path) -> None:
+    root = files(tmp_path, proc__self__mountinfo=MOUNTS)
+    finding = storage.caches(case(root=root))
+    assert finding.status == "warn"
+    for said in ("/home/me/.cache/huggingface/hub is on nfs4", "TRITON_CACHE_DIR: /home/me/.triton/cache is on nfs4"):
+        assert said in finding.detail
+    local = {name: f"{tmp_path}/{name}" for name in storage.NODE_CACHES}
+    offline = case(root=root, environment={"HOME": "/home/me", "HF_HUB_OFFLINE": "1", **local})
+    assert storage.caches(offline).status == "ok"
+
+
+def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
+    code = "from huggingface_hub import constants as c; print(c.HF_HUB_CACHE)"
+    for environment in ({}, {"HF_HOME": "~/hf"}, {"XDG_CACHE_HOME": "/x"}, {"HF_HUB_CACHE": "/h"}):
+        given = {"HOME": "/home/me", "PATH": os.environ["PATH"], **environment}
+        done = subprocess.run([os.sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)  # type: ignore[attr-defined]
+        assert str(storage.hub_cache(given)) == done.stdout.strip()
+
+
+# --- network ---
+
+
+def test_a_port_that_somebody_listens_on_is_the_nodes_fault() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        finding = network.ports(case(ports=(port,)))
+    assert is_fault_of(finding, "node")
+    assert f"port {port} is taken" in finding.detail
+    assert network.ports(case(ports=(port,))).status == "ok"
+    assert network.ports(case()).status == "skip"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "status"),
+    [
+        ("NCCL_SOCKET_IFNAME", "eth", "ok"),
+        ("NCCL_SOCKET_IFNAME", "=eth0", "ok"),
+        ("NCCL_SOCKET_IFNAME", "ib,eth", "ok"),
+        ("NCCL_SOCKET_IFNAME", "^docker,lo", "ok"),
+        ("NCCL_SOCKET_IFNAME", "=eth", "fail"),
+        ("NCCL_SOCKET_IFNAME", "enp5s0", "fail"),
+        ("GLOO_SOCKET_IFNAME", "eth0", "ok"),
+        ("GLOO_SOCKET_IFNAME", "eth", "fail"),
+    ],
+)
+def test_an_interface_that_is_not_there_is_named(tmp_path: Path, variable: str, value: str, status: str) -> None:
+    root = files(tmp_path, sys__class__net__eth0="", sys__class__net__lo="")
+    finding = network.interfaces(case(root=root, environment={variable: value}))
+    assert finding.status == status
+    if status == "fail":
+        assert finding.fault == "node"
+        assert "eth0, lo" in finding.detail
+        assert f"unset {variable}" in finding.fix
+
+
+# --- installation ---
+
+
+def test_the_pins_are_those_of_the_package() -> None:
+    pins = software.pins()
+    assert pins["trl"] == "0.14.0"
+    assert pins["vllm"] == "0.7.0"
+    assert "hatchling" not in pins
+
+
+def test_another_version_of_what_is_mended_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = software._installed
+    versions = {"torch": "2.6.0"}
+    monkeypatch.setattr(software, "_installed", lambda name: versions.get(name, real(name)))
+    finding = software.versions(case(recipe={}))
+    assert finding.status == "warn"
+    assert "torch 2.6.0 instead of 2.5.1" in finding.detail
+    versions["trl"] = "0.15.0"
+    assert is_fault_of(software.versions(case(recipe={})), "recipe")
+    assert "trl 0.15.0 instead of 0.14.0" in software.versions(case(recipe={})).detail
+
+
+def test_what_a_recipe_needs_and_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "_installed", lambda name: None)
+    finding = software.versions(case(recipe={"use_vllm": True}))
+    assert is_fault_of(finding, "recipe")
+    assert "vllm 0.7.0" in finding.detail
+    assert "bitsandbytes" not in finding.detail
+    assert software.versions(case()).status == "ok"
+
+
+def test_nvcc_is_asked_for_where_deepspeed_meets_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "_installed", lambda name: "0.15.4")
+    assert software.nvcc(case()).status == "skip"
+    if not Path("/usr/local/cuda/bin/nvcc").exists():
+        assert software.nvcc(case(GPUS, environment={"PATH": str(tmp_path)})).status == "warn"
+    files(tmp_path, bin__nvcc="")
+    assert software.nvcc(case(GPUS, environment={"PATH": "", "CUDA_HOME": str(tmp_path)})).status == "ok"
+
+
+def test_a_deepspeed_configuration_that_cannot_be_used_is_the_recipes_fault(tmp_path: Path) -> None:
+    assert software.deepspeed(case(deepspeed="zero3")).detail == "zero3: ZeRO stage 3"
+    file = tmp_path / "mine.json"
+    file.write_text("{")
+    for name in ("zero4", str(file)):
+        assert is_fault_of(software.deepspeed(case(deepspeed=name)), "recipe")
+
+
+def test_vllms_other_engine_is_told() -> None:
+    recipe = {"use_vllm": True}
+    assert software.vllm_engine(case(recipe=recipe, environment={"VLLM_USE_V1": "1"})).status == "warn"
+    assert software.vllm_engine(case(recipe=recipe, environment={"VLLM_USE_V1": "0"})).status == "ok"
+
+
+def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path) -> None:
+    recipe = {"push_to_hub": True}
+    home = {"HF_HOME": str(tmp_path)}
+    assert software.hub_token(case(recipe={}, environment=home)).status == "skip"
+    assert is_fault_of(software.hub_token(case(recipe=recipe, environment=home)), "recipe")
+    finding = software.hub_token(case(recipe=recipe, environment={**home, "HF_TOKEN": "pineapple"}))
+    assert finding.detail == "a token from HF_TOKEN"
+    (tmp_path / "token").write_text("pineapple\n")
+    finding = software.hub_token(case(recipe=recipe, environment=home))
+    assert finding.status == "ok"
+    assert "pineapple" not in str(finding)
+
+
+# --- model and data ---
+
+
+def model_dir(folder: Path, config: dict[str, Any] | None = None, shards: int = 2, present: int = 2) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": "qwen2"}))
+    names = [f"model-{n}.safetensors" for n in range(shards)]
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {n: n for n in names}}))
+    for name in names[:present]:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+def cached_repo(cache: Path, folder: str, source: Path | None = None) -> Path:
+    commit = "0" * 40
+    files(cache / "hub" / folder, refs__main=commit)
+    snapshot = cache / "hub" / folder / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for path in source.iterdir() if source else []:
+        (snapshot / path.name).write_bytes(path.read_bytes())
+    return snapshot
+
+
+@pytest.mark.parametrize(
+    ("config", "present", "said"),
+    [
+        (None, 2, None),
+        (None, 1, "1 of 2 files are missing, model-1.safetensors among them"),
+        ({"model_type": "qwen3"}, 2, "transformers 4.51.0 was the first that does"),
+    ],
+)
+def test_a_model_on_disk_must_be_whole_and_known(
+    tmp_path: Path, config: dict[str, Any] | None, present: int, said: str | None
+) -> None:
+    folder = model_dir(tmp_path / "model", config, present=present)
+    finding = inputs.model(case(recipe={"model_name_or_path": str(folder)}))
+    if said is None:
+        assert finding.status == "ok"
+    else:
+        assert is_fault_of(finding, "recipe")
+        assert said in finding.detail
+
+
+def test_a_directory_without_a_model_and_one_with_pickles_only(tmp_path: Path) -> None:
+    assert "no config.json" in inputs.model(case(recipe={"model_name_or_path": str(tmp_path)})).detail
+    files(tmp_path, **{"config.json": '{"model_type": "qwen2"}', "pytorch_model.bin": ""})
+    finding = inputs.model(case(recipe={"model_name_or_path": str(tmp_path)}))
+    assert is_fault_of(finding, "recipe")
+    assert "no safetensors" in finding.detail
+
+
+def test_a_later_kind_is_known_by_its_name_without_any_file() -> None:
+    finding = inputs.model(case(recipe={"model_name_or_path": "Qwen/Qwen3-1.7B"}))
+    assert is_fault_of(finding, "recipe")
+    assert "qwen3" in finding.detail
+
+
+def test_a_misspelt_name_offline_is_a_sentence_with_the_likely_one(tmp_path: Path) -> None:
+    cached_repo(tmp_path, "models--Qwen--Qwen2.5-3B-Instruct", model_dir(tmp_path / "model"))
+    environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    right = {"model_name_or_path": "Qwen/Qwen2.5-3B-Instruct"}
+    assert (
+        inputs.model(case(recipe=right, environment=environment)).detail
+        == f"{right['model_name_or_path']}: whole, 2 files"
+    )
+    wrong = {"model_name_or_path": "Qwen/Qwen2.5-3B-Instuct"}
+    finding = inputs.model(case(recipe=wrong, environment=environment))
+    assert is_fault_of(finding, "recipe")
+    assert "did you mean Qwen/Qwen2.5-3B-Instruct" in finding.detail
+    assert "huggingface-cli download" in finding.fix
+
+
+def test_data_is_a_file_generated_or_in_the_cache(tmp_path: Path) -> None:
+    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    rows = str(ASSETS / "countdown_rows.jsonl")
+    assert inputs.data(case(recipe={"dataset_id_or_path": rows})).status == "ok"
+    assert inputs.data(case(recipe={"dataset_id_or_path": "generated", "dataset_rows": 9})).status == "ok"
+    assert is_fault_of(inputs.data(case(recipe={"dataset_id_or_path": "nowhere.jsonl"})), "recipe")
+    finding = inputs.data(case(recipe={}, environment=offline))
+    assert is_fault_of(finding, "recipe")
+    assert "--repo-type dataset" in finding.fix
+    files(cached_repo(tmp_path, "datasets--Jiayi-Pan--Countdown-Tasks-3to4"), **{"data__x.parquet": ""})
+    assert inputs.data(case(recipe={}, environment=offline)).status == "ok"
