@@ -1,0 +1,305 @@
+"""`mini-r1 doctor` as a user calls it: findings, fixes, exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.cluster.checks import CHECKS
+from mini_r1.cluster.checks.probe import probe
+from mini_r1.cluster.devices import Devices
+from mini_r1.cluster.doctor import Report, examine
+from mini_r1.cluster.nodes import Nodes
+from mini_r1.findings import Finding, exit_code, fail, ok, warn, worst
+from mini_r1.recipe import Recipe
+
+from tests.conftest import REPO
+
+Kit = Callable[..., subprocess.CompletedProcess[str]]
+CPU, SLOT = Devices((), True, "a test"), Devices(("0",), True, "a test")
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Neither a scheduler nor the user's own settings."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "PET_", "NCCL_", "GLOO_", "CUDA_", "MINI_R1_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hf")))
+
+
+def failures(findings: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {finding["check"]: finding for finding in findings if finding["status"] == "fail"}
+
+
+def by_name(report: Report) -> dict[str, Finding]:
+    return {finding.check: finding for finding in report.findings}
+
+
+# --- the command ---
+
+
+def test_a_recipe_that_can_run_here_gets_0_and_nothing_is_left(mini_r1: Kit, tmp_path: Path) -> None:
+    done = mini_r1("doctor", "demo-cpu", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report["exit_code"] == 0
+    assert {finding["check"] for finding in report["findings"]} >= {*CHECKS, *probe_names()}
+    assert not failures(report["findings"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_node_alone_is_a_table_with_a_line_for_each_check(mini_r1: Kit, tmp_path: Path) -> None:
+    done = mini_r1("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    for name in CHECKS:
+        assert name in done.stdout
+    assert "torch" not in re.findall(r"│ (\w+) +│", done.stdout)  # the probe needs a recipe
+
+
+def test_every_fault_of_a_recipe_is_told_at_once_with_its_fix(
+    mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"nums": [1, 2], "target": 99}\n{"nums": [1, 3], "target": 98}\n' * 2)
+    recipe = small_recipe(
+        max_prompt_length=8, attn_implementation="flash_attention_2", bf16=True, dataset_id_or_path=str(rows)
+    )
+    done = mini_r1("doctor", recipe, "--json", "--run-dir", tmp_path / "run")
+    assert done.returncode == 78, done.stderr
+    found = failures(json.loads(done.stdout)["findings"])
+    assert {"driver", "attention", "problems", "prompts"} <= set(found)
+    assert {finding["fault"] for finding in found.values()} == {"recipe"}
+    assert "raise it to at least" in found["prompts"]["detail"]
+    assert "has a solution" in found["problems"]["detail"]
+    assert "sdpa" in found["attention"]["fix"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_a_later_kind_is_told_once(mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    done = mini_r1("doctor", small_recipe(model_name_or_path=str(folder)), "--json")
+    assert done.returncode == 78
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert "transformers 4.51.0 was the first that does" in findings["model"]["detail"]
+    assert findings["architecture"]["status"] == findings["tokenizer"]["status"] == "skip"
+    assert findings["architecture"]["detail"] == "see model"
+
+
+def test_a_recipe_that_cannot_be_read_is_a_sentence(mini_r1: Kit) -> None:
+    done = mini_r1("doctor", "demo-cpu", "--set", "num_generations=1", "--json")
+    assert done.returncode == 78
+    assert "num_generations" in json.loads(done.stdout)["error"]
+    assert mini_r1("doctor", "--set", "seed=1").returncode == 78
+
+
+def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mini_r1.cluster.devices import driver_devices
+
+    if driver_devices():
+        pytest.skip("this machine has GPUs")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    done = mini_r1("doctor", "--json")
+    assert done.returncode == 150
+    (finding,) = failures(json.loads(done.stdout)["findings"]).values()
+    assert (finding["check"], finding["fault"]) == ("driver", "node")
+
+
+# --- examine ---
+
+
+def test_vllm_without_a_device_of_its_own_is_the_recipes_fault(
+    small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    one = Devices(("0",), True, "a test")
+    report = examine(small_recipe(use_vllm=True), devices=one, run_dir=tmp_path / "run", probe=False)
+    assert report.exit_code == 78
+    assert "use_vllm: true, but there is 1 GPU" in by_name(report)["plan"].detail
+    assert report.error is not None
+    assert "plan: use_vllm: true" in report.error.message
+
+
+def test_another_node_than_the_first_may_have_one_device(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    nodes = Nodes(2, 1, "n0", 29_500, "a test", None)
+    report = examine(small_recipe(use_vllm=True), devices=SLOT, nodes=nodes,
+                     run_dir=tmp_path / "run", probe=False)  # fmt: skip
+    assert "vLLM takes a device of its own" not in by_name(report)["plan"].detail
+    assert by_name(report)["ports"].status == "skip"
+
+
+def test_a_taken_port_is_seen_on_node_0_of_several(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        nodes = Nodes(2, 0, "n0", taken.getsockname()[1] - 1, "a test", None)  # the launchers' own, the next one
+        report = examine(small_recipe(), devices=SLOT, nodes=nodes, run_dir=tmp_path / "run", probe=False)
+    assert report.exit_code == 150
+    assert by_name(report)["ports"].status == "fail"
+
+
+def test_a_recipes_fault_outweighs_a_nodes() -> None:
+    node, recipe = fail("a", "b", "node").named("x"), fail("c", "d", "recipe").named("y")
+    assert exit_code([ok("fine"), warn("hm", "do")]) == 0
+    assert exit_code([node]) == 150
+    assert exit_code([node, recipe]) == 78
+    report = Report("host", "none", None, (node, recipe))
+    assert report.error is not None
+    assert report.error.message == "x: a: b\ny: c: d"
+    assert report.error.exit_code == 78
+
+
+def test_the_worst_of_several_speaks_for_all_that_are_as_bad() -> None:
+    finding = worst([ok("one"), fail("two", "mend", "node"), fail("three", "mend", "recipe"), warn("four", "look")])
+    assert (finding.status, finding.detail, finding.fix, finding.fault) == ("fail", "two; three", "mend", "recipe")
+
+
+def test_words_of_a_device_or_an_environment_cannot_write_to_the_terminal() -> None:
+    from rich.console import Console
+
+    report = Report("host", "none", None, (warn("\x1b[2J[red]x[/red]", "\x07").named("driver"),))
+    console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(report.table())
+    text = console.export_text()
+    assert "\x1b" not in text
+    assert "\\x1b[2J[red]x[/red]" in text
+
+
+# --- the hub ---
+
+ASK = """if True:
+    import json, sys
+    from mini_r1.cluster.checks import inputs
+    from mini_r1.cluster.checks.case import Case
+    from mini_r1.cluster.devices import Devices
+    from mini_r1.recipe import Recipe
+    import os
+    recipe = Recipe(model_name_or_path=sys.argv[1], max_steps=1)
+    case = Case(os.environ, Devices((), True, ""), None, recipe=recipe)
+    print(json.dumps(inputs.model(case).to_dict()))
+"""
+
+
+def asked(endpoint: str, name: str, tmp_path: Path) -> dict[str, Any]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", ASK, name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+class StandInHub(BaseHTTPRequestHandler):
+    """Answers as the hub does, of four repositories."""
+
+    def do_GET(self) -> None:
+        name = self.path.split("/api/models/")[1].split("/revision")[0]
+        status, error = {"a/gated": (403, "GatedRepo"), "a/busy": (503, None)}.get(name, (404, "RepoNotFound"))
+        files = {"a/whole": ["config.json", "model.safetensors"], "a/pickled": ["config.json", "pytorch_model.bin"]}
+        if name in files:
+            status, error = 200, None
+        body = json.dumps({"id": name, "sha": "f" * 40, "siblings": [{"rfilename": f} for f in files.get(name, [])]})
+        self.send_response(status)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandInHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "said"),
+    [
+        ("a/whole", None, "on the hub at ffffffffffff"),
+        ("a/mispelt", "recipe", "the hub has no model a/mispelt"),
+        ("a/gated", "recipe", "gated"),
+        ("a/pickled", "recipe", "no safetensors weights"),
+        ("a/busy", "node", "the hub does not answer"),
+    ],
+)
+def test_what_the_hub_says_of_a_model(hub: str, tmp_path: Path, name: str, fault: str | None, said: str) -> None:
+    finding = asked(hub, name, tmp_path)
+    assert finding["fault"] == fault
+    assert said in finding["detail"]
+
+
+def test_a_hub_that_cannot_be_reached_is_the_nodes_fault(tmp_path: Path) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    finding = asked(f"http://127.0.0.1:{port}", "a/whole", tmp_path)
+    assert finding["fault"] == "node"
+    assert "HF_HUB_OFFLINE=1" in finding["fix"]
+
+
+# --- the process with torch ---
+
+
+@pytest.mark.parametrize(
+    ("script", "fault", "said"),
+    [
+        ("echo to HF_TOKEN=pineapple >&2; exit 3", "recipe", "exit code 3"),
+        ("echo not JSON", "recipe", "exit code 0"),
+        ("kill -9 $$", "node", "signal 9"),
+        ("exec sleep 60", "node", "more than 2 s"),
+    ],
+)
+def test_a_process_that_dies_is_a_finding(tmp_path: Path, script: str, fault: str, said: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    (finding,) = probe(Path("x.yaml"), [], deepspeed=None, devices=CPU, environment=dict(os.environ),
+                       python=str(python), timeout_s=2.0 if "sleep" in script else 60.0)  # fmt: skip
+    assert (finding.check, finding.status, finding.fault) == ("probe", "fail", fault)
+    assert said in finding.detail
+    assert "pineapple" not in finding.detail
+
+
+def test_the_process_sees_the_devices_that_were_given_and_no_other_launchers_variables(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    names = "CUDA_VISIBLE_DEVICES MINI_R1_ACCELERATOR RANK"
+    python.write_text(f"#!/bin/sh\nfor n in {names}; do eval echo $n=\\$$n >&2; done; exit 1\n")
+    python.chmod(0o755)
+    given = {**os.environ, "RANK": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    for devices, seen in ((Devices(("2", "3"), False, ""), "CUDA_VISIBLE_DEVICES=2,3 / MINI_R1_ACCELERATOR= / RANK="),
+                          (CPU, "CUDA_VISIBLE_DEVICES= / MINI_R1_ACCELERATOR=cpu / RANK=")):  # fmt: skip
+        (finding,) = probe(Path("x"), [], deepspeed=None, devices=devices, environment=given, python=str(python))
+        assert finding.detail.endswith(seen)
+
+
+# --- documentation ---
+
+
+def probe_names() -> set[str]:
+    from mini_r1.training.probe import Probe
+
+    return set(Probe(Recipe(model_name_or_path="builtin:demo", max_steps=1), deepspeed=False).checks())
+
+
+def test_the_documentation_tells_every_check_and_no_other() -> None:
+    page = (REPO / "docs" / "doctor.md").read_text()
+    told = {row.split("|")[1].strip() for row in page.splitlines() if row.startswith("| ")} - {"Check", "---"}
+    assert told == {*CHECKS, *probe_names(), "plan", "probe"}
