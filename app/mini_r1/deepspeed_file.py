@@ -47,7 +47,7 @@ def shipped_deepspeed() -> dict[str, Path]:
     package = Path(__file__).resolve().parent
     for folder in (package / "_configs" / "deepspeed", package.parents[1] / "configs" / "deepspeed"):
         if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.json"))}
+            return {path.stem: path for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)}
     return {}
 
 

