@@ -78,7 +78,7 @@ def test_every_fault_of_a_recipe_is_told_at_once_with_its_fix(
     done = mini_r1("doctor", recipe, "--json", "--run-dir", tmp_path / "run")
     assert done.returncode == 78, done.stderr
     found = failures(json.loads(done.stdout)["findings"])
-    assert {"driver", "attention", "problems", "prompts"} <= set(found)
+    assert set(found) == {"plan", "driver", "attention", "problems", "prompts"}
     assert {finding["fault"] for finding in found.values()} == {"recipe"}
     assert "raise it to at least" in found["prompts"]["detail"]
     assert "has a solution" in found["problems"]["detail"]

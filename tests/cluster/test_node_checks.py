@@ -254,6 +254,13 @@ def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
         assert str(storage.hub_cache(given)) == done.stdout.strip()
 
 
+def test_a_user_without_a_home_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    assert storage.caches(case(environment={})).status in ("ok", "warn")
+    assert storage.hub_cache({}) == Path("~/.cache/huggingface/hub")
+
+
 # --- network ---
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.cluster.checks.case import Case
+from mini_r1.cluster.checks.storage import expanded, hub_home
 from mini_r1.console import printable
 from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.errors import KitError
@@ -129,8 +130,9 @@ def _token_source(environment: Mapping[str, str]) -> str | None:
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if environment.get(variable, "").strip():
             return variable
-    home = environment.get("HF_HOME") or "~/.cache/huggingface"
-    file = Path(environment.get("HF_TOKEN_PATH") or f"{home}/token").expanduser()
+    file = hub_home(environment) / "token"
+    if environment.get("HF_TOKEN_PATH"):
+        file = expanded(environment["HF_TOKEN_PATH"], environment)
     try:
         return str(file) if file.read_text().strip() else None
     except OSError:

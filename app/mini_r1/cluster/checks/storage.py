@@ -157,9 +157,13 @@ def hub_cache(environment: Mapping[str, str]) -> Path:
     """Where huggingface_hub keeps models and data."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environment.get(variable):
-            return _expanded(environment[variable], environment)
-    home = environment.get("HF_HOME") or f"{_cache_home(environment)}/huggingface"
-    return _expanded(home, environment) / "hub"
+            return expanded(environment[variable], environment)
+    return hub_home(environment) / "hub"
+
+
+def hub_home(environment: Mapping[str, str]) -> Path:
+    """Where huggingface_hub keeps what is its own, a token for one."""
+    return expanded(environment.get("HF_HOME") or f"{_cache_home(environment)}/huggingface", environment)
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:
@@ -174,7 +178,7 @@ def node_caches(environment: Mapping[str, str]) -> dict[str, Path]:
     """The caches of compiled code, by their variable; those without one whose place nobody set are not looked at."""
     places = {variable: environment.get(variable) or default for variable, default in NODE_CACHES.items()}
     return {
-        variable: _expanded(place.replace("{XDG_CACHE_HOME}", _cache_home(environment)), environment)
+        variable: expanded(place.replace("{XDG_CACHE_HOME}", _cache_home(environment)), environment)
         for variable, place in places.items()
         if place
     }
@@ -184,9 +188,13 @@ def _cache_home(environment: Mapping[str, str]) -> str:
     return environment.get("XDG_CACHE_HOME") or "~/.cache"
 
 
-def _expanded(path: str, environment: Mapping[str, str]) -> Path:
+def expanded(path: str, environment: Mapping[str, str]) -> Path:
+    """A path with its `~` as HOME, else as the user's entry has it; as it is for a user with neither."""
     home = environment.get("HOME", "")
-    return Path(home + path[1:] if home and (path == "~" or path.startswith("~/")) else path).expanduser()
+    try:
+        return Path(home + path[1:] if home and (path == "~" or path.startswith("~/")) else path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def filesystem(case: Case, path: Path) -> str:
