@@ -26,7 +26,18 @@ def jsonl(*objects: object) -> str:
 
 @pytest.mark.parametrize(
     "command",
-    [(), ("demo",), ("train",), ("evaluate",), ("score",), ("data",), ("data", "generate"), ("data", "inspect")],
+    [
+        (),
+        ("demo",),
+        ("train",),
+        ("doctor",),
+        ("bundle",),
+        ("evaluate",),
+        ("score",),
+        ("data",),
+        ("data", "generate"),
+        ("data", "inspect"),
+    ],
 )
 def test_every_command_has_help_with_an_example(mini_r1: Kit, command: tuple[str, ...]) -> None:
     done = mini_r1(*command, "--help")
