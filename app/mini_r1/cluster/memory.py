@@ -97,6 +97,11 @@ def weight_bytes(recipe: Recipe, shape: ModelShape) -> int:
     return 2 if dtype in ("bfloat16", "float16") else 4
 
 
+def compute_bytes(recipe: Recipe, shape: ModelShape) -> int:
+    """Bytes of a value inside the model: 16 bits by `bf16` or `fp16`, or because the weights are. vLLM's type too."""
+    return 2 if recipe.bf16 or recipe.fp16 else weight_bytes(recipe, shape)
+
+
 def frozen_bytes(recipe: Recipe, shape: ModelShape) -> float:
     """Of all weights below an adapter.
 
@@ -137,11 +142,10 @@ def training_memory(
         available_gib: the device's memory; None where it is not known.
         on_cpu: then it is a worker's part of the host's memory, and there is no CUDA context.
     """
-    half = recipe.bf16 or recipe.fp16
     states = _sharded(recipe, shape, zero, workers) if zero.stage else _whole(recipe, shape, workers)
-    items = [*states, *_working(recipe, shape, half or weight_bytes(recipe, shape) == 2, zero)]
+    items = [*states, *_working(recipe, shape, zero)]
     if not recipe.use_vllm:
-        items += _sampling(recipe, shape, 2 if half or weight_bytes(recipe, shape) == 2 else 4)
+        items += _sampling(recipe, shape, compute_bytes(recipe, shape))
     if not on_cpu:
         # Fragmentation is a share of the fullest moment, whichever that is.
         peak = max(sum(item.bytes for item in items if phase in item.phases) for phase in PHASES)
@@ -219,9 +223,9 @@ def _sharded(recipe: Recipe, shape: ModelShape, zero: Zero, workers: int) -> lis
 # --- work ---
 
 
-def _working(recipe: Recipe, shape: ModelShape, half: bool, zero: Zero) -> list[Item]:
+def _working(recipe: Recipe, shape: ModelShape, zero: Zero) -> list[Item]:
     """The forward and backward pass of a micro-batch; the reference's forward pass keeps nothing and is smaller."""
-    batch, compute = micro_batch(recipe), 2 if half else 4
+    batch, compute = micro_batch(recipe), compute_bytes(recipe, shape)
     residual = 2 if zero.stage and (recipe.bf16 or recipe.fp16) else weight_bytes(recipe, shape)
     autocast = recipe.bf16 or recipe.fp16
     extra = adapter_bytes(shape, recipe.lora_target_modules, 2 if autocast else 4) if recipe.use_peft else 0.0

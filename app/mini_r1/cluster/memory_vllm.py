@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.memory import CONTEXT_GIB, GIB, Item, kv_bytes_per_token
+from mini_r1.cluster.memory import CONTEXT_GIB, GIB, Item, compute_bytes, kv_bytes_per_token
 from mini_r1.cluster.shapes import ModelShape
 from mini_r1.recipe import Recipe
 
@@ -57,15 +57,13 @@ class VllmMemory:
 def vllm_memory(recipe: Recipe, shape: ModelShape, *, available_gib: float | None, on_cpu: bool) -> VllmMemory:
     """vLLM takes `vllm_gpu_memory_utilization` of the device; what weights and activations leave of it is its cache.
 
-    Weights are in 16 bits, on a CPU in float32 unless the recipe loads them in 16 bits.
-
     Args:
         recipe: what is generated.
         shape: of its model.
         available_gib: the device's memory.
         on_cpu: see CPU_CACHE_GIB.
     """
-    each = 4 if on_cpu and recipe.torch_dtype not in ("bfloat16", "float16") else 2
+    each = compute_bytes(recipe, shape)
     length = recipe.max_prompt_length + recipe.max_completion_length
     weights = shape.parameters * each
     tokens = max(PROFILED_TOKENS, length)

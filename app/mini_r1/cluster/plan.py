@@ -170,7 +170,7 @@ def _planned(
     per_step = workers * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
     storage = disk(recipe, shape, zero, steps, per_step * recipe.num_generations)
     if on_cpu:
-        timing = demo_timing(recipe, workers, steps)
+        timing = demo_timing(recipe, steps)
     else:
         timing = gpu_timing(
             recipe, shape, workers, steps=steps, storage=storage, offloaded=zero.offload_optimizer,

@@ -24,8 +24,8 @@ from mini_r1.recipe_file import load_recipe, shipped_recipes
 _SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
 HEADER_LINES: Final = 40
 """Lines of a recipe that are looked at for its shape."""
-EXPERIMENTS: Final = ("mini-r1-3b-g64",)
-"""Recipes that `largest_that_fits` leaves out: they ask something, and take a multiple of the time."""
+VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
+"""Another recipe with one thing changed, to ask what comes of it: `largest_that_fits` takes the one that it varies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +180,7 @@ def largest_that_fits(place: Where) -> Choice:
 
     Of those that were made for at most so many GPUs, or for a CPU where there is none, and whose plan has no errors:
     the one that trains most parameters; at equal size all weights before an adapter, then the one made for most GPUs,
-    then the one with most completions a step. EXPERIMENTS are left out.
+    then the one with most completions a step. VARIANTS are left out.
 
     Raises:
         KitError: none fits.
@@ -188,7 +188,7 @@ def largest_that_fits(place: Where) -> Choice:
     best: tuple[tuple[int, bool, int, int], Path, Plan] | None = None
     for path, _, plan in shipped_plans(place):
         made_for = declared(path)
-        if made_for is None or plan.errors or plan.shape is None or path.stem in EXPERIMENTS:
+        if made_for is None or plan.errors or plan.shape is None or path.stem in VARIANTS:
             continue
         if made_for.gpus > place.gpus or made_for.on_cpu != place.on_cpu:
             continue

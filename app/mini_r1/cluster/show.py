@@ -21,8 +21,9 @@ def summary(plan: Plan) -> list[str]:
     where = f"{plan.num_processes} {device}{'' if plan.num_processes == 1 else 'es' if plan.on_cpu else 's'}"
     vllm = f" + vLLM on {plan.vllm_device}" if plan.vllm_device else ""
     deepspeed = f"DeepSpeed {plan.deepspeed}" if plan.deepspeed else "no DeepSpeed"
+    prompts = f"{plan.prompts_per_step} prompt{'s' * (plan.prompts_per_step != 1)}"
     lines = [
-        f"{where}{vllm}, {deepspeed}; {plan.prompts_per_step} prompts x {recipe.num_generations} = "
+        f"{where}{vllm}, {deepspeed}; {prompts} x {recipe.num_generations} = "
         f"{plan.completions_per_step} completions a step"
     ]
     if plan.memory is None or plan.disk is None:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.memory import GIB, STATE_BYTES, trained_parameters, weight_bytes
+from mini_r1.cluster.memory import GIB, STATE_BYTES, compute_bytes, trained_parameters, weight_bytes
+from mini_r1.cluster.memory_vllm import CPU_CACHE_GIB
 from mini_r1.cluster.shapes import ModelShape
 from mini_r1.cluster.zero import Zero
 from mini_r1.recipe import Recipe
@@ -15,8 +16,6 @@ PROCESS_GIB: Final = 3.0
 """A Python process with torch, transformers, TRL and CUDA's libraries. An allowance, not measured on a GPU."""
 SHARD_GIB: Final = 4.66
 """Largest file of weights that save_pretrained writes, 5 GB: read as a whole while a model is loaded."""
-SWAP_GIB: Final = 4.0
-"""vLLM 0.7.0's swap_space: pinned, on its own node."""
 OFFLOAD_BUFFER: Final = 1.5
 """What DeepSpeed's own estimator multiplies offloaded states with (`additional_buffer_factor`)."""
 SHM_OF_WORKER_GIB: Final = 0.25
@@ -114,14 +113,13 @@ def host_memory_gib(
     if training_gib is not None:
         states += workers * training_gib
     base = workers * (PROCESS_GIB if training_gib is None else 1.0)
-    vllm = SWAP_GIB + PROCESS_GIB if recipe.use_vllm and training_gib is None else 0.0
+    vllm = PROCESS_GIB if recipe.use_vllm else 0.0
     if recipe.use_vllm and training_gib is not None:
-        vllm = 2.0 + shape.parameters * 4 / GIB
+        vllm += CPU_CACHE_GIB + shape.parameters * compute_bytes(recipe, shape) / GIB
     return base + max(loading, states) + vllm
 
 
 def shared_memory_gib(recipe: Recipe, shape: ModelShape, *, workers: int, on_cpu: bool) -> float:
     """Of /dev/shm: the largest tensor on its way to vLLM, and NCCL's buffers."""
-    each = weight_bytes(recipe, shape) if on_cpu else 2
-    weights = shape.embedding_parameters * each / GIB if recipe.use_vllm else 0.0
+    weights = shape.embedding_parameters * weight_bytes(recipe, shape) / GIB if recipe.use_vllm else 0.0
     return weights + (SHM_OF_WORKER_GIB * workers if workers > 1 and not on_cpu else 0.0)

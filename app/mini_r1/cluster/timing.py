@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.memory import GIB, SAMPLER_ROWS, kv_bytes_per_token, weight_bytes
+from mini_r1.cluster.memory import GIB, SAMPLER_ROWS, compute_bytes, kv_bytes_per_token
 from mini_r1.cluster.memory_vllm import MAX_SEQUENCES
 from mini_r1.cluster.shapes import ModelShape
 from mini_r1.cluster.storage import Disk
@@ -161,7 +161,7 @@ def gpu_timing(
 
 def _rollout(recipe: Recipe, shape: ModelShape, gpu: GpuClass, rows: float, prompt: int) -> float:
     """Seconds of one call of the generator: reading the prompts, then a step for each token of the longest answer."""
-    each = 2 if recipe.bf16 or recipe.fp16 or recipe.use_vllm else weight_bytes(recipe, shape)
+    each = compute_bytes(recipe, shape)
     weights = shape.parameters * each
     longest = recipe.max_completion_length
     mean = MEAN_COMPLETION * longest
@@ -177,7 +177,7 @@ def _rollout(recipe: Recipe, shape: ModelShape, gpu: GpuClass, rows: float, prom
     return prefill + max(longest, rows * mean / running) * (read + host)
 
 
-def demo_timing(recipe: Recipe, workers: int, steps: int | None) -> Timing | None:
+def demo_timing(recipe: Recipe, steps: int | None) -> Timing | None:
     """The estimate on a CPU: measured on the demo, and for the demo's model alone."""
     if recipe.model_name_or_path != DEMO_MODEL:
         return None

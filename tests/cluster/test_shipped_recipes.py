@@ -1,0 +1,163 @@
+"""The shipped recipes: each works on what it was made for, and its header says what the plan says today."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mini_r1.cluster.recipes import VARIANTS, Where, declared, largest_that_fits, plan_at
+from mini_r1.cluster.roles import shape
+from mini_r1.cluster.show import summary
+from mini_r1.errors import KitError
+from mini_r1.recipe import Recipe
+from mini_r1.recipe_file import load_recipe, shipped_recipes
+
+from tests.conftest import ASSETS
+
+Kit = Callable[..., subprocess.CompletedProcess[str]]
+
+SHIPPED = shipped_recipes()
+
+
+def at(gpus: int, gib: float | None = None, nodes: int = 1) -> Where:
+    return Where(shape(gpus, nodes), gpus == 0, gib, "these devices")
+
+
+def different(one: Recipe, other: Recipe) -> set[str]:
+    before, after = one.model_dump(), other.model_dump()
+    return {key for key in before if before[key] != after[key]}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_works_on_what_it_was_made_for(name: str, mini_r1: Kit) -> None:
+    """As a user asks, with the shape of its header."""
+    found = re.search(
+        r"^# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)$", SHIPPED[name].read_text(), re.M
+    )
+    assert found, "its header names no shape"
+    nodes, gpus, gib = (found[1] or "1", found[2] or "0", found[3])
+    done = mini_r1("plan", name, "--nodes", nodes, "--gpus", gpus, *(["--gpu-memory", gib] if gib else []), "--json")
+    assert done.returncode == 0, done.stdout
+    plan = json.loads(done.stdout)
+    assert plan["errors"] == []
+    # Nothing that a plan would warn of belongs in a recipe that is shipped.
+    assert plan["warnings"] == []
+    assert plan["num_processes"] == max(1, int(nodes) * int(gpus) - (plan["vllm_device"] is not None))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_header_says_what_the_plan_says_today(name: str) -> None:
+    place = declared(SHIPPED[name])
+    assert place is not None
+    header = [
+        line.removeprefix("# Plan: ") for line in SHIPPED[name].read_text().splitlines() if line.startswith("# Plan: ")
+    ]
+    assert header == summary(plan_at(load_recipe(SHIPPED[name]), place))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_header_names_its_source_and_fits_the_page(name: str) -> None:
+    lines = SHIPPED[name].read_text().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert any(line.startswith(("# Source: ", "# The seed's notebook")) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "said"),
+    [
+        ("mini-r1-3b", at(1, 80), "there is 1 GPU"),
+        ("mini-r1-3b", at(4, 6), "does not fit"),
+        ("mini-r1-3b-g64", at(4, 24), "num_generations: 8"),
+        ("mini-r1-1.5b", at(1, 80), "there is 1 GPU"),
+        ("mini-r1-7b", at(8, 16, 2), "leaves too little of 16 GiB"),
+        ("lora-1.5b", at(1, 6), "does not fit"),
+        ("qlora-notebook", at(0), "load_in_4bit needs an NVIDIA GPU"),
+    ],
+)
+def test_on_less_it_says_what_does_not_fit(name: str, place: Where, said: str) -> None:
+    plan = plan_at(load_recipe(SHIPPED[name]), place)
+    assert any(said in error for error in plan.errors), plan.errors
+
+
+def test_the_seed_s_recipe_is_the_published_one_without_pushing() -> None:
+    kit, seed = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(ASSETS / "recipes" / "seed-3b.yaml")
+    assert different(kit, seed) == {"push_to_hub", "output_dir", "vllm_device"}
+    assert kit.push_to_hub is False
+
+
+def test_the_open_question_changes_nothing_else() -> None:
+    kit, other = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(SHIPPED["mini-r1-3b-g64"])
+    assert different(kit, other) == {"num_generations"}
+    assert other.num_generations == 64
+
+
+# --- the list ---
+
+
+def test_the_list_has_every_recipe_with_hours_and_disk(mini_r1: Kit) -> None:
+    rows = {row["name"]: row for row in json.loads(mini_r1("recipes", "--json").stdout)}
+    assert set(rows) == set(SHIPPED)
+    assert all(row["fits"] for row in rows.values())
+    assert rows["mini-r1-3b"]["made_for"] == "1 node x 4 GPUs of 80 GiB"
+    assert rows["mini-r1-3b"]["hours"] > 1
+    assert rows["mini-r1-3b"]["disk_gib"] > 100
+    table = mini_r1("recipes")
+    assert table.returncode == 0
+    for name in SHIPPED:
+        assert name in table.stdout
+
+
+def test_the_list_for_given_devices_says_what_does_not_fit_and_why(mini_r1: Kit) -> None:
+    done = mini_r1("recipes", "--gpus", "1", "--gpu-memory", "24", "--json")
+    assert done.returncode == 0
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert rows["lora-1.5b"]["fits"]
+    assert not rows["mini-r1-3b"]["fits"]
+    assert "there is 1 GPU" in rows["mini-r1-3b"]["errors"][0]
+    assert "mini-r1-3b: use_vllm: true, but there is 1 GPU" in mini_r1("recipes", "--gpus", "1").stdout
+    lonely = mini_r1("recipes", "--gpu-memory", "24")
+    assert lonely.returncode == 78
+    assert "go with --gpus" in lonely.stderr
+
+
+# --- launch auto ---
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (at(0), "demo-cpu"),
+        (at(1, 24), "lora-1.5b"),
+        (at(1, 8), "qlora-notebook"),
+        (at(2, 80), "mini-r1-1.5b"),
+        (at(4, 80), "mini-r1-3b"),
+        (at(8, 80), "mini-r1-3b-8gpu"),
+        (at(8, 80, 2), "mini-r1-7b"),
+        (at(4, 16), "mini-r1-3b"),
+    ],
+)
+def test_the_largest_that_fits(place: Where, name: str) -> None:
+    choice = largest_that_fits(place)
+    assert choice.path.stem == name
+    assert f"{name} is the largest shipped recipe that fits (these devices)" in choice.words
+    assert "completions a step" in choice.words
+
+
+def test_variants_are_shipped_and_never_taken_by_themselves() -> None:
+    assert set(VARIANTS) <= set(SHIPPED)
+
+
+def test_nothing_that_fits_is_an_error() -> None:
+    with pytest.raises(KitError, match="no shipped recipe fits these devices"):
+        largest_that_fits(at(1, 1))
+
+
+def test_a_recipe_without_a_header_was_made_for_nothing_known(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("model_name_or_path: builtin:demo\n")
+    assert declared(path) is None
+    assert declared(tmp_path / "none.yaml") is None

@@ -1,0 +1,85 @@
+"""The estimate of time: against the one published run, and what it depends on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mini_r1.cluster.plan import make_plan
+from mini_r1.cluster.roles import assign, shape
+from mini_r1.cluster.shapes import KNOWN
+from mini_r1.cluster.storage import disk
+from mini_r1.cluster.timing import GPU_CLASSES, Timing, gpu_class, gpu_timing
+from mini_r1.cluster.zero import zero_of
+from mini_r1.deepspeed_file import find_deepspeed
+from mini_r1.recipe import Recipe
+from mini_r1.recipe_file import find_recipe, load_recipe
+
+from tests.conftest import ASSETS
+
+SEED = load_recipe(ASSETS / "recipes" / "seed-3b.yaml")
+SHAPE = KNOWN[SEED.model_name_or_path]
+PUBLISHED_H = 6.0
+"""Of 450 steps on 4 H100, as the seed says: about 6 h, 45 to 60 s a step."""
+
+
+def timing(recipe: Recipe = SEED, workers: int = 3, *, rollouts: int = 1, gib: float = 80) -> Timing:
+    storage = disk(recipe, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
+    return gpu_timing(
+        recipe, SHAPE, workers, steps=450, storage=storage, offloaded=False, gpu_memory_gib=gib, rollouts=rollouts
+    )
+
+
+def changed(**changes: Any) -> Recipe:
+    return SEED.model_copy(update=changes)
+
+
+def test_the_seed_s_published_run_is_estimated_within_a_factor_of_two() -> None:
+    """As it ran: stock TRL 0.14.0 calls vLLM once for each of 8 micro steps."""
+    hours = timing(rollouts=SEED.gradient_accumulation_steps).hours
+    assert hours is not None
+    assert PUBLISHED_H / 2 < hours < PUBLISHED_H * 2
+
+
+def test_one_rollout_for_all_micro_steps_is_what_saves_time() -> None:
+    one, eight = timing(), timing(rollouts=8)
+    assert one.rollout < eight.rollout / 2
+    assert (one.update, one.reference, one.save) == (eight.update, eight.reference, eight.save)
+
+
+def test_more_gpus_share_the_step_of_as_many_prompts() -> None:
+    half = changed(gradient_accumulation_steps=4)
+    assert timing(half, 6).update == pytest.approx(timing().update / 2)
+    assert timing(half, 6).rollout == pytest.approx(timing().rollout)
+
+
+def test_flops_are_six_a_parameter_and_token_and_eight_with_checkpointing() -> None:
+    """Two of them are the reference's whole forward pass."""
+    plain = timing(changed(gradient_checkpointing=False))
+    assert plain.update == pytest.approx(3 * plain.reference)
+    assert timing().update == pytest.approx(4 * timing().reference)
+    assert timing(changed(beta=0.0)).reference == 0
+
+
+def test_the_memory_tells_the_class_of_gpu() -> None:
+    assert [gpu_class(gib).name for gib in (141, 80, 79.6, 40, 24, None)] == [
+        "H100 SXM", "H100 SXM", "H100 SXM", "A100 40 GB", "A10", "H100 SXM",
+    ]  # fmt: skip
+    assert GPU_CLASSES[0].name in " ".join(timing().assumptions)
+    assert timing(gib=24).step_s > 3 * timing().step_s
+
+
+def test_more_sequences_than_vllm_runs_at_once_wait() -> None:
+    assert timing(changed(num_generations=64)).rollout > 4 * timing().rollout
+
+
+def test_on_a_cpu_only_the_demo_has_a_time() -> None:
+    demo = load_recipe(find_recipe("demo-cpu"))
+    plain = assign(shape(0, 1), use_vllm=False, on_cpu=True)
+    found = make_plan(demo, plain, gpu_memory_gib=None).timing
+    assert found is not None
+    assert found.hours is not None
+    assert found.hours * 3600 == pytest.approx(116, rel=0.05)  # seconds of GRPO that the README reports
+    other = make_plan(changed(use_vllm=False), plain, gpu_memory_gib=None)
+    assert other.timing is None
+    assert any("on a CPU no time is estimated" in warning for warning in other.warnings)
