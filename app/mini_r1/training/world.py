@@ -6,6 +6,7 @@ one. Rank 0 reads and writes the run directory.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -32,7 +33,12 @@ class World:
     """
 
     def __init__(self, timeout_s: int) -> None:
-        state = PartialState(cpu=device().type == "cpu", timeout=timedelta(seconds=timeout_s))
+        on_cpu = device().type == "cpu"
+        if on_cpu:
+            # Else accelerate calls the device of one of several workers cpu:0, where torch 2.5.1 loads no tensor to:
+            # transformers could not read AdamW's state back.
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+        state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout_s))
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self.main = self.rank == 0
