@@ -187,7 +187,7 @@ def test_a_hang_is_ended_and_the_stacks_tell_who_slept(tmp_path: Path) -> None:
     assert ending.code == ExitCode.RETRY
     assert ending.age_s > 3
     first, second, *_ = ending.text.splitlines()
-    assert first.startswith("rank 1 on node 0 (here) gave no sign of life")
+    assert first.startswith("rank 1 on node 0 (here) hangs: no sign of life for ")
     assert second.startswith("rank 1: step 7, phase reward, silent for ")
     assert "in sleep_in_a_reward (" in second
     for rank in range(3):
@@ -199,6 +199,17 @@ def test_a_worker_that_never_began_is_hung_too(tmp_path: Path) -> None:
     ending = Node(tmp_path, hang_timeout_s=2).watch("silent")
     assert ending.code == ExitCode.RETRY
     assert "rank 0: no sign of life since its start" in ending.text
+
+
+def test_who_waits_in_a_collective_is_not_to_blame(tmp_path: Path) -> None:
+    beats = Heartbeats(tmp_path, range(3), clock=iter((1.0, 2.0, 3.0)).__next__)
+    waiting = (
+        'Thread 0x1 (most recent call first):\n  File "/x/torch/distributed/distributed_c10d.py", line 1 in gather\n'
+    )
+    sleeping = 'Thread 0x1 (most recent call first):\n  File "/x/rewards.py", line 1 in slow\n'
+    assert beats.to_blame(range(3), {0: waiting, 1: waiting, 2: sleeping}) == 2
+    assert beats.to_blame(range(3), {0: waiting, 1: waiting, 2: waiting}) == 0
+    assert beats.to_blame([1, 2], {}) == 1
 
 
 def test_the_top_frame_is_the_main_threads_and_not_the_standard_librarys() -> None:

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import select
 import socket
@@ -48,6 +49,11 @@ class Channel:
     def fileno(self) -> int:
         """For select."""
         return self._socket.fileno()
+
+    @property
+    def local_address(self) -> str:
+        """This end's IP address: an address by which the two machines do reach one another."""
+        return str(self._socket.getsockname()[0])
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message.
@@ -188,8 +194,8 @@ def listen(address: str, port: int) -> socket.socket:
 def port_taken(port: int, error: OSError) -> KitError:
     """What to say when a port cannot be listened on."""
     return KitError(
-        f"port {port} of this node cannot be listened on ({error.strerror or error}): another job may have it, see"
-        f" `ss -ltnp | grep {port}`. End that one, or start this job on all nodes with another --port",
+        f"port {port} of this node cannot be listened on ({os.strerror(error.errno or 0)}): another job may have it,"
+        f" see `ss -ltnp | grep {port}`. End that one, or start this job on all nodes with another --port",
         ExitCode.RETRY,
     )
 

@@ -92,6 +92,7 @@ def starts_of(
     launchers: Mapping[str, str],
     vllm_device: str | None = None,
     cores: int | None = None,
+    interface: str | None = None,
 ) -> list[Start]:
     """How the workers of a node are started, in order of their ranks.
 
@@ -105,6 +106,7 @@ def starts_of(
         launchers: the launcher's environment; what the user has set there stays where the kit only has a default.
         vllm_device: index of the device for vLLM, where it is named otherwise than in `node`.
         cores: that the workers share; None leaves the number of threads to them.
+        interface: of this node, over which the nodes reach one another; None leaves it to gloo to find.
     """
     vllm = None if node.vllm_device is None else "cpu" if on_cpu else vllm_device or node.vllm_device
     return [
@@ -117,7 +119,7 @@ def starts_of(
                 *(_cpu(node) if on_cpu else _gpu(node)),
                 *([_vllm(vllm)] if vllm is not None and rank == 0 else []),
                 Variable("MINI_R1_SUPERVISOR", str(supervisor), "heartbeats, stacks and the request to stop go here"),
-                *_defaults(node, launchers, cores),
+                *_defaults(node, launchers, cores, interface),
             ),
         )
         for rank in node.ranks
@@ -165,7 +167,9 @@ def _vllm(device: str) -> Variable:
     return Variable("MINI_R1_VLLM_DEVICE", device, "the child process that generates gets this device, and no other")
 
 
-def _defaults(node: NodeRoles, launchers: Mapping[str, str], cores: int | None) -> list[Variable]:
+def _defaults(
+    node: NodeRoles, launchers: Mapping[str, str], cores: int | None, interface: str | None
+) -> list[Variable]:
     """What a user may have set otherwise."""
     wanted = [
         Variable("PYTHONUNBUFFERED", "1", "what a worker said last is there when it is killed"),
@@ -180,6 +184,10 @@ def _defaults(node: NodeRoles, launchers: Mapping[str, str], cores: int | None) 
                 "OMP_NUM_THREADS", str(threads), f"{cores} cores here, {node.workers} workers; each would take all"
             )
         )
+    if interface is not None:
+        # Debian and Ubuntu give a machine's own name the address 127.0.1.1, where no other node finds it.
+        reason = "the launchers met over it; gloo would go by this host's name"
+        wanted.append(Variable("GLOO_SOCKET_IFNAME", interface, reason))
     return [variable for variable in wanted if variable.name not in launchers]
 
 

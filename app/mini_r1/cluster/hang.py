@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ STACKS_WAIT_S = 10.0
 """Seconds for the workers to write their stacks; one that the kernel holds never does."""
 STACKS_QUIET_S = 0.5
 MAX_STACK_BYTES = 1 << 20
+WAITING_PLACES = ("/torch/distributed/", "/torch/autograd/", "/deepspeed/comm/")
+"""Parts of the paths of files in which a worker waits for others."""
 
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<file>[^"\n]*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
@@ -90,9 +92,13 @@ class Heartbeats:
         """Seconds since the rank's last sign."""
         return self._clock() - self.signs[rank].seen
 
-    def oldest(self, ranks: Sequence[int]) -> Sign:
-        """The sign of the rank that has been silent longest: the others usually wait for it."""
-        return min((self.signs[rank] for rank in ranks), key=lambda sign: sign.seen)
+    def to_blame(self, ranks: Sequence[int], stacks: Mapping[int, str]) -> int:
+        """The rank that the others wait for, as far as one can tell: none that waits itself, and silent for longest.
+
+        Ranks begin a phase almost together, so the clock alone does not tell. On a GPU a rank that waits for another
+        may be seen anywhere that it asks for a result; there it is the clock that decides.
+        """
+        return min(ranks, key=lambda rank: (waits(stacks.get(rank, "")), self.signs[rank].seen))
 
 
 def _sign(rank: int, facts: dict[str, Any], now: float) -> Sign:
@@ -142,12 +148,16 @@ def top_frame(stack: str) -> str:
 
     The standard library's own frames are passed over, as far as there are others: a sleep says less than who sleeps.
     """
-    starts = [match.start() for match in _THREAD.finditer(stack)]
-    frames = list(_FRAME.finditer(stack, starts[-1] if starts else 0))
+    frames = list(_FRAME.finditer(_main_thread(stack)))
     if not frames:
         return "no Python frame"
     frame = next((frame for frame in frames if not _of_the_standard_library(frame["file"])), frames[0])
     return printable(f"{frame['name']} ({frame['file']}:{frame['line']})")
+
+
+def waits(stack: str) -> bool:
+    """Whether the main thread is in a collective, or in a backward pass, which has some in it."""
+    return any(place in _main_thread(stack) for place in WAITING_PLACES)
 
 
 def words(heartbeats: Heartbeats, stacks: dict[int, str], hung: int) -> str:
@@ -159,6 +169,11 @@ def words(heartbeats: Heartbeats, stacks: dict[int, str], hung: int) -> str:
         said = f"step {sign.step}, phase {printable(sign.phase)}" if sign.given else "no sign of life since its start"
         lines.append(f"rank {rank}: {said}, silent for {heartbeats.silent_for(rank):.0f} s{where}")
     return "\n".join(lines)
+
+
+def _main_thread(stack: str) -> str:
+    starts = [match.start() for match in _THREAD.finditer(stack)]
+    return stack[starts[-1] :] if starts else stack
 
 
 def _of_the_standard_library(file: str) -> bool:

@@ -6,6 +6,7 @@ The launcher runs once on each node. It never asks a scheduler anything: what th
 from __future__ import annotations
 
 import hashlib
+import random
 import re
 import socket
 from collections.abc import Mapping
@@ -92,14 +93,16 @@ def job_port(job_id: str) -> int:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on, and neither on the next."""
-    for _ in range(50):
+    """A port of this machine that nobody listens on, and neither on the next.
+
+    Of PORTS: an ephemeral one may be another connection's by the time that rank 0 has imported its packages.
+    """
+    for port in random.sample(PORTS[:-1], 100):
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
             try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
+                first.bind(("", port))
+                second.bind(("", port + 1))
+            except OSError:
                 continue
             return port
     raise KitError("no two free ports beside each other on this machine: name one with --port", ExitCode.RETRY)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mini_r1.cluster.hang import Heartbeats, keep_stacks, words, write_stacks
+from mini_r1.cluster.hang import Heartbeats, keep_stacks, waits, words, write_stacks
 from mini_r1.cluster.peers import Ending, Peers, agreed
 from mini_r1.cluster.stopping import Stop
 from mini_r1.cluster.workers import Worker, how_it_ended, verdict
@@ -81,7 +81,6 @@ class Supervision:
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self._kill_all()
         for worker in self._workers:
-            worker.kill()  # and whatever it left behind
             worker.finish()
         return self._ending()
 
@@ -126,14 +125,9 @@ class Supervision:
     def _attend_hangs(self) -> None:
         if self._workers_are_failing:
             return
-        silent = [w.rank for w in self._running if self._heartbeats.silent_for(w.rank) > self._hang_timeout_s]
-        if silent:
-            oldest = self._heartbeats.oldest([worker.rank for worker in self._running])
-            self._peers.tell_trouble(f"rank {oldest.rank} on {self._node} hangs", hung=True)
-            self._end_hang(
-                f"rank {oldest.rank} on {self._node} gave no sign of life for {self._hang_timeout_s:.0f} s"
-                " (hang_timeout_s)"
-            )
+        if any(self._heartbeats.silent_for(worker.rank) > self._hang_timeout_s for worker in self._running):
+            self._peers.tell_trouble(f"workers of {self._node} hang", hung=True)
+            self._end_hang()
 
     def _attend_others(self) -> None:
         trouble = self._peers.trouble
@@ -141,7 +135,7 @@ class Supervision:
             return
         self._say(f"{trouble.text}: stopping the workers of {self._node}")
         if trouble.hung:
-            self._end_hang(f"workers hang; as seen from {self._node}")
+            self._end_hang()
         else:
             self._deadline = time.monotonic() + GRACE_S
 
@@ -155,19 +149,22 @@ class Supervision:
     def _workers_are_failing(self) -> bool:
         return self._deadline is not None
 
-    def _end_hang(self, what: str) -> None:
+    def _end_hang(self) -> None:
         """Write down what everybody is doing, then stop."""
-        running = [worker.rank for worker in self._running]
         stacks = write_stacks(self._folder, self._running, self._heartbeats)
         # An attempt that had not begun has no directory: its stacks are kept as those of attempt 0.
         kept = keep_stacks(stacks, self._run.attempts / str(self._heartbeats.attempt or 0))
-        oldest = self._heartbeats.oldest(running or list(self._heartbeats.signs))
-        lines = [what, words(self._heartbeats, stacks, oldest.rank)]
+        rank = self._heartbeats.to_blame([worker.rank for worker in self._running or self._workers], stacks)
+        silent = self._heartbeats.silent_for(rank)
+        lines = [
+            f"rank {rank} on {self._node} hangs: no sign of life for {silent:.0f} s (hang_timeout_s is"
+            f" {self._hang_timeout_s:g})",
+            words(self._heartbeats, stacks, rank),
+        ]
         if kept:
             lines.append(f"stacks: {', '.join(map(str, kept))}")
-        self._overrule(
-            Ending(ExitCode.RETRY, "\n".join(lines), age_s=self._heartbeats.silent_for(oldest.rank)), told=True
-        )
+        survived = waits(stacks.get(rank, ""))  # for a rank of another node
+        self._overrule(Ending(ExitCode.RETRY, "\n".join(lines), survived, silent), told=True)
 
     def _overrule(self, ending: Ending, *, told: bool = False) -> None:
         """Kill the workers; what they end with does not count."""

@@ -43,6 +43,7 @@ class Worker:
         self.rank = start.rank
         self.killed = False
         """Whether the launcher killed it."""
+        self._swept = False
         self._launchers = launchers
         self._show = show
         self._last: deque[str] = deque(maxlen=LAST_LINES)
@@ -73,6 +74,8 @@ class Worker:
 
     def kill(self) -> None:
         """End it and all that it started, at once."""
+        if self._swept:
+            return  # its number may be another's by now
         self.killed = self.killed or self.poll() is None
         with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter is macOS's word for it
             os.killpg(self.pid, signal.SIGKILL)
@@ -86,7 +89,9 @@ class Worker:
         self._log.place(attempt / f"rank-{self.rank}.out")
 
     def finish(self) -> None:
-        """Wait for the last of its output."""
+        """End what it left behind, and wait for the last of its output."""
+        self.kill()
+        self._swept = True
         self._reader.join(timeout=5)  # a process that it left behind may hold the pipe open
         self._log.close()
 

@@ -1,0 +1,403 @@
+"""`mini-r1 launch` as a user and a scheduler see it: real workers, on slots of the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mini_r1.cluster.nodes import free_port
+from mini_r1.rundir import RunDir
+
+from tests.conftest import ASSETS, command, without_times
+
+STEPS = 12
+WAIT_S = 300
+"""Generous: a worker's imports alone take 9 s on an idle machine."""
+
+
+class Launcher:
+    """A launcher that runs, with a scratch directory of its own.
+
+    Args:
+        folder: for its scratch directory and what it says.
+        args: of the command.
+        environment: beside the test's own.
+    """
+
+    def __init__(self, folder: Path, *args: str | Path | int, **environment: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        env = {**os.environ, "MINI_R1_ACCELERATOR": "cpu", "TMPDIR": str(folder), **environment}
+        for name in [name for name in env if name.startswith(("SLURM_", "PET_")) or name == "CUDA_VISIBLE_DEVICES"]:
+            del env[name]
+        with (folder / "said").open("wb") as said:
+            self.process = subprocess.Popen(
+                [*command(), "launch", *map(str, args)], env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            )
+
+    @property
+    def said(self) -> str:
+        return (self.folder / "said").read_text(errors="replace")
+
+    def pid_of(self, rank: int) -> int:
+        """Of a worker, once it has given a sign of life."""
+        return int(self.until(lambda: self._beat(rank))["pid"])
+
+    def until(self, what: Callable[[], Any]) -> Any:
+        """Wait for something while the launcher runs."""
+        end = time.monotonic() + WAIT_S
+        while not (found := what()):
+            assert self.process.poll() is None, self.said
+            assert time.monotonic() < end, self.said
+            time.sleep(0.05)
+        return found
+
+    def wait(self) -> int:
+        """Its exit code; nothing of it is left behind."""
+        code = self.process.wait(timeout=WAIT_S)
+        if code >= 0:
+            assert list(self.folder.glob("mini-r1-*")) == [], "a scratch directory was left"
+        return code
+
+    def _beat(self, rank: int) -> dict[str, Any] | None:
+        for path in self.folder.glob(f"mini-r1-*/rank-{rank}.heartbeat"):
+            beat: dict[str, Any] = json.loads(path.read_text())
+            return beat
+        return None
+
+
+@pytest.fixture(scope="module")
+def recipe(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some cheap steps on real rows, the same for whatever number of workers divides 4."""
+    values = {
+        "model_name_or_path": str(untrained), "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
+        "test_fraction": 0.25, "max_steps": STEPS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+        "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 24, "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0, "save_steps": 4, "seed": 3,
+        # An untrained model is never right: a coin gives the groups something to differ in.
+        "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
+    """Start launchers; what a failed test leaves is ended."""
+    started: list[Launcher] = []
+
+    def start(*args: str | Path | int, **environment: str) -> Launcher:
+        started.append(Launcher(tmp_path / f"launcher-{len(started)}", *args, **environment))
+        return started[-1]
+
+    yield start
+    for launcher in started:
+        launcher.process.kill()
+        launcher.process.wait()
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Launcher]:
+    """A run of two workers that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    launcher = Launcher(folder / "launcher", recipe, "--gpus", 2, "--run-dir", folder / "run")
+    assert launcher.wait() == 0, launcher.said
+    return RunDir(folder / "run"), launcher
+
+
+def two_nodes(launch: Callable[..., Launcher], *args: str | Path, slots: tuple[int, int] = (1, 2)) -> list[Launcher]:
+    """Two launchers on this machine, as nodes of different size."""
+    port = free_port()
+    where = ["--nodes", 2, "--address", "127.0.0.1", "--port", port]
+    return [launch(*args, *where, "--node-index", index, "--gpus", count) for index, count in enumerate(slots)]
+
+
+def under_way(run: RunDir, steps: int = 2) -> bool:
+    state = run.read_state()
+    return state.get("state") == "running" and state.get("step", 0) >= steps
+
+
+@contextmanager
+def listening() -> Iterator[int]:
+    """A port that is taken, with a free one before it."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port)):
+        yield port
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone(*pids: int) -> bool:
+    end = time.monotonic() + 60
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.1)
+    return not any(map(alive, pids))
+
+
+# --- one node ---
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_on_all_devices(finished: tuple[RunDir, Launcher]) -> None:
+    run, launcher = finished
+    state = run.read_state()
+    assert (state["state"], state["step"], state["exit_code"]) == ("finished", STEPS, 0)
+    assert run.read_record()["attempts"][0]["workers"] == 2
+    assert "2 workers, no vLLM" in launcher.said
+    assert f"step {STEPS}/{STEPS}" in launcher.said
+    assert f"finished at step {STEPS}" in (run.attempts / "1" / "rank-0.out").read_text()
+    assert (run.attempts / "1" / "rank-1.out").is_file()
+
+
+@pytest.mark.slow
+def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end(
+    launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher], tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    launcher = launch(recipe, "--gpus", 2, "--run-dir", run.path)
+    pids = [launcher.pid_of(rank) for rank in range(2)]
+    launcher.until(lambda: under_way(run))
+    for pid in (*pids, launcher.process.pid, *pids, launcher.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    assert launcher.wait() == 143, launcher.said
+    state = run.read_state()
+    assert (state["state"], state["exit_code"]) == ("interrupted", 143)
+    assert run.complete_checkpoints()[0].step == state["step"] < STEPS
+    assert launch(recipe, "--gpus", 2, "--run-dir", run.path).wait() == 0
+    assert without_times(run.metrics()) == without_times(finished[0].metrics())
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_the_job_with_its_last_lines(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    launcher = launch(recipe, "--gpus", 2, "--run-dir", run.path, "--set", "max_steps=1000")
+    pids = [launcher.pid_of(rank) for rank in range(2)]
+    launcher.until(lambda: under_way(run))
+    os.kill(pids[0], signal.SIGKILL)
+    assert launcher.wait() == 150
+    assert "rank 0 on node 0" in launcher.said
+    assert "was killed by SIGKILL: out of memory" in launcher.said
+    assert "\n  step " in launcher.said.partition("its last lines:")[2]
+    state = run.read_state()
+    assert (state["state"], state["exit_code"]) == ("failed", 150)
+    assert "SIGKILL" in state["reason"]
+    assert gone(*pids)
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_launcher_that_is_killed(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run")
+    pids = [launcher.pid_of(rank) for rank in range(2)]
+    launcher.process.kill()
+    assert gone(*pids)
+
+
+@pytest.mark.slow
+def test_asked_twice_a_launcher_stops_at_once(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
+    launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run")
+    pids = [launcher.pid_of(rank) for rank in range(2)]
+    launcher.process.send_signal(signal.SIGTERM)  # the workers import for seconds before they look
+    time.sleep(2.5)
+    launcher.process.send_signal(signal.SIGTERM)
+    assert launcher.wait() == 143
+    assert "stopped at once" in launcher.said
+    assert gone(*pids)
+
+
+@pytest.mark.slow
+def test_a_rank_that_sleeps_is_found_and_its_stack_is_kept(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    # Python runs this file in every process: rank 1 goes to sleep in its second rollout.
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        """
+import os, sys, threading, time
+
+def oversleep(rollout, calls=[]):
+    def sleepy_rollout(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            time.sleep(3600)
+        return rollout(*args, **kwargs)
+    return sleepy_rollout
+
+def wait_for_engines():
+    while True:
+        engines = sys.modules.get("mini_r1.training.engines")
+        if hasattr(engines, "PolicyEngine"):
+            engines.sample = oversleep(engines.sample)
+            return
+        time.sleep(0.001)
+
+if os.environ.get("RANK") == "1":
+    threading.Thread(target=wait_for_engines, daemon=True).start()
+"""
+    )
+    run = RunDir(tmp_path / "run")
+    # Long enough for the imports on a busy machine, during which there are no signs of life.
+    args = (recipe, "--gpus", 2, "--run-dir", run.path, "--set", "hang_timeout_s=60")
+    launcher = launch(*args, PYTHONPATH=os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    assert launcher.wait() == 150
+    assert "rank 1 on node 0" in launcher.said
+    blamed = next(line for line in launcher.said.splitlines() if "rank 1: step 1, phase rollout, silent for" in line)
+    assert "in sleepy_rollout (" in blamed
+    stacks = [run.attempts / "1" / f"rank-{rank}.stack" for rank in range(2)]
+    assert "sleepy_rollout" in stacks[1].read_text()
+    assert "File " in stacks[0].read_text()
+    assert run.read_state()["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_fault_that_only_workers_see_is_the_recipes(
+    launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher]
+) -> None:
+    # Only rank 0 looks at what is in the run directory.
+    launcher = launch(recipe, "--gpus", 2, "--run-dir", finished[0].path, "--set", "learning_rate=2e-3")
+    assert launcher.wait() == 78
+    assert "rank 0 on node 0" in launcher.said
+    assert "ended with exit code 78; its last lines:" in launcher.said
+    assert "learning_rate" in launcher.said
+    assert finished[0].read_state()["state"] == "finished"
+
+
+def test_a_recipe_that_is_wrong_starts_nothing(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
+    launcher = launch(recipe, "--gpus", 1, "--run-dir", tmp_path / "run", "--set", "use_vllm=true")
+    assert launcher.wait() == 78
+    assert "use_vllm: true, but there is 1 GPU" in launcher.said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_taken_port_is_the_nodes_fault_and_says_what_to_do(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    with listening() as port:
+        launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run", "--port", port)
+        assert launcher.wait() == 150
+    assert f"port {port}" in launcher.said
+    assert "--port" in launcher.said
+
+
+# --- several nodes ---
+
+
+@pytest.mark.slow
+def test_nodes_of_different_size_train_stop_and_go_on(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    args = (recipe, "--run-dir", run.path)
+    nodes = two_nodes(launch, *args)
+    nodes[1].until(lambda: under_way(run))
+    nodes[1].process.send_signal(signal.SIGTERM)  # one is enough
+    assert [node.wait() for node in nodes] == [143, 143], nodes[0].said + nodes[1].said
+    stopped = run.read_state()
+    assert (stopped["state"], run.complete_checkpoints()[0].step) == ("interrupted", stopped["step"])
+    assert 2 <= stopped["step"] < STEPS
+    nodes = two_nodes(launch, *args)
+    assert [node.wait() for node in nodes] == [0, 0], nodes[0].said + nodes[1].said
+    assert [row["step"] for row in run.metrics()] == list(range(1, STEPS + 1))
+    assert [attempt["workers"] for attempt in run.read_record()["attempts"]] == [3, 3]
+    assert sorted(path.name for path in (run.attempts / "2").glob("*.out")) == [f"rank-{rank}.out" for rank in range(3)]
+    assert "3 workers on 2 nodes (1 + 2)" in nodes[0].said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_node_that_vanishes_takes_the_other_down(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, lost: int
+) -> None:
+    run = RunDir(tmp_path / "run")
+    nodes = two_nodes(launch, recipe, "--run-dir", run.path, "--set", "max_steps=1000")
+    pids = [nodes[0].pid_of(0), nodes[1].pid_of(1), nodes[1].pid_of(2)]
+    nodes[1].until(lambda: under_way(run))
+    nodes[lost].process.kill()
+    assert nodes[1 - lost].wait() == 150
+    assert f"node {lost} is gone" in nodes[1 - lost].said
+    assert gone(*pids)
+
+
+def test_nodes_with_different_recipes_are_refused_on_both(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / recipe.name
+    shutil.copy(recipe, other)
+    where = ["--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1, "--run-dir", tmp_path / "run"]
+    nodes = [launch(recipe, *where, "--node-index", 0), launch(other, *where, "--node-index", 1, "--set", "seed=4")]
+    assert [node.wait() for node in nodes] == [78, 78]
+    for node in nodes:
+        assert "seed is 3 on node 0 and 4 on node 1" in node.said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_that_is_not_shared_is_refused_on_both(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    where = [recipe, "--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1]
+    nodes = [launch(*where, "--node-index", index, "--run-dir", tmp_path / f"run-{index}") for index in range(2)]
+    assert [node.wait() for node in nodes] == [78, 78]
+    for node in nodes:
+        assert "node 1 cannot see what node 0 writes" in node.said
+
+
+# --- shown, and not done ---
+
+
+@pytest.fixture
+def dry(
+    recipe: Path, mini_r1: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """The standard output of `launch --dry-run`."""
+    monkeypatch.setenv("MINI_R1_ACCELERATOR", "cpu")
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    monkeypatch.setenv("RUN_SECRET", "swordfish")
+
+    def run(*args: str | int) -> str:
+        done = mini_r1("launch", recipe, "--dry-run", *map(str, args))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_a_dry_run_shows_every_worker_with_reasons(dry: Callable[..., str]) -> None:
+    text = dry("--gpus", 2, "--nodes", 2, "--node-index", 0, "--address", "n1")
+    assert "node 0: 2 workers" in text
+    assert "node 1: 2 workers" in text
+    assert "    RANK=3  # this worker among all" in text
+    assert "TORCHELASTIC_RUN_ID  # torchrun's" in text
+    assert "-m mini_r1 train" in text
+
+
+def test_a_dry_run_in_json_tells_a_program_the_same(dry: Callable[..., str]) -> None:
+    facts = json.loads(dry("--gpus", 2, "--json", "--set", "run_name=swordfish-1"))
+    assert (facts["num_processes"], facts["vllm_device"]) == (2, None)
+    assert [worker["environment"]["RANK"] for worker in facts["workers"]] == ["0", "1"]
+    assert facts["workers"][0]["environment"]["WORLD_SIZE"] == "2"
+    assert set(facts["workers"][0]["reasons"]) == set(facts["workers"][0]["environment"])
+    assert all(facts["workers"][0]["reasons"].values())
+    assert "run_name=[redacted]-1" in facts["workers"][0]["command"]
+    assert facts["taken_out"] == {"TORCHELASTIC_RUN_ID": "torchrun's: workers would look for its agent"}
