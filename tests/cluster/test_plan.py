@@ -328,6 +328,23 @@ def test_a_plan_that_cannot_work_exits_78_and_says_why(mini_r1: Kit) -> None:
     assert "transformers 4.51.0 was the first that does" in qwen3.stdout
 
 
+@pytest.mark.parametrize("command", ["plan", "recipes"])
+def test_the_commands_have_help_with_an_example(mini_r1: Kit, command: str) -> None:
+    done = mini_r1(command, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+    assert f"mini-r1 {command} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("--gpu-memory=0", "must be above 0"), ("--gpus=-1", "must be 0 or more")]
+)
+def test_numbers_that_mean_nothing_are_refused(mini_r1: Kit, option: str, said: str) -> None:
+    done = mini_r1("plan", SEED_FILE, option)
+    assert done.returncode == 78
+    assert said in done.stderr
+
+
 def test_hostile_names_stay_text(mini_r1: Kit) -> None:
     done = mini_r1("plan", SEED_FILE, "--gpus", "4", "--set", 'model_name_or_path="[red]a[/red]b"')
     assert done.returncode == 0, done.stderr

@@ -96,6 +96,8 @@ def where(
     Raises:
         KitError: there is no such shape, or the environment names no devices that there are.
     """
+    if gpu_memory_gib is not None and not gpu_memory_gib > 0:
+        raise KitError(f"--gpu-memory {gpu_memory_gib:g}: must be above 0, in GiB")
     made_for = declared(recipe) if recipe else None
     on_cpu = environment.get("MINI_R1_ACCELERATOR") == "cpu"
     if gpus is not None:
