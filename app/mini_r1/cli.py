@@ -54,6 +54,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one (demo-cpu).")],
     overrides: Set = None,
     run_dir: RunDirOption = None,
+    deepspeed: Annotated[
+        str, typer.Option(help="none, zero2, zero3, zero3-offload or a JSON file; `mini-r1 launch` says it.")
+    ] = "none",
 ) -> None:
     """Train one recipe in this process; started again, it goes on from the last complete checkpoint.
 
@@ -62,7 +65,143 @@ def train(
     """
     from mini_r1.commands import train as run_train
 
-    _exit(run_train(recipe, overrides or [], run_dir))
+    _exit(run_train(recipe, overrides or [], run_dir, deepspeed))
+
+
+@app.command()
+def launch(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    overrides: Set = None,
+    run_dir: RunDirOption = None,
+    gpus: Annotated[int | None, typer.Option(help="Use the first so many of the GPUs given; default: all.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="Nodes of the job; default: what the scheduler says.")] = None,
+    node_index: Annotated[int | None, typer.Option(help="Of this node, from 0.")] = None,
+    address: Annotated[str | None, typer.Option(help="Of node 0, as the others reach it.")] = None,
+    port: Annotated[int | None, typer.Option(help="Of the rendezvous; the next one is used too.")] = None,
+    deepspeed: Annotated[
+        str, typer.Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")
+    ] = "auto",
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: what the driver says.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Start nothing: show every node's commands and environment.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON, and nothing else.")] = False,
+) -> None:
+    """Train a recipe on all devices of this node, and with several nodes on all of them: start it once on each.
+
+    Examples: `mini-r1 launch my.yaml` - `mini-r1 launch my.yaml --dry-run` -
+    `srun --ntasks-per-node=1 mini-r1 launch my.yaml` -
+    `mini-r1 launch my.yaml --nodes 2 --node-index 0 --address gpu1`
+    """
+    from mini_r1.cluster.job import Order
+    from mini_r1.commands import launch as run_launch
+
+    order = Order(
+        recipe, overrides or [], run_dir, gpus, nodes, node_index, address, port, deepspeed, gpu_memory
+    )  # fmt: skip
+    _exit(run_launch(order, dry_run=dry_run, as_json=as_json))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    overrides: Set = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="On each node, 0 is the CPU; default: those here, else the recipe's own shape.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(help="How many, all alike; default: 1, or the recipe's own.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: as with --gpus.")
+    ] = None,
+    deepspeed: Annotated[str, typer.Option(help="auto, none, zero2, zero3, zero3-offload or a JSON file.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """What a recipe means on given devices, on one page: roles, batch, memory, disk, time, and what cannot work.
+
+    Needs no GPU, no torch and no network; exit 78 when it cannot work.
+
+    Examples: `mini-r1 plan mini-r1-3b` - `mini-r1 plan my.yaml --gpus 8 --nodes 2 --gpu-memory 80`
+    """
+    from mini_r1.commands import plan as run_plan
+
+    _exit(run_plan(recipe, overrides or [], gpus, nodes, gpu_memory, deepspeed, as_json=as_json))
+
+
+@app.command()
+def recipes(
+    gpus: Annotated[int | None, typer.Option(help="On each node; default: what each recipe was made for.")] = None,
+    nodes: Annotated[int | None, typer.Option(help="With --gpus: how many nodes.")] = None,
+    gpu_memory: Annotated[float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped recipes: what fits these devices and what does not and why, hours, disk.
+
+    Example: `mini-r1 recipes --gpus 2 --gpu-memory 80`
+    """
+    from mini_r1.commands import recipes as run_recipes
+
+    run_recipes(gpus, nodes, gpu_memory, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file, or the name of a shipped one; none: the node alone.")
+    ] = None,
+    overrides: Set = None,
+    run_dir: RunDirOption = None,
+    gpus: Annotated[int | None, typer.Option(help="Use the first so many of the GPUs given; default: all.")] = None,
+    deepspeed: Annotated[
+        str, typer.Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")
+    ] = "auto",
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: what the driver says.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Train a tiny random model through the whole path; no RECIPE. Minutes.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Look at this node, and at what a recipe needs of it: ok, warn or fail, with the fix for each.
+
+    Exit 78 where the recipe or the installation is at fault, 150 where the node is.
+
+    With --smoke: workers, collectives, vLLM's process, weight sync, save, a killed worker and a resume, for real, on
+    these devices, a line for each; on several nodes started on each of them, with a shared --run-dir.
+
+    Examples: `mini-r1 doctor` - `mini-r1 doctor my.yaml --run-dir runs/first` - `mini-r1 doctor --smoke` -
+    `MINI_R1_ACCELERATOR=cpu mini-r1 doctor --smoke --gpus 3`
+    """
+    from mini_r1.commands import doctor as run_doctor
+    from mini_r1.commands import smoke as run_smoke
+
+    if smoke:
+        if recipe is not None or overrides:
+            raise typer.BadParameter("the smoke test brings its own recipe: leave RECIPE and --set out")
+        _exit(run_smoke(run_dir, gpus=gpus, as_json=as_json))
+
+    code = run_doctor(
+        recipe, overrides or [], run_dir, gpus=gpus, deepspeed=deepspeed, gpu_memory_gib=gpu_memory, as_json=as_json
+    )  # fmt: skip
+    _exit(code)
+
+
+@app.command()
+def bundle(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path | None, typer.Option(help="The archive; default: RUN's name and -bundle.tar.gz, here.")] = None,
+    completions: Annotated[int, typer.Option(min=0, help="So many of the last completions go with it.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make an archive for whoever is to help: logs, stacks, metrics, versions, the node; no weights, no secrets.
+
+    Example: `mini-r1 bundle runs/first --out first.tar.gz`
+    """
+    from mini_r1.commands import bundle as run_bundle
+
+    run_bundle(run, out, completions=completions, as_json=as_json)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -17,9 +17,13 @@ from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
 
+if TYPE_CHECKING:
+    from mini_r1.cluster.job import Order
 
-def train(recipe_name: str, overrides: list[str], run_dir: Path | None) -> ExitCode:
+
+def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspeed: str = "none") -> ExitCode:
     """`mini-r1 train`."""
+    from mini_r1.deepspeed_file import find_deepspeed
     from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.rundir import RunDir
     from mini_r1.training.supervised import Supervisor
@@ -27,6 +31,9 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None) -> ExitC
     Supervisor.from_environment().attend()  # first: the imports below take seconds
     path = find_recipe(recipe_name)
     recipe = load_recipe(path, overrides)
+    sharding = None if deepspeed == "none" else find_deepspeed(deepspeed)
+    if os.environ.get("MINI_R1_ACCELERATOR") == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, once imported, has decided by the devices it sees
     console = progress_console()
     console.quiet = os.environ.get("RANK", "0") != "0"  # one of several workers: rank 0 speaks for all
     for warning in recipe.warnings():
@@ -34,12 +41,166 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None) -> ExitC
     with needs_extra("train"):
         from mini_r1.training.run import train as run_training
     run = RunDir(run_dir or effective_output_dir(recipe, path))
-    outcome = run_training(recipe, run, sys.argv, console)
+    outcome = run_training(recipe, run, sys.argv, console, deepspeed=sharding)
     if outcome.exit_code == ExitCode.FINISHED:
         console.print(f"finished at step {outcome.step}: {run.path}", markup=False)
     else:
         say_interrupted(console, outcome.step)
     return outcome.exit_code
+
+
+def launch(order: Order, *, dry_run: bool, as_json: bool) -> ExitCode:
+    """`mini-r1 launch`."""
+    from mini_r1.cluster import launch as room
+
+    console = progress_console()
+
+    def say(line: str) -> None:
+        console.print(printable(line), markup=False)
+
+    if dry_run:
+        print(room.dry_run(order, os.environ, say, as_json=as_json))
+        return ExitCode.FINISHED
+    if as_json:
+        raise KitError("--json goes with --dry-run: a launch prints its progress, and its run directory is the result")
+    ending = room.launch(order, os.environ, say)
+    if ending.text:
+        say(f"{'' if ending.code == ExitCode.INTERRUPTED else 'error: '}{ending.text}")
+    return ending.code
+
+
+def plan(
+    recipe_name: str,
+    overrides: list[str],
+    gpus: int | None,
+    nodes: int | None,
+    gpu_memory_gib: float | None,
+    deepspeed: str,
+    *,
+    as_json: bool,
+) -> ExitCode:
+    """`mini-r1 plan`."""
+    from mini_r1.cluster.recipes import plan_at, where
+    from mini_r1.cluster.show import show
+    from mini_r1.recipe_file import find_recipe, load_recipe
+
+    path = find_recipe(recipe_name)
+    place = where(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory_gib, recipe=path)
+    made = plan_at(load_recipe(path, overrides), place, deepspeed)
+    if as_json:
+        print(json.dumps({**made.to_dict(), "devices_from": place.source}))
+    else:
+        show(made, Console(highlight=False), place.source)
+    return ExitCode.CONFIG if made.errors else ExitCode.FINISHED
+
+
+def recipes(gpus: int | None, nodes: int | None, gpu_memory_gib: float | None, *, as_json: bool) -> None:
+    """`mini-r1 recipes`."""
+    from mini_r1.cluster.recipes import listed, shipped_plans, where
+    from mini_r1.cluster.show import show_recipes
+
+    if gpus is None and (nodes is not None or gpu_memory_gib is not None):
+        raise KitError("--nodes and --gpu-memory go with --gpus: say how many")
+    place = None
+    if gpus is not None:
+        place = where(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory_gib, recipe=None)
+    rows = listed(shipped_plans(place))
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        show_recipes(rows, Console(highlight=False))
+
+
+def doctor(
+    recipe_name: str | None,
+    overrides: list[str],
+    run_dir: Path | None,
+    *,
+    gpus: int | None,
+    deepspeed: str,
+    gpu_memory_gib: float | None,
+    as_json: bool,
+) -> ExitCode:
+    """`mini-r1 doctor`."""
+    from mini_r1.cluster.devices import given_devices
+    from mini_r1.cluster.doctor import examine
+    from mini_r1.cluster.nodes import nodes_of
+    from mini_r1.recipe_file import find_recipe
+
+    if recipe_name is None and overrides:
+        raise KitError("--set changes a recipe: name one")
+    console = progress_console()
+    try:
+        nodes = nodes_of(os.environ)
+    except KitError as error:  # in a batch script's own shell, for one: the node can be looked at all the same
+        console.print(f"warning: {printable(error.message)}; looking at this node alone", markup=False)
+        nodes = None
+    path = find_recipe(recipe_name) if recipe_name else None
+    if path is not None:
+        console.print("loading torch, the tokenizer and the data: some 20 s", markup=False)
+    report = examine(
+        path,
+        overrides,
+        devices=given_devices(os.environ, gpus),
+        nodes=nodes,
+        run_dir=run_dir,
+        deepspeed=deepspeed,
+        gpu_memory_gib=gpu_memory_gib,
+    )
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        Console(highlight=False).print(report.table())
+    return report.exit_code
+
+
+def smoke(run_dir: Path | None, *, gpus: int | None, as_json: bool) -> ExitCode:
+    """`mini-r1 doctor --smoke`: a line for each part of the path as soon as it is known."""
+    from mini_r1.cluster import smoke as room
+    from mini_r1.cluster.devices import given_devices
+    from mini_r1.cluster.nodes import nodes_of
+    from mini_r1.findings import exit_code
+
+    console = progress_console()
+    devices, nodes = given_devices(os.environ, gpus), nodes_of(os.environ)
+    setup = room.set_up(room.scratch_folder(run_dir, nodes), devices, nodes, gpus)
+    findings = []
+    for finding in room.smoke(setup, os.environ, lambda line: console.print(printable(line), style="dim")):
+        findings.append(finding)
+        if not as_json:
+            print(f"{finding.status:4}  {finding.check}: {printable(finding.detail)}", flush=True)
+            if finding.fix:
+                print(f"      → {printable(finding.fix)}", flush=True)
+    code = exit_code(findings)
+    if as_json:
+        values = {"devices": devices.source, "exit_code": int(code), "findings": [f.to_dict() for f in findings]}
+        print(json.dumps(values))
+    if code == ExitCode.FINISHED and run_dir is None:
+        room.clean(setup.folder)
+    else:
+        console.print(f"what was run is in {setup.folder}", markup=False)
+    return code
+
+
+def bundle(run_path: Path, out: Path | None, *, completions: int, as_json: bool) -> None:
+    """`mini-r1 bundle`."""
+    from rich.table import Table
+
+    from mini_r1.cluster.bundle import bundle as make_bundle
+    from mini_r1.rundir import RunDir
+
+    target = out or Path(f"{run_path.absolute().name}-bundle.tar.gz")
+    made = make_bundle(RunDir(run_path), target, completions=completions, environment=os.environ)
+    if as_json:
+        print(json.dumps(made.to_dict()))
+        return
+    table = Table("in it", "bytes", title=f"{made.path}: {made.size:,} bytes", title_justify="left")
+    for name, size in made.files:
+        table.add_row(name, f"{size:,}")
+    Console(highlight=False, markup=False).print(table)
+    progress_console().print(
+        "secrets were taken out as far as they can be known; hosts, users and paths are in it: look before you send it"
+    )
 
 
 def evaluate(
@@ -131,6 +292,8 @@ def data_errors() -> Iterator[None]:
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
     """Say which installation is missing when a command needs more than the core."""
+    # TRL imports vLLM wherever it is installed, which takes seconds; the kit's runs in a process of its own.
+    sys.modules.setdefault("vllm", None)  # type: ignore[arg-type]
     try:
         # DeepSpeed logs to the standard output, which belongs to --json, and tells already when it is imported (by TRL,
         # where it is installed) which accelerator it takes it to be for.
