@@ -16,13 +16,15 @@ import psutil
 import pytest
 from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.rundir import RunDir
+from safetensors.torch import load_file
 
-from tests.conftest import ASSETS, REPO
+from tests.conftest import ASSETS, REPO, without_times
 
 PYTHON = REPO / ".venv-vllm" / "bin" / "python"
 needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm here: run `make vllm-cpu`")
 ENVIRONMENT = {"MINI_R1_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MINI_R1_VERIFY_SYNC": "1"}
 START_S, STOP_S = 300, 60
+STEPS = 6
 
 
 def random_model(folder: Path) -> Path:
@@ -36,7 +38,7 @@ def write_recipe(path: Path, model: Path, **changes: Any) -> Path:
     """Six cheap steps on real rows."""
     values = {
         "model_name_or_path": str(model), "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
-        "test_fraction": 0.25, "max_steps": 6, "save_steps": 2, "per_device_train_batch_size": 1,
+        "test_fraction": 0.25, "max_steps": STEPS, "save_steps": 2, "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 2, "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 32,
         # So high that each step changes what the model says.
         "learning_rate": 5e-3, "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0, "seed": 3,
@@ -160,3 +162,17 @@ def reached(run: RunDir, step: int, phase: str | None = None) -> Callable[[], bo
         return state.get("step", -1) >= step and phase in (None, state.get("phase"))
 
     return done
+
+
+def same(run: RunDir, whole: RunDir) -> None:
+    """Assert that both took the same steps, to the bit."""
+    assert _lasting(run) == _lasting(whole)
+    assert list(run.completions()) == list(whole.completions())
+    for name, tensor in load_file(whole.snapshots / f"step-{STEPS}" / "model.safetensors").items():
+        assert tensor.equal(load_file(run.snapshots / f"step-{STEPS}" / "model.safetensors")[name]), name
+
+
+def _lasting(run: RunDir) -> list[dict[str, Any]]:
+    """The logged rows without the clock's part; what changed since the last sync is not known at an attempt's first."""
+    rows = without_times(run.metrics())
+    return [{name: value for name, value in row.items() if name != "sync/changed"} for row in rows]

@@ -10,26 +10,24 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mini_r1.rundir import RunDir
 from safetensors.torch import load_file
 
 from tests.cluster.real_stack import (
+    STEPS,
     STOP_S,
     Launch,
     needs_vllm,
     random_model,
     reached,
+    same,
     sharding_everything,
     write_recipe,
 )
-from tests.conftest import without_times
 
 pytestmark = [needs_vllm, pytest.mark.slow]
-
-STEPS = 6
 
 
 class Case:
@@ -158,17 +156,3 @@ def test_sigterm_in_a_rollout_and_in_an_update_saves_and_it_goes_on_to_the_same_
 
     zero2.finish(run, "resumed")
     same(run, zero2.whole)
-
-
-def same(run: RunDir, whole: RunDir) -> None:
-    """Assert that both took the same steps, to the bit."""
-    assert lasting(run) == lasting(whole)
-    assert list(run.completions()) == list(whole.completions())
-    for name, tensor in load_file(whole.snapshots / f"step-{STEPS}" / "model.safetensors").items():
-        assert tensor.equal(load_file(run.snapshots / f"step-{STEPS}" / "model.safetensors")[name]), name
-
-
-def lasting(run: RunDir) -> list[dict[str, Any]]:
-    """The logged rows without the clock's part; what changed since the last sync is not known at an attempt's first."""
-    rows = without_times(run.metrics())
-    return [{name: value for name, value in row.items() if name != "sync/changed"} for row in rows]
