@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.cluster.checks.nvidia import Driver, Gpu
 from mini_r1.cluster.plan import HUB_ROWS, Plan, choose_deepspeed, make_plan, steps_of
 from mini_r1.cluster.plan_faults import LOST_BELOW
 from mini_r1.cluster.recipes import plan_at, where
@@ -253,10 +254,11 @@ def test_devices_are_those_asked_for_then_those_here_then_the_recipe_s_own() -> 
     path = find_recipe("mini-r1-3b")
     asked = where(nothing, gpus=2, nodes=3, gpu_memory_gib=40, recipe=path)
     assert (asked.devices, asked.gpu_memory_gib, asked.on_cpu) == ([["0", "1"]] * 3, 40, False)
-    here = where(
-        {"SLURM_GPUS_ON_NODE": "2"}, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path, driver_memory=lambda: 39.5
-    )
-    assert (here.gpu_memory_gib, here.gpus) == (39.5, 2)
+    # What the NVIDIA library would say of a card that it does not have here.
+    driver = Driver("550.54.14", (12, 4), gpus=tuple(Gpu(str(i), "made up", (9, 0), 40 * 2**30, 0) for i in range(2)))
+    slurm = {"SLURM_GPUS_ON_NODE": "2"}
+    here = where(slurm, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path, driver=lambda ids: driver)
+    assert (here.gpu_memory_gib, here.gpus) == (40, 2)
     assert "SLURM_GPUS_ON_NODE=2" in here.source
     own = where(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
     assert (own.devices, own.gpu_memory_gib) == ([["0", "1", "2", "3"]], 80)

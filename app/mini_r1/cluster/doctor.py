@@ -18,8 +18,8 @@ from rich.text import Text
 
 from mini_r1 import __version__
 from mini_r1.cluster.checks import CHECKS
-from mini_r1.cluster.checks.case import GIB, Case, Needs
-from mini_r1.cluster.checks.nvidia import Driver, read_driver
+from mini_r1.cluster.checks.case import Case, Needs
+from mini_r1.cluster.checks.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.cluster.checks.probe import probe as run_probe
 from mini_r1.cluster.devices import Devices
 from mini_r1.cluster.nodes import Nodes
@@ -158,11 +158,6 @@ def light(case: Case) -> list[Finding]:
             finding = skip(f"cannot be looked at here: {error}")
         findings.append(finding.named(name))
     return findings
-
-
-def smallest_gpu_gib(driver: Driver | None) -> float | None:
-    """Memory of the smallest of the given GPUs in GiB; None where the driver shows none."""
-    return min((gpu.total / GIB for gpu in driver.gpus), default=None) if driver else None
 
 
 def _ports(nodes: Nodes | None) -> tuple[int, ...]:

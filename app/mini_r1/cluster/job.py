@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mini_r1.cluster.checks.nvidia import read_driver
+from mini_r1.cluster.checks.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.cluster.devices import Devices, given_devices
-from mini_r1.cluster.doctor import smallest_gpu_gib
 from mini_r1.cluster.nodes import Nodes, nodes_of
 from mini_r1.cluster.plan import AUTO
 from mini_r1.cluster.recipes import Where, largest_that_fits

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mini_r1.cluster.checks.nvidia import Driver, read_driver, smallest_gpu_gib
 from mini_r1.cluster.devices import CPU_SWITCH, given_devices
 from mini_r1.cluster.plan import AUTO, Plan, impossible, make_plan
 from mini_r1.cluster.roles import assign, shape
@@ -81,7 +82,7 @@ def where(
     nodes: int | None,
     gpu_memory_gib: float | None,
     recipe: Path | None,
-    driver_memory: Callable[[], float | None] | None = None,
+    driver: Callable[[Sequence[str]], Driver | None] = read_driver,
 ) -> Where:
     """The devices to plan for: the ones asked for, else those given to this process, else the recipe's own, else a CPU.
 
@@ -91,7 +92,7 @@ def where(
         nodes: asked for; None is 1, or what the recipe was made for.
         gpu_memory_gib: asked for.
         recipe: whose header says what it was made for.
-        driver_memory: memory of the smallest GPU in GiB; None asks the NVIDIA library.
+        driver: tells about GPUs by their ids.
 
     Raises:
         KitError: there is no such shape, or the environment names no devices that there are.
@@ -108,29 +109,13 @@ def where(
         return Where(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, words)
     given = given_devices(environment)
     if given.ids or on_cpu:
-        memory = gpu_memory_gib or (None if given.on_cpu else (driver_memory or smallest_gpu_gib)())
+        memory = gpu_memory_gib or (None if given.on_cpu else smallest_gpu_gib(driver(given.ids)))
         return Where([list(given.ids)] * (nodes or 1), given.on_cpu, memory, f"this machine's devices ({given.source})")
     if made_for is not None:
         devices = made_for.devices if nodes is None else [made_for.devices[0]] * nodes
         memory = gpu_memory_gib or made_for.gpu_memory_gib
         return Where(devices, made_for.on_cpu, memory, f"no GPU here, so {made_for.source}")
     return Where([[]] * (nodes or 1), True, None, "no GPU here, and the recipe's header names no shape: the CPU")
-
-
-def smallest_gpu_gib() -> float | None:
-    """Memory of this machine's smallest GPU by the NVIDIA library; None where it does not answer."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        try:
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-            sizes = [pynvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30 for handle in handles]
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return None
-    return round(min(sizes), 1) if sizes else None
 
 
 def plan_at(recipe: Recipe, place: Where, deepspeed: str = AUTO) -> Plan:

@@ -145,3 +145,8 @@ def _bus(address: str) -> str:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def smallest_gpu_gib(driver: Driver | None) -> float | None:
+    """Memory of the smallest of the given GPUs in GiB; None where the driver shows none."""
+    return min((gpu.total / 2**30 for gpu in driver.gpus), default=None) if driver else None
