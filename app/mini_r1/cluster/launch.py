@@ -5,6 +5,7 @@ find devices and nodes - look at this node - meet the other launchers - start th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
@@ -30,7 +31,7 @@ from mini_r1.cluster.hang import Heartbeats
 from mini_r1.cluster.interface import interface_of
 from mini_r1.cluster.job import Job, Order, Say, read_job
 from mini_r1.cluster.peers import Ending, Peers
-from mini_r1.cluster.plan import make_plan
+from mini_r1.cluster.planning.plan import make_plan
 from mini_r1.cluster.rendezvous import Introduction, Meeting
 from mini_r1.cluster.roles import Roles, assign
 from mini_r1.cluster.stopping import Stop
@@ -38,7 +39,7 @@ from mini_r1.cluster.supervise import Supervision
 from mini_r1.cluster.workers import start_all
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.provenance import code_revision, versions
+from mini_r1.provenance import versions
 from mini_r1.recipe import DEMO_MODEL
 from mini_r1.rundir import RunDir
 
@@ -127,7 +128,7 @@ def _meet(job: Job, say: Say, stop: Stop) -> tuple[dict[int, Channel], Roles, st
 
 def _introduction(job: Job, say: Say) -> Introduction:
     problem = _preflight(job, say)
-    installed: dict[str, str | None] = {**versions(TOGETHER), "code": code_revision(), "python": _python()}
+    installed: dict[str, str | None] = {**versions(TOGETHER), "kit's code": _code(), "python": _python()}
     return Introduction(
         index=job.nodes.index,
         host=socket.gethostname(),
@@ -276,6 +277,14 @@ def _devices_in_words(devices: Devices) -> str:
         return f"no GPU ({devices.source}): the CPU"
     count, s = len(devices.ids), "s" * (len(devices.ids) > 1)
     return f"{count} slot{s} on the CPU ({devices.source})" if devices.on_cpu else f"{count} GPU{s} ({devices.source})"
+
+
+def _code() -> str:
+    """Digest of the kit's own source: two checkouts of one version may differ, and a node may have no git."""
+    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
 
 
 def _python() -> str:
