@@ -33,7 +33,7 @@ def test_import_layers() -> None:
         ("mini_r1.cluster.doctor", HEAVY),
         ("mini_r1.cluster.bundle", HEAVY),
         ("mini_r1.console", HEAVY),
-        ("mini_r1.cluster.recipes, mini_r1.cluster.show", HEAVY),
+        ("mini_r1.cluster.planning.recipes, mini_r1.cluster.planning.show", HEAVY),
     ],
 )
 def test_light_modules_load_nothing_heavy(module: str, unwanted: list[str]) -> None:

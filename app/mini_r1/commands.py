@@ -80,8 +80,8 @@ def plan(
     as_json: bool,
 ) -> ExitCode:
     """`mini-r1 plan`."""
-    from mini_r1.cluster.recipes import plan_at, where
-    from mini_r1.cluster.show import show
+    from mini_r1.cluster.planning.recipes import plan_at, where
+    from mini_r1.cluster.planning.show import show
     from mini_r1.recipe_file import find_recipe, load_recipe
 
     path = find_recipe(recipe_name)
@@ -96,8 +96,8 @@ def plan(
 
 def recipes(gpus: int | None, nodes: int | None, gpu_memory_gib: float | None, *, as_json: bool) -> None:
     """`mini-r1 recipes`."""
-    from mini_r1.cluster.recipes import listed, shipped_plans, where
-    from mini_r1.cluster.show import show_recipes
+    from mini_r1.cluster.planning.recipes import listed, shipped_plans, where
+    from mini_r1.cluster.planning.show import show_recipes
 
     if gpus is None and (nodes is not None or gpu_memory_gib is not None):
         raise KitError("--nodes and --gpu-memory go with --gpus: say how many")

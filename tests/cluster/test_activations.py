@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mini_r1.cluster.activations import (
+from mini_r1.cluster.planning.activations import (
     LOGITS_CHUNK_BYTES,
     LOGITS_COPIES,
     MicroBatch,
@@ -17,7 +17,7 @@ from mini_r1.cluster.activations import (
     logits_bytes,
     score_bytes,
 )
-from mini_r1.cluster.shapes import KNOWN, ModelShape
+from mini_r1.cluster.planning.shapes import KNOWN, ModelShape
 from mini_r1.training import logprobs
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
-from mini_r1.cluster import memory
-from mini_r1.cluster.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory
-from mini_r1.cluster.memory_vllm import vllm_memory
-from mini_r1.cluster.shapes import KNOWN
-from mini_r1.cluster.storage import OFFLOAD_BUFFER, disk, host_memory_gib, shared_memory_gib
-from mini_r1.cluster.zero import LIVE, NO_ZERO, zero_of
+from mini_r1.cluster.planning import memory
+from mini_r1.cluster.planning.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory
+from mini_r1.cluster.planning.memory_vllm import vllm_memory
+from mini_r1.cluster.planning.shapes import KNOWN
+from mini_r1.cluster.planning.storage import OFFLOAD_BUFFER, disk, host_memory_gib, shared_memory_gib
+from mini_r1.cluster.planning.zero import LIVE, NO_ZERO, zero_of
 from mini_r1.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.generation import sampler
 from mini_r1.recipe import Recipe

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from mini_r1.cluster.checks.nvidia import Driver, Gpu
-from mini_r1.cluster.plan import HUB_ROWS, Plan, choose_deepspeed, make_plan, steps_of
-from mini_r1.cluster.plan_faults import LOST_BELOW
-from mini_r1.cluster.recipes import plan_at, where
+from mini_r1.cluster.planning.plan import HUB_ROWS, Plan, choose_deepspeed, make_plan, steps_of
+from mini_r1.cluster.planning.plan_faults import LOST_BELOW
+from mini_r1.cluster.planning.recipes import plan_at, where
+from mini_r1.cluster.planning.shapes import KNOWN
 from mini_r1.cluster.roles import assign, shape
-from mini_r1.cluster.shapes import KNOWN
 from mini_r1.errors import KitError
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import find_recipe, load_recipe

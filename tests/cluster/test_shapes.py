@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini_r1.cluster.shapes import KNOWN, ModelShape, find_shape
+from mini_r1.cluster.planning.shapes import KNOWN, ModelShape, find_shape
 from mini_r1.recipe import DEMO_MODEL
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config

@@ -23,7 +23,7 @@ from mini_r1.cluster.checks.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.cluster.checks.probe import probe as run_probe
 from mini_r1.cluster.devices import Devices
 from mini_r1.cluster.nodes import Nodes
-from mini_r1.cluster.plan import AUTO, Plan, make_plan
+from mini_r1.cluster.planning.plan import AUTO, Plan, make_plan
 from mini_r1.cluster.roles import Roles, assign
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError

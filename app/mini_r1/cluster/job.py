@@ -10,8 +10,8 @@ from pathlib import Path
 from mini_r1.cluster.checks.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.cluster.devices import Devices, given_devices
 from mini_r1.cluster.nodes import Nodes, nodes_of
-from mini_r1.cluster.plan import AUTO
-from mini_r1.cluster.recipes import Where, largest_that_fits
+from mini_r1.cluster.planning.plan import AUTO
+from mini_r1.cluster.planning.recipes import Where, largest_that_fits
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.rundir import RunDir

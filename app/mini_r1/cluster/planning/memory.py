@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.activations import MicroBatch, activation_bytes, adapter_bytes, logits_bytes
-from mini_r1.cluster.shapes import ModelShape
-from mini_r1.cluster.zero import Zero
+from mini_r1.cluster.planning.activations import MicroBatch, activation_bytes, adapter_bytes, logits_bytes
+from mini_r1.cluster.planning.shapes import ModelShape
+from mini_r1.cluster.planning.zero import Zero
 from mini_r1.recipe import Recipe
 
 GIB: Final = 2**30

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from mini_r1.cluster.checks.nvidia import Driver, read_driver, smallest_gpu_gib
 from mini_r1.cluster.devices import CPU_SWITCH, given_devices
-from mini_r1.cluster.plan import AUTO, Plan, impossible, make_plan
+from mini_r1.cluster.planning.plan import AUTO, Plan, impossible, make_plan
 from mini_r1.cluster.roles import assign, shape
 from mini_r1.errors import KitError
 from mini_r1.recipe import Recipe

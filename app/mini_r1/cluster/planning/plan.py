@@ -10,14 +10,14 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mini_r1.cluster.memory import Memory, training_memory
-from mini_r1.cluster.memory_vllm import VllmMemory, vllm_memory
-from mini_r1.cluster.plan_faults import faults, misfits, remarks
+from mini_r1.cluster.planning.memory import Memory, training_memory
+from mini_r1.cluster.planning.memory_vllm import VllmMemory, vllm_memory
+from mini_r1.cluster.planning.plan_faults import faults, misfits, remarks
+from mini_r1.cluster.planning.shapes import Found, ModelShape, find_shape
+from mini_r1.cluster.planning.storage import Disk, disk, host_memory_gib, shared_memory_gib
+from mini_r1.cluster.planning.timing import Timing, demo_timing, gpu_timing
+from mini_r1.cluster.planning.zero import IN_ORDER, NO_ZERO, Zero, zero_of
 from mini_r1.cluster.roles import Roles
-from mini_r1.cluster.shapes import Found, ModelShape, find_shape
-from mini_r1.cluster.storage import Disk, disk, host_memory_gib, shared_memory_gib
-from mini_r1.cluster.timing import Timing, demo_timing, gpu_timing
-from mini_r1.cluster.zero import IN_ORDER, NO_ZERO, Zero, zero_of
 from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.errors import KitError
 from mini_r1.recipe import GENERATED, Recipe

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mini_r1.cluster.shapes import ModelShape
+from mini_r1.cluster.planning.shapes import ModelShape
 
 LOGITS_CHUNK_BYTES = 1 << 28
 """`training.logprobs.CHUNK_BYTES`; a test compares them, because that module imports torch."""

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mini_r1.cluster.memory import GIB, PHASES
-from mini_r1.cluster.plan import Plan
+from mini_r1.cluster.planning.memory import GIB, PHASES
+from mini_r1.cluster.planning.plan import Plan
 from mini_r1.console import printable
 
 

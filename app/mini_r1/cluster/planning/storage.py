@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.memory import GIB, STATE_BYTES, compute_bytes, trained_parameters, weight_bytes
-from mini_r1.cluster.memory_vllm import CPU_CACHE_GIB
-from mini_r1.cluster.shapes import ModelShape
-from mini_r1.cluster.zero import Zero
+from mini_r1.cluster.planning.memory import GIB, STATE_BYTES, compute_bytes, trained_parameters, weight_bytes
+from mini_r1.cluster.planning.memory_vllm import CPU_CACHE_GIB
+from mini_r1.cluster.planning.shapes import ModelShape
+from mini_r1.cluster.planning.zero import Zero
 from mini_r1.recipe import Recipe
 
 PROCESS_GIB: Final = 3.0

@@ -11,10 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.memory import GIB, SAMPLER_ROWS, compute_bytes, kv_bytes_per_token
-from mini_r1.cluster.memory_vllm import MAX_SEQUENCES
-from mini_r1.cluster.shapes import ModelShape
-from mini_r1.cluster.storage import Disk
+from mini_r1.cluster.planning.memory import GIB, SAMPLER_ROWS, compute_bytes, kv_bytes_per_token
+from mini_r1.cluster.planning.memory_vllm import MAX_SEQUENCES
+from mini_r1.cluster.planning.shapes import ModelShape
+from mini_r1.cluster.planning.storage import Disk
 from mini_r1.recipe import DEMO_MODEL, Recipe
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mini_r1.cluster.shapes import ModelShape
+from mini_r1.cluster.planning.shapes import ModelShape
 from mini_r1.deepspeed_file import DeepSpeedFile
 
 LIVE, SUB_GROUP, BUCKET, PREFETCH = 10**9, 10**9, 5 * 10**8, 5 * 10**7

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.memory import CONTEXT_GIB, GIB, Item, compute_bytes, kv_bytes_per_token
-from mini_r1.cluster.shapes import ModelShape
+from mini_r1.cluster.planning.memory import CONTEXT_GIB, GIB, Item, compute_bytes, kv_bytes_per_token
+from mini_r1.cluster.planning.shapes import ModelShape
 from mini_r1.recipe import Recipe
 
 BLOCK: Final = 16

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from mini_r1.cluster.memory import Memory, training_memory
-from mini_r1.cluster.memory_vllm import VllmMemory, head_sizes, vllm_memory
-from mini_r1.cluster.shapes import ModelShape
-from mini_r1.cluster.zero import IN_ORDER, Zero, zero_of
+from mini_r1.cluster.planning.memory import Memory, training_memory
+from mini_r1.cluster.planning.memory_vllm import VllmMemory, head_sizes, vllm_memory
+from mini_r1.cluster.planning.shapes import ModelShape
+from mini_r1.cluster.planning.zero import IN_ORDER, Zero, zero_of
 from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.recipe import DEMO_MODEL, Recipe
 
