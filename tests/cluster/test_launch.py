@@ -226,34 +226,39 @@ def test_asked_twice_a_launcher_stops_at_once(launch: Callable[..., Launcher], r
     assert gone(*pids)
 
 
+SLEEP_IN_A_REWARD = "import time; time.sleep(3600)"
+BLOCK_IN_A_COLLECTIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which rank 0 never sends
+
+
 @pytest.mark.slow
-def test_a_rank_that_sleeps_is_found_and_its_stack_is_kept(
-    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+@pytest.mark.parametrize("fault", [SLEEP_IN_A_REWARD, BLOCK_IN_A_COLLECTIVE], ids=["in a reward", "in a collective"])
+def test_a_rank_that_hangs_is_found_and_its_stack_is_kept(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, fault: str
 ) -> None:
-    # Python runs this file in every process: rank 1 goes to sleep in its second rollout.
+    # Python runs this file in every process: rank 1 comes to a stop when it scores its second rollout.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        """
+        f"""
 import os, sys, threading, time
 
-def oversleep(rollout, calls=[]):
-    def sleepy_rollout(*args, **kwargs):
+def hanging(judge, calls=[]):
+    def hanging_judge(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
-            time.sleep(3600)
-        return rollout(*args, **kwargs)
-    return sleepy_rollout
+            {fault}
+        return judge(*args, **kwargs)
+    return hanging_judge
 
-def wait_for_engines():
+def wait_for_trainer():
     while True:
-        engines = sys.modules.get("mini_r1.training.engines")
-        if hasattr(engines, "PolicyEngine"):
-            engines.sample = oversleep(engines.sample)
+        trainer = sys.modules.get("mini_r1.training.trainer")
+        if hasattr(trainer, "CountdownTrainer"):
+            trainer.judge = hanging(trainer.judge)
             return
         time.sleep(0.001)
 
 if os.environ.get("RANK") == "1":
-    threading.Thread(target=wait_for_engines, daemon=True).start()
+    threading.Thread(target=wait_for_trainer, daemon=True).start()
 """
     )
     run = RunDir(tmp_path / "run")
@@ -262,10 +267,10 @@ if os.environ.get("RANK") == "1":
     launcher = launch(*args, PYTHONPATH=os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     assert launcher.wait() == 150
     assert "rank 1 on node 0" in launcher.said
-    blamed = next(line for line in launcher.said.splitlines() if "rank 1: step 1, phase rollout, silent for" in line)
-    assert "in sleepy_rollout (" in blamed
+    blamed = next(line for line in launcher.said.splitlines() if "rank 1: step 1, phase score, silent for" in line)
+    assert ("in hanging_judge (" in blamed) == (fault == SLEEP_IN_A_REWARD)
     stacks = [run.attempts / "1" / f"rank-{rank}.stack" for rank in range(2)]
-    assert "sleepy_rollout" in stacks[1].read_text()
+    assert "hanging_judge" in stacks[1].read_text()
     assert "File " in stacks[0].read_text()
     assert run.read_state()["state"] == "failed"
 
@@ -349,6 +354,19 @@ def test_nodes_with_different_recipes_are_refused_on_both(
     assert [node.wait() for node in nodes] == [78, 78]
     for node in nodes:
         assert "seed is 3 on node 0 and 4 on node 1" in node.said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_node_that_cannot_read_its_recipe_tells_the_others(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, broken: int
+) -> None:
+    where = ["--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1, "--run-dir", tmp_path / "run"]
+    wrong = ["--set", "num_generations=1"]
+    nodes = [launch(recipe, *where, "--node-index", index, *(wrong if index == broken else [])) for index in range(2)]
+    assert [node.wait() for node in nodes] == [78, 78]
+    assert f"node {broken} (" in nodes[1 - broken].said
+    assert "num_generations=1: must be at least 2" in nodes[1 - broken].said
     assert not (tmp_path / "run").exists()
 
 

@@ -30,6 +30,7 @@ from mini_r1.cluster.environment import (
 from mini_r1.cluster.hang import Heartbeats
 from mini_r1.cluster.interface import interface_of
 from mini_r1.cluster.job import Job, Order, Say, read_job
+from mini_r1.cluster.nodes import nodes_of
 from mini_r1.cluster.peers import Ending, Peers
 from mini_r1.cluster.planning.plan import make_plan
 from mini_r1.cluster.rendezvous import Introduction, Meeting
@@ -91,7 +92,11 @@ def launch(order: Order, environment: Mapping[str, str], say: Say) -> Ending:
         KitError: nothing was started.
     """
     with Stop() as stop:
-        job = read_job(order, environment, say)
+        try:
+            job = read_job(order, environment, say)
+        except KitError as error:
+            _excuse(order, environment, error, say, stop)
+            raise
         for warning in job.recipe.warnings():
             say(f"warning: {warning}")
         say(f"{job.words}: {_devices_in_words(job.devices)}; {job.nodes.source}")
@@ -101,6 +106,24 @@ def launch(order: Order, environment: Mapping[str, str], say: Say) -> Ending:
 
 
 # --- before the workers ---
+
+
+def _excuse(order: Order, environment: Mapping[str, str], error: KitError, say: Say, stop: Stop) -> None:
+    """Tell the other nodes that this one cannot take part: they would wait for it.
+
+    Raises:
+        KitError: what all nodes end with; returns where there is no other node.
+    """
+    nodes = nodes_of(
+        environment, count=order.nodes, index=order.node_index, address=order.address, port=order.port
+    )  # fmt: skip
+    if nodes.count == 1:
+        return
+    say(f"error: {error.message}")
+    me = Introduction(
+        nodes.index, socket.gethostname(), (), False, {}, {}, {}, error.message, int(error.exit_code)
+    )  # fmt: skip
+    Meeting(nodes, Path(), environment, say, lambda: stop.asked).hold(me, lambda introductions: {})
 
 
 def _meet(job: Job, say: Say, stop: Stop) -> tuple[dict[int, Channel], Roles, str | None]:

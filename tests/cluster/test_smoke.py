@@ -1,0 +1,86 @@
+"""`mini-r1 doctor --smoke` on this machine's CPU, with the real vLLM and DeepSpeed: it passes, and it can fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.real_stack import ENVIRONMENT, PYTHON, needs_vllm
+
+PARTS = ["model", "training", "one worker killed", "workers", "vLLM weight sync", "save", "resume"]
+
+
+def smoke(*args: str | Path, **variables: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, the JSON it printed, and what it said on standard error."""
+    done = subprocess.run(
+        [PYTHON, "-m", "mini_r1", "doctor", "--smoke", "--json", *map(str, args)],
+        env={**os.environ, **ENVIRONMENT, **variables}, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout), done.stderr
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_the_whole_path_is_walked_and_nothing_is_left(tmp_path: Path) -> None:
+    code, said, errors = smoke("--gpus", "3", TMPDIR=str(tmp_path))
+    assert code == 0, errors + json.dumps(said, indent=2)
+    found = {finding["check"]: finding for finding in said["findings"]}
+    assert list(found) == PARTS
+    assert {finding["status"] for finding in found.values()} == {"ok"}
+    assert "exit code 150, no process left" in found["one worker killed"]["detail"]
+    assert found["workers"]["detail"].startswith("2 on cpu")
+    assert "greedy text equal at all" in found["vLLM weight sync"]["detail"]
+    assert "ZeRO-3, 2 shards" in found["save"]["detail"]
+    assert not list(tmp_path.glob("mini-r1-smoke-*"))
+
+
+@needs_vllm
+@pytest.mark.slow
+def test_weights_that_do_not_arrive_are_found(tmp_path: Path) -> None:
+    # Python runs this file in every process: a client that believes to have sent what it has not.
+    (tmp_path / "sitecustomize.py").write_text(
+        """
+import sys, threading, time
+
+def lose():
+    while "mini_r1.training.run" not in sys.modules:
+        time.sleep(0.001)
+    client = None
+    while not hasattr(client, "VllmEngine"):
+        client = sys.modules.get("mini_r1.generation.vllm_client")
+        time.sleep(0.001)
+    client.VllmEngine.load_weights = lambda self, tensors: sum(1 for _ in tensors)
+
+threading.Thread(target=lose, daemon=True).start()
+"""
+    )
+    code, said, _ = smoke("--gpus", "3", "--run-dir", tmp_path / "smoke", PYTHONPATH=str(tmp_path))
+    assert code == 150
+    last = said["findings"][-1]
+    assert (last["check"], last["status"]) == ("vLLM weight sync", "fail")
+    assert "greedy text differs from the trainer's" in last["detail"]
+    assert (tmp_path / "smoke" / "first-start-node-0.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("my.yaml",), "the smoke test brings its own recipe"),
+        (("--set", "seed=1"), "the smoke test brings its own recipe"),
+        (("--run-dir", "."), "is not empty: give --smoke a --run-dir of its own"),
+    ],
+)
+def test_what_goes_not_with_it_is_refused(
+    mini_r1: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, args: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "thesis.tex").touch()
+    done = mini_r1("doctor", "--smoke", *args, cwd=tmp_path)
+    assert done.returncode == 78
+    assert said in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
