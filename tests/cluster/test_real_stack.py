@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mini_r1.rundir import RunDir
@@ -33,10 +34,10 @@ pytestmark = [needs_vllm, pytest.mark.slow]
 class Case:
     """One way to shard, and the run that nothing interrupted."""
 
-    def __init__(self, folder: Path, model: Path, deepspeed: str, accumulation: int) -> None:
+    def __init__(self, folder: Path, model: Path, deepspeed: str, accumulation: int, **changes: Any) -> None:
         self.folder = folder
         self.deepspeed = deepspeed
-        self.recipe = write_recipe(folder / "recipe.yaml", model, gradient_accumulation_steps=accumulation)
+        self.recipe = write_recipe(folder / "recipe.yaml", model, gradient_accumulation_steps=accumulation, **changes)
         self.whole = RunDir(folder / "whole")
 
     def launch(self, run: RunDir, name: str) -> Launch:
@@ -64,7 +65,9 @@ def zero3(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cas
 
 @pytest.fixture(scope="module")
 def zero2(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
-    case = Case(tmp_path_factory.mktemp("zero2"), model, "zero2", accumulation=2)
+    """The shipped ZeRO-2, measuring held-out problems in between, through vLLM too."""
+    folder = tmp_path_factory.mktemp("zero2")
+    case = Case(folder, model, "zero2", accumulation=2, eval_strategy="steps", eval_steps=3)
     case.finish(case.whole, "whole")
     return case
 
@@ -112,6 +115,13 @@ def test_every_completion_is_recorded_once_for_each_rank_s_prompts(case: Case) -
         # A prompt may come twice: where one pass over the problems ends and the next begins.
         assert {count % 4 for count in Counter(record["prompt"] for record in own).values()} == {0}
         assert all(1 <= record["tokens"] <= 32 for record in own)
+
+
+def test_held_out_problems_are_measured_through_vllm(zero2: Case) -> None:
+    measured = {row["step"]: row for row in zero2.whole.metrics() if "eval_success" in row}
+    assert list(measured) == [3, 6]
+    held_out = len(zero2.whole.held_out_file.read_text().splitlines())
+    assert {row["eval_problems"] for row in measured.values()} == {held_out}
 
 
 def test_a_killed_worker_and_a_killed_vllm_end_the_job_and_it_goes_on_to_the_same_end(zero3: Case) -> None:
