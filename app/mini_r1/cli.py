@@ -95,7 +95,7 @@ def launch(
     `srun --ntasks-per-node=1 mini-r1 launch my.yaml` -
     `mini-r1 launch my.yaml --nodes 2 --node-index 0 --address gpu1`
     """
-    from mini_r1.cluster.job import Order
+    from mini_r1.cluster.launching.job import Order
     from mini_r1.commands import launch as run_launch
 
     order = Order(

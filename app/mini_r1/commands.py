@@ -18,7 +18,7 @@ from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
 
 if TYPE_CHECKING:
-    from mini_r1.cluster.job import Order
+    from mini_r1.cluster.launching.job import Order
 
 
 def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspeed: str = "none") -> ExitCode:
@@ -51,7 +51,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
 
 def launch(order: Order, *, dry_run: bool, as_json: bool) -> ExitCode:
     """`mini-r1 launch`."""
-    from mini_r1.cluster import launch as room
+    from mini_r1.cluster.launching import launch as room
 
     console = progress_console()
 

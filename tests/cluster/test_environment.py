@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster.environment import Start, starts_as_json, starts_as_text, starts_of, train_command
+from mini_r1.cluster.launching.environment import Start, starts_as_json, starts_as_text, starts_of, train_command
 from mini_r1.cluster.nodes import Nodes
 from mini_r1.cluster.roles import assign
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster.channel import Channel, Gone
+from mini_r1.cluster.launching.channel import Channel, Gone
+from mini_r1.cluster.launching.peers import Ending, Peers, agreed
+from mini_r1.cluster.launching.rendezvous import Introduction, Meeting
 from mini_r1.cluster.nodes import Nodes, free_port
-from mini_r1.cluster.peers import Ending, Peers, agreed
-from mini_r1.cluster.rendezvous import Introduction, Meeting
 from mini_r1.errors import ExitCode, KitError
 
 HELLO = Introduction(

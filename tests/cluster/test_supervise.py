@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.cluster.environment import Start, Variable
-from mini_r1.cluster.hang import Heartbeats, top_frame
-from mini_r1.cluster.peers import Ending, Peers
-from mini_r1.cluster.stopping import Stop
-from mini_r1.cluster.supervise import Supervision
-from mini_r1.cluster.workers import start_all
+from mini_r1.cluster.launching.environment import Start, Variable
+from mini_r1.cluster.launching.hang import Heartbeats, top_frame
+from mini_r1.cluster.launching.peers import Ending, Peers
+from mini_r1.cluster.launching.stopping import Stop
+from mini_r1.cluster.launching.supervise import Supervision
+from mini_r1.cluster.launching.workers import start_all
 from mini_r1.errors import ExitCode
 from mini_r1.rundir import RunDir
 

@@ -67,7 +67,7 @@ def probe(
 
 
 def _environment(devices: Devices, environment: Mapping[str, str]) -> dict[str, str]:
-    """As a worker's, but for being alone; see `cluster.environment`."""
+    """As a worker's, but for being alone; see `cluster.launching.environment`."""
     changed = {name: value for name, value in environment.items() if name not in ANOTHER_LAUNCHERS}
     if devices.on_cpu:
         return {**changed, "MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

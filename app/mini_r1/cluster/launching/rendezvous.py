@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mini_r1.cluster.channel import Channel, Gone, listen
-from mini_r1.cluster.environment import JOB_TOKEN
+from mini_r1.cluster.launching.channel import Channel, Gone, listen
+from mini_r1.cluster.launching.environment import JOB_TOKEN
 from mini_r1.cluster.nodes import Nodes
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mini_r1.cluster.workers import Worker
+from mini_r1.cluster.launching.workers import Worker
 from mini_r1.console import printable
 
 STACKS_WAIT_S = 10.0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from mini_r1.cluster.environment import Start
+from mini_r1.cluster.launching.environment import Start
 from mini_r1.cluster.redact import redacted
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode

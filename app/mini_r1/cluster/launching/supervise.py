@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mini_r1.cluster.hang import Heartbeats, keep_stacks, waits, words, write_stacks
-from mini_r1.cluster.peers import Ending, Peers, agreed
-from mini_r1.cluster.stopping import Stop
-from mini_r1.cluster.workers import Worker, how_it_ended, verdict
+from mini_r1.cluster.launching.hang import Heartbeats, keep_stacks, waits, words, write_stacks
+from mini_r1.cluster.launching.peers import Ending, Peers, agreed
+from mini_r1.cluster.launching.stopping import Stop
+from mini_r1.cluster.launching.workers import Worker, how_it_ended, verdict
 from mini_r1.errors import ExitCode
 from mini_r1.rundir import RunDir, write_text
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mini_r1.cluster.channel import Channel, Gone
+from mini_r1.cluster.launching.channel import Channel, Gone
 from mini_r1.errors import ExitCode
 
 PING_EVERY_S = 5.0

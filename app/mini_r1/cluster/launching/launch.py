@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mini_r1.cluster.channel import Channel
 from mini_r1.cluster.devices import Devices, device_index
 from mini_r1.cluster.doctor import examine
-from mini_r1.cluster.environment import (
+from mini_r1.cluster.launching.channel import Channel
+from mini_r1.cluster.launching.environment import (
     Start,
     starts_as_json,
     starts_as_text,
@@ -27,17 +27,17 @@ from mini_r1.cluster.environment import (
     train_command,
     usable_cores,
 )
-from mini_r1.cluster.hang import Heartbeats
-from mini_r1.cluster.interface import interface_of
-from mini_r1.cluster.job import Job, Order, Say, read_job
+from mini_r1.cluster.launching.hang import Heartbeats
+from mini_r1.cluster.launching.interface import interface_of
+from mini_r1.cluster.launching.job import Job, Order, Say, read_job
+from mini_r1.cluster.launching.peers import Ending, Peers
+from mini_r1.cluster.launching.rendezvous import Introduction, Meeting
+from mini_r1.cluster.launching.stopping import Stop
+from mini_r1.cluster.launching.supervise import Supervision
+from mini_r1.cluster.launching.workers import start_all
 from mini_r1.cluster.nodes import nodes_of
-from mini_r1.cluster.peers import Ending, Peers
 from mini_r1.cluster.planning.plan import make_plan
-from mini_r1.cluster.rendezvous import Introduction, Meeting
 from mini_r1.cluster.roles import Roles, assign
-from mini_r1.cluster.stopping import Stop
-from mini_r1.cluster.supervise import Supervision
-from mini_r1.cluster.workers import start_all
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.provenance import versions
