@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mini_r1
 from mini_r1.cluster.devices import Devices, device_index
 from mini_r1.cluster.doctor import examine
 from mini_r1.cluster.launching.channel import Channel
@@ -304,7 +305,7 @@ def _devices_in_words(devices: Devices) -> str:
 
 def _code() -> str:
     """Digest of the kit's own source: two checkouts of one version may differ, and a node may have no git."""
-    folder, digest = Path(__file__).parents[1], hashlib.sha256()
+    folder, digest = Path(mini_r1.__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
