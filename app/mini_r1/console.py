@@ -23,6 +23,11 @@ def printable(text: str) -> str:
     return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in text)
 
 
+def shown_bytes(size: float) -> str:
+    """A number of bytes for people: in GiB, below one in MiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def progress_console() -> Console:
     """Progress and remarks go to standard error, so that standard output holds results alone."""
     return Console(stderr=True, highlight=False, soft_wrap=True)

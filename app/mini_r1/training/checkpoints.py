@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
+from mini_r1.console import shown_bytes
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import Saved, seal, tidy, verify
 from mini_r1.rundir import RunDir
@@ -122,8 +123,8 @@ def check_space(run: RunDir, needed: int) -> None:
     newest = run.complete_checkpoints()[:1]
     start = f"from step {newest[0].step}" if newest else "from the beginning"
     raise KitError(
-        f"a checkpoint and its snapshot need {_shown(needed)}, and the disk of {run.path} has {_shown(free)} left: "
-        f"make space and start the same command again, it goes on {start}",
+        f"a checkpoint and its snapshot need {shown_bytes(needed)}, and the disk of {run.path} has "
+        f"{shown_bytes(free)} left: make space and start the same command again, it goes on {start}",
         ExitCode.RETRY,
     )
 
@@ -214,7 +215,3 @@ def _refuse_other_shards(saved: Saved, world_size: int, zero_stage: int) -> None
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _shown(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

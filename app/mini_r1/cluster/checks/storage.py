@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.cluster.checks.case import GIB, Case
+from mini_r1.console import shown_bytes
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.rundir import OURS, SCRATCH, RunDir
 
@@ -97,19 +98,19 @@ def disk(case: Case) -> Finding:
     if case.run_dir is None:
         return skip("no run directory given")
     free = shutil.disk_usage(existing(case.run_dir)).free
-    found = f"{free / GIB:.1f} GiB free for {case.run_dir}"
+    found = f"{shown_bytes(free)} free for {case.run_dir}"
     if case.needs is None:
         return ok(found)
     there = _size(case.run_dir)
     need = max(case.needs.disk * GIB - there, 0.0)
     if free < need:
-        already = f" beside the {there / GIB:.1f} that are there" if there else ""
+        already = f" beside the {shown_bytes(there)} that are there" if there else ""
         return fail(
-            f"{found}, the plan needs {need / GIB:.1f}{already}",
+            f"{found}, the plan needs {shown_bytes(need)}{already}",
             "free some, choose another --run-dir, or save less often (save_steps)",
             "node",
         )
-    return ok(f"{found}, the plan needs {need / GIB:.1f}")
+    return ok(f"{found}, the plan needs {shown_bytes(need)}")
 
 
 def _size(folder: Path) -> int:
