@@ -226,39 +226,44 @@ def test_asked_twice_a_launcher_stops_at_once(launch: Callable[..., Launcher], r
     assert gone(*pids)
 
 
-SLEEP_IN_A_REWARD = "import time; time.sleep(3600)"
-BLOCK_IN_A_COLLECTIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which rank 0 never sends
+SLEEP = "time.sleep(3600)"
+RECEIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which rank 0 never sends
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [SLEEP_IN_A_REWARD, BLOCK_IN_A_COLLECTIVE], ids=["in a reward", "in a collective"])
+@pytest.mark.parametrize(
+    ("module", "function", "phase", "fault"),
+    [("trainer", "judge", "score", SLEEP), ("engines", "sample", "rollout", RECEIVE)],
+    ids=["sleeps in a reward", "blocks in a collective"],
+)
 def test_a_rank_that_hangs_is_found_and_its_stack_is_kept(
-    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, fault: str
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, module: str, function: str, phase: str, fault: str
 ) -> None:
-    # Python runs this file in every process: rank 1 comes to a stop when it scores its second rollout.
+    # Python runs this file in every process: rank 1 comes to a stop when it calls the function for the second time.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         f"""
 import os, sys, threading, time
 
-def hanging(judge, calls=[]):
-    def hanging_judge(*args, **kwargs):
+def hanging(function, calls=[]):
+    def hanging_function(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             {fault}
-        return judge(*args, **kwargs)
-    return hanging_judge
+        return function(*args, **kwargs)
+    return hanging_function
 
-def wait_for_trainer():
-    while True:
-        trainer = sys.modules.get("mini_r1.training.trainer")
-        if hasattr(trainer, "CountdownTrainer"):
-            trainer.judge = hanging(trainer.judge)
-            return
+def wait_for_module():
+    while "mini_r1.training.run" not in sys.modules:  # which imports it
         time.sleep(0.001)
+    module = None
+    while not hasattr(module, "{function}"):
+        module = sys.modules.get("mini_r1.training.{module}")
+        time.sleep(0.001)
+    module.{function} = hanging(module.{function})
 
 if os.environ.get("RANK") == "1":
-    threading.Thread(target=wait_for_trainer, daemon=True).start()
+    threading.Thread(target=wait_for_module, daemon=True).start()
 """
     )
     run = RunDir(tmp_path / "run")
@@ -267,10 +272,10 @@ if os.environ.get("RANK") == "1":
     launcher = launch(*args, PYTHONPATH=os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     assert launcher.wait() == 150
     assert "rank 1 on node 0" in launcher.said
-    blamed = next(line for line in launcher.said.splitlines() if "rank 1: step 1, phase score, silent for" in line)
-    assert ("in hanging_judge (" in blamed) == (fault == SLEEP_IN_A_REWARD)
+    blamed = next(line for line in launcher.said.splitlines() if f"rank 1: step 1, phase {phase}, silent for" in line)
+    assert ("in hanging_function (" in blamed) == (fault == SLEEP)
     stacks = [run.attempts / "1" / f"rank-{rank}.stack" for rank in range(2)]
-    assert "hanging_judge" in stacks[1].read_text()
+    assert "hanging_function" in stacks[1].read_text()
     assert "File " in stacks[0].read_text()
     assert run.read_state()["state"] == "failed"
 

@@ -40,6 +40,7 @@ class Sign:
         phase: that began then; "start" before the first.
         attempt: the run's, None before it is known.
         seen: when this launcher saw it, in seconds of its monotonic clock.
+        told: when the worker says it was, in seconds of this node's clock; 0 before the first.
         given: whether there was one at all.
     """
 
@@ -48,6 +49,7 @@ class Sign:
     phase: str
     attempt: int | None
     seen: float
+    told: float
     given: bool
 
 
@@ -64,7 +66,7 @@ class Heartbeats:
         self._folder = folder
         self._clock = clock
         self._texts: dict[int, bytes] = {}
-        self.signs = {rank: Sign(rank, 0, "start", None, clock(), False) for rank in ranks}
+        self.signs = {rank: Sign(rank, 0, "start", None, clock(), 0.0, False) for rank in ranks}
         """By rank."""
 
     def look(self) -> None:
@@ -96,14 +98,16 @@ class Heartbeats:
         """The rank that the others wait for, as far as one can tell: none that waits itself, and silent for longest.
 
         Ranks begin a phase almost together, so the clock alone does not tell. On a GPU a rank that waits for another
-        may be seen anywhere that it asks for a result; there it is the clock that decides.
+        may be seen anywhere that it asks for a result; there it is the clock that decides: the workers' own, because
+        between two looks of this launcher a rank may begin two phases, and another none.
         """
-        return min(ranks, key=lambda rank: (waits(stacks.get(rank, "")), self.signs[rank].seen))
+        return min(ranks, key=lambda rank: (waits(stacks.get(rank, "")), self.signs[rank].told))
 
 
 def _sign(rank: int, facts: dict[str, Any], now: float) -> Sign:
     attempt = facts["attempt"]
-    return Sign(rank, int(facts["step"]), str(facts["phase"]), None if attempt is None else int(attempt), now, True)
+    number = None if attempt is None else int(attempt)
+    return Sign(rank, int(facts["step"]), str(facts["phase"]), number, now, float(facts["time"]), True)
 
 
 def write_stacks(folder: Path, workers: Sequence[Worker], heartbeats: Heartbeats) -> dict[int, str]:
