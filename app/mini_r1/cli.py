@@ -30,6 +30,13 @@ RunDirOption = Annotated[
     Path | None,
     typer.Option("--run-dir", help="Run directory; default: the recipe's output_dir, else runs/<recipe's name>."),
 ]
+Gpus = Annotated[int | None, typer.Option(help="Use the first so many of the GPUs given; default: all.")]
+GpuMemory = Annotated[
+    float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: what the driver says.")
+]
+DeepSpeed = Annotated[
+    str, typer.Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
 
@@ -73,17 +80,13 @@ def launch(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
     overrides: Set = None,
     run_dir: RunDirOption = None,
-    gpus: Annotated[int | None, typer.Option(help="Use the first so many of the GPUs given; default: all.")] = None,
+    gpus: Gpus = None,
     nodes: Annotated[int | None, typer.Option(help="Nodes of the job; default: what the scheduler says.")] = None,
     node_index: Annotated[int | None, typer.Option(help="Of this node, from 0.")] = None,
     address: Annotated[str | None, typer.Option(help="Of node 0, as the others reach it.")] = None,
     port: Annotated[int | None, typer.Option(help="Of the rendezvous; the next one is used too.")] = None,
-    deepspeed: Annotated[
-        str, typer.Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")
-    ] = "auto",
-    gpu_memory: Annotated[
-        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: what the driver says.")
-    ] = None,
+    deepspeed: DeepSpeed = "auto",
+    gpu_memory: GpuMemory = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Start nothing: show every node's commands and environment.")
     ] = False,
@@ -152,13 +155,9 @@ def doctor(
     ] = None,
     overrides: Set = None,
     run_dir: RunDirOption = None,
-    gpus: Annotated[int | None, typer.Option(help="Use the first so many of the GPUs given; default: all.")] = None,
-    deepspeed: Annotated[
-        str, typer.Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")
-    ] = "auto",
-    gpu_memory: Annotated[
-        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: what the driver says.")
-    ] = None,
+    gpus: Gpus = None,
+    deepspeed: DeepSpeed = "auto",
+    gpu_memory: GpuMemory = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Train a tiny random model through the whole path; no RECIPE. Minutes.")
     ] = False,
