@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-cpu demo test lint format lock bench clean
+.PHONY: help install vllm-cpu demo test lint format lock bench image clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -25,11 +25,13 @@ demo: install ## train a tiny model on this machine's CPU and show that it learn
 test: install ## the test suite
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
 
-lint: install ## style, types and import layers
+lint: install ## style, types, import layers, Dockerfile and shell scripts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	@if [ -x .venv/bin/hadolint ]; then .venv/bin/hadolint Dockerfile; else echo "hadolint: no build for this system"; fi
+	.venv/bin/shellcheck .ci/* docker/*.sh
 
 format: install ## rewrite the code in the house style
 	.venv/bin/ruff check --fix .
@@ -37,6 +39,17 @@ format: install ## rewrite the code in the house style
 
 bench: install ## measure what the README claims and append it to bench/RESULTS.md
 	@for script in bench/[!_]*.py; do echo "== $$script"; .venv/bin/python bench/_record.py $$script $(ARGS) || exit 1; done
+
+# TARGET=cpu and TARGET=test make the small ones. BASE=local builds on stand-ins made from this machine's Debian mirror,
+# where no image registry, NVIDIA's packages or GitHub can be reached: no nvcc, no flash-attn, Debian's own Python.
+TARGET ?= runtime
+TAG ?= mini-r1:$(TARGET)
+LOCAL_BASE = --build-arg PYTHON_BASE=localhost/mini-r1-base:python --build-arg CUDA_BASE=localhost/mini-r1-base:cuda \
+	--build-arg PYTHON_PREFERENCE=only-system --build-arg NVCC= --build-arg FLASH_ATTN=0 --build-arg TORCH_CPU_INDEX=
+image: ## build the container image for GPUs (TARGET=cpu: the demo's; BASE=local: see the Makefile)
+	@$(if $(filter local,$(BASE)),.ci/local-base $(if $(filter runtime,$(TARGET)),cuda,python))
+	docker build --target $(TARGET) --tag $(TAG) $(if $(filter local,$(BASE)),$(LOCAL_BASE)) \
+		--build-arg REVISION=$(shell git describe --always --dirty=+changes --abbrev=40 --exclude='*') .
 
 clean: ## remove caches and build output (.venv, runs and the demo's cached model stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -62,6 +75,7 @@ NO_TORCH = $(shell sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' app/lock
 lock: .venv/bin/uv ## recreate the locks in app/locks from pyproject.toml
 	$(COMPILE) app/locks/uv.in $(UNIVERSAL) -o app/locks/uv.txt
 	$(COMPILE) pyproject.toml $(UNIVERSAL) -o app/locks/core.txt
+	$(COMPILE) pyproject.toml --extra test $(UNIVERSAL) -o app/locks/test.txt
 	$(COMPILE) pyproject.toml --extra train $(UNIVERSAL) $(NO_TORCH) -o app/locks/train.txt
 	$(COMPILE) pyproject.toml --extra dev $(UNIVERSAL) $(NO_TORCH) -o app/locks/dev.txt
 	$(COMPILE) app/locks/torch.in --no-deps $(UNIVERSAL) -o app/locks/torch.txt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterable
@@ -15,7 +16,12 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
 
 
 def code_revision() -> str | None:
-    """Commit of the checkout this code runs from, with `+changes` when files differ; None outside a checkout."""
+    """Commit of the checkout this code runs from, with `+changes` when files differ; None outside a checkout.
+
+    An image has no checkout in it: MINI_R1_REVISION, which its build sets, says what it was made from.
+    """
+    if told := os.environ.get("MINI_R1_REVISION"):
+        return told
     try:
         revision = subprocess.run(  # noqa: S603
             ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],  # noqa: S607

@@ -225,7 +225,7 @@ def test_a_learning_rate_that_bfloat16_rounds_away_is_a_warning() -> None:
 
 
 def test_below_that_rate_an_update_of_a_typical_weight_really_is_lost() -> None:
-    import torch
+    torch = pytest.importorskip("torch")
 
     weight = torch.full((1,), 0.02, dtype=torch.bfloat16)
     assert weight - 0.4 * LOST_BELOW == weight

@@ -1,0 +1,215 @@
+# The images of Mini-R1 Kit.
+#
+#   docker build -t mini-r1 .                        runtime: everything pinned, for GPUs
+#   docker build -t mini-r1:cpu --target cpu .       the demo, and whatever else a CPU can do
+#   docker build -t mini-r1:test --target test .     no torch: scorer, recipe, plan and their tests
+#
+# docs/image.md says what each layer holds and weighs, and what every argument is for.
+
+# By digest: a tag can be moved. CUDA's `base`, because torch's wheels carry the CUDA libraries themselves; `devel` would
+# add gigabytes of which nvcc is all that is needed.
+ARG CUDA_BASE=nvidia/cuda:12.4.1-base-ubuntu22.04@sha256:0f6bfcbf267e65123bcc2287e2153dedfc0f24772fb5ce84afe16ac4b2fada95
+# For what needs no GPU: a third of the size, and Python is in it.
+ARG PYTHON_BASE=python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1
+
+
+# ---- what installs, and stays behind ---------------------------------------------------------------------------------
+FROM ${PYTHON_BASE} AS uv
+
+# A pipe that fails in its first half has failed.
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+# The installer by version and hash, in an environment of its own: none of it is in any image.
+RUN --mount=type=bind,source=app/locks/uv.txt,target=/locks/uv.txt \
+    --mount=type=cache,target=/root/.cache/pip \
+    python3 -m venv /opt/uv \
+    && /opt/uv/bin/pip install --quiet --require-hashes --no-deps --only-binary :all: -r /locks/uv.txt
+# copy: the cache is a mount, and a hard link into it would not survive. 180 s: a wheel of 900 MB on a slow line pauses
+# for longer than uv's 30. No bytecode here: each target decides.
+ENV PATH=/opt/uv/bin:$PATH \
+    UV_LINK_MODE=copy \
+    UV_HTTP_TIMEOUT=180 \
+    UV_PYTHON_INSTALL_DIR=/opt/python
+
+
+# ---- the kit itself as a wheel: the only stage besides `test` that sees the source -----------------------------------
+FROM uv AS wheel
+
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY configs configs
+COPY app/mini_r1 app/mini_r1
+# What builds it is held to a lock as well.
+RUN --mount=type=bind,source=app/locks/dev.txt,target=/locks/dev.txt \
+    --mount=type=cache,target=/root/.cache/uv \
+    uv build --quiet --wheel --build-constraints /locks/dev.txt --require-hashes --python-preference only-system \
+    --out-dir /wheel
+
+
+# ---- what a machine without a GPU needs around Python ----------------------------------------------------------------
+FROM ${PYTHON_BASE} AS slim
+
+# tini: as the first process it passes signals on and reaps what vLLM and the workers leave; without it a SIGTERM
+# would be lost and a stopped job killed before it has saved.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
+# A fixed user without a login, in root's group, as OpenShift starts arbitrary users. What must be written can be by any
+# user at all (as /tmp is), so that `--user 12345:12345` works too. A new named volume takes its rights from here.
+RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/mini-r1 --shell /usr/sbin/nologin mini-r1 \
+    && install -d -m 1777 /home/mini-r1 /cache /workspace /workspace/runs
+# USER: an unknown uid has no name, and torch's compiler asks for one. HF_HOME and XDG_CACHE_HOME are what may be kept
+# (models, data, the demo's warm start); compiled code stays in HOME, on the node: Triton's cache hangs on NFS.
+# No bytecode is written, because the root may be read-only. Nothing is told to anybody about its use.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/home/mini-r1 \
+    USER=mini-r1 \
+    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache \
+    TRITON_CACHE_DIR=/home/mini-r1/triton \
+    TORCHINDUCTOR_CACHE_DIR=/home/mini-r1/inductor \
+    TORCH_EXTENSIONS_DIR=/home/mini-r1/torch_extensions \
+    VLLM_CACHE_ROOT=/home/mini-r1/vllm \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    VLLM_NO_USAGE_STATS=1 \
+    DO_NOT_TRACK=1
+WORKDIR /workspace
+
+
+# ---- test: no torch --------------------------------------------------------------------------------------------------
+FROM uv AS test-environment
+
+# The lock before the source: a change of the source leaves this layer as it is.
+RUN --mount=type=bind,source=app/locks/test.txt,target=/locks/test.txt \
+    --mount=type=cache,target=/root/.cache/uv \
+    uv venv --quiet --python-preference only-system --python 3.11 /opt/venv \
+    && uv pip sync --quiet --python /opt/venv/bin/python --require-hashes /locks/test.txt
+
+FROM slim AS test
+
+COPY --link --from=test-environment /opt/venv /opt/venv
+# From the checkout, not the wheel, because tests read configs, docs and locks beside the code.
+WORKDIR /src
+COPY pyproject.toml Makefile README.md SECURITY.md LICENSE ./
+COPY configs configs
+COPY docs docs
+COPY app app
+COPY tests tests
+ENV PYTHONPATH=/src/app
+USER 1000:0
+# pytest would keep notes in the source, which is root's.
+ENTRYPOINT ["/usr/bin/tini", "--", "python", "-m", "pytest", "-p", "no:cacheprovider"]
+# What a change of a reward, a recipe or a plan can break. Other arguments replace this list.
+CMD ["tests/countdown", "tests/test_recipe.py", "tests/test_rundir.py", "tests/test_manifest.py", \
+     "tests/cluster/test_devices.py", "tests/cluster/test_nodes.py", "tests/cluster/test_roles.py", \
+     "tests/cluster/test_plan.py", "tests/cluster/test_timing.py", "tests/cluster/test_shipped_recipes.py"]
+
+
+# ---- cpu: the demo ---------------------------------------------------------------------------------------------------
+FROM uv AS cpu-environment
+
+# PyTorch's own CPU build is 175 MB, from its own index or a mirror of it. Empty: the package registry's build, which
+# carries CUDA's libraries, 5 GB in all, and computes on the CPU just as well.
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+# Bytecode now, because a read-only root cannot keep it later, and every start would pay for it.
+RUN --mount=type=bind,source=app/locks,target=/locks \
+    --mount=type=cache,target=/root/.cache/uv \
+    if [ -n "${TORCH_CPU_INDEX}" ]; then \
+        sed "s|https://download.pytorch.org/whl/cpu/|${TORCH_CPU_INDEX%/}/|" /locks/torch-cpu.txt >/tmp/torch.txt; \
+    else \
+        cp /locks/torch.txt /tmp/torch.txt; \
+    fi \
+    && uv venv --quiet --python-preference only-system --python 3.11 /opt/venv \
+    && uv pip sync --quiet --python /opt/venv/bin/python --compile-bytecode --require-hashes /locks/train.txt /tmp/torch.txt
+
+FROM slim AS cpu
+
+COPY --link --from=cpu-environment /opt/venv /opt/venv
+# The kit last: a new version of it is a layer of a megabyte.
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
+    /opt/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --no-cache --no-deps --no-index --compile-bytecode \
+    /wheel/*.whl
+COPY --link --chmod=755 docker/gpu-check.sh /usr/local/bin/gpu-check
+# After the expensive layers: these differ from build to build.
+ARG REVISION=
+ENV MINI_R1_REVISION=${REVISION}
+LABEL org.opencontainers.image.title="Mini-R1 Kit (CPU)" \
+      org.opencontainers.image.description="GRPO on the Countdown game: the demo, on a machine without a GPU" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+USER 1000:0
+ENTRYPOINT ["/usr/bin/tini", "--", "mini-r1"]
+CMD ["--help"]
+
+
+# ---- runtime: everything pinned, for GPUs ----------------------------------------------------------------------------
+FROM uv AS runtime-environment
+
+# Ubuntu 22.04 has 3.10, and of 3.11 a release candidate. uv's build of CPython runs on any Linux, brings the headers
+# that Triton compiles against, and is checked against the hash that this uv carries. `only-system` takes the base's own.
+ARG PYTHON_PREFERENCE=only-managed
+RUN mkdir -p /opt/python \
+    && uv venv --quiet --python-preference "${PYTHON_PREFERENCE}" --python 3.11 /opt/venv
+# DeepSpeed comes as source: what builds it is held to a lock as well. None of its CUDA operations is compiled.
+RUN --mount=type=bind,source=app/locks,target=/locks \
+    --mount=type=cache,target=/root/.cache/uv \
+    uv pip sync --quiet --python /opt/venv/bin/python --compile-bytecode --require-hashes \
+    --build-constraints /locks/dev.txt /locks/gpu.txt
+# Its release wheel, not the registry's source, which compiles for hours. FLASH_ATTN=0 leaves it out where GitHub cannot
+# be reached; recipes then need attn_implementation: sdpa, and are told so.
+ARG FLASH_ATTN=1
+RUN --mount=type=bind,source=app/locks,target=/locks \
+    --mount=type=cache,target=/root/.cache/uv \
+    if [ "${FLASH_ATTN}" = 1 ]; then \
+        uv pip install --quiet --python /opt/venv/bin/python --compile-bytecode --no-deps --require-hashes \
+            -r /locks/flash-attn.txt \
+        && /opt/venv/bin/python -c 'import flash_attn; assert flash_attn.__version__ == "2.7.4.post1"'; \
+    fi
+
+FROM ${CUDA_BASE} AS runtime
+
+# gcc and libc6-dev: Triton compiles a launcher for each kernel. nvcc: DeepSpeed 0.15.4 asks for its version when it is
+# imported on a GPU. An empty NVCC leaves it out, for a base that cannot have it.
+ARG NVCC=cuda-nvcc-12-4=12.4.131-1
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends tini gcc libc6-dev ca-certificates ${NVCC} \
+    && rm -rf /var/lib/apt/lists/*
+# As in `slim`, for the same reasons.
+RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/mini-r1 --shell /usr/sbin/nologin mini-r1 \
+    && install -d -m 1777 /home/mini-r1 /cache /workspace /workspace/runs
+ENV PATH=/opt/venv/bin:$PATH \
+    CUDA_HOME=/usr/local/cuda \
+    HOME=/home/mini-r1 \
+    USER=mini-r1 \
+    HF_HOME=/cache/huggingface \
+    XDG_CACHE_HOME=/cache \
+    TRITON_CACHE_DIR=/home/mini-r1/triton \
+    TORCHINDUCTOR_CACHE_DIR=/home/mini-r1/inductor \
+    TORCH_EXTENSIONS_DIR=/home/mini-r1/torch_extensions \
+    VLLM_CACHE_ROOT=/home/mini-r1/vllm \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HF_HUB_DISABLE_TELEMETRY=1 \
+    VLLM_NO_USAGE_STATS=1 \
+    DO_NOT_TRACK=1
+WORKDIR /workspace
+COPY --link --from=runtime-environment /opt/python /opt/python
+COPY --link --from=runtime-environment /opt/venv /opt/venv
+# The kit last: a new version of it is a layer of a megabyte.
+RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
+    --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
+    /opt/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --no-cache --no-deps --no-index --compile-bytecode \
+    /wheel/*.whl
+COPY --link --chmod=755 docker/gpu-check.sh /usr/local/bin/gpu-check
+ARG REVISION=
+ENV MINI_R1_REVISION=${REVISION}
+LABEL org.opencontainers.image.title="Mini-R1 Kit" \
+      org.opencontainers.image.description="GRPO on the Countdown game with torch 2.5.1, vLLM 0.7.0, TRL 0.14.0 and DeepSpeed 0.15.4" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
+USER 1000:0
+ENTRYPOINT ["/usr/bin/tini", "--", "mini-r1"]
+CMD ["--help"]
