@@ -22,6 +22,8 @@ import yaml
 from tests.conftest import REPO
 
 GITHUB = REPO / ".github"
+if not GITHUB.is_dir():
+    pytest.skip("the test image carries no .github", allow_module_level=True)
 FILES = sorted((GITHUB / "workflows").glob("*.yml"))
 WORKFLOWS: dict[str, dict[Any, Any]] = {file.stem: yaml.safe_load(file.read_text()) for file in FILES}
 SCRIPTS = sorted(GITHUB.glob("*.sh"))
