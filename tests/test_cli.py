@@ -31,6 +31,7 @@ def jsonl(*objects: object) -> str:
         ("demo",),
         ("train",),
         ("doctor",),
+        ("health",),
         ("bundle",),
         ("evaluate",),
         ("score",),

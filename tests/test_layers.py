@@ -30,6 +30,7 @@ def test_import_layers() -> None:
         ("mini_r1.recipe", HEAVY),
         ("mini_r1.recipe_file", HEAVY),
         ("mini_r1.rundir", HEAVY),
+        ("mini_r1.health", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
         ("mini_r1.cluster.doctor", HEAVY),
         ("mini_r1.cluster.bundle", HEAVY),
         ("mini_r1.console", HEAVY),

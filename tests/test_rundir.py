@@ -82,6 +82,14 @@ def test_a_kill_while_the_recipe_is_first_written_leaves_a_directory_that_can_be
         assert not list(run.path.glob("*recipe*"))
 
 
+def test_a_kill_while_the_first_model_is_loaded_leaves_a_directory_that_can_be_used(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    run.write_state("running", step=0, phase="model")
+    with run.claimed():
+        assert run.read_state()["phase"] == "model"
+
+
 def test_the_run_id_is_what_run_json_says(run: RunDir) -> None:
     assert run.run_id == ""
     write_json(run.run_file, {"run_id": "4" * 32})

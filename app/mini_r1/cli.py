@@ -188,6 +188,22 @@ def doctor(
 
 
 @app.command()
+def health(
+    path: Annotated[Path, typer.Argument(help="A run directory, or a folder of them.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Does a run make progress? Exit 0 when it does or is finished, else 1: for a container's health check.
+
+    Of several runs the one with the newest heartbeat counts. Needs no torch.
+
+    Examples: `mini-r1 health` - `mini-r1 health runs/first --json`
+    """
+    from mini_r1.commands import health as run_health
+
+    _exit(run_health(path, as_json=as_json))
+
+
+@app.command()
 def bundle(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     out: Annotated[Path | None, typer.Option(help="The archive; default: RUN's name and -bundle.tar.gz, here.")] = None,

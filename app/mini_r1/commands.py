@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -180,6 +181,15 @@ def smoke(run_dir: Path | None, *, gpus: int | None, as_json: bool) -> ExitCode:
     else:
         console.print(f"what was run is in {setup.folder}", markup=False)
     return code
+
+
+def health(path: Path, *, as_json: bool) -> ExitCode:
+    """`mini-r1 health`."""
+    from mini_r1.health import check
+
+    found = check(path, time.time())
+    print(json.dumps(found.to_dict()) if as_json else found.sentence)
+    return found.exit_code
 
 
 def bundle(run_path: Path, out: Path | None, *, completions: int, as_json: bool) -> None:

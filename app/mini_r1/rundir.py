@@ -2,7 +2,7 @@
 
     recipe.yaml            the resolved recipe
     run.json               versions, devices, seeds, resolved revisions, the command        (rank 0, once an attempt)
-    state.json             state, step, phase, heartbeat, exit code, reason; replaced atomically
+    state.json             state, step, phase, heartbeat (its start), exit code, reason; replaced atomically
     attempts/N/            one start of the program: metrics.jsonl, completions.jsonl, rank-R.log
     tensorboard/           TensorBoard events
     held_out.jsonl         the problems this run must not train on: evaluation uses them
@@ -29,7 +29,7 @@ from typing import IO, Any
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import Saved, complete, discard, tidy
 
-OURS = frozenset({".lock", "attempts"})
+OURS = frozenset({".lock", "attempts", "state.json"})
 """What a start that came to nothing may leave behind: no reason to refuse the directory."""
 SCRATCH = ".*.tmp"
 """Files that `write_text` had not given their name yet when it was killed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mini_r1.recipe import Recipe
-from mini_r1.rundir import JsonLines, RunDir
+from mini_r1.rundir import JsonLines
+from mini_r1.training.phases import Phases
 from mini_r1.training.signals import StopRequest
-from mini_r1.training.supervised import Supervisor
 from mini_r1.training.terminal import TrainingLine
 from mini_r1.training.watch import Trouble
 from mini_r1.training.world import World
@@ -23,15 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 class RunCallback(TrainerCallback):
-    """Writes state.json and metrics.jsonl (rank 0) and asks for saves and evaluations.
+    """Writes metrics.jsonl (rank 0), tells phases and asks for saves and evaluations.
 
     Args:
         recipe: for save_strategy, save_steps and eval_every.
-        run: the run directory.
         attempt: this attempt's directory.
         world: this process among the workers.
         stop: set when a signal asked this worker to stop; one is enough to stop them all.
-        supervisor: hears of every phase.
+        phases: hears of every phase.
         steps_per_epoch: optimizer steps of one pass over the training problems.
         line: the terminal's.
     """
@@ -39,20 +37,17 @@ class RunCallback(TrainerCallback):
     def __init__(
         self,
         recipe: Recipe,
-        run: RunDir,
         attempt: Path,
         world: World,
         stop: StopRequest,
-        supervisor: Supervisor,
+        phases: Phases,
         steps_per_epoch: float,
         line: TrainingLine,
     ) -> None:
         self._recipe = recipe
-        self._run = run
-        self._attempt = int(attempt.name)
         self._world = world
         self._stop = stop
-        self._supervisor = supervisor
+        self._phases = phases
         self._steps_per_epoch = steps_per_epoch
         self._line = line
         self._metrics = JsonLines(attempt / "metrics.jsonl") if world.main else None
@@ -60,9 +55,7 @@ class RunCallback(TrainerCallback):
 
     def phase(self, name: str) -> None:
         """Record that a phase begins: what a run that hangs was doing."""
-        self._supervisor.beat(name, self._step, self._attempt)
-        if self._world.main:
-            self._run.write_state("running", step=self._step, phase=name, attempt=self._attempt, pid=os.getpid())
+        self._phases.begin(name, self._step)
 
     def trouble(self, step: int, found: list[Trouble]) -> None:
         """Record what the watch found, and say it."""

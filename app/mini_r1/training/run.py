@@ -22,6 +22,7 @@ from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
 from mini_r1.training.engine_setup import start_engine, sync_check
+from mini_r1.training.phases import Phases
 from mini_r1.training.samples import CompletionLog
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
@@ -54,7 +55,6 @@ class _Job:
     console: Console
     world: World
     stop: StopRequest
-    supervisor: Supervisor
     deepspeed: DeepSpeedFile | None
 
 
@@ -84,7 +84,7 @@ def train(
     prepare.tune_machine(recipe)
     world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
     shown = console if world.main else Console(quiet=True)
-    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor), supervisor, deepspeed)
+    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor), deepspeed)
     with ExitStack() as stack:
         stack.enter_context(job.stop)
         stack.callback(world.leave)
@@ -94,13 +94,14 @@ def train(
         if finished_at is not None:
             return Outcome(ExitCode.FINISHED, finished_at)
         data_commit, model_commit = world.from_main(lambda: records.commits(run))
-        supervisor.beat("data")
+        phases = stack.enter_context(Phases(recipe, run, world, supervisor))
+        phases.begin("data")
         data = data or world.main_first(lambda: prepare.load_task_data(recipe, data_commit))
         world.from_main(lambda: records.refuse_other_data(run, data))
         prepare.refuse_unsolvable(data)
-        supervisor.beat("model")
+        phases.begin("model")
         policy = world.main_first(lambda: prepare.load_policy(recipe, data, job.console, model_commit))
-        return _attempt(job, data, policy)
+        return _attempt(job, data, policy, phases)
 
 
 def _look_at(job: _Job) -> int | None:
@@ -117,7 +118,7 @@ def _look_at(job: _Job) -> int | None:
     return int(state["step"])
 
 
-def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
+def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Phases) -> Outcome:
     """One start of the program on this run, with a directory of its own; state.json says how it ended."""
     recipe, run, world = job.recipe, job.run, job.world
     prompts = world.from_main(lambda: records.prompts_per_step(run, recipe, world.size))
@@ -145,12 +146,12 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy) -> Outcome:
             )
             records.announce(job.console, recipe, run, data, policy.model, steps, start, prompts)
         line = TrainingLine(job.console, steps, start)
-        callback = RunCallback(recipe, run, attempt, world, job.stop, job.supervisor, len(data.train) / prompts, line)
+        callback = RunCallback(recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line)
         stack.callback(callback.close)
         on_rollout = stack.enter_context(CompletionLog(attempt, run.completion_samples)).write if world.main else None
         eos = eos_token_ids(policy.model, policy.tokenizer)
         try:
-            job.supervisor.beat("engine", attempt=int(attempt.name))
+            phases.attempt(int(attempt.name), start)
             engine = start_engine(recipe, policy, eos, world, attempt / "vllm.log", stack)
             set_seed(recipe.seed)
             trainer = CountdownTrainer(

@@ -1,0 +1,100 @@
+"""state.json tells what a run does before its first step, and is as it was where a start came to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.commands import train
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.recipe import Recipe
+from mini_r1.rundir import RunDir
+from mini_r1.training.phases import Phases
+from mini_r1.training.supervised import Supervisor
+from mini_r1.training.world import World
+
+from tests.conftest import ASSETS
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    (tmp_path / "run").mkdir()
+    return RunDir(tmp_path / "run")
+
+
+def phases(run: RunDir) -> Phases:
+    recipe = Recipe(model_name_or_path="builtin:demo", hang_timeout_s=77)
+    return Phases(recipe, run, World(60), Supervisor(None, 0))
+
+
+def fail(run: RunDir, *, in_its_attempt: bool = False) -> None:
+    """A start that looks at its data and fails then, or in its attempt, whose failure state.json tells."""
+    with phases(run) as doing:
+        doing.begin("data")
+        assert run.read_state().get("phase", "data") == "data"
+        if in_its_attempt:
+            doing.attempt(1, 0)
+            run.write_state("failed", step=0, exit_code=1, reason="division by zero", attempt=1)
+        raise KitError("in vain")
+
+
+def told(run: RunDir) -> dict[str, Any]:
+    return {key: value for key, value in run.read_state().items() if key not in ("heartbeat", "pid")}
+
+
+def test_before_its_first_step_a_run_says_what_it_does_and_how_long_that_may_take(run: RunDir) -> None:
+    run.write_state("interrupted", step=4, exit_code=143, reason="SIGTERM", attempt=1)
+    with phases(run) as doing:
+        doing.begin("model")
+        assert told(run) == {"state": "running", "step": 4, "phase": "model", "hang_timeout_s": 77}
+        doing.attempt(2, 3)
+        assert told(run) == {"state": "running", "step": 3, "phase": "engine", "attempt": 2, "hang_timeout_s": 77}
+        doing.begin("update", 5)
+    assert told(run) == {"state": "running", "step": 5, "phase": "update", "attempt": 2, "hang_timeout_s": 77}
+
+
+def test_a_start_that_came_to_nothing_leaves_the_state_as_it_was(run: RunDir) -> None:
+    run.write_state("interrupted", step=4, exit_code=143, reason="SIGTERM", attempt=1)
+    before = run.read_state()
+    with pytest.raises(KitError, match="in vain"):
+        fail(run)
+    assert run.read_state() == before
+
+
+def test_a_first_start_that_came_to_nothing_leaves_no_state(run: RunDir) -> None:
+    with pytest.raises(KitError, match="in vain"):
+        fail(run)
+    assert list(run.path.iterdir()) == []
+
+
+def test_an_attempt_that_fails_tells_its_own_end(run: RunDir) -> None:
+    with pytest.raises(KitError, match="in vain"):
+        fail(run, in_its_attempt=True)
+    assert run.read_state()["state"] == "failed"
+
+
+def test_a_full_disk_is_told_by_the_attempt_only(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_state", full)
+    with pytest.raises(KitError, match="in vain"):
+        fail(run)
+    with pytest.raises(OSError, match="No space"):
+        fail(run, in_its_attempt=True)
+
+
+def test_a_refused_start_of_a_run_with_steps_changes_nothing(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Through the command: the data that it began with is gone."""
+    run, data = RunDir(tmp_path / "run"), tmp_path / "rows.jsonl"
+    data.write_bytes((ASSETS / "countdown_rows.jsonl").read_bytes())
+    recipe = str(small_recipe(max_steps=2, dataset_id_or_path=str(data)))
+    assert train(recipe, [], run.path) == ExitCode.FINISHED
+    run.write_state("interrupted", step=2, exit_code=143, reason="SIGTERM", attempt=1)
+    before = run.read_state()
+    data.unlink()
+    with pytest.raises(KitError, match=r"rows\.jsonl"):
+        train(recipe, [], run.path)
+    assert run.read_state() == before
