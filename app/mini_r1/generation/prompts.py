@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
+from jinja2 import Environment, pass_environment
+from jinja2.filters import FILTERS
 from transformers import PreTrainedTokenizerBase
 
+from mini_r1.console import printable
 from mini_r1.countdown import task
+from mini_r1.errors import KitError
+
+
+@pass_environment
+def _attr(environment: Environment, value: Any, name: str) -> Any:
+    """The filter `value | attr("name")` as far as the environment allows it."""
+    return environment.getattr(value, name)
+
+
+# A chat template comes with the model and runs in Jinja's sandbox. In 3.1.5 this filter leads out of it
+# (CVE-2025-27516): a template read this process's environment, the hub's token in it, into every prompt.
+FILTERS["attr"] = _attr
 
 
 def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem], style: str) -> list[str]:
@@ -19,9 +36,18 @@ def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem],
 
     Raises:
         DataError: an unknown style.
+        KitError: the template is broken, or wants what its sandbox forbids.
     """
     chats = [task.messages(problem, style) for problem in problems]
-    return [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
+    try:
+        return [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
+    except Exception as error:  # a template is a program: it can raise anything
+        said = printable(f"{type(error).__name__}: {error}")
+        reason = textwrap.shorten(said, 240, placeholder=" ...").rstrip(".")
+        raise KitError(
+            f"the chat template of {tokenizer.name_or_path} cannot be used ({reason}): repair it, or set "
+            "tokenizer_name_or_path to a tokenizer whose template works"
+        ) from error
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:

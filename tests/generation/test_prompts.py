@@ -1,0 +1,79 @@
+"""A chat template is a program of whoever made the model: what it may do, and what is said when it does not work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mini_r1.countdown.problem import Problem
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.generation.model import load_tokenizer
+from mini_r1.generation.prompts import render
+
+Template = Callable[[str], str]
+
+SECRET = "hf_planted0123456789planted"
+QUESTION = "{{ messages[-1]['content'] }}"
+"""What every template has to end in."""
+READS_THE_TOKEN = "'{0.__globals__[inspect].os.environ[HF_TOKEN]}'"
+"""As a format, of a function that transformers gives to every template."""
+
+
+@pytest.fixture
+def through(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> Template:
+    """One problem rendered through a template, with a token in the environment."""
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    tokenizer = load_tokenizer(str(untrained), None)
+
+    def rendered(template: str) -> str:
+        tokenizer.chat_template = template
+        return render(tokenizer, [Problem(nums=(5, 3, 9), target=1)], "script")[0]
+
+    return rendered
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        f"{{{{ ({READS_THE_TOKEN} | attr('format'))(raise_exception) }}}}",
+        f"{{{{ ([{READS_THE_TOKEN}] | map('attr', 'format') | first)(raise_exception) }}}}",
+        f"{{{{ {READS_THE_TOKEN}.format(raise_exception) }}}}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ raise_exception | attr('__globals__') | string }}",
+    ],
+    ids=["CVE-2025-27516", "by-map", "format", "attribute", "filter"],
+)
+def test_a_template_cannot_read_a_secret_out_of_the_process(through: Template, template: str) -> None:
+    try:
+        text = through(template + QUESTION)
+    except KitError as error:
+        text = error.message  # some are refused, of some there is nothing
+    assert SECRET not in text
+    assert "/usr" not in text  # of what __globals__ holds
+
+
+def test_a_template_may_still_use_the_filter(through: Template) -> None:
+    text = through("{{ messages | first | attr('keys') | string | length > 0 }} " + QUESTION)
+    assert text.startswith("True ")
+    assert through("[{{ messages | attr('no_such_thing') }}]" + QUESTION).startswith("[]")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% if", "TemplateSyntaxError: unexpected 'end of template'"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ raise_exception('only for tools') }}", "TemplateError: only for tools"),
+        ("nothing of the question", "ValueError: "),
+        ("{{ raise_exception('\u001b[31m' + 'x ' * 4000) }}", "TemplateError: \\x1b[31mx x"),
+    ],
+)
+def test_a_template_that_does_not_work_is_told_in_one_line(through: Template, template: str, said: str) -> None:
+    with pytest.raises(KitError) as caught:
+        through(template)
+    assert caught.value.exit_code == ExitCode.CONFIG
+    assert said in caught.value.message
+    assert "set tokenizer_name_or_path to a tokenizer whose template works" in caught.value.message
+    assert caught.value.message.isprintable()  # and one line
+    assert len(caught.value.message) < 600
