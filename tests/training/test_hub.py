@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
 import os
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,50 +14,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import ASSETS, command, rows
+from tests.hub import Hub, Repo, files_of
 
 MODEL_COMMIT, DATA_COMMIT = "a" * 40, "b" * 40
 TABLE = "data/train-00000-of-00001.parquet"
 
 
 @pytest.fixture
-def hub(untrained: Path, tmp_path: Path) -> Iterator[str]:
+def hub(untrained: Path) -> Iterator[str]:
     """The address of a stand-in that serves the model nobody/tiny and the data set nobody/rows, and nothing else."""
-    table = tmp_path / "table.parquet"
+    table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows(ASSETS / "countdown_rows.jsonl")), table)
-    files = {f"/nobody/tiny/resolve/main/{p.name}": (p, MODEL_COMMIT) for p in untrained.iterdir()}
-    files[f"/datasets/nobody/rows/resolve/{DATA_COMMIT}/{TABLE}"] = (table, DATA_COMMIT)
-    listing = {"id": "nobody/rows", "sha": DATA_COMMIT, "siblings": [{"rfilename": TABLE}, {"rfilename": "README.md"}]}
-
-    class Hub(BaseHTTPRequestHandler):
-        def answer(self, status: int, body: bytes, **headers: str) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            path = self.path.split("?")[0]
-            if path == "/api/datasets/nobody/rows/revision/main":
-                self.answer(200, json.dumps(listing).encode(), Content_Type="application/json")
-            elif path in files:
-                file, commit = files[path]
-                body = file.read_bytes()
-                self.answer(200, body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=commit)
-            else:
-                self.answer(404, b"", X_Error_Code="EntryNotFound" if "nobody/tiny" in path else "RepoNotFound")
-
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    model = Repo("nobody/tiny", files_of(untrained), MODEL_COMMIT)
+    data = Repo("nobody/rows", {TABLE: table.getvalue(), "README.md": b"#"}, DATA_COMMIT, is_data=True)
+    with Hub(model, data) as serving:
+        yield serving.address
 
 
 def test_names_are_resolved_recorded_and_then_found_offline(
