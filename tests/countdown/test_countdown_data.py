@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.countdown import data
-from mini_r1.countdown.data import fetch_hub, inspect, read_problems, split, write_jsonl
+from mini_r1.countdown.data import fetch_hub, inspect, missing_parts, read_problems, split, write_jsonl
 from mini_r1.countdown.problem import DataError, Problem, parse_problem
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
@@ -213,6 +213,31 @@ def test_the_hub_online_gives_folder_and_commit(monkeypatch: pytest.MonkeyPatch,
     assert fetch_hub("owner/name", None) == (tmp_path / "snapshots" / "0123abc", "0123abc")
     assert asked["repo_type"] == "dataset"
     assert asked["revision"] is None
+
+
+def test_a_hub_set_that_is_here_in_part_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    (tmp_path / "data").mkdir()
+    for name in ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet", "test.parquet"):
+        (tmp_path / "data" / name).touch()
+    with pytest.raises(DataError, match="1 Parquet files are not here, train-00001-of-00003.parquet .*prefetch"):
+        fetch_hub("owner/name", None)
+    (tmp_path / "data" / "train-00001-of-00003.parquet").touch()
+    assert fetch_hub("owner/name", None)[0] == tmp_path
+
+
+@pytest.mark.parametrize("name", ["0000.parquet", "train.parquet", "a-1-of-2.parquet", "x-00001-of-00002.parquet.md"])
+def test_a_name_that_tells_no_number_of_files_says_nothing_of_others(name: str) -> None:
+    assert missing_parts([Path(name)]) == []
+
+
+def test_parts_are_counted_in_each_folder_and_a_made_up_number_costs_little() -> None:
+    assert missing_parts([Path("a/x-00000-of-00002.parquet"), Path("b/x-00001-of-00002.parquet")]) == [
+        "x-00001-of-00002.parquet", "x-00000-of-00002.parquet"
+    ]  # fmt: skip
+    assert len(missing_parts([Path("x-000000000-of-999999999.parquet")])) < 20_000
 
 
 def test_parse_problem_ignores_other_columns_and_takes_tuples() -> None:

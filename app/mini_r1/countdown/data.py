@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -18,6 +19,8 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 """Files that `read_problems` reads."""
 PARQUET_BATCH = 65_536
 """Rows turned into Python objects at a time: some 20 MB, whatever the size of the file."""
+MOST_PARTS = 10_000
+"""Files of one data set that are looked for by their numbers."""
 
 
 def data_files(path: Path) -> list[Path]:
@@ -58,6 +61,22 @@ def read_problems(path: Path) -> list[Problem]:
     return problems
 
 
+def missing_parts(files: Iterable[Path]) -> list[str]:
+    """Of files that say how many they are (`train-00000-of-00002.parquet`), those that are not there, by name."""
+    numbered = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\.\w+)")
+    found: dict[tuple[Path, str, str, str], set[str]] = {}
+    for file in files:
+        match = numbered.fullmatch(file.name)
+        if match:
+            found.setdefault((file.parent, match[1], match[3], match[4]), set()).add(match[2])
+    return [
+        f"{stem}-{number:0{len(count)}}-of-{count}{ending}"
+        for (_, stem, count, ending), there in sorted(found.items())
+        for number in range(min(int(count), MOST_PARTS))
+        if f"{number:0{len(count)}}" not in there
+    ]
+
+
 def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
     """Fetch a hub data set's Parquet files, or find them in the local cache.
 
@@ -69,7 +88,8 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
         (folder, commit hash that `revision` stands for).
 
     Raises:
-        DataError: when the hub cannot be reached and the cache does not hold it, or there is no such data set.
+        DataError: when the hub cannot be reached and the cache does not hold it, or not whole, or there is no such
+            data set.
     """
     # Late, because a local file or the generator should not pay for this import.
     from huggingface_hub import snapshot_download
@@ -86,9 +106,16 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
         at = f" at revision '{revision}'" if revision else ""
         raise DataError(
             f"the data set '{repo_id}'{at} could not be fetched from the hub ({type(error).__name__}: {first_line}). "
-            "Without a network, name a local .parquet or .jsonl file as the data set, or 'generated' for "
-            "generated problems of the same distribution"
+            "Without a network, fetch it before where there is one (mini-r1 prefetch RECIPE), or name a local .parquet "
+            "or .jsonl file, or 'generated' for problems of the same distribution"
         ) from error
+    # Without a network the cache is taken as it is, also one that an interrupted fetch left.
+    missing = missing_parts(folder.rglob("*.parquet"))
+    if missing:
+        raise DataError(
+            f"of the data set '{repo_id}' {len(missing)} Parquet files are not here, {missing[0]} among them: fetch it "
+            "again where there is a network (mini-r1 prefetch RECIPE)"
+        )
     # The cache keeps each snapshot in a folder named after its commit.
     return folder, folder.name
 
