@@ -30,6 +30,7 @@ def jsonl(*objects: object) -> str:
         (),
         ("demo",),
         ("train",),
+        ("prefetch",),
         ("doctor",),
         ("health",),
         ("bundle",),

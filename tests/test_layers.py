@@ -33,6 +33,7 @@ def test_import_layers() -> None:
         ("mini_r1.health", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
         ("mini_r1.cluster.doctor", HEAVY),
         ("mini_r1.cluster.bundle", HEAVY),
+        ("mini_r1.cluster.prefetch", HEAVY),
         ("mini_r1.console", HEAVY),
         ("mini_r1.cluster.planning.recipes, mini_r1.cluster.planning.show", HEAVY),
     ],

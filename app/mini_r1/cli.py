@@ -149,6 +149,23 @@ def recipes(
 
 
 @app.command()
+def prefetch(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch what a recipe names on the hub (model, tokenizer, data) into the hub's cache, to run it without a network.
+
+    Then set HF_HUB_OFFLINE=1 in the job. Pickled weights are never fetched. After a failure the same command goes on.
+
+    Examples: `mini-r1 prefetch mini-r1-3b` - `HF_HOME=/shared/hf mini-r1 prefetch my.yaml --set model_revision=main`
+    """
+    from mini_r1.commands import prefetch as run_prefetch
+
+    run_prefetch(recipe, overrides or [], as_json=as_json)
+
+
+@app.command()
 def doctor(
     recipe: Annotated[
         str | None, typer.Argument(help="A recipe file, or the name of a shipped one; none: the node alone.")

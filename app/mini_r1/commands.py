@@ -112,6 +112,25 @@ def recipes(gpus: int | None, nodes: int | None, gpu_memory_gib: float | None, *
         show_recipes(rows, Console(highlight=False))
 
 
+def prefetch(recipe_name: str, overrides: list[str], *, as_json: bool) -> None:
+    """`mini-r1 prefetch`."""
+    from mini_r1.cluster.prefetch import prefetch as room
+    from mini_r1.recipe_file import find_recipe
+
+    if recipe_name == "auto":
+        raise KitError(
+            "auto chooses by the devices of the node that trains, which this one need not have: name the recipe; "
+            "`mini-r1 recipes --gpus 4 --gpu-memory 80` says what fits such a node"
+        )
+    console = progress_console()
+
+    def say(line: str) -> None:
+        console.print(printable(line), markup=False)
+
+    done = room(find_recipe(recipe_name), overrides, os.environ, say=say, bars=console.is_terminal)
+    print(json.dumps(done.to_dict()) if as_json else printable("\n".join(done.lines())))
+
+
 def doctor(
     recipe_name: str | None,
     overrides: list[str],

@@ -34,7 +34,7 @@ def random_model(folder: Path) -> Path:
     return folder
 
 
-def write_recipe(path: Path, model: Path, **changes: Any) -> Path:
+def write_recipe(path: Path, model: Path | str, **changes: Any) -> Path:
     """Six cheap steps on real rows."""
     values = {
         "model_name_or_path": str(model), "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),

@@ -8,9 +8,7 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from mini_r1.findings import Finding, exit_code, fail, ok, warn, worst
 from mini_r1.recipe import Recipe
 
 from tests.conftest import REPO
+from tests.hub import Hub, Repo
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 CPU, SLOT = Devices((), True, "a test"), Devices(("0",), True, "a test")
@@ -200,34 +199,18 @@ def asked(endpoint: str, name: str, tmp_path: Path) -> dict[str, Any]:
     return answer
 
 
-class StandInHub(BaseHTTPRequestHandler):
-    """Answers as the hub does, of four repositories."""
-
-    def do_GET(self) -> None:
-        name = self.path.split("/api/models/")[1].split("/revision")[0]
-        status, error = {"a/gated": (403, "GatedRepo"), "a/busy": (503, None)}.get(name, (404, "RepoNotFound"))
-        files = {"a/whole": ["config.json", "model.safetensors"], "a/pickled": ["config.json", "pytorch_model.bin"]}
-        if name in files:
-            status, error = 200, None
-        body = json.dumps({"id": name, "sha": "f" * 40, "siblings": [{"rfilename": f} for f in files.get(name, [])]})
-        self.send_response(status)
-        if error:
-            self.send_header("X-Error-Code", error)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), StandInHub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    whole = {"config.json": b"{}", "model.safetensors": b""}
+    repos = [
+        Repo("a/whole", whole, "f" * 40),
+        Repo("a/gated", whole, token="hf_somebodys"),
+        Repo("a/pickled", {"config.json": b"{}", "pytorch_model.bin": b""}),
+        Repo("a/busy", whole, status=503),
+        Repo("a/others", whole, status=401),
+    ]
+    with Hub(*repos) as serving:
+        yield serving.address
 
 
 @pytest.mark.parametrize(
@@ -237,6 +220,7 @@ def hub() -> Iterator[str]:
         ("a/mispelt", "recipe", "the hub has no model a/mispelt"),
         ("a/gated", "recipe", "gated"),
         ("a/pickled", "recipe", "no safetensors weights"),
+        ("a/others", "recipe", "does not let this user have"),
         ("a/busy", "node", "the hub does not answer"),
     ],
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.cluster import places
 from mini_r1.cluster.checks import inputs, machine, network, software, storage
 from mini_r1.cluster.checks.case import Case, Needs
 from mini_r1.cluster.devices import Devices
@@ -251,14 +252,14 @@ def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
     for environment in ({}, {"HF_HOME": "~/hf"}, {"XDG_CACHE_HOME": "/x"}, {"HF_HUB_CACHE": "/h"}):
         given = {"HOME": "/home/me", "PATH": os.environ["PATH"], **environment}
         done = subprocess.run([os.sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)  # type: ignore[attr-defined]
-        assert str(storage.hub_cache(given)) == done.stdout.strip()
+        assert str(places.hub_cache(given)) == done.stdout.strip()
 
 
 def test_a_user_without_a_home_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
     assert storage.caches(case(environment={})).status in ("ok", "warn")
-    assert storage.hub_cache({}) == Path("~/.cache/huggingface/hub")
+    assert places.hub_cache({}) == Path("~/.cache/huggingface/hub")
 
 
 # --- network ---
@@ -435,7 +436,7 @@ def test_a_misspelt_name_offline_is_a_sentence_with_the_likely_one(tmp_path: Pat
     finding = inputs.model(case(recipe=wrong, environment=environment))
     assert is_fault_of(finding, "recipe")
     assert "did you mean Qwen/Qwen2.5-3B-Instruct" in finding.detail
-    assert "huggingface-cli download" in finding.fix
+    assert "mini-r1 prefetch RECIPE" in finding.fix
 
 
 def test_data_is_a_file_generated_or_in_the_cache(tmp_path: Path) -> None:
@@ -446,6 +447,22 @@ def test_data_is_a_file_generated_or_in_the_cache(tmp_path: Path) -> None:
     assert is_fault_of(inputs.data(case(recipe={"dataset_id_or_path": "nowhere.jsonl"})), "recipe")
     finding = inputs.data(case(recipe={}, environment=offline))
     assert is_fault_of(finding, "recipe")
-    assert "--repo-type dataset" in finding.fix
+    assert "mini-r1 prefetch RECIPE" in finding.fix
     files(cached_repo(tmp_path, "datasets--Jiayi-Pan--Countdown-Tasks-3to4"), **{"data__x.parquet": ""})
+    assert inputs.data(case(recipe={}, environment=offline)).status == "ok"
+    finding = inputs.data(case(recipe={"dataset_revision": "v2"}, environment=offline))
+    assert is_fault_of(finding, "recipe")
+    assert "at revision v2 is not in the cache" in finding.detail
+    assert inputs.data(case(recipe={"dataset_revision": "0" * 40}, environment=offline)).status == "ok"
+
+
+def test_data_of_which_a_part_is_in_the_cache_is_not_there(tmp_path: Path) -> None:
+    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    snapshot = cached_repo(tmp_path, "datasets--Jiayi-Pan--Countdown-Tasks-3to4")
+    files(snapshot, **{"data__train-00001-of-00002.parquet": ""})
+    finding = inputs.data(case(recipe={}, environment=offline))
+    assert is_fault_of(finding, "recipe")
+    assert "a part of it is" in finding.detail
+    assert "mini-r1 prefetch RECIPE" in finding.fix
+    files(snapshot, **{"data__train-00000-of-00002.parquet": ""})
     assert inputs.data(case(recipe={}, environment=offline)).status == "ok"

@@ -97,6 +97,11 @@ def load_model(
     base = config.base_model_name_or_path
     if config.peft_type != PeftType.LORA or not base:
         raise KitError(f"{name} is an adapter of another kind than LoRA, or names no base model: use a LoRA adapter")
+    if config.megatron_config:  # peft imports whatever module `megatron_core` names beside it
+        raise KitError(
+            f"the adapter {name} has megatron_config in its adapter_config.json, for which peft would import a "
+            "module that the file names: take it out"
+        )
     with _in_words("adapter", name):
         weights = _file(name, revision, ADAPTER_WEIGHTS_NAME)
     if weights is None:
@@ -278,7 +283,7 @@ def _not_loaded(what: str, name: str, error: Exception) -> KitError:
         return KitError(f"cannot load the {what} from {name}: {reason}")
     return KitError(
         f"cannot load the {what} {name}: {reason}. "
-        "Check the name; without a network use a local directory or a model that is already in the cache"
+        "Check the name; without a network use a local directory, or what `mini-r1 prefetch RECIPE` left in the cache"
     )
 
 

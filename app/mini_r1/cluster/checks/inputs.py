@@ -6,28 +6,18 @@ import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from mini_r1.cluster import hub
 from mini_r1.cluster.checks.case import Case
-from mini_r1.cluster.checks.storage import hub_cache, is_offline
+from mini_r1.cluster.hub import ADAPTER, CONFIG, DATA, INDEX, MODEL, WEIGHTS, Kind
+from mini_r1.cluster.places import hub_cache, is_offline
+from mini_r1.countdown.data import missing_parts
 from mini_r1.findings import Finding, fail, ok, skip, warn
 from mini_r1.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
 from mini_r1.recipe import DEMO_MODEL, GENERATED
 
-TIMEOUT_S = 10.0
-"""Seconds for the hub's answer."""
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
-
-
-class _Kind(NamedTuple):
-    """Models and data sets differ in these words only."""
-
-    word: str  # in the cache's folder names and the hub's addresses
-    key: str  # of the recipe
-
-
-MODEL, DATA = _Kind("model", "model_name_or_path"), _Kind("dataset", "dataset_id_or_path")
+PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
 
 
 def model(case: Case) -> Finding:
@@ -37,12 +27,12 @@ def model(case: Case) -> Finding:
     name, revision = case.recipe.model_name_or_path, case.recipe.model_revision
     if name == DEMO_MODEL:
         return ok(f"{name}: made on the spot")
-    if Path(name).exists() or name.startswith((".", "/", "~")):
+    if hub.is_path(name):
         return _local_model(name, Path(name))
     kind = later_kind_by_name(name)
     if kind is not None:
         return fail(unknown_kind(name, kind, ""), "", "recipe")
-    return _on_hub(case, MODEL, name, revision, lambda file: _cached(case, name, revision, file))
+    return _on_hub(case, MODEL, name, revision, lambda file: hub.cached(case.environment, name, revision, file))
 
 
 def _local_model(name: str, folder: Path) -> Finding:
@@ -53,7 +43,7 @@ def _whole(name: str, find: Callable[[str], str | None]) -> Finding:
     """Whether configuration and every file of the weights are there."""
     if find(ADAPTER):
         return ok(f"{name}: an adapter")
-    config = find("config.json")
+    config = find(CONFIG)
     if config is None:
         return fail(
             f"{name} holds no config.json",
@@ -74,7 +64,7 @@ def _whole(name: str, find: Callable[[str], str | None]) -> Finding:
     missing = [file for file in shards if find(file) is None]
     if missing or not shards:
         which = f"{len(missing)} of {len(shards)} files are missing, {missing[0]} among them" if missing else "no files"
-        return fail(f"{name}, weights: {which}", "fetch or copy it again", "recipe")
+        return fail(f"{name}, weights: {which}", f"copy it again, or {PREFETCH}", "recipe")
     return ok(f"{name}: whole, {len(shards)} files")
 
 
@@ -98,38 +88,32 @@ def data(case: Case) -> Finding:
         return ok(f"{name}: here")
     if not case.recipe.data_on_hub or name.startswith((".", "/", "~")):
         return fail(f"{name}: no such file", "check dataset_id_or_path; relative paths start where you are", "recipe")
-    return _on_hub(case, DATA, name, case.recipe.dataset_revision, lambda _: _cached_data(case, name))
+    return _on_hub(case, DATA, name, case.recipe.dataset_revision, lambda _: _parquet(case, name))
 
 
-def _cached(case: Case, name: str, revision: str | None, file: str) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, file, cache_dir=hub_cache(case.environment), revision=revision)
-    except HFValidationError:
-        return None
-    return found if isinstance(found, str) else None
+def _parquet(case: Case, name: str) -> str | None:
+    """A Parquet file of the cached revision, if all are there that its names speak of."""
+    revision = case.recipe.dataset_revision if case.recipe else None
+    folder = hub.cached_folder(case.environment, name, revision, DATA)
+    files = sorted(folder.rglob("*.parquet")) if folder else []
+    return str(files[0]) if files and not missing_parts(files) else None
 
 
-def _cached_data(case: Case, name: str) -> str | None:
-    folder = hub_cache(case.environment) / f"datasets--{name.replace('/', '--')}" / "snapshots"
-    return next((str(path) for path in folder.glob("*/**/*.parquet")), None)
-
-
-def _on_hub(case: Case, kind: _Kind, name: str, revision: str | None, find: Callable[[str], str | None]) -> Finding:
+def _on_hub(case: Case, kind: Kind, name: str, revision: str | None, find: Callable[[str], str | None]) -> Finding:
     """A repository that is in the cache, or that the hub is asked for."""
-    in_cache = find("config.json") is not None or find(ADAPTER) is not None
+    in_cache = find(CONFIG) is not None or find(ADAPTER) is not None
     if in_cache and (kind is DATA or is_offline(case.environment)):
         return ok(f"{name}: in the cache") if kind is DATA else _whole(name, find)
     if is_offline(case.environment):
         where = hub_cache(case.environment)
-        near = difflib.get_close_matches(name, _in_cache(where, kind), n=1)
-        hint = f"; did you mean {near[0]}, which is?" if near else ""
+        there = _in_cache(where, kind)
+        near = difflib.get_close_matches(name, there, n=1)
+        hint = "; another revision or a part of it is" if name in there else ""
+        hint = hint or (f"; did you mean {near[0]}, which is?" if near else "")
+        at = f" at revision {revision}" if revision and revision != hub.BRANCH else ""
         return fail(
-            f"{name} is not in the cache {where}, and HF_HUB_OFFLINE is set{hint}",
-            f"check {kind.key}, or fetch it once where there is a network: huggingface-cli download"
-            f"{' --repo-type dataset' if kind is DATA else ''} {name}",
+            f"{name}{at} is not in the cache {where}, and HF_HUB_OFFLINE is set{hint}",
+            f"check {kind.key}, or {PREFETCH}",
             "recipe",
         )
     answer = _ask_hub(case, kind, name, revision)
@@ -140,44 +124,18 @@ def _on_hub(case: Case, kind: _Kind, name: str, revision: str | None, find: Call
     return answer
 
 
-def _in_cache(folder: Path, kind: _Kind) -> list[str]:
+def _in_cache(folder: Path, kind: Kind) -> list[str]:
     """Names of the repositories that the cache holds."""
     prefix = f"{kind.word}s--"
     return [path.name.removeprefix(prefix).replace("--", "/", 1) for path in folder.glob(f"{prefix}*")]
 
 
-def _ask_hub(case: Case, kind: _Kind, name: str, revision: str | None) -> Finding:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    hub = HfApi(endpoint=case.environment.get("HF_ENDPOINT") or None)
+def _ask_hub(case: Case, kind: Kind, name: str, revision: str | None) -> Finding:
     try:
-        facts = hub.repo_info(name, repo_type=kind.word, revision=revision, timeout=TIMEOUT_S)
-    except GatedRepoError:
-        return fail(f"{name} is gated", "accept its terms on the hub, and set HF_TOKEN to a token of yours", "recipe")
-    except RepositoryNotFoundError:
-        return fail(
-            f"the hub has no {kind.word} {name}, or shows it to others only",
-            f"check {kind.key}; for a private one set HF_TOKEN",
-            "recipe",
-        )
-    except RevisionNotFoundError:
-        return fail(f"{name} has no revision {revision}", f"check the revision beside {kind.key}", "recipe")
-    except HFValidationError as error:
-        return fail(f"{name} is no name that the hub knows ({error})", f"check {kind.key}", "recipe")
-    except (HfHubHTTPError, OSError) as error:  # the network's errors are OSErrors
-        return fail(
-            f"the hub does not answer for {name} ({type(error).__name__})",
-            "give this node a network (HTTPS_PROXY, HF_ENDPOINT), or fetch it before and set HF_HUB_OFFLINE=1",
-            "node",
-        )
+        facts = hub.ask(case.environment, kind, name, revision)
+    except (OSError, ValueError) as error:
+        return hub.refused(kind, name, revision, error)
     files = [entry.rfilename for entry in facts.siblings or []]
     if kind is MODEL and files and not any(file.endswith(".safetensors") for file in files):
-        return fail(f"{name} has no safetensors weights on the hub", "pickled ones are not read: use another", "recipe")
+        return fail(f"{name} has no safetensors weights on the hub", hub.NO_PICKLES, "recipe")
     return ok(f"{name}: on the hub at {(facts.sha or 'an unknown commit')[:12]}")

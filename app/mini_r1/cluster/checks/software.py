@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.cluster.checks.case import Case
-from mini_r1.cluster.checks.storage import expanded, hub_home
+from mini_r1.cluster.places import expanded, hub_home
 from mini_r1.console import printable
 from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.errors import KitError

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.cluster.checks.case import GIB, Case
+from mini_r1.cluster.places import cache_home, existing, expanded, hub_cache, is_offline
 from mini_r1.console import shown_bytes
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.rundir import OURS, SCRATCH, RunDir
@@ -55,12 +56,6 @@ def run_directory(case: Case) -> Finding:
             "two runs in one directory would not notice each other: take care, or mount it with locks",
         )
     return ok(f"{path} ({kind}) can be written")
-
-
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))
 
 
 def _try_writing(folder: Path) -> bool:
@@ -147,55 +142,22 @@ def _hub_cache(case: Case, path: Path) -> Finding:
     if is_network(kind) and not is_offline(case.environment):
         return warn(
             f"the hub's cache {path} is on {kind}, where its locks can silently do nothing",
-            "fetch model and data once before the job and set HF_HUB_OFFLINE=1 in it, or set HF_HOME to a local folder",
+            "run `mini-r1 prefetch RECIPE` before the job and set HF_HUB_OFFLINE=1 in it, or set HF_HOME to a folder "
+            "of this node's own",
         )
     if not os.access(existing(path), os.W_OK) and not is_offline(case.environment):
         return warn(f"the hub's cache {path} cannot be written", "set HF_HOME to a folder that this user can write")
     return ok(f"the hub's cache {path} ({kind})")
 
 
-def hub_cache(environment: Mapping[str, str]) -> Path:
-    """Where huggingface_hub keeps models and data."""
-    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
-        if environment.get(variable):
-            return expanded(environment[variable], environment)
-    return hub_home(environment) / "hub"
-
-
-def hub_home(environment: Mapping[str, str]) -> Path:
-    """Where huggingface_hub keeps what is its own, a token for one."""
-    return expanded(environment.get("HF_HOME") or f"{_cache_home(environment)}/huggingface", environment)
-
-
-def is_offline(environment: Mapping[str, str]) -> bool:
-    """Whether huggingface_hub is told to leave the network alone."""
-    return any(
-        environment.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
-        for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-    )
-
-
 def node_caches(environment: Mapping[str, str]) -> dict[str, Path]:
     """The caches of compiled code, by their variable; those without one whose place nobody set are not looked at."""
     places = {variable: environment.get(variable) or default for variable, default in NODE_CACHES.items()}
     return {
-        variable: expanded(place.replace("{XDG_CACHE_HOME}", _cache_home(environment)), environment)
+        variable: expanded(place.replace("{XDG_CACHE_HOME}", cache_home(environment)), environment)
         for variable, place in places.items()
         if place
     }
-
-
-def _cache_home(environment: Mapping[str, str]) -> str:
-    return environment.get("XDG_CACHE_HOME") or "~/.cache"
-
-
-def expanded(path: str, environment: Mapping[str, str]) -> Path:
-    """A path with its `~` as HOME, else as the user's entry has it; as it is for a user with neither."""
-    home = environment.get("HOME", "")
-    try:
-        return Path(home + path[1:] if home and (path == "~" or path.startswith("~/")) else path).expanduser()
-    except RuntimeError:
-        return Path(path)
 
 
 def filesystem(case: Case, path: Path) -> str:

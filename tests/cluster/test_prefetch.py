@@ -1,0 +1,456 @@
+"""`mini-r1 prefetch` as a user calls it: huggingface_hub's own client, against a stand-in of the hub."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mini_r1.cluster.hub import MODEL
+from mini_r1.cluster.hub_errors import in_words
+from mini_r1.errors import KitError
+from safetensors.torch import load, save
+
+from tests.cluster.real_stack import Launch, needs_vllm, random_model, write_recipe
+from tests.conftest import ASSETS, command, rows
+from tests.hub import Hub, Repo, files_of
+
+MODEL_COMMIT, DATA_COMMIT, WORDS_COMMIT = "a" * 40, "b" * 40, "c" * 40
+INDEX = "model.safetensors.index.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+TABLES = ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet")
+TOKEN = "hf_planted0123456789planted"
+UNWANTED = ("pytorch_model.bin", "training_args.pt", "original/consolidated.00.pth", "consolidated.safetensors",
+            "tiny.Q4_K_M.gguf", "onnx/model.onnx", "onnx/config.json", "flax_model.msgpack", "tf_model.h5",
+            "pytorch_model.bin.index.json", "modeling_tiny.py", "README.md", ".gitattributes")  # fmt: skip
+Recipe = Callable[..., Path]
+Fetch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def sharded(weights: bytes) -> dict[str, bytes]:
+    """The same weights in two files and an index."""
+    tensors = sorted(load(weights).items())
+    halves = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+    weight_map = {name: shard for shard, half in zip(SHARDS, halves, strict=True) for name, _ in half}
+    index = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+    parts = {shard: save(dict(half), {"format": "pt"}) for shard, half in zip(SHARDS, halves, strict=True)}
+    return {**parts, INDEX: index}
+
+
+def tables() -> dict[str, bytes]:
+    """The real rows in two Parquet files."""
+    every, files = rows(ASSETS / "countdown_rows.jsonl"), {}
+    for number, name in enumerate(TABLES):
+        table = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(every[number::2]), table)
+        files[name] = table.getvalue()
+    return files
+
+
+@pytest.fixture
+def tiny(untrained: Path) -> Repo:
+    """The model nobody/tiny: sharded, with a tokenizer, and with much that nobody needs."""
+    files = files_of(untrained)
+    files.update(sharded(files.pop("model.safetensors")))
+    return Repo("nobody/tiny", {**files, **dict.fromkeys(UNWANTED, b"{}")}, MODEL_COMMIT)
+
+
+@pytest.fixture
+def words(untrained: Path) -> Repo:
+    """The tokenizer nobody/words."""
+    files = {name: body for name, body in files_of(untrained).items() if not name.endswith(".safetensors")}
+    return Repo("nobody/words", {**files, "README.md": b"#"}, WORDS_COMMIT)
+
+
+@pytest.fixture
+def games() -> Repo:
+    """The data set nobody/rows."""
+    return Repo("nobody/rows", {**tables(), "README.md": b"#", "script.py": b""}, DATA_COMMIT, is_data=True)
+
+
+@pytest.fixture
+def recipe(small_recipe: Recipe) -> Path:
+    return small_recipe("air", model_name_or_path="nobody/tiny", dataset_id_or_path="nobody/rows", max_steps=1,
+                        save_steps=1, tokenizer_name_or_path="nobody/words")  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "hf"
+
+
+@pytest.fixture
+def fetch(home: Path) -> Fetch:
+    """Run `mini-r1 prefetch ARGS` against a hub."""
+
+    def run(hub: Hub | str, *args: str | Path, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command(), "prefetch", *map(str, args)], env=online(hub, home, **changes),
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    return run
+
+
+def online(hub: Hub | str, home: Path, **changes: str) -> dict[str, str]:
+    address = hub if isinstance(hub, str) else hub.address
+    ours = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+    return {**os.environ, **ours, **changes}
+
+
+def offline(home: Path) -> dict[str, str]:
+    """No network, and nobody at the hub's address."""
+    return online("http://127.0.0.1:9", home, HF_HUB_OFFLINE="1")
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> None:
+    """Assert that it ended so, in a sentence, with --json on standard output too, and without the token."""
+    assert done.returncode == code, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["exit_code"] == code
+    for words in said:
+        assert words in answer["error"]
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+
+
+# --- what is fetched, and that it is enough ---
+
+
+@pytest.mark.slow
+def test_what_was_fetched_trains_and_evaluates_without_a_network(
+    tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, home: Path, tmp_path: Path
+) -> None:
+    with Hub(tiny, words, games) as hub:
+        done = fetch(hub, recipe, "--json")
+        assert done.returncode == 0, done.stderr
+        fetched = set(hub.fetched)
+        again = fetch(hub, recipe)
+        assert set(hub.fetched) == fetched
+    record = json.loads(done.stdout)
+    kept = {
+        "model": ("nobody/tiny", "main", MODEL_COMMIT, tiny.files.keys() - set(UNWANTED)),
+        "tokenizer": ("nobody/words", None, WORDS_COMMIT, words.files.keys() - {"README.md"}),
+        "data": ("nobody/rows", None, DATA_COMMIT, set(TABLES)),
+    }
+    assert {part["kind"]: (part["name"], part["revision"], part["commit"], set(part["files"]))
+            for part in record["parts"]} == kept  # fmt: skip
+    assert fetched == {f"{name}/{file}" for name, _, _, files in kept.values() for file in files}
+    sizes = [sum(len(repo.files[file]) for file in kept[part][3])
+             for part, repo in (("model", tiny), ("tokenizer", words), ("data", games))]  # fmt: skip
+    assert [part["bytes"] for part in record["parts"]] == [part["fetched"] for part in record["parts"]] == sizes
+
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("here already") == 3
+    recorded = json.loads((home / "mini-r1" / "prefetched" / "air.json").read_text())
+    assert recorded["parts"][0] == {**record["parts"][0], "fetched": 0, "note": "here already"}
+
+    def kit(*args: str | Path) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([*command(), *map(str, args)], env=offline(home), capture_output=True, text=True,
+                              timeout=600)  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    run = tmp_path / "run"
+    found = {f["check"]: f for f in json.loads(kit("doctor", recipe, "--run-dir", run, "--json").stdout)["findings"]}
+    assert {name: found[name]["status"] for name in ("model", "data", "architecture", "tokenizer", "problems")} == {
+        "model": "ok", "data": "ok", "architecture": "ok", "tokenizer": "ok", "problems": "ok"
+    }  # fmt: skip
+    launched = kit("launch", recipe, "--run-dir", run)
+    assert "You are offline" not in launched.stderr  # transformers, of a cache that it takes for an old one
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["data"]["revision"] == DATA_COMMIT
+    assert facts["attempts"][0]["model"]["revision"] == MODEL_COMMIT
+    kit("evaluate", run, "--samples", "1", "--limit", "2")
+    problems = ASSETS / "countdown_rows.jsonl"
+    kit("evaluate", "nobody/tiny", "--problems", problems, "--samples", "1", "--limit", "1")
+
+    everything = [path for folder in (home, tmp_path) for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in everything if TOKEN.encode() in path.read_bytes()]
+    assert TOKEN not in done.stdout + done.stderr + again.stdout + again.stderr
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_what_was_fetched_is_enough_for_the_real_vllm(games: Repo, fetch: Fetch, home: Path, tmp_path: Path) -> None:
+    files = files_of(random_model(tmp_path / "model"))
+    files.update(sharded(files.pop("model.safetensors")))
+    recipe = write_recipe(tmp_path / "vllm.yaml", "nobody/larger", dataset_id_or_path="nobody/rows", max_steps=2)
+    with Hub(Repo("nobody/larger", files, MODEL_COMMIT), games) as hub:
+        done = fetch(hub, recipe)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    with Launch(recipe, "--run-dir", run, "--gpus", "2", log=tmp_path / "log.txt", environment=offline(home)) as launch:
+        assert launch.wait() == 0, launch.said
+    (attempt,) = json.loads((run / "run.json").read_text())["attempts"]
+    assert (attempt["vllm_device"], attempt["model"]["revision"]) == ("cpu", MODEL_COMMIT)
+
+
+def test_one_file_of_weights_needs_no_index_and_the_tokenizer_is_the_models(
+    untrained: Path, games: Repo, small_recipe: Recipe, fetch: Fetch, home: Path
+) -> None:
+    files = files_of(untrained)
+    surplus = {INDEX: json.dumps({"weight_map": {"x": SHARDS[0]}}).encode(), SHARDS[0]: b""}
+    recipe = small_recipe("whole", model_name_or_path="nobody/tiny", model_revision=MODEL_COMMIT,
+                          dataset_id_or_path=str(ASSETS / "countdown_rows.jsonl"))  # fmt: skip
+    with Hub(Repo("nobody/tiny", {**files, **surplus}, MODEL_COMMIT, token=TOKEN)) as hub:  # gated, and open to us
+        done = fetch(hub, recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    model, tokenizer, data = json.loads(done.stdout)["parts"]
+    assert set(model["files"]) == set(files)
+    assert (model["revision"], model["commit"]) == (MODEL_COMMIT, MODEL_COMMIT)
+    assert tokenizer["files"] == data["files"] == []
+    assert "the model's own" in tokenizer["note"]
+    assert "a path" in data["note"]
+
+
+def test_a_recipe_without_a_hub_name_needs_nothing_and_says_so_even_offline(
+    small_recipe: Recipe, fetch: Fetch, home: Path
+) -> None:
+    recipe = small_recipe(model_name_or_path="builtin:demo", dataset_id_or_path="generated", dataset_rows=20)
+    done = fetch("http://127.0.0.1:9", recipe, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert "builtin:demo: made on the spot" in done.stdout
+    assert "generated: made on the spot" in done.stdout
+    assert "runs without a network as it is" in done.stdout
+    assert not home.exists()
+    elsewhere = fetch("http://127.0.0.1:9", recipe, "--set", "model_name_or_path=/models/x", "--json")
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert json.loads(elsewhere.stdout)["record"] is None
+    assert "not on this machine" in json.loads(elsewhere.stdout)["parts"][0]["note"]
+
+
+# --- refusals ---
+
+
+def of_tiny(files: dict[str, bytes], **changes: Any) -> Repo:
+    return Repo("nobody/tiny", {"config.json": b'{"model_type": "qwen2"}', "tokenizer.json": b"{}", **files}, **changes)
+
+
+WEIGHTS = {"model.safetensors": b"0" * 1000}
+
+
+@pytest.mark.parametrize(
+    ("repo", "code", "said"),
+    [
+        (of_tiny(WEIGHTS, token="hf_anothersaccount"), 78, "nobody/tiny is gated: accept its terms"),
+        (of_tiny(WEIGHTS, status=401), 78, "check HF_TOKEN, or unset it"),
+        (of_tiny(WEIGHTS, status=403), 78, "check HF_TOKEN, or unset it"),
+        (of_tiny(WEIGHTS, status=503), 150, "the hub does not answer for nobody/tiny"),
+        (of_tiny(WEIGHTS, status=429), 150, "the hub does not answer for nobody/tiny"),
+        (of_tiny({"pytorch_model.bin": b""}), 78, "no safetensors weights on the hub: pickled ones are not read"),
+        (of_tiny({"adapter_config.json": b"{}"}), 78, "is an adapter"),
+        (of_tiny({**WEIGHTS, "config.json": b'{"model_type": "qwen3"}'}), 78, "transformers 4.51.0 was the first"),
+        (of_tiny({**WEIGHTS, "config.json": b"<html>"}), 78, "config.json of nobody/tiny cannot be read"),
+        (of_tiny({INDEX: b'{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}', "a.safetensors": b""}), 78,
+         "the hub lacks 1 of 2 files, b.safetensors among them"),
+        (of_tiny({INDEX: b'{"weight_map": {"x": "a.bin"}}', "a.bin": b""}), 78, "the hub lacks 1 of 1 files"),
+    ],
+)  # fmt: skip
+def test_a_model_that_cannot_be_had_is_refused_before_its_weights(
+    repo: Repo, code: int, said: str, small_recipe: Recipe, fetch: Fetch
+) -> None:
+    recipe = small_recipe(model_name_or_path="nobody/tiny")
+    with Hub(repo) as hub:
+        refused(fetch(hub, recipe, "--json"), code, said)
+    assert not [name for name in hub.fetched if not name.endswith(".json")]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model_name_or_path=nobody/tinny", "the hub has no model nobody/tinny"),
+        ("model_revision=v9", "nobody/tiny has no revision v9"),
+        ("model_name_or_path=no body/ti..ny", "is no name that the hub knows"),
+        ("model_name_or_path=Qwen/Qwen3-1.7B", "qwen3"),
+        ("tokenizer_name_or_path=nobody/wrods", "check tokenizer_name_or_path"),
+        ("dataset_id_or_path=nobody/games", "the hub has no dataset nobody/games"),
+        ("dataset_id_or_path=nobody/prose", "nobody/prose has no Parquet files"),
+        ("dataset_id_or_path=nobody/half", "the hub lacks 1 Parquet files, train-00001-of-00002.parquet"),
+        ("dataset_id_or_path=nobody/gated", "nobody/gated is gated"),
+        ("dataset_revision=v9", "nobody/rows has no revision v9"),
+    ],
+)
+def test_every_part_is_asked_for_before_anything_large_is_fetched(
+    override: str, said: str, tiny: Repo, games: Repo, small_recipe: Recipe, fetch: Fetch
+) -> None:
+    prose = Repo("nobody/prose", {"rows.csv": b""}, is_data=True)
+    half = Repo("nobody/half", {TABLES[0]: b""}, is_data=True)
+    gated = replace(games, name="nobody/gated", token="hf_anothersaccount")
+    recipe = small_recipe(model_name_or_path="nobody/tiny", dataset_id_or_path="nobody/rows")
+    with Hub(tiny, games, prose, half, gated) as hub:
+        refused(fetch(hub, recipe, "--set", override, "--json"), 78, said)
+    assert not [name for name in hub.fetched if not name.endswith(".json")]
+
+
+def test_auto_and_an_offline_switch_and_another_cache_are_refused_in_words(
+    recipe: Path, fetch: Fetch, home: Path
+) -> None:
+    nobody = "http://127.0.0.1:9"
+    refused(fetch(nobody, "auto", "--json"), 78, "name the recipe")
+    refused(fetch(nobody, recipe, "--json", HF_HUB_OFFLINE="1"), 78, "HF_HUB_OFFLINE", "nobody/words", "unset it")
+    refused(fetch(nobody, recipe, "--json", TRANSFORMERS_CACHE="/x"), 78, "TRANSFORMERS_CACHE is set", "HF_HOME")
+    assert not home.exists()
+
+
+# --- the network ---
+
+
+def test_a_hub_that_nobody_answers_for_is_worth_a_retry(recipe: Path, fetch: Fetch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    refused(fetch(f"http://127.0.0.1:{port}", recipe, "--json"), 150, "the hub does not answer", "HTTPS_PROXY",
+            "start the same command again")  # fmt: skip
+
+
+def test_what_was_cut_short_is_gone_on_with(small_recipe: Recipe, fetch: Fetch, home: Path) -> None:
+    body, chunk = os.urandom(12 << 20), 10 << 20  # huggingface_hub writes pieces of this size
+    repo = of_tiny({"model.safetensors": body}, cut={"model.safetensors": 11 << 20})
+    recipe = small_recipe("long", model_name_or_path="nobody/tiny")
+    with Hub(repo) as hub:
+        refused(fetch(hub, recipe, "--json"), 150, "nobody/tiny", "start the same command again")
+        assert not (home / "mini-r1" / "prefetched" / "long.json").exists()
+        done = fetch(hub, recipe)
+    assert done.returncode == 0, done.stderr
+    assert f"model: fetching {(len(body) - chunk) / 2**20:.1f} MiB" in done.stderr
+    weights = [name for name in hub.fetched if "safetensors" in name]
+    assert weights == ["nobody/tiny/model.safetensors", f"nobody/tiny/model.safetensors from {chunk}"]
+    assert next((home / "hub").glob("models--nobody--tiny/snapshots/*/model.safetensors")).read_bytes() == body
+
+
+def test_a_damaged_file_is_fetched_again(
+    tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, home: Path
+) -> None:
+    with Hub(tiny, words, games) as hub:
+        assert fetch(hub, recipe).returncode == 0
+        (shard,) = (home / "hub").glob(f"models--nobody--tiny/snapshots/*/{SHARDS[0]}")
+        shard.resolve().write_bytes(b"short")
+        begun = shard.resolve().parent / f"{shard.resolve().name}.incomplete"
+        begun.write_bytes(b"0" * (len(tiny.files[SHARDS[0]]) + 1))
+        done = fetch(hub, recipe, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parts"][0]["fetched"] == len(tiny.files[SHARDS[0]])
+    assert shard.read_bytes() == tiny.files[SHARDS[0]]
+    assert hub.fetched.count(f"nobody/tiny/{SHARDS[0]}") == 2
+    assert hub.fetched.count(f"nobody/tiny/{SHARDS[1]}") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once_and_what_came_is_kept(
+    tiny: Repo, words: Repo, games: Repo, recipe: Path, home: Path, number: signal.Signals
+) -> None:
+    tiny.hanging.add(SHARDS[1])
+    with Hub(tiny, words, games) as hub:
+        process = subprocess.Popen([*command(), "prefetch", str(recipe)], env=online(hub, home), text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not any((home / "hub").rglob("*.incomplete")) or f"nobody/tiny/{SHARDS[1]}" not in hub.fetched:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "goes on from what is here" in said
+    assert not (home / "mini-r1" / "prefetched" / "air.json").exists()
+
+
+def test_bars_are_for_a_terminal_and_lines_for_a_log(
+    tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, tmp_path: Path
+) -> None:
+    with Hub(tiny, words, games) as hub:
+        done = fetch(hub, recipe)
+        assert done.returncode == 0, done.stderr
+        assert "B/s" not in done.stderr
+        assert "model: fetching" in done.stderr
+        near, far = pty.openpty()
+        shown = subprocess.run(
+            [*command(), "prefetch", str(recipe)], env=online(hub, tmp_path / "other", TERM="xterm"),
+            stdout=subprocess.PIPE, stderr=far, timeout=300,
+        )  # fmt: skip
+        os.close(far)
+        drawn = os.read(near, 1 << 20)
+        os.close(near)
+    assert shown.returncode == 0, drawn
+    assert b"B/s" in drawn
+    assert b"B/s" not in shown.stdout
+
+
+# --- the disk ---
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_weights(
+    tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch
+) -> None:
+    tiny.announced[SHARDS[1]] = 1 << 60
+    with Hub(tiny, words, games) as hub:
+        done = fetch(hub, recipe, "--json")
+    refused(done, 150, f"{(1 << 60) / 2**30:.1f} GiB are to be fetched", "free: free some", "HF_HOME")
+    assert not [name for name in hub.fetched if name.endswith((".safetensors", ".parquet"))]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_worth_a_retry(small_recipe: Recipe, fetch: Fetch, small_disk: Path) -> None:
+    repo = of_tiny({"model.safetensors": os.urandom(3 << 20)}, announced={"model.safetensors": 1000})
+    with Hub(repo) as hub:
+        done = fetch(hub, small_recipe(model_name_or_path="nobody/tiny"), "--json", HF_HOME=str(small_disk))
+    refused(done, 150, f"the disk of {small_disk}/hub is full", "start the same command again")
+
+
+def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(
+    tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with Hub(tiny, words, games) as hub:
+        refused(fetch(hub, recipe, "--json", HF_HOME="/sys/hf"), 150, "/sys/hf/hub cannot be written here", "HF_HOME")
+        refused(fetch(hub, recipe, "--json", HF_HOME=str(file)), 78, f"{file}/hub: this or something above it")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (NotImplementedError("FileSystem does not appear to support flock"), 150, "/hf/hub has no locks"),
+        (RuntimeError("An error occurred while downloading using `hf_transfer`."), 150, "HF_HUB_ENABLE_HF_TRANSFER"),
+        (ValueError("'hf_transfer' package is not available"), 78, "HF_HUB_ENABLE_HF_TRANSFER"),
+        (OSError("Consistency check failed: file should be of size 9"), 150, "a/b did not arrive whole"),
+        (OSError(errno.EIO, "Input/output error"), 150, "/hf/hub cannot be written here (Input/output error)"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 150, "the disk of /hf/hub is full"),
+    ],
+)
+def test_what_huggingface_hub_raises_becomes_a_sentence(raised: Exception, code: int, said: str) -> None:
+    with pytest.raises(KitError) as caught, in_words(MODEL, "a/b", None, Path("/hf/hub")):
+        raise raised
+    assert caught.value.exit_code == code
+    assert said in caught.value.message
+
+
+def test_a_defect_stays_one() -> None:
+    with pytest.raises(RuntimeError, match="can't start new thread"), in_words(MODEL, "a/b", None, Path("/hf/hub")):
+        raise RuntimeError("can't start new thread")
