@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.model_kinds import FIRST_VERSION, TRANSFORMERS
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, __version__
 
@@ -223,3 +225,17 @@ def test_what_runs_is_described(untrained: Path) -> None:
     }
     model.generation_config.eos_token_id = [0, 2]
     assert eos_token_ids(model, load_tokenizer(str(untrained), None)) == [0, 2]
+
+
+def test_an_adapter_cannot_have_a_module_imported(
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_model(str(untrained), None, None, None)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    values = {**json.loads(file.read_text()), "megatron_config": {"any": 1}, "megatron_core": "chosen_by_a_stranger"}
+    file.write_text(json.dumps(values))
+    (tmp_path / "chosen_by_a_stranger.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "megatron_config in its adapter_config.json" in refused(str(tmp_path / "adapter"))
+    assert "chosen_by_a_stranger" not in sys.modules

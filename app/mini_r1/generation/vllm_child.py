@@ -101,7 +101,7 @@ class Weights:
         self._model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
         # vLLM's loaders skip names and cut shapes that do not fit; transformers knows what there must be.
         with torch.device("meta"):
-            twin = AutoModelForCausalLM.from_config(llm.llm_engine.model_config.hf_config)
+            twin = AutoModelForCausalLM.from_config(llm.llm_engine.model_config.hf_config, trust_remote_code=False)
         self._shapes = {name: list(tensor.shape) for name, tensor in twin.state_dict().items()}
         self._needed = {name for name, _ in twin.named_parameters()}  # a tied one counts once
         self._arrived: set[str] = set()
