@@ -10,6 +10,7 @@ import pty
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,8 +20,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mini_r1.cluster import prefetch
 from mini_r1.cluster.hub import MODEL
 from mini_r1.cluster.hub_errors import in_words
+from mini_r1.cluster.hub_parts import File, Part
 from mini_r1.errors import KitError
 from safetensors.torch import load, save
 
@@ -170,8 +173,7 @@ def test_what_was_fetched_trains_and_evaluates_without_a_network(
     assert {name: found[name]["status"] for name in ("model", "data", "architecture", "tokenizer", "problems")} == {
         "model": "ok", "data": "ok", "architecture": "ok", "tokenizer": "ok", "problems": "ok"
     }  # fmt: skip
-    launched = kit("launch", recipe, "--run-dir", run)
-    assert "You are offline" not in launched.stderr  # transformers, of a cache that it takes for an old one
+    kit("launch", recipe, "--run-dir", run)
     facts = json.loads((run / "run.json").read_text())
     assert facts["data"]["revision"] == DATA_COMMIT
     assert facts["attempts"][0]["model"]["revision"] == MODEL_COMMIT
@@ -216,6 +218,10 @@ def test_one_file_of_weights_needs_no_index_and_the_tokenizer_is_the_models(
     assert tokenizer["files"] == data["files"] == []
     assert "the model's own" in tokenizer["note"]
     assert "a path" in data["note"]
+    loading = subprocess.run([sys.executable, "-c", "import transformers.utils.hub"], env=offline(home),
+                             capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert loading.returncode == 0
+    assert "You are offline" not in loading.stderr  # what transformers says of a cache that it takes for an old one
 
 
 def test_a_recipe_without_a_hub_name_needs_nothing_and_says_so_even_offline(
@@ -389,6 +395,23 @@ def test_bars_are_for_a_terminal_and_lines_for_a_log(
     assert shown.returncode == 0, drawn
     assert b"B/s" in drawn
     assert b"B/s" not in shown.stdout
+
+
+def test_long_work_without_bars_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(prefetch, "SAY_EVERY_S", 0.01)
+    part = Part("model", "a/b", MODEL, commit=MODEL_COMMIT, files=(File("x.safetensors", 3 << 20, "b" * 64),))
+    begun = part.folder(tmp_path) / "blobs" / f"{'b' * 64}.incomplete"
+    begun.parent.mkdir(parents=True)
+    said: list[str] = []
+    with prefetch._progress(part, tmp_path, said.append, 3 << 20):
+        begun.write_bytes(b"0" * (2 << 20))
+        deadline = time.monotonic() + 60
+        while "model: 2.0 MiB of 3.0 MiB" not in said:
+            assert time.monotonic() < deadline, said
+            time.sleep(0.01)
+    count = len(said)
+    time.sleep(0.05)
+    assert len(said) == count
 
 
 # --- the disk ---
