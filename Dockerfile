@@ -49,23 +49,23 @@ RUN --mount=type=bind,source=app/locks/dev.txt,target=/locks/dev.txt \
 FROM ${PYTHON_BASE} AS slim
 
 # tini: as the first process it passes signals on and reaps what vLLM and the workers leave; without it a SIGTERM
-# would be lost and a stopped job killed before it has saved.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini \
-    && rm -rf /var/lib/apt/lists/*
+# would be lost and a stopped job killed before it has saved. apt's files stay in the builder's cache, not in the layer.
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    apt-get update && apt-get install -y --no-install-recommends tini
 # A fixed user without a login, in root's group, as OpenShift starts arbitrary users. What must be written can be by any
 # user at all (as /tmp is), so that `--user 12345:12345` works too. A new named volume takes its rights from here.
 RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/mini-r1 --shell /usr/sbin/nologin mini-r1 \
     && install -d -m 1777 /home/mini-r1 /cache /workspace /workspace/runs
 # USER: an unknown uid has no name, and torch's compiler asks for one. HF_HOME and XDG_CACHE_HOME are what may be kept
-# (models, data, the demo's warm start); compiled code stays in HOME, on the node: Triton's cache hangs on NFS.
+# (models, data, the demo's warm start); compiled code stays in HOME, on the node: Triton's cache hangs on NFS. For it HOME
+# itself, because DeepSpeed looks at that folder when it is imported, and complains of one that is not there.
 # No bytecode is written, because the root may be read-only. Nothing is told to anybody about its use.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/mini-r1 \
     USER=mini-r1 \
     HF_HOME=/cache/huggingface \
     XDG_CACHE_HOME=/cache \
-    TRITON_CACHE_DIR=/home/mini-r1/triton \
+    TRITON_CACHE_DIR=/home/mini-r1 \
     TORCHINDUCTOR_CACHE_DIR=/home/mini-r1/inductor \
     TORCH_EXTENSIONS_DIR=/home/mini-r1/torch_extensions \
     VLLM_CACHE_ROOT=/home/mini-r1/vllm \
@@ -168,15 +168,24 @@ RUN --mount=type=bind,source=app/locks,target=/locks \
         && /opt/venv/bin/python -c 'import flash_attn; assert flash_attn.__version__ == "2.7.4.post1"'; \
     fi
 
+# What no run can reach: the symbol table of the LLVM in Triton (350 MB), bitsandbytes for other versions of CUDA (190 MB),
+# the tests of other people's packages (110 MB). Then what is left is tried, as far as a machine without a GPU can.
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    apt-get update && apt-get install -y --no-install-recommends binutils
+RUN --mount=type=bind,source=docker/check-runtime.py,target=/check-runtime.py \
+    packages=/opt/venv/lib/python3.11/site-packages \
+    && strip --strip-unneeded "${packages}"/triton/_C/*.so \
+    && find "${packages}/bitsandbytes" -name 'libbitsandbytes_cuda*.so' ! -name '*cuda124.so' -delete \
+    && find "${packages}" -type d -name tests -prune -exec rm -rf {} + \
+    && TRITON_CACHE_DIR=/tmp/triton /opt/venv/bin/python /check-runtime.py
+
 FROM ${CUDA_BASE} AS runtime
 
 # gcc and libc6-dev: Triton compiles a launcher for each kernel. nvcc: DeepSpeed 0.15.4 asks for its version when it is
 # imported on a GPU. An empty NVCC leaves it out, for a base that cannot have it.
 ARG NVCC=cuda-nvcc-12-4=12.4.131-1
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini gcc libc6-dev ca-certificates ${NVCC} \
-    && rm -rf /var/lib/apt/lists/*
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    apt-get update && apt-get install -y --no-install-recommends tini gcc libc6-dev ca-certificates ${NVCC}
 # As in `slim`, for the same reasons.
 RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/mini-r1 --shell /usr/sbin/nologin mini-r1 \
     && install -d -m 1777 /home/mini-r1 /cache /workspace /workspace/runs
@@ -186,7 +195,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     USER=mini-r1 \
     HF_HOME=/cache/huggingface \
     XDG_CACHE_HOME=/cache \
-    TRITON_CACHE_DIR=/home/mini-r1/triton \
+    TRITON_CACHE_DIR=/home/mini-r1 \
     TORCHINDUCTOR_CACHE_DIR=/home/mini-r1/inductor \
     TORCH_EXTENSIONS_DIR=/home/mini-r1/torch_extensions \
     VLLM_CACHE_ROOT=/home/mini-r1/vllm \

@@ -42,3 +42,16 @@ def test_the_quick_demo_goes_the_whole_way(quick: Kit, tmp_path: Path) -> None:
     assert "tries per answer" in again.stdout
     assert f"tensorboard --logdir {tmp_path / 'run'}/tensorboard" in again.stdout
     assert "What it does not show" in again.stdout
+
+
+@pytest.mark.parametrize("where", ["a file/models", "full"])
+def test_a_cache_that_cannot_hold_the_model_is_said_before_it_is_made(
+    mini_r1: Kit, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("MINI_R1_CACHE", "/dev/full/x" if where == "full" else str(tmp_path / where))
+    done = mini_r1("demo", "--quick", "--run-dir", tmp_path / "run")
+    assert done.returncode == 150
+    assert "cannot be kept in" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "warm start 1" not in done.stderr

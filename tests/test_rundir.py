@@ -192,8 +192,19 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_in_the_way_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
-    with pytest.raises(KitError, match="cannot use .* as run directory"), RunDir(tmp_path / "run").claimed():
+    for path in (tmp_path / "run", tmp_path / "run" / "below"):
+        with pytest.raises(KitError, match="cannot use .* as run directory") as caught, RunDir(path).claimed():
+            pass
+        assert caught.value.exit_code == ExitCode.CONFIG
+
+
+def test_a_place_that_cannot_be_written_is_the_nodes_fault() -> None:
+    with (
+        pytest.raises(KitError, match=r"give this user \(uid \d+\) the right") as caught,
+        RunDir(Path("/proc/x")).claimed(),
+    ):
         pass
+    assert caught.value.exit_code == ExitCode.RETRY
 
 
 def test_reading_a_run_that_is_not_one(tmp_path: Path) -> None:

@@ -76,8 +76,14 @@ class RunDir:
             if not self.is_run() and any(p.name not in ours for p in self.path.iterdir()):
                 raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
             handle = self._lock.open("w")
-        except OSError as error:
+        except (FileExistsError, NotADirectoryError) as error:
             raise KitError(f"cannot use {self.path} as run directory: {error.strerror}") from error
+        except OSError as error:  # another node, or this one in order, may write there
+            raise KitError(
+                f"cannot use {self.path} as run directory: {error.strerror}: give this user (uid {os.getuid()}) the "
+                "right to write there, mount the volume, or choose another --run-dir",
+                ExitCode.RETRY,
+            ) from error
         with handle:
             if not _locked(handle):
                 raise KitError(

@@ -86,6 +86,7 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
         raise KitError(
             f"use_vllm: true, but {where} {has}: vLLM takes a device of its own beside at least one that trains. Give"
             f" {'node 0' if len(devices) > 1 else 'the job'} 2 or more, or set use_vllm: false (--set use_vllm=false)"
+            f"{'' if devices[0] else '. A container has the GPUs that it is started with (docker run --gpus all)'}"
         )
     nodes: list[NodeRoles] = []
     rank = 0

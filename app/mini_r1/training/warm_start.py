@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
 from mini_r1.console import ProgressLine
@@ -78,7 +79,11 @@ class WarmStart:
 def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console) -> Path:
     """The warm-started model of a recipe with `builtin:demo`, from the cache or made now with a progress line."""
     job = WarmStart(problems, recipe.prompt_style, largest_value(recipe), recipe.warm_start or WarmStartRecipe())
-    if not is_made(job.directory()):
+    try:
+        made = is_made(job.directory())
+    except OSError as error:
+        raise _unusable(error) from error
+    if not made:
         steps = job.settings.steps
         console.print(f"making the demo model: {steps} steps on an impatient solver's traces (once, then cached)")
         with ProgressLine(console, "warm start", steps) as line:
@@ -111,9 +116,39 @@ def make(job: WarmStart, progress: Progressed) -> None:
         progress: called with the step and the loss.
 
     Raises:
-        KitError: the model came out too weak to start GRPO from.
+        KitError: the cache cannot be written, or the model came out too weak to start GRPO from.
     """
-    settings, directory = job.settings, job.directory()
+    directory = job.directory()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)  # first: the training takes minutes
+        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=directory.parent))
+        scratch.chmod(0o755)  # mkdtemp's are for one user, and a cache may be shared
+    except OSError as error:
+        raise _unusable(error) from error
+    try:
+        _make_in(scratch, job, progress)
+        try:
+            scratch.rename(directory)
+        except OSError:  # another process was faster: its model is the same
+            if not is_made(directory):
+                raise
+    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
+        raise _unusable(error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _unusable(error: Exception) -> KitError:
+    return KitError(
+        f"the demo's model cannot be kept in {cache_root()} ({error}): make room or mount a volume there, or set "
+        "MINI_R1_CACHE to a folder that this user can write",
+        ExitCode.RETRY,
+    )
+
+
+def _make_in(folder: Path, job: WarmStart, progress: Progressed) -> None:
+    """Train the model and write it."""
+    settings = job.settings
     started = time.perf_counter()
     tokenizer = demo_model.build_tokenizer()
     model = demo_model.build_model(tokenizer, settings.seed)
@@ -126,21 +161,9 @@ def make(job: WarmStart, progress: Progressed) -> None:
             f"(--set warm_start.seed={settings.seed + 1})",
             ExitCode.FAILED,
         )
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=directory.parent))
-    try:
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        write_json(
-            scratch / MADE, {"seconds": round(time.perf_counter() - started, 1), "arithmetic_accuracy": accuracy}
-        )
-        try:
-            scratch.rename(directory)
-        except OSError:  # another process was faster: its model is the same
-            if not is_made(directory):
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(folder / MADE, {"seconds": round(time.perf_counter() - started, 1), "arithmetic_accuracy": accuracy})
 
 
 def train(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progressed) -> None:

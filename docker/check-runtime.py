@@ -1,0 +1,30 @@
+"""Run while the image for GPUs is built: what is in it loads, and Triton compiles for an H100. Needs no GPU.
+
+A GPU alone tells whether kernels compute what they should: `mini-r1 doctor --smoke`.
+"""
+
+from importlib.metadata import version
+
+import bitsandbytes
+import deepspeed
+import triton
+import triton.language as tl
+import trl
+import vllm
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+H100 = GPUTarget("cuda", 90, 32)
+
+
+@triton.jit
+def double(values, n: tl.constexpr):
+    """Multiply n float32 in place."""
+    place = values + tl.arange(0, n)
+    tl.store(place, tl.load(place) * 2)
+
+
+compiled = triton.compile(ASTSource(fn=double, signature={0: "*fp32"}, constants={1: 64}), target=H100)
+assert compiled.asm["cubin"], "Triton made no machine code"
+for package in (bitsandbytes, deepspeed, trl, vllm):
+    print(package.__name__, version(package.__name__))

@@ -1,0 +1,63 @@
+"""The images under test, built once; gone at the end, but for the layers that the engine caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.containers import engine
+
+TEST_IMAGE, CPU_IMAGE = "mini-r1-under-test:test", "mini-r1-under-test:cpu"
+PLANTED = "hf_" + 5 * "PLANTED"
+"""Stands in the environment of every build, and in files beside the sources. In two parts, as images hold this file."""
+
+
+@pytest.fixture(scope="session")
+def images() -> Iterator[None]:
+    """An engine that can build, with its bases at hand."""
+    reason = engine.why_none()
+    if reason:
+        pytest.skip(reason)
+    engine.make_local_bases()
+    yield
+    engine.docker("image", "rm", "--force", TEST_IMAGE, CPU_IMAGE)
+    engine.docker("volume", "rm", "--force", engine.CACHE)
+
+
+def _built(target: str, tag: str) -> str:
+    done = engine.build(target, tag, HF_TOKEN=PLANTED, HUGGING_FACE_HUB_TOKEN=PLANTED, WANDB_API_KEY=PLANTED)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return tag
+
+
+@pytest.fixture(scope="session")
+def test_image(images: None) -> str:
+    """The target `test`."""
+    return _built("test", TEST_IMAGE)
+
+
+@pytest.fixture(scope="session")
+def cpu_image(images: None) -> str:
+    """The target `cpu`."""
+    return _built("cpu", CPU_IMAGE)
+
+
+@pytest.fixture
+def runs(cpu_image: str) -> Iterator[str]:
+    """A fresh volume for run directories: its rights are the image's."""
+    with engine.volume() as name:
+        yield name
+
+
+@pytest.fixture
+def kit(cpu_image: str, runs: str) -> Callable[..., engine.subprocess.CompletedProcess[str]]:
+    """Run `mini-r1 ARGS` in the cpu image: no network, a user nobody knows, a root that cannot be written."""
+
+    def run(*arguments: str, options: tuple[str, ...] = ()) -> engine.subprocess.CompletedProcess[str]:
+        mounts = (f"--volume={runs}:/workspace/runs", f"--volume={engine.CACHE}:/cache")
+        return engine.docker(
+            "run", "--rm", "--network=none", engine.SOMEBODY, *engine.CONFINED, *mounts, *options, cpu_image, *arguments
+        )
+
+    return run

@@ -1,0 +1,281 @@
+"""The images `test` and `cpu`, really built and run under a hardened cluster's constraints."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.containers import engine
+from tests.containers.conftest import PLANTED
+
+Kit = Callable[..., subprocess.CompletedProcess[str]]
+SMALL = (
+    "--set", "warm_start.steps=60", "--set", "warm_start.min_accuracy=0", "--set", "dataset_rows=600",
+    "--set", "gradient_accumulation_steps=1", "--set", "warmup_steps=0",
+)  # fmt: skip
+"""The demo's recipe at a size for tests."""
+CACHE = f"--volume={engine.CACHE}:/cache"
+
+
+# ---- test --------------------------------------------------------------------------------------------------------
+
+
+def test_the_small_images_own_tests_pass_in_it_without_a_network(test_image: str) -> None:
+    done = engine.docker("run", "--rm", "--network=none", engine.SOMEBODY, *engine.CONFINED, test_image)
+    assert done.returncode == 0, done.stdout[-3000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed, done.stdout[-300:]
+    assert int(passed.group(1)) > 800
+
+
+def test_the_small_image_has_no_torch_and_is_below_500_mb(test_image: str) -> None:
+    done = engine.docker("run", "--rm", "--entrypoint=python", test_image, "-c", "import torch")
+    assert "ModuleNotFoundError" in done.stderr
+    assert int(engine.out("image", "inspect", "--format={{.Size}}", test_image)) < 500e6
+
+
+def test_a_change_of_the_source_leaves_the_environments_layer_as_it_is(test_image: str, tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(engine.REPO, context, ignore=ignored)
+    with (context / "app" / "mini_r1" / "errors.py").open("a") as file:
+        file.write("# changed\n")
+    try:
+        done = engine.build("test", "mini-r1-under-test:changed", context)
+        assert done.returncode == 0, done.stderr[-2000:]
+        before, after = engine.layers(test_image), engine.layers("mini-r1-under-test:changed")
+    finally:
+        engine.docker("image", "rm", "--force", "mini-r1-under-test:changed")
+    assert before != after
+    environment = next(i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
+    assert len(before) - environment <= 2  # the source and the tests; the environment is below them
+
+
+# ---- cpu: confinement ------------------------------------------------------------------------------------------------
+
+
+def test_the_image_runs_as_nobody_in_particular_and_says_what_it_is(cpu_image: str) -> None:
+    config = json.loads(engine.out("image", "inspect", "--format={{json .Config}}", cpu_image))
+    assert config["User"] == "1000:0"
+    assert config["Entrypoint"] == ["/usr/bin/tini", "--", "mini-r1"]
+    labels = {key.removeprefix("org.opencontainers.image."): value for key, value in config["Labels"].items()}
+    assert labels["licenses"] == "Apache-2.0"
+    assert {"title", "description", "revision"} <= set(labels)
+
+
+@pytest.mark.parametrize("user", ["1000:0", "12345:23456", "4242:0"])
+def test_any_user_has_a_name_and_can_write_where_the_kit_writes_and_nowhere_else(cpu_image: str, user: str) -> None:
+    script = """
+import getpass, os, pathlib
+assert os.getuid() != 0 and getpass.getuser() == "mini-r1"
+variables = ("HOME", "HF_HOME", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+for place in [*map(os.environ.get, variables), "runs/x", "/tmp/x"]:
+    pathlib.Path(place).mkdir(parents=True, exist_ok=True)
+    pathlib.Path(place, "file").write_text("x")
+for place in ("/opt/venv", "/workspace", "/usr/local/bin"):
+    try:
+        pathlib.Path(place, "file").write_text("x")
+    except OSError:
+        continue
+    raise SystemExit(f"{place} can be written")
+"""
+    mounts = ("--volume=/cache", "--volume=/workspace/runs")
+    done = engine.docker(
+        "run", "--rm", f"--user={user}", *engine.CONFINED, *mounts, "--entrypoint=python", cpu_image, "-c", script
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_command_the_image_says_what_it_can_do(cpu_image: str) -> None:
+    done = engine.docker("run", "--rm", *engine.CONFINED, cpu_image)
+    assert done.returncode == 0
+    assert "launch" in done.stdout
+
+
+# ---- cpu: the path ---------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_is_trained_measured_and_planned_in_it(kit: Kit) -> None:
+    demo = kit("demo", "--quick")
+    assert demo.returncode == 0, demo.stderr
+    assert "success, sampled" in demo.stdout
+    assert kit("health", "runs").returncode == 0
+    measured = kit("evaluate", "runs/demo-cpu-quick", "--limit", "4", "--json")
+    assert measured.returncode == 0, measured.stderr
+    assert json.loads(measured.stdout)["problems"] == 4
+    plan = kit("plan", "mini-r1-3b", "--json")
+    assert plan.returncode == 0, plan.stderr
+    assert kit("plan", "mini-r1-3b", "--gpus", "1").returncode == 78
+
+
+def test_a_run_records_the_revision_that_its_image_was_made_from(cpu_image: str, kit: Kit) -> None:
+    told = kit("train", "demo-cpu", *SMALL, "--set", "max_steps=1", options=("--env=MINI_R1_REVISION=abc123",))
+    assert told.returncode == 0, told.stderr
+    shown = kit("-c", "print(open('runs/demo-cpu/run.json').read())", options=("--entrypoint=python",))
+    assert json.loads(shown.stdout)["attempts"][0]["code_revision"] == "abc123"
+
+
+def test_docker_stop_saves_and_the_next_start_goes_on(cpu_image: str, runs: str) -> None:
+    arguments = (
+        "--network=none", *engine.CONFINED, f"--volume={runs}:/workspace/runs", CACHE, cpu_image,
+        "train", "demo-cpu", *SMALL, "--set", "max_steps=60", "--set", "save_steps=60",
+    )  # fmt: skip
+    with engine.container(*arguments) as name:
+        _wait(lambda: _step(name) >= 2, "the second step", name)
+        engine.out("stop", "--time=120", name)
+        assert engine.out("inspect", "--format={{.State.ExitCode}}", name) == "143", engine.docker("logs", name).stderr
+    done = engine.docker("run", "--rm", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"going on after step [2-9]", done.stderr), done.stderr
+
+
+# ---- cpu: bad input --------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_the_nodes_fault(cpu_image: str) -> None:
+    tmpfs = ("--driver=local", "--opt=type=tmpfs", "--opt=device=tmpfs", "--opt=o=size=600k,mode=1777")
+    with engine.volume(*tmpfs) as small:
+        done = engine.docker(
+            "run", "--rm", *engine.CONFINED, f"--volume={small}:/workspace/runs", CACHE, cpu_image,
+            "train", "demo-cpu", *SMALL, "--set", "max_steps=2",
+        )  # fmt: skip
+    assert done.returncode == 150, done.stderr
+    assert "make space" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_the_host_that_cannot_be_written_is_said(cpu_image: str, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    folder.mkdir(mode=0o755)
+    for command in (["train", "demo-cpu", *SMALL], ["launch", "demo-cpu", *SMALL]):
+        mounts = (f"--volume={folder}:/workspace/runs", CACHE)
+        done = engine.docker("run", "--rm", engine.SOMEBODY, *engine.CONFINED, *mounts, cpu_image, *command)
+        assert done.returncode == 150, done.stderr
+        assert "runs/demo-cpu" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_no_gpu_is_said_with_what_a_container_needs(cpu_image: str) -> None:
+    done = engine.docker("run", "--rm", *engine.CONFINED, cpu_image, "launch", "mini-r1-1.5b")
+    assert done.returncode == 78
+    assert "--gpus all" in done.stderr
+
+
+def test_too_little_shared_memory_is_said(cpu_image: str) -> None:
+    done = engine.docker(
+        "run", "--rm", "--network=none", *engine.CONFINED, "--env=MINI_R1_ACCELERATOR=cpu", cpu_image,
+        "doctor", "mini-r1-1.5b", "--gpus", "2", "--json",
+    )  # fmt: skip
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert found["shared memory"]["status"] == "fail"
+    assert "shm_size" in found["shared memory"]["fix"]
+
+
+def test_a_push_without_a_token_is_said(cpu_image: str) -> None:
+    done = engine.docker(
+        "run", "--rm", *engine.CONFINED, cpu_image, "doctor", "demo-cpu", "--set", "push_to_hub=true", "--json"
+    )
+    assert done.returncode == 78
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert "HF_TOKEN" in found["hub token"]["fix"]
+
+
+# ---- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_planted_token_is_in_no_layer_and_not_in_the_history(test_image: str, tmp_path: Path) -> None:
+    planted = [".env", "secrets/hf_token", "runs/note.txt", "token.txt", "app/mini_r1/__pycache__/x.pyc"]
+    context = tmp_path / "context"
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", ".*_cache", ".hypothesis")
+    shutil.copytree(engine.REPO, context, ignore=ignored)
+    for name in planted:
+        file = context / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"HF_TOKEN={PLANTED}\n")
+    try:
+        done = engine.build("test", "mini-r1-under-test:planted", context, HF_TOKEN=PLANTED)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert PLANTED not in done.stderr + done.stdout
+        history = engine.out("history", "--no-trunc", "mini-r1-under-test:planted")
+        names, found = _in_layers("mini-r1-under-test:planted", PLANTED.encode())
+    finally:
+        engine.docker("image", "rm", "--force", "mini-r1-under-test:planted")
+    assert PLANTED not in history
+    assert not found
+    assert "src/app/mini_r1/errors.py" in names  # layers were really read
+
+
+def test_a_token_is_not_in_the_log_nor_in_the_run_directory(cpu_image: str, runs: str, tmp_path: Path) -> None:
+    secret = tmp_path / "hf_token"
+    secret.write_text(PLANTED)
+    secret.chmod(0o644)
+    options = (
+        f"--volume={runs}:/workspace/runs", CACHE, f"--env=WANDB_API_KEY={PLANTED}", f"--env=HF_TOKEN={PLANTED}",
+        f"--volume={secret}:/run/secrets/hf_token:ro", "--env=HF_TOKEN_PATH=/run/secrets/hf_token",
+    )  # fmt: skip
+    done = engine.docker("run", "--rm", "--network=none", *engine.CONFINED, *options, cpu_image, "launch", "demo-cpu",
+                         *SMALL, "--set", "max_steps=1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert PLANTED not in done.stdout + done.stderr
+    search = f"--volume={runs}:/runs:ro"
+    found = engine.docker("run", "--rm", search, "--entrypoint=grep", cpu_image, "-rlaF", PLANTED, "/runs")
+    assert found.returncode == 1, found.stdout  # grep's word for nothing
+    there = engine.out("run", "--rm", search, "--entrypoint=grep", cpu_image, "-rlaF", "demo", "/runs")
+    assert "recipe.yaml" in there
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _in_layers(image: str, needle: bytes) -> tuple[set[str], list[str]]:
+    """All names in an image's layers, and those whose content has the needle."""
+    names: set[str] = set()
+    found: list[str] = []
+    saving = subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE)
+    with tarfile.open(fileobj=saving.stdout, mode="r|") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is None:
+                continue
+            data = content.read()
+            if needle in data:
+                found.append(member.name)
+            for name, body in _members(data):
+                names.add(name)
+                if needle in body:
+                    found.append(name)
+    saving.wait()
+    return names, found
+
+
+def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as layer:
+            for member in layer:
+                content = layer.extractfile(member) if member.isfile() else None
+                yield member.name, content.read() if content else b""
+    except tarfile.ReadError:
+        return  # not a layer: the manifest, the configuration
+
+
+def _step(name: str) -> int:
+    """The step of the demo's run in a container; 0 before there is one."""
+    state = engine.docker("exec", name, "cat", "runs/demo-cpu/state.json").stdout
+    return int(json.loads(state)["step"]) if state else 0
+
+
+def _wait(condition: Callable[[], bool], what: str, name: str, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert engine.out("inspect", "--format={{.State.Running}}", name) == "true", engine.docker("logs", name).stderr
+        assert time.monotonic() < end, f"{what} did not come within {seconds:.0f} s"
+        time.sleep(0.5)
