@@ -13,7 +13,6 @@ it is alone with one device: an ordinary engine (V0), on a GPU and on a CPU alik
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import json
 import logging
@@ -27,9 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from mini_r1.errors import ExitCode
-
-PR_SET_PDEATHSIG: Final = 1
-"""Option of prctl(2), from linux/prctl.h."""
+from mini_r1.lifeline import Lifeline
 
 ADVICE: Final = {
     "Head size": "take a model with one of these, or set use_vllm: false",
@@ -52,8 +49,7 @@ def settle(parent: int) -> None:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it hangs, into its log
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that call
+    if not Lifeline(parent)():
         os._exit(ExitCode.RETRY)
 
 

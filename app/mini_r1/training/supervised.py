@@ -8,21 +8,18 @@ a worker needs it before it spends seconds on importing torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
+from mini_r1.lifeline import Lifeline
 from mini_r1.rundir import write_json
 
 VARIABLE = "MINI_R1_SUPERVISOR"
 STOP_FILE = "stop"
 """Its text is the signal that the launcher got."""
-PR_SET_PDEATHSIG = 1
-"""Option of prctl(2), from linux/prctl.h."""
 
 
 class Supervisor:
@@ -50,7 +47,8 @@ class Supervisor:
         """Be ready for the launcher: die with it, write stacks when it asks for them, say that this process lives."""
         if self._folder is None:
             return
-        _die_with_parent()
+        if not Lifeline(os.getppid())():
+            os.kill(os.getpid(), signal.SIGKILL)
         # Open for as long as the process lives: faulthandler writes to the descriptor from inside a signal handler.
         stacks = (self._folder / f"rank-{self._rank}.stack").open("a")
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
@@ -73,13 +71,3 @@ class Supervisor:
             return (self._folder / STOP_FILE).read_text().strip() or "SIGTERM"
         except OSError:
             return None
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however it ends. No effect but on Linux."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended in between
-        os.kill(os.getpid(), signal.SIGKILL)

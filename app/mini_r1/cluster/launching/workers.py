@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +16,13 @@ from mini_r1.cluster.launching.environment import Start
 from mini_r1.cluster.redact import redacted
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode
+from mini_r1.lifeline import Lifeline
 
 LAST_LINES = 40
 LINE_BYTES = 4_000
 """Of a line that is kept; a longer one is broken there."""
 UNPLACED_BYTES = 1 << 20
 """Of a worker's output that is kept until it is known which attempt it belongs to."""
-PR_SET_PDEATHSIG = 1
-"""Option of prctl(2), from linux/prctl.h."""
 HELD_BACK = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """What a scheduler may send to every process: ignored by a worker until it has its own handlers."""
 
@@ -198,14 +195,11 @@ class _Before:
     """What a worker does between fork and exec: no import, no allocation of note."""
 
     def __init__(self) -> None:
-        self._launcher = os.getpid()
-        self._prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
+        self._tied = Lifeline(os.getpid())
 
     def __call__(self) -> None:
         for number in HELD_BACK:
             signal.signal(number, signal.SIG_IGN)
         # The worker does the same once it runs; until then a launcher that is killed would leave it behind.
-        if self._prctl is not None:
-            self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != self._launcher:
-                os._exit(1)
+        if not self._tied():
+            os._exit(1)
