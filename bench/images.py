@@ -4,9 +4,9 @@
 
 Builds `test`, then again with a changed source, then `cpu`, and with --runtime the image for GPUs; in the end it
 removes what it has built, and leaves the engine's cache. MINI_R1_BASE=local builds on stand-ins for the bases
-(.ci/local-base), and a runtime without nvcc and flash-attn. Whether the engine's cache was empty before is printed: only
-then is the first time that of an empty cache. Bars: `test` at most 60 s from an empty cache and 500 MB; a changed source
-at most 15 s; our own layers of `runtime` at most 7.3 GB. Exit code 1 where one is missed.
+(.ci/local-base), and a runtime without nvcc and flash-attn. Whether the engine's cache was empty before is printed:
+only then is the first time that of an empty cache. Bars: `test` at most 60 s from an empty cache and 500 MB; a changed
+source at most 15 s; our own layers of `runtime` at most 7.3 GB. Exit code 1 where one is missed.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 import urllib.request
@@ -77,6 +78,15 @@ def test_every_setting_is_explained_with_its_default() -> None:
         assert re.search(rf"\b{name}\b", explained), name
     known = {*defaults, *passed_on, *FROM_THE_DOCKERFILE}
     assert set(re.findall(r"^#([A-Z_]+)=", explained, re.MULTILINE)) <= known
+
+
+@pytest.mark.parametrize("profile", ["gpu", "cpu"])
+def test_compose_itself_finds_no_fault_in_it(profile: str) -> None:
+    if shutil.which("docker") is None or engine.docker("compose", "version").returncode != 0:
+        pytest.skip("no docker compose here")
+    done = engine.docker("compose", f"--profile={profile}", "config", "--quiet")  # asks no engine
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
 
 
 @pytest.mark.parametrize(

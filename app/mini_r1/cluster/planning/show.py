@@ -17,8 +17,8 @@ from mini_r1.console import printable
 def summary(plan: Plan) -> list[str]:
     """Two sentences, those that a shipped recipe has in its header: a test holds them against today's plan."""
     recipe = plan.recipe
-    device = "process on the CPU" if plan.on_cpu else "training GPU"
-    where = f"{plan.num_processes} {device}{'' if plan.num_processes == 1 else 'es' if plan.on_cpu else 's'}"
+    one, several = ("process", "processes") if plan.on_cpu else ("training GPU", "training GPUs")
+    where = f"{plan.num_processes} {one if plan.num_processes == 1 else several}{' on the CPU' * plan.on_cpu}"
     vllm = f" + vLLM on {plan.vllm_device}" if plan.vllm_device else ""
     deepspeed = f"DeepSpeed {plan.deepspeed}" if plan.deepspeed else "no DeepSpeed"
     prompts = f"{plan.prompts_per_step} prompt{'s' * (plan.prompts_per_step != 1)}"
