@@ -85,11 +85,11 @@ def main() -> int:
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
         print("no container engine answers here: nothing was measured")
         return 0
+    empty = out("system", "df", '--format={{if eq .Type "Build Cache"}}{{.Size}}{{end}}').split() == ["0B"]
     local = os.environ.get("MINI_R1_BASE") == "local"
     if local:
         for which in ("python", "cuda") if arguments.runtime else ("python",):
             subprocess.run([REPO / ".ci" / "local-base", which], check=True)
-    empty = out("system", "df", '--format={{if eq .Type "Build Cache"}}{{.Size}}{{end}}').split() == ["0B"]
 
     tag = "mini-r1-bench:{}".format
     targets = ["test", "cpu", *(["runtime"] if arguments.runtime else [])]
