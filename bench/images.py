@@ -22,7 +22,9 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).parents[1]
-SECONDS, BYTES = {"test": 60, "changed": 15}, {"test": 500e6}
+FIRST, AGAIN = 60, 15
+"""Seconds that `test` may take from an empty cache, and any target with a changed source."""
+TEST_BYTES = 500e6
 OWN_LAYERS = 7.3e9
 LOCAL = {
     "PYTHON_BASE": "localhost/mini-r1-base:python", "CUDA_BASE": "localhost/mini-r1-base:cuda",
@@ -98,9 +100,12 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             seconds["test"] = build("test", REPO, tag("test"))
-            seconds["changed"] = build("test", changed_copy(folder), tag("changed"))
+            seconds["test again, a source changed"] = build("test", changed_copy(folder), tag("changed"))
         for target in targets[1:]:
             seconds[target] = build(target, REPO, tag(target))
+        with tempfile.TemporaryDirectory() as folder:
+            again = f"{targets[-1]} again, a source changed"
+            seconds[again] = build(targets[-1], changed_copy(folder), tag("changed"))
         for target in targets:
             sizes[target] = int(out("image", "inspect", "--format={{.Size}}", tag(target)))
         held = layers(tag(targets[-1]))
@@ -108,8 +113,11 @@ def main() -> int:
     finally:
         subprocess.run(["docker", "image", "rm", "--force", *map(tag, [*targets, "changed"])], capture_output=True)
 
-    missed = [name for name, bar in SECONDS.items() if seconds[name] > bar and (empty or name != "test")]
-    missed += [f"{name}'s size" for name, bar in BYTES.items() if sizes[name] > bar]
+    missed = [name for name, taken in seconds.items() if "again" in name and taken > AGAIN]
+    if empty and seconds["test"] > FIRST:
+        missed.append("test")
+    if sizes["test"] > TEST_BYTES:
+        missed.append("test's size")
     if ours is not None and ours > OWN_LAYERS:
         missed.append("runtime's own layers")
     if arguments.json:
@@ -120,7 +128,7 @@ def main() -> int:
           f"the builder's cache was {'empty' if empty else 'NOT empty'}")  # fmt: skip
     for name, taken in seconds.items():
         size = f"{sizes[name] / 1e6:8.0f} MB" if name in sizes else ""
-        print(f"{name if name != 'changed' else 'test again, a source changed':30} {taken:6.1f} s {size}")
+        print(f"{name:32} {taken:6.1f} s {size}")
     print(f"layers of {targets[-1]}, from the top:")
     for size, text in held:
         if size > 1e6:
