@@ -35,6 +35,7 @@ ENV PATH=/opt/uv/bin:$PATH \
 FROM uv AS wheel
 
 WORKDIR /src
+# What the wheel is made of, and no more: a change of a test or a page builds nothing again.
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY app/mini_r1 app/mini_r1
@@ -74,6 +75,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HUB_DISABLE_TELEMETRY=1 \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1
+# A recipe's run directory, runs/NAME, is below it.
 WORKDIR /workspace
 
 
@@ -97,6 +99,7 @@ COPY docs docs
 COPY app app
 COPY tests tests
 ENV PYTHONPATH=/src/app
+# By number: Kubernetes cannot tell of a name whether it is root's.
 USER 1000:0
 # pytest would keep notes in the source, which is root's.
 ENTRYPOINT ["/usr/bin/tini", "--", "python", "-m", "pytest", "-p", "no:cacheprovider"]
@@ -131,15 +134,18 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
     /opt/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --no-cache --no-deps --no-index --compile-bytecode \
     /wheel/*.whl
+# docker-compose.yml runs it before anything that wants a GPU; here, too, because tests take this image in its place.
 COPY --link --chmod=755 docker/gpu-check.sh /usr/local/bin/gpu-check
-# After the expensive layers: these differ from build to build.
+# After the expensive layers: it differs from build to build.
 ARG REVISION=
 ENV MINI_R1_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="Mini-R1 Kit (CPU)" \
       org.opencontainers.image.description="GRPO on the Countdown game: the demo, on a machine without a GPU" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
+# By number: Kubernetes cannot tell of a name whether it is root's.
 USER 1000:0
+# `docker run IMAGE launch auto` reads like the command line. Without a command it says what it can do.
 ENTRYPOINT ["/usr/bin/tini", "--", "mini-r1"]
 CMD ["--help"]
 
@@ -205,6 +211,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1
 WORKDIR /workspace
+# Python (empty where the base's own is taken) and the environment; --link: a new base does not copy them again.
 COPY --link --from=runtime-environment /opt/python /opt/python
 COPY --link --from=runtime-environment /opt/venv /opt/venv
 # The kit last: a new version of it is a layer of a megabyte.
@@ -212,13 +219,17 @@ RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
     /opt/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --no-cache --no-deps --no-index --compile-bytecode \
     /wheel/*.whl
+# docker-compose.yml runs it before anything that wants a GPU.
 COPY --link --chmod=755 docker/gpu-check.sh /usr/local/bin/gpu-check
+# After the expensive layers: it differs from build to build.
 ARG REVISION=
 ENV MINI_R1_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="Mini-R1 Kit" \
       org.opencontainers.image.description="GRPO on the Countdown game with torch 2.5.1, vLLM 0.7.0, TRL 0.14.0 and DeepSpeed 0.15.4" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
+# By number: Kubernetes cannot tell of a name whether it is root's.
 USER 1000:0
+# `docker run IMAGE launch auto` reads like the command line. Without a command it says what it can do.
 ENTRYPOINT ["/usr/bin/tini", "--", "mini-r1"]
 CMD ["--help"]
