@@ -171,7 +171,7 @@ def free_port() -> int:
 
 def test_the_demo_comes_up_is_seen_in_tensorboard_stops_saved_and_goes_on(compose: Compose, free_port: int) -> None:
     compose.ok("up", "--detach", "--no-build")
-    compose.ok("up", "--detach", "--no-build", "--wait", "--wait-timeout=180", "tensorboard-cpu")
+    compose.ok("up", "--detach", "--no-build", "--wait", "--wait-timeout=300", "tensorboard-cpu")
     _until(lambda: "demo-cpu" in _ask(free_port, "runs"), "TensorBoard has the run", compose)
     _until(lambda: "train/reward" in _ask(free_port, "plugin/scalars/tags"), "and its curve", compose)
     assert compose.ok("exec", "demo", "mini-r1", "health", "runs").startswith("runs/demo-cpu runs")

@@ -269,8 +269,8 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 def _step(name: str) -> int:
     """The step of the demo's run in a container; 0 before there is one."""
-    state = engine.docker("exec", name, "cat", "runs/demo-cpu/state.json").stdout
-    return int(json.loads(state)["step"]) if state else 0
+    state = engine.docker("exec", name, "cat", "runs/demo-cpu/state.json")
+    return int(json.loads(state.stdout)["step"]) if state.returncode == 0 else 0  # what failed may have said so there
 
 
 def _wait(condition: Callable[[], bool], what: str, name: str, seconds: float = 300) -> None:
