@@ -19,7 +19,7 @@ trap cleanup EXIT
 
 docker compose --profile=cpu up -d --no-build
 # This one alone: `--wait` takes a demo that has finished, with 0 too, for a failure.
-docker compose --profile=cpu up -d --no-build --wait --wait-timeout=180 tensorboard-cpu
+docker compose --profile=cpu up -d --no-build --wait --wait-timeout=300 tensorboard-cpu
 
 port=${TENSORBOARD_PORT:-6006}
 until runs=$(curl --fail --silent --show-error --max-time 10 "http://127.0.0.1:$port/data/runs") && [ "$runs" != "[]" ]; do
