@@ -72,6 +72,12 @@ def build(target: str, tag: str, context: Path = REPO, **environment: str) -> su
     )  # fmt: skip
 
 
+def changed_sources(folder: Path) -> Path:
+    """A copy of the checkout, to change and to build from, without what is large and no build needs."""
+    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", ".*_cache", ".hypothesis")
+    return Path(shutil.copytree(REPO, folder / "context", ignore=ignored))
+
+
 def make_local_bases() -> None:
     """The stand-ins, where they are asked for."""
     if local_bases():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import subprocess
 import tarfile
 import time
@@ -44,9 +43,7 @@ def test_the_small_image_has_no_torch_and_is_below_500_mb(test_image: str) -> No
 
 
 def test_a_change_of_the_source_leaves_the_environments_layer_as_it_is(test_image: str, tmp_path: Path) -> None:
-    context = tmp_path / "context"
-    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", ".*_cache", ".hypothesis")
-    shutil.copytree(engine.REPO, context, ignore=ignored)
+    context = engine.changed_sources(tmp_path)
     with (context / "app" / "mini_r1" / "errors.py").open("a") as file:
         file.write("# changed\n")
     try:
@@ -194,9 +191,7 @@ def test_a_push_without_a_token_is_said(cpu_image: str) -> None:
 
 def test_a_planted_token_is_in_no_layer_and_not_in_the_history(test_image: str, tmp_path: Path) -> None:
     planted = [".env", "secrets/hf_token", "runs/note.txt", "token.txt", "app/mini_r1/__pycache__/x.pyc"]
-    context = tmp_path / "context"
-    ignored = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "__pycache__", ".*_cache", ".hypothesis")
-    shutil.copytree(engine.REPO, context, ignore=ignored)
+    context = engine.changed_sources(tmp_path)
     for name in planted:
         file = context / name
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -104,9 +104,16 @@ def cached(
     return found if isinstance(found, str) else None
 
 
+def repository_folder(cache: Path, kind: Kind, name: str) -> Path:
+    """Of a repository in the hub's cache, there or not."""
+    from huggingface_hub.file_download import repo_folder_name
+
+    return cache / str(repo_folder_name(repo_id=name, repo_type=kind.word))
+
+
 def cached_folder(environment: Mapping[str, str], name: str, revision: str | None, kind: Kind) -> Path | None:
     """The folder of a revision in the cache, whole or not; None where there is none."""
-    repository = hub_cache(environment) / f"{kind.word}s--{name.replace('/', '--')}"
+    repository = repository_folder(hub_cache(environment), kind, name)
     try:
         commit = (repository / "refs" / (revision or BRANCH)).read_text().strip()
     except OSError:

@@ -72,7 +72,7 @@ class Part:
 
     def folder(self, cache: Path) -> Path:
         """Of the repository in the hub's cache, there or not."""
-        return cache / f"{self.repository.word}s--{self.name.replace('/', '--')}"
+        return hub.repository_folder(cache, self.repository, self.name)
 
     def snapshot(self, cache: Path) -> Path:
         """Of the commit in the hub's cache, there or not."""
