@@ -31,7 +31,7 @@ lint: install ## style, types, import layers, Dockerfile and shell scripts
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	@if [ -x .venv/bin/hadolint ]; then .venv/bin/hadolint Dockerfile; else echo "hadolint: no build for this system"; fi
-	.venv/bin/shellcheck .ci/* docker/*.sh
+	.venv/bin/shellcheck .ci/* docker/*.sh slurm/*.sh
 
 format: install ## rewrite the code in the house style
 	.venv/bin/ruff check --fix .

@@ -10,6 +10,7 @@
     checkpoints/step-N/    full, resumable state; the newest two; skipped-step-N is one that could not be resumed from
     snapshots/step-N/      16-bit weights and tokenizer, one for each save
     evaluation/*.json      held-out results
+    slurm/                 what the batch scripts print and note of each attempt
 
 A checkpoint or snapshot counts only when its manifest is there, which is written last. No torch here: cluster scripts
 and reports read runs too.
@@ -29,8 +30,8 @@ from typing import IO, Any
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import Saved, complete, discard, tidy
 
-OURS = frozenset({".lock", "attempts", "state.json"})
-"""What a start that came to nothing may leave behind: no reason to refuse the directory."""
+OURS = frozenset({".lock", "attempts", "slurm", "state.json"})
+"""What may be there before a run: left by a start that came to nothing, or a batch script's own."""
 SCRATCH = ".*.tmp"
 """Files that `write_text` had not given their name yet when it was killed."""
 KEEP_CHECKPOINTS = 2

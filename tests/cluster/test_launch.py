@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from mini_r1.cluster.nodes import free_port
@@ -183,6 +184,18 @@ def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end
     assert run.complete_checkpoints()[0].step == state["step"] < STEPS
     assert launch(recipe, "--gpus", 2, "--run-dir", run.path).wait() == 0
     assert without_times(run.metrics()) == without_times(finished[0].metrics())
+
+
+@pytest.mark.slow
+def test_signalled_with_all_its_processes_while_it_looks_at_the_node_it_was_interrupted(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+) -> None:
+    launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run")
+    children = launcher.until(lambda: psutil.Process(launcher.process.pid).children())
+    for pid in (*(child.pid for child in children), launcher.process.pid):
+        os.kill(pid, signal.SIGUSR1)
+    assert launcher.wait() == 143, launcher.said
+    assert "stopped before anything was started" in launcher.said
 
 
 @pytest.mark.slow

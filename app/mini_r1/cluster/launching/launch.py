@@ -139,19 +139,21 @@ def _meet(job: Job, say: Say, stop: Stop) -> tuple[dict[int, Channel], Roles, st
         roles = _roles(job, [job.devices.ids])
         decision: dict[str, Any] = {"devices": [job.devices.ids], "deepspeed": _deepspeed(job, roles, say)}
         problem = _preflight(job, say)
+        if stop.asked:  # first: a scheduler that signals every process may have ended a check
+            raise KitError("stopped before anything was started", ExitCode.INTERRUPTED)
         if problem is not None:
             raise problem
-        if stop.asked:
-            raise KitError("stopped before anything was started", ExitCode.INTERRUPTED)
     else:
-        me = _introduction(job, say)
+        me = _introduction(job, say, stop)
         meeting = Meeting(job.nodes, job.run.path, job.environment, say, lambda: stop.asked)
         channels, decision = meeting.hold(me, decide)
     return channels, _roles(job, decision["devices"]), decision["deepspeed"]
 
 
-def _introduction(job: Job, say: Say) -> Introduction:
+def _introduction(job: Job, say: Say, stop: Stop) -> Introduction:
     problem = _preflight(job, say)
+    if stop.asked:  # a scheduler that signals every process may have ended a check; the meeting says that it was asked
+        problem = None
     installed: dict[str, str | None] = {**versions(TOGETHER), "kit's code": _code(), "python": _python()}
     return Introduction(
         index=job.nodes.index,

@@ -1,0 +1,428 @@
+# shellcheck shell=bash
+# What the batch scripts of this folder share: a script sources it and calls `train`, `sweep` or `evaluate`, below.
+# Resources and policy stand in the scripts, the site in site.env, roles and recipes in the kit itself.
+#
+# How a run survives (docs/slurm.md has the table): the step runs in the background, so that this shell hears signals.
+# USR1, ahead of the time limit, is passed on to the step; TERM never is, because srun would kill its tasks on it, and
+# Slurm tells the step itself. The launcher's exit code says whether a complete checkpoint stands (143) or to try again
+# (150); this shell decides on a requeue, and against it when the job was cancelled.
+
+set -uo pipefail
+kit=${kit:?sourced by a batch script, which says where the kit is}
+
+readonly CONFIG=78 INTERRUPTED=143 RETRY=150 # docs/exit-codes.md
+started=$(date +%s)
+noticed=     # USR1 has come
+terminated=  # TERM has come
+step_pid=    # srun, while a step runs
+run_dir=     # of the run, once the kit has said which
+all_gpus=0   # of the job
+inside=()    # what a command in the job's runtime begins with
+container=() # srun's options for it
+
+say() { printf '[%s] %s\n' "$(date '+%F %T')" "$*"; }
+
+# The recipe, the command or the site file is wrong: nobody should try again.
+refuse() {
+    say "error: $*"
+    exit "$CONFIG"
+}
+
+fail() {
+    say "error: $*"
+    exit 1
+}
+
+trap 'notice' USR1
+trap 'terminated=yes' TERM
+trap 'farewell $?' EXIT
+
+# ---- the job and its site --------------------------------------------------------------------------------------------
+
+# From the site file to a runtime that has been looked at.
+begin() {
+    readonly attempt=$((${SLURM_RESTART_COUNT:-0} + 1)) nodes=$SLURM_JOB_NUM_NODES
+    # A task of an array has an id of its own, but only this name requeues it alone.
+    limit=$(job_field EndTime) # of this attempt, by the clock, as Slurm writes it
+    readonly job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+    say "job $job (${SLURM_JOB_NAME:-}), attempt $attempt: $nodes node(s), the first is $(hostname); in $SLURM_SUBMIT_DIR"
+    cd "$SLURM_SUBMIT_DIR" || refuse "$SLURM_SUBMIT_DIR cannot be entered on $(hostname): is it on a shared filesystem?"
+    readonly max_restarts=${MINI_R1_MAX_RESTARTS:-100}
+    [ "$attempt" -le $((max_restarts + 1)) ] || fail "this job was started again $max_restarts times: enough" \
+        "(MINI_R1_MAX_RESTARTS). The same sbatch line goes on from the last checkpoint"
+    read_site
+    load_modules
+    check_devices
+    check_runtime
+}
+
+has_crlf() { grep -q $'\r' -- "$1"; }
+
+read_site() {
+    local site=$kit/slurm/site.env
+    if [ -e "$site" ]; then
+        ! has_crlf "$site" || refuse "$site has Windows line ends (CRLF): sed -i 's/\r\$//' '$site'"
+        set +u # somebody else's lines
+        # shellcheck disable=SC1090
+        . "$site" || refuse "$site cannot be read as shell: bash -n '$site' says where"
+        set -u
+    fi
+    case ${MINI_R1_RUNTIME:-} in
+        venv | apptainer | pyxis) ;;
+        '') refuse "no runtime chosen: cp slurm/site.env.example slurm/site.env, and set MINI_R1_RUNTIME there (what your" \
+            "shell exports does not arrive with sbatch --export=NONE)" ;;
+        *) refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME: must be venv, apptainer or pyxis" ;;
+    esac
+}
+
+load_modules() {
+    [ -n "${MINI_R1_MODULES:-}" ] || return 0
+    set +u
+    if ! command -v module >/dev/null; then
+        for file in /etc/profile.d/{lmod,z00_lmod,modules}.sh; do
+            # shellcheck disable=SC1090
+            [ -r "$file" ] && . "$file"
+        done
+    fi
+    command -v module >/dev/null || refuse "MINI_R1_MODULES is set, but this node has no 'module' command"
+    # shellcheck disable=SC2086 # several words on purpose
+    module load $MINI_R1_MODULES || refuse "module load $MINI_R1_MODULES failed: see the lines above, and module avail"
+    set -u
+}
+
+# One task a node, which sees every GPU of the job there: the launcher starts the workers itself.
+check_devices() {
+    local tasks=${SLURM_TASKS_PER_NODE:-1}
+    gpus=${SLURM_GPUS_ON_NODE:-0}
+    [ "${tasks%%(*}" = 1 ] || refuse "Slurm would start $tasks tasks on a node: leave out --ntasks and --ntasks-per-node;" \
+        "one task a node starts a worker for each GPU itself"
+    [ "$gpus" != 0 ] || refuse "no GPU was allocated: sbatch --gpus-per-node=N (sinfo -o '%P %G' shows which partitions" \
+        "have some)"
+    if [ -n "${SLURM_GPUS_PER_TASK:-}" ] && [ "${SLURM_GPUS_PER_TASK##*:}" != "$gpus" ]; then
+        refuse "--gpus-per-task=$SLURM_GPUS_PER_TASK hides the other GPUs of the node from its one task, which needs all" \
+            "$gpus: use --gpus-per-node"
+    fi
+    [ -z "${SLURM_GPU_BIND:-}" ] || refuse "--gpu-bind=$SLURM_GPU_BIND hides GPUs from the task of the node: leave it out"
+    all_gpus=$((gpus * nodes))
+}
+
+# ---- the runtime -----------------------------------------------------------------------------------------------------
+
+# What a container sees of the node, each path under its own name: the kit, the hub's cache, the user's mounts.
+mounts() {
+    local path
+    printf '%s\n' "$kit" "$SLURM_SUBMIT_DIR"
+    for path in "${HF_HOME:-}" "${MINI_R1_RUNS:-}"; do
+        [ -z "$path" ] || { mkdir -p "$path" && realpath -s "$path"; }
+    done
+    for path in ${MINI_R1_MOUNTS:-}; do printf '%s\n' "$path"; done
+}
+
+# The mounts in one word, separated by commas: so no path may have one.
+mount_option() {
+    local path words=
+    while IFS= read -r path; do
+        case $path in
+            *,*) say "error: $path: a path that is mounted cannot have a comma" >&2 && return 1 ;;
+            *:*) ;;
+            *) path=$path:$path ;;
+        esac
+        [ -e "${path%%:*}" ] || { say "error: ${path%%:*} is to be mounted, and is not there" >&2 && return 1; }
+        words=${words:+$words,}$path
+    done < <(mounts)
+    echo "$words"
+}
+
+is_uri() { [[ $1 == *://* || ($1 == *[#:]* && $1 != /* && $1 != ./*) ]]; }
+
+check_image() {
+    local image=${MINI_R1_IMAGE:-}
+    [ -n "$image" ] || refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME needs MINI_R1_IMAGE: slurm/site.env.example says how to get one"
+    is_uri "$image" || [ -r "$image" ] || refuse "no image at $image that $(id -un) can read on $(hostname): MINI_R1_IMAGE in" \
+        "slurm/site.env; docs/slurm.md says how to get one without Docker"
+}
+
+check_runtime() {
+    local options
+    case $MINI_R1_RUNTIME in
+        venv)
+            local python=${MINI_R1_VENV:-$kit/.venv}/bin/python
+            [ -x "$python" ] || refuse "no Python at $python: MINI_R1_VENV in slurm/site.env is to name a virtual" \
+                "environment with the kit in it, on a filesystem that this node shares"
+            inside=("$python" -m mini_r1)
+            ;;
+        apptainer)
+            local program
+            program=$(command -v apptainer || command -v singularity) || refuse "no apptainer on $(hostname): name its module in" \
+                "MINI_R1_MODULES, or choose another MINI_R1_RUNTIME (pyxis, venv)"
+            check_image
+            options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
+            inside=("$program" exec --no-home --bind "$options" --pwd "$PWD")
+            [ "${MINI_R1_ACCELERATOR:-}" = cpu ] || inside+=(--nv)
+            inside+=("$MINI_R1_IMAGE" mini-r1)
+            ;;
+        pyxis)
+            srun --help | grep -q -e '--container-image' || refuse "this Slurm has no pyxis (srun does not know" \
+                "--container-image): MINI_R1_RUNTIME=apptainer or venv, or ask your administrator"
+            check_image
+            options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
+            container=(--container-image="$MINI_R1_IMAGE" --container-mounts="$options" --container-workdir="$PWD"
+                --no-container-mount-home)
+            inside=(mini-r1)
+            ;;
+    esac
+    say "runtime: $MINI_R1_RUNTIME${MINI_R1_IMAGE:+, $MINI_R1_IMAGE}"
+}
+
+# ---- steps -----------------------------------------------------------------------------------------------------------
+
+# The shell around a task. USR1 may come before the launcher has its handlers, and must not kill it: what is ignored stays
+# so until a program asks for it. Compiled code goes to the node's own disk, into a folder that only this user can write:
+# Triton's cache hangs on a network filesystem, and what is in it is executed.
+# shellcheck disable=SC2016 # expanded on the node
+readonly TASK='
+trap "" USR1
+seen=${CUDA_VISIBLE_DEVICES-none}
+if [ "$seen" != none ] && [ "${SLURM_GPUS_ON_NODE:-0}" != "$(tr "," "\n" <<<"$seen" | grep -c .)" ]; then
+    echo "error: the task on $(hostname) sees only GPU $seen of the ${SLURM_GPUS_ON_NODE:-0} that the job has there:" \
+        "leave out --gpus-per-task and --gpu-bind, use --gpus-per-node" >&2
+    exit 78
+fi
+cache=${TMPDIR:-/tmp}/mini-r1-$(id -u)
+mkdir -m 700 "$cache" 2>/dev/null
+[ -O "$cache" ] && [ ! -L "$cache" ] || cache=$(mktemp -d)
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$cache/triton} VLLM_CACHE_ROOT=${VLLM_CACHE_ROOT:-$cache/vllm}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$cache/extensions} PYTHONNOUSERSITE=1
+exec "$@"'
+
+# Run the kit's command once on every node and wait for it; returns its exit code. Its standard output goes to $1.
+step() {
+    local output=$1 code again
+    shift
+    local options=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL --mpi=none --unbuffered
+        # The first node that ends must not take down others that still save.
+        --kill-on-bad-exit=0 --wait=0)
+    # srun does not take it over from the job since 22.05.
+    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+    [ -z "$noticed$terminated" ] || return "$INTERRUPTED"
+    # A notice that comes before srun listens must not kill it.
+    (trap '' USR1 && exec srun "${options[@]}" "${container[@]}" bash -c "$TASK" mini-r1 "${inside[@]}" "$@") \
+        </dev/null >"$output" &
+    step_pid=$!
+    [ -z "$noticed" ] || pass_on
+    while :; do
+        wait "$step_pid" && code=0 || code=$?
+        kill -0 "$step_pid" 2>/dev/null || break # else a signal has interrupted `wait`
+    done
+    wait "$step_pid" 2>/dev/null && again=0 || again=$?
+    [ "$again" = 127 ] || code=$again # 127: `wait` had told it before
+    step_pid=
+    return "$code"
+}
+
+notice() {
+    [ -z "$noticed" ] || return 0
+    noticed=yes
+    say "USR1: the time limit is near"
+    [ -z "$step_pid" ] || pass_on
+}
+
+# To every task. More than once: the first may come before the launcher has its handlers, and it hears all as one.
+pass_on() {
+    local srun=$step_pid
+    (while kill -USR1 "$srun" 2>/dev/null; do sleep 5; done) </dev/null >/dev/null 2>&1 &
+}
+
+# ---- the run directory -----------------------------------------------------------------------------------------------
+
+# Ask the kit which run directory this is, on every node and in the job's runtime: what is wrong with the recipe, the
+# runtime, the devices or the options is said here, before any work.
+find_run_dir() {
+    local answer code
+    answer=$(mktemp) || fail "no temporary file on $(hostname): is ${TMPDIR:-/tmp} full?"
+    say "checking recipe and runtime: $*"
+    step "$answer" launch "$@" --dry-run --json
+    code=$?
+    run_dir=$(sed -n 's/^ *"run_dir": "\(.*\)",*$/\1/p' "$answer" | sort -u)
+    rm -f "$answer"
+    case $code in
+        0) ;;
+        126 | 127) refuse "the kit does not start in the runtime $MINI_R1_RUNTIME on every node: see the lines above" ;;
+        *) conclude "$code" ;;
+    esac
+    [ "$(wc -l <<<"$run_dir")" = 1 ] || refuse "the nodes name different run directories: give one with --run-dir"
+    [ "$MINI_R1_RUNTIME" = venv ] || is_mounted "$run_dir" || refuse "the run directory $run_dir is not mounted into the" \
+        "container, and would be gone with it: name a folder above it in MINI_R1_MOUNTS"
+}
+
+is_mounted() {
+    local path
+    while IFS= read -r path; do
+        [[ $1/ != "${path%%:*}"/* ]] || return 0
+    done < <(mounts)
+    return 1
+}
+
+# What earlier attempts have left in the run directory, and whether this node sees it.
+open_run_dir() {
+    local note="mini-r1 run directory" last=
+    if [ "$attempt" -gt 1 ] && ! [ -e "$run_dir/slurm" ] && scontrol show job "$SLURM_JOB_ID" | grep -q "Comment=$note"; then
+        refuse "an earlier attempt of this job has written to $run_dir, and $(hostname) does not see it: the run" \
+            "directory is to be on a filesystem that all nodes share (--run-dir, or MINI_R1_RUNS in slurm/site.env)"
+    fi
+    mkdir -p "$run_dir/slurm" || exit "$RETRY" # mkdir has said why
+    scontrol update jobid="$SLURM_JOB_ID" comment="$note $run_dir" 2>/dev/null # for the check above; needs no success
+    records=$run_dir/slurm/attempts.tsv
+    # One that was killed could not say when: its last sign of life counts.
+    if read -r last <"$run_dir/slurm/running"; then
+        record "$last" "$(stat -c %Y "$run_dir/state.json" 2>/dev/null || echo 0)" killed
+    fi 2>/dev/null
+    before=$(newest_checkpoint)
+    bound_failures
+    printf '%s\t%s\t%s\t%s\t%s\n' "$job" "$attempt" "$started" "$all_gpus" "$before" >"$run_dir/slurm/running"
+    say "run directory $run_dir$([ "$before" = 0 ] || echo ", goes on from step $before")"
+}
+
+# The step of the newest complete checkpoint, 0 without one.
+newest_checkpoint() {
+    local path newest=0
+    for path in "$run_dir"/checkpoints/step-*/manifest.json; do
+        path=${path%/manifest.json} && path=${path##*/step-}
+        [[ $path =~ ^[0-9]+$ ]] && [ "$path" -gt "$newest" ] && newest=$path
+    done
+    echo "$newest"
+}
+
+# Add a row: job, attempt, start (s since 1970), GPUs, checkpoint at the start, seconds, exit code.
+record() {
+    local start seconds
+    start=$(cut -f 3 <<<"$1") && seconds=$(($2 - start))
+    printf '%s\t%s\t%s\n' "$1" "$((seconds > 0 ? seconds : 0))" "$3" >>"$records"
+    rm -f "$run_dir/slurm/running"
+}
+
+# A node that is broken fails every attempt: so many in a row from the same checkpoint are enough. Being preempted or
+# stopped is no failure.
+bound_failures() {
+    local most=${MINI_R1_MAX_FAILURES:-3} failures
+    failures=$(awk -F '\t' -v job="$job" -v step="$before" '
+        $1 != job { next }
+        $5 == step && $7 != 143 && $7 != "killed" { n++; next }
+        { n = 0 }
+        END { print n + 0 }' "$records" 2>/dev/null)
+    [ "${failures:-0}" -lt "$most" ] || fail "$failures attempts in a row failed without a new checkpoint: enough" \
+        "(MINI_R1_MAX_FAILURES). Mend what the lines above say; the same sbatch line goes on from step $before"
+}
+
+# ---- the end of an attempt -------------------------------------------------------------------------------------------
+
+# A field of this job: JobState, EndTime, ...
+job_field() { scontrol show job "$SLURM_JOB_ID" --oneliner 2>/dev/null | sed -n "s/.* $1=\\([^ ]*\\).*/\\1/p"; }
+
+# From a step's exit code to this job's end: over, or requeued.
+conclude() {
+    local code=$1 again="the same sbatch line goes on from the last complete checkpoint"
+    case $code in
+        0 | 1 | "$CONFIG") exit "$code" ;;
+    esac
+    # Slurm ends a job: COMPLETING is all that it says. At the time limit it would not start it again, so this shell
+    # does; before it, the job was preempted, which Slurm sees to, or cancelled, which nobody may undo.
+    if [ "$(job_field JobState)" != RUNNING ] && [ "$(date +%FT%T)" \< "$limit" ]; then
+        say "ended by Slurm: if preempted, it starts again by itself; if cancelled, $again"
+        exit "$code"
+    fi
+    trap '' TERM # which a requeue brings
+    for _ in 1 2 3 4 5; do
+        if scontrol requeue "$job"; then
+            say "requeued after exit code $code"
+            exit 0
+        fi
+        sleep 5
+    done
+    say "error: Slurm did not take the requeue; $again"
+    exit "$code"
+}
+
+# The last lines of an attempt, however it ends.
+farewell() {
+    local code=$1 now
+    trap '' TERM USR1 # a requeued job gets it at once, and every program that is started here with it
+    now=$(date +%s)
+    [ -z "$run_dir" ] || ! [ -e "$run_dir/slurm/running" ] || record "$(<"$run_dir/slurm/running")" "$now" "${ended_with:-$code}"
+    say "attempt over: exit code ${ended_with:-$code}, $(hours $((now - started)) "$all_gpus")"
+    [ -z "${records:-}" ] || say "this run so far: $(awk -F '\t' '{ s += $6; g += $6 * $4 } END {
+        printf "%d attempt(s), %.2f h, %.2f GPU-hours", NR, s / 3600, g / 3600 }' "$records")"
+}
+
+hours() { awk -v s="$1" -v g="$2" 'BEGIN { printf "%d:%02d:%02d, %.2f GPU-hours", s / 3600, s / 60 % 60, s % 60, s * g / 3600 }'; }
+
+# ---- what scripts call -----------------------------------------------------------------------------------------------
+
+# train DEFAULT_RECIPE [RECIPE] [OPTIONS OF mini-r1 launch]
+train() {
+    local recipe=$1 arguments
+    shift
+    if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
+        recipe=$1
+        shift
+    fi
+    begin
+    arguments=("$recipe" "$@")
+    if [ -n "${MINI_R1_RUNS:-}" ] && [[ " $* " != *" --run-dir"* ]]; then
+        recipe=${recipe##*/}
+        arguments+=(--run-dir "$MINI_R1_RUNS/${recipe%.*}")
+    fi
+    find_run_dir "${arguments[@]}"
+    open_run_dir
+    say "training on $all_gpus GPU(s)"
+    # A copy of what this attempt prints; `tee` must outlive the signals that the shell gets.
+    step >(trap '' TERM USR1 && exec tee -a "$run_dir/slurm/$job-$attempt.log") launch "${arguments[@]}"
+    ended_with=$?
+    conclude "$ended_with"
+}
+
+# sweep TABLE DEFAULT_RECIPE [TABLE] [RECIPE] [OPTIONS OF mini-r1 launch]: this task's row of the table
+sweep() {
+    local table=$1 recipe=$2 row name words=() sets=() rows
+    shift 2
+    [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { table=$1 && shift; }
+    [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { recipe=$1 && shift; }
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || refuse "no array: sbatch --array=0-3 slurm/sweep.sh, one task for each row of $table"
+    [ -r "$table" ] || refuse "no table at $table that can be read from $PWD"
+    ! has_crlf "$table" || refuse "$table has Windows line ends (CRLF): sed -i 's/\r\$//' '$table'"
+    rows=$(grep -vc '^[[:space:]]*\(#\|$\)' "$table")
+    row=$(grep -v '^[[:space:]]*\(#\|$\)' "$table" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
+    [ -n "$row" ] || refuse "no row $SLURM_ARRAY_TASK_ID in $table, which has $rows: sbatch --array=0-$((rows - 1))"
+    read -ra words <<<"$row"
+    name=${words[0]}
+    [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || refuse "$table: '$name' names a run directory: letters, digits, . _ - only"
+    for word in "${words[@]:1}"; do sets+=(--set "$word"); done
+    say "row $SLURM_ARRAY_TASK_ID of $table: $row"
+    table=${table##*/}
+    MINI_R1_RUNS=${MINI_R1_RUNS:-runs}
+    train "$recipe" --run-dir "$MINI_R1_RUNS/${table%.*}/$name" "${sets[@]}" "$@"
+}
+
+# evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or every one that has no evaluation yet
+evaluate() {
+    local run=${1:-} steps=("") path at
+    [ -n "${run%%-*}" ] || refuse "which run? sbatch slurm/evaluate.sh runs/mini-r1-3b"
+    shift
+    begin
+    [ -d "$run" ] || refuse "no run directory $run from $PWD on $(hostname)"
+    if [ "${1:-}" = all ]; then
+        shift
+        steps=()
+        for path in "$run"/snapshots/step-*/manifest.json; do
+            path=${path%/manifest.json} && path=${path##*/step-}
+            [[ $path =~ ^[0-9]+$ ]] && ! [ -e "$run/evaluation/step-$path.json" ] && steps+=("$path")
+        done
+        say "${#steps[@]} snapshot(s) without an evaluation"
+    fi
+    for at in "${steps[@]}"; do
+        say "evaluating $run${at:+, step $at}"
+        step /dev/stdout evaluate "$run" ${at:+--step "$at"} "$@" || conclude $?
+    done
+    exit 0
+}
