@@ -62,9 +62,10 @@ read_site() {
     local site=$kit/slurm/site.env
     if [ -e "$site" ]; then
         ! has_crlf "$site" || refuse "$site has Windows line ends (CRLF): sed -i 's/\r\$//' '$site'"
+        bash -n "$site" || refuse "$site cannot be read as shell: see the line above"
         set +u # somebody else's lines
         # shellcheck disable=SC1090
-        . "$site" || refuse "$site cannot be read as shell: bash -n '$site' says where"
+        . "$site"
         set -u
     fi
     case ${MINI_R1_RUNTIME:-} in
@@ -76,6 +77,7 @@ read_site() {
 }
 
 load_modules() {
+    local file
     [ -n "${MINI_R1_MODULES:-}" ] || return 0
     set +u
     if ! command -v module >/dev/null; then
@@ -102,33 +104,41 @@ check_devices() {
         refuse "--gpus-per-task=$SLURM_GPUS_PER_TASK hides the other GPUs of the node from its one task, which needs all" \
             "$gpus: use --gpus-per-node"
     fi
-    [ -z "${SLURM_GPU_BIND:-}" ] || refuse "--gpu-bind=$SLURM_GPU_BIND hides GPUs from the task of the node: leave it out"
+    [ "${SLURM_GPU_BIND:-none}" = none ] || refuse "--gpu-bind=$SLURM_GPU_BIND hides GPUs from the task of the node: leave it out"
+    # After --gres the directive's number still stands here, and the step would ask for it.
+    [ "${SLURM_GPUS_PER_NODE-}" = "$gpus" ] || export SLURM_GPUS_PER_NODE=$gpus
     all_gpus=$((gpus * nodes))
 }
 
 # ---- the runtime -----------------------------------------------------------------------------------------------------
 
-# What a container sees of the node, each path under its own name: the kit, the hub's cache, the user's mounts.
+# What a container sees of the node, a line each: HOST, CONTAINER, OPTIONS. First the user's mounts, because a later one
+# lies on top; then, each under its own name, the kit, the hub's cache, the runs, and what else this node writes to.
 mounts() {
-    local path
-    printf '%s\n' "$kit" "$SLURM_SUBMIT_DIR"
-    for path in "${HF_HOME:-}" "${MINI_R1_RUNS:-}"; do
-        [ -z "$path" ] || { mkdir -p "$path" && realpath -s "$path"; }
+    local path words target options
+    read -rd '' -a words <<<"${MINI_R1_MOUNTS:-}"
+    for path in "${words[@]}"; do
+        IFS=: read -r path target options <<<"$path"
+        printf '%s\t%s\t%s\n' "$path" "${target:-$path}" "$options"
     done
-    for path in ${MINI_R1_MOUNTS:-}; do printf '%s\n' "$path"; done
+    for path in "$kit" "$SLURM_SUBMIT_DIR" "$HF_HOME" "${MINI_R1_RUNS:-}" "${TMPDIR:-}"; do
+        case $path in '' | /tmp) continue ;; esac # every runtime has a /tmp
+        mkdir -p "$path" && path=$(realpath -s "$path")
+        printf '%s\t%s\t\n' "$path" "$path"
+    done
 }
 
-# The mounts in one word, separated by commas: so no path may have one.
+# The mounts in one word: HOST:CONTAINER[:OPTIONS],...
 mount_option() {
-    local path words=
-    while IFS= read -r path; do
-        case $path in
-            *,*) say "error: $path: a path that is mounted cannot have a comma" >&2 && return 1 ;;
-            *:*) ;;
-            *) path=$path:$path ;;
+    local host target options words=
+    while IFS=$'\t' read -r host target options; do
+        case $MINI_R1_RUNTIME:$host$target$options in
+            *:*[,:]*) say "error: $host: a path with a comma or a colon cannot be mounted" >&2 && return 1 ;;
+            pyxis:*\ *) say "error: $host: pyxis cannot mount a path with a space" >&2 && return 1 ;;
         esac
-        [ -e "${path%%:*}" ] || { say "error: ${path%%:*} is to be mounted, and is not there" >&2 && return 1; }
-        words=${words:+$words,}$path
+        [ -e "$host" ] || { say "error: $host is to be mounted, and is not there" >&2 && return 1; }
+        host=$host:$target${options:+:$options}
+        [[ ,$words, == *",$host,"* ]] || words=${words:+$words,}$host
     done < <(mounts)
     echo "$words"
 }
@@ -138,37 +148,40 @@ is_uri() { [[ $1 == *://* || ($1 == *[#:]* && $1 != /* && $1 != ./*) ]]; }
 check_image() {
     local image=${MINI_R1_IMAGE:-}
     [ -n "$image" ] || refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME needs MINI_R1_IMAGE: slurm/site.env.example says how to get one"
-    is_uri "$image" || [ -r "$image" ] || refuse "no image at $image that $(id -un) can read on $(hostname): MINI_R1_IMAGE in" \
+    is_uri "$image" && return
+    [ -r "$image" ] || refuse "no image at $image that $(id -un) can read on $(hostname): MINI_R1_IMAGE in" \
         "slurm/site.env; docs/slurm.md says how to get one without Docker"
+    MINI_R1_IMAGE=$(realpath -s "$image") # pyxis takes a name without a slash for one in a registry
 }
 
 check_runtime() {
-    local options
+    local options program
+    if [ "$MINI_R1_RUNTIME" != venv ]; then
+        check_image
+        # Else it is the image's own, which is empty.
+        export HF_HOME=${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}
+        options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
+    fi
     case $MINI_R1_RUNTIME in
         venv)
-            local python=${MINI_R1_VENV:-$kit/.venv}/bin/python
-            [ -x "$python" ] || refuse "no Python at $python: MINI_R1_VENV in slurm/site.env is to name a virtual" \
-                "environment with the kit in it, on a filesystem that this node shares"
-            inside=("$python" -m mini_r1)
+            program=${MINI_R1_VENV:-$kit/.venv}/bin/python
+            PYTHONSAFEPATH=1 "$program" -c 'import mini_r1' || refuse "no Python with the kit at $program: MINI_R1_VENV in slurm/site.env is to" \
+                "name a virtual environment with the kit in it, on a filesystem that this node shares"
+            inside=("$program" -m mini_r1)
             ;;
         apptainer)
-            local program
             program=$(command -v apptainer || command -v singularity) || refuse "no apptainer on $(hostname): name its module in" \
                 "MINI_R1_MODULES, or choose another MINI_R1_RUNTIME (pyxis, venv)"
-            check_image
-            options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
             inside=("$program" exec --no-home --bind "$options" --pwd "$PWD")
             [ "${MINI_R1_ACCELERATOR:-}" = cpu ] || inside+=(--nv)
             inside+=("$MINI_R1_IMAGE" mini-r1)
             ;;
         pyxis)
-            srun --help | grep -q -e '--container-image' || refuse "this Slurm has no pyxis (srun does not know" \
+            [[ $(srun --help) == *--container-image* ]] || refuse "this Slurm has no pyxis (srun does not know" \
                 "--container-image): MINI_R1_RUNTIME=apptainer or venv, or ask your administrator"
-            check_image
-            options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
             container=(--container-image="$MINI_R1_IMAGE" --container-mounts="$options" --container-workdir="$PWD"
                 --no-container-mount-home)
-            inside=(mini-r1)
+            inside=(env "HF_HOME=$HF_HOME" mini-r1) # what an image sets wins over what the job exports
             ;;
     esac
     say "runtime: $MINI_R1_RUNTIME${MINI_R1_IMAGE:+, $MINI_R1_IMAGE}"
@@ -194,6 +207,7 @@ mkdir -m 700 "$cache" 2>/dev/null
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$cache/triton} VLLM_CACHE_ROOT=${VLLM_CACHE_ROOT:-$cache/vllm}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$cache/extensions} PYTHONNOUSERSITE=1
+export PYTHONSAFEPATH=1 # a random.py where you submit from is none of ours
 exec "$@"'
 
 # Run the kit's command once on every node and wait for it; returns its exit code. Its standard output goes to $1.
@@ -256,10 +270,11 @@ find_run_dir() {
         "container, and would be gone with it: name a folder above it in MINI_R1_MOUNTS"
 }
 
+# Whether what is written to a path in the container is written there on the node.
 is_mounted() {
-    local path
-    while IFS= read -r path; do
-        [[ $1/ != "${path%%:*}"/* ]] || return 0
+    local host target options
+    while IFS=$'\t' read -r host target options; do
+        [[ $host = "$target" && $options != ro && $1/ == "${host%/}"/* ]] && return 0
     done < <(mounts)
     return 1
 }
@@ -384,7 +399,7 @@ train() {
 
 # sweep TABLE DEFAULT_RECIPE [TABLE] [RECIPE] [OPTIONS OF mini-r1 launch]: this task's row of the table
 sweep() {
-    local table=$1 recipe=$2 row name words=() sets=() rows
+    local table=$kit/$1 recipe=$2 row name words=() sets=() rows
     shift 2
     [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { table=$1 && shift; }
     [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { recipe=$1 && shift; }
@@ -393,15 +408,15 @@ sweep() {
     ! has_crlf "$table" || refuse "$table has Windows line ends (CRLF): sed -i 's/\r\$//' '$table'"
     rows=$(grep -vc '^[[:space:]]*\(#\|$\)' "$table")
     row=$(grep -v '^[[:space:]]*\(#\|$\)' "$table" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
-    [ -n "$row" ] || refuse "no row $SLURM_ARRAY_TASK_ID in $table, which has $rows: sbatch --array=0-$((rows - 1))"
+    [ -n "$row" ] || refuse "no row $SLURM_ARRAY_TASK_ID in $table: it has $rows, which --array counts from 0"
     read -ra words <<<"$row"
     name=${words[0]}
     [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || refuse "$table: '$name' names a run directory: letters, digits, . _ - only"
     for word in "${words[@]:1}"; do sets+=(--set "$word"); done
     say "row $SLURM_ARRAY_TASK_ID of $table: $row"
     table=${table##*/}
-    MINI_R1_RUNS=${MINI_R1_RUNS:-runs}
-    train "$recipe" --run-dir "$MINI_R1_RUNS/${table%.*}/$name" "${sets[@]}" "$@"
+    read_site # which may say MINI_R1_RUNS
+    train "$recipe" --run-dir "${MINI_R1_RUNS:-runs}/${table%.*}/$name" "${sets[@]}" "$@"
 }
 
 # evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or every one that has no evaluation yet
@@ -411,6 +426,8 @@ evaluate() {
     shift
     begin
     [ -d "$run" ] || refuse "no run directory $run from $PWD on $(hostname)"
+    [ "$MINI_R1_RUNTIME" = venv ] || is_mounted "$(realpath -s "$run")" || refuse "$run is not mounted into the container:" \
+        "name a folder above it in MINI_R1_MOUNTS"
     if [ "${1:-}" = all ]; then
         shift
         steps=()
