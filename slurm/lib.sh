@@ -43,7 +43,6 @@ trap 'farewell $?' EXIT
 begin() {
     readonly attempt=$((${SLURM_RESTART_COUNT:-0} + 1)) nodes=$SLURM_JOB_NUM_NODES
     # A task of an array has an id of its own, but only this name requeues it alone.
-    limit=$(job_field EndTime) # of this attempt, by the clock, as Slurm writes it
     readonly job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
     say "job $job (${SLURM_JOB_NAME:-}), attempt $attempt: $nodes node(s), the first is $(hostname); in $SLURM_SUBMIT_DIR"
     cd "$SLURM_SUBMIT_DIR" || refuse "$SLURM_SUBMIT_DIR cannot be entered on $(hostname): is it on a shared filesystem?"
@@ -341,9 +340,9 @@ conclude() {
     case $code in
         0 | 1 | "$CONFIG") exit "$code" ;;
     esac
-    # Slurm ends a job: COMPLETING is all that it says. At the time limit it would not start it again, so this shell
-    # does; before it, the job was preempted, which Slurm sees to, or cancelled, which nobody may undo.
-    if [ "$(job_field JobState)" != RUNNING ] && [ "$(date +%FT%T)" \< "$limit" ]; then
+    # COMPLETING: Slurm ends this job. At the time limit it would not start it again, so this shell does; else the job
+    # was preempted, which Slurm sees to, or cancelled, which nobody may undo.
+    if [ "$(job_field JobState)" != RUNNING ] && [ "$(job_field Reason)" != TimeLimit ]; then
         say "ended by Slurm: if preempted, it starts again by itself; if cancelled, $again"
         exit "$code"
     fi

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import psutil
+from mini_r1.lifeline import Lifeline
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare", "nsenter")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NODES, GPUS = ("n1", "n2"), 4
+APART = ("--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""A node has mounts, a name and processes of its own, all of which end with its first one."""
 START_S = 60
 GRACE_S = 60
 """Of the partition `gpu`: what a preempted job may still take."""
@@ -64,8 +66,8 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
 SlurmdSpoolDir={folder}/spool-%n
-NodeName=n1 NodeHostname=n1 NodeAddr=127.0.1.1 Port={port1} CPUs=128 CoresPerSocket=128 RealMemory=2000000 Gres=gpu:h100:{gpus}
-NodeName=n2 NodeHostname=n2 NodeAddr=127.0.1.2 Port={port2} CPUs=128 CoresPerSocket=128 RealMemory=2000000 Gres=gpu:h100:{gpus}
+NodeName=n1 NodeHostname=n1 NodeAddr=127.0.1.1 Port={port1} CPUs=128 CoresPerSocket=128 RealMemory=2000000 Gres={gres}
+NodeName=n2 NodeHostname=n2 NodeAddr=127.0.1.2 Port={port2} CPUs=128 CoresPerSocket=128 RealMemory=2000000 Gres={gres}
 PartitionName=gpu   Nodes=ALL Default=YES PriorityTier=1 MaxTime=24:00:00 GraceTime={grace}
 PartitionName=abrupt Nodes=ALL PriorityTier=1 MaxTime=24:00:00 GraceTime=0
 PartitionName=prio  Nodes=ALL PriorityTier=10 PreemptMode=OFF
@@ -79,7 +81,7 @@ def why_none() -> str | None:
         return f"no Slurm here: {', '.join(missing)} missing (Debian: slurmctld slurmd slurm-client munge)"
     if os.geteuid() != 0:
         return "no Slurm without root: its daemons make nodes of their own"
-    probe = ["unshare", "--mount", "--uts", "sh", "-c", "hostname n1 && mount --bind /etc/hosts /etc/hosts"]
+    probe = ["unshare", *APART, "sh", "-c", "hostname n1 && mount --bind /etc/hosts /etc/hosts"]
     done = subprocess.run(probe, capture_output=True, text=True, timeout=30)
     return None if done.returncode == 0 else f"namespaces are not permitted: {done.stderr.strip()}"
 
@@ -108,7 +110,7 @@ class Slurm:
         ports = iter(_free_ports(3))
         conf = CONF.format(
             host=socket.gethostname(), folder=self.folder, port=next(ports), port1=next(ports), port2=next(ports),
-            gpus=GPUS, grace=GRACE_S, kill_wait=KILL_WAIT_S,
+            gres=f"gpu:h100:{GPUS}", grace=GRACE_S, kill_wait=KILL_WAIT_S,
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(conf)
         device_files = [self.folder / "dev" / f"nvidia{index}" for index in range(GPUS)]
@@ -134,28 +136,26 @@ class Slurm:
         own.mkdir(exist_ok=True)
         (self.folder / f"spool-{name}").mkdir(exist_ok=True)
         where = (name, self.folder / "hosts", own, self.disk, self.folder / "slurm.conf")
-        self._daemon(name, "unshare", "--mount", "--uts", "sh", "-c", NODE, "sh", *where)
+        self._daemon(name, "unshare", *APART, "sh", "-c", NODE, "sh", *where)
         self._until(lambda: self.node_state(name) == "IDLE", f"node {name} does not come up")
 
     def crash_node(self, name: str) -> None:
         """Kill all that runs on a node, daemon first, and tell the controller what its timeout would tell it."""
         daemon = self._daemons.pop(name)
-        mounts = os.stat(f"/proc/{daemon.pid}/ns/mnt").st_ino
-        assert mounts != os.stat("/proc/self/ns/mnt").st_ino, "this would kill everything"
         daemon.kill()
         daemon.wait()
-        _kill_all_in(mounts)
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=crashed")
+
+    def preempt(self, node: str) -> None:
+        """Take a whole node from all jobs there, for a job of higher priority that ends at once."""
+        where = ("--partition=prio", f"--nodelist={node}", "--exclusive", "--output=/dev/null")
+        self.run("sbatch", "--wait", *where, "--wrap=true")
 
     def stop(self) -> None:
         """Kill all daemons and what they have started."""
-        nodes = [os.stat(f"/proc/{self._daemons[name].pid}/ns/mnt").st_ino for name in NODES if name in self._daemons]
         for daemon in self._daemons.values():
             daemon.kill()
             daemon.wait()
-        for mounts in nodes:
-            if mounts != os.stat("/proc/self/ns/mnt").st_ino:
-                _kill_all_in(mounts)
 
     def run(self, *command: str | Path, cwd: Path | None = None, **environment: str) -> str:
         """Run one of Slurm's commands to its end; what it printed.
@@ -183,7 +183,7 @@ class Slurm:
     def log(self, name: str) -> str:
         """The last lines of a daemon's log."""
         with suppress(OSError):
-            return "\n".join((self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-30:])
+            return "\n".join((self.folder / f"{name}.log").read_text(errors="replace").splitlines()[-10:])
         return ""
 
     def _daemon(self, name: str, *command: str | Path) -> None:
@@ -191,6 +191,8 @@ class Slurm:
             self._daemons[name] = subprocess.Popen(
                 list(map(str, command)), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env={**self.environment, "TMPDIR": "/tmp"}, start_new_session=True,
+                # However the tests end, no daemon outlives them.
+                preexec_fn=Lifeline(os.getpid()),
             )  # fmt: skip
 
     def _until(self, done: Callable[[], bool], sentence: str) -> None:
@@ -259,7 +261,8 @@ class Job:
 
     def __str__(self) -> str:
         shown = self._slurm.try_to_run("scontrol", "show", "job", self.number, "--oneliner").stdout
-        return f"{shown}\n{self.said}\n--- slurmctld\n{self._slurm.log('slurmctld')}"
+        said = "\n".join(self.said.splitlines()[-60:])
+        return f"{shown}\n{said}\n--- slurmctld\n{self._slurm.log('slurmctld')}"
 
 
 @contextmanager
@@ -285,19 +288,3 @@ def _free_ports(count: int) -> list[int]:
 
 def _field(line: str, name: str) -> str:
     return next((word.partition("=")[2] for word in line.split() if word.startswith(f"{name}=")), "")
-
-
-def _kill_all_in(mounts: int) -> None:
-    """Kill all that see the mounts of a node, until nothing is left."""
-    while True:
-        found = []
-        for process in psutil.process_iter():
-            with suppress(OSError, psutil.Error):
-                if os.stat(f"/proc/{process.pid}/ns/mnt").st_ino == mounts:
-                    found.append(process)
-        if not found:
-            return
-        for process in found:
-            with suppress(psutil.Error):
-                process.kill()
-        time.sleep(0.05)

@@ -1,0 +1,33 @@
+"""How far a run is, and whether two runs came to the same end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mini_r1.rundir import RunDir
+from safetensors.torch import load_file
+
+from tests.conftest import without_times
+
+
+def reached(run: RunDir, step: int) -> Callable[[], bool]:
+    """Whether a run has taken so many steps and goes on."""
+
+    def done() -> bool:
+        state = run.read_state()
+        return state.get("state") == "running" and state.get("step", -1) >= step
+
+    return done
+
+
+def same_result(run: RunDir, whole: RunDir) -> None:
+    """Assert that both took the same steps and have the same weights, to the bit."""
+    assert run.read_state()["state"] == whole.read_state()["state"] == "finished"
+    last = whole.read_state()["step"]
+    for rows, theirs in zip(*(without_times(one.metrics()) for one in (run, whole)), strict=True):
+        # What has changed since the last sync is not known at an attempt's first.
+        assert {**rows, "sync/changed": 0} == {**theirs, "sync/changed": 0}
+    assert list(run.completions()) == list(whole.completions())
+    weights, others = (load_file(one.snapshots / f"step-{last}" / "model.safetensors") for one in (run, whole))
+    assert weights.keys() == others.keys()
+    assert all(tensor.equal(others[name]) for name, tensor in weights.items())

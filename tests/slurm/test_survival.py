@@ -1,0 +1,152 @@
+"""What a cluster does to a job: preempted, out of time, cancelled, its node gone. The run goes on by itself, or not.
+
+One worker and the sampler of transformers, without vLLM: what is tried is between Slurm, slurm/lib.sh and the launcher.
+tests/slurm/test_ten_preemptions.py has the whole stack. The jobs run side by side, each until it is disturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from tests.slurm.cluster import Job, Slurm
+from tests.slurm.conftest import Kit
+from tests.slurm.results import reached, same_result
+
+pytestmark = pytest.mark.slow
+LONG = "100"
+
+
+@pytest.fixture(scope="module")
+def kit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Kit:
+    kit = make_kit("survival", REPO / ".venv")
+    kit.write_recipe("small", model_name_or_path=str(untrained), max_steps=int(LONG))
+    return kit
+
+
+@pytest.fixture(scope="module")
+def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
+    """One undisturbed job, and one for each of the ways to end an attempt. All are over."""
+    jobs = {
+        "whole": start(kit, "whole", "--nodelist=n2"),
+        "with grace": start(kit, "with-grace", "--nodelist=n1", "--partition=gpu"),
+        "without grace": start(kit, "without-grace", "--nodelist=n1", "--partition=abrupt"),
+        # USR1 comes when fewer than 50 min are left.
+        "notice": start(kit, "notice", "--nodelist=n2", "--time=120", "--signal=B:USR1@3000"),
+        # No notice that anyone could see: the limit itself.
+        "limit": start(kit, "limit", "--nodelist=n2", "--time=1", "--signal=B:CONT@1"),
+        "cancelled": start(kit, "cancelled", "--nodelist=n2"),
+    }
+    jobs["notice"].wait_for(reached(kit.run("notice"), 2))
+    slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=50")
+    jobs["cancelled"].wait_for(reached(kit.run("cancelled"), 2))
+    slurm.run("scancel", jobs["cancelled"].number)
+    for name in ("with grace", "without grace"):
+        jobs[name].wait_for(reached(kit.run(name.replace(" ", "-")), 2))
+    slurm.preempt("n1")
+    jobs["limit"].wait_for(lambda: jobs["limit"].restarts >= 1)
+    slurm.run("scontrol", "update", f"jobid={jobs['limit'].number}", "timelimit=60")
+    # The second attempt has 50 min again, so its notice comes before anything could hear it.
+    jobs["notice"].wait_for(lambda: jobs["notice"].restarts >= 2)
+    slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=120")
+    for job in jobs.values():
+        job.wait()
+    return jobs
+
+
+def start(kit: Kit, run: str, *options: str) -> Job:
+    return kit.submit(*options, "slurm/train_1gpu.sh", "small.yaml", "--run-dir", f"runs/{run}")
+
+
+def test_a_preempted_job_with_grace_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
+    job, run = jobs["with grace"], kit.run("with-grace")
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
+    assert "requeued after exit code 143" in job.said  # Slurm would only do it at the end of the grace
+    assert "goes on from step" in job.said
+    same_result(run, kit.run("whole"))
+
+
+def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
+    job, run = jobs["without grace"], kit.run("without-grace")
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
+    assert "ended by Slurm: if preempted, it starts again by itself" in job.said
+    assert "goes on from step" in job.said
+    same_result(run, kit.run("whole"))
+
+
+def test_ahead_of_its_time_limit_a_job_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
+    job, run = jobs["notice"], kit.run("notice")
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), str(job)
+    assert "USR1: the time limit is near" in job.said
+    assert run.read_record()["attempts"][0]["attempt"] == 1
+    same_result(run, kit.run("whole"))
+
+
+def test_a_notice_before_anyone_listens_costs_the_attempt_and_nothing_else(kit: Kit, jobs: dict[str, Job]) -> None:
+    second = jobs["notice"].said.partition("attempt 2:")[2].partition("attempt 3:")[0]
+    assert "USR1: the time limit is near" in second
+    assert "exit code 143" in second
+    assert "step 1" not in second.partition("training on")[2].partition("interrupted")[0]
+    assert jobs["notice"].restarts == 2
+
+
+def test_at_its_time_limit_a_job_without_a_notice_is_requeued_all_the_same(kit: Kit, jobs: dict[str, Job]) -> None:
+    job, run = jobs["limit"], kit.run("limit")
+    assert (job.state, job.exit_code) == ("COMPLETED", 0), str(job)
+    assert "DUE TO TIME LIMIT" in job.said
+    assert job.restarts >= 1
+    same_result(run, kit.run("whole"))
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(kit: Kit, jobs: dict[str, Job]) -> None:
+    job, run = jobs["cancelled"], kit.run("cancelled")
+    assert (job.state, job.restarts) == ("CANCELLED", 0), str(job)
+    assert "requeued" not in job.said
+    state = run.read_state()
+    assert (state["state"], state["exit_code"]) == ("interrupted", 143)
+    assert run.complete_checkpoints()[0].step == state["step"]
+
+
+def test_each_attempt_has_a_log_of_its_own_and_a_line_with_its_hours(kit: Kit, jobs: dict[str, Job]) -> None:
+    job, run = jobs["with grace"], kit.run("with-grace")
+    folder = run.path / "slurm"
+    first, second = ((folder / f"{job.number}-{attempt}.log").read_text() for attempt in (1, 2))
+    assert "interrupted after step" in first
+    assert f"step {LONG}/{LONG}" in second
+    assert f"step {LONG}/{LONG}" not in first
+    rows = [line.split("\t") for line in (folder / "attempts.tsv").read_text().splitlines()]
+    assert [row[:2] + row[3:4] + row[6:] for row in rows] == [
+        [job.number, "1", "1", "143"],
+        [job.number, "2", "1", "0"],
+    ]
+    assert int(rows[0][4]) == 0 < int(rows[1][4])  # the checkpoint that each began with
+    assert all(0 < int(row[5]) < 3_600 for row in rows)
+    assert "this run so far: 2 attempt(s)" in job.said
+
+
+def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_is_done(
+    kit: Kit, slurm: Slurm, jobs: dict[str, Job]
+) -> None:
+    again = start(kit, "cancelled")
+    options = (f"--dependency=afterok:{again.number}", "slurm/evaluate.sh", "runs/cancelled")
+    evaluation = kit.submit(*options, "--samples", "1")
+    every = kit.submit(f"--dependency=afterok:{evaluation.number}", "slurm/evaluate.sh", "runs/cancelled", "all")
+    assert evaluation.show("Dependency").startswith("afterok:")
+    assert again.wait() == "COMPLETED", str(again)
+    same_result(kit.run("cancelled"), kit.run("whole"))
+    assert every.wait() == "COMPLETED", str(every)
+    run = kit.run("cancelled")
+    steps = {int(path.name.removeprefix("step-")) for path in run.snapshots.iterdir()}
+    assert len(steps) == 2  # where it was cancelled, and the end
+    assert {path.name for path in run.evaluation.iterdir()} == {f"step-{step}.json" for step in steps}
+    assert f"evaluating runs/cancelled, step {min(steps)}" in every.said
+    assert f"evaluating runs/cancelled, step {max(steps)}" not in every.said  # measured already
+
+
+def test_a_finished_run_says_so_and_ends(kit: Kit, jobs: dict[str, Job]) -> None:
+    job = start(kit, "whole")
+    assert (job.wait(), job.exit_code) == ("COMPLETED", 0)
+    assert "finished" in job.said.partition("training on")[2]

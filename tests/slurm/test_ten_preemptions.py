@@ -1,0 +1,72 @@
+"""Ten preemptions in a row of one run: the real vLLM 0.7.0 and two ZeRO-3 workers, by `sbatch slurm/train_4xh100.sh`.
+
+No stand-in: a real Slurm preempts, with and without grace in turn, always in another step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.real_stack import needs_vllm, random_model, sharding_everything, write_recipe
+from tests.conftest import REPO, rows
+from tests.slurm.cluster import Job, Slurm
+from tests.slurm.conftest import Kit
+from tests.slurm.results import reached, same_result
+
+pytestmark = [needs_vllm, pytest.mark.slow]
+TIMES, STEPS = 10, 24
+
+
+@pytest.fixture(scope="module")
+def kit(make_kit: Callable[[str, Path], Kit], slurm: Slurm) -> Kit:
+    kit = make_kit("ten", REPO / ".venv-vllm")
+    model = random_model(kit.folder / "model")
+    write_recipe(
+        kit.folder / "random.yaml", model, gradient_accumulation_steps=1, max_steps=STEPS, save_steps=1000
+    )  # fmt: skip
+    return kit
+
+
+def start(kit: Kit, run: str, partition: str) -> Job:
+    """3 GPUs: two workers and vLLM."""
+    options = (f"--partition={partition}", "--nodelist=n1", "--gpus-per-node=3")
+    launch = ("random.yaml", "--run-dir", f"runs/{run}", "--deepspeed", sharding_everything(kit.folder))
+    return kit.submit(*options, "slurm/train_4xh100.sh", *launch)
+
+
+def test_ten_preemptions_in_a_row_end_with_the_weights_of_the_run_that_nothing_disturbed(
+    kit: Kit, slurm: Slurm
+) -> None:
+    job, run = start(kit, "ten", "gpu"), kit.run("ten")
+    saved = 0
+    for count in range(TIMES):
+        job.wait_for(lambda count=count: job.restarts == count)  # type: ignore[misc]
+        # At least one step further than the last save, so that none is for nothing.
+        job.wait_for(reached(run, saved + 1))
+        slurm.preempt("n1")
+        job.wait_for(lambda count=count: job.restarts == count + 1)  # type: ignore[misc]
+        newest = run.complete_checkpoints()[0]
+        assert saved < newest.step < STEPS
+        saved = newest.step
+        # The next one in the other partition, whose grace is the other.
+        partition = "gpu" if count % 2 else "abrupt"
+        slurm.run("scontrol", "update", f"jobid={job.number}", f"partition={partition}")
+    assert job.wait() == "COMPLETED", str(job)
+    assert (job.exit_code, job.restarts) == (0, TIMES)
+
+    whole = start(kit, "whole", "gpu")
+    assert whole.wait() == "COMPLETED", str(whole)
+    assert whole.restarts == 0
+    attempts = run.read_record()["attempts"]
+    assert [(one["workers"], one["vllm_device"]) for one in attempts] == [(2, "cpu")] * (TIMES + 1)
+    newest = run.complete_checkpoints()[0]
+    assert (newest.step, newest.facts["world_size"], newest.facts["zero_stage"]) == (STEPS, 2, 3)
+    # Nothing was lost: every step was taken once, and each attempt began where the last one had stopped.
+    taken = [
+        row["step"] for attempt in range(1, TIMES + 2) for row in rows(run.attempts / str(attempt) / "metrics.jsonl")
+    ]
+    assert taken == list(range(1, STEPS + 1))
+    same_result(run, kit.run("whole"))
