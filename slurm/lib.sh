@@ -144,33 +144,33 @@ mount_option() {
 
 is_uri() { [[ $1 == *://* || ($1 == *[#:]* && $1 != /* && $1 != ./*) ]]; }
 
+# What a container is made of; says `options` for its mounts.
 check_image() {
     local image=${MINI_R1_IMAGE:-}
     [ -n "$image" ] || refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME needs MINI_R1_IMAGE: slurm/site.env.example says how to get one"
-    is_uri "$image" && return
-    [ -r "$image" ] || refuse "no image at $image that $(id -un) can read on $(hostname): MINI_R1_IMAGE in" \
-        "slurm/site.env; docs/slurm.md says how to get one without Docker"
-    MINI_R1_IMAGE=$(realpath -s "$image") # pyxis takes a name without a slash for one in a registry
+    if ! is_uri "$image"; then
+        [ -r "$image" ] || refuse "no image at $image that $(id -un) can read on $(hostname): MINI_R1_IMAGE in" \
+            "slurm/site.env; docs/slurm.md says how to get one without Docker"
+        MINI_R1_IMAGE=$(realpath -s "$image") # pyxis takes a name without a slash for one in a registry
+    fi
+    # Else it is the image's own, which is empty.
+    export HF_HOME=${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}
+    options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
 }
 
 check_runtime() {
     local options program
-    if [ "$MINI_R1_RUNTIME" != venv ]; then
-        check_image
-        # Else it is the image's own, which is empty.
-        export HF_HOME=${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}
-        options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
-    fi
     case $MINI_R1_RUNTIME in
         venv)
             program=${MINI_R1_VENV:-$kit/.venv}/bin/python
-            PYTHONSAFEPATH=1 "$program" -c 'import mini_r1' || refuse "no Python with the kit at $program: MINI_R1_VENV in slurm/site.env is to" \
-                "name a virtual environment with the kit in it, on a filesystem that this node shares"
+            PYTHONSAFEPATH=1 "$program" -c 'import mini_r1' || refuse "no Python with the kit at $program: MINI_R1_VENV in" \
+                "slurm/site.env is to name a virtual environment with the kit in it, on a filesystem that this node shares"
             inside=("$program" -m mini_r1)
             ;;
         apptainer)
             program=$(command -v apptainer || command -v singularity) || refuse "no apptainer on $(hostname): name its module in" \
                 "MINI_R1_MODULES, or choose another MINI_R1_RUNTIME (pyxis, venv)"
+            check_image
             inside=("$program" exec --no-home --bind "$options" --pwd "$PWD")
             [ "${MINI_R1_ACCELERATOR:-}" = cpu ] || inside+=(--nv)
             inside+=("$MINI_R1_IMAGE" mini-r1)
@@ -178,6 +178,7 @@ check_runtime() {
         pyxis)
             [[ $(srun --help) == *--container-image* ]] || refuse "this Slurm has no pyxis (srun does not know" \
                 "--container-image): MINI_R1_RUNTIME=apptainer or venv, or ask your administrator"
+            check_image
             container=(--container-image="$MINI_R1_IMAGE" --container-mounts="$options" --container-workdir="$PWD"
                 --no-container-mount-home)
             inside=(env "HF_HOME=$HF_HOME" mini-r1) # what an image sets wins over what the job exports
