@@ -178,6 +178,12 @@ def doctor(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Train a tiny random model through the whole path; no RECIPE. Minutes.")
     ] = False,
+    login: Annotated[
+        bool, typer.Option("--login", help="On a Slurm login node, before sbatch: can a job start? No GPU, no torch.")
+    ] = False,
+    script: Annotated[
+        Path | None, typer.Option(help="With --login: the batch script; default: slurm/train_4xh100.sh.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Look at this node, and at what a recipe needs of it: ok, warn or fail, with the fix for each.
@@ -187,12 +193,25 @@ def doctor(
     With --smoke: workers, collectives, vLLM's process, weight sync, save, a killed worker and a resume, for real, on
     these devices, a line for each; on several nodes started on each of them, with a shared --run-dir.
 
+    With --login: Slurm, partition, account, batch script, runtime, image, model, data and run directory, as the site
+    file (`source slurm/site.env`) and this node know them. Nothing is submitted.
+
     Examples: `mini-r1 doctor` - `mini-r1 doctor my.yaml --run-dir runs/first` - `mini-r1 doctor --smoke` -
-    `MINI_R1_ACCELERATOR=cpu mini-r1 doctor --smoke --gpus 3`
+    `MINI_R1_ACCELERATOR=cpu mini-r1 doctor --smoke --gpus 3` - `mini-r1 doctor my.yaml --login`
     """
     from mini_r1.commands import doctor as run_doctor
+    from mini_r1.commands import doctor_login as run_login
     from mini_r1.commands import smoke as run_smoke
 
+    if login:
+        if smoke or gpus is not None or gpu_memory is not None or deepspeed != "auto":
+            raise typer.BadParameter(
+                "--login looks at no device: leave --smoke, --gpus, --gpu-memory and --deepspeed out (they are for a "
+                "node with GPUs)"
+            )
+        _exit(run_login(recipe, overrides or [], run_dir, script, as_json=as_json))
+    if script is not None:
+        raise typer.BadParameter("--script goes with --login")
     if smoke:
         if recipe is not None or overrides:
             raise typer.BadParameter("the smoke test brings its own recipe: leave RECIPE and --set out")

@@ -19,6 +19,7 @@ from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
 
 if TYPE_CHECKING:
+    from mini_r1.cluster.doctor import Report
     from mini_r1.cluster.launching.job import Order
 
 
@@ -115,19 +116,14 @@ def recipes(gpus: int | None, nodes: int | None, gpu_memory_gib: float | None, *
 def prefetch(recipe_name: str, overrides: list[str], *, as_json: bool) -> None:
     """`mini-r1 prefetch`."""
     from mini_r1.cluster.prefetch import prefetch as room
-    from mini_r1.recipe_file import find_recipe
 
-    if recipe_name == "auto":
-        raise KitError(
-            "auto chooses by the devices of the node that trains, which this one need not have: name the recipe; "
-            "`mini-r1 recipes --gpus 4 --gpu-memory 80` says what fits such a node"
-        )
+    path = _recipe_for_elsewhere(recipe_name)
     console = progress_console()
 
     def say(line: str) -> None:
         console.print(printable(line), markup=False)
 
-    done = room(find_recipe(recipe_name), overrides, os.environ, say=say, bars=console.is_terminal)
+    done = room(path, overrides, os.environ, say=say, bars=console.is_terminal)
     print(json.dumps(done.to_dict()) if as_json else printable("\n".join(done.lines())))
 
 
@@ -167,11 +163,19 @@ def doctor(
         deepspeed=deepspeed,
         gpu_memory_gib=gpu_memory_gib,
     )
-    if as_json:
-        print(json.dumps(report.to_dict()))
-    else:
-        Console(highlight=False).print(report.table())
-    return report.exit_code
+    return _reported(report, as_json=as_json)
+
+
+def doctor_login(
+    recipe_name: str | None, overrides: list[str], run_dir: Path | None, script: Path | None, *, as_json: bool
+) -> ExitCode:
+    """`mini-r1 doctor --login`."""
+    from mini_r1.cluster.login import examine
+
+    if recipe_name is None and overrides:
+        raise KitError("--set changes a recipe: name one")
+    path = _recipe_for_elsewhere(recipe_name) if recipe_name else None
+    return _reported(examine(path, overrides, script=script, run_dir=run_dir), as_json=as_json)
 
 
 def smoke(run_dir: Path | None, *, gpus: int | None, as_json: bool) -> ExitCode:
@@ -298,6 +302,26 @@ def data_inspect(file: Path, *, as_json: bool) -> None:
 
 
 # --- shared ---
+
+
+def _recipe_for_elsewhere(name: str) -> Path:
+    """The file of a recipe that another node is to train."""
+    from mini_r1.recipe_file import find_recipe
+
+    if name == "auto":
+        raise KitError(
+            "auto chooses by the devices of the node that trains, which this one need not have: name the recipe; "
+            "`mini-r1 recipes --gpus 4 --gpu-memory 80` says what fits such a node"
+        )
+    return find_recipe(name)
+
+
+def _reported(report: Report, *, as_json: bool) -> ExitCode:
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        Console(highlight=False).print(report.table())
+    return report.exit_code
 
 
 def say_interrupted(console: Console, step: int) -> None:
