@@ -134,7 +134,8 @@ def test_a_slurm_without_pyxis_has_two_other_runtimes(cluster: Cluster) -> None:
         ("pyxis", "./mini-r1.sqsh", SQUASHFS, "ok", "nfs4"),
         ("pyxis", "./mini-r1.sqsh", SIF, "fail", "is of apptainer's kind"),
         ("pyxis", "./mini-r1.sqsh", None, "fail", "No such file or directory"),
-        ("pyxis", "mini-r1.sqsh", SQUASHFS, "fail", "pyxis would look for mini-r1.sqsh in a registry"),
+        ("pyxis", "mini-r1.sqsh", SQUASHFS, "ok", "nfs4"),
+        ("pyxis", "mini-r1", None, "fail", "No such file or directory"),
         ("pyxis", "ghcr.io#me/mini-r1:1", None, "warn", "every job pulls ghcr.io#me/mini-r1:1"),
         ("pyxis", "me/mini-r1:1", None, "warn", "every job pulls me/mini-r1:1"),
         ("pyxis", "ghcr.io/me/mini-r1:1", None, "fail", "no # parts registry and name"),
@@ -201,12 +202,14 @@ def test_mounts(cluster: Cluster, runtime: str, mounts: str, status: str, said: 
     assert cluster.found("mounts", MINI_R1_MOUNTS=given).status == "skip"
 
 
-@pytest.mark.parametrize("variable", ["HF_HOME", "MINI_R1_RUNS"])
-@pytest.mark.parametrize(("sign", "name"), [(",", "comma"), (":", "colon")])
-def test_what_the_scripts_mount_has_neither_comma_nor_colon(
+@pytest.mark.parametrize("variable", ["HF_HOME", "MINI_R1_RUNS", "TMPDIR"])
+@pytest.mark.parametrize(("sign", "name"), [(",", "comma"), (":", "colon"), (" ", "space")])
+def test_what_the_scripts_mount_has_no_sign_that_parts_mounts(
     cluster: Cluster, variable: str, sign: str, name: str
 ) -> None:
     path = f"{cluster.disk}/a{sign}b"
     finding = cluster.found("mounts", MINI_R1_RUNTIME="pyxis", **{variable: path})
     assert is_fault_of(finding, "recipe")
     assert f"{variable} {path} has a {name}" in finding.detail
+    apptainer = cluster.found("mounts", MINI_R1_RUNTIME="apptainer", **{variable: path})
+    assert apptainer.status == ("ok" if sign == " " else "fail")

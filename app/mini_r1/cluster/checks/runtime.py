@@ -137,11 +137,9 @@ def image(site: Site) -> Finding:
         return fail(f"{site.runtime} needs MINI_R1_IMAGE", f"set it in the site file: {_make(site)}", "recipe")
     if site.runtime == "apptainer":
         return _from_registry(site, name) if "://" in name else _file(site, name)
-    # pyxis takes for a file only what begins with a dot or a slash
-    if name.startswith((".", "/")):
+    # what the batch scripts take for a file gets its full path: pyxis looks for one without a slash in a registry
+    if name.startswith(("/", "./")) or not re.search("[#:]", name):
         return _file(site, name)
-    if (site.folder / name).is_file():
-        return fail(f"pyxis would look for {name} in a registry", f"write ./{name} or its full path", "recipe")
     reference = name.removeprefix("docker://")
     registry = re.match(r"[^/#]*[.:][^/#]*/", reference)
     if registry and "#" not in reference:

@@ -49,7 +49,7 @@ def seen_by_jobs(site: Site, path: Path, what: str) -> Finding:
     if site.in_container and not is_mounted(site, path):
         return fail(
             f"{what} {path} is not mounted in the container, which has the kit, the current folder, HF_HOME, "
-            "MINI_R1_RUNS and MINI_R1_MOUNTS",
+            "MINI_R1_RUNS, TMPDIR and MINI_R1_MOUNTS",
             "add it to MINI_R1_MOUNTS in the site file, or use a folder below those",
             "recipe",
         )
@@ -116,12 +116,6 @@ def cache(site: Site) -> Finding:
     if not on_hub:
         return skip("nothing of this recipe is on the hub")
     folder = hub_cache(site.environment)
-    if site.in_container and not site.environment.get("HF_HOME"):
-        return fail(
-            f"HF_HOME is not set: a container does not see {folder}",
-            "export HF_HOME in the site file: a folder that the nodes share; then `mini-r1 prefetch RECIPE`",
-            "recipe",
-        )
     findings = [seen_by_jobs(site, folder, "the hub's cache")]
     offline = _offline(site)
     for part in on_hub:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mini_r1.cluster.checks.case import Case
+from mini_r1.cluster.places import hub_home
 from mini_r1.findings import Finding, fail, ok, skip, worst
 
 RUNTIMES: Final = ("venv", "apptainer", "pyxis")
@@ -189,23 +190,24 @@ def mounts(site: Site) -> Finding:
     """What is to be mounted in a container is here, and its path can be written in a list of mounts."""
     if not site.in_container:
         return skip("nothing is mounted for a virtual environment" if site.runtime else "see runtime")
-    found = [_writable_in_a_list(f"{what} {path}", path) for what, path in _own_mounts(site).items()]
+    found = [_in_a_list(site, f"{what} {path}", path) for what, path in _own_mounts(site).items()]
     found += [_mount(text) for text in site.environment.get("MINI_R1_MOUNTS", "").split()]
     return worst(found)
 
 
 def _own_mounts(site: Site) -> dict[str, str]:
-    """What the batch scripts mount of their own accord."""
-    named = {"HF_HOME": site.environment.get("HF_HOME"), "MINI_R1_RUNS": site.environment.get("MINI_R1_RUNS")}
-    paths = {what: os.path.abspath(site.folder / path) for what, path in named.items() if path}
+    """What the batch scripts mount of their own accord (`mounts` in slurm/lib.sh)."""
+    named = {variable: site.environment.get(variable) for variable in ("MINI_R1_RUNS", "TMPDIR")}
+    named["HF_HOME"] = str(hub_home(site.environment))
+    paths = {what: os.path.abspath(site.folder / path) for what, path in named.items() if path and path != "/tmp"}  # noqa: S108
     return {"the kit's folder": str(site.kit), "the current folder": str(site.folder), **paths}
 
 
-def _writable_in_a_list(what: str, path: str) -> Finding:
-    for sign, name in ((",", "comma"), (":", "colon")):
-        if sign in path:
+def _in_a_list(site: Site, what: str, path: str) -> Finding:
+    for sign, name in {",": "comma", ":": "colon", " ": "space"}.items():
+        if sign in path and (sign != " " or site.runtime == "pyxis"):
             return fail(
-                f"{what} has a {name}, which separates mounts for apptainer and pyxis",
+                f"{what} has a {name}, and {site.runtime} could not mount it",
                 "rename the folder, or use another",
                 "recipe",
             )
