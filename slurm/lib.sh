@@ -14,13 +14,15 @@ readonly CONFIG=78 INTERRUPTED=143 RETRY=150 # docs/exit-codes.md
 started=$(date +%s)
 noticed=     # USR1 has come
 terminated=  # TERM has come
+requeued=    # Slurm has taken this shell's wish
 step_pid=    # srun, while a step runs
 run_dir=     # of the run, once the kit has said which
 all_gpus=0   # of the job
 inside=()    # what a command in the job's runtime begins with
 container=() # srun's options for it
 
-say() { printf '[%s] %s\n' "$(date '+%F %T')" "$*"; }
+exec 3>&1 # the job's log, wherever a command's output goes
+say() { printf '[%s] %s\n' "$(date '+%F %T')" "$*" >&3; }
 
 # The recipe, the command or the site file is wrong: nobody should try again.
 refuse() {
@@ -34,7 +36,7 @@ fail() {
 }
 
 trap 'notice' USR1
-trap 'terminated=yes' TERM
+trap 'terminate' TERM
 trap 'farewell $?' EXIT
 
 # ---- the job and its site --------------------------------------------------------------------------------------------
@@ -132,10 +134,10 @@ mount_option() {
     local host target options words=
     while IFS=$'\t' read -r host target options; do
         case $MINI_R1_RUNTIME:$host$target$options in
-            *:*[,:]*) say "error: $host: a path with a comma or a colon cannot be mounted" >&2 && return 1 ;;
-            pyxis:*\ *) say "error: $host: pyxis cannot mount a path with a space" >&2 && return 1 ;;
+            *:*[,:]*) say "error: $host: a path with a comma or a colon cannot be mounted" && return 1 ;;
+            pyxis:*\ *) say "error: $host: pyxis cannot mount a path with a space" && return 1 ;;
         esac
-        [ -e "$host" ] || { say "error: $host is to be mounted, and is not there" >&2 && return 1; }
+        [ -e "$host" ] || { say "error: $host is to be mounted, and is not there" && return 1; }
         host=$host:$target${options:+:$options}
         [[ ,$words, == *",$host,"* ]] || words=${words:+$words,}$host
     done < <(mounts)
@@ -210,10 +212,9 @@ export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$cache/extensions} PYTHONNOU
 export PYTHONSAFEPATH=1 # a random.py where you submit from is none of ours
 exec "$@"'
 
-# Run the kit's command once on every node and wait for it; returns its exit code. Its standard output goes to $1.
+# Run the kit's command once on every node and wait for it; returns its exit code.
 step() {
-    local output=$1 code again
-    shift
+    local code again
     local options=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL --mpi=none --unbuffered
         # The first node that ends must not take down others that still save.
         --kill-on-bad-exit=0 --wait=0)
@@ -222,7 +223,7 @@ step() {
     [ -z "$noticed$terminated" ] || return "$INTERRUPTED"
     # A notice that comes before srun listens must not kill it.
     (trap '' USR1 && exec srun "${options[@]}" "${container[@]}" bash -c "$TASK" mini-r1 "${inside[@]}" "$@") \
-        </dev/null >"$output" &
+        </dev/null &
     step_pid=$!
     [ -z "$noticed" ] || pass_on
     while :; do
@@ -242,6 +243,12 @@ notice() {
     [ -z "$step_pid" ] || pass_on
 }
 
+terminate() {
+    terminated=yes
+    # Slurm would not start it again, and after KillWait there is no shell left to ask: before the step has saved.
+    [ "$(job_field Reason)" != TimeLimit ] || requeue "at the time limit"
+}
+
 # To every task. More than once: the first may come before the launcher has its handlers, and it hears all as one.
 pass_on() {
     local srun=$step_pid
@@ -256,7 +263,7 @@ find_run_dir() {
     local answer code
     answer=$(mktemp) || fail "no temporary file on $(hostname): is ${TMPDIR:-/tmp} full?"
     say "checking recipe and runtime: $*"
-    step "$answer" launch "$@" --dry-run --json
+    step launch "$@" --dry-run --json >"$answer"
     code=$?
     run_dir=$(sed -n 's/^ *"run_dir": "\(.*\)",*$/\1/p' "$answer" | sort -u)
     rm -f "$answer"
@@ -317,17 +324,18 @@ record() {
     rm -f "$run_dir/slurm/running"
 }
 
-# A node that is broken fails every attempt: so many in a row from the same checkpoint are enough. Being preempted or
-# stopped is no failure.
+# A node that is broken fails every attempt, and a time limit may be too short for one save: so many in a row from the
+# same checkpoint are enough. One that was preempted or killed is no failure, but ten of them led nowhere either.
 bound_failures() {
-    local most=${MINI_R1_MAX_FAILURES:-3} failures
-    failures=$(awk -F '\t' -v job="$job" -v step="$before" '
-        $1 != job { next }
-        $5 == step && $7 != 143 && $7 != "killed" { n++; next }
-        { n = 0 }
-        END { print n + 0 }' "$records" 2>/dev/null)
-    [ "${failures:-0}" -lt "$most" ] || fail "$failures attempts in a row failed without a new checkpoint: enough" \
+    local most=${MINI_R1_MAX_FAILURES:-3} fruitless=10 failed idle
+    read -r failed idle < <(awk -F '\t' -v job="$job" -v step="$before" '
+        $1 == job && $5 != step { failed = idle = 0 }
+        $1 == job && $5 == step { idle++; failed = $7 == 143 || $7 == "killed" ? 0 : failed + 1 }
+        END { print failed + 0, idle + 0 }' "$records" 2>/dev/null || echo 0 0)
+    [ "$failed" -lt "$most" ] || fail "$failed attempts in a row failed without a new checkpoint: enough" \
         "(MINI_R1_MAX_FAILURES). Mend what the lines above say; the same sbatch line goes on from step $before"
+    [ "$idle" -lt "$fruitless" ] || fail "$idle attempts in a row came to no new checkpoint: enough. Give it more --time, a" \
+        "longer --signal, or save more often (save_steps); the same sbatch line goes on from step $before"
 }
 
 # ---- the end of an attempt -------------------------------------------------------------------------------------------
@@ -341,22 +349,29 @@ conclude() {
     case $code in
         0 | 1 | "$CONFIG") exit "$code" ;;
     esac
-    # COMPLETING: Slurm ends this job. At the time limit it would not start it again, so this shell does; else the job
-    # was preempted, which Slurm sees to, or cancelled, which nobody may undo.
-    if [ "$(job_field JobState)" != RUNNING ] && [ "$(job_field Reason)" != TimeLimit ]; then
+    [ -z "$requeued" ] || exit "$code"
+    # COMPLETING: Slurm ends this job. It was preempted, and Slurm starts it again, or cancelled, which nobody may undo.
+    if [ "$(job_field JobState)" != RUNNING ]; then
         say "ended by Slurm: if preempted, it starts again by itself; if cancelled, $again"
         exit "$code"
     fi
-    trap '' TERM # which a requeue brings
-    for _ in 1 2 3 4 5; do
+    requeue "after exit code $code" && exit 0
+    say "error: Slurm did not take the requeue; $again"
+    exit "$code"
+}
+
+# Ask Slurm to start this job again. It ends this attempt with TERM, if it has not yet.
+requeue() {
+    trap '' TERM
+    for _ in 1 2 3; do
         if scontrol requeue "$job"; then
-            say "requeued after exit code $code"
-            exit 0
+            requeued=yes
+            say "requeued $1"
+            return 0
         fi
         sleep 5
     done
-    say "error: Slurm did not take the requeue; $again"
-    exit "$code"
+    return 1
 }
 
 # The last lines of an attempt, however it ends.
@@ -376,7 +391,7 @@ hours() { awk -v s="$1" -v g="$2" 'BEGIN { printf "%d:%02d:%02d, %.2f GPU-hours"
 
 # train DEFAULT_RECIPE [RECIPE] [OPTIONS OF mini-r1 launch]
 train() {
-    local recipe=$1 arguments
+    local recipe=$1 arguments copy copying
     shift
     if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
         recipe=$1
@@ -392,8 +407,12 @@ train() {
     open_run_dir
     say "training on $all_gpus GPU(s)"
     # A copy of what this attempt prints; `tee` must outlive the signals that the shell gets.
-    step >(trap '' TERM USR1 && exec tee -a "$run_dir/slurm/$job-$attempt.log") launch "${arguments[@]}"
+    exec {copy}> >(trap '' TERM USR1 && exec tee "$run_dir/slurm/$job-$attempt.log")
+    copying=$!
+    step launch "${arguments[@]}" >&"$copy" 2>&1
     ended_with=$?
+    exec {copy}>&-
+    wait "$copying"
     conclude "$ended_with"
 }
 
@@ -421,7 +440,7 @@ sweep() {
 
 # evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or every one that has no evaluation yet
 evaluate() {
-    local run=${1:-} steps=("") path at
+    local run=${1:-} steps=("") path at code
     [ -n "${run%%-*}" ] || refuse "which run? sbatch slurm/evaluate.sh runs/mini-r1-3b"
     shift
     begin
@@ -437,9 +456,14 @@ evaluate() {
         done
         say "${#steps[@]} snapshot(s) without an evaluation"
     fi
+    trap 'terminated=yes' TERM # at its time limit an evaluation is over: a second one would not come further
     for at in "${steps[@]}"; do
         say "evaluating $run${at:+, step $at}"
-        step /dev/stdout evaluate "$run" ${at:+--step "$at"} "$@" || conclude $?
+        step evaluate "$run" ${at:+--step "$at"} "$@" && continue
+        code=$?
+        # Preempted: once more. Everything else would only come again.
+        [ "$code" != "$INTERRUPTED" ] || conclude "$code"
+        exit "$code"
     done
     exit 0
 }

@@ -7,9 +7,12 @@ tests/slurm/test_ten_preemptions.py has the whole stack. The jobs run side by si
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from mini_r1.rundir import RunDir
 
 from tests.conftest import REPO
 from tests.slurm.cluster import Job, Slurm
@@ -40,6 +43,9 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
         "limit": start(kit, "limit", "--nodelist=n2", "--time=1", "--signal=B:CONT@1"),
         "cancelled": start(kit, "cancelled", "--nodelist=n2"),
     }
+    limit, its_run = jobs["limit"], kit.run("limit")
+    limit.wait_for(lambda: reached(its_run, 2)() or limit.restarts >= 1)
+    freeze(its_run)  # until its limit; Slurm wakes what it ends
     jobs["notice"].wait_for(reached(kit.run("notice"), 2))
     slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=50")
     jobs["cancelled"].wait_for(reached(kit.run("cancelled"), 2))
@@ -47,14 +53,22 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
     for name in ("with grace", "without grace"):
         jobs[name].wait_for(reached(kit.run(name.replace(" ", "-")), 2))
     slurm.preempt("n1")
-    jobs["limit"].wait_for(lambda: jobs["limit"].restarts >= 1)
-    slurm.run("scontrol", "update", f"jobid={jobs['limit'].number}", "timelimit=60")
+    limit.wait_for(lambda: limit.restarts >= 1)
+    slurm.run("scontrol", "update", f"jobid={limit.number}", "timelimit=60")
     # The second attempt has 50 min again, so its notice comes before anything could hear it.
     jobs["notice"].wait_for(lambda: jobs["notice"].restarts >= 2)
     slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=120")
     for job in jobs.values():
         job.wait()
     return jobs
+
+
+def freeze(run: RunDir) -> None:
+    """SIGSTOP to the processes of a run that goes on."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "train" in process.cmdline() and str(run.path) in process.cmdline():
+                process.suspend()
 
 
 def start(kit: Kit, run: str, *options: str) -> Job:
@@ -97,6 +111,7 @@ def test_at_its_time_limit_a_job_without_a_notice_is_requeued_all_the_same(kit: 
     job, run = jobs["limit"], kit.run("limit")
     assert (job.state, job.exit_code) == ("COMPLETED", 0), str(job)
     assert "DUE TO TIME LIMIT" in job.said
+    assert "requeued at the time limit" in job.said
     assert job.restarts >= 1
     same_result(run, kit.run("whole"))
 
@@ -140,6 +155,7 @@ def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_
     assert every.wait() == "COMPLETED", str(every)
     run = kit.run("cancelled")
     steps = {int(path.name.removeprefix("step-")) for path in run.snapshots.iterdir()}
+    assert evaluation.said.startswith("[")  # its output was appended to the log, not written over it
     assert len(steps) == 2  # where it was cancelled, and the end
     assert {path.name for path in run.evaluation.iterdir()} == {f"step-{step}.json" for step in steps}
     assert f"evaluating runs/cancelled, step {min(steps)}" in every.said
