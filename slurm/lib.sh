@@ -17,6 +17,7 @@ terminated=  # TERM has come
 requeued=    # Slurm has taken this shell's wish
 step_pid=    # srun, while a step runs
 run_dir=     # of the run, once the kit has said which
+row=         # of attempts.tsv, as far as it is known
 all_gpus=0   # of the job
 inside=()    # what a command in the job's runtime begins with
 container=() # srun's options for it
@@ -48,10 +49,9 @@ begin() {
     readonly job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
     say "job $job (${SLURM_JOB_NAME:-}), attempt $attempt: $nodes node(s), the first is $(hostname); in $SLURM_SUBMIT_DIR"
     cd "$SLURM_SUBMIT_DIR" || refuse "$SLURM_SUBMIT_DIR cannot be entered on $(hostname): is it on a shared filesystem?"
-    readonly max_restarts=${MINI_R1_MAX_RESTARTS:-100}
-    [ "$attempt" -le $((max_restarts + 1)) ] || fail "this job was started again $max_restarts times: enough" \
-        "(MINI_R1_MAX_RESTARTS). The same sbatch line goes on from the last checkpoint"
     read_site
+    [ "$attempt" -le $((${MINI_R1_MAX_RESTARTS:-100} + 1)) ] || fail "this job was started again $((attempt - 2)) times:" \
+        "enough (MINI_R1_MAX_RESTARTS). The same sbatch line goes on from the last checkpoint"
     load_modules
     check_devices
     check_runtime
@@ -288,7 +288,7 @@ is_mounted() {
 
 # What earlier attempts have left in the run directory, and whether this node sees it.
 open_run_dir() {
-    local note="mini-r1 run directory" last=
+    local note="mini-r1 run directory" last='' other
     if [ "$attempt" -gt 1 ] && ! [ -e "$run_dir/slurm" ] && scontrol show job "$SLURM_JOB_ID" | grep -q "Comment=$note"; then
         refuse "an earlier attempt of this job has written to $run_dir, and $(hostname) does not see it: the run" \
             "directory is to be on a filesystem that all nodes share (--run-dir, or MINI_R1_RUNS in slurm/site.env)"
@@ -296,13 +296,20 @@ open_run_dir() {
     mkdir -p "$run_dir/slurm" || exit "$RETRY" # mkdir has said why
     scontrol update jobid="$SLURM_JOB_ID" comment="$note $run_dir" 2>/dev/null # for the check above; needs no success
     records=$run_dir/slurm/attempts.tsv
-    # One that was killed could not say when: its last sign of life counts.
-    if read -r last <"$run_dir/slurm/running"; then
+    [ ! -e "$run_dir/slurm/running" ] || read -r last <"$run_dir/slurm/running"
+    if [ -n "$last" ]; then
+        other=${last%%$'\t'*}
+        if [ "$other" != "$job" ] && [ -n "$(squeue --noheader --jobs="$other" --states=running 2>/dev/null)" ]; then
+            records='' # the other job's; so is the row that it will write
+            refuse "job $other is training in $run_dir: wait for it, scancel it, or choose another --run-dir"
+        fi
+        # It was killed, and could not say when: its last sign of life counts.
         record "$last" "$(stat -c %Y "$run_dir/state.json" 2>/dev/null || echo 0)" killed
-    fi 2>/dev/null
+    fi
     before=$(newest_checkpoint)
     bound_failures
-    printf '%s\t%s\t%s\t%s\t%s\n' "$job" "$attempt" "$started" "$all_gpus" "$before" >"$run_dir/slurm/running"
+    row=$(printf '%s\t' "$job" "$attempt" "$started" "$all_gpus")$before
+    printf '%s\n' "$row" >"$run_dir/slurm/running"
     say "run directory $run_dir$([ "$before" = 0 ] || echo ", goes on from step $before")"
 }
 
@@ -340,18 +347,19 @@ bound_failures() {
 
 # ---- the end of an attempt -------------------------------------------------------------------------------------------
 
-# A field of this job: JobState, EndTime, ...
+# A field of this job: JobState, Reason, ...
 job_field() { scontrol show job "$SLURM_JOB_ID" --oneliner 2>/dev/null | sed -n "s/.* $1=\\([^ ]*\\).*/\\1/p"; }
 
 # From a step's exit code to this job's end: over, or requeued.
 conclude() {
-    local code=$1 again="the same sbatch line goes on from the last complete checkpoint"
+    local code=$1 state again="the same sbatch line goes on from the last complete checkpoint"
     case $code in
         0 | 1 | "$CONFIG") exit "$code" ;;
     esac
     [ -z "$requeued" ] || exit "$code"
     # COMPLETING: Slurm ends this job. It was preempted, and Slurm starts it again, or cancelled, which nobody may undo.
-    if [ "$(job_field JobState)" != RUNNING ]; then
+    state=$(job_field JobState)
+    if [ -n "$state" ] && [ "$state" != RUNNING ]; then
         say "ended by Slurm: if preempted, it starts again by itself; if cancelled, $again"
         exit "$code"
     fi
@@ -379,7 +387,7 @@ farewell() {
     local code=$1 now
     trap '' TERM USR1 # a requeued job gets it at once, and every program that is started here with it
     now=$(date +%s)
-    [ -z "$run_dir" ] || ! [ -e "$run_dir/slurm/running" ] || record "$(<"$run_dir/slurm/running")" "$now" "${ended_with:-$code}"
+    [ -z "${row:-}" ] || record "$row" "$now" "${ended_with:-$code}"
     say "attempt over: exit code ${ended_with:-$code}, $(hours $((now - started)) "$all_gpus")"
     [ -z "${records:-}" ] || say "this run so far: $(awk -F '\t' '{ s += $6; g += $6 * $4 } END {
         printf "%d attempt(s), %.2f h, %.2f GPU-hours", NR, s / 3600, g / 3600 }' "$records")"
@@ -418,7 +426,7 @@ train() {
 
 # sweep TABLE DEFAULT_RECIPE [TABLE] [RECIPE] [OPTIONS OF mini-r1 launch]: this task's row of the table
 sweep() {
-    local table=$kit/$1 recipe=$2 row name words=() sets=() rows
+    local table=$kit/$1 recipe=$2 line name words=() sets=() rows
     shift 2
     [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { table=$1 && shift; }
     [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { recipe=$1 && shift; }
@@ -426,13 +434,13 @@ sweep() {
     [ -r "$table" ] || refuse "no table at $table that can be read from $PWD"
     ! has_crlf "$table" || refuse "$table has Windows line ends (CRLF): sed -i 's/\r\$//' '$table'"
     rows=$(grep -vc '^[[:space:]]*\(#\|$\)' "$table")
-    row=$(grep -v '^[[:space:]]*\(#\|$\)' "$table" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
-    [ -n "$row" ] || refuse "no row $SLURM_ARRAY_TASK_ID in $table: it has $rows, which --array counts from 0"
-    read -ra words <<<"$row"
+    line=$(grep -v '^[[:space:]]*\(#\|$\)' "$table" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
+    [ -n "$line" ] || refuse "no row $SLURM_ARRAY_TASK_ID in $table: it has $rows, which --array counts from 0"
+    read -ra words <<<"$line"
     name=${words[0]}
     [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || refuse "$table: '$name' names a run directory: letters, digits, . _ - only"
     for word in "${words[@]:1}"; do sets+=(--set "$word"); done
-    say "row $SLURM_ARRAY_TASK_ID of $table: $row"
+    say "row $SLURM_ARRAY_TASK_ID of $table: $line"
     table=${table##*/}
     read_site # which may say MINI_R1_RUNS
     train "$recipe" --run-dir "${MINI_R1_RUNS:-runs}/${table%.*}/$name" "${sets[@]}" "$@"

@@ -43,6 +43,9 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
         "limit": start(kit, "limit", "--nodelist=n2", "--time=1", "--signal=B:CONT@1"),
         "cancelled": start(kit, "cancelled", "--nodelist=n2"),
     }
+    taken = kit.run("without-grace").path / "slurm" / "running"
+    jobs["without grace"].wait_for(taken.exists)
+    jobs["beside"] = start(kit, "without-grace", "--nodelist=n2", "--partition=prio")
     limit, its_run = jobs["limit"], kit.run("limit")
     limit.wait_for(lambda: reached(its_run, 2)() or limit.restarts >= 1)
     freeze(its_run)  # until its limit; Slurm wakes what it ends
@@ -123,6 +126,14 @@ def test_a_cancelled_job_saves_and_stays_cancelled(kit: Kit, jobs: dict[str, Job
     state = run.read_state()
     assert (state["state"], state["exit_code"]) == ("interrupted", 143)
     assert run.complete_checkpoints()[0].step == state["step"]
+
+
+def test_a_second_job_in_one_run_directory_is_refused_and_disturbs_nothing(kit: Kit, jobs: dict[str, Job]) -> None:
+    job, other = jobs["beside"], jobs["without grace"]
+    assert (job.state, job.exit_code) == ("FAILED", 78), str(job)
+    assert f"job {other.number} is training in {kit.run('without-grace').path}" in job.said
+    rows = (kit.run("without-grace").path / "slurm" / "attempts.tsv").read_text().splitlines()
+    assert [row.split("\t")[0] for row in rows] == [other.number] * 2
 
 
 def test_each_attempt_has_a_log_of_its_own_and_a_line_with_its_hours(kit: Kit, jobs: dict[str, Job]) -> None:
