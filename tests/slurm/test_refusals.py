@@ -87,8 +87,9 @@ CASES = {
         exports={"SLURM_GPUS_PER_TASK": "1"},
     ),
     "GPUs are bound": Case("--gpu-bind=map_gpu:0 hides GPUs", ("--gpu-bind=map_gpu:0", FOUR)),
+    # A recipe that would train on one as well.
     "a task sees fewer": Case(
-        "sees only GPU 0 of the 4 that the job has there", (FOUR,), prepare=a_prolog_that_hides_gpus
+        "sees only GPU 0 of the 4 that the job has there", (FOUR, "lora-cpu"), prepare=a_prolog_that_hides_gpus
     ),
     "another number, as --gres": Case("--gpus 3: only 2 given", ("--gres=gpu:2", FOUR, *THREE)),
     "another number, with a type": Case("--gpus 3: only 2 given", ("--gpus-per-node=h100:2", FOUR, *THREE)),
