@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the batch scripts of this folder share: a script sources it and calls `train`, `sweep` or `evaluate`, below.
-# Resources and policy stand in the scripts, the site in site.env, roles and recipes in the kit itself.
+# Resources and policy stand in the scripts, the site in site.env, roles and recipes in the kit itself; runtime.sh is
+# what a job makes of its site.
 #
 # How a run survives (docs/slurm.md has the table): the step runs in the background, so that this shell hears signals.
 # USR1, ahead of the time limit, is passed on to the step; TERM never is, because srun would kill its tasks on it, and
@@ -36,14 +37,17 @@ fail() {
     exit 1
 }
 
+. "$kit/slurm/runtime.sh"
+
 trap 'notice' USR1
 trap 'terminate' TERM
 trap 'farewell $?' EXIT
 
-# ---- the job and its site --------------------------------------------------------------------------------------------
+# ---- the job ---------------------------------------------------------------------------------------------------------
 
 # From the site file to a runtime that has been looked at.
 begin() {
+    [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch script: sbatch $0"
     readonly attempt=$((${SLURM_RESTART_COUNT:-0} + 1)) nodes=$SLURM_JOB_NUM_NODES
     # A task of an array has an id of its own, but only this name requeues it alone.
     readonly job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
@@ -55,138 +59,6 @@ begin() {
     load_modules
     check_devices
     check_runtime
-}
-
-has_crlf() { grep -q $'\r' -- "$1"; }
-
-read_site() {
-    local site=$kit/slurm/site.env
-    if [ -e "$site" ]; then
-        ! has_crlf "$site" || refuse "$site has Windows line ends (CRLF): sed -i 's/\r\$//' '$site'"
-        bash -n "$site" || refuse "$site cannot be read as shell: see the line above"
-        set +u # somebody else's lines
-        # shellcheck disable=SC1090
-        . "$site"
-        set -u
-    fi
-    case ${MINI_R1_RUNTIME:-} in
-        venv | apptainer | pyxis) ;;
-        '') refuse "no runtime chosen: cp slurm/site.env.example slurm/site.env, and set MINI_R1_RUNTIME there (what your" \
-            "shell exports does not arrive with sbatch --export=NONE)" ;;
-        *) refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME: must be venv, apptainer or pyxis" ;;
-    esac
-}
-
-load_modules() {
-    local file
-    [ -n "${MINI_R1_MODULES:-}" ] || return 0
-    set +u
-    if ! command -v module >/dev/null; then
-        for file in /etc/profile.d/{lmod,z00_lmod,modules}.sh; do
-            # shellcheck disable=SC1090
-            [ -r "$file" ] && . "$file"
-        done
-    fi
-    command -v module >/dev/null || refuse "MINI_R1_MODULES is set, but this node has no 'module' command"
-    # shellcheck disable=SC2086 # several words on purpose
-    module load $MINI_R1_MODULES || refuse "module load $MINI_R1_MODULES failed: see the lines above, and module avail"
-    set -u
-}
-
-# One task a node, which sees every GPU of the job there: the launcher starts the workers itself.
-check_devices() {
-    local tasks=${SLURM_TASKS_PER_NODE:-1}
-    gpus=${SLURM_GPUS_ON_NODE:-0}
-    [ "${tasks%%(*}" = 1 ] || refuse "Slurm would start $tasks tasks on a node: leave out --ntasks and --ntasks-per-node;" \
-        "one task a node starts a worker for each GPU itself"
-    [ "$gpus" != 0 ] || refuse "no GPU was allocated: sbatch --gpus-per-node=N (sinfo -o '%P %G' shows which partitions" \
-        "have some)"
-    if [ -n "${SLURM_GPUS_PER_TASK:-}" ] && [ "${SLURM_GPUS_PER_TASK##*:}" != "$gpus" ]; then
-        refuse "--gpus-per-task=$SLURM_GPUS_PER_TASK hides the other GPUs of the node from its one task, which needs all" \
-            "$gpus: use --gpus-per-node"
-    fi
-    [ "${SLURM_GPU_BIND:-none}" = none ] || refuse "--gpu-bind=$SLURM_GPU_BIND hides GPUs from the task of the node: leave it out"
-    # After --gres the directive's number still stands here, and the step would ask for it.
-    [ "${SLURM_GPUS_PER_NODE-}" = "$gpus" ] || export SLURM_GPUS_PER_NODE=$gpus
-    all_gpus=$((gpus * nodes))
-}
-
-# ---- the runtime -----------------------------------------------------------------------------------------------------
-
-# What a container sees of the node, a line each: HOST, CONTAINER, OPTIONS. First the user's mounts, because a later one
-# lies on top; then, each under its own name, the kit, the hub's cache, the runs, and what else this node writes to.
-mounts() {
-    local path words target options
-    read -rd '' -a words <<<"${MINI_R1_MOUNTS:-}"
-    for path in "${words[@]}"; do
-        IFS=: read -r path target options <<<"$path"
-        printf '%s\t%s\t%s\n' "$path" "${target:-$path}" "$options"
-    done
-    for path in "$kit" "$SLURM_SUBMIT_DIR" "$HF_HOME" "${MINI_R1_RUNS:-}" "${TMPDIR:-}"; do
-        case $path in '' | /tmp) continue ;; esac # every runtime has a /tmp
-        mkdir -p "$path" && path=$(realpath -s "$path")
-        printf '%s\t%s\t\n' "$path" "$path"
-    done
-}
-
-# The mounts in one word: HOST:CONTAINER[:OPTIONS],...
-mount_option() {
-    local host target options words=
-    while IFS=$'\t' read -r host target options; do
-        case $MINI_R1_RUNTIME:$host$target$options in
-            *:*[,:]*) say "error: $host: a path with a comma or a colon cannot be mounted" && return 1 ;;
-            pyxis:*\ *) say "error: $host: pyxis cannot mount a path with a space" && return 1 ;;
-        esac
-        [ -e "$host" ] || { say "error: $host is to be mounted, and is not there" && return 1; }
-        host=$host:$target${options:+:$options}
-        [[ ,$words, == *",$host,"* ]] || words=${words:+$words,}$host
-    done < <(mounts)
-    echo "$words"
-}
-
-is_uri() { [[ $1 == *://* || ($1 == *[#:]* && $1 != /* && $1 != ./*) ]]; }
-
-# What a container is made of; says `options` for its mounts.
-check_image() {
-    local image=${MINI_R1_IMAGE:-}
-    [ -n "$image" ] || refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME needs MINI_R1_IMAGE: slurm/site.env.example says how to get one"
-    if ! is_uri "$image"; then
-        [ -r "$image" ] || refuse "no image at $image that $(id -un) can read on $(hostname): MINI_R1_IMAGE in" \
-            "slurm/site.env; docs/slurm.md says how to get one without Docker"
-        MINI_R1_IMAGE=$(realpath -s "$image") # pyxis takes a name without a slash for one in a registry
-    fi
-    # Else it is the image's own, which is empty.
-    export HF_HOME=${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}
-    options=$(mount_option) || refuse "the mounts above, for $MINI_R1_IMAGE"
-}
-
-check_runtime() {
-    local options program
-    case $MINI_R1_RUNTIME in
-        venv)
-            program=${MINI_R1_VENV:-$kit/.venv}/bin/python
-            PYTHONSAFEPATH=1 "$program" -c 'import mini_r1' || refuse "no Python with the kit at $program: MINI_R1_VENV in" \
-                "slurm/site.env is to name a virtual environment with the kit in it, on a filesystem that this node shares"
-            inside=("$program" -m mini_r1)
-            ;;
-        apptainer)
-            program=$(command -v apptainer || command -v singularity) || refuse "no apptainer on $(hostname): name its module in" \
-                "MINI_R1_MODULES, or choose another MINI_R1_RUNTIME (pyxis, venv)"
-            check_image
-            inside=("$program" exec --no-home --bind "$options" --pwd "$PWD")
-            [ "${MINI_R1_ACCELERATOR:-}" = cpu ] || inside+=(--nv)
-            inside+=("$MINI_R1_IMAGE" mini-r1)
-            ;;
-        pyxis)
-            [[ $(srun --help) == *--container-image* ]] || refuse "this Slurm has no pyxis (srun does not know" \
-                "--container-image): MINI_R1_RUNTIME=apptainer or venv, or ask your administrator"
-            check_image
-            container=(--container-image="$MINI_R1_IMAGE" --container-mounts="$options" --container-workdir="$PWD"
-                --no-container-mount-home)
-            inside=(env "HF_HOME=$HF_HOME" mini-r1) # what an image sets wins over what the job exports
-            ;;
-    esac
-    say "runtime: $MINI_R1_RUNTIME${MINI_R1_IMAGE:+, $MINI_R1_IMAGE}"
 }
 
 # ---- steps -----------------------------------------------------------------------------------------------------------
@@ -269,13 +141,27 @@ find_run_dir() {
     rm -f "$answer"
     case $code in
         0) ;;
-        126 | 127) refuse "the kit does not start in the runtime $MINI_R1_RUNTIME on every node: see the lines above" ;;
-        *) conclude "$code" ;;
+        126 | 127 | 255) refuse "the kit does not start in the runtime $MINI_R1_RUNTIME on every node: see the lines above" ;;
+        1 | "$CONFIG" | "$INTERRUPTED") conclude "$code" ;;
+        *) start_failed "$code" ;;
     esac
     [ "$(wc -l <<<"$run_dir")" = 1 ] || refuse "the nodes name different run directories: give one with --run-dir"
     [ "$MINI_R1_RUNTIME" = venv ] || is_mounted "$run_dir" || refuse "the run directory $run_dir is not mounted into the" \
         "container, and would be gone with it: name a folder above it in MINI_R1_MOUNTS"
 }
+
+# A node's fault before the run directory is known, where failures are counted: Slurm keeps the count.
+start_failed() {
+    local count
+    count=$(comment | sed -n 's/^mini-r1 failed starts: \([0-9]*\)$/\1/p')
+    count=$((${count:-0} + 1))
+    [ "$count" -lt "${MINI_R1_MAX_FAILURES:-3}" ] || fail "$count starts in a row failed: enough (MINI_R1_MAX_FAILURES)." \
+        "Mend what the lines above say; the same sbatch line goes on from the last checkpoint"
+    scontrol update jobid="$SLURM_JOB_ID" comment="mini-r1 failed starts: $count"
+    conclude "$1"
+}
+
+comment() { scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Comment=//p'; }
 
 # Whether what is written to a path in the container is written there on the node.
 is_mounted() {
@@ -289,11 +175,11 @@ is_mounted() {
 # What earlier attempts have left in the run directory, and whether this node sees it.
 open_run_dir() {
     local note="mini-r1 run directory" last='' other
-    if [ "$attempt" -gt 1 ] && ! [ -e "$run_dir/slurm" ] && scontrol show job "$SLURM_JOB_ID" | grep -q "Comment=$note"; then
+    if [ "$attempt" -gt 1 ] && ! [ -e "$run_dir/slurm" ] && [[ $(comment) == "$note"* ]]; then
         refuse "an earlier attempt of this job has written to $run_dir, and $(hostname) does not see it: the run" \
             "directory is to be on a filesystem that all nodes share (--run-dir, or MINI_R1_RUNS in slurm/site.env)"
     fi
-    mkdir -p "$run_dir/slurm" || exit "$RETRY" # mkdir has said why
+    mkdir -p "$run_dir/slurm" || start_failed "$RETRY" # mkdir has said why
     scontrol update jobid="$SLURM_JOB_ID" comment="$note $run_dir" 2>/dev/null # for the check above; needs no success
     records=$run_dir/slurm/attempts.tsv
     [ ! -e "$run_dir/slurm/running" ] || read -r last <"$run_dir/slurm/running"
@@ -353,6 +239,7 @@ job_field() { scontrol show job "$SLURM_JOB_ID" --oneliner 2>/dev/null | sed -n 
 # From a step's exit code to this job's end: over, or requeued.
 conclude() {
     local code=$1 state again="the same sbatch line goes on from the last complete checkpoint"
+    ended_with=$code # which the last lines tell, whatever this shell tells Slurm
     case $code in
         0 | 1 | "$CONFIG") exit "$code" ;;
     esac
@@ -399,7 +286,7 @@ hours() { awk -v s="$1" -v g="$2" 'BEGIN { printf "%d:%02d:%02d, %.2f GPU-hours"
 
 # train DEFAULT_RECIPE [RECIPE] [OPTIONS OF mini-r1 launch]
 train() {
-    local recipe=$1 arguments copy copying
+    local recipe=$1 arguments copy copying code
     shift
     if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
         recipe=$1
@@ -408,8 +295,8 @@ train() {
     begin
     arguments=("$recipe" "$@")
     if [ -n "${MINI_R1_RUNS:-}" ] && [[ " $* " != *" --run-dir"* ]]; then
-        recipe=${recipe##*/}
-        arguments+=(--run-dir "$MINI_R1_RUNS/${recipe%.*}")
+        recipe=${recipe##*/} && recipe=${recipe%.yaml} && recipe=${recipe%.yml} # lora-1.5b has a dot of its own
+        arguments+=(--run-dir "$MINI_R1_RUNS/$recipe")
     fi
     find_run_dir "${arguments[@]}"
     open_run_dir
@@ -418,10 +305,10 @@ train() {
     exec {copy}> >(trap '' TERM USR1 && exec tee "$run_dir/slurm/$job-$attempt.log")
     copying=$!
     step launch "${arguments[@]}" >&"$copy" 2>&1
-    ended_with=$?
+    code=$?
     exec {copy}>&-
     wait "$copying"
-    conclude "$ended_with"
+    conclude "$code"
 }
 
 # sweep TABLE DEFAULT_RECIPE [TABLE] [RECIPE] [OPTIONS OF mini-r1 launch]: this task's row of the table
@@ -448,7 +335,7 @@ sweep() {
 
 # evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or every one that has no evaluation yet
 evaluate() {
-    local run=${1:-} steps=("") path at code
+    local run=${1:-} steps=("") path at code limited=""
     [ -n "${run%%-*}" ] || refuse "which run? sbatch slurm/evaluate.sh runs/mini-r1-3b"
     shift
     begin
@@ -458,9 +345,10 @@ evaluate() {
     if [ "${1:-}" = all ]; then
         shift
         steps=()
+        [[ " $* " =~ \ --limit[\ =]([0-9]+)\  ]] && limited=-limit-${BASH_REMATCH[1]} # as the file is called then
         for path in "$run"/snapshots/step-*/manifest.json; do
             path=${path%/manifest.json} && path=${path##*/step-}
-            [[ $path =~ ^[0-9]+$ ]] && ! [ -e "$run/evaluation/step-$path.json" ] && steps+=("$path")
+            [[ $path =~ ^[0-9]+$ ]] && ! [ -e "$run/evaluation/step-$path$limited.json" ] && steps+=("$path")
         done
         say "${#steps[@]} snapshot(s) without an evaluation"
     fi

@@ -26,7 +26,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 class Kit:
-    """A checkout's slurm/ folder, with a site file, in a folder whose name has a space.
+    """A checkout's slurm/ folder, with a site file, in a folder whose name has a space and more than ASCII.
 
     Args:
         folder: where it is made.
@@ -35,7 +35,7 @@ class Kit:
     """
 
     def __init__(self, folder: Path, cluster: Slurm, venv: Path) -> None:
-        self.folder = folder / "my kit"
+        self.folder = folder / "my k\u00eft"
         self.slurm = cluster
         shutil.copytree(REPO / "slurm", self.folder / "slurm", ignore=shutil.ignore_patterns("site.env"))
         self.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(venv))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
+import psutil
 from mini_r1.rundir import RunDir
 from safetensors.torch import load_file
 
@@ -18,6 +20,14 @@ def reached(run: RunDir, step: int) -> Callable[[], bool]:
         return state.get("state") == "running" and state.get("step", -1) >= step
 
     return done
+
+
+def freeze(run: RunDir) -> None:
+    """SIGSTOP to the processes of a run that goes on: it takes no further step until it is ended."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if "train" in process.cmdline() and str(run.path) in process.cmdline():
+                process.suspend()
 
 
 def same_result(run: RunDir, whole: RunDir) -> None:

@@ -102,7 +102,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "site.env"))
     shutil.copy(REPO / "Makefile", folder)
     recipe = CHEAP | {"model_name_or_path": "nobody/tiny", "dataset_id_or_path": "nobody/rows", "max_steps": 4}
-    (folder / "configs" / "recipes" / "tiny.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    (folder / "configs" / "recipes" / "tiny-0.1b.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     return folder
 
 
@@ -121,7 +121,7 @@ def script(folder: Path) -> str:
     *before, last = blocks(FIRST_RUN)
     lines = "".join([*before, UNTIL_NO_JOB_IS_LEFT, last])
     assert lines.count("RECIPE=mini-r1-3b\n") == 1
-    lines = lines.replace("RECIPE=mini-r1-3b\n", "RECIPE=tiny\n")
+    lines = lines.replace("RECIPE=mini-r1-3b\n", "RECIPE=tiny-0.1b\n")
     if filesystem(Case({}, Devices((), True, ""), None), folder) in FLEETING:
         lines = re.sub(r"^(\S+ doctor .*?)( *#.*)?$", r"\1 || [ $? = 78 ]", lines, flags=re.MULTILINE)
     return f"set -eu\n{lines}declare -p JOB RUN\n"
@@ -158,13 +158,13 @@ def test_a_first_run_as_the_page_has_it(
     logs = "\n".join(path.read_text(errors="replace") for path in kit.glob("*.log"))
     assert done.returncode == 0, f"{said}\n{logs}"
     # Fetched before, asked by nobody after.
-    assert (shared / "hf" / "mini-r1" / "prefetched" / "tiny.json").is_file()
+    assert (shared / "hf" / "mini-r1" / "prefetched" / "tiny-0.1b.json").is_file()
     assert "nobody/tiny/model.safetensors" in " ".join(hub.fetched)
     assert re.search(r"submission +\S+ ok .* Slurm would take slurm/train_4xh100.sh", said), said
     assert (kit / "mini-r1.sif").is_file()
     # The run, where the site file wants it, by the copy's own code.
     number, where = (re.search(rf'^declare -- {name}="(.*)"$', said, re.MULTILINE)[1] for name in ("JOB", "RUN"))  # type: ignore[index]
-    assert Path(where) == shared / "runs" / "tiny"
+    assert Path(where) == shared / "runs" / "tiny-0.1b"
     run = RunDir(Path(where))
     assert (run.read_state()["state"], run.read_state()["step"]) == ("finished", 4)
     assert str(kit / "app") in (run.path / "attempts" / "1" / "rank-0.log").read_text()

@@ -60,6 +60,24 @@ def test_a_job_that_fails_every_time_is_started_again_three_times_and_no_more(ki
     assert "3 attempts in a row failed without a new checkpoint: enough" in job.said
 
 
+def test_starts_that_fail_before_there_is_a_run_directory_are_bounded_too(kit: Kit) -> None:
+    jobs = {}
+    for code in (150, 255):
+        # Stand-in for a launcher that ends so: a driver that does not answer, an image that does not open.
+        python = kit.folder / f"ends-{code}" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\n[ "$2" = "import mini_r1" ] || exit {code}\n')
+        python.chmod(0o755)
+        kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(python.parents[1]))
+        jobs[code] = kit.submit("slurm/train_1gpu.sh")
+        assert jobs[code].wait() == "FAILED"
+    kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(REPO / ".venv"))
+    assert (jobs[150].exit_code, jobs[150].restarts) == (1, 2), str(jobs[150])
+    assert "3 starts in a row failed: enough" in jobs[150].said
+    assert (jobs[255].exit_code, jobs[255].restarts) == (78, 0), str(jobs[255])
+    assert "the kit does not start in the runtime venv on every node" in jobs[255].said
+
+
 def test_an_array_trains_a_run_for_each_row_of_its_table(kit: Kit) -> None:
     (kit.folder / "table.txt").write_text(
         "# name and overrides\n\nslow  learning_rate=1e-4  beta=0.01\nfast  learning_rate=1e-2  beta=0.01\n"

@@ -7,17 +7,14 @@ tests/slurm/test_ten_preemptions.py has the whole stack. The jobs run side by si
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
-from mini_r1.rundir import RunDir
 
 from tests.conftest import REPO
 from tests.slurm.cluster import Job, Slurm
 from tests.slurm.conftest import Kit
-from tests.slurm.results import reached, same_result
+from tests.slurm.results import freeze, reached, same_result
 
 pytestmark = pytest.mark.slow
 LONG = "100"
@@ -64,14 +61,6 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
     for job in jobs.values():
         job.wait()
     return jobs
-
-
-def freeze(run: RunDir) -> None:
-    """SIGSTOP to the processes of a run that goes on."""
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if "train" in process.cmdline() and str(run.path) in process.cmdline():
-                process.suspend()
 
 
 def start(kit: Kit, run: str, *options: str) -> Job:

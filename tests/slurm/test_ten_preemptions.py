@@ -14,10 +14,10 @@ from tests.cluster.real_stack import needs_vllm, random_model, sharding_everythi
 from tests.conftest import REPO, rows
 from tests.slurm.cluster import GRACE_S, Job, Slurm
 from tests.slurm.conftest import Kit
-from tests.slurm.results import reached, same_result
+from tests.slurm.results import freeze, reached, same_result
 
 pytestmark = [needs_vllm, pytest.mark.slow]
-TIMES, STEPS = 10, 24
+TIMES, STEPS = 10, 45
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def test_ten_preemptions_in_a_row_end_with_the_weights_of_the_run_that_nothing_d
         job.wait_for(lambda count=count: job.restarts == count)  # type: ignore[misc]
         # At least one step further than the last save, so that none is for nothing.
         job.wait_for(reached(run, saved + 1))
+        freeze(run)  # until Slurm wakes what it ends, so that there are steps left for the next time
         slurm.run("scontrol", "update", "partitionname=gpu", f"gracetime={GRACE_S if count % 2 else 0}")
         slurm.preempt("n1")
         job.wait_for(lambda count=count: job.restarts == count + 1)  # type: ignore[misc]

@@ -196,7 +196,7 @@ def mounts(site: Site) -> Finding:
 
 
 def _own_mounts(site: Site) -> dict[str, str]:
-    """What the batch scripts mount of their own accord (`mounts` in slurm/lib.sh)."""
+    """What the batch scripts mount of their own accord (`mounts` in slurm/runtime.sh)."""
     named = {variable: site.environment.get(variable) for variable in ("MINI_R1_RUNS", "TMPDIR")}
     named["HF_HOME"] = str(hub_home(site.environment))
     paths = {what: os.path.abspath(site.folder / path) for what, path in named.items() if path and path != "/tmp"}  # noqa: S108

@@ -69,7 +69,8 @@ def dry_run(order: Order, environment: Mapping[str, str], say: Say, *, as_json: 
             "nodes": job.nodes.source,
             "run_dir": str(job.run.path),
         }
-        return json.dumps({**facts, **starts_as_json(starts, environment)}, indent=2)
+        # Shell scripts read a path in it: as it is written, not as \u00e9.
+        return json.dumps({**facts, **starts_as_json(starts, environment)}, indent=2, ensure_ascii=False)
     others = "; the other nodes are taken to have what this one has" if job.nodes.count > 1 else ""
     head = [
         f"{_devices_in_words(job.devices)}; {job.nodes.source}{others}",
