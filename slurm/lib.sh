@@ -153,7 +153,7 @@ find_run_dir() {
 # A node's fault before the run directory is known, where failures are counted: Slurm keeps the count.
 start_failed() {
     local count
-    count=$(comment | sed -n 's/^mini-r1 failed starts: \([0-9]*\)$/\1/p')
+    count=$(comment | sed -n 's/^mini-r1 failed starts: \([0-9]*\).*/\1/p')
     count=$((${count:-0} + 1))
     [ "$count" -lt "${MINI_R1_MAX_FAILURES:-3}" ] || fail "$count starts in a row failed: enough (MINI_R1_MAX_FAILURES)." \
         "Mend what the lines above say; the same sbatch line goes on from the last checkpoint"

@@ -32,9 +32,9 @@ def test_a_job_whose_node_goes_down_starts_again_from_its_last_checkpoint(kit: K
     on_two = ("--gpus-per-node=1", "slurm/train_2x8h100.sh", "small.yaml")
     job, run = kit.submit(*on_two, "--run-dir", "runs/down"), kit.run("down")
     job.wait_for(lambda: bool(run.complete_checkpoints()) and reached(run, 6)())
-    slurm.crash_node("n2")
+    slurm.crash_node("n1")  # where the batch shell is
     job.wait_for(lambda: job.restarts == 1)
-    slurm.start_node("n2")
+    slurm.start_node("n1")
     assert job.wait() == "COMPLETED", str(job)
     second = job.said.partition("attempt 2:")[2]
     assert "goes on from step" in second

@@ -17,7 +17,7 @@ from tests.slurm.conftest import Kit
 from tests.slurm.results import freeze, reached, same_result
 
 pytestmark = [needs_vllm, pytest.mark.slow]
-TIMES, STEPS = 10, 45
+TIMES, STEPS = 10, 32
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ def build(config: dict[str, Any]) -> Any:
 
     # For every request it would log that there is no tokenizer to take an end token from.
     logging.getLogger("vllm.inputs.preprocess").setLevel(logging.ERROR)
+    _import_model_class(config["model"], config["revision"])
     return LLM(
         model=config["model"],
         revision=config["revision"],
@@ -77,6 +78,22 @@ def build(config: dict[str, Any]) -> Any:
         enable_prefix_caching=False,  # it would keep the keys and values of older weights
         device="cpu" if on_cpu else "cuda",
     )
+
+
+def _import_model_class(model: str, revision: str | None) -> None:
+    """Import the model's class here, where it is needed anyway.
+
+    Else vLLM has another process say what the class can do, which imports all of vLLM again: half of its start on a
+    CPU. It does so because the class may touch CUDA before a fork; this process forks none.
+    """
+    from transformers import AutoConfig
+    from vllm import ModelRegistry
+
+    config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+    for name in config.architectures or ():
+        known = ModelRegistry.models.get(name)
+        if known is not None:  # else vLLM's own words say that it does not know it
+            ModelRegistry.register_model(name, known.load_model_cls())
 
 
 class Weights:
