@@ -6,7 +6,7 @@
 has_crlf() { grep -q $'\r' -- "$1"; }
 
 read_site() {
-    local site=$kit/slurm/site.env
+    local site=$kit/slurm/site.env name
     if [ -e "$site" ]; then
         ! has_crlf "$site" || refuse "$site has Windows line ends (CRLF): sed -i 's/\r\$//' '$site'"
         bash -n "$site" || refuse "$site cannot be read as shell: see the line above"
@@ -21,6 +21,9 @@ read_site() {
             "shell exports does not arrive with sbatch --export=NONE)" ;;
         *) refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME: must be venv, apptainer or pyxis" ;;
     esac
+    for name in MINI_R1_MAX_RESTARTS MINI_R1_MAX_FAILURES; do
+        [[ ${!name:-0} =~ ^[0-9]+$ ]] || refuse "$name=${!name}: must be a whole number"
+    done
 }
 
 load_modules() {
