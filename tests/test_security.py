@@ -114,7 +114,7 @@ def test_yaml_is_read_by_a_loader_that_makes_plain_values_alone() -> None:
     assert _Loader.yaml_multi_constructors == SafeLoader.yaml_multi_constructors
 
 
-WITHOUT_WEIGHTS = {"transformers.AutoTokenizer", "peft.PeftConfig"}
+WITHOUT_WEIGHTS = {"transformers.AutoConfig", "transformers.AutoTokenizer", "peft.PeftConfig"}
 BY_FOLDER = {"peft.PeftModel"}
 """It takes the safetensors of a folder where there are any, and `load_model` has looked."""
 

@@ -52,7 +52,7 @@ def test_on_a_node_that_is_shared_it_takes_the_gpus_that_slurm_has_left(kit: Kit
     finally:
         slurm.run("scancel", holder)
     assert "2 slots on the CPU (MINI_R1_ACCELERATOR=cpu and CUDA_VISIBLE_DEVICES=2,3)" in job.said
-    assert "1 worker + vLLM" in job.said
+    assert "1 worker, vLLM on node 0's last device (cpu)" in job.said
     assert (kit.folder / "my runs" / "two" / "run.json").is_file()
 
 
