@@ -18,7 +18,9 @@ terminated=  # TERM has come
 requeued=    # Slurm has taken this shell's wish
 step_pid=    # srun, while a step runs
 run_dir=     # of the run, once the kit has said which
-row=         # of attempts.tsv, as far as it is known
+records=     # attempts.tsv of the run, once this job may write to it
+row=         # of it, as far as it is known
+ended_with=  # exit code of the step that decided
 all_gpus=0   # of the job
 inside=()    # what a command in the job's runtime begins with
 container=() # srun's options for it
@@ -192,21 +194,20 @@ open_run_dir() {
         # It was killed, and could not say when: its last sign of life counts.
         record "$last" "$(stat -c %Y "$run_dir/state.json" 2>/dev/null || echo 0)" killed
     fi
-    before=$(newest_checkpoint)
+    before=$(complete_steps "$run_dir/checkpoints" | tail -n 1)
+    before=${before:-0} # without one
     bound_failures
     row=$(printf '%s\t' "$job" "$attempt" "$started" "$all_gpus")$before
     printf '%s\n' "$row" >"$run_dir/slurm/running"
     say "run directory $run_dir$([ "$before" = 0 ] || echo ", goes on from step $before")"
 }
 
-# The step of the newest complete checkpoint, 0 without one.
-newest_checkpoint() {
-    local path newest=0
-    for path in "$run_dir"/checkpoints/step-*/manifest.json; do
-        path=${path%/manifest.json} && path=${path##*/step-}
-        [[ $path =~ ^[0-9]+$ ]] && [ "$path" -gt "$newest" ] && newest=$path
-    done
-    echo "$newest"
+# The steps of the complete checkpoints or snapshots in a folder, a line each, in order.
+complete_steps() {
+    local path
+    for path in "$1"/step-*/manifest.json; do
+        path=${path%/manifest.json} && echo "${path##*/step-}"
+    done | grep -x '[0-9]*' | sort -n
 }
 
 # Add a row: job, attempt, start (s since 1970), GPUs, checkpoint at the start, seconds, exit code.
@@ -274,9 +275,9 @@ farewell() {
     local code=$1 now
     trap '' TERM USR1 # a requeued job gets it at once, and every program that is started here with it
     now=$(date +%s)
-    [ -z "${row:-}" ] || record "$row" "$now" "${ended_with:-$code}"
+    [ -z "$row" ] || record "$row" "$now" "${ended_with:-$code}"
     say "attempt over: exit code ${ended_with:-$code}, $(hours $((now - started)) "$all_gpus")"
-    [ -z "${records:-}" ] || say "this run so far: $(awk -F '\t' '{ s += $6; g += $6 * $4 } END {
+    [ -z "$records" ] || say "this run so far: $(awk -F '\t' '{ s += $6; g += $6 * $4 } END {
         printf "%d attempt(s), %.2f h, %.2f GPU-hours", NR, s / 3600, g / 3600 }' "$records")"
 }
 
@@ -335,7 +336,7 @@ sweep() {
 
 # evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or every one that has no evaluation yet
 evaluate() {
-    local run=${1:-} steps=("") path at code limited=""
+    local run=${1:-} steps=("") at code limited=""
     [ -n "${run%%-*}" ] || refuse "which run? sbatch slurm/evaluate.sh runs/mini-r1-3b"
     shift
     begin
@@ -346,9 +347,8 @@ evaluate() {
         shift
         steps=()
         [[ " $* " =~ \ --limit[\ =]([0-9]+)\  ]] && limited=-limit-${BASH_REMATCH[1]} # as the file is called then
-        for path in "$run"/snapshots/step-*/manifest.json; do
-            path=${path%/manifest.json} && path=${path##*/step-}
-            [[ $path =~ ^[0-9]+$ ]] && ! [ -e "$run/evaluation/step-$path$limited.json" ] && steps+=("$path")
+        for at in $(complete_steps "$run/snapshots"); do
+            [ -e "$run/evaluation/step-$at$limited.json" ] || steps+=("$at")
         done
         say "${#steps[@]} snapshot(s) without an evaluation"
     fi

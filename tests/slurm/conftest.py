@@ -76,6 +76,13 @@ class Kit:
         return self.folder / f"{name}-{number}.log"
 
 
+def a_program(path: Path, text: str) -> None:
+    """A shell script that can be executed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
 CHEAP = {
     "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"), "test_fraction": 0.25, "max_steps": 30,
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_generations": 4, "max_prompt_length": 64,

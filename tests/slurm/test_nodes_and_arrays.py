@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPO
 from tests.slurm.cluster import Slurm
-from tests.slurm.conftest import Kit
+from tests.slurm.conftest import Kit, a_program
 from tests.slurm.results import reached, same_result
 
 pytestmark = pytest.mark.slow
@@ -65,9 +65,7 @@ def test_starts_that_fail_before_there_is_a_run_directory_are_bounded_too(kit: K
     for code in (150, 255):
         # Stand-in for a launcher that ends so: a driver that does not answer, an image that does not open.
         python = kit.folder / f"ends-{code}" / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\n[ "$2" = "import mini_r1" ] || exit {code}\n')
-        python.chmod(0o755)
+        a_program(python, f'[ "$2" = "import mini_r1" ] || exit {code}')
         kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(python.parents[1]))
         jobs[code] = kit.submit("slurm/train_1gpu.sh")
         assert jobs[code].wait() == "FAILED"

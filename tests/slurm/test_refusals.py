@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPO
 from tests.slurm.cluster import SYSTEM_PATH, Job, Slurm
-from tests.slurm.conftest import Kit
+from tests.slurm.conftest import Kit, a_program
 
 pytestmark = pytest.mark.slow
 VENV = {"MINI_R1_RUNTIME": "venv", "MINI_R1_VENV": str(REPO / ".venv")}
@@ -52,12 +52,6 @@ def with_windows_lines(name: str) -> Callable[[Kit], object]:
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
 
     return convert
-
-
-def a_program(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
 
 
 def a_python_without_the_kit(kit: Kit) -> None:

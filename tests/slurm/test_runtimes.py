@@ -19,7 +19,7 @@ from mini_r1.rundir import RunDir
 
 from tests.conftest import REPO
 from tests.slurm.cluster import SYSTEM_PATH, Job
-from tests.slurm.conftest import Kit
+from tests.slurm.conftest import Kit, a_program
 
 STAND_IN = Path(__file__).with_name("stand_in_container.py")
 ONE = "slurm/train_1gpu.sh"
@@ -69,12 +69,6 @@ class Containers:
     def asked(self) -> list[dict[str, Any]]:
         """What the stand-in was asked for."""
         return [json.loads(line) for line in self.record.read_text().splitlines()]
-
-
-def a_program(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
 
 
 RUNTIMES = ("apptainer", "pyxis")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +31,7 @@ from mini_r1.findings import Finding, exit_code, fail, of_error, ok, skip, warn
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import effective_output_dir, load_recipe
 
+Subject = TypeVar("Subject")
 CAUSES = {"architecture": "model", "tokenizer": "model", "problems": "data"}
 """Checks of the probe, and the light one that has told the same failure already."""
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
@@ -150,14 +151,15 @@ def examine(
 
 def light(case: Case) -> list[Finding]:
     """Every light check's result. A file that the kernel does not show here stops none of them."""
-    findings = []
-    for name, check in CHECKS.items():
-        try:
-            finding = check(case)
-        except OSError as error:
-            finding = skip(f"cannot be looked at here: {error}")
-        findings.append(finding.named(name))
-    return findings
+    return [looked(check, case).named(name) for name, check in CHECKS.items()]
+
+
+def looked(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
+    """A check's result; a skip where the kernel does not show a file that it needs."""
+    try:
+        return check(subject)
+    except OSError as error:
+        return skip(f"cannot be looked at here: {error}")
 
 
 def _ports(nodes: Nodes | None) -> tuple[int, ...]:

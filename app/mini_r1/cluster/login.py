@@ -2,8 +2,8 @@
 
 report = examine(path, [], script=Path("slurm/train_4xh100.sh"), environment=os.environ)
 
-No GPU, no torch, nothing submitted. What only a compute node knows (driver, GPUs, shared memory) is `mini-r1 doctor` in
-a job, and the batch scripts run it.
+No GPU, no torch, nothing submitted. What only a compute node knows (driver, GPUs, shared memory) the launcher looks at
+in the job.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mini_r1.cluster.checks import runtime, shared, site, slurm
 from mini_r1.cluster.checks.case import Case
 from mini_r1.cluster.checks.site import Site
 from mini_r1.cluster.devices import Devices
-from mini_r1.cluster.doctor import Report
+from mini_r1.cluster.doctor import Report, looked
 from mini_r1.findings import Finding, skip
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import effective_output_dir, load_recipe
@@ -77,17 +77,10 @@ def examine(
     findings: dict[str, Finding] = {}
     for name, check in CHECKS.items():
         cause = next((other for other in TOLD_BY.get(name, ()) if findings[other].status == "fail"), None)
-        findings[name] = (skip(f"see {cause}") if cause else _looked(check, login)).named(name)
+        findings[name] = (skip(f"see {cause}") if cause else looked(check, login)).named(name)
     return Report(
         socket.gethostname(), "a login node", None if recipe_path is None else str(recipe_path), (*findings.values(),)
     )
-
-
-def _looked(check: Callable[[Site], Finding], login: Site) -> Finding:
-    try:
-        return check(login)
-    except OSError as error:
-        return skip(f"cannot be looked at here: {error}")
 
 
 def _run_dir(environment: Mapping[str, str], recipe: Recipe | None, recipe_path: Path | None) -> Path | None:
