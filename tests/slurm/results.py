@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 import psutil
@@ -22,12 +23,39 @@ def reached(run: RunDir, step: int) -> Callable[[], bool]:
     return done
 
 
-def freeze(run: RunDir) -> None:
-    """SIGSTOP to the processes of a run that goes on: it takes no further step until it is ended."""
+def freeze(run: RunDir) -> bool:
+    """SIGSTOP to the workers of a run: it takes no further step until it is ended or thawed. False: it has none yet."""
+    frozen = False
+    for process in _workers(run):
+        with suppress(psutil.Error):
+            process.suspend()
+            frozen = True
+    return frozen
+
+
+def thaw(run: RunDir) -> None:
+    """The workers of a frozen run go on."""
+    for process in _workers(run):
+        with suppress(psutil.Error):
+            process.resume()
+
+
+def freeze_each_at(step: int, runs: Mapping[str, RunDir], timeout_s: float = 300) -> None:
+    """Let each run take so many steps and no more, in whatever order they get there."""
+    waiting = dict(runs)
+    deadline = time.monotonic() + timeout_s
+    while waiting:
+        assert time.monotonic() < deadline, f"not at step {step} after {timeout_s:g} s: {', '.join(waiting)}"
+        for name in [name for name, run in waiting.items() if reached(run, step)()]:
+            assert freeze(waiting.pop(name))
+        time.sleep(0.2)
+
+
+def _workers(run: RunDir) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if "train" in process.cmdline() and str(run.path) in process.cmdline():
-                process.suspend()
+                yield process
 
 
 def same_result(run: RunDir, whole: RunDir) -> None:

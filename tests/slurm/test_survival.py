@@ -14,10 +14,11 @@ import pytest
 from tests.conftest import REPO
 from tests.slurm.cluster import Job, Slurm
 from tests.slurm.conftest import Kit
-from tests.slurm.results import freeze, reached, same_result
+from tests.slurm.results import freeze, freeze_each_at, same_result, thaw
 
 pytestmark = pytest.mark.slow
-LONG = "100"
+LONG = "20"
+NOTICE = "USR1: the time limit is near"
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +38,30 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
         # USR1 comes when fewer than 50 min are left.
         "notice": start(kit, "notice", "--nodelist=n2", "--time=120", "--signal=B:USR1@3000"),
         # No notice that anyone could see: the limit itself.
-        "limit": start(kit, "limit", "--nodelist=n2", "--time=1", "--signal=B:CONT@1"),
+        "limit": start(kit, "limit", "--nodelist=n2", "--time=60", "--signal=B:CONT@1"),
         "cancelled": start(kit, "cancelled", "--nodelist=n2"),
     }
     taken = kit.run("without-grace").path / "slurm" / "running"
     jobs["without grace"].wait_for(taken.exists)
     jobs["beside"] = start(kit, "without-grace", "--nodelist=n2", "--partition=prio")
-    limit, its_run = jobs["limit"], kit.run("limit")
-    limit.wait_for(lambda: reached(its_run, 2)() or limit.restarts >= 1)
-    freeze(its_run)  # until its limit; Slurm wakes what it ends
-    jobs["notice"].wait_for(reached(kit.run("notice"), 2))
-    slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=50")
-    jobs["cancelled"].wait_for(reached(kit.run("cancelled"), 2))
+    # Slurm looks at its limits every 30 s. What is to be disturbed waits for that; Slurm wakes what it ends.
+    disturbed = ("with grace", "without grace", "notice", "limit", "cancelled")
+    freeze_each_at(2, {name: kit.run(name.replace(" ", "-")) for name in disturbed})
+    limit, notice, run = jobs["limit"], jobs["notice"], kit.run("notice")
+    slurm.run("scontrol", "update", f"jobid={notice.number}", "timelimit=50")
+    slurm.run("scontrol", "update", f"jobid={limit.number}", "timelimit=1")
     slurm.run("scancel", jobs["cancelled"].number)
-    for name in ("with grace", "without grace"):
-        jobs[name].wait_for(reached(kit.run(name.replace(" ", "-")), 2))
     slurm.preempt("n1")
+    notice.wait_for(lambda: NOTICE in notice.said)
+    thaw(run)
     limit.wait_for(lambda: limit.restarts >= 1)
     slurm.run("scontrol", "update", f"jobid={limit.number}", "timelimit=60")
-    # The second attempt has 50 min again, so its notice comes before anything could hear it.
-    jobs["notice"].wait_for(lambda: jobs["notice"].restarts >= 2)
-    slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=120")
+    # The second attempt has 50 min again, so its notice comes before any worker could hear it.
+    notice.wait_for(lambda: notice.restarts >= 1 and (freeze(run) or notice.restarts >= 2))
+    notice.wait_for(lambda: notice.said.count(NOTICE) >= 2)
+    thaw(run)
+    notice.wait_for(lambda: notice.restarts >= 2)
+    slurm.run("scontrol", "update", f"jobid={notice.number}", "timelimit=120")
     for job in jobs.values():
         job.wait()
     return jobs
@@ -86,14 +90,14 @@ def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Ki
 def test_ahead_of_its_time_limit_a_job_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
     job, run = jobs["notice"], kit.run("notice")
     assert (job.state, job.exit_code) == ("COMPLETED", 0), str(job)
-    assert "USR1: the time limit is near" in job.said
+    assert NOTICE in job.said
     assert run.read_record()["attempts"][0]["attempt"] == 1
     same_result(run, kit.run("whole"))
 
 
 def test_a_notice_before_anyone_listens_costs_the_attempt_and_nothing_else(kit: Kit, jobs: dict[str, Job]) -> None:
     second = jobs["notice"].said.partition("attempt 2:")[2].partition("attempt 3:")[0]
-    assert "USR1: the time limit is near" in second
+    assert NOTICE in second
     assert "exit code 143" in second
     assert "step 1" not in second.partition("training on")[2].partition("interrupted")[0]
     assert jobs["notice"].restarts == 2
