@@ -18,6 +18,22 @@ import yaml
 ASSETS = Path(__file__).parent / "assets"
 REPO = Path(__file__).parent.parent
 
+TOGETHER = ("tests/slurm/", "tests/containers/", "tests/evaluation/")
+"""Folders whose tests share what takes long to make, or what a machine has once: one process runs them all."""
+
+
+@pytest.hookimpl(optionalhook=True)  # the image's tests do without pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes, one takes a whole file, because its tests share fixtures, or a folder of TOGETHER."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+    return ByFile(config, log)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine() -> None:
