@@ -77,6 +77,8 @@ def grpo_config(
             # Filtering would replace a NaN loss by an average in the logs: better to see it.
             logging_nan_inf_filter=False,
             data_seed=recipe.seed,
+            # Every weight that trains has a part in every loss: there is nothing for DDP to look for at each step.
+            ddp_find_unused_parameters=False,
             deepspeed=None if deepspeed is None else copy.deepcopy(deepspeed.values),
         )
     except (ImportError, ValueError, RuntimeError) as error:
