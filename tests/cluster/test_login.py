@@ -185,6 +185,12 @@ def test_the_run_directory_is_where_the_scripts_put_it(
     away = small_recipe("away", output_dir=str(tmp_path / "away"))
     assert cluster.found("run directory", away).status == "ok"
     assert is_fault_of(cluster.found("run directory", away, MINI_R1_RUNTIME="pyxis"), "recipe")
+    mounted = {"MINI_R1_RUNTIME": "pyxis", "MINI_R1_MOUNTS": f"{tmp_path}:{tmp_path}:ro"}
+    finding = cluster.found("run directory", away, **mounted)
+    assert is_fault_of(finding, "recipe")
+    assert "is not mounted to be written in the container" in finding.detail
+    mounted["MINI_R1_MOUNTS"] = f"{tmp_path}:{tmp_path}:rw"
+    assert cluster.found("run directory", away, **mounted).status == "ok"
     (tmp_path / "away").mkdir()
     (tmp_path / "away" / "thesis.tex").write_text("")
     assert "is not empty and holds no run" in cluster.found("run directory", away).detail

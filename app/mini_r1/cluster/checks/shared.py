@@ -44,11 +44,12 @@ def shared(site: Site, path: Path, what: str) -> Finding:
     )
 
 
-def seen_by_jobs(site: Site, path: Path, what: str) -> Finding:
+def seen_by_jobs(site: Site, path: Path, what: str, *, to_write: bool = False) -> Finding:
     """The compute nodes can have it, and a container sees it under its own name."""
-    if site.in_container and not is_mounted(site, path):
+    if site.in_container and not is_mounted(site, path, to_write=to_write):
+        how = "mounted to be written" if to_write and is_mounted(site, path) else "mounted"
         return fail(
-            f"{what} {path} is not mounted in the container, which has the kit, the current folder, HF_HOME, "
+            f"{what} {path} is not {how} in the container, which has the kit, the current folder, HF_HOME, "
             "MINI_R1_RUNS, TMPDIR and MINI_R1_MOUNTS",
             "add it to MINI_R1_MOUNTS in the site file, or use a folder below those",
             "recipe",
@@ -62,7 +63,9 @@ def run_directory(site: Site) -> Finding:
     if path is None:
         return skip("neither a recipe, MINI_R1_RUNS nor --run-dir was given")
     written = storage.run_directory(site.case)
-    return worst([written, seen_by_jobs(site, path, "run directory")]) if written.status != "fail" else written
+    if written.status == "fail":
+        return written
+    return worst([written, seen_by_jobs(site, path, "run directory", to_write=True)])
 
 
 def model(site: Site) -> Finding:

@@ -232,12 +232,12 @@ def _mount(text: str) -> Finding:
     return ok(what)
 
 
-def is_mounted(site: Site, path: Path) -> bool:
-    """Whether a container sees the path, under its own name."""
+def is_mounted(site: Site, path: Path, *, to_write: bool = False) -> bool:
+    """Whether a container sees the path under its own name, and may write there if it has to."""
     roots = list(_own_mounts(site).values())
     for text in site.environment.get("MINI_R1_MOUNTS", "").split():
         host, *others = text.split(":")
-        if not others or others[0] == host:
+        if (not others or others[0] == host) and not (to_write and others[1:] == ["ro"]):
             roots.append(os.path.abspath(host))
     place = os.path.abspath(site.folder / path)
     return any(place == root or place.startswith(root.rstrip("/") + "/") for root in roots)
