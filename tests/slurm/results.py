@@ -26,7 +26,7 @@ def reached(run: RunDir, step: int) -> Callable[[], bool]:
 def freeze(run: RunDir) -> bool:
     """SIGSTOP to the workers of a run: it takes no further step until it is ended or thawed. False: it has none yet."""
     frozen = False
-    for process in _workers(run):
+    for process in processes_with("train", str(run.path)):
         with suppress(psutil.Error):
             process.suspend()
             frozen = True
@@ -35,7 +35,7 @@ def freeze(run: RunDir) -> bool:
 
 def thaw(run: RunDir) -> None:
     """The workers of a frozen run go on."""
-    for process in _workers(run):
+    for process in processes_with("train", str(run.path)):
         with suppress(psutil.Error):
             process.resume()
 
@@ -51,10 +51,11 @@ def freeze_each_at(step: int, runs: Mapping[str, RunDir], timeout_s: float = 300
         time.sleep(0.2)
 
 
-def _workers(run: RunDir) -> Iterator[psutil.Process]:
+def processes_with(*words: str) -> Iterator[psutil.Process]:
+    """The processes of this machine that have all these words on their command lines."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if "train" in process.cmdline() and str(run.path) in process.cmdline():
+            if {*words} <= {*process.cmdline()}:
                 yield process
 
 

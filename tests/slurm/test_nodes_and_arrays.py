@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import REPO
 from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import Kit, a_program
-from tests.slurm.results import reached, same_result
+from tests.slurm.results import processes_with, reached, same_result
 
 pytestmark = pytest.mark.slow
 
@@ -48,12 +48,10 @@ def test_a_job_whose_node_goes_down_starts_again_from_its_last_checkpoint(kit: K
 def test_a_job_that_fails_every_time_is_started_again_three_times_and_no_more(kit: Kit) -> None:
     job = kit.submit("slurm/train_1gpu.sh", "small.yaml", "--run-dir", "runs/broken", "--set", "seed=4")
     while job.state not in ("FAILED", "COMPLETED", "CANCELLED"):
-        for process in psutil.process_iter():
+        # The doctor's process that imports torch: one that is killed is the node's fault, exit code 150.
+        for process in processes_with("mini_r1.training.probe", "seed=4"):
             with suppress(psutil.Error):
-                line = process.cmdline()
-                # The doctor's process that imports torch: one that is killed is the node's fault, exit code 150.
-                if "mini_r1.training.probe" in line and "seed=4" in " ".join(line):
-                    process.kill()
+                process.kill()
         time.sleep(0.2)
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", 1, 3), str(job)
     assert job.said.count("requeued after exit code 150") == 3
