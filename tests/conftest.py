@@ -43,6 +43,23 @@ def _quiet_machine() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _accelerates_settings() -> Iterator[None]:
+    """Training in this process leaves ACCELERATE_* in the environment, and the next trainer takes bf16 from there.
+
+    They end with the file: several processes take the files in another order than one.
+    """
+
+    def settings() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("ACCELERATE_")}
+
+    before = settings()
+    yield
+    for name in settings():
+        del os.environ[name]
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """PyTorch on one thread meanwhile: sums in one order, so that equal means equal to the bit."""
