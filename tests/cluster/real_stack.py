@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -110,11 +111,17 @@ class Launch:
         return found
 
     def find(self, *words: str, rank: int | None = None) -> psutil.Process:
-        """The one process below the launcher whose command line has these words, of one rank if that is given."""
-        found = [p for p in self.all_processes() if all(word in " ".join(p.cmdline()) for word in words)]
-        if rank is not None:
-            found = [process for process in found if process.environ().get("RANK") == str(rank)]
-        (process,) = found
+        """The one process below the launcher whose command line has these words, of one rank if that is given.
+
+        What it has just forked has the same line until it runs its own program, so a match below a match is left out.
+        """
+        found = {}
+        for process in self.all_processes():
+            with suppress(psutil.NoSuchProcess):  # a helper that was over before it was looked at
+                of_rank = rank is None or process.environ().get("RANK") == str(rank)
+                if of_rank and all(word in " ".join(process.cmdline()) for word in words):
+                    found[process.pid] = (process, process.ppid())
+        (process,) = [process for process, parent in found.values() if parent not in found]
         return process
 
     def worker(self, rank: int) -> psutil.Process:
