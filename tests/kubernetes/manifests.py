@@ -1,0 +1,94 @@
+"""The manifests of k8s/, as kustomize builds them, and the pods in them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import REPO
+
+K8S = REPO / "k8s"
+OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
+KUSTOMIZE = (["kustomize", "build"], ["kubectl", "kustomize"])
+
+Manifest = dict[str, Any]
+
+
+def _builder() -> list[str] | None:
+    return next((command for command in KUSTOMIZE if shutil.which(command[0])), None)
+
+
+needs_kustomize = pytest.mark.skipif(_builder() is None, reason="neither kustomize nor kubectl is on PATH")
+
+
+def build(folder: Path) -> str:
+    """What `kubectl apply -k FOLDER` would send, as text.
+
+    Raises:
+        AssertionError: kustomize refuses it, in kustomize's own words.
+    """
+    done = subprocess.run([*(_builder() or []), folder], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def load(text: str) -> list[Manifest]:
+    """The documents of a YAML stream."""
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+@dataclass(frozen=True)
+class Pods:
+    """Pods that one template makes.
+
+    Args:
+        of: the object with the template.
+        where: it and the path of the template in it, for messages.
+        template: metadata and spec.
+        count: how many there are at the same time.
+    """
+
+    of: Manifest
+    where: str
+    template: Manifest
+    count: int
+
+    @property
+    def spec(self) -> Manifest:
+        """Of a pod."""
+        return self.template["spec"]
+
+    @property
+    def containers(self) -> Sequence[Manifest]:
+        """All of them, those that come first included."""
+        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+    @property
+    def gpus(self) -> int:
+        """That a pod asks for."""
+        return sum(int(c.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0)) for c in self.containers)
+
+
+def named(manifest: Manifest) -> str:
+    """Kind and name."""
+    return f"{manifest.get('kind')} {manifest.get('metadata', {}).get('name')}"
+
+
+def pods(manifests: Sequence[Manifest]) -> Iterator[Pods]:
+    """Every template of a pod in them."""
+    for one in manifests:
+        spec = one.get("spec", {})
+        if one["kind"] == "Job":
+            yield Pods(one, named(one), spec["template"], spec.get("parallelism", 1))
+        elif one["kind"] == "Deployment":
+            yield Pods(one, named(one), spec["template"], spec.get("replicas", 1))
+        elif one["kind"] == "PyTorchJob":
+            for replica, part in spec["pytorchReplicaSpecs"].items():
+                yield Pods(one, f"{named(one)}, {replica}", part["template"], part.get("replicas", 1))
