@@ -1,0 +1,472 @@
+"""The numbers in the manifests against the kit's own: what `mini-r1 launch` makes of the environment that a pod gets.
+
+Nobody starts a pod here. What Kubernetes and the PyTorchJob operator (1.9) add to a container's environment is written
+down below, as it was seen on a cluster; the GPUs of a pod are a stand-in for the NVIDIA library.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.cluster.devices import given_devices
+from mini_r1.cluster.nodes import Nodes, nodes_of
+from mini_r1.cluster.planning.plan import Plan, make_plan
+from mini_r1.cluster.planning.recipes import Where, declared
+from mini_r1.cluster.planning.storage import host_memory_gib, shared_memory_gib
+from mini_r1.cluster.planning.zero import NO_ZERO, zero_of
+from mini_r1.cluster.roles import Roles, assign
+from mini_r1.deepspeed_file import find_deepspeed
+from mini_r1.recipe import Recipe
+from mini_r1.recipe_file import load_recipe
+
+from tests.conftest import command
+from tests.kubernetes.manifests import K8S, Manifest, Pods, build, load, needs_kustomize, pods
+
+pytestmark = needs_kustomize
+
+WITH_VLLM = {
+    "job-4xh100": [4], "job-8xh100": [8], "indexed-job-2x8h100": [8, 8], "pytorchjob-2x8h100": [8, 8],
+    "kueue": [8, 8], "rdma": [8, 8],
+}  # fmt: skip
+"""Overlays in which vLLM generates, and the GPUs of each pod."""
+TRAINING = {"job-1gpu": [1], **WITH_VLLM, "demo-cpu": [0]}
+"""All overlays that train."""
+LAUNCHED = [name for name in TRAINING if name != "demo-cpu"]
+SECRET = "a-stand-in-for-a-secret"
+OF_A_FILESYSTEM = 0.05
+"""Share of a volume that its filesystem keeps: ext4's reserve for root."""
+UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+NVML = """
+'''A stand-in for the NVIDIA library: GPUs of 80 GiB, as many as STAND_IN_GPUS says. It has no other answers.'''
+import os
+
+class NVMLError(Exception):
+    pass
+
+class Memory:
+    total, used = 80 * 2**30, 0
+
+def nvmlInit():
+    pass
+
+def nvmlShutdown():
+    pass
+
+def nvmlDeviceGetCount():
+    return int(os.environ["STAND_IN_GPUS"])
+
+def nvmlDeviceGetHandleByIndex(index):
+    return index
+
+def nvmlSystemGetDriverVersion():
+    return "550.54.14"
+
+def nvmlSystemGetCudaDriverVersion_v2():
+    return 12040
+
+def nvmlDeviceGetMemoryInfo(handle):
+    return Memory
+
+def nvmlDeviceGetName(handle):
+    return "a stand-in"
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    def unknown(*args):
+        raise NVMLError(name)
+    return unknown
+"""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """One of those that an overlay makes.
+
+    Args:
+        of: its template.
+        index: of its node.
+        gpus: that it is given.
+        environment: of its container.
+    """
+
+    of: Pods
+    index: int
+    gpus: int
+    environment: dict[str, str]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the image's entry point, which is mini-r1."""
+        return list(self.container["args"])
+
+    @property
+    def container(self) -> Manifest:
+        """The one that trains."""
+        return dict(self.of.spec["containers"][0])
+
+    @property
+    def memory_gib(self) -> float:
+        """Its limit."""
+        return gib(self.container["resources"]["limits"]["memory"])
+
+    def volume(self, path: str) -> Manifest:
+        """What is mounted there."""
+        name = next(mount["name"] for mount in self.container["volumeMounts"] if mount["mountPath"] == path)
+        return next(volume for volume in self.of.spec["volumes"] if volume["name"] == name)
+
+    @property
+    def in_memory_gib(self) -> float:
+        """Volumes that count into the limit on memory."""
+        volumes = [volume.get("emptyDir", {}) for volume in self.of.spec["volumes"]]
+        return sum(gib(volume["sizeLimit"]) for volume in volumes if volume.get("medium") == "Memory")
+
+
+def gib(quantity: str) -> float:
+    """A quantity of Kubernetes', in GiB."""
+    match = re.fullmatch(r"(\d+)([KMGT]i)", quantity)
+    assert match, quantity
+    return int(match[1]) * UNITS[match[2]] / 2**30
+
+
+@cache
+def built(overlay: str) -> str:
+    return build(K8S / "overlays" / overlay)
+
+
+def manifests_of(overlay: str) -> list[Manifest]:
+    return load(built(overlay))
+
+
+def config(manifests: Sequence[Manifest], name: str) -> dict[str, str]:
+    """The data of a ConfigMap, which has to be in the build under the very name by which it is asked for."""
+    return next(one["data"] for one in manifests if one["kind"] == "ConfigMap" and one["metadata"]["name"] == name)
+
+
+def pods_of(manifests: Sequence[Manifest]) -> list[Pod]:
+    """Every pod with the environment of its container."""
+    found: list[Pod] = []
+    templates = list(pods(manifests))
+    count = sum(template.count for template in templates)
+    for template in templates:
+        for _ in range(template.count):
+            index = len(found)  # the operator's Master comes first, as it does in the build
+            environment = {
+                "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+                **manifests_own(manifests, template.spec["containers"][0]),
+                **added(template.of, index, count),
+            }
+            found.append(Pod(template, index, template.gpus, environment))
+    return found
+
+
+def manifests_own(manifests: Sequence[Manifest], container: Manifest) -> dict[str, str]:
+    """What the manifest says: `env` wins over `envFrom`."""
+    values: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        values.update(config(manifests, source["configMapRef"]["name"]))
+    for one in container.get("env", []):
+        assert "value" in one or set(one["valueFrom"]) == {"secretKeyRef"}
+        values[one["name"]] = one.get("value", SECRET)
+    return values
+
+
+def added(job: Manifest, index: int, count: int) -> dict[str, str]:
+    """What Kubernetes or the operator adds on the node with this index."""
+    if job["kind"] == "Job":
+        indexed = job["spec"].get("completionMode") == "Indexed"
+        assert indexed or count == 1
+        return {"JOB_COMPLETION_INDEX": str(index)} if indexed else {}
+    return {
+        "MASTER_ADDR": f"{job['metadata']['name']}-master-0",
+        "MASTER_PORT": "23456",
+        "WORLD_SIZE": str(count),  # "auto" counts as one
+        "RANK": str(index),
+        "PET_NODE_RANK": str(index),
+        "PET_NNODES": str(count),
+        "PET_NPROC_PER_NODE": "auto",
+    }
+
+
+def recipe_file(pod: Pod, manifests: Sequence[Manifest], folder: Path) -> Path:
+    """The pod's recipes as its volume shows them, and which one it launches."""
+    assert pod.volume("/workspace/recipes")["configMap"]["name"]
+    (folder / "recipes").mkdir(exist_ok=True)
+    for name, text in config(manifests, pod.volume("/workspace/recipes")["configMap"]["name"]).items():
+        (folder / "recipes" / name).write_text(text, encoding="utf-8")
+    if pod.arguments == ["demo"]:
+        return folder / "recipes" / "demo-cpu.yaml"
+    word, recipe, *others = pod.arguments
+    assert (word, others) == ("launch", [])
+    return folder / recipe
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the launchers of an overlay's pods make of it."""
+
+    pods: list[Pod]
+    nodes: list[Nodes]
+    recipe: Recipe
+    made_for: Where
+    plan: Plan
+
+    @property
+    def roles(self) -> Roles:
+        """Of every node."""
+        assert self.plan.roles is not None
+        return self.plan.roles
+
+
+def planned(manifests: Sequence[Manifest], folder: Path, gpus: Sequence[int] | None = None) -> Planned:
+    """Call what the launcher calls, with what each pod's launcher is told.
+
+    Args:
+        manifests: of the overlay.
+        folder: for the recipes.
+        gpus: that the driver lists in each pod; None is what the pod asks for.
+    """
+    found = pods_of(manifests)
+    listed = [pod.gpus for pod in found] if gpus is None else gpus
+    nodes = [nodes_of(pod.environment) for pod in found]
+    devices = [
+        given_devices(pod.environment, driver=lambda count=count: [str(i) for i in range(count)])  # type: ignore[misc]
+        for pod, count in zip(found, listed, strict=True)
+    ]
+    path = recipe_file(found[0], manifests, folder)
+    recipe, made_for = load_recipe(path), declared(path)
+    assert made_for is not None
+    on_cpu = devices[0].on_cpu
+    roles = assign([given.ids for given in devices], use_vllm=recipe.use_vllm, on_cpu=on_cpu)
+    plan = make_plan(recipe, roles, gpu_memory_gib=made_for.gpu_memory_gib, on_cpu=on_cpu)
+    return Planned(found, nodes, recipe, made_for, plan)
+
+
+@pytest.fixture
+def of(tmp_path: Path) -> Callable[[str], Planned]:
+    """The plan of an overlay."""
+    return lambda overlay: planned(manifests_of(overlay), tmp_path)
+
+
+def together(nodes: Sequence[Nodes]) -> bool:
+    """Whether these nodes find one another, and none is there twice."""
+    agreed = {(node.count, node.address, node.port, node.job_id) for node in nodes}
+    return len(agreed) == 1 and [node.index for node in nodes] == list(range(nodes[0].count))
+
+
+# --- roles ---
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_each_overlay_asks_for_the_gpus_its_recipe_was_made_for(of: Callable[[str], Planned], overlay: str) -> None:
+    found = of(overlay)
+    assert [pod.gpus for pod in found.pods] == TRAINING[overlay]
+    assert [len(node) for node in found.made_for.devices] == TRAINING[overlay]
+    assert found.made_for.gpu_memory_gib == {"demo-cpu": None, "job-1gpu": 24.0}.get(overlay, 80.0)
+
+
+@pytest.mark.parametrize("overlay", WITH_VLLM)
+def test_all_gpus_but_one_train_and_vllm_has_the_last_of_node_0(of: Callable[[str], Planned], overlay: str) -> None:
+    found, gpus = of(overlay), WITH_VLLM[overlay]
+    assert found.recipe.use_vllm
+    assert found.plan.errors == []
+    assert found.plan.num_processes == sum(gpus) - 1
+    assert [node.workers for node in found.roles.nodes] == [gpus[0] - 1, *gpus[1:]]
+    assert found.plan.vllm_device == f"cuda:{gpus[0] - 1}"
+    assert [node.vllm_device for node in found.roles.nodes] == [str(gpus[0] - 1), *[None] * (len(gpus) - 1)]
+
+
+def test_one_gpu_trains_and_generates_by_itself(of: Callable[[str], Planned]) -> None:
+    found = of("job-1gpu")
+    assert not found.recipe.use_vllm
+    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_device) == ([], 1, None)
+
+
+def test_the_demo_needs_no_gpu(of: Callable[[str], Planned]) -> None:
+    found = of("demo-cpu")
+    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_device) == ([], 1, None)
+    assert found.plan.on_cpu
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_the_pods_of_an_overlay_are_told_the_same_job(of: Callable[[str], Planned], overlay: str) -> None:
+    found = of(overlay)
+    assert len(found.nodes) == len(TRAINING[overlay])
+    assert together(found.nodes)
+
+
+def test_the_pods_of_an_indexed_job_have_the_name_that_they_look_for() -> None:
+    manifests = manifests_of("indexed-job-2x8h100")
+    pod = pods_of(manifests)[0]
+    job, service = pod.of.of["metadata"]["name"], pod.of.spec["subdomain"]
+    assert nodes_of(pod.environment).address == f"{job}-0.{service}"
+    [headless] = [one for one in manifests if one["kind"] == "Service"]
+    assert headless["metadata"]["name"] == service
+    assert headless["spec"]["clusterIP"] == "None"
+    assert headless["spec"]["publishNotReadyAddresses"] is True
+
+
+def test_pods_that_are_told_different_jobs_are_noticed() -> None:
+    manifests = manifests_of("indexed-job-2x8h100")
+    first, second = (nodes_of(pod.environment) for pod in pods_of(manifests))
+    assert together([first, second])
+    assert not together([first, first])
+    moved = nodes_of({**pods_of(manifests)[1].environment, "MINI_R1_MASTER_ADDR": "another-0.another"})
+    assert not together([first, moved])
+
+
+# --- nodes of different size ---
+
+
+def test_a_pytorchjob_may_have_nodes_of_different_size(tmp_path: Path) -> None:
+    manifests = copy.deepcopy(manifests_of("pytorchjob-2x8h100"))
+    [job] = [one for one in manifests if one["kind"] == "PyTorchJob"]
+    resources = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["resources"]
+    for part in ("requests", "limits"):
+        resources[part]["nvidia.com/gpu"] = 4
+    found = planned(manifests, tmp_path)
+    assert [pod.gpus for pod in found.pods] == [8, 4]
+    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_device) == ([], 11, "cuda:7")
+    assert [node.workers for node in found.roles.nodes] == [7, 4]
+    assert together(found.nodes)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "vllm"), [([8, 4], [7, 4], "cuda:7"), ([2, 8], [1, 8], "cuda:1"), ([4, 1], [3, 1], "cuda:3")]
+)
+def test_an_indexed_job_whose_nodes_list_different_numbers_of_gpus(
+    tmp_path: Path, gpus: list[int], workers: list[int], vllm: str
+) -> None:
+    found = planned(manifests_of("indexed-job-2x8h100"), tmp_path, gpus)
+    assert [node.workers for node in found.roles.nodes] == workers
+    assert (found.plan.num_processes, found.plan.vllm_device) == (sum(gpus) - 1, vllm)
+
+
+# --- room ---
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_every_pod_has_the_memory_that_the_plan_needs_beside_its_volumes(
+    of: Callable[[str], Planned], overlay: str
+) -> None:
+    found = of(overlay)
+    plan = found.plan
+    assert plan.shape is not None
+    assert plan.memory is not None
+    zero = zero_of(find_deepspeed(plan.deepspeed), plan.shape) if plan.deepspeed else NO_ZERO
+    for pod, node in zip(found.pods, found.roles.nodes, strict=True):
+        # The plan's own figure is node 0's; another node has a worker more, and no vLLM.
+        need = host_memory_gib(
+            found.recipe, plan.shape, zero, workers=node.workers, all_workers=plan.num_processes,
+            training_gib=plan.memory.total_gib if plan.on_cpu else None,
+        )  # fmt: skip
+        assert need == plan.host_memory_gib or pod.index > 0
+        assert need + pod.in_memory_gib <= pod.memory_gib, pod.of.where
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_shared_memory_holds_what_the_plan_needs_and_what_nccl_wants(
+    of: Callable[[str], Planned], overlay: str
+) -> None:
+    found = of(overlay)
+    assert found.plan.shape is not None
+    for pod, node in zip(found.pods, found.roles.nodes, strict=True):
+        volume = pod.volume("/dev/shm")["emptyDir"]
+        assert volume["medium"] == "Memory"
+        need = shared_memory_gib(found.recipe, found.plan.shape, workers=node.workers, on_cpu=found.plan.on_cpu)
+        assert gib(volume["sizeLimit"]) >= max(need, 1.0)  # 1 GiB: below it the doctor warns
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_the_claim_holds_a_whole_run(of: Callable[[str], Planned], overlay: str) -> None:
+    found = of(overlay)
+    assert found.plan.disk is not None
+    name = found.pods[0].volume("/workspace/runs")["persistentVolumeClaim"]["claimName"]
+    [claim] = [
+        one
+        for one in manifests_of("setup")
+        if one["kind"] == "PersistentVolumeClaim" and one["metadata"]["name"] == name
+    ]
+    room = gib(claim["spec"]["resources"]["requests"]["storage"]) * (1 - OF_A_FILESYSTEM)
+    assert found.plan.disk.total <= room
+
+
+@pytest.mark.parametrize("overlay", TRAINING)
+def test_a_pod_that_is_asked_to_stop_has_twice_the_time_of_a_step_and_a_save(
+    of: Callable[[str], Planned], overlay: str
+) -> None:
+    found = of(overlay)
+    timing = found.plan.timing
+    assert timing is not None
+    # The plan's `save` is a step's share of one.
+    one_save = timing.save * found.recipe.save_steps
+    need = 2 * (timing.step_s - timing.save + one_save)
+    for pod in found.pods:
+        assert pod.of.spec["terminationGracePeriodSeconds"] >= need
+
+
+# --- the command itself ---
+
+
+def dry_run(pod: Pod, manifests: Sequence[Manifest], folder: Path) -> Any:
+    """`launch --dry-run --json` as the pod starts it, with a stand-in for the NVIDIA library: what it prints."""
+    recipe_file(pod, manifests, folder)
+    (folder / "stand-in").mkdir()
+    (folder / "stand-in" / "pynvml.py").write_text(NVML)
+    mine = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    stand_in = {"PYTHONPATH": str(folder / "stand-in"), "STAND_IN_GPUS": str(pod.gpus)}
+    done = subprocess.run(
+        [*command(), *pod.arguments, "--dry-run", "--json"],
+        cwd=folder, env={**mine, **pod.environment, **stand_in}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert SECRET not in done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("overlay", "index"), [(o, i) for o in LAUNCHED for i in range(len(TRAINING[o]))])
+def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Path, overlay: str, index: int) -> None:
+    manifests, gpus = manifests_of(overlay), TRAINING[overlay]
+    pod = pods_of(manifests)[index]
+    told = dry_run(pod, manifests, tmp_path)
+    node_0 = nodes_of(pods_of(manifests)[0].environment)
+    spared = 1 if overlay in WITH_VLLM else 0
+    assert told["num_processes"] == len(told["workers"]) == sum(gpus) - spared
+    assert told["vllm_device"] == (f"cuda:{gpus[0] - 1}" if spared else None)
+    assert told["devices"] == "the NVIDIA library"
+    assert told["run_dir"] == str(tmp_path / "runs" / Path(pod.arguments[1]).stem)
+    counted = [sum(worker["node"] == node for worker in told["workers"]) for node in range(len(gpus))]
+    assert counted == [gpus[0] - spared, *gpus[1:]]
+    for rank, worker in enumerate(told["workers"]):
+        environment = worker["environment"]
+        assert (environment["RANK"], environment["WORLD_SIZE"]) == (str(rank), str(sum(gpus) - spared))
+        assert environment["MASTER_ADDR"] == node_0.address
+        if len(gpus) > 1:  # a node alone takes any free one
+            assert environment["MASTER_PORT"] == str(node_0.port)
+        devices = range(gpus[worker["node"]] - (spared if worker["node"] == 0 else 0))
+        assert environment["CUDA_VISIBLE_DEVICES"] == ",".join(map(str, devices))
+        vllm = str(gpus[0] - 1) if spared and rank == 0 else None
+        assert environment.get("MINI_R1_VLLM_DEVICE") == vllm
+
+
+def test_the_stand_in_is_what_the_command_asks(tmp_path: Path) -> None:
+    """Without it the tests above would count the GPUs of the machine that they run on."""
+    (tmp_path / "pynvml.py").write_text(NVML)
+    code = "from mini_r1.cluster.devices import driver_devices; print(driver_devices())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "STAND_IN_GPUS": "3"},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "['0', '1', '2']"
