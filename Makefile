@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-cpu demo test lint format lock bench image clean
+.PHONY: help install vllm-cpu demo test lint format lock bench image manifests clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ lint: install ## style, types, import layers, Dockerfile and shell scripts
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	@if [ -x .venv/bin/hadolint ]; then .venv/bin/hadolint Dockerfile; else echo "hadolint: no build for this system"; fi
-	.venv/bin/shellcheck .ci/* docker/*.sh slurm/*.sh
+	.venv/bin/shellcheck .ci/* docker/*.sh slurm/*.sh k8s/*.sh
 
 format: install ## rewrite the code in the house style
 	.venv/bin/ruff check --fix .
@@ -50,6 +50,9 @@ image: ## build the container image for GPUs (TARGET=cpu: the demo's; BASE=local
 	@$(if $(filter local,$(BASE)),.ci/local-base $(if $(filter runtime,$(TARGET)),cuda,python))
 	docker build --target $(TARGET) --tag $(TAG) $(if $(filter local,$(BASE)),$(LOCAL_BASE)) \
 		--build-arg REVISION=$(shell git describe --always --dirty=+changes --abbrev=40 --exclude='*') .
+
+manifests: ## build k8s/overlays into k8s/rendered, for `kubectl apply -f` (needs kubectl or kustomize, no cluster)
+	@k8s/render.sh
 
 clean: ## remove caches and build output (.venv, runs and the demo's cached model stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -16,18 +17,20 @@ from tests.conftest import REPO
 
 K8S = REPO / "k8s"
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
-KUSTOMIZE = (["kustomize", "build"], ["kubectl", "kustomize"])
+KUSTOMIZE = (["kubectl", "kustomize"], ["kustomize", "build"])
 
 Manifest = dict[str, Any]
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times faster, where libyaml is there
 
 
 def _builder() -> list[str] | None:
     return next((command for command in KUSTOMIZE if shutil.which(command[0])), None)
 
 
-needs_kustomize = pytest.mark.skipif(_builder() is None, reason="neither kustomize nor kubectl is on PATH")
+needs_kustomize = pytest.mark.skipif(_builder() is None, reason="neither kubectl nor kustomize is on PATH")
 
 
+@functools.cache
 def build(folder: Path) -> str:
     """What `kubectl apply -k FOLDER` would send, as text.
 
@@ -41,7 +44,12 @@ def build(folder: Path) -> str:
 
 def load(text: str) -> list[Manifest]:
     """The documents of a YAML stream."""
-    return [document for document in yaml.safe_load_all(text) if document]
+    return [document for document in yaml.load_all(text, Loader=LOADER) if document]
+
+
+def overlay(name: str) -> list[Manifest]:
+    """A fresh copy of what an overlay builds to."""
+    return load(build(K8S / "overlays" / name))
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,14 @@ class Pods:
         where: it and the path of the template in it, for messages.
         template: metadata and spec.
         count: how many there are at the same time.
+        given_labels: what the controller adds to the template's own.
     """
 
     of: Manifest
     where: str
     template: Manifest
     count: int
+    given_labels: dict[str, str]
 
     @property
     def spec(self) -> Manifest:
@@ -66,9 +76,24 @@ class Pods:
         return self.template["spec"]
 
     @property
+    def labels(self) -> dict[str, str]:
+        """That a selector can find a pod by."""
+        return {**self.template.get("metadata", {}).get("labels", {}), **self.given_labels}
+
+    @property
+    def component(self) -> str | None:
+        """What it does: train, demo, prefetch, ..."""
+        return self.labels.get("app.kubernetes.io/component")
+
+    @property
     def containers(self) -> Sequence[Manifest]:
         """All of them, those that come first included."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+    @property
+    def volumes(self) -> Sequence[Manifest]:
+        """Of a pod."""
+        return self.spec.get("volumes", [])
 
     @property
     def gpus(self) -> int:
@@ -84,11 +109,14 @@ def named(manifest: Manifest) -> str:
 def pods(manifests: Sequence[Manifest]) -> Iterator[Pods]:
     """Every template of a pod in them."""
     for one in manifests:
-        spec = one.get("spec", {})
+        spec, name = one.get("spec", {}), one.get("metadata", {}).get("name")
         if one["kind"] == "Job":
-            yield Pods(one, named(one), spec["template"], spec.get("parallelism", 1))
+            given = {"batch.kubernetes.io/job-name": name}
+            yield Pods(one, named(one), spec["template"], spec.get("parallelism", 1), given)
         elif one["kind"] == "Deployment":
-            yield Pods(one, named(one), spec["template"], spec.get("replicas", 1))
+            yield Pods(one, named(one), spec["template"], spec.get("replicas", 1), {})
         elif one["kind"] == "PyTorchJob":
+            given = {"training.kubeflow.org/job-name": name}
             for replica, part in spec["pytorchReplicaSpecs"].items():
-                yield Pods(one, f"{named(one)}, {replica}", part["template"], part.get("replicas", 1))
+                where = f"{named(one)}, {replica}"
+                yield Pods(one, where, part["template"], part.get("replicas", 1), given)

@@ -1,0 +1,85 @@
+"""What a pod asks for, and how long it may stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from tests.kubernetes.manifests import Manifest, pods
+from tests.kubernetes.rules.rule import leaves, quantity
+
+GPU = "nvidia.com/gpu"
+MIN_GRACE_S = 600
+"""For what trains. tests/kubernetes/test_roles_in_pods.py holds it against the plan's step and save."""
+
+
+def quantities(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Every amount can be read."""
+    for one in manifests:
+        for path, value in leaves(one):
+            amount = path[-2:-1] in (("requests",), ("limits",)) or path[-1] == "sizeLimit"
+            if amount and quantity(value) is None:
+                yield f"{one['kind']}: {'.'.join(path)} is {value!r}, no quantity"
+
+
+def requests_equal_limits(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """So a pod is evicted last, and is killed for its own memory alone."""
+    for one in pods(manifests):
+        for container in one.containers:
+            asked = container.get("resources", {}).get("requests", {})
+            limits = container.get("resources", {}).get("limits", {})
+            for what in sorted({"cpu", "memory", "ephemeral-storage", *asked, *limits}):
+                if asked.get(what) is None or asked.get(what) != limits.get(what):
+                    yield f"{one.where}, {container['name']}: {what} {asked.get(what)} asked, limit {limits.get(what)}"
+
+
+def gpus_whole(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """GPUs are whole, equal in requests and limits, and come with a toleration of their nodes' taint."""
+    for one in pods(manifests):
+        some = False
+        for container in one.containers:
+            values = [container.get("resources", {}).get(part, {}).get(GPU) for part in ("requests", "limits")]
+            if values == [None, None]:
+                continue
+            some = True
+            if values[0] != values[1]:
+                yield f"{one.where}, {container['name']}: {values[0]} GPUs asked, limit {values[1]}"
+            if any(not str(value).isdecimal() or int(value) < 1 for value in values):
+                yield f"{one.where}, {container['name']}: {values[1]!r} GPUs, not a whole number"
+        tolerations = one.spec.get("tolerations", [])
+        if some and not any(each.get("key") == GPU and each.get("operator") == "Exists" for each in tolerations):
+            yield f"{one.where}: does not tolerate nodes with the taint {GPU}"
+
+
+def scratch_counted(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Every emptyDir has a limit; those in memory fit into the memory limit, the others into that of the disk."""
+    for one in pods(manifests):
+        limits = [container.get("resources", {}).get("limits", {}) for container in one.containers]
+        for medium, what in (("Memory", "memory"), (None, "ephemeral-storage")):
+            directories = [volume["emptyDir"] for volume in one.volumes if "emptyDir" in volume]
+            sizes = [quantity(each.get("sizeLimit")) for each in directories if each.get("medium") == medium]
+            room = sum(quantity(limit.get(what)) or 0 for limit in limits)
+            if None in sizes:
+                yield f"{one.where}: an emptyDir without a sizeLimit"
+            elif sizes and sum(size or 0 for size in sizes) >= room:
+                yield f"{one.where}: its emptyDirs may grow to the limit of {what}"
+        if one.component == "train" and "/dev/shm" not in {
+            mount["mountPath"] for container in one.containers for mount in container.get("volumeMounts", [])
+        }:
+            yield f"{one.where}: no /dev/shm of its own, and the runtime's has 64 MiB"
+
+
+def deadlines(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """A job ends, is tried a bounded number of times, and is tidied up; what trains has time to save."""
+    for one in manifests:
+        if one["kind"] not in ("Job", "PyTorchJob"):
+            continue
+        policy = one["spec"] if one["kind"] == "Job" else one["spec"].get("runPolicy", {})
+        for field in ("activeDeadlineSeconds", "ttlSecondsAfterFinished", "backoffLimit"):
+            if field not in policy:
+                yield f"{one['kind']} {one['metadata']['name']}: no {field}"
+    for one in pods(manifests):
+        if one.component in ("train", "demo") and one.spec.get("terminationGracePeriodSeconds", 30) < MIN_GRACE_S:
+            yield f"{one.where}: less than {MIN_GRACE_S} s to save in"
+
+
+RULES = (quantities, requests_equal_limits, gpus_whole, scratch_counted, deadlines)

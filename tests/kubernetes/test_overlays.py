@@ -1,0 +1,104 @@
+"""Every overlay, built by the real kustomize: a strict schema, the kit's own rules, and the copy in k8s/rendered/."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPO
+from tests.kubernetes.manifests import K8S, OVERLAYS, build, load, named, needs_kustomize, overlay, pods
+from tests.kubernetes.rules import breaches
+
+pytestmark = needs_kustomize
+
+ASKED_FOR = {
+    "demo-cpu", "evaluate", "indexed-job-2x8h100", "job-1gpu", "job-4xh100", "job-8xh100", "kueue", "prefetch",
+    "pytorchjob-2x8h100", "rdma", "tensorboard",
+}  # fmt: skip
+HEADER = ("Needs", "Apply", "Watch", "Read", "Stop", "Clean")
+PRODUCT = "nvidia.com/gpu.product"
+
+
+def test_the_overlays_that_the_readme_promises_are_there() -> None:
+    assert set(OVERLAYS) >= ASKED_FOR
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_breaks_no_rule(name: str) -> None:
+    manifests = overlay(name)
+    assert manifests
+    assert breaches(manifests) == {}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_rendered_copy_is_what_kustomize_builds(name: str) -> None:
+    rendered = K8S / "rendered" / f"{name}.yaml"
+    assert load(rendered.read_text()) == overlay(name), "run `make manifests`"
+
+
+def test_nothing_else_is_rendered() -> None:
+    assert {path.name for path in (K8S / "rendered").iterdir()} == {f"{name}.yaml" for name in OVERLAYS}
+
+
+def test_render_sh_writes_each_of_them_and_removes_what_is_no_overlay_any_more(tmp_path: Path) -> None:
+    (tmp_path / "gone.yaml").write_text("kind: Job\n")
+    done = subprocess.run([K8S / "render.sh", tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert {path.stem: load(path.read_text()) for path in tmp_path.iterdir()} == {
+        name: overlay(name) for name in OVERLAYS
+    }
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_its_header_says_how_to_apply_watch_read_stop_and_clean(name: str) -> None:
+    text = (K8S / "overlays" / name / "kustomization.yaml").read_text()
+    header = text[: text.index("apiVersion")]
+    if name == "setup":  # nothing runs
+        assert "kubectl apply -k k8s/overlays/setup" in header
+        return
+    for word in HEADER:
+        assert re.search(rf"^# {word}\b|\b{word.lower()}\b", header, re.MULTILINE), word
+    assert f"kubectl apply -k k8s/overlays/{name}\n" in header or f"kubectl apply -k k8s/overlays/{name} " in header
+
+
+def test_a_product_of_a_gpu_stands_in_overlays_alone() -> None:
+    assert PRODUCT not in build(K8S / "base" / "train")
+    assert PRODUCT in build(K8S / "overlays" / "job-4xh100")
+    assert PRODUCT not in build(K8S / "overlays" / "job-1gpu")
+
+
+def test_site_is_the_one_place_of_what_a_cluster_has_of_its_own() -> None:
+    site = (K8S / "site" / "kustomization.yaml").read_text()
+    for own in ("newName: ghcr.io", "storageClassName", "accessModes", "digest: sha256"):
+        assert own in site
+        others = [path for path in K8S.rglob("*.yaml") if "rendered" not in path.parts and path.parent.name != "site"]
+        assert not [path for path in others if own in path.read_text()], own
+
+
+def test_no_job_brings_a_claim_or_the_namespace_so_that_none_takes_it_along_when_it_is_deleted() -> None:
+    for name in OVERLAYS:
+        if name != "setup":
+            assert not {one["kind"] for one in overlay(name)} & {"PersistentVolumeClaim", "Namespace"}, name
+
+
+def test_every_file_is_one_concept_in_kebab_case() -> None:
+    for path in K8S.rglob("*.yaml"):
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*\.yaml", path.name), path.relative_to(REPO)
+
+
+def test_the_configmap_of_recipes_holds_every_recipe_of_the_kit() -> None:
+    (recipes,) = (one for one in overlay("job-4xh100") if one["kind"] == "ConfigMap")
+    files = {path.name: path.read_text() for path in (REPO / "configs" / "recipes").glob("*.yaml")}
+    assert recipes["data"] == files
+    assert sum(map(len, files.values())) < 1 << 20  # a ConfigMap's limit
+
+
+def test_a_job_and_its_pods_are_found_by_the_same_labels() -> None:
+    for name in OVERLAYS:
+        for one in pods(overlay(name)):
+            of, on = one.of["metadata"]["labels"], one.template["metadata"]["labels"]
+            for label in ("app.kubernetes.io/name", "app.kubernetes.io/component"):
+                assert of[label] == on[label], named(one.of)
