@@ -348,6 +348,17 @@ def test_the_release_notes(tmp_path: Path) -> None:
         assert parsed.returncode == 0, parsed.stderr
 
 
+def test_the_release_notes_fill_in_the_site_of_kubernetes(tmp_path: Path) -> None:
+    shutil.copytree(GITHUB, tmp_path / ".github")
+    notes = bash(script_of("Write the notes"), tmp_path, **RELEASE).stdout
+    (block,) = re.findall(r"```yaml\n(.*?)```", notes, re.DOTALL)
+    given = yaml.safe_load(block)["images"]
+    asked = yaml.safe_load((REPO / "k8s" / "site" / "kustomization.yaml").read_text())["images"]
+    assert [sorted(image) for image in given] == [sorted(image) for image in asked]
+    assert [image["name"] for image in given] == [image["name"] for image in asked]
+    assert [image["digest"] for image in given] == [RELEASE["RUNTIME_DIGEST"], RELEASE["CPU_DIGEST"]]
+
+
 def test_the_identity_is_the_release_workflow_on_a_tag_and_nothing_else(tmp_path: Path) -> None:
     shutil.copytree(GITHUB, tmp_path / ".github")
     notes = bash(script_of("Write the notes"), tmp_path, **RELEASE).stdout
