@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,32 @@ def test_site_is_the_one_place_of_what_a_cluster_has_of_its_own() -> None:
         assert own in site
         others = [path for path in K8S.rglob("*.yaml") if "rendered" not in path.parts and path.parent.name != "site"]
         assert not [path for path in others if own in path.read_text()], own
+
+
+@pytest.fixture(scope="module")
+def with_options(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of k8s/ and configs/ whose site takes in every option, as somebody who takes its # away."""
+    copy = tmp_path_factory.mktemp("site")
+    for folder in ("k8s", "configs"):
+        shutil.copytree(REPO / folder, copy / folder)
+    site = copy / "k8s" / "site" / "kustomization.yaml"
+    site.write_text(re.sub(r"^#(components:|  - \.\./options/)", r"\1", site.read_text(), flags=re.MULTILINE))
+    taken = [component.removeprefix("../options/") for component in load(site.read_text())[0]["components"]]
+    assert sorted(taken) == sorted(path.name for path in (K8S / "options").iterdir())
+    return copy / "k8s" / "overlays"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_stands_with_every_option_too(name: str, with_options: Path) -> None:
+    manifests = load(build(with_options / name))
+    refused = breaches(manifests)
+    # OpenShift's admission gives the pods a group, which the rule wants to see.
+    assert set(refused) <= {"closed-pod"}
+    assert all("group" in sentence for sentence in refused.get("closed-pod", []))
+    for one in pods(manifests):
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(one.spec["securityContext"])
+        assert one.spec["imagePullSecrets"] == [{"name": "mini-r1-registry"}]
+        assert one.spec.get("runtimeClassName") == ("nvidia" if one.gpus else None)
 
 
 def test_no_job_brings_a_claim_or_the_namespace_so_that_none_takes_it_along_when_it_is_deleted() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from tests.kubernetes.manifests import Manifest, Pods, named, pods
 from tests.kubernetes.rules.rule import leaves, selects, with_setup
 
-BY_HAND = {("Secret", "mini-r1-job-token"), ("Secret", "mini-r1-hub")}
-"""Made by the command in an overlay's header."""
+BY_HAND = {("Secret", "mini-r1-job-token"), ("Secret", "mini-r1-hub"), ("Secret", "mini-r1-registry")}
+"""Made by the command in the header of the overlay or option that wants it."""
 LONGEST = {"Job": 63 - len("-0"), "PyTorchJob": 63 - len("-master-0")}
 """A name becomes a label and, with an index, the name of a host: 63 characters (RFC 1035)."""
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -62,6 +62,7 @@ def references(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 def _wanted(one: Pods) -> Iterator[tuple[str, str]]:
     """Kind and name of what a pod cannot start without; an optional Secret has to be a known one all the same."""
+    yield from (("Secret", each["name"]) for each in one.spec.get("imagePullSecrets", []))
     if "subdomain" in one.spec:
         yield "Service", one.spec["subdomain"]
     for volume in one.volumes:
