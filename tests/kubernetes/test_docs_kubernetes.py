@@ -1,0 +1,329 @@
+"""docs/kubernetes.md and the headers in k8s/, followed to the letter; and the page explains what there is to explain.
+
+Every command is run by the real kubectl in bash, in a copy of k8s/ and configs/, against a stand-in for the API server
+(tests/kubernetes/api.py). What else takes the place of what:
+
+- $EDITOR is a stand-in for whoever fills in k8s/site: it puts values in place of the placeholders.
+- NODE, POD and FILE are the reader's: a node, a pod and a file of the test. What the reader has in HOME is there.
+- `port-forward` and `exec` get as far as the pod; that the stand-in has no tunnel into it counts as Ctrl-C.
+- The operator's Deployment is an empty stand-in. What has to come from GitHub is not run (FROM_GITHUB).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from mini_r1.errors import ExitCode
+
+from tests.conftest import REPO
+from tests.kubernetes.api import IMMUTABLE, LOG, NO_TUNNEL, Api
+from tests.kubernetes.manifests import K8S, OVERLAYS, overlay, pods
+from tests.kubernetes.rules.security import restricted
+from tests.kubernetes.schemas import schema_faults
+from tests.kubernetes.wire import KUBEFLOW, KUEUE
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on PATH")
+
+PAGE = (REPO / "docs" / "kubernetes.md").read_text()
+FIRST_RUN, WHICH, TROUBLE = "From an empty cluster to the curve", "Which overlay for what", "Trouble"
+EXITS = "Exit codes and evictions"
+TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+IN_HEADER = re.compile(r"\b(?:kubectl|openssl) .+?(?=  |\. [A-Z]|, then|\)|`|$)")
+"""A command of a header: up to two spaces, the next sentence, or the end."""
+INLINE = re.compile(r"`(kubectl [^`]+)`")
+MENTIONED = {"kubectl replace --force", "kubectl delete -k", "kubectl port-forward"}
+"""In backticks on the page, and no commands for anybody."""
+FROM_GITHUB = {
+    "kubectl apply --server-side -k "
+    '"github.com/kubeflow/training-operator.git/manifests/overlays/standalone?ref=v1.9.2"'
+}
+TOKEN, DIGEST = "a-token-of-nobody", "sha256:" + "ab" * 32
+STAND_INS = {
+    "editor": """for placeholder in ghcr.io/OWNER/REPOSITORY "sha256:$(printf 0%.0s {1..64})" 'Name, value: shared'; do
+    grep -q "$placeholder" "$1" || { echo "$1 has no $placeholder" >&2; exit 2; }
+done
+sed -i "s|OWNER/REPOSITORY|nobody/mini-r1|; s|sha256:0*$|$DIGEST|; s|value: shared|value: nfs|" "$1"
+""",
+    "kubectl": """code=0
+"$KUBECTL" "$@" 2>"$HOME/stderr" || code=$?
+cat "$HOME/stderr" >&2
+if [[ $code != 0 && " $* " =~ " port-forward "|" exec " ]] && grep -q "$NO_TUNNEL" "$HOME/stderr"; then exit 0; fi
+exit $code
+""",
+}
+
+
+def section(title: str) -> str:
+    """A section of the page, up to the next title."""
+    (found,) = (match for match in TITLE.finditer(PAGE) if match[1] == title)
+    following = TITLE.search(PAGE, found.end())
+    return PAGE[found.end() : following.start() if following else None]
+
+
+def table(title: str) -> list[list[str]]:
+    """The cells of a section's first table, row by row."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def header_of(path: Path) -> list[str]:
+    """The commands in the comment that a file begins with; those in backticks are mentioned, and commands as well."""
+    comment = path.read_text().partition("\napiVersion:")[0]
+    return [command for line in comment.splitlines() for command in IN_HEADER.findall(line.removeprefix("#"))]
+
+
+class Reader:
+    """Whoever follows the page, at a bash in a checkout of their own.
+
+    Attributes:
+        api: the stand-in for the API server that kubectl finds.
+        folder: the checkout.
+    """
+
+    def __init__(self, api: Api, folder: Path) -> None:
+        self.api, self.folder, self._home, programs = api, folder / "kit", folder / "home", folder / "stand-ins"
+        for name in ("k8s", "configs"):
+            shutil.copytree(REPO / name, self.folder / name)
+        programs.mkdir()
+        for name, body in STAND_INS.items():
+            (programs / name).write_text(f"#!/bin/bash\nset -e\n{body}")
+            (programs / name).chmod(0o755)
+        for file, text in {".cache/huggingface/token": TOKEN, ".docker/config.json": '{"auths": {}}'}.items():
+            (self._home / file).parent.mkdir(parents=True)
+            (self._home / file).write_text(text)
+        self._environment = {
+            "PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(self._home), "KUBECONFIG": str(api.kubeconfig),
+            "KUBECTL": shutil.which("kubectl") or "", "EDITOR": str(programs / "editor"), "DIGEST": DIGEST,
+            "NO_TUNNEL": NO_TUNNEL,
+        }  # fmt: skip
+
+    def type(self, lines: str) -> subprocess.CompletedProcess[str]:
+        """Have bash run these lines; the first that fails ends it. What they print is in `stdout`."""
+        filled = {"NODE": "node-1", "POD": "mini-r1-4xh100-0", "FILE": str(self._home / ".cache/huggingface/token")}
+        for name, value in filled.items():
+            lines = re.sub(rf"(?<=[ =]){name}\b", value, lines)
+        return subprocess.run(
+            ["bash", "-c", f"set -eu -o pipefail\n{lines}"], cwd=self.folder, env=self._environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
+        )  # fmt: skip
+
+    def follow(self, lines: str) -> str:
+        """Have bash run these lines to their end, and give what they print."""
+        done = self.type(lines)
+        assert done.returncode == 0, f"{lines}\n{done.stdout}"
+        return done.stdout
+
+    def follow_one(self, command: str) -> None:
+        """The same with one command, which finds what it looks for: a selector that finds nothing is no error."""
+        said = self.follow(command)
+        assert " -l " not in command or (said and "No resources found" not in said), command
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    """On a cluster on which everything is installed, and where nothing was applied yet."""
+    with Api(installed=(KUBEFLOW, KUEUE)) as api:
+        yield Reader(api, tmp_path)
+
+
+# ---- followed --------------------------------------------------------------------------------------------------------
+
+
+def test_from_an_empty_cluster_to_the_curve(reader: Reader) -> None:
+    api = reader.api
+    said = reader.follow("".join(BLOCK.findall(section(FIRST_RUN))))
+    namespace = api.objects["namespaces", None, "mini-r1"]["metadata"]["labels"]
+    assert namespace["pod-security.kubernetes.io/enforce"] == "restricted"
+    for claim in ("mini-r1-runs", "mini-r1-cache"):
+        spec = api.objects["persistentvolumeclaims", "mini-r1", claim]["spec"]
+        assert (spec["storageClassName"], spec["accessModes"]) == ("nfs", ["ReadWriteMany"])
+    assert "mini-r1-closed" in api.named("networkpolicies")
+    # In this order, each to its end, by its log or by waiting, with the images that the site names.
+    created = [request.key for request in api.requests if request.verb == "POST" and not request.part]
+    jobs = [name for resource, _, name in created if resource == "jobs"]
+    assert jobs == [f"mini-r1-{name}" for name in ("demo", "prefetch", "doctor", "4xh100", "evaluate")]
+    for name in jobs:
+        job = api.objects["jobs", "mini-r1", name]
+        assert job["status"]["conditions"][0]["type"] == "Complete", name
+        assert job["spec"]["template"]["spec"]["containers"][0]["image"] == f"ghcr.io/nobody/mini-r1@{DIGEST}"
+    assert said.count(LOG) == len(jobs)
+    # The token was there before it was needed, and said nowhere.
+    secret = api.objects["secrets", "mini-r1", "mini-r1-hub"]["data"]["token"]
+    assert base64.b64decode(secret).decode() == TOKEN
+    assert created.index(("secrets", "mini-r1", "mini-r1-hub")) < created.index(("jobs", "mini-r1", "mini-r1-prefetch"))
+    assert TOKEN not in said
+    # The curve: the tunnel was asked for into TensorBoard's own pod, and before the evaluation.
+    tunnels = {request.key for request in api.requests if request.part == "portforward"}
+    assert tunnels == {("pods", "mini-r1", "mini-r1-tensorboard-0")}
+    assert not [request for request in api.requests if request.verb == "DELETE"]
+
+
+def test_the_rest_of_the_page(reader: Reader) -> None:
+    api, overlays = reader.api, reader.folder / "k8s" / "overlays"
+    api.put("namespaces", {"metadata": {"name": "kubeflow"}})
+    empty = {"metadata": {"labels": {}}, "spec": {"containers": [{"name": "training-operator", "image": "none"}]}}
+    operator = {"metadata": {"name": "training-operator"}, "spec": {"template": empty}}
+    api.put("deployments", operator, "kubeflow")
+    reader.follow("for overlay in setup job-4xh100 tensorboard; do kubectl apply -k k8s/overlays/$overlay; done")
+    # Another recipe: refused as the page says, and taken after its lines.
+    changed = overlays / "job-4xh100" / "kustomization.yaml"
+    changed.write_text(changed.read_text().replace("recipes/mini-r1-3b.yaml", "recipes/mini-r1-1.5b.yaml"))
+    refused = reader.type("kubectl apply -k k8s/overlays/job-4xh100")
+    assert (refused.returncode, IMMUTABLE in refused.stdout) == (1, True)
+    followed = section(FIRST_RUN)
+    blocks = [block for block in BLOCK.findall(PAGE) if block not in followed]
+    for block in blocks:
+        reader.follow(block)
+    job = api.objects["jobs", "mini-r1", "mini-r1-4xh100"]["spec"]["template"]["spec"]
+    assert job["containers"][0]["args"] == ["launch", "recipes/mini-r1-1.5b.yaml"]
+    (deleted,) = [request for request in api.requests if request.verb == "DELETE"]
+    assert deleted.body["propagationPolicy"] == "Foreground"
+    secret = api.objects["secrets", "mini-r1", "mini-r1-job-token"]["data"]["token"]
+    assert re.fullmatch(r"[0-9a-f]{64}\n", base64.b64decode(secret).decode())
+    assert {"mini-r1-2x8h100-0", "mini-r1-2x8h100-1"} <= set(api.named("pods"))
+    patched = api.objects["deployments", "kubeflow", "training-operator"]["spec"]["template"]["spec"]
+    (mount,) = patched["containers"][0]["volumeMounts"]
+    assert (patched["volumes"][0]["name"], mount["name"]) == ("pytorch-init", "pytorch-init")
+    assert f"`{mount['mountPath']}/initContainer.yaml`" in PAGE
+    assert "initContainer.yaml" in api.objects["configmaps", "kubeflow", "pytorch-init"]["data"]
+    # What stands in a line of text.
+    commands = set(INLINE.findall(PAGE)) - MENTIONED
+    assert commands > FROM_GITHUB
+    reader.follow("kubectl -n mini-r1 delete job mini-r1-4xh100")
+    for command in sorted(commands - FROM_GITHUB, key=lambda line: (" delete " in line, " apply " not in line)):
+        reader.follow_one(command.partition(" | ")[0])
+        if " label " in command:
+            labels = api.objects["namespaces", None, "mini-r1"]["metadata"]["labels"]
+            assert labels["pod-security.kubernetes.io/enforce"] == "baseline"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlays_header(name: str, reader: Reader) -> None:
+    api, path = reader.api, K8S / "overlays" / name / "kustomization.yaml"
+    commands, apply = header_of(path), f"kubectl apply -k k8s/overlays/{name}"
+    claims = ["mini-r1-cache", "mini-r1-runs"]
+    assert apply in commands
+    if name != "setup":
+        reader.follow("kubectl apply -k k8s/overlays/setup")
+    ends = [command for command in commands if " delete " in command]
+    for command in commands:
+        if command in ends[1:]:  # each is one way to end it
+            reader.follow(apply)
+        if name == "kueue":
+            reader.follow(command)  # nobody admits the job, so it has no pods
+        else:
+            reader.follow_one(command)
+        is_over = command in ends and name == "setup"
+        assert api.named("persistentvolumeclaims") == ([] if is_over else claims), command
+        assert (("namespaces", None, "mini-r1") in api.objects) != is_over
+        if command in ends:
+            assert not {key for key in api.objects if key[0] in ("jobs", "pytorchjobs", "deployments", "pods")}
+    assert bool(ends) == (name != "rdma")  # which says: as for the job below
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if "job-" in name or name in ("demo-cpu", "kueue")])
+def test_a_training_is_stopped_by_a_line_that_waits_for_it(name: str) -> None:
+    text = (K8S / "overlays" / name / "kustomization.yaml").read_text()
+    (stop,) = re.findall(r"^# Stop +(.+)$", text, re.MULTILINE)
+    assert "saves" in stop
+    assert "--cascade=foreground" in IN_HEADER.findall(stop)[0]
+
+
+@pytest.mark.parametrize("path", [K8S / "site", *sorted((K8S / "options").iterdir())], ids=lambda path: path.name)
+def test_what_the_site_and_its_options_tell_to_run(path: Path, reader: Reader) -> None:
+    reader.follow("kubectl apply -k k8s/overlays/setup")
+    text = (path / "kustomization.yaml").read_text()
+    comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
+    for command in IN_HEADER.findall(comments):
+        reader.follow(command)
+    if path.name == "image-pull-secret":
+        (name,) = set(re.findall(r"imagePullSecrets, value: \[\{name: (.+?)\}\]", text))
+        assert ".dockerconfigjson" in reader.api.objects["secrets", "mini-r1", name]["data"]
+
+
+def test_what_comes_in_the_wrong_order_or_without_an_operator_is_refused(tmp_path: Path) -> None:
+    with Api() as api:
+        reader = Reader(api, tmp_path)
+        refused = reader.type("kubectl apply -k k8s/overlays/demo-cpu")
+        assert (refused.returncode, 'namespaces "mini-r1" not found' in refused.stdout) == (1, True)
+        reader.follow("kubectl apply -k k8s/overlays/setup")
+        refused = reader.type("kubectl apply -k k8s/overlays/pytorchjob-2x8h100")
+        (said,) = [row[0] for row in table(TROUBLE) if "PyTorchJob" in row[0]]
+        assert (refused.returncode, said.strip("`") in refused.stdout) == (1, True)
+        assert "mini-r1-2x8h100" in api.named("networkpolicies")
+        assert not api.named("pods")
+
+
+# ---- true ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_operators_template_is_hardened() -> None:
+    (text,) = re.findall(r"initContainer\.yaml=/dev/stdin <<'END'\n(.*?)^END$", PAGE, re.MULTILINE | re.DOTALL)
+    assert "<" not in text  # the operator's templates are HTML's
+    for name, value in {"InitContainerImage": "alpine:3.10", "MaxTries": "100", "MasterAddr": "job-master-0"}.items():
+        text = text.replace(f"{{{{.{name}}}}}", value)
+    assert "{{" not in text
+    (job,) = (manifest for manifest in overlay("pytorchjob-2x8h100") if manifest["kind"] == "PyTorchJob")
+    template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    template["initContainers"] = yaml.safe_load(text)
+    assert [*restricted([job]), *schema_faults(job)] == []
+    del template["initContainers"][0]["securityContext"]
+    assert any("init-pytorch" in sentence for sentence in restricted([job]))
+
+
+def test_every_overlay_is_there_with_its_pods_and_recipe() -> None:
+    rows = {row[0].strip("`"): row for row in table(WHICH)}
+    assert set(rows) == set(OVERLAYS)
+    for name, row in rows.items():
+        found = list(pods(overlay(name)))
+        recipes = {word for one in found for word in one.spec["containers"][0].get("args", []) if "recipes/" in word}
+        recipe = f"recipes/{row[3].strip('`')}.yaml"
+        assert row[2] == (f"{sum(one.count for one in found)} x {found[0].gpus}" if found else ""), name
+        assert recipes == ({recipe} if row[3] and name != "demo-cpu" else set()), name
+        assert not row[3] or (REPO / "configs" / recipe).is_file()
+    for option in (K8S / "options").iterdir():
+        assert f"k8s/options/{option.name}`" in PAGE
+
+
+def test_the_exit_codes_do_what_the_table_says() -> None:
+    rows, text = {int(row[0]): row for row in table(EXITS)}, " ".join(section(EXITS).split())
+    assert set(rows) == {*map(int, ExitCode), 137}
+    for name in ("job-4xh100", "indexed-job-2x8h100"):
+        (job,) = (manifest["spec"] for manifest in overlay(name) if manifest["kind"] == "Job")
+        for code, row in rows.items():
+            rules = [rule["action"] for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+                     and code in rule["onExitCodes"]["values"]]  # fmt: skip
+            assert re.findall(r"`(\w+)`", row[2]) == rules, code
+            assert ("not counted" in row[2]) == ("Ignore" in rules)
+        assert f"`podReplacementPolicy: {job['podReplacementPolicy']}`" in text
+        assert job["activeDeadlineSeconds"] == 2 * 24 * 3600
+        assert f"{job['template']['spec']['terminationGracePeriodSeconds']} s to save" in text
+        assert re.search(rf"\b{job['backoffLimit']}\b", text.partition("`backoffLimit`")[2])
+    (job,) = (manifest["spec"] for manifest in overlay("pytorchjob-2x8h100") if manifest["kind"] == "PyTorchJob")
+    assert f"`cleanPodPolicy: {job['runPolicy']['cleanPodPolicy']}`" in rows[0][3]
+    assert {code for code, row in rows.items() if row[3] == "Failed"} == {code for code in rows if 0 < code < 128}
+
+
+def test_what_the_kit_is_said_to_say_it_says() -> None:
+    source = "\n".join(path.read_text() for path in (REPO / "app" / "mini_r1").rglob("*.py"))
+    ours = [row for row in table(TROUBLE) if re.search(r"\((?:78|150)\)", row[0])]
+    said = [text for row in ours for text in re.findall(r"`([^`]+)`", row[0])]
+    assert len(said) > 8
+    for text in said:
+        assert text in source, text
+
+
+def test_every_link_within_the_page_finds_its_title() -> None:
+    anchors = {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in TITLE.findall(PAGE)}
+    links = re.findall(r"\]\(#([\w-]+)\)", PAGE)
+    assert links
+    assert set(links) <= anchors
