@@ -355,6 +355,18 @@ def test_a_missing_file_names_what_is_near():
         load_recipe(SEED_RECIPE.with_name("seed-3B.yaml"))
     assert "no such recipe; did you mean 'seed-3b'?" in caught.value.message
     assert f"recipes beside it: {SEED_RECIPE}" in caught.value.message
+    assert "ConfigMap" not in caught.value.message
+
+
+def test_a_file_that_a_config_map_lacks_is_told_where_to_add_it(tmp_path):
+    data = tmp_path / "recipes/..2026_01_01"  # as the kubelet mounts it
+    data.mkdir(parents=True)
+    (data / "mine.yaml").write_text(DEMO)
+    (tmp_path / "recipes/..data").symlink_to(data.name)
+    (tmp_path / "recipes/mine.yaml").symlink_to("..data/mine.yaml")
+    with pytest.raises(RecipeError, match=r"is a ConfigMap: add the file to it .*configs/kustomization\.yaml"):
+        find_recipe(str(tmp_path / "recipes/yours.yaml"))
+    assert load_recipe(find_recipe(str(tmp_path / "recipes/mine.yaml")))
 
 
 # --- --set

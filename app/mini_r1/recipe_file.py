@@ -173,10 +173,14 @@ def _missing(path: Path) -> str:
     shipped = shipped_recipes()
     try:
         near = {entry.stem: str(entry) for entry in sorted(path.parent.glob("[!.]*.yaml"))}
+        mounted = (path.parent / "..data").is_symlink()  # how the kubelet mounts a ConfigMap
     except (OSError, ValueError):
-        near = {}
+        near, mounted = {}, False
     sentence = f"{_printable(str(path))}: no such recipe"
     sentence += did_you_mean(path.stem, [*near, *shipped])
+    if mounted:
+        sentence += f"\n{_printable(str(path.parent))} is a ConfigMap: add the file to it (that of k8s/ is made by"
+        sentence += " configs/kustomization.yaml), and apply again"
     if near:
         sentence += f"\nrecipes beside it: {', '.join(near.values())}"
     if shipped:

@@ -86,7 +86,7 @@ def test_a_slice_that_the_driver_sees_is_one_gpu() -> None:
         ({"CUDA_VISIBLE_DEVICES": "0,١"}, ("0",), "is no device"),
         ({"SLURM_GPUS_ON_NODE": "many"}, (), "SLURM_GPUS_ON_NODE=many"),
         ({"MINI_R1_ACCELERATOR": "tpu"}, (), "MINI_R1_ACCELERATOR=tpu"),
-        ({"MINI_R1_ACCELERATOR": "cuda"}, (), "no GPU was given"),
+        ({"MINI_R1_ACCELERATOR": "cuda"}, (), "nvidia.com/gpu in resources.limits"),
     ],
 )
 def test_what_means_nothing_is_refused(environment: dict[str, str], machine: tuple[str, ...], words: str) -> None:

@@ -123,6 +123,20 @@ def test_infiniband_wants_memory_locked_without_limit(tmp_path: Path) -> None:
     assert "mlx5_0" in finding.detail
 
 
+@pytest.mark.parametrize(("effective", "status"), [("0000000000004000", "ok"), ("00000000a80425fb", "warn")])
+def test_a_capability_locks_memory_only_where_it_is_in_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effective: str, status: str
+) -> None:
+    """A pod that asks for IPC_LOCK and is not root has it in its bounding set alone."""
+    files(tmp_path, sys__class__infiniband__mlx5_0="")
+    text = f"Name:\tpython\nCapPrm:\t{effective}\nCapEff:\t{effective}\nCapBnd:\t0000000000004000\n"
+    files(tmp_path, proc__self__status=text)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (65_536, 65_536))
+    finding = machine.locked_memory(case(root=tmp_path))
+    assert finding.status == status
+    assert ("LimitMEMLOCK" in finding.fix) == (status == "warn")
+
+
 def test_few_open_files_are_warned_of() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -186,10 +200,30 @@ def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: P
                 os.setgid(65_534)
                 os.setuid(65_534)
             found = storage.run_directory(case(run_dir=tmp_path / "run"))
-            code = 0 if is_fault_of(found, "node") and "Permission denied" in found.detail else 1
+            said = f"give this user ({os.geteuid()}) the right" in found.fix and "fsGroup" in found.fix
+            code = 0 if is_fault_of(found, "node") and "Permission denied" in found.detail and said else 1
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_claim_that_is_mounted_read_only_is_the_nodes_fault(small_tmpfs: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
+    finding = storage.run_directory(case(run_dir=small_tmpfs / "runs/first"))
+    assert is_fault_of(finding, "node")
+    assert "Read-only file system" in finding.detail
+    assert "readOnly on claim or mount" in finding.fix
+
+
+def test_a_read_only_cache_is_no_matter_without_a_network(small_tmpfs: Path, tmp_path: Path) -> None:
+    """As in the pods that train: what overlays/prefetch has filled is not theirs to change."""
+    subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
+    local = {name: f"{tmp_path}/{name}" for name in storage.NODE_CACHES}
+    offline = {"HOME": str(tmp_path), "HF_HOME": str(small_tmpfs / "hf"), "HF_HUB_OFFLINE": "1", **local}
+    finding = storage.caches(case(environment=offline))
+    assert (finding.status, finding.detail) == ("ok", f"the hub's cache {small_tmpfs / 'hf/hub'} (tmpfs)")
+    online = {name: value for name, value in offline.items() if name != "HF_HUB_OFFLINE"}
+    assert storage.caches(case(environment=online)).status == "warn"
 
 
 def test_a_disk_too_small_for_the_plan(small_tmpfs: Path) -> None:
@@ -437,6 +471,18 @@ def test_a_misspelt_name_offline_is_a_sentence_with_the_likely_one(tmp_path: Pat
     assert is_fault_of(finding, "recipe")
     assert "did you mean Qwen/Qwen2.5-3B-Instruct" in finding.detail
     assert "mini-r1 prefetch RECIPE" in finding.fix
+
+
+@pytest.mark.parametrize("pod", [{}, {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}])
+def test_an_empty_cache_in_a_pod_names_the_job_that_fills_it(tmp_path: Path, pod: dict[str, str]) -> None:
+    environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", **pod}
+    for finding in (
+        inputs.model(case(recipe={"model_name_or_path": "a/b"}, environment=environment)),
+        inputs.data(case(recipe={}, environment=environment)),
+    ):
+        assert is_fault_of(finding, "recipe")
+        assert f"is not in the cache {tmp_path}/hub" in finding.detail
+        assert ("k8s/overlays/prefetch" in finding.fix) == bool(pod)
 
 
 def test_data_is_a_file_generated_or_in_the_cache(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.cluster.launching import rendezvous
 from mini_r1.cluster.launching.channel import Channel, Gone
 from mini_r1.cluster.launching.peers import Ending, Peers, agreed
 from mini_r1.cluster.launching.rendezvous import Introduction, Meeting
@@ -31,12 +32,11 @@ class Node(threading.Thread):
         self.stopped = False
         self.outcome: Any = None
         self.channels: dict[int, Channel] = {}
-        token = changes.pop("token", "a secret")
+        environment = {"MINI_R1_JOB_TOKEN": changes.pop("token", "a secret"), **changes.pop("environment", {})}
         timeout = changes.pop("timeout_s", 60)
-        nodes = Nodes(count, index, "127.0.0.1", port, "a test", None)
-        self._meeting = Meeting(
-            nodes, run_dir, {"MINI_R1_JOB_TOKEN": token}, lambda line: None, lambda: self.stopped, timeout
-        )
+        nodes = Nodes(count, index, changes.pop("address", "127.0.0.1"), port, "a test", None)
+        self.said: list[str] = []
+        self._meeting = Meeting(nodes, run_dir, environment, self.said.append, lambda: self.stopped, timeout)
         self._me = replace(HELLO, **{"index": index, **changes})
         self.start()
 
@@ -102,7 +102,9 @@ def test_what_is_a_nodes_fault_may_be_tried_again(port: int, tmp_path: Path, cha
 
 def test_a_run_directory_that_is_not_shared_is_refused_on_all(port: int, tmp_path: Path) -> None:
     nodes = [Node(0, 2, port, tmp_path / "a"), Node(1, 2, port, tmp_path / "b")]
-    assert "node 1 cannot see what node 0 writes" in refused(*nodes)
+    words = refused(*nodes)
+    assert "node 1 cannot see what node 0 writes" in words
+    assert "one claim, ReadWriteMany" in words
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,6 +135,60 @@ def test_node_0_that_does_not_come_is_named_with_its_place(port: int, tmp_path: 
     error = Node(1, 2, port, tmp_path, timeout_s=1).wait()
     assert f"127.0.0.1:{port + 1}" in error.message
     assert error.exit_code == ExitCode.RETRY
+
+
+IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+
+
+def test_a_pod_that_waits_says_what_to_look_at_in_kubernetes(port: int, tmp_path: Path) -> None:
+    waits = {"timeout_s": 1, "environment": IN_A_POD}
+    nowhere = Node(1, 2, port, tmp_path, address="mini-r1-0.mini-r1.invalid", **waits).wait()
+    assert "publishNotReadyAddresses: true" in nowhere.message
+    unreached = Node(1, 2, port, tmp_path, **waits).wait()
+    assert "NetworkPolicy let this job's pods reach one another" in unreached.message
+    alone = Node(0, 2, port, tmp_path, **waits).wait()
+    assert "ReadWriteMany" in alone.message
+    assert {error.exit_code for error in (nowhere, unreached, alone)} == {ExitCode.RETRY}
+
+
+def test_who_is_in_no_pod_is_not_told_of_kubernetes(port: int, tmp_path: Path) -> None:
+    for index, place in ((1, {"address": "mini-r1-0.mini-r1.invalid"}), (1, {}), (0, {})):
+        node = Node(index, 2, port, tmp_path, timeout_s=1, **place)
+        assert "Kubernetes" not in node.wait().message
+        assert "Kubernetes" not in "".join(node.said)
+
+
+def test_a_long_wait_is_told_once_with_what_may_be_wrong(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "SAY_EVERY_S", 0.1)
+    monkeypatch.setattr(rendezvous, "HINT_AFTER_S", 1.0)
+    node = Node(0, 2, port, tmp_path, timeout_s=3, environment=IN_A_POD)
+    node.wait()
+    told = ["NetworkPolicy" in line for line in node.said]
+    assert told.count(True) == 1
+    assert not told[0]
+
+
+def test_a_pod_with_another_secret_is_told_that_pods_keep_theirs(
+    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "STRANGER_TIMEOUT_S", 1.0)
+    first = Node(0, 2, port, tmp_path)
+    error = Node(1, 2, port, tmp_path, token="another", environment=IN_A_POD).wait()
+    assert "MINI_R1_JOB_TOKEN" in error.message
+    assert "a pod keeps the secret it was started with" in error.message
+    assert error.exit_code == ExitCode.RETRY
+    first.stopped = True
+    assert first.wait().exit_code == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize("token", ["", "\n"])
+def test_an_empty_secret_is_none(port: int, tmp_path: Path, token: str) -> None:
+    """Such as `kubectl create secret --from-file=token=/dev/stdin` makes of a command that failed."""
+    with pytest.raises(KitError, match="MINI_R1_JOB_TOKEN is empty") as caught:
+        Node(0, 2, port, tmp_path, token=token)
+    assert caught.value.exit_code == ExitCode.CONFIG
 
 
 def test_two_launchers_of_one_index_are_told(port: int, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_slots_of_the_cpu_have_the_same_roles() -> None:
     [
         ([["0"]], True, "use_vllm: true, but there is 1 GPU"),
         ([[]], True, "there is no GPU"),
+        ([[]], True, "nvidia.com/gpu in resources.limits"),
         ([["0"], ["0", "1", "2"]], True, "node 0 has 1 GPU"),
         ([["0", "1"], []], True, "node 1 of 2 has no GPU"),
         ([[], ["0"]], False, "node 0 of 2 has no GPU"),

@@ -250,8 +250,10 @@ def _operator(environment: Mapping[str, str]) -> Nodes | None:
 
 def _indexed_job(environment: Mapping[str, str]) -> Nodes | None:
     """An Indexed Job's: the index comes from Kubernetes, the rest from the manifest."""
-    names = ("MINI_R1_NODES", "MINI_R1_MASTER_ADDR")
+    address = environment.get("MINI_R1_MASTER_ADDR", "")
     if "MINI_R1_NODES" not in environment:
+        if address:  # each pod would be a job of its own, all in one run directory
+            raise KitError("MINI_R1_MASTER_ADDR without MINI_R1_NODES: set MINI_R1_NODES to the Job's completions")
         return None
     count = _number(environment, "MINI_R1_NODES") or 0
     if not 1 <= count <= MAX_NODES:
@@ -259,11 +261,20 @@ def _indexed_job(environment: Mapping[str, str]) -> Nodes | None:
     if count == 1:
         return Nodes(1, 0, "127.0.0.1", DEFAULT_PORT, "MINI_R1_NODES=1", None)
     index = _number(environment, "JOB_COMPLETION_INDEX")
-    address = environment.get("MINI_R1_MASTER_ADDR", "")
-    if index is None or not address:
-        raise KitError(f"{' and '.join(names)} need each other, and JOB_COMPLETION_INDEX from an Indexed Job")
+    if index is None:
+        raise KitError(
+            f"MINI_R1_NODES={count} without JOB_COMPLETION_INDEX, which an Indexed Job sets: give the Job"
+            f" completionMode: Indexed, completions: {count} and parallelism: {count}"
+        )
+    if not address:
+        raise KitError(
+            f"MINI_R1_NODES={count} without MINI_R1_MASTER_ADDR: set it to the name of the Job's first pod,"
+            " JOB-0.SERVICE with a headless Service that the pods have as subdomain"
+        )
+    if index >= count:
+        raise KitError(f"JOB_COMPLETION_INDEX {index}, but MINI_R1_NODES={count}: set it to the Job's completions")
     port = _number(environment, "MASTER_PORT") or job_port(address)
-    return Nodes(count, _checked(index, count, "JOB_COMPLETION_INDEX"), address, port, "an Indexed Job", address)
+    return Nodes(count, index, address, port, "an Indexed Job", address)
 
 
 def _number(environment: Mapping[str, str], *names: str) -> int | None:

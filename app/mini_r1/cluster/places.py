@@ -27,6 +27,11 @@ def is_offline(environment: Mapping[str, str]) -> bool:
     )
 
 
+def in_pod(environment: Mapping[str, str]) -> bool:
+    """Whether this process is in a pod: the kubelet tells every container where the API server is."""
+    return "KUBERNETES_SERVICE_HOST" in environment
+
+
 def cache_home(environment: Mapping[str, str]) -> str:
     """Where this user's caches are; it may begin with a `~`."""
     return environment.get("XDG_CACHE_HOME") or "~/.cache"

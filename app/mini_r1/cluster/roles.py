@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mini_r1.cluster.devices import OF_A_CONTAINER
 from mini_r1.errors import KitError
 
 
@@ -86,7 +87,7 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
         raise KitError(
             f"use_vllm: true, but {where} {has}: vLLM takes a device of its own beside at least one that trains. Give"
             f" {'node 0' if len(devices) > 1 else 'the job'} 2 or more, or set use_vllm: false (--set use_vllm=false)"
-            f"{'' if devices[0] else '. A container has the GPUs that it is started with (docker run --gpus all)'}"
+            f"{'' if devices[0] else f'. {OF_A_CONTAINER}'}"
         )
     nodes: list[NodeRoles] = []
     rank = 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from mini_r1.cluster.checks.case import GIB, Case
 from mini_r1.cluster.checks.nvidia import Gpu
+from mini_r1.cluster.devices import OF_A_CONTAINER
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.recipe import Recipe
 
@@ -42,8 +43,7 @@ def driver(case: Case) -> Finding:
     if case.driver is None:
         return fail(
             f"GPUs were given ({case.devices.source}), but no NVIDIA driver answers",
-            "see whether nvidia-smi works here; a container must be started with GPU support (--gpus, or the device"
-            " plugin's nvidia.com/gpu)",
+            f"see whether nvidia-smi works here. {OF_A_CONTAINER}",
             "node",
         )
     if case.driver.silent:

@@ -11,13 +11,14 @@ from typing import Any
 from mini_r1.cluster import hub
 from mini_r1.cluster.checks.case import Case
 from mini_r1.cluster.hub import ADAPTER, CONFIG, DATA, INDEX, MODEL, WEIGHTS, Kind
-from mini_r1.cluster.places import hub_cache, is_offline
+from mini_r1.cluster.places import hub_cache, in_pod, is_offline
 from mini_r1.countdown.data import missing_parts
 from mini_r1.findings import Finding, fail, ok, skip, warn
 from mini_r1.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
 from mini_r1.recipe import DEMO_MODEL, GENERATED
 
 PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
+IN_KUBERNETES = ", in Kubernetes with k8s/overlays/prefetch"
 
 
 def model(case: Case) -> Finding:
@@ -113,7 +114,7 @@ def _on_hub(case: Case, kind: Kind, name: str, revision: str | None, find: Calla
         at = f" at revision {revision}" if revision and revision != hub.BRANCH else ""
         return fail(
             f"{name}{at} is not in the cache {where}, and HF_HUB_OFFLINE is set{hint}",
-            f"check {kind.key}, or {PREFETCH}",
+            f"check {kind.key}, or {PREFETCH}{IN_KUBERNETES if in_pod(case.environment) else ''}",
             "recipe",
         )
     answer = _ask_hub(case, kind, name, revision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import resource
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -16,6 +17,8 @@ DOCKER_SHM = 64 * 2**20
 """Bytes of shared memory in a container that nobody gave more: docker's default, and Kubernetes' runtimes'."""
 NCCL_SHM = GIB
 """Bytes that NVIDIA's NCCL guide asks for in containers (--shm-size=1g), where GPUs of a node talk through it."""
+CAP_IPC_LOCK = 14
+"""Number of the capability in linux/capability.h."""
 OPEN_FILES = 4_096
 """Descriptors: sockets of every pair of ranks, shards, libraries. Linux's usual soft limit of 1024 is known to end."""
 THREADS_PER_WORKER = 256
@@ -112,10 +115,19 @@ def locked_memory(case: Case) -> Finding:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY:
         return ok(f"unlimited, for {', '.join(cards)}")
+    if _may_lock_all(case):
+        return ok(f"no limit to IPC_LOCK, for {', '.join(cards)}")
     return warn(
         f"{soft // 1024} KiB, with {', '.join(cards)}: NCCL may fail to use them, or be slow",
-        "ulimit -l unlimited; docker: --ulimit memlock=-1; Slurm: PropagateResourceLimitsExcept=MEMLOCK",
+        "ulimit -l unlimited; docker: --ulimit memlock=-1; Slurm: PropagateResourceLimitsExcept=MEMLOCK; Kubernetes:"
+        " LimitMEMLOCK=infinity of the nodes' container runtime, because a pod's capability IPC_LOCK is root's alone",
     )
+
+
+def _may_lock_all(case: Case) -> bool:
+    """Whether this process has the capability IPC_LOCK in effect: who is not root has not, whatever a pod asks for."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", case.read("proc/self/status") or "", re.MULTILINE)
+    return bool(match and int(match[1], 16) >> CAP_IPC_LOCK & 1)
 
 
 def open_files(case: Case) -> Finding:

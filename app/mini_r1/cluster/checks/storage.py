@@ -46,7 +46,8 @@ def run_directory(case: Case) -> Finding:
     except OSError as error:
         return fail(
             f"{path} cannot be written here: {error.strerror}",
-            "give this user the right to, mount the volume, or choose another --run-dir",
+            f"give this user ({os.getuid()}) the right to, mount the volume, or choose another --run-dir; in Kubernetes"
+            " the pod's fsGroup gives the right, and readOnly on claim or mount takes it",
             "node",
         )
     kind = filesystem(case, path)
@@ -102,7 +103,7 @@ def disk(case: Case) -> Finding:
         already = f" beside the {shown_bytes(there)} that are there" if there else ""
         return fail(
             f"{found}, the plan needs {shown_bytes(need)}{already}",
-            "free some, choose another --run-dir, or save less often (save_steps)",
+            "free some, enlarge the volume, choose another --run-dir, or save less often (save_steps)",
             "node",
         )
     return ok(f"{found}, the plan needs {shown_bytes(need)}")

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mini_r1.cluster.launching import advice
 from mini_r1.cluster.launching.channel import Channel, Gone, listen
 from mini_r1.cluster.launching.environment import JOB_TOKEN
 from mini_r1.cluster.nodes import Nodes
@@ -35,6 +36,8 @@ ANSWER_TIMEOUT_S = 60.0
 CANARY_TIMEOUT_S = 15.0
 """Seconds until a file that another node wrote has to be there: NFS clients remember what is not (acdirmax is 60)."""
 SAY_EVERY_S = 15.0
+HINT_AFTER_S = 60.0
+"""Seconds until a wait is told with what may be wrong: a pod comes up in less, unless its image has to be pulled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,8 @@ class Meeting:
         self._say = say
         self._stopped = stopped
         self._timeout_s = timeout_s
-        self._said = 0.0
+        self._environment = environment
+        self._began, self._said, self._hinted = time.monotonic(), 0.0, False
 
     def hold(self, me: Introduction, decide: Decide) -> tuple[dict[int, Channel], dict[str, Any]]:
         """Meet.
@@ -138,8 +142,9 @@ class Meeting:
         server.settimeout(0.2)
         while len(introductions) < self._nodes.count:
             missing = [index for index in range(self._nodes.count) if index not in introductions]
-            self._may_go_on(end, f"{_nodes(missing)} of {self._nodes.count} did not come")
-            self._tell(f"waiting for {_nodes(missing)} of {self._nodes.count} on port {self._nodes.control_port}")
+            hint = advice.when_not_come(self._environment)
+            self._may_go_on(end, f"{_nodes(missing)} of {self._nodes.count} did not come", hint)
+            self._tell(f"waiting for {_nodes(missing)} of {self._nodes.count} on port {self._nodes.control_port}", hint)
             try:
                 connection, _ = server.accept()
             except TimeoutError:
@@ -184,7 +189,8 @@ class Meeting:
         if blind:
             raise KitError(
                 f"{_nodes(sorted(blind))} cannot see what node 0 writes to {self._run_dir.absolute()}: the run"
-                " directory must be on a file system that all nodes share. Name one there with --run-dir"
+                " directory must be on a file system that all nodes share (in Kubernetes one claim, ReadWriteMany)."
+                " Name one there with --run-dir"
             )
 
     # --- the others ---
@@ -222,6 +228,7 @@ class Meeting:
                 channel = Channel(socket.create_connection((self._nodes.address, self._nodes.control_port), timeout=5))
             except OSError as error:
                 why, stranger_since = error.strerror or str(error), None
+                hint = advice.when_unreached(self._environment, error)
             else:
                 try:
                     channel.prove(self._key, first=False, timeout_s=PROOF_TIMEOUT_S)
@@ -230,38 +237,51 @@ class Meeting:
                 except Gone as error:
                     channel.close()
                     why, stranger_since = str(error), stranger_since or time.monotonic()
+                    hint = advice.when_a_stranger(self._environment)
             why = printable(why)
             if stranger_since is not None and time.monotonic() - stranger_since > STRANGER_TIMEOUT_S:
                 raise KitError(
                     f"{place} is not node 0 of this job ({why}): another program has that port, or {JOB_TOKEN},"
-                    " --address or --port differ between the nodes. Start all of them alike, or with another --port",
+                    " --address or --port differ between the nodes. Start all of them alike, or with another --port"
+                    f"{_after(hint)}",
                     ExitCode.RETRY,
                 )
-            self._may_go_on(end, f"node 0 could not be reached at {place} ({why})")
-            self._tell(f"waiting for node 0 at {place} ({why})")
+            self._may_go_on(end, f"node 0 could not be reached at {place} ({why})", hint)
+            self._tell(f"waiting for node 0 at {place} ({why})", hint)
             time.sleep(0.5)
 
     # --- both ---
 
-    def _may_go_on(self, end: float, otherwise: str) -> None:
+    def _may_go_on(self, end: float, otherwise: str, hint: str = "") -> None:
         if self._stopped():
             raise KitError("stopped while the nodes met; nothing was started", ExitCode.INTERRUPTED)
         if time.monotonic() > end:
             raise KitError(
                 f"{otherwise} within {self._timeout_s / 60:g} minutes: see that node's log, and whether"
-                f" {self._nodes.address} and port {self._nodes.control_port} can be reached from it",
+                f" {self._nodes.address} and port {self._nodes.control_port} can be reached from it{_after(hint)}",
                 ExitCode.RETRY,
             )
 
-    def _tell(self, line: str) -> None:
-        """Now and then."""
-        if time.monotonic() - self._said > SAY_EVERY_S:
-            self._said = time.monotonic()
-            self._say(line)
+    def _tell(self, line: str, hint: str = "") -> None:
+        """Now and then; the hint once, when it takes longer than a node's start need take."""
+        now = time.monotonic()
+        if now - self._said > SAY_EVERY_S:
+            self._said = now
+            due = hint if now - self._began > HINT_AFTER_S and not self._hinted else ""
+            self._hinted = self._hinted or bool(due)
+            self._say(line + _after(due))
 
 
 def job_key(nodes: Nodes, environment: Mapping[str, str]) -> bytes:
-    """What the launchers of one job have in common: MINI_R1_JOB_TOKEN, else the job's id, else where they meet."""
+    """What the launchers of one job have in common: MINI_R1_JOB_TOKEN, else the job's id, else where they meet.
+
+    Raises:
+        KitError: the token is empty.
+    """
+    if JOB_TOKEN in environment and not environment[JOB_TOKEN].strip():
+        raise KitError(
+            f"{JOB_TOKEN} is empty: give it a secret that this job's nodes share (openssl rand -hex 32), or unset it"
+        )
     secret = environment.get(JOB_TOKEN) or nodes.job_id or f"{nodes.address}:{nodes.port}"
     return hashlib.sha256(f"mini-r1 {secret} {nodes.count}".encode()).digest()
 
@@ -312,6 +332,10 @@ def _short(value: Any) -> str:
 def _nodes(indices: Sequence[int]) -> str:
     names = ", ".join(map(str, indices[:8])) + (" and more" if len(indices) > 8 else "")
     return f"node{'s' * (len(indices) > 1)} {names}"
+
+
+def _after(hint: str) -> str:
+    return f". {hint}" if hint else ""
 
 
 def _answer(channel: Channel) -> dict[str, Any]:
