@@ -167,6 +167,14 @@ def test_from_an_empty_cluster_to_the_curve(reader: Reader) -> None:
     assert not [request for request in api.requests if request.verb == "DELETE"]
 
 
+def test_the_readmes_lines(reader: Reader) -> None:
+    readme = (REPO / "README.md").read_text()
+    (lines,) = BLOCK.findall(readme.partition("## On a Kubernetes cluster\n")[2].partition("\n## ")[0])
+    assert LOG in reader.follow(lines)
+    for job in ("mini-r1-prefetch", "mini-r1-4xh100"):
+        assert reader.api.objects["jobs", "mini-r1", job]["status"]["conditions"][0]["type"] == "Complete"
+
+
 def test_the_rest_of_the_page(reader: Reader) -> None:
     api, overlays = reader.api, reader.folder / "k8s" / "overlays"
     api.put("namespaces", {"metadata": {"name": "kubeflow"}})
