@@ -1,20 +1,17 @@
 """The numbers in the manifests against the kit's own: what `mini-r1 launch` makes of the environment that a pod gets.
 
-Nobody starts a pod here. What Kubernetes and the PyTorchJob operator (1.9) add to a container's environment is written
-down below, as it was seen on a cluster; the GPUs of a pod are a stand-in for the NVIDIA library.
+Nobody starts a pod here. The environment is the one of environment.py; the GPUs of a pod are a stand-in for the NVIDIA
+library.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,9 @@ from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import load_recipe
 
 from tests.conftest import command
-from tests.kubernetes.manifests import K8S, Manifest, Pods, build, load, needs_kustomize, pods
+from tests.kubernetes.environment import SECRET, Pod, gib, pods_of, recipe_file
+from tests.kubernetes.manifests import OVERLAYS, Manifest, needs_kustomize, pods
+from tests.kubernetes.manifests import overlay as overlay_of
 
 pytestmark = needs_kustomize
 
@@ -43,10 +42,8 @@ WITH_VLLM = {
 TRAINING = {"job-1gpu": [1], **WITH_VLLM, "demo-cpu": [0]}
 """All overlays that train."""
 LAUNCHED = [name for name in TRAINING if name != "demo-cpu"]
-SECRET = "a-stand-in-for-a-secret"
 OF_A_FILESYSTEM = 0.05
 """Share of a volume that its filesystem keeps: ext4's reserve for root."""
-UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 NVML = """
 '''A stand-in for the NVIDIA library: GPUs of 80 GiB, as many as STAND_IN_GPUS says. It has no other answers.'''
 import os
@@ -88,128 +85,6 @@ def __getattr__(name):
         raise NVMLError(name)
     return unknown
 """
-
-
-@dataclass(frozen=True)
-class Pod:
-    """One of those that an overlay makes.
-
-    Args:
-        of: its template.
-        index: of its node.
-        gpus: that it is given.
-        environment: of its container.
-    """
-
-    of: Pods
-    index: int
-    gpus: int
-    environment: dict[str, str]
-
-    @property
-    def arguments(self) -> list[str]:
-        """Of the image's entry point, which is mini-r1."""
-        return list(self.container["args"])
-
-    @property
-    def container(self) -> Manifest:
-        """The one that trains."""
-        return dict(self.of.spec["containers"][0])
-
-    @property
-    def memory_gib(self) -> float:
-        """Its limit."""
-        return gib(self.container["resources"]["limits"]["memory"])
-
-    def volume(self, path: str) -> Manifest:
-        """What is mounted there."""
-        name = next(mount["name"] for mount in self.container["volumeMounts"] if mount["mountPath"] == path)
-        return next(volume for volume in self.of.spec["volumes"] if volume["name"] == name)
-
-    @property
-    def in_memory_gib(self) -> float:
-        """Volumes that count into the limit on memory."""
-        volumes = [volume.get("emptyDir", {}) for volume in self.of.spec["volumes"]]
-        return sum(gib(volume["sizeLimit"]) for volume in volumes if volume.get("medium") == "Memory")
-
-
-def gib(quantity: str) -> float:
-    """A quantity of Kubernetes', in GiB."""
-    match = re.fullmatch(r"(\d+)([KMGT]i)", quantity)
-    assert match, quantity
-    return int(match[1]) * UNITS[match[2]] / 2**30
-
-
-@cache
-def built(overlay: str) -> str:
-    return build(K8S / "overlays" / overlay)
-
-
-def manifests_of(overlay: str) -> list[Manifest]:
-    return load(built(overlay))
-
-
-def config(manifests: Sequence[Manifest], name: str) -> dict[str, str]:
-    """The data of a ConfigMap, which has to be in the build under the very name by which it is asked for."""
-    return next(one["data"] for one in manifests if one["kind"] == "ConfigMap" and one["metadata"]["name"] == name)
-
-
-def pods_of(manifests: Sequence[Manifest]) -> list[Pod]:
-    """Every pod with the environment of its container."""
-    found: list[Pod] = []
-    templates = list(pods(manifests))
-    count = sum(template.count for template in templates)
-    for template in templates:
-        for _ in range(template.count):
-            index = len(found)  # the operator's Master comes first, as it does in the build
-            environment = {
-                "KUBERNETES_SERVICE_HOST": "10.96.0.1",
-                **manifests_own(manifests, template.spec["containers"][0]),
-                **added(template.of, index, count),
-            }
-            found.append(Pod(template, index, template.gpus, environment))
-    return found
-
-
-def manifests_own(manifests: Sequence[Manifest], container: Manifest) -> dict[str, str]:
-    """What the manifest says: `env` wins over `envFrom`."""
-    values: dict[str, str] = {}
-    for source in container.get("envFrom", []):
-        values.update(config(manifests, source["configMapRef"]["name"]))
-    for one in container.get("env", []):
-        assert "value" in one or set(one["valueFrom"]) == {"secretKeyRef"}
-        values[one["name"]] = one.get("value", SECRET)
-    return values
-
-
-def added(job: Manifest, index: int, count: int) -> dict[str, str]:
-    """What Kubernetes or the operator adds on the node with this index."""
-    if job["kind"] == "Job":
-        indexed = job["spec"].get("completionMode") == "Indexed"
-        assert indexed or count == 1
-        return {"JOB_COMPLETION_INDEX": str(index)} if indexed else {}
-    return {
-        "MASTER_ADDR": f"{job['metadata']['name']}-master-0",
-        "MASTER_PORT": "23456",
-        "WORLD_SIZE": str(count),  # "auto" counts as one
-        "RANK": str(index),
-        "PET_NODE_RANK": str(index),
-        "PET_NNODES": str(count),
-        "PET_NPROC_PER_NODE": "auto",
-    }
-
-
-def recipe_file(pod: Pod, manifests: Sequence[Manifest], folder: Path) -> Path:
-    """The pod's recipes as its volume shows them, and which one it launches."""
-    assert pod.volume("/workspace/recipes")["configMap"]["name"]
-    (folder / "recipes").mkdir(exist_ok=True)
-    for name, text in config(manifests, pod.volume("/workspace/recipes")["configMap"]["name"]).items():
-        (folder / "recipes" / name).write_text(text, encoding="utf-8")
-    if pod.arguments == ["demo"]:
-        return folder / "recipes" / "demo-cpu.yaml"
-    word, recipe, *others = pod.arguments
-    assert (word, others) == ("launch", [])
-    return folder / recipe
 
 
 @dataclass(frozen=True)
@@ -256,7 +131,7 @@ def planned(manifests: Sequence[Manifest], folder: Path, gpus: Sequence[int] | N
 @pytest.fixture
 def of(tmp_path: Path) -> Callable[[str], Planned]:
     """The plan of an overlay."""
-    return lambda overlay: planned(manifests_of(overlay), tmp_path)
+    return lambda overlay: planned(overlay_of(overlay), tmp_path)
 
 
 def together(nodes: Sequence[Nodes]) -> bool:
@@ -266,6 +141,14 @@ def together(nodes: Sequence[Nodes]) -> bool:
 
 
 # --- roles ---
+
+
+def test_no_overlay_that_trains_is_left_out() -> None:
+    training = []
+    for name in OVERLAYS:
+        words = {pod.spec["containers"][0].get("args", [""])[0] for pod in pods(overlay_of(name))}
+        training += [name] if words & {"launch", "demo"} else []
+    assert sorted(training) == sorted(TRAINING)
 
 
 @pytest.mark.parametrize("overlay", TRAINING)
@@ -307,7 +190,7 @@ def test_the_pods_of_an_overlay_are_told_the_same_job(of: Callable[[str], Planne
 
 
 def test_the_pods_of_an_indexed_job_have_the_name_that_they_look_for() -> None:
-    manifests = manifests_of("indexed-job-2x8h100")
+    manifests = overlay_of("indexed-job-2x8h100")
     pod = pods_of(manifests)[0]
     job, service = pod.of.of["metadata"]["name"], pod.of.spec["subdomain"]
     assert nodes_of(pod.environment).address == f"{job}-0.{service}"
@@ -318,7 +201,7 @@ def test_the_pods_of_an_indexed_job_have_the_name_that_they_look_for() -> None:
 
 
 def test_pods_that_are_told_different_jobs_are_noticed() -> None:
-    manifests = manifests_of("indexed-job-2x8h100")
+    manifests = overlay_of("indexed-job-2x8h100")
     first, second = (nodes_of(pod.environment) for pod in pods_of(manifests))
     assert together([first, second])
     assert not together([first, first])
@@ -330,7 +213,7 @@ def test_pods_that_are_told_different_jobs_are_noticed() -> None:
 
 
 def test_a_pytorchjob_may_have_nodes_of_different_size(tmp_path: Path) -> None:
-    manifests = copy.deepcopy(manifests_of("pytorchjob-2x8h100"))
+    manifests = overlay_of("pytorchjob-2x8h100")
     [job] = [one for one in manifests if one["kind"] == "PyTorchJob"]
     resources = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"][0]["resources"]
     for part in ("requests", "limits"):
@@ -348,7 +231,7 @@ def test_a_pytorchjob_may_have_nodes_of_different_size(tmp_path: Path) -> None:
 def test_an_indexed_job_whose_nodes_list_different_numbers_of_gpus(
     tmp_path: Path, gpus: list[int], workers: list[int], vllm: str
 ) -> None:
-    found = planned(manifests_of("indexed-job-2x8h100"), tmp_path, gpus)
+    found = planned(overlay_of("indexed-job-2x8h100"), tmp_path, gpus)
     assert [node.workers for node in found.roles.nodes] == workers
     assert (found.plan.num_processes, found.plan.vllm_device) == (sum(gpus) - 1, vllm)
 
@@ -394,9 +277,7 @@ def test_the_claim_holds_a_whole_run(of: Callable[[str], Planned], overlay: str)
     assert found.plan.disk is not None
     name = found.pods[0].volume("/workspace/runs")["persistentVolumeClaim"]["claimName"]
     [claim] = [
-        one
-        for one in manifests_of("setup")
-        if one["kind"] == "PersistentVolumeClaim" and one["metadata"]["name"] == name
+        one for one in overlay_of("setup") if one["kind"] == "PersistentVolumeClaim" and one["metadata"]["name"] == name
     ]
     room = gib(claim["spec"]["resources"]["requests"]["storage"]) * (1 - OF_A_FILESYSTEM)
     assert found.plan.disk.total <= room
@@ -437,7 +318,7 @@ def dry_run(pod: Pod, manifests: Sequence[Manifest], folder: Path) -> Any:
 
 @pytest.mark.parametrize(("overlay", "index"), [(o, i) for o in LAUNCHED for i in range(len(TRAINING[o]))])
 def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Path, overlay: str, index: int) -> None:
-    manifests, gpus = manifests_of(overlay), TRAINING[overlay]
+    manifests, gpus = overlay_of(overlay), TRAINING[overlay]
     pod = pods_of(manifests)[index]
     told = dry_run(pod, manifests, tmp_path)
     node_0 = nodes_of(pods_of(manifests)[0].environment)
