@@ -6,15 +6,14 @@ on a cluster.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.kubernetes.manifests import Manifest, Pods, pods
+from tests.kubernetes.rules.rule import quantity
 
 SECRET = "a-stand-in-for-a-secret"
-UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,11 @@ class Pod:
         return sum(gib(volume["sizeLimit"]) for volume in volumes if volume.get("medium") == "Memory")
 
 
-def gib(quantity: str) -> float:
+def gib(text: str) -> float:
     """A quantity of Kubernetes', in GiB."""
-    match = re.fullmatch(r"(\d+)([KMGT]i)", quantity)
-    assert match, quantity
-    return int(match[1]) * UNITS[match[2]] / 2**30
+    amount = quantity(text)
+    assert amount is not None, text
+    return amount / 2**30
 
 
 def config(manifests: Sequence[Manifest], name: str) -> dict[str, str]:
