@@ -34,12 +34,11 @@ def test_what_was_fetched_into_the_volume_is_all_that_a_run_needs(
     token.chmod(0o644)
 
     with engine.volume() as cache:
-        mounts = (f"--volume={recipe}:/workspace/small.yaml:ro", f"--volume={cache}:/cache")
-        given = (*mounts, *engine.CONFINED, engine.SOMEBODY)
+        given = (f"--volume={recipe}:/workspace/small.yaml:ro", *engine.CONFINED, engine.SOMEBODY)
         with Hub(*repositories) as hub:
             # The host's network, because the stand-in listens on loopback; the run below has none at all.
             fetched = engine.docker(
-                "run", "--rm", "--network=host", *given, f"--env=HF_ENDPOINT={hub.address}",
+                "run", "--rm", "--network=host", *given, f"--volume={cache}:/cache", f"--env=HF_ENDPOINT={hub.address}",
                 f"--volume={token}:/run/secrets/hf_token:ro", "--env=HF_TOKEN_PATH=/run/secrets/hf_token",
                 cpu_image, "prefetch", "small.yaml", "--json",
             )  # fmt: skip
@@ -49,7 +48,9 @@ def test_what_was_fetched_into_the_volume_is_all_that_a_run_needs(
         assert (commits["model"], commits["data"]) == (MODEL_COMMIT, DATA_COMMIT)
         assert TOKEN not in fetched.stdout + fetched.stderr
 
-        offline = ("--network=none", "--env=HF_HUB_OFFLINE=1", *given, f"--volume={runs}:/workspace/runs")
+        # Read-only, as in the pods of k8s/.
+        mounts = (f"--volume={cache}:/cache:ro", f"--volume={runs}:/workspace/runs")
+        offline = ("--network=none", "--env=HF_HUB_OFFLINE=1", *given, *mounts)
         trained = engine.docker("run", "--rm", *offline, cpu_image, "launch", "small.yaml")
         assert trained.returncode == 0, trained.stderr
         measured = engine.docker("run", "--rm", *offline, cpu_image, "evaluate", "runs/small", "--limit", "2", "--json")

@@ -259,6 +259,21 @@ def test_a_gpu_that_did_not_arrive_is_the_nodes_fault(node: Node, overlay: str) 
     assert "no GPU was given" in done.stderr
 
 
+@pytest.mark.usefixtures("demo")
+def test_without_its_gpu_an_evaluation_does_not_go_on_for_days_on_the_cpu(node: Node) -> None:
+    done = node.pod("evaluate", args=["evaluate", DEMO_RUN]).run()
+    assert done.returncode == 150, done.stderr
+    assert "torch sees no GPU here" in done.stderr
+
+
+def test_workers_share_the_cores_of_the_pod_and_not_those_of_the_node(node: Node) -> None:
+    def small(spec: Manifest) -> Manifest:
+        return _with(spec, "containers/0/resources/limits/cpu", 1)
+
+    ask = "from mini_r1.cluster.launching.environment import usable_cores; print(usable_cores())"
+    assert node.pod("job-4xh100", admission=small).python(ask).stdout == "1\n"
+
+
 def test_a_recipe_of_the_configmap_that_is_wrong_is_said_and_never_tried_again(node: Node) -> None:
     done = node.pod("job-4xh100", env=ON_CPU, recipes={"mini-r1-3b.yaml": "num_generation: 8\n"}).run()
     assert done.returncode == 78, done.stderr

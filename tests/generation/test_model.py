@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit
+from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.model_kinds import FIRST_VERSION, TRANSFORMERS
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -211,6 +211,15 @@ def test_a_tokenizer_with_ids_that_the_model_has_no_embedding_for(untrained: Pat
     assert f"the padding token '<more>' has the id {size} and the model has embeddings for {size} tokens" in said
     model.resize_token_embeddings(size + 2)
     refuse_misfit(model, tokenizer)
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_the_nodes_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device().type == "cpu"
+    monkeypatch.setenv("MINI_R1_ACCELERATOR", "cuda")
+    with pytest.raises(KitError, match="torch sees no GPU") as raised:
+        device()
+    assert raised.value.exit_code == ExitCode.RETRY
 
 
 def test_what_runs_is_described(untrained: Path) -> None:

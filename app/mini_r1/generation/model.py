@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
-from mini_r1.errors import KitError
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.architectures import refuse_unloadable
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,18 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 def device() -> torch.device:
-    """Where this process computes: the current CUDA device, or the CPU without one or with MINI_R1_ACCELERATOR=cpu."""
-    cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu" or not torch.cuda.is_available()
-    return torch.device("cpu" if cpu else "cuda")
+    """Where this process computes: the current CUDA device, or the CPU without one or with MINI_R1_ACCELERATOR=cpu.
+
+    Raises:
+        KitError: MINI_R1_ACCELERATOR=cuda, as the pods for GPUs have it, and torch sees none.
+    """
+    accelerator = os.environ.get("MINI_R1_ACCELERATOR")
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise KitError(
+            "MINI_R1_ACCELERATOR=cuda, but torch sees no GPU here: `mini-r1 doctor` says why; on the CPU: unset it",
+            ExitCode.RETRY,
+        )
+    return torch.device("cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
 def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -6,9 +6,8 @@ import getpass
 import os
 import re
 import resource
-from collections.abc import Iterator
-from pathlib import PurePosixPath
 
+from mini_r1.cluster import control_groups
 from mini_r1.cluster.checks.case import GIB, Case
 from mini_r1.findings import Finding, fail, ok, skip, warn
 
@@ -70,38 +69,11 @@ def _memory(case: Case) -> tuple[float | None, float | None, str]:
     if limit is None or free is None:
         return None, None, ""
     source = "the machine"
-    for group_limit, used in _groups(case, "memory", "memory.max", "memory.limit_in_bytes", "memory.current",
-                                     "memory.usage_in_bytes"):  # fmt: skip
+    for group_limit, used in control_groups.limits(case.read, "memory", control_groups.MEMORY):
         if group_limit < limit:
             limit, source = group_limit, "this job's control group"
         free = min(free, max(group_limit - used, 0))
     return limit, free, source
-
-
-def _groups(
-    case: Case, controller: str, limit_v2: str, limit_v1: str, used_v2: str, used_v1: str
-) -> Iterator[tuple[float, float]]:
-    """(limit, used) of each control group around this process that sets a limit; a parent's counts as well as its own.
-
-    Version 2 has one tree, version 1 one for each controller. A container may see its own group as the root.
-    """
-    for line in (case.read("proc/self/cgroup") or "").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and controller not in controllers.split(","):
-            continue
-        mount = f"sys/fs/cgroup/{controller}" if controllers else "sys/fs/cgroup"
-        limit_name, used_name = (limit_v1, used_v1) if controllers else (limit_v2, used_v2)
-        group = PurePosixPath(path)
-        for folder in dict.fromkeys([group, *group.parents, PurePosixPath("/")]):
-            limit = _number(case.read(f"{mount}{folder}/{limit_name}"))
-            if limit is not None:
-                yield limit, _number(case.read(f"{mount}{folder}/{used_name}")) or 0.0
-
-
-def _number(text: str | None) -> float | None:
-    """None for `max`, version 2's word for no limit; version 1 writes a number beyond any machine."""
-    return float(text) if text is not None and text.strip().isdecimal() else None
 
 
 def locked_memory(case: Case) -> Finding:
@@ -143,8 +115,7 @@ def open_files(case: Case) -> Finding:
 def processes(case: Case) -> Finding:
     """This user, and this job's control group, may start enough processes and threads."""
     need = THREADS_PER_WORKER * case.workers
-    room = [limit - used for limit, used in _groups(case, "pids", "pids.max", "pids.max", "pids.current",
-                                                    "pids.current")]  # fmt: skip
+    room = [limit - used for limit, used in control_groups.limits(case.read, "pids", control_groups.PROCESSES)]
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if soft != resource.RLIM_INFINITY and os.geteuid() != 0:  # root is not held to it
         room.append(soft)

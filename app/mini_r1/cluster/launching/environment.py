@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mini_r1.cluster import control_groups
 from mini_r1.cluster.nodes import Nodes
 from mini_r1.cluster.redact import redacted
 from mini_r1.cluster.roles import NodeRoles, Roles
@@ -127,10 +128,10 @@ def starts_of(
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: a job's share of the machine, not all of it."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores that this process may use: a job's or a pod's share of the machine, not all of it."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = control_groups.cores()
+    return seen if quota is None else max(1, min(seen, int(quota)))
 
 
 def _place(rank: int, node: NodeRoles, roles: Roles, nodes: Nodes) -> list[Variable]:
