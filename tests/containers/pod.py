@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.containers import engine
-from tests.kubernetes.manifests import K8S, Manifest, build, load, pods
+from tests.kubernetes.manifests import K8S, Manifest, build, load, pods, quantity
 
 OF_THE_CLUSTER = {
     "restartPolicy", "nodeSelector", "tolerations", "affinity", "subdomain", "imagePullSecrets", "runtimeClassName",
@@ -35,7 +35,6 @@ OF_THE_PROBER = {"name", "image", "ports", "readinessProbe"}
 """Of a container: names, the image that a test replaces, and what a test asks itself."""
 NOT_HERE = ("nvidia.com/gpu", "rdma/hca", "ephemeral-storage")
 """Of a container's limits: devices that do not arrive, and what no engine enforces."""
-UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 Admission = Callable[[Manifest], Manifest]
 
@@ -46,14 +45,6 @@ class NotTranslatedError(Exception):
 
 class NeverStartsError(Exception):
     """What a kubelet would wait for, or refuse, for ever."""
-
-
-def quantity(text: str | int) -> float:
-    """Kubernetes' quantity as a number, as far as the manifests write them: 16Gi, 500m, 2."""
-    shown = str(text)
-    if shown[-2:] in UNITS:
-        return float(shown[:-2]) * UNITS[shown[-2:]]
-    return float(shown[:-1]) / 1000 if shown.endswith("m") else float(shown)
 
 
 def openshift(spec: Manifest) -> Manifest:

@@ -24,10 +24,10 @@ import pytest
 
 from tests.conftest import ASSETS, REPO, rows
 from tests.containers import engine
-from tests.containers.pod import NeverStartsError, Node, NotTranslatedError, Pod, openshift, quantity
+from tests.containers.pod import NeverStartsError, Node, NotTranslatedError, Pod, openshift
 from tests.containers.test_image import SMALL
 from tests.hub import Hub, Repo, files_of
-from tests.kubernetes.manifests import OVERLAYS, Manifest, needs_kustomize, pods
+from tests.kubernetes.manifests import OVERLAYS, Manifest, needs_kustomize, pods, quantity
 from tests.kubernetes.manifests import overlay as manifests_of
 
 pytestmark = needs_kustomize

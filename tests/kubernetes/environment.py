@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kubernetes.manifests import Manifest, Pods, pods
-from tests.kubernetes.rules.rule import quantity
+from tests.kubernetes.manifests import Manifest, Pods, pods, quantity
 
 SECRET = "a-stand-in-for-a-secret"
 
@@ -61,9 +60,7 @@ class Pod:
 
 def gib(text: str) -> float:
     """A quantity of Kubernetes', in GiB."""
-    amount = quantity(text)
-    assert amount is not None, text
-    return amount / 2**30
+    return quantity(text) / 2**30
 
 
 def config(manifests: Sequence[Manifest], name: str) -> dict[str, str]:

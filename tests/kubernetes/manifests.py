@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,9 @@ OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustom
 KUSTOMIZE = (["kubectl", "kustomize"], ["kustomize", "build"])
 
 Manifest = dict[str, Any]
+MULTIPLES = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+MULTIPLES |= {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([a-zA-Z]*)")
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # many times faster, where libyaml is there
 
 
@@ -99,6 +103,18 @@ class Pods:
     def gpus(self) -> int:
         """That a pod asks for."""
         return sum(int(c.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0)) for c in self.containers)
+
+
+def quantity(value: object) -> float:
+    """A quantity of Kubernetes (16Gi, 500m, 2) as a number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _QUANTITY.fullmatch(str(value))
+    if match is None or match[2] not in MULTIPLES:
+        raise ValueError(f"{value!r} is no quantity")
+    return float(match[1]) * MULTIPLES[match[2]]
 
 
 def named(manifest: Manifest) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tests.kubernetes.manifests import Manifest, pods
-from tests.kubernetes.rules.rule import leaves, quantity
+from tests.kubernetes.manifests import Manifest, pods, quantity
+from tests.kubernetes.rules.rule import leaves
 
 GPU = "nvidia.com/gpu"
 MIN_GRACE_S = 600
@@ -17,7 +17,7 @@ def quantities(manifests: Sequence[Manifest]) -> Iterator[str]:
     for one in manifests:
         for path, value in leaves(one):
             amount = path[-2:-1] in (("requests",), ("limits",)) or path[-1] == "sizeLimit"
-            if amount and quantity(value) is None:
+            if amount and not _is_quantity(value):
                 yield f"{one['kind']}: {'.'.join(path)} is {value!r}, no quantity"
 
 
@@ -56,11 +56,11 @@ def scratch_counted(manifests: Sequence[Manifest]) -> Iterator[str]:
         limits = [container.get("resources", {}).get("limits", {}) for container in one.containers]
         for medium, what in (("Memory", "memory"), (None, "ephemeral-storage")):
             directories = [volume["emptyDir"] for volume in one.volumes if "emptyDir" in volume]
-            sizes = [quantity(each.get("sizeLimit")) for each in directories if each.get("medium") == medium]
-            room = sum(quantity(limit.get(what)) or 0 for limit in limits)
-            if None in sizes:
+            sizes = [each.get("sizeLimit") for each in directories if each.get("medium") == medium]
+            rooms = [limit.get(what, 0) for limit in limits]
+            if not all(map(_is_quantity, sizes)):
                 yield f"{one.where}: an emptyDir without a sizeLimit"
-            elif sizes and sum(size or 0 for size in sizes) >= room:
+            elif sizes and not sum(map(quantity, sizes)) < sum(quantity(room) for room in rooms if _is_quantity(room)):
                 yield f"{one.where}: its emptyDirs may grow to the limit of {what}"
         if one.component == "train" and "/dev/shm" not in {
             mount["mountPath"] for container in one.containers for mount in container.get("volumeMounts", [])
@@ -80,6 +80,14 @@ def deadlines(manifests: Sequence[Manifest]) -> Iterator[str]:
     for one in pods(manifests):
         if one.component in ("train", "demo") and one.spec.get("terminationGracePeriodSeconds", 30) < MIN_GRACE_S:
             yield f"{one.where}: less than {MIN_GRACE_S} s to save in"
+
+
+def _is_quantity(value: object) -> bool:
+    try:
+        quantity(value)
+    except ValueError:
+        return False
+    return True
 
 
 RULES = (quantities, requests_equal_limits, gpus_whole, scratch_counted, deadlines)
