@@ -229,7 +229,7 @@ def _ask(port: int, what: str) -> str:
         return ""
 
 
-def _until(condition: Callable[[], bool], what: str, compose: Compose, seconds: float = 420) -> None:
+def _until(condition: Callable[[], bool], what: str, compose: Compose, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s\n{compose.logs()}"
