@@ -25,10 +25,10 @@ MEMORY: Final = Names("memory.max", "memory.limit_in_bytes"), Names("memory.curr
 PROCESSES: Final = Names("pids.max", "pids.max"), Names("pids.current", "pids.current")
 
 
-def kernel_file(path: str) -> str | None:
-    """A `Read` of this machine."""
+def kernel_file(path: str, root: Path = Path("/")) -> str | None:
+    """A `Read` of this machine, or of the one whose root is elsewhere."""
     try:
-        return Path("/", path).read_text(errors="replace")
+        return (root / path).read_text(errors="replace")
     except OSError:
         return None
 

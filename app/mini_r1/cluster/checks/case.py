@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mini_r1.cluster.checks.nvidia import Driver
+from mini_r1.cluster.control_groups import kernel_file
 from mini_r1.cluster.devices import Devices
 from mini_r1.cluster.nodes import Nodes
 from mini_r1.recipe import Recipe
@@ -61,10 +62,7 @@ class Case:
 
     def read(self, path: str) -> str | None:
         """A file of the kernel's, e.g. `proc/meminfo`; None where there is none that can be read."""
-        try:
-            return (self.root / path).read_text(errors="replace")
-        except OSError:
-            return None
+        return kernel_file(path, self.root)
 
     @property
     def gpus_wanted(self) -> bool:
