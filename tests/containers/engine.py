@@ -6,11 +6,13 @@ Dockerfile's own bases.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -109,3 +111,22 @@ def container(*arguments: str | Path) -> Iterator[str]:
         yield name
     finally:
         docker("rm", "--force", "--volumes", name)
+
+
+def demo_step(name: str) -> int:
+    """The step of the demo's run in a container; 0 before there is one."""
+    state = docker("exec", name, "cat", "runs/demo-cpu/state.json")
+    return int(json.loads(state.stdout)["step"]) if state.returncode == 0 else 0  # what failed may have said so there
+
+
+def wait_until(condition: Callable[[], bool], what: str, name: str, seconds: float = 300) -> None:
+    """Wait for what happens in a container.
+
+    Raises:
+        AssertionError: the container is over, or it takes longer.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        assert out("inspect", "--format={{.State.Running}}", name) == "true", docker("logs", name).stderr
+        assert time.monotonic() < end, f"{what} did not come within {seconds:.0f} s"
+        time.sleep(0.5)

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -127,7 +126,7 @@ def test_docker_stop_saves_and_the_next_start_goes_on(cpu_image: str, runs: str)
         "train", "demo-cpu", *SMALL, "--set", "max_steps=60", "--set", "save_steps=60",
     )  # fmt: skip
     with engine.container(*arguments) as name:
-        _wait(lambda: _step(name) >= 2, "the second step", name)
+        engine.wait_until(lambda: engine.demo_step(name) >= 2, "the second step", name)
         engine.out("stop", "--time=120", name)
         assert engine.out("inspect", "--format={{.State.ExitCode}}", name) == "143", engine.docker("logs", name).stderr
     done = engine.docker("run", "--rm", *arguments)
@@ -260,17 +259,3 @@ def _members(data: bytes) -> Iterator[tuple[str, bytes]]:
                 yield member.name, content.read() if content else b""
     except tarfile.ReadError:
         return  # not a layer: the manifest, the configuration
-
-
-def _step(name: str) -> int:
-    """The step of the demo's run in a container; 0 before there is one."""
-    state = engine.docker("exec", name, "cat", "runs/demo-cpu/state.json")
-    return int(json.loads(state.stdout)["step"]) if state.returncode == 0 else 0  # what failed may have said so there
-
-
-def _wait(condition: Callable[[], bool], what: str, name: str, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert engine.out("inspect", "--format={{.State.Running}}", name) == "true", engine.docker("logs", name).stderr
-        assert time.monotonic() < end, f"{what} did not come within {seconds:.0f} s"
-        time.sleep(0.5)

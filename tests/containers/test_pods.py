@@ -11,7 +11,6 @@ import dataclasses
 import json
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,8 +171,9 @@ def test_tensorboards_pod_gets_ready_and_can_write_nothing_of_a_run(node: Node) 
         " print(reply.status, reply.read().decode())"
     )
     with pod.started() as name:
-        _until(lambda: "demo-cpu-quick" in engine.docker("exec", name, "python", "-c", ask).stdout, "the run", name)
-        assert engine.out("exec", name, "python", "-c", ask).startswith("200 ")
+        asked = ("exec", name, "python", "-c", ask)
+        engine.wait_until(lambda: "demo-cpu-quick" in engine.docker(*asked).stdout, "the run", name)
+        assert engine.out(*asked).startswith("200 ")
         written = engine.docker("exec", name, "python", "-c", f"open('{DEMO_RUN}/state.json', 'a')")
         assert "Read-only file system" in written.stderr
         assert pod.stop(name) == 0  # 137: killed after its grace
@@ -187,7 +187,7 @@ def test_a_pod_that_is_stopped_saves_and_the_next_one_goes_on(node: Node) -> Non
     args = ["launch", "recipes/demo-cpu.yaml", *TINY, "--set", "max_steps=80", "--set", "save_steps=80"]
     pod = node.pod("job-1gpu", args=args, env=ON_CPU)
     with pod.started() as name:
-        _until(lambda: _step(name) >= 2, "the second step", name)
+        engine.wait_until(lambda: engine.demo_step(name) >= 2, "the second step", name)
         code, log = pod.stop(name), engine.docker("logs", name).stderr
     assert code == 143, log
     (kept,) = _saved(pod, "runs/demo-cpu")["checkpoints"]
@@ -408,17 +408,3 @@ def _saved(pod: Pod, run: str) -> dict[str, list[str]]:
     )
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
-
-
-def _step(name: str) -> int:
-    """The step of the run in a container; 0 before there is one."""
-    state = engine.docker("exec", name, "cat", "runs/demo-cpu/state.json")
-    return int(json.loads(state.stdout)["step"]) if state.returncode == 0 else 0
-
-
-def _until(condition: Callable[[], bool], what: str, name: str, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert engine.out("inspect", "--format={{.State.Running}}", name) == "true", engine.docker("logs", name).stderr
-        assert time.monotonic() < end, f"{what} did not come within {seconds:.0f} s"
-        time.sleep(0.5)
