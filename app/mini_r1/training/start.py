@@ -13,7 +13,7 @@ from mini_r1.training import prepare, warm_start
 
 
 def starting_point(run: RunDir) -> StartingPoint:
-    """The model of a run before its first step. Never makes or fetches one.
+    """The model of a run before its first step. Says where it is; whoever loads it may have to fetch it from the hub.
 
     A demo model is looked for in the cache only: made anew on another machine it would be another one.
     """
