@@ -262,19 +262,101 @@ def evaluate(
         Path | None,
         typer.Option(help="Problems (.jsonl, .parquet); default: the run's held-out part."),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Sampled completions for each problem, besides the greedy one.")] = 4,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Sampled completions for each problem, besides the greedy one; pass@k goes to this k. Default: as "
+            "many as the run was measured with before, else 4."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Evaluate on this many problems only.")] = None,
-    step: Annotated[int | None, typer.Option(help="The run's snapshot; default: the newest.")] = None,
+    step: Annotated[int | None, typer.Option(help="One snapshot of the run; 0 is the untrained model.")] = None,
+    newest: Annotated[bool, typer.Option("--newest", help="The run's newest snapshot alone.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="auto (vLLM where there is a GPU and it is installed), vllm or transformers.")
+    ] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Also what was measured before with these settings.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure success on held-out problems: greedy and sampled pass@1, pass@k, intervals, by size and operators.
 
-    Examples: `mini-r1 evaluate runs/demo-cpu` -
+    Of a run: the untrained model and every snapshot, each written to RUN/evaluation as soon as it is measured. Stopped
+    or called again it measures what is missing. Beside the model stand two solvers that make as many tries and no
+    thought, and the untrained model.
+
+    Examples: `mini-r1 evaluate runs/demo-cpu` - `mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200` -
     `mini-r1 evaluate path/to/model --problems held_out.jsonl --samples 8 --json`
     """
-    from mini_r1.commands import evaluate as run_evaluate
+    from mini_r1.seeing import evaluate as run_evaluate
 
-    run_evaluate(run_or_model, problems, samples=samples, limit=limit, step=step, as_json=as_json)
+    if newest and step is not None:
+        raise typer.BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
+    code = run_evaluate(
+        run_or_model, problems, samples=samples, limit=limit, step=step, newest=newest, engine=engine, again=again,
+        as_json=as_json,
+    )  # fmt: skip
+    _exit(code)
+
+
+@app.command()
+def play(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    numbers: Annotated[str | None, typer.Option(help="Such as 3,5,9; with --target: answer this and end.")] = None,
+    target: Annotated[str | None, typer.Option(help="What they are to make.")] = None,
+    step: Annotated[int | None, typer.Option(help="The trained model's snapshot; default: the newest.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes each time the most likely token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the draws, with a temperature above 0.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Type numbers and a target: the untrained and the trained model answer side by side, then the exact solver.
+
+    Examples: `mini-r1 play runs/demo-cpu` - `mini-r1 play runs/demo-cpu --numbers 3,5,9 --target 1 --json`
+    """
+    from mini_r1.seeing import play as run_play
+
+    run_play(run, numbers, target, step=step, temperature=temperature, seed=seed, as_json=as_json)
+
+
+@app.command()
+def samples(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    step: Annotated[str | None, typer.Option(help="Of this step, or of a range such as 50-100.")] = None,
+    right: Annotated[bool | None, typer.Option("--ok/--wrong", help="By the equation; default: both.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
+    grep: Annotated[
+        str | None, typer.Option(help="A regular expression found in the completion; case does not count.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Show so many; 0: all.")] = 10,
+    last: Annotated[bool, typer.Option("--last", help="The last ones and not the first.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="All of each completion, however long.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each, and nothing else.")] = False,
+) -> None:
+    """Show a run's completions in the order of steps, filtered. Works while it trains; needs no torch.
+
+    Examples: `mini-r1 samples runs/demo-cpu --step 50 --wrong` -
+    `mini-r1 samples runs/mini-r1-3b --ok --grep wait --limit 1` - `mini-r1 samples runs/first --last --json`
+    """
+    from mini_r1.seeing import samples as run_samples
+
+    run_samples(
+        run, step, right=right, reason=reason, grep=grep, limit=limit, last=last, full=full, as_json=as_json
+    )  # fmt: skip
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="A folder of runs, or a run.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List runs: running, saved, finished, failed or dead and why; step, success, time, size on disk. Needs no torch.
+
+    Success is that of the newest held-out evaluation, else the last step's of training.
+
+    Examples: `mini-r1 runs` - `mini-r1 runs runs/sweep --json`
+    """
+    from mini_r1.seeing import runs as run_runs
+
+    run_runs(folder, as_json=as_json)
 
 
 @app.command()

@@ -181,10 +181,10 @@ class RunDir:
         for number in attempts:
             attempt = self.attempts / str(number)
             segments.append((attempt / name, before))
-            steps = (row["step"] for row in read_jsonl(attempt / "completions.jsonl") if "step" in row)
+            steps = (row["step"] for row in read_jsonl(attempt / "completions.jsonl") if _has_step(row))
             before = min(before, next(steps, before))
         for path, end in reversed(segments):
-            yield from (row for row in read_jsonl(path) if row.get("step", end) < end)
+            yield from (row for row in read_jsonl(path) if _has_step(row) and row["step"] < end)
 
 
 # --- files ---
@@ -213,7 +213,11 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that a kill cut short is passed over, a missing file is empty."""
+    """The objects of a JSONL file, one line in memory at a time; a missing file is empty.
+
+    A line that is no object is passed over: the last one may have been cut short by a kill, and a power cut leaves
+    blocks of NUL. Bytes that are not UTF-8 become U+FFFD.
+    """
     try:
         handle = path.open("rb")
     except FileNotFoundError:
@@ -221,8 +225,8 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with handle:
         for line in handle:
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = json.loads(line.decode("utf-8", errors="replace"))
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
@@ -250,6 +254,10 @@ class JsonLines:
         self.close()
 
 
+def _has_step(row: dict[str, Any]) -> bool:
+    return type(row.get("step")) is int  # a bool is an int too
+
+
 def _locked(handle: IO[str]) -> bool:
     """Whether the lock is ours now. It goes with the process, so a killed run leaves none behind."""
     try:
@@ -268,7 +276,7 @@ def _locked(handle: IO[str]) -> bool:
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 
 from . import rewards, solver
+from .baselines import draw_chains, random_solves, random_success, signed_sum_solves
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
@@ -30,13 +31,18 @@ __all__ = [
     "Problem",
     "TaskData",
     "Verdict",
+    "draw_chains",
     "judge",
     "load_data",
     "manner",
     "messages",
+    "random_solves",
+    "random_success",
     "reflections",
     "reward_values",
+    "signed_sum_solves",
     "solvable",
+    "solve",
     "strata",
     "tries",
 ]
@@ -68,6 +74,11 @@ def judge(completion: str, problem: Problem) -> Verdict:
 def solvable(problem: Problem) -> bool:
     """Whether the problem has a solution at all; see `solver.solvable`."""
     return solver.solvable(problem.nums, problem.target)
+
+
+def solve(problem: Problem) -> str | None:
+    """An exact answer, or None when there is none; see `solver.solve`."""
+    return solver.solve(problem.nums, problem.target)
 
 
 def reward_values(names: Sequence[str], completion: str, problem: Problem, verdict: Verdict) -> list[float]:
