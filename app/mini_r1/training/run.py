@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
@@ -21,6 +22,7 @@ from mini_r1.training import order, prepare, records
 from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
+from mini_r1.training.curves import Curves
 from mini_r1.training.engine_setup import start_engine, sync_check
 from mini_r1.training.phases import Phases
 from mini_r1.training.samples import CompletionLog
@@ -33,6 +35,8 @@ from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
 
+OnRollout = Callable[[int, list[dict[str, Any]]], None]
+"""Takes a step and its completions."""
 RETRYABLE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 """Disk full, quota, I/O error, stale network file: the machine's fault, not the recipe's."""
 
@@ -148,7 +152,8 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Pha
         line = TrainingLine(job.console, steps, start)
         callback = RunCallback(recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line)
         stack.callback(callback.close)
-        on_rollout = stack.enter_context(CompletionLog(attempt, run.completion_samples)).write if world.main else None
+        log = stack.enter_context(CompletionLog(attempt, run.completion_samples)) if world.main else None
+        curves = Curves(run, start, steps) if world.main else None
         eos = eos_token_ids(policy.model, policy.tokenizer)
         try:
             phases.attempt(int(attempt.name), start)
@@ -170,10 +175,10 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Pha
                 run=run,
                 world=world,
                 watch=Watch(recipe.watch),
-                on_rollout=on_rollout,
+                on_rollout=_both(log.write, curves.completions) if log and curves else None,
                 on_phase=callback.phase,
                 on_trouble=callback.trouble,
-                callbacks=[callback, *([records.curves(run, start)] if world.main else [])],
+                callbacks=[callback, *([curves] if curves else [])],
             )
             with world.lost_in_words():
                 trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
@@ -181,6 +186,16 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Pha
             _failed(job, int(attempt.name), error)
             raise
         return _ended(job, int(attempt.name), trainer, steps)
+
+
+def _both(*hearers: OnRollout) -> OnRollout:
+    """Tell several of a step's completions."""
+
+    def tell(step: int, completions: list[dict[str, Any]]) -> None:
+        for hear in hearers:
+            hear(step, completions)
+
+    return tell
 
 
 def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Outcome:
