@@ -18,7 +18,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import eos_token_ids
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import RunDir
-from mini_r1.training import order, prepare, records
+from mini_r1.training import order, prepare, pushing, records
 from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
@@ -83,7 +83,6 @@ def train(
     Raises:
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
     """
-    prepare.refuse_unsupported(recipe)
     prepare.refuse_unlaunched(recipe, deepspeed)
     prepare.tune_machine(recipe)
     world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
@@ -97,6 +96,7 @@ def train(
         finished_at = world.from_main(lambda: _look_at(job))
         if finished_at is not None:
             return Outcome(ExitCode.FINISHED, finished_at)
+        world.from_main(lambda: pushing.refuse(recipe))
         data_commit, model_commit = world.from_main(lambda: records.commits(run))
         phases = stack.enter_context(Phases(recipe, run, world, supervisor))
         phases.begin("data")
@@ -150,7 +150,14 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Pha
             )
             records.announce(job.console, recipe, run, data, policy.model, steps, start, prompts)
         line = TrainingLine(job.console, steps, start)
-        callback = RunCallback(recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line)
+        # Started by one rank alone, which has written the run's recipe by now.
+        push = pushing.Pushing(recipe, run, attempt, job.console) if world.main else None
+        if push is not None:
+            stack.callback(push.leave)
+            push.saved()  # what an earlier attempt saved, and did not push
+        callback = RunCallback(
+            recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line, push.saved if push else _nothing
+        )
         stack.callback(callback.close)
         log = stack.enter_context(CompletionLog(attempt, run.completion_samples)) if world.main else None
         curves = Curves(run, start, steps) if world.main else None
@@ -185,7 +192,11 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Pha
         except BaseException as error:
             _failed(job, int(attempt.name), error)
             raise
-        return _ended(job, int(attempt.name), trainer, steps)
+        outcome = _ended(job, int(attempt.name), trainer, steps)
+        if push is not None and outcome.exit_code == ExitCode.FINISHED:
+            Supervisor.from_environment().beat("push", outcome.step, int(attempt.name))
+            push.finish(lambda: bool(job.stop))
+        return outcome
 
 
 def _both(*hearers: OnRollout) -> OnRollout:
@@ -196,6 +207,10 @@ def _both(*hearers: OnRollout) -> OnRollout:
             hear(step, completions)
 
     return tell
+
+
+def _nothing() -> None:
+    """For the ranks that push nothing."""
 
 
 def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Outcome:
