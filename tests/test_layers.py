@@ -38,6 +38,7 @@ def test_import_layers() -> None:
         ("mini_r1.cluster.bundle", HEAVY),
         ("mini_r1.cluster.prefetch", HEAVY),
         ("mini_r1.console", HEAVY),
+        ("mini_r1.publishing.publish, mini_r1.publishing.push, huggingface_hub.hf_api", HEAVY),
         ("mini_r1.cluster.planning.recipes, mini_r1.cluster.planning.show", HEAVY),
     ],
 )

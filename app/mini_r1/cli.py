@@ -360,6 +360,33 @@ def runs(
 
 
 @app.command()
+def publish(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    repo: Annotated[str, typer.Option(help="On the hub: owner/name, or a name in your own space.")],
+    snapshot: Annotated[
+        str | None,
+        typer.Option(metavar="BEST|N", help="This one alone; default: all, each as a branch, and the best on main."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing: show what would be sent, and the card.")] = (
+        False
+    ),
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; default: private.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put a run on the Hugging Face hub: model, tokenizer and a model card; each snapshot is a branch, step-N.
+
+    The token is HF_TOKEN's, HF_TOKEN_PATH's or `huggingface-cli login`'s. What is there is not sent again: after a
+    failure the same command goes on. BEST is the highest held-out success that was measured. Needs no torch.
+
+    Examples: `mini-r1 publish runs/first --repo first --dry-run` -
+    `mini-r1 publish runs/first --repo me/first --snapshot BEST`
+    """
+    from mini_r1.commands import publish as run_publish
+
+    run_publish(run, repo, snapshot, dry_run=dry_run, public=public, as_json=as_json)
+
+
+@app.command()
 def score(
     file: Annotated[str, typer.Argument(help="JSONL of completion, nums, target; - is standard input.")] = "-",
     as_json: Annotated[bool, typer.Option("--json", help="The default: one JSON line for each input line.")] = True,

@@ -236,6 +236,23 @@ def bundle(run_path: Path, out: Path | None, *, completions: int, as_json: bool)
     )
 
 
+def publish(run_path: Path, repo: str, snapshot: str | None, *, dry_run: bool, public: bool, as_json: bool) -> None:
+    """`mini-r1 publish`."""
+    from mini_r1.publishing import publish as room
+
+    console = progress_console()
+
+    def say(line: str) -> None:
+        console.print(printable(line), markup=False)
+
+    if dry_run:
+        made = room.dry_run(run_path, repo, snapshot, say)
+        print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.card])))
+        return
+    done = room.publish(run_path, repo, snapshot, public=public, say=say, bars=console.is_terminal and not as_json)
+    print(json.dumps(done.to_dict()) if as_json else done.line())
+
+
 def score(file: str) -> None:
     """`mini-r1 score`: every line that could be read before a malformed one is printed."""
     from mini_r1.countdown.lines import score_line

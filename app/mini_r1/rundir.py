@@ -10,6 +10,7 @@
     checkpoints/step-N/    full, resumable state; the newest two; skipped-step-N is one that could not be resumed from
     snapshots/step-N/      16-bit weights and tokenizer, one for each save
     evaluation/*.json      held-out results
+    hub.json               with push_to_hub: the repository, what is there, what went wrong last
     slurm/                 what the batch scripts print and note of each attempt
 
 A checkpoint or snapshot counts only when its manifest is there, which is written last. No torch here: cluster scripts
@@ -112,11 +113,11 @@ class RunDir:
 
     def read_state(self) -> dict[str, Any]:
         """The last state written, or {} when there is none that can be read."""
-        return _read_object(self.state_file)
+        return read_object(self.state_file)
 
     def read_record(self) -> dict[str, Any]:
         """run.json, or {} when there is none that can be read."""
-        return _read_object(self.run_file)
+        return read_object(self.run_file)
 
     @property
     def run_id(self) -> str:
@@ -273,7 +274,8 @@ def _locked(handle: IO[str]) -> bool:
     return True
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} when there is none that can be read."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):

@@ -37,8 +37,9 @@ _REFLECTION = re.compile(
     + "|".join(
         (
             # The thought stops itself.
-            r"wait",
+            r"(?<!can't )(?<!can’t )(?<!cannot )wait",
             r"hm+",
+            r"actually,? no",
             # It goes over something again. "Let's try" is missing: Qwen announces every ordinary step with it.
             rf"let me try(?: again| {_ANOTHER_WAY})?",
             r"let(?: me|['’]s) (?:check|verify|correct)(?: again)?",
@@ -73,10 +74,11 @@ def tries(completion: str) -> int:
 def reflections(completion: str) -> int:
     """Count the phrases in the thought by which it stops, goes back or takes another road.
 
-    The phrases: wait, hm(m); let me try, let me (let's) check / verify / correct, double-check, try / check / think
-    again, re-evaluate, reconsider, rethink, recheck, re-examine; alternatively, another (a different) approach / way
-    / method; mistake(n). In any case, at word boundaries, with or without the hyphen, over line ends. Phrases that
-    overlap count once, phrases that follow each other count each: `wait, wait` is 2.
+    The phrases: wait (but not `can't wait`), hm(m), actually no; let me try, let me (let's) check / verify / correct,
+    double-check, try / check / think again, re-evaluate, reconsider, rethink, recheck, re-examine; alternatively,
+    another (a different) approach / way / method; mistake(n). In any case, at word boundaries, with or without the
+    hyphen, over line ends. Phrases that overlap count once, phrases that follow each other count each: `wait, wait` is
+    2.
 
     Not counted: the verdict on a try (`that's not 24`, `too low`, `doesn't work`), which would make each line of an
     enumeration a reflection, and the announcement of a step (`let me solve this step by step`, `let's try 8 + 2`).
