@@ -181,10 +181,10 @@ class RunDir:
         for number in attempts:
             attempt = self.attempts / str(number)
             segments.append((attempt / name, before))
-            steps = (row["step"] for row in read_jsonl(attempt / "completions.jsonl") if "step" in row)
+            steps = (row["step"] for row in read_jsonl(attempt / "completions.jsonl") if type(row.get("step")) is int)
             before = min(before, next(steps, before))
         for path, end in reversed(segments):
-            yield from (row for row in read_jsonl(path) if row.get("step", end) < end)
+            yield from (row for row in read_jsonl(path) if type(step := row.get("step")) is int and step < end)
 
 
 # --- files ---
@@ -213,16 +213,19 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that a kill cut short is passed over, a missing file is empty."""
+    """The objects of a JSONL file; a last line that a kill cut short is passed over, a missing file is empty.
+
+    A byte that is not UTF-8, which `JsonLines` never writes, costs its character and not its line.
+    """
     try:
         handle = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     with handle:
         for line in handle:
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = json.loads(line.decode("utf-8", "replace"))
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
