@@ -67,7 +67,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=size, dpi=100, layout="constrained")
         figure.patch.set_alpha(0)
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05)  # type: ignore[union-attr]
+        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05)  # type: ignore[union-attr,call-arg]
         if plot.beside:
             axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
             _curves(side, plot.beside)

@@ -383,7 +383,10 @@
 
   document.addEventListener("keydown", (event) => {
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
-    if (event.key === "Escape" && typing) event.target.blur();
+    if (typing && (event.key === "Escape" || event.key === "Enter")) {
+      event.preventDefault(); // Escape would empty a search field
+      event.target.blur();
+    }
     if (typing || event.ctrlKey || event.metaKey || event.altKey || $("compare").open) return;
     if (event.key === "d") return switchTheme();
     if (!samples) return;

@@ -130,6 +130,12 @@ class RunData:
         """Steps that a later attempt began with."""
         return [a.first_step for a in self.attempts[1:] if a.first_step is not None]
 
+    @property
+    def state_name(self) -> str:
+        """running, interrupted, finished, failed, or unknown."""
+        said = self.state.get("state")
+        return said if said in ("running", "interrupted", "finished", "failed") else "unknown"
+
     def state_sentence(self) -> str:
         """State, step, and why it ended."""
         state = text(self.state.get("state")) or "state unknown"
@@ -250,11 +256,8 @@ def _evaluations(run: RunDir, missing: list[str]) -> Iterator[Evaluated]:
             step = int(digits) if digits.isdecimal() and len(digits) < 16 else None
         if isinstance(value, dict) and "greedy" not in value and "sampled" not in value:
             continue  # another kind of file, such as an index
-        if (
-            not isinstance(value, dict)
-            or not is_step(step)
-            or number(value.get("greedy", value.get("sampled"))) is None
-        ):
+        figure = number(value.get("greedy", value.get("sampled"))) if isinstance(value, dict) else None
+        if figure is None or step is None or not is_step(step):
             missing.append(f"{printable(file.name)} in evaluation/ cannot be read")
             continue
         problems = number(value.get("problems")) or 0

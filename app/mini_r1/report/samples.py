@@ -170,7 +170,11 @@ class _Packer:
         flags |= SEED * _true(verdicts.get("equation_seed")) | CUT * (row.get("truncated") is True)
         flags |= REFLECTS_WAIT * bool(_WAIT.search(completion.split("</think>", 1)[0]))
         working = task.work_out(completion, problem.nums)
-        packed = [text(working.answer, 600) if working.answer is not None else None, working.steps, working.value]
+        packed: list[Any] = [
+            text(working.answer, 600) if working.answer is not None else None,
+            working.steps,
+            working.value,
+        ]
         packed += [working.missing, [str(extra) for extra in working.extra]]
         clipped = len(completion) - MAX_CHARACTERS
         if clipped > 0:
@@ -236,13 +240,12 @@ def _chosen(counts: Counter[int], stories: dict[int, set[int]], limit: int) -> d
     steps = sorted(counts)
     if left < len(steps):  # not one for each: every so many steps
         steps = [steps[i * len(steps) // left] for i in range(left)] if left else []
+    steps.sort(key=lambda step: counts[step] - len(keep.get(step, ())))  # what a small step leaves, others take
     for done, step in enumerate(steps):
-        share = left // (len(steps) - done)
-        count = counts[step]
-        before = len(keep.setdefault(step, set()))
-        wanted = min(share, count)
-        keep[step] |= {i * count // wanted for i in range(wanted)} if wanted else set()
-        left -= len(keep[step]) - before
+        rest = sorted(set(range(counts[step])) - keep.setdefault(step, set()))
+        wanted = min(left // (len(steps) - done), len(rest))
+        keep[step] |= {rest[i * len(rest) // wanted] for i in range(wanted)}
+        left -= wanted
     return keep
 
 
