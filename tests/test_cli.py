@@ -35,6 +35,7 @@ def jsonl(*objects: object) -> str:
         ("health",),
         ("bundle",),
         ("evaluate",),
+        ("report",),
         ("score",),
         ("data",),
         ("data", "generate"),
