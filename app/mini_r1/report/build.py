@@ -172,6 +172,7 @@ def _page(
         attempts=[summary.attempt_rows(run) for run in runs],
         evaluations=[summary.evaluation_rows(run) for run in runs],
         strata=[summary.strata_rows(run) for run in runs],
+        failures=[summary.failure_rows(run) for run in runs],
         chosen=chosen,
         css=Markup(css),
         script=Markup(script),

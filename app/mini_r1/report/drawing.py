@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 from mini_r1.report.plots import Curve, Plot
 
-SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.3), (3.9, 3.4)
+SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.8), (3.9, 3.4)
 """Inches at 100 pixels each: a card of three beside each other on a laptop, one on a phone; the first picture, and the
 same for a phone."""
 SMOOTH_FROM = 60
@@ -125,7 +125,7 @@ def _curves(axes: Any, curves: Sequence[Curve]) -> None:
             bars.append([max(0.0, high - v) for v, (_, high) in zip(values, known, strict=True)])
             axes.errorbar(
                 steps, values, yerr=bars, color=colour, linewidth=1.6, marker="o", markersize=4.5, elinewidth=1.2,
-                capsize=2.5, label=curve.label, zorder=4,
+                capsize=2.5, label=curve.label, zorder=4, clip_on=False,
             )  # fmt: skip
         elif curve.style == "published":
             axes.plot(

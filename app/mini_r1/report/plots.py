@@ -207,19 +207,22 @@ def wilson(share: float, count: float) -> tuple[float, float] | None:
 
 
 def _baselines(run: RunData) -> list[Curve]:
-    """Levels that no learning needs: what a random solver and one that tries signed sums reach."""
-    names = {"random_solver": "random solver, as many tries", "signed_sums": "signed sums", "untrained": "untrained"}
+    """What takes no learning: a random solver and one of signed sums with as many tries; the untrained model."""
+    names = {"random_solver": "random solver", "signed_sums": "signed sums", "untrained": "untrained"}
     curves = []
-    steps = [float(s) for s in sorted({e.step for e in main_series(run)})]
-    newest = main_series(run)[-1:]
-    found = newest[0].values.get("baselines") if newest else None
     for key, label in names.items():
-        figures = found.get(key) if isinstance(found, dict) else None
-        level = None
-        if isinstance(figures, dict):
-            level = number(figures.get("sampled", figures.get("greedy")))
-        if level is not None:
-            curves.append(Curve(label, ([0.0, max(steps[-1], run.step)], [level, level]), "ink", None, "dotted"))
+        levels: Points = ([], [])
+        for evaluated in main_series(run):
+            found = evaluated.values.get("baselines")
+            figures = found.get(key) if isinstance(found, dict) else None
+            level = number(figures.get("sampled", figures.get("greedy"))) if isinstance(figures, dict) else None
+            if level is not None:
+                levels[0].append(float(evaluated.step))
+                levels[1].append(level)
+        if len(levels[0]) == 1:
+            levels = [0.0, max(levels[0][0], float(run.step))], levels[1] * 2
+        if levels[0]:
+            curves.append(Curve(label, levels, "ink", None, "dotted"))
     return curves
 
 

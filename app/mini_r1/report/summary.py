@@ -12,6 +12,8 @@ from mini_r1.report import seed
 from mini_r1.report.plots import main_series, wilson
 from mini_r1.report.reading import Attempt, RunData, duration, interval, number, text
 
+SHOWN_REASONS = 12
+"""Reasons of failure in the table; the evaluation's file has all."""
 FEW_ROWS = 5
 """Rows of metrics whose mean is the training figure of the beginning and of the end."""
 
@@ -262,7 +264,10 @@ def evaluation_rows(run: RunData) -> list[list[str]]:
 def strata_rows(run: RunData) -> list[list[str]]:
     """Of the newest evaluation: success by how many numbers a problem has, and by whether it needs × or ÷."""
     newest = main_series(run)[-1:]
-    by = newest[0].values.get("by") if newest else None
+    if not newest:
+        return []
+    values = newest[0].values
+    by = values.get("by") or {"numbers": values.get("by_size"), "": values.get("by_operators")}
     rows = []
     for stratum, groups in _mapping(by):
         for value, figures in _mapping(groups):
@@ -278,6 +283,20 @@ def strata_rows(run: RunData) -> list[list[str]]:
                 ]
             )
     return rows
+
+
+def failure_rows(run: RunData) -> list[list[str]]:
+    """Of the newest evaluation: why sampled answers fail, the most frequent reason first."""
+    newest = main_series(run)[-1:]
+    if not newest:
+        return []
+    evaluated = newest[0]
+    sampled = evaluated.problems * (number(evaluated.values.get("samples")) or 1)
+    counts = [
+        (text(k), number(v)) for k, v in _mapping(evaluated.values.get("failures", evaluated.values.get("reasons")))
+    ]
+    known = sorted(((k, v) for k, v in counts if v is not None), key=lambda kv: -kv[1])[:SHOWN_REASONS]
+    return [[reason, f"{count:,.0f}", percent(count / sampled) if sampled else ""] for reason, count in known]
 
 
 def _with_limits(value: float | None, limits: tuple[float, float] | None) -> str:
