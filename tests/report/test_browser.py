@@ -33,7 +33,7 @@ def until_counted(page: Opened, before: str) -> int:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1366, 860), (390, 844)])
+@pytest.mark.parametrize(("width", "height"), [(1366, 860), (800, 1100), (390, 844)])
 def test_the_page_fits_the_screen_in_both_themes(page: Path, opened: Open, theme: str, width: int, height: int) -> None:
     there = opened(page, theme=theme, width=width, height=height)
     assert there.tab.evaluate("document.documentElement.scrollWidth") <= width

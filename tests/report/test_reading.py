@@ -97,6 +97,7 @@ def test_a_strange_row_is_passed_over(tmp_path: Path, row: dict[str, Any]) -> No
             file.write(json.dumps(row).encode() + b'\n\xff\xfe\n{"step": 3, "succ')
     read = read_run(run.path)
     assert summarise(read, None).tiles
+    assert read.step == 3
     assert all(number(value) is not None for value in read.points("success")[1])
 
 

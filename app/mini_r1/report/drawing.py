@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -54,6 +55,9 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
     """
     import matplotlib
     from matplotlib.figure import Figure
+
+    # A name in a script that matplotlib's own font lacks is measured by guess; the browser has the letters.
+    warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
 
     settings = {
         "svg.fonttype": "none", "svg.hashsalt": plot.name + str(size), "font.family": "sans-serif", "font.size": 8.5,

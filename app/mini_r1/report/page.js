@@ -118,10 +118,10 @@
   const has = (i, flag) => (samples.flags[i] & flag) !== 0;
   const STORIES = [
     ["First “wait” that ended right", (i) => has(i, RIGHT) && has(i, WAIT), true],
-    ["Reconsidered, then right", (i) => has(i, RIGHT) && samples.reflections[i] > 0, true],
-    ["Tried again, then right", (i) => has(i, RIGHT) && samples.tries[i] > 1, true],
+    ["First that reconsidered and was right", (i) => has(i, RIGHT) && samples.reflections[i] > 0, true],
+    ["First that tried again and was right", (i) => has(i, RIGHT) && samples.tries[i] > 1, true],
     ["First right answer", (i) => has(i, RIGHT), false],
-    ["Longest search that ended right", (i) => has(i, RIGHT) && samples.tries[i] > 1, true, (a, b) => samples.tries[b] - samples.tries[a]],
+    ["Longest search that was right", (i) => has(i, RIGHT) && samples.tries[i] > 1, true, (a, b) => samples.tries[b] - samples.tries[a]],
     ["Right, format broken", (i) => has(i, RIGHT) && !has(i, FORMAT), false],
     ["The seed’s scorer disagrees", (i) => has(i, RIGHT) !== has(i, SEED), false],
   ];
@@ -164,7 +164,7 @@
     }));
     const best = [...$("stories").children].findIndex((button) => !button.disabled);
     if (best < 0 || best > 3) return;
-    $("aha").textContent = `Read it: ${STORIES[best][0].replace(/^./, (letter) => letter.toLowerCase())} →`;
+    $("aha").textContent = `Read the ${STORIES[best][0].replace(/^./, (letter) => letter.toLowerCase())} →`;
     $("aha").onclick = () => { tell(best); $("samples").scrollIntoView(); };
     $("aha").hidden = false;
   }
@@ -242,7 +242,7 @@
       else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
     }
     drawList();
-    $("reader").replaceChildren(...(current < 0 ? [el("p.none", null, inOrder.length ? "No completion passes these filters." : "The run has no completions yet.")] : read(current)));
+    $("reader").replaceChildren(...(current < 0 ? [el("p.none", null, inOrder.length ? "No completion passes these filters." : page.total ? "No completion was put on this page." : "The run has no completions yet.")] : read(current)));
     $("reader").scrollTop = 0;
   }
 
