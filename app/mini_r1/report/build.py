@@ -200,7 +200,7 @@ def _for_crosshair(plot: Plot, drawn: dict[str, Any]) -> dict[str, Any]:
     curves = [
         {"label": c.label, "colour": c.colour, "x": c.points[0], "y": c.points[1], "ci": c.intervals}
         for c in plot.curves
-        if c.points[0] and c.style != "dotted"
+        if c.points[0]
     ]
     return {
         "place": drawn["place"], "narrow": drawn.get("narrow_place"), "percent": plot.percent, "curves": curves,

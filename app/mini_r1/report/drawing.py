@@ -19,6 +19,8 @@ from mini_r1.report.plots import Curve, Plot
 SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.8), (3.9, 3.4)
 """Inches at 100 pixels each: a card of three beside each other on a laptop, one on a phone; the first picture, and the
 same for a phone."""
+DASHES = ((5, 3), (1.5, 2), (7, 2, 1.5, 2))
+"""Of levels that are compared with, which share a colour."""
 SMOOTH_FROM = 60
 """Points from which a curve is drawn thin, with its moving mean over a thirtieth of the points thick on it."""
 
@@ -86,9 +88,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
             _curves(axes, plot.curves)
         _limits(axes, plot)
         if plot.percent:
-            from matplotlib.ticker import PercentFormatter
-
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None, symbol=" %"))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
         else:
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.5g}")
         for _, step in plot.restarts:
@@ -101,7 +101,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
                 xycoords=axes.get_xaxis_transform(), textcoords="offset points", va="top", color=ROLES["muted"],
                 fontsize=7.5,
             )  # fmt: skip
-        labels = [c.label for c in [*plot.curves, *plot.beside] if c.points[0] and c.label and c.style != "dotted"]
+        labels = [c.label for c in [*plot.curves, *plot.beside] if c.points[0] and c.label]
         if len(labels) > 1:
             _legend(figure, [axes, *([side] if plot.beside else [])], list(dict.fromkeys(labels)), size)
         stream = io.StringIO()
@@ -137,11 +137,8 @@ def _curves(axes: Any, curves: Sequence[Curve]) -> None:
                 label=curve.label, zorder=3,
             )  # fmt: skip
         elif curve.style == "dotted":
-            axes.plot(steps, values, color=colour, linestyle=(0, (4, 3)), linewidth=0.9, alpha=0.6)
-            axes.annotate(
-                curve.label, (steps[0], values[0]), (4, 3), textcoords="offset points", fontsize=7.5,
-                color=ROLES["muted"],
-            )  # fmt: skip
+            dashes = DASHES[sum(c.style == "dotted" for c in curves[: curves.index(curve)]) % len(DASHES)]
+            axes.plot(steps, values, color=colour, linestyle=(0, dashes), linewidth=1, alpha=0.7, label=curve.label)
         else:
             style = {"line": "-", "dashed": (0, (5, 2))}[curve.style]
             if len(steps) >= SMOOTH_FROM:

@@ -98,8 +98,8 @@ def _sentence(run: RunData) -> str:
         if last is None:
             return "Nothing can be said of its success yet."
         return (
-            f"On the problems it trains on {percent(last)} of its answers are right at the end; at the beginning it "
-            f"was {percent(first or 0.0)}. What it can do on problems it never saw was not measured."
+            f"On the problems it trains on {percent(last)} of its answers are right at step {run.step}, "
+            f"{percent(first or 0.0)} at the beginning. What it can do on problems it never saw was not measured."
         )
     end = held[-1]
     said = f"On {end.problems:,} problems it never saw it solves {percent(end.figure('sampled') or 0.0)}"
