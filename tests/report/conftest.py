@@ -12,9 +12,6 @@ import pytest
 
 from tests.report.made_run import HOSTILE, make_run
 
-pytest.importorskip("jinja2", reason="the extra 'report' is not installed")
-pytest.importorskip("matplotlib", reason="the extra 'report' is not installed")
-
 LONG = "y" * 1_000_000
 """A completion of a megabyte on one line."""
 
@@ -28,7 +25,14 @@ def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def page(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn() -> None:
+    """What draws pages is installed here."""
+    for name in ("jinja2", "matplotlib"):
+        pytest.importorskip(name, reason="the extra 'report' is not installed")
+
+
+@pytest.fixture(scope="session")
+def page(drawn: None, run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of `run_path`."""
     from mini_r1.report.build import build
 
@@ -36,7 +40,7 @@ def page(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def large_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large_page(drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with 20,000 completions."""
     from mini_r1.report.build import build
 

@@ -17,6 +17,7 @@ from tests.report.conftest import Opened
 from tests.report.made_run import HOSTILE
 
 Open = Callable[..., Opened]
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 def number(text: str) -> int:

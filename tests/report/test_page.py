@@ -25,6 +25,7 @@ from mini_r1.rundir import write_json
 from tests.report.made_run import HOSTILE, make_run
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.usefixtures("drawn")
 
 
 class Elements(HTMLParser):
