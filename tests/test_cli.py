@@ -38,6 +38,7 @@ def jsonl(*objects: object) -> str:
         ("play",),
         ("samples",),
         ("runs",),
+        ("report",),
         ("score",),
         ("data",),
         ("data", "generate"),

@@ -387,6 +387,34 @@ def publish(
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; several are laid over each other, at most 6.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; default: RUN/report.html, of several runs report.html here.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write report.md and its plots (SVG) there too.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price-per-gpu-hour", min=0, help="Tell the cost at this price, any currency.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Completions on the page at most.")] = 20_000,
+    as_json: Json = False,
+) -> None:
+    """Make one page of a run to look at: curves with intervals, the seed's beside them, and its answers to read.
+
+    The page is one file of at most 15 MB that loads nothing. Works while a run goes on and on what is left of a broken
+    one: what is missing is said. Needs no torch and no network.
+
+    Examples: `mini-r1 report runs/demo-cpu` - `mini-r1 report runs/a runs/b --out compare.html` -
+    `mini-r1 report runs/first --markdown docs/first --price-per-gpu-hour 2.5`
+    """
+    from mini_r1.commands import report as run_report
+
+    run_report(runs, out, markdown=markdown, price=price, samples=samples, as_json=as_json)
+
+
+@app.command()
 def score(
     file: Annotated[str, typer.Argument(help="JSONL of completion, nums, target; - is standard input.")] = "-",
     as_json: Annotated[bool, typer.Option("--json", help="The default: one JSON line for each input line.")] = True,

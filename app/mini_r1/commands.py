@@ -253,6 +253,32 @@ def publish(run_path: Path, repo: str, snapshot: str | None, *, dry_run: bool, p
     print(json.dumps(done.to_dict()) if as_json else done.line())
 
 
+def report(
+    runs: list[Path], out: Path | None, *, markdown: Path | None, price: float | None, samples: int, as_json: bool
+) -> None:
+    """`mini-r1 report`."""
+    console = progress_console()
+
+    def say(line: str) -> None:
+        console.print(printable(line), style="dim", markup=False)
+
+    with needs_extra("report"):
+        from mini_r1.report.build import build
+
+        made = build(runs, out, markdown=markdown, price=price, limit=samples, say=say)
+    if as_json:
+        print(json.dumps(made.to_json()))
+        return
+    for summary in made.summaries:
+        print(printable(f"{summary.run.name}: {summary.run.state_sentence()}. {summary.sentence}"))
+        for standing in summary.standings:
+            print(printable(f"  {standing.sentence}"))
+        for sentence in summary.run.missing:
+            print(printable(f"  missing: {sentence}"))
+    for path in [made.path, *made.markdown[:1]]:
+        print(printable(f"written: {path}"))
+
+
 def score(file: str) -> None:
     """`mini-r1 score`: every line that could be read before a malformed one is printed."""
     from mini_r1.countdown.lines import score_line

@@ -221,7 +221,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """
     try:
         handle = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     with handle:
         for line in handle:

@@ -32,7 +32,7 @@ _TOKEN = re.compile(
 _ANOTHER_WAY = r"(?:another|(?:a )?different) (?:approach|way|method)"
 # Written for text in which white space is one space. A phrase takes in what belongs to it, so that "let me try
 # a different approach" is one reflection and not two.
-_REFLECTION = re.compile(
+REFLECTION_PATTERN = (
     r"\b(?:"
     + "|".join(
         (
@@ -53,9 +53,10 @@ _REFLECTION = re.compile(
             r"mistak(?:e|es|en)",
         )
     )
-    + r")\b",
-    re.IGNORECASE,
+    + r")\b"
 )
+"""Every phrase that `reflections` counts, in any case, where white space is one space; a page marks them by it too."""
+_REFLECTION = re.compile(REFLECTION_PATTERN, re.IGNORECASE)
 
 
 def tries(completion: str) -> int:

@@ -21,16 +21,19 @@ from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, VERDICTS, Verdict
-from .style import manner, reflections, tries
+from .style import REFLECTION_PATTERN, manner, reflections, tries
+from .working import Working, work_out
 
 __all__ = [
     "PREFILL",
+    "REFLECTION_PATTERN",
     "REWARDS",
     "DataError",
     "GeneratorSpec",
     "Problem",
     "TaskData",
     "Verdict",
+    "Working",
     "draw_chains",
     "judge",
     "load_data",
@@ -45,6 +48,7 @@ __all__ = [
     "solve",
     "strata",
     "tries",
+    "work_out",
 ]
 
 GENERATED = "generated"
