@@ -11,7 +11,7 @@ import torch
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.baselines import Game
-from mini_r1.evaluation.evaluate import Answer, Evaluation, evaluate, folded
+from mini_r1.evaluation.evaluate import Answer, Evaluation, evaluate
 from mini_r1.evaluation.figures import failure
 from mini_r1.generation.model import load_model, load_tokenizer
 
@@ -150,20 +150,6 @@ def test_why_an_answer_is_wrong_in_words(text: str, truncated: bool, words: str)
 def test_division_by_zero_has_words_of_its_own() -> None:
     verdict = task.judge("</think>\n<answer>2 / (5 - 5)</answer>", task.Problem((2, 5, 5), 10))
     assert failure(verdict.reason, False) == "division by zero"
-
-
-@pytest.mark.parametrize(
-    ("reason", "expected"),
-    [
-        ("result is -3, not 24", "result is N, not N"),
-        ("result is 7/2, not 24", "result is N, not N"),
-        ("result is 123456789012345678901234.../7, not 24", "result is N, not N"),
-        ("number 7 used 3 times, given twice", "number N used N times, given twice"),
-        ("no </think>", "no </think>"),
-    ],
-)
-def test_reasons_that_differ_in_numbers_are_one(reason: str, expected: str) -> None:
-    assert folded(reason) == expected
 
 
 def test_two_evaluations_are_the_same(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from mini_r1.report.reading import read_run
-from mini_r1.report.samples import FORMAT, RIGHT, SEED, Samples, collect, folded
+from mini_r1.report.samples import FORMAT, RIGHT, SEED, Samples, collect
 from mini_r1.rundir import JsonLines
 
 from tests.report.made_run import HOSTILE, make_run
@@ -101,17 +100,3 @@ def test_rows_that_are_no_completions_are_counted(tmp_path: Path) -> None:
     samples = collect([read_run(run.path)], 20_000)
     assert samples.unreadable == 4
     assert samples.reasons[samples.columns["reason"][-1]] == "no reason was logged"
-
-
-@pytest.mark.parametrize(
-    ("reason", "kind"),
-    [
-        ("result is 7, not 24", "result is N, not N"),
-        ("result is -5/2, not 30", "result is N, not N"),
-        ("unexpected character 'L'", "unexpected character …"),
-        ("unexpected ')' where a number belongs", "unexpected … where a number belongs"),
-        ("correct", "correct"),
-    ],
-)
-def test_like_reasons_are_one_filter(reason: str, kind: str) -> None:
-    assert folded(reason) == kind

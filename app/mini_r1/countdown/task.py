@@ -20,7 +20,7 @@ from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
-from .rewards import REWARDS, VERDICTS, Verdict
+from .rewards import REWARDS, VERDICTS, Verdict, folded
 from .style import REFLECTION_PATTERN, manner, reflections, tries
 from .working import Working, work_out
 
@@ -35,6 +35,7 @@ __all__ = [
     "Verdict",
     "Working",
     "draw_chains",
+    "folded",
     "judge",
     "load_data",
     "manner",

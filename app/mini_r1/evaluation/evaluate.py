@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ OnProgress = Callable[[int], None]
 
 ANY_PROBLEM = Game()
 """What a random solver may try where nothing is known of how the problems were made."""
-
-_NUMBER = re.compile(r"-?[0-9]+(?:\.\.\.)?(?:/[0-9]+(?:\.\.\.)?)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Evaluation:
         and `ci95` (pass@1 of the sampled ones), `pass_at_k`, `by_size`, `by_operators`: see `figures.success`. Of the
         sampled completions: `format` (share that keeps it), `tries` (mean calculations in the thought),
         `completion_tokens` (mean), `truncated` (share), `failures` (how many are wrong in which way, in words) and
-        `reasons` (the scorer's own words for them, numbers folded to N), both most frequent first. `by` is `by_size`
+        `reasons` (the scorer's own words for them, by `task.folded`), both most frequent first. `by` is `by_size`
         and `by_operators` under the names of earlier versions. `baselines`: see `baselines.solver_baselines`.
         `seconds`.
 
@@ -87,7 +84,7 @@ class Evaluation:
             "truncated": mean([answer.truncated for answer in flat]),
             "by": _earlier_names(figures),
             "failures": counted(failure(answer.verdict.reason, answer.truncated) for answer in wrong),
-            "reasons": counted(folded(answer.verdict.reason) for answer in wrong),
+            "reasons": counted(task.folded(answer.verdict.reason) for answer in wrong),
             "baselines": solver_baselines(self, game),
             "seconds": round(self.seconds, 1),
         }
@@ -207,11 +204,6 @@ def refuse_numbers(samples: int, temperature: float, max_new_tokens: int) -> Non
         raise KitError(f"the sampling temperature must be above 0, found {temperature:g}; greedy is measured anyway")
     if max_new_tokens < 1:
         raise KitError(f"the longest completion must be at least 1 token, found {max_new_tokens}")
-
-
-def folded(reason: str) -> str:
-    """A verdict's reason with every number as N, so that `result is 7, not 24` and `result is 5/2, not 30` are one."""
-    return _NUMBER.sub("N", reason)
 
 
 def _earlier_names(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -28,7 +28,6 @@ KINDS = ("training", "held out, sampled", "held out, greedy")
 RIGHT, FORMAT, SEED, CUT, REFLECTS_WAIT = 1, 2, 4, 8, 16
 """Bits of a sample's flags."""
 
-_NUMBER = re.compile(r"-?[0-9]+(?:\.\.\.)?(?:/[0-9]+(?:\.\.\.)?)?")
 _WAIT = re.compile(r"\bwait\b", re.IGNORECASE)
 
 OnProgress = Callable[[int], None]
@@ -186,7 +185,7 @@ class _Packer:
             "kind": kind,
             "flags": flags,
             "reason": self._reasons.place(reason),
-            "folded": self._kinds.place(folded(reason)),
+            "folded": self._kinds.place(task.folded(reason)),
             "tokens": _whole(row.get("tokens")),
             "tries": _whole(row.get("tries")),
             "reflections": _whole(row.get("reflections")),
@@ -198,11 +197,6 @@ class _Packer:
         }
         for name, value in values.items():
             self.samples.columns[name].append(value)
-
-
-def folded(reason: str) -> str:
-    """A reason with every number as N and every quoted sign as one, so that like reasons are one filter."""
-    return _NUMBER.sub("N", re.sub(r"(character|unexpected|before) ('(?:[^'\\]|\\.)*'|\".*?\")", r"\1 …", reason))
 
 
 def _stories(row: dict[str, Any]) -> Iterator[str]:
