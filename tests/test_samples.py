@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.rundir import JsonLines, RunDir
+from mini_r1.rundir import JsonLines, RunDir, write_jsonl
 from mini_r1.samples import SHOWN_CHARACTERS, Wanted, matching, show, wanted
 from rich.console import Console
 
@@ -64,7 +64,7 @@ def shown(run: RunDir, which: Wanted = Wanted(), **options: Any) -> tuple[str, s
 
 
 def steps(run: RunDir, which: Wanted) -> list[int]:
-    return [found["step"] for found in matching(run, which, Console(file=io.StringIO()))]
+    return [found["step"] for found in matching(run.completions(), which, Console(file=io.StringIO()))]
 
 
 # --- what is chosen ---
@@ -133,6 +133,20 @@ def test_what_is_missing_is_said(run: RunDir) -> None:
     assert "none of its completions matches" in shown(run, Wanted(right=True))[1]
 
 
+def test_answers_to_held_out_problems_are_shown_apart(run: RunDir) -> None:
+    attempt(run, row(1, "in training"))
+    assert "no answers to held-out problems in it yet: `mini-r1 evaluate` keeps them" in shown(run, held_out=True)[1]
+    run.evaluation.mkdir()
+    write_jsonl(
+        run.evaluation / "step-5-completions.jsonl", [row(5, "held out", kind="greedy"), row(5, kind="\x1b[1m")]
+    )
+    out, _ = shown(run, held_out=True)
+    assert "in training" not in out
+    assert [line.split(" | ")[:2] for line in out.splitlines() if line.startswith("step")] == [
+        ["step 5", "greedy"], ["step 5", "[3, 5, 9] -> 1"],
+    ]  # fmt: skip
+
+
 # --- hostile text ---
 
 
@@ -190,7 +204,7 @@ def test_a_file_is_read_line_by_line_and_no_further_than_wanted(run: RunDir) -> 
     path = attempt(run, row(1, "first"))
     with path.open("ab") as file:
         file.truncate(1 << 40)  # a hole of a terabyte: whoever reads it all does not come back
-    found = list(islice(matching(run, Wanted(), Console(file=io.StringIO())), 1))
+    found = list(islice(matching(run.completions(), Wanted(), Console(file=io.StringIO())), 1))
     assert [each["completion"] for each in found] == ["first"]
 
 

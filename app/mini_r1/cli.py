@@ -320,6 +320,9 @@ def play(
 @app.command()
 def samples(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
+    held_out: Annotated[
+        bool, typer.Option("--held-out", help="Answers to held-out problems, which evaluate kept, not training's.")
+    ] = False,
     step: Annotated[str | None, typer.Option(help="Of this step, or of a range such as 50-100.")] = None,
     right: Annotated[bool | None, typer.Option("--ok/--wrong", help="By the equation; default: both.")] = None,
     reason: Annotated[str | None, typer.Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
@@ -334,12 +337,14 @@ def samples(
     """Show a run's completions in the order of steps, filtered. Works while it trains; needs no torch.
 
     Examples: `mini-r1 samples runs/demo-cpu --step 50 --wrong` -
-    `mini-r1 samples runs/mini-r1-3b --ok --grep wait --limit 1` - `mini-r1 samples runs/first --last --json`
+    `mini-r1 samples runs/mini-r1-3b --ok --grep wait --limit 1` - `mini-r1 samples runs/first --last --json` -
+    `mini-r1 samples runs/first --held-out --step 0 --ok`
     """
     from mini_r1.seeing import samples as run_samples
 
     run_samples(
-        run, step, right=right, reason=reason, grep=grep, limit=limit, last=last, full=full, as_json=as_json
+        run, step, held_out=held_out, right=right, reason=reason, grep=grep, limit=limit, last=last, full=full,
+        as_json=as_json,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@
     completion_samples/    the seed's two text files: completion_samples.txt, success_completion_samples.txt
     checkpoints/step-N/    full, resumable state; the newest two; skipped-step-N is one that could not be resumed from
     snapshots/step-N/      16-bit weights and tokenizer, one for each save
-    evaluation/*.json      held-out results
+    evaluation/*.json      held-out results; step-N-completions.jsonl beside step-N.json: answers to read
     hub.json               with push_to_hub: the repository, what is there, what went wrong last
     slurm/                 what the batch scripts print and note of each attempt
 
@@ -22,8 +22,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -37,6 +38,9 @@ SCRATCH = ".*.tmp"
 """Files that `write_text` had not given their name yet when it was killed."""
 KEEP_CHECKPOINTS = 2
 """Full checkpoints kept: the newest, and one to fall back on when the newest turns out to be damaged."""
+
+_HELD_OUT_COMPLETIONS = re.compile(r"step-(\d{1,15})(?:-limit-(\d{1,15}))?-completions\.jsonl")
+"""Of the run's held-out part or some of it; those of another file of problems have its hash in their names."""
 
 
 class RunDir:
@@ -131,7 +135,7 @@ class RunDir:
 
     def write_held_out(self, problems: list[dict[str, Any]]) -> None:
         """Replace held_out.jsonl."""
-        write_text(self.held_out_file, "".join(json.dumps(problem) + "\n" for problem in problems))
+        write_jsonl(self.held_out_file, problems)
 
     # --- checkpoints and snapshots ---
 
@@ -173,6 +177,20 @@ class RunDir:
         """Every completion of every step, from the highest attempt that reached the step, in order of steps."""
         return self._merged("completions.jsonl")
 
+    def held_out_completions(self) -> Iterator[dict[str, Any]]:
+        """The answers to held-out problems that evaluations kept, in order of steps; `kind` is greedy or sampled.
+
+        Of a step that was evaluated on all problems and on some of them, those to the most problems.
+        """
+        best: dict[int, tuple[float, Path]] = {}
+        for path in self.evaluation.glob("step-*.jsonl"):
+            found = _HELD_OUT_COMPLETIONS.fullmatch(path.name)
+            if found:
+                problems = float(found[2] or "inf")
+                best[int(found[1])] = max(best.get(int(found[1]), (0.0, path)), (problems, path))
+        for step in sorted(best):
+            yield from (row for row in read_jsonl(best[step][1]) if _has_step(row))
+
     def _merged(self, name: str) -> Iterator[dict[str, Any]]:
         attempts = sorted((int(p.name) for p in self.attempts.glob("*") if p.name.isdecimal()), reverse=True)
         segments: list[tuple[Path, float]] = []
@@ -211,6 +229,16 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Replace a JSON file atomically; see `write_text`."""
     write_text(path, json.dumps(value, indent=2, default=str) + "\n", sync=sync)
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace a JSONL file atomically; see `write_text`. What UTF-8 cannot hold arrives as JSON escapes."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def completions_of(result: Path) -> Path:
+    """Where an evaluation's answers stand, for the file of its figures."""
+    return result.with_name(f"{result.stem}-completions.jsonl")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""`mini-r1 samples`: a run's completions at the terminal, filtered; out of attempts/*/completions.jsonl, without torch.
+"""`mini-r1 samples`: a run's completions at the terminal, filtered: training's, or those to held-out problems.
 
-The file of a long run has a gigabyte: it is read line by line, and of each step the highest attempt counts. What is in
-it is a model's text, so it is made printable; a field that is missing or of another kind is shown as unknown.
+No torch. The file of a long run has a gigabyte: it is read line by line, and of each step the highest attempt counts.
+It holds a model's text, so that is made printable; a field that is missing or of another kind is shown as unknown.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -27,6 +27,10 @@ SHOWN_CHARACTERS = 4_000
 SAY_EVERY_S = 5.0
 """Between two signs of life while nothing matches."""
 NO_COMPLETIONS = "no completions in it yet: they are written after each step (attempts/N/completions.jsonl)"
+NO_ANSWERS = "no answers to held-out problems in it yet: `mini-r1 evaluate` keeps them (evaluation/*-completions.jsonl)"
+
+KINDS = ("greedy", "sampled")
+"""What an answer to a held-out problem may be."""
 
 _STEPS = re.compile(r"\s*(\d{1,15})\s*(?:-\s*(\d{1,15})\s*)?")
 
@@ -88,10 +92,10 @@ def wanted(step: str | None, right: bool | None, reason: str | None, grep: str |
     return Wanted(steps, right, reason, pattern)
 
 
-def matching(run: RunDir, which: Wanted, console: Console) -> Iterator[dict[str, Any]]:
-    """The rows that are wanted, in order of steps; says on the console how far it is when that takes long."""
+def matching(rows: Iterable[dict[str, Any]], which: Wanted, console: Console) -> Iterator[dict[str, Any]]:
+    """The rows that are wanted, in their order; says on the console how far it is when that takes long."""
     told = time.monotonic()
-    for row in run.completions():
+    for row in rows:
         if which.takes(row):
             yield row
             told = time.monotonic()
@@ -101,13 +105,23 @@ def matching(run: RunDir, which: Wanted, console: Console) -> Iterator[dict[str,
 
 
 def show(
-    run: RunDir, which: Wanted, *, limit: int, last: bool, full: bool, as_json: bool, out: Console, say: Console
+    run: RunDir,
+    which: Wanted,
+    *,
+    held_out: bool = False,
+    limit: int,
+    last: bool,
+    full: bool,
+    as_json: bool,
+    out: Console,
+    say: Console,
 ) -> int:
     """Print completions.
 
     Args:
         run: where.
         which: what is wanted.
+        held_out: answers to held-out problems, which an evaluation kept, and not those of training.
         limit: so many of them; 0 is all.
         last: the last ones and not the first.
         full: all of each completion, however long.
@@ -118,7 +132,8 @@ def show(
     Returns:
         How many.
     """
-    rows = matching(run, which, say)
+    read = run.held_out_completions if held_out else run.completions
+    rows = matching(read(), which, say)
     if limit:
         rows = iter(deque(rows, maxlen=limit)) if last else islice(rows, limit)
     count = 0
@@ -129,8 +144,8 @@ def show(
         else:
             out.print(entry(row, SHOWN_CHARACTERS if not full else None), soft_wrap=True)
     if count == 0:
-        empty = next(run.completions(), None) is None
-        words = NO_COMPLETIONS if empty else "none of its completions matches"
+        nothing = NO_ANSWERS if held_out else NO_COMPLETIONS
+        words = nothing if next(read(), None) is None else "none of its completions matches"
         say.print(f"{printable(str(run.path))}: {words}", markup=False)
     elif count == limit:
         order = "last" if last else "first"
@@ -149,7 +164,8 @@ def entry(row: dict[str, Any], most: int | None) -> Text:
     known = {True: "right", False: "wrong", None: "verdict unknown"}[right]
     numbers = f"{_short(row.get('nums'))} -> {_short(row.get('target'))}"
     reason = printable(_text(row, "reason")) or "no reason given"
-    parts = [f"step {row['step']}", numbers, known if reason == "correct" else f"{known}: {reason}"]
+    parts = [f"step {row['step']}", *([row["kind"]] if row.get("kind") in KINDS else []), numbers]
+    parts.append(known if reason == "correct" else f"{known}: {reason}")
     parts += [f"{key} {_short(row[key])}" for key in ("tokens", "tries", "reflections") if type(row.get(key)) is int]
     if row.get("truncated") is True:
         parts.append("cut off at the longest length")

@@ -91,6 +91,7 @@ def samples(
     run_path: Path,
     step: str | None,
     *,
+    held_out: bool,
     right: bool | None,
     reason: str | None,
     grep: str | None,
@@ -106,7 +107,9 @@ def samples(
     run = open_run(run_path.expanduser())
     out, say = Console(highlight=False), progress_console()
     with data_errors():
-        room.show(run, which, limit=limit, last=last, full=full, as_json=as_json, out=out, say=say)
+        room.show(
+            run, which, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json, out=out, say=say
+        )  # fmt: skip
 
 
 def runs(folder: Path, *, as_json: bool) -> None:

@@ -48,8 +48,9 @@ def test_results_of_other_problems_stand_beside_those_of_the_held_out_ones(run: 
     limited = evaluate_run_or_model(str(run.path), samples=1, step=5, limit=2)
     evaluate_run_or_model(str(run.path), samples=1, step=5, limit=1000)
     digest = sha256(other.read_bytes()).hexdigest()[:8]
+    results = ("step-5", f"step-5-{digest}", "step-5-limit-2")
     names = {path.name for path in run.evaluation.iterdir()}
-    assert names == {"step-5.json", f"step-5-{digest}.json", "step-5-limit-2.json"}
+    assert names == {f"{name}{end}" for name in results for end in (".json", "-completions.jsonl")}
     assert limited["problems"] == 2
     assert limited["provenance"]["selection"] == "first 2 of 9 problems by a shuffle with seed 42"
 

@@ -108,7 +108,10 @@ def test_a_call_that_was_stopped_goes_on(run: RunDir, evaluate: Evaluate, monkey
     monkeypatch.setattr(room, "measure", stopped_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate()
-    assert {path.name for path in run.evaluation.iterdir()} == {"step-0-limit-2.json"}
+    assert {path.name for path in run.evaluation.iterdir()} == {
+        "step-0-limit-2.json",
+        "step-0-limit-2-completions.jsonl",
+    }
     series, _ = evaluate()
     assert (series.there, series.measured) == ([0], [5, 10])
 

@@ -13,6 +13,7 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from . import rewards, solver
 from .baselines import draw_chains, random_solves, random_success, signed_sum_solves
@@ -42,6 +43,7 @@ __all__ = [
     "messages",
     "random_solves",
     "random_success",
+    "record",
     "reflections",
     "reward_values",
     "signed_sum_solves",
@@ -74,6 +76,20 @@ class TaskData:
 def judge(completion: str, problem: Problem) -> Verdict:
     """All four verdicts on a completion; see `rewards.judge`."""
     return rewards.judge(completion, problem.nums, problem.target)
+
+
+def record(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any]:
+    """What a file of completions says of one: its problem and text, the verdicts and their reason, its style."""
+    return {
+        "nums": list(problem.nums),
+        "target": problem.target,
+        "completion": completion,
+        "rewards": {name: getattr(verdict, name) for name in VERDICTS},
+        "reason": verdict.reason,
+        "tries": tries(completion),
+        "reflections": reflections(completion),
+        "manner": manner(completion),
+    }
 
 
 def solvable(problem: Problem) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ EVALUATION_RANK = -1
 OnProgress = Callable[[int], None]
 """Called with the completions done so far, of (1 + samples) for each problem."""
 
+KEPT_SAMPLES = 4
+"""Sampled completions of a problem that are kept as text, besides the greedy one: enough to read, whatever k is."""
+
 ANY_PROBLEM = Game()
 """What a random solver may try where nothing is known of how the problems were made."""
 
@@ -38,6 +41,16 @@ class Answer:
     """Cut at the longest length allowed, before the model ended it."""
     verdict: task.Verdict
 
+    def row(self, step: int, kind: str) -> dict[str, Any]:
+        """As a file of completions has it."""
+        return {
+            "step": step,
+            "kind": kind,
+            **task.record(self.problem, self.text, self.verdict),
+            "tokens": self.tokens,
+            "truncated": self.truncated,
+        }
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -49,6 +62,16 @@ class Evaluation:
     """`samples` for each problem, in the same order."""
     temperature: float
     seconds: float
+
+    def rows(self, step: int) -> Iterator[dict[str, Any]]:
+        """The answers to read: of each problem the greedy one and the first sampled ones, at most KEPT_SAMPLES.
+
+        As the rows of a training's completions, with `kind` (`greedy`, `sampled`) and without what is the trainer's:
+        `prompt`, `reward`, `advantage`.
+        """
+        for greedy, sampled in zip(self.greedy, self.sampled, strict=True):
+            yield greedy.row(step, "greedy")
+            yield from (answer.row(step, "sampled") for answer in sampled[:KEPT_SAMPLES])
 
     def to_json(self, game: Game = ANY_PROBLEM) -> dict[str, Any]:
         """All figures; shares are 0..1, intervals are 95 % by cluster bootstrap over problems with the same numbers.

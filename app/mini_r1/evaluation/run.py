@@ -23,7 +23,7 @@ from mini_r1.generation.completers import Completer
 from mini_r1.generation.model import device
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.provenance import utc_now, versions
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.rundir import RunDir, completions_of, write_json, write_jsonl
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
 UNTRAINED_FIGURES = (
@@ -94,7 +94,7 @@ def evaluate_run_or_model(
     start: StartingPoint | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Evaluate one snapshot of a run, or a model; of a run, also write `evaluation/step-N.json`.
+    """Evaluate one snapshot of a run, or a model; of a run, also write `evaluation/step-N.json` and its completions.
 
     A snapshot that was measured before with the same settings is not measured again.
 
@@ -254,7 +254,8 @@ def _measured(work: _Work, chosen: Source, source: str, title: str) -> dict[str,
     if path is not None:
         result["provenance"]["written_to"] = str(path)
         path.parent.mkdir(exist_ok=True)
-        write_json(path, result)
+        write_jsonl(completions_of(path), evaluation.rows(_step(chosen)))
+        write_json(path, result)  # last: with it the step counts as measured
     return result
 
 

@@ -301,7 +301,8 @@
   function facts(i) {
     const parts = [`${plural(samples.tokens[i], "token", "tokens")}${has(i, CUT) ? ", cut short" : ""}`, plural(samples.tries[i], "try", "tries"),
       plural(samples.reflections[i], "reflection phrase", "reflection phrases"), samples.manners[samples.manner[i]] === "neither" ? "neither wordy nor enumerating" : samples.manners[samples.manner[i]],
-      has(i, FORMAT) ? "format kept" : "format broken", `reward ${samples.reward[i]}`];
+      has(i, FORMAT) ? "format kept" : "format broken"];
+    if (samples.reward[i] !== null) parts.push(`reward ${samples.reward[i]}`);
     if (has(i, RIGHT) !== has(i, SEED)) parts.push(`the seed’s scorer: ${has(i, SEED) ? "right" : "wrong"}`);
     return parts.join(" · ");
   }
@@ -350,17 +351,18 @@
   /** One problem's answers, a card for each step. */
   function compare() {
     if (current < 0) return;
-    const [nums, target] = samples.problems[samples.problem[current]], groups = new Map();
+    const [nums, target] = samples.problems[samples.problem[current]], groups = new Map(), steps = new Set();
     for (const i of ofProblem.get(samples.problem[current])) {
       const key = `${samples.run[i]} ${samples.step[i]} ${samples.kind[i]}`;
+      steps.add(samples.step[i]);
       if (groups.has(key)) groups.get(key).push(i); else groups.set(key, [i]);
     }
     const close = el("button", { type: "button" }, "Close"), box = $("compare");
     close.onclick = () => box.close();
     const cards = [...groups.values()].map((group) => card(group));
     box.replaceChildren(
-      el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.note", null, `${plural(groups.size, "step", "steps")}, ${plural([...groups.values()].flat().length, "answer", "answers")}`), close),
-      groups.size < 2 ? el("p.note", null, "This problem came up at one step only: its answers there stand side by side.") : "",
+      el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.note", null, `${plural(steps.size, "step", "steps")}, ${plural([...groups.values()].flat().length, "answer", "answers")}`), close),
+      steps.size < 2 ? el("p.note", null, "This problem came up at one step only: its answers there stand side by side.") : "",
       el("div.cards", null, ...(groups.size < 2 ? [...groups.values()][0].map((i) => card([i])) : cards)));
     box.showModal();
   }
@@ -371,7 +373,7 @@
       const i = group[at], turn = el("button", { type: "button" }, `${at + 1} of ${group.length} ›`);
       turn.onclick = () => { at = (at + 1) % group.length; draw(); };
       node.replaceChildren(
-        el("header", null, el("h3", null, page.runs.length > 1 ? el("i.swatch." + "abcdef"[samples.run[i]]) : "", `Step ${samples.step[i]}`), el("span.note", null, group.length > 1 ? `${rights} of ${group.length} right` : samples.kind[i] ? samples.kinds[samples.kind[i]] : ""),
+        el("header", null, el("h3", null, page.runs.length > 1 ? el("i.swatch." + "abcdef"[samples.run[i]]) : "", `Step ${samples.step[i]}`), el("span.note", null, [group.length > 1 && `${rights} of ${group.length} right`, samples.kind[i] && samples.kinds[samples.kind[i]]].filter(Boolean).join(", ")),
           group.length > 1 ? el("span.move", null, turn) : ""),
         badge(i), el("p.facts", null, facts(i)), check(i), ...thought(i, false, true));
     };

@@ -15,7 +15,6 @@ from typing import Any
 
 from mini_r1.countdown import task
 from mini_r1.report.reading import RunData, is_step, number, text
-from mini_r1.rundir import read_jsonl
 
 MAX_CHARACTERS = 20_000
 """Of a completion on the page; the longest sensible one (1,024 tokens) has some 4,000."""
@@ -101,7 +100,8 @@ class _Found:
     """What the first pass over a run's completions tells."""
 
     run: RunData
-    held_out: list[dict[str, Any]]
+    held_out: Counter[Any]
+    """Kept answers to each held-out problem."""
     counts: Counter[int]
     """Completions of each step."""
     stories: dict[int, set[int]]
@@ -110,7 +110,7 @@ class _Found:
 
     @property
     def total(self) -> int:
-        return len(self.held_out) + sum(self.counts.values())
+        return self.held_out.total() + sum(self.counts.values())
 
 
 class _Packer:
@@ -123,8 +123,9 @@ class _Packer:
 
     def add(self, index: int, found: _Found) -> None:
         """Add those of one run: the second pass over its files, so that never all of them are in memory."""
-        held_out = _thin_held_out(found.held_out, max(found.room // 3, found.room - sum(found.counts.values())))
-        keep = _chosen(found.counts, found.stories, max(0, found.room - len(held_out)))
+        held_out = _whole_problems(found.held_out, max(found.room // 3, found.room - sum(found.counts.values())))
+        taken = sum(found.held_out[key] for key in held_out)
+        keep = _chosen(found.counts, found.stories, max(0, found.room - taken))
         position: Counter[int] = Counter()
         for row in found.run.run.completions():
             step = row["step"]
@@ -132,15 +133,16 @@ class _Packer:
             position[step] += 1
             if place in keep.get(step, ()):
                 self._pack(index, row, 0)
-        for row in held_out:
-            self._pack(index, row, 2 if row.get("kind") == "greedy" else 1)
+        for key, row in _held_out(found.run):
+            if key in held_out:
+                self._pack(index, row, 2 if row.get("kind") == "greedy" else 1)
         samples = self.samples
         samples.total += found.total
         samples.problems, samples.reasons = self._problems.values, self._reasons.values
         samples.kinds_of_reason, samples.workings = self._kinds.values, self._workings.values
 
-    def count(self, run: RunData) -> tuple[list[dict[str, Any]], Counter[int], dict[int, set[int]]]:
-        """The first pass: held-out answers; completions of each step, and the places of those that are always kept."""
+    def count(self, run: RunData) -> tuple[Counter[Any], Counter[int], dict[int, set[int]]]:
+        """The first pass: answers to each held-out problem; completions of each step, and which are always kept."""
         counts: Counter[int] = Counter()
         stories: dict[int, set[int]] = {}
         told: Counter[str] = Counter()
@@ -151,10 +153,17 @@ class _Packer:
                     told[story] += 1
                     stories.setdefault(step, set()).add(counts[step])
             counts[step] += 1
-            self._seen += 1
-            if self._on_progress is not None and self._seen % 20_000 == 0:
-                self._on_progress(self._seen)
-        return _held_out(run), counts, stories
+            self._saw_one()
+        held_out: Counter[Any] = Counter()
+        for key, _ in _held_out(run):
+            held_out[key] += 1
+            self._saw_one()
+        return held_out, counts, stories
+
+    def _saw_one(self) -> None:
+        self._seen += 1
+        if self._on_progress is not None and self._seen % 20_000 == 0:
+            self._on_progress(self._seen)
 
     def _pack(self, run: int, row: dict[str, Any], kind: int) -> None:
         problem, completion = _problem(row), row.get("completion")
@@ -190,7 +199,7 @@ class _Packer:
             "tries": _whole(row.get("tries")),
             "reflections": _whole(row.get("reflections")),
             "manner": MANNERS.index(manner) if manner in MANNERS else 0,
-            "reward": round(number(row.get("reward")) or 0.0, 3),
+            "reward": None if (reward := number(row.get("reward"))) is None else round(reward, 3),
             "text": completion,
             "clipped": max(0, clipped),
             "working": self._workings.place((str(packed), problem.key), packed),
@@ -243,25 +252,22 @@ def _chosen(counts: Counter[int], stories: dict[int, set[int]], limit: int) -> d
     return keep
 
 
-def _held_out(run: RunData) -> list[dict[str, Any]]:
-    """Answers to held-out problems, where an evaluation left them: rows as in completions.jsonl, with `kind`."""
-    folder = run.run.evaluation
-    files = sorted(folder.glob("*completions*.jsonl")) if folder.is_dir() else []
-    return [row for file in files for row in read_jsonl(file) if is_step(row.get("step")) and _problem(row)]
-
-
-def _thin_held_out(rows: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """The answers to the first so many problems, of all steps: one problem's answers over the steps are the point."""
-    of_problem: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
+def _held_out(run: RunData) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The answers to held-out problems that evaluations kept, each with its problem's key."""
+    for row in run.run.held_out_completions():
         problem = _problem(row)
-        if problem is not None:
-            of_problem.setdefault(problem.key, []).append(row)
-    kept: list[dict[str, Any]] = []
-    for answers in of_problem.values():
-        if len(kept) + len(answers) > limit:
+        if problem is not None and is_step(row["step"]):
+            yield problem.key, row
+
+
+def _whole_problems(counts: Counter[Any], limit: int) -> set[Any]:
+    """The first so many problems, each with all its answers: one problem's answers over the steps are the point."""
+    kept: set[Any] = set()
+    for key, count in counts.items():
+        limit -= count
+        if limit < 0:
             break
-        kept += answers
+        kept.add(key)
     return kept
 
 
