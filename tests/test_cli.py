@@ -39,6 +39,7 @@ def jsonl(*objects: object) -> str:
         ("samples",),
         ("runs",),
         ("report",),
+        ("publish",),
         ("score",),
         ("data",),
         ("data", "generate"),

@@ -236,49 +236,6 @@ def bundle(run_path: Path, out: Path | None, *, completions: int, as_json: bool)
     )
 
 
-def publish(run_path: Path, repo: str, snapshot: str | None, *, dry_run: bool, public: bool, as_json: bool) -> None:
-    """`mini-r1 publish`."""
-    from mini_r1.publishing import publish as room
-
-    console = progress_console()
-
-    def say(line: str) -> None:
-        console.print(printable(line), markup=False)
-
-    if dry_run:
-        made = room.dry_run(run_path, repo, snapshot, say)
-        print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.card])))
-        return
-    done = room.publish(run_path, repo, snapshot, public=public, say=say, bars=console.is_terminal and not as_json)
-    print(json.dumps(done.to_dict()) if as_json else done.line())
-
-
-def report(
-    runs: list[Path], out: Path | None, *, markdown: Path | None, price: float | None, samples: int, as_json: bool
-) -> None:
-    """`mini-r1 report`."""
-    console = progress_console()
-
-    def say(line: str) -> None:
-        console.print(printable(line), style="dim", markup=False)
-
-    with needs_extra("report"):
-        from mini_r1.report.build import build
-
-        made = build(runs, out, markdown=markdown, price=price, limit=samples, say=say)
-    if as_json:
-        print(json.dumps(made.to_json()))
-        return
-    for summary in made.summaries:
-        print(printable(f"{summary.run.name}: {summary.run.state_sentence()}. {summary.sentence}"))
-        for standing in summary.standings:
-            print(printable(f"  {standing.sentence}"))
-        for sentence in summary.run.missing:
-            print(printable(f"  missing: {sentence}"))
-    for path in [made.path, *made.markdown[:1]]:
-        print(printable(f"written: {path}"))
-
-
 def score(file: str) -> None:
     """`mini-r1 score`: every line that could be read before a malformed one is printed."""
     from mini_r1.countdown.lines import score_line

@@ -1,4 +1,4 @@
-"""What the commands that show a run do: evaluate, play, samples, runs; as commands.py does for the others."""
+"""What the commands of cli_seeing.py do, one function each, as commands.py does for the others."""
 
 from __future__ import annotations
 
@@ -52,6 +52,57 @@ def evaluate(
     return ExitCode.FINISHED
 
 
+def report(
+    runs: list[Path], out: Path | None, *, markdown: Path | None, price: float | None, samples: int, as_json: bool
+) -> None:
+    """`mini-r1 report`."""
+    console = progress_console()
+
+    def say(line: str) -> None:
+        console.print(printable(line), style="dim", markup=False)
+
+    with needs_extra("report"):
+        from mini_r1.report.build import build
+
+        made = build(runs, out, markdown=markdown, price=price, limit=samples, say=say)
+    if as_json:
+        print(json.dumps(made.to_json()))
+        return
+    for summary in made.summaries:
+        print(printable(f"{summary.run.name}: {summary.run.state_sentence()}. {summary.sentence}"))
+        for standing in summary.standings:
+            print(printable(f"  {standing.sentence}"))
+        for sentence in summary.run.missing:
+            print(printable(f"  missing: {sentence}"))
+    for path in [made.path, *made.markdown[:1]]:
+        print(printable(f"written: {path}"))
+
+
+def samples(
+    run_path: Path,
+    step: str | None,
+    *,
+    held_out: bool,
+    right: bool | None,
+    reason: str | None,
+    grep: str | None,
+    limit: int,
+    last: bool,
+    full: bool,
+    as_json: bool,
+) -> None:
+    """`mini-r1 samples`."""
+    from mini_r1 import samples as room
+
+    which = room.wanted(step, right, reason, grep)
+    run = open_run(run_path.expanduser())
+    out, say = Console(highlight=False), progress_console()
+    with data_errors():
+        room.show(
+            run, which, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json, out=out, say=say
+        )  # fmt: skip
+
+
 def play(
     run_path: Path,
     numbers: str | None,
@@ -87,31 +138,6 @@ def play(
         session.one(playing, problem, sampling, console)
 
 
-def samples(
-    run_path: Path,
-    step: str | None,
-    *,
-    held_out: bool,
-    right: bool | None,
-    reason: str | None,
-    grep: str | None,
-    limit: int,
-    last: bool,
-    full: bool,
-    as_json: bool,
-) -> None:
-    """`mini-r1 samples`."""
-    from mini_r1 import samples as room
-
-    which = room.wanted(step, right, reason, grep)
-    run = open_run(run_path.expanduser())
-    out, say = Console(highlight=False), progress_console()
-    with data_errors():
-        room.show(
-            run, which, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json, out=out, say=say
-        )  # fmt: skip
-
-
 def runs(folder: Path, *, as_json: bool) -> None:
     """`mini-r1 runs`."""
     from mini_r1 import runs as room
@@ -122,3 +148,20 @@ def runs(folder: Path, *, as_json: bool) -> None:
         print(room.to_json(found))
     else:
         Console(highlight=False).print(room.table(found, folder))
+
+
+def publish(run_path: Path, repo: str, snapshot: str | None, *, dry_run: bool, public: bool, as_json: bool) -> None:
+    """`mini-r1 publish`."""
+    from mini_r1.publishing import publish as room
+
+    console = progress_console()
+
+    def say(line: str) -> None:
+        console.print(printable(line), markup=False)
+
+    if dry_run:
+        made = room.dry_run(run_path, repo, snapshot, say)
+        print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.card])))
+        return
+    done = room.publish(run_path, repo, snapshot, public=public, say=say, bars=console.is_terminal and not as_json)
+    print(json.dumps(done.to_dict()) if as_json else done.line())
