@@ -26,6 +26,7 @@ HOSTILE = [
     "\x1b[31mred\x00\u202e",
     "a\r\n<script>b</script>",
     "\n\n\n",
+    "<![if x",  # CVE-2025-69534 of markdown 3.7, where a line begins with it
 ]
 
 
