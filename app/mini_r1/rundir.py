@@ -39,7 +39,9 @@ SCRATCH = ".*.tmp"
 KEEP_CHECKPOINTS = 2
 """Full checkpoints kept: the newest, and one to fall back on when the newest turns out to be damaged."""
 
-_HELD_OUT_COMPLETIONS = re.compile(r"step-(\d{1,15})(?:-limit-(\d{1,15}))?-completions\.jsonl")
+MAX_OBJECT_BYTES = 16 << 20
+"""Of a JSON file; an evaluation has some ten thousand, run.json a thousand for each attempt."""
+_HELD_OUT = re.compile(r"step-(\d{1,15})(?:-limit-(\d{1,15}))?(?:\.json|-completions\.jsonl)")
 """Of the run's held-out part or some of it; those of another file of problems have its hash in their names."""
 
 
@@ -147,6 +149,20 @@ class RunDir:
         """Complete snapshots, newest first."""
         return complete(self.snapshots)
 
+    def some_snapshots(self) -> list[Saved]:
+        """The complete snapshots, newest first, for who needs one.
+
+        Raises:
+            KitError: there is none.
+        """
+        found = self.complete_snapshots()
+        if not found:
+            raise KitError(
+                f"{self.path} has no complete snapshot yet: wait for the first save (save_steps of the recipe), or "
+                "stop the run with SIGTERM, which saves one"
+            )
+        return found
+
     def prune_checkpoints(self) -> None:
         """Delete all but the newest KEEP_CHECKPOINTS; called only after a new one is complete."""
         for saved in self.complete_checkpoints()[KEEP_CHECKPOINTS:]:
@@ -183,13 +199,21 @@ class RunDir:
         Of a step that was evaluated on all problems and on some of them, those to the most problems.
         """
         best: dict[int, tuple[float, Path]] = {}
-        for path in self.evaluation.glob("step-*.jsonl"):
-            found = _HELD_OUT_COMPLETIONS.fullmatch(path.name)
-            if found:
-                problems = float(found[2] or "inf")
-                best[int(found[1])] = max(best.get(int(found[1]), (0.0, path)), (problems, path))
+        for step, limit, path in self._of_held_out("step-*.jsonl"):
+            problems = float("inf") if limit is None else limit
+            best[step] = max(best.get(step, (0.0, path)), (problems, path))
         for step in sorted(best):
             yield from (row for row in read_jsonl(best[step][1]) if _has_step(row))
+
+    def held_out_results(self) -> Iterator[tuple[int, int | None, Path]]:
+        """Step, limit (None: all problems) and file of every evaluation on the run's held-out part, in no order."""
+        return self._of_held_out("step-*.json")
+
+    def _of_held_out(self, pattern: str) -> Iterator[tuple[int, int | None, Path]]:
+        for path in self.evaluation.glob(pattern):
+            found = _HELD_OUT.fullmatch(path.name)
+            if found:
+                yield int(found[1]), int(found[2]) if found[2] else None, path
 
     def _merged(self, name: str) -> Iterator[dict[str, Any]]:
         attempts = sorted((int(p.name) for p in self.attempts.glob("*") if p.name.isdecimal()), reverse=True)
@@ -303,9 +327,9 @@ def _locked(handle: IO[str]) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} when there is none that can be read."""
+    """The object in a JSON file, {} when there is none that can be read, or it is far too large."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_OBJECT_BYTES else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

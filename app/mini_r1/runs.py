@@ -22,13 +22,10 @@ from rich.text import Text
 from mini_r1 import health
 from mini_r1.console import printable, shown_bytes
 from mini_r1.errors import KitError
-from mini_r1.rundir import RunDir, read_jsonl
+from mini_r1.rundir import RunDir, read_jsonl, read_object
+from mini_r1.values import interval, number
 
-MAX_RESULT_BYTES = 16 << 20
-"""Of an evaluation's file; it has some ten thousand."""
 COLOURS = {"running": "cyan", "saved": "yellow", "finished": "green", "failed": "red", "dead": "red"}
-
-_RESULT = re.compile(r"step-(\d{1,15})(-limit-\d+)?\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +189,14 @@ def _state(path: Path, now: float) -> tuple[str, str, int | None, float | None]:
 
 def _held_out(run: RunDir) -> tuple[float, str, list[float] | None] | None:
     """The newest snapshot's evaluation on the held-out part; one of all problems before one of some."""
-    files: list[tuple[int, bool, Path]] = []
-    for path in run.evaluation.glob("step-*.json"):
-        match = _RESULT.fullmatch(path.name)
-        if match and int(match[1]):
-            files.append((int(match[1]), match[2] is None, path))
+    files = [(step, limit is None, path) for step, limit, path in run.held_out_results() if step]
     for step, _, path in sorted(files, reverse=True):
-        result = _read(path)
+        result = read_object(path)
         value = _share(result.get("sampled"))
         if value is not None:
-            limits = result.get("ci95")
-            sound = isinstance(limits, list) and len(limits) == 2 and None not in map(_share, limits)
-            return value, f"held out, step {step}", limits if sound else None
+            limits = interval(result.get("ci95"))
+            sound = limits is not None and limits[0] >= 0 and limits[1] <= 1
+            return value, f"held out, step {step}", [*limits] if limits and sound else None
     return None
 
 
@@ -261,16 +254,6 @@ def _size(path: Path) -> int:
     return total
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_RESULT_BYTES:
-            return {}
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _share(value: object) -> float | None:
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
-    return float(value) if sound else None  # type: ignore[arg-type]
+    known = number(value)
+    return known if known is not None and 0 <= known <= 1 else None

@@ -76,8 +76,12 @@ def test_without_evaluations_the_runs_own_curve_decides(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"sampled": "0.5"}', '{"sampled": NaN}', '{"pass_at_k": {"1": 3}}', "\x00\xff"]
-)
+    "text",
+    [
+        "", "{", "[]", "null", '{"sampled": "0.5"}', '{"sampled": NaN}', '{"pass_at_k": {"1": 3}}', "\x00\xff",
+        '{"sampled": 1' + "0" * 400 + "}", "[" * 100_000,
+    ],
+)  # fmt: skip
 def test_a_broken_evaluation_counts_as_none(run: RunDir, text: str) -> None:
     run.evaluation.mkdir()
     (run.evaluation / "step-6.json").write_text(text)

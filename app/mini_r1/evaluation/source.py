@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from mini_r1.evaluation.baselines import Game
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.manifest import MANIFEST, Saved, verify
 from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir
+from mini_r1.rundir import RunDir, read_object
 
 FORMAT = 2
 """Of what is written; raised when figures are added, so that a file without them is made again."""
@@ -160,11 +159,8 @@ def read_result(path: Path | None) -> dict[str, Any] | None:
     """A result that was written before; None when there is none that can be read."""
     if path is None:
         return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) and isinstance(value.get("provenance"), dict) else None
+    value = read_object(path)
+    return value if isinstance(value.get("provenance"), dict) else None
 
 
 def samples_before(targets: Iterable[Source], problems: Problems) -> int | None:
@@ -202,12 +198,7 @@ def of_run(run: RunDir, problems_file: Path | None, wish: Wish) -> list[Source]:
     recipe = load_recipe(run.recipe_file)
     if problems_file is None and recipe.test_fraction == 0:
         raise KitError(f"{run.path} held no problems out (test_fraction 0): name a file with --problems")
-    complete = run.complete_snapshots()
-    if not complete:
-        raise KitError(
-            f"{run.path} has no complete snapshot yet: wait for the first save (save_steps of the recipe), or stop "
-            "the run with SIGTERM, which saves one"
-        )
+    complete = run.some_snapshots()
     rule = recipe.generator
     game = Game(rule.operators, rule.max_intermediate) if rule else Game()
     base = Source(

@@ -17,8 +17,9 @@ from mini_r1.console import printable
 from mini_r1.countdown.problem import Problem
 from mini_r1.countdown.prompt import messages
 from mini_r1.publishing.contents import Base, public_recipe
-from mini_r1.publishing.figures import Figure, interval, mapping, number
+from mini_r1.publishing.figures import Figure
 from mini_r1.recipe import DEMO_MODEL, Recipe
+from mini_r1.values import interval, mapping, number
 
 EXAMPLE = Problem((44, 19, 35), 98)
 """The first problem of the hub's data set."""

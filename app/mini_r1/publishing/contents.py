@@ -20,7 +20,7 @@ from mini_r1.publishing.files import Branch, File
 from mini_r1.publishing.hub import MAIN, RECORD
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import dump_recipe, load_recipe
-from mini_r1.rundir import RunDir
+from mini_r1.rundir import RunDir, read_object
 
 ADAPTER = "adapter_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -75,21 +75,6 @@ def refuse_unknown_base(saved: Saved, base: Base) -> None:
             f"step {saved.step} is an adapter, and its base ({named or 'none is named'}) is on no hub: nobody else "
             "could load it. Publish the base, and train from its name there"
         )
-
-
-def snapshots(run: RunDir) -> list[Saved]:
-    """The complete snapshots, newest first.
-
-    Raises:
-        KitError: there are none.
-    """
-    found = run.complete_snapshots()
-    if not found:
-        raise KitError(
-            f"{run.path} has no complete snapshot yet: wait for the first save (save_steps of the recipe), or stop "
-            "the run with SIGTERM, which saves one"
-        )
-    return found
 
 
 def model_files(saved: Saved) -> list[File]:
@@ -162,15 +147,13 @@ def logs(run: RunDir) -> Iterator[File]:
             # Read now: a run that goes on writes to it, and what is sent has to stay what was hashed.
             yield File(f"logs/tensorboard/{path.relative_to(run.tensorboard).as_posix()}", path.read_bytes())
     for path in sorted(run.evaluation.glob("*.json")):
-        try:
-            values = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        yield File(f"logs/evaluation/{path.name}", (json.dumps(_without_places(values), indent=2) + "\n").encode())
+        values = read_object(path)
+        if values:
+            yield File(f"logs/evaluation/{path.name}", (json.dumps(_without_places(values), indent=2) + "\n").encode())
 
 
-def _without_places(values: Any) -> Any:
-    if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
+def _without_places(values: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(values.get("provenance"), dict):
         return values
     shown: dict[str, Any] = {
         key: Path(value).name if key in _PLACES and isinstance(value, str) else value

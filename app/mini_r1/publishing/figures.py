@@ -6,18 +6,13 @@ is no number counts as absent.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from mini_r1.errors import KitError
-from mini_r1.rundir import RunDir
-
-_OF_HELD_OUT = re.compile(r"step-([0-9]+)\.json")
-"""The run's held-out part, all of it; other files are another set of problems, or a part of it."""
+from mini_r1.rundir import RunDir, read_object
+from mini_r1.values import mapping, number
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,43 +34,19 @@ class Figure:
     evaluation: dict[str, Any] = field(default_factory=dict)
 
 
-def number(value: object) -> float | None:
-    """The value, if it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def interval(value: object) -> tuple[float, float] | None:
-    """The value, if it is a pair of numbers."""
-    if not isinstance(value, list) or len(value) != 2:
-        return None
-    low, high = number(value[0]), number(value[1])
-    return None if low is None or high is None else (low, high)
-
-
-def mapping(value: object) -> dict[str, Any]:
-    """The value, if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
 def evaluations(run: RunDir) -> list[Figure]:
     """What `mini-r1 evaluate` has found on the run's held-out part, by step."""
     found = []
-    for path in run.evaluation.glob("step-*.json"):
-        match = _OF_HELD_OUT.fullmatch(path.name)
-        if match is None:
-            continue
-        try:
-            values = mapping(json.loads(path.read_text()))
-        except (OSError, ValueError):
-            continue
+    for step, limit, path in run.held_out_results():
+        if limit is not None:
+            continue  # a part of the problems, which may be an easy one
+        values = read_object(path)
         at_1 = number(mapping(mapping(values.get("pass_at_k")).get("1")).get("value"))
         success = number(values.get("sampled")) if at_1 is None else at_1
         if success is not None:
             count = number(values.get("problems"))
             problems = None if count is None else int(count)
-            found.append(Figure(int(match[1]), success, f"evaluation/{path.name}", problems, values))
+            found.append(Figure(step, success, f"evaluation/{path.name}", problems, values))
     return sorted(found, key=lambda figure: figure.step)
 
 

@@ -111,7 +111,7 @@ def plan(run: RunDir, repo: str, wanted: str | None, token: str | None) -> Plan:
     Raises:
         KitError: there is no such snapshot, it is not complete or damaged, or an adapter of an unknown base.
     """
-    saved = {each.step: each for each in contents.snapshots(run)}
+    saved = {each.step: each for each in run.some_snapshots()}
     steps = list(saved)
     known = figures.measured(run, steps)
     best = figures.best(run, steps)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mini_r1.report import seed
-from mini_r1.report.reading import Evaluated, Points, RunData, number
+from mini_r1.report.reading import Evaluated, Points, RunData
+from mini_r1.values import number
 
 SERIES = ("a", "b", "c", "d", "e", "f")
 """Names of the colours (Okabe and Ito 2008, told apart by the colour-blind), for a run or for a curve of one run."""

@@ -6,8 +6,6 @@ missing is said in words (`RunData.missing`) instead of raised.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -19,12 +17,11 @@ from typing import Any
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir, read_jsonl
+from mini_r1.rundir import RunDir, read_jsonl, read_object
+from mini_r1.values import interval, mapping, number
 
 MAX_TEXT = 400
 """Characters of a text from a file that is shown in a table or a sentence."""
-MAX_FILE_BYTES = 1 << 24
-"""Of an evaluation; a real one has some thousand."""
 ASLEEP_S = 1_200.0
 """Seconds without a heartbeat after which a run that says it is running is doubted, where it names no limit itself."""
 
@@ -259,21 +256,15 @@ def _steps(path: Path) -> Iterator[int]:
 def _evaluations(run: RunDir, missing: list[str]) -> Iterator[Evaluated]:
     files = sorted(run.evaluation.glob("*.json")) if run.evaluation.is_dir() else []
     for file in files:
-        value: Any = None
-        try:
-            if file.stat().st_size <= MAX_FILE_BYTES:
-                value = json.loads(file.read_bytes())
-        except (OSError, ValueError, RecursionError):
-            pass
-        facts = value.get("provenance") if isinstance(value, dict) else None
-        facts = facts if isinstance(facts, dict) else {}
+        value = read_object(file)
+        facts = mapping(value.get("provenance"))
         step = facts.get("step")
         if step is None and file.stem.startswith("step-"):
             digits = file.stem.split("-")[1]
             step = int(digits) if digits.isdecimal() and len(digits) < 16 else None
-        if isinstance(value, dict) and "greedy" not in value and "sampled" not in value:
+        if value and "greedy" not in value and "sampled" not in value:
             continue  # another kind of file, such as an index
-        figure = number(value.get("greedy", value.get("sampled"))) if isinstance(value, dict) else None
+        figure = number(value.get("greedy", value.get("sampled")))
         if figure is None or step is None or not is_step(step):
             missing.append(f"{printable(file.name)} in evaluation/ cannot be read")
             continue
@@ -285,28 +276,9 @@ def _evaluations(run: RunDir, missing: list[str]) -> Iterator[Evaluated]:
 # --- values from files ---
 
 
-def number(value: object) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        known = float(value)
-    except OverflowError:
-        return None
-    return known if math.isfinite(known) else None
-
-
 def is_step(value: object) -> bool:
     """Whether this can be a step."""
     return type(value) is int and 0 <= value < 2**53
-
-
-def interval(value: object) -> tuple[float, float] | None:
-    """A pair of finite numbers in order, or None."""
-    if not isinstance(value, list | tuple) or len(value) != 2:
-        return None
-    low, high = number(value[0]), number(value[1])
-    return None if low is None or high is None or low > high else (low, high)
 
 
 def text(value: object, limit: int = MAX_TEXT) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mini_r1.countdown import task
-from mini_r1.report.reading import RunData, is_step, number, text
+from mini_r1.report.reading import RunData, is_step, text
+from mini_r1.values import mapping, number
 
 MAX_CHARACTERS = 20_000
 """Of a completion on the page; the longest sensible one (1,024 tokens) has some 4,000."""
@@ -170,8 +171,7 @@ class _Packer:
         if problem is None or not isinstance(completion, str) or not is_step(row.get("step")):
             self.samples.unreadable += 1
             return
-        verdicts = row.get("rewards")
-        verdicts = verdicts if isinstance(verdicts, dict) else {}
+        verdicts = mapping(row.get("rewards"))
         reason = text(row.get("reason")) or "no reason was logged"
         manner = row.get("manner")
         flags = RIGHT * _true(verdicts.get("equation")) | FORMAT * _true(verdicts.get("format"))

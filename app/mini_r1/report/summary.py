@@ -10,7 +10,8 @@ from typing import Any
 from mini_r1.recipe import Recipe
 from mini_r1.report import seed
 from mini_r1.report.plots import main_series, wilson
-from mini_r1.report.reading import Attempt, RunData, duration, interval, number, text
+from mini_r1.report.reading import Attempt, RunData, duration, text
+from mini_r1.values import interval, mapping, number
 
 SHOWN_REASONS = 12
 """Reasons of failure in the table; the evaluation's file has all."""
@@ -199,11 +200,11 @@ def provenance_table(runs: Sequence[RunData]) -> list[tuple[str, list[str], bool
                 "kit": text(facts.get("kit")),
                 "code": text(facts.get("code_revision")),
                 "python": text(facts.get("python")),
-                **{text(k): text(v) or "not installed" for k, v in _mapping(versions)},
+                **{text(k): text(v) or "not installed" for k, v in mapping(versions).items()},
                 "devices": _devices(facts),
                 "DeepSpeed": text(facts.get("deepspeed")) or "no",
-                **{f"model: {text(k)}": text(v) for k, v in _mapping(model) if v is not None},
-                **{f"data: {text(k)}": text(v) for k, v in _mapping(data) if v is not None},
+                **{f"model: {text(k)}": text(v) for k, v in mapping(model).items() if v is not None},
+                **{f"data: {text(k)}": text(v) for k, v in mapping(data).items() if v is not None},
                 "command": _command(facts),
             }
         )
@@ -269,8 +270,8 @@ def strata_rows(run: RunData) -> list[list[str]]:
     values = newest[0].values
     by = values.get("by") or {"numbers": values.get("by_size"), "": values.get("by_operators")}
     rows = []
-    for stratum, groups in _mapping(by):
-        for value, figures in _mapping(groups):
+    for stratum, groups in mapping(by).items():
+        for value, figures in mapping(groups).items():
             if not isinstance(figures, dict):
                 continue
 
@@ -293,7 +294,8 @@ def failure_rows(run: RunData) -> list[list[str]]:
     evaluated = newest[0]
     sampled = evaluated.problems * (number(evaluated.values.get("samples")) or 1)
     counts = [
-        (text(k), number(v)) for k, v in _mapping(evaluated.values.get("failures", evaluated.values.get("reasons")))
+        (text(k), number(v))
+        for k, v in mapping(evaluated.values.get("failures", evaluated.values.get("reasons"))).items()
     ]
     known = sorted(((k, v) for k, v in counts if v is not None), key=lambda kv: -kv[1])[:SHOWN_REASONS]
     return [[reason, f"{count:,.0f}", percent(count / sampled) if sampled else ""] for reason, count in known]
@@ -339,7 +341,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _mapping(value: object) -> list[tuple[Any, Any]]:
-    return list(value.items()) if isinstance(value, dict) else []
