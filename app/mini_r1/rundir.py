@@ -10,6 +10,7 @@
     checkpoints/step-N/    full, resumable state; the newest two; skipped-step-N is one that could not be resumed from
     snapshots/step-N/      16-bit weights and tokenizer, one for each save
     evaluation/*.json      held-out results; step-N-completions.jsonl beside step-N.json: answers to read
+    report.html            made by `mini-r1 report`
     hub.json               with push_to_hub: the repository, what is there, what went wrong last
     slurm/                 what the batch scripts print and note of each attempt
 
