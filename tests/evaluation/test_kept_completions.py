@@ -78,5 +78,9 @@ def test_who_looks_for_figures_takes_none_of_it(run: RunDir, model_directory: Pa
     ]
     read = read_run(run.path)
     assert len(read.evaluations) == 3
-    assert not [sentence for sentence in read.missing if "evaluation/" in sentence]
+    assert not [sentence for sentence in read.missing if "evaluation/" in sentence or "were kept" in sentence]
     assert runs.row(run.path, time.time()).success_from == "held out, step 10"
+    for path in run.evaluation.glob("*-completions.jsonl"):
+        path.unlink()
+    (told,) = [sentence for sentence in read_run(run.path).missing if "were kept" in sentence]
+    assert told == "no answers to held-out problems were kept: `mini-r1 evaluate --again` keeps them"

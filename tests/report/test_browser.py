@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mini_r1.rundir import completions_of, write_jsonl
 
 from tests.report.conftest import Opened
-from tests.report.made_run import HOSTILE
+from tests.report.made_run import HOSTILE, make_run
 
 Open = Callable[..., Opened]
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -126,6 +127,31 @@ def test_the_keyboard_goes_through_samples_and_one_problem(page: Path, opened: O
     assert tab.is_visible("#compare .card pre")
     tab.keyboard.press("Escape")
     assert not tab.is_visible("#compare")
+
+
+def test_a_held_out_problem_has_its_answers_of_every_snapshot_side_by_side(tmp_path: Path, opened: Open) -> None:
+    from mini_r1.report.build import build
+
+    run = make_run(tmp_path / "run", steps=4, evaluate_every=2)
+    first = next(run.completions())
+    # As an evaluation writes them: no reward, and a problem that training never met.
+    kept = {key: value for key, value in first.items() if key not in ("prompt", "reward", "advantage")}
+    kept |= {"nums": [91, 92], "target": 8372}
+    for step in (0, 2, 4):
+        answers = [{**kept, "step": step, "kind": kind} for kind in ("greedy", "sampled", "sampled")]
+        write_jsonl(completions_of(run.evaluation / f"step-{step}.json"), answers)
+    there = opened(build([run.path], tmp_path / "report.html").path)
+    there.tab.select_option("#f-kind", label="held out, greedy")
+    there.until("document.querySelector('#count').textContent.startsWith('3 of')")
+    assert "91, 92 → 8372" in there.reader()
+    assert "reward" not in there.tab.inner_text("#reader .facts")
+    there.tab.keyboard.press("c")
+    assert there.tab.inner_text("#compare header .note").split(", ") == ["3 steps", "9 answers"]
+    cards = there.tab.eval_on_selector_all("#compare .card h3", "all => all.map(h => h.textContent)")
+    assert cards == ["Step 0", "Step 0", "Step 2", "Step 2", "Step 4", "Step 4"]
+    notes = there.tab.eval_on_selector_all("#compare .card header .note", "all => all.map(n => n.textContent)")
+    assert notes[0] == "held out, greedy"
+    assert notes[1].endswith("of 2 right, held out, sampled")
 
 
 def test_an_answer_is_checked_term_by_term(page: Path, opened: Open) -> None:

@@ -19,7 +19,7 @@ from mini_r1.manifest import MANIFEST, Saved, verify
 from mini_r1.publishing.files import Branch, File
 from mini_r1.publishing.hub import MAIN, RECORD
 from mini_r1.recipe import DEMO_MODEL, Recipe
-from mini_r1.recipe_file import dump_recipe, load_recipe
+from mini_r1.recipe_file import dump_recipe
 from mini_r1.rundir import RunDir, read_object
 
 ADAPTER = "adapter_config.json"
@@ -162,12 +162,3 @@ def _without_places(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(shown.get("model"), dict):
         shown["model"] = {k: v for k, v in shown["model"].items() if k not in ("name", "source", "path")}
     return {**values, "provenance": shown}
-
-
-def run_recipe(run: RunDir) -> Recipe:
-    """The recipe of a run.
-
-    Raises:
-        KitError: it cannot be read.
-    """
-    return load_recipe(run.recipe_file)

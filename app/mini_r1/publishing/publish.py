@@ -17,6 +17,7 @@ from mini_r1.publishing.contents import ADAPTER, Base
 from mini_r1.publishing.files import Branch
 from mini_r1.publishing.hub import MAIN, TOKENLESS, Repository, Say, base_facts, find_token, is_offline
 from mini_r1.recipe import Recipe
+from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, open_run
 
 
@@ -71,7 +72,7 @@ class Publication:
     def __init__(self, run: RunDir, repo: str, licence: Callable[[str], dict[str, Any]]) -> None:
         self._run = run
         self._repo = repo
-        self.recipe: Recipe = contents.run_recipe(run)
+        self.recipe: Recipe = load_recipe(run.recipe_file)
         base = contents.base_of(run, self.recipe)
         self._base: Base = replace(base, licence=licence(base.name)) if base.name else base
 

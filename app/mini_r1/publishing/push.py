@@ -23,9 +23,9 @@ from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.lifeline import Lifeline
 from mini_r1.provenance import utc_now
-from mini_r1.publishing.contents import run_recipe
 from mini_r1.publishing.hub import MAIN, TOKENLESS, Repository, base_facts, find_token, is_offline
 from mini_r1.publishing.publish import Publication, default_name, send
+from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, write_json
 
 SAVED: Final = "saved"
@@ -48,7 +48,7 @@ class Pusher:
 
     def __init__(self, run: RunDir, token: str) -> None:
         self._run = run
-        self._recipe = run_recipe(run)
+        self._recipe = load_recipe(run.recipe_file)
         self._token = token
         self._repository: Repository | None = None
         self._publication: Publication | None = None

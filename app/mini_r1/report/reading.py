@@ -203,6 +203,8 @@ def _say_missing(data: RunData) -> None:
             "no held-out evaluation of a snapshot: `mini-r1 evaluate` makes one; training success is measured on the "
             "problems the run trains on"
         )
+    elif next(data.run.held_out_completions(), None) is None:
+        data.missing.append("no answers to held-out problems were kept: `mini-r1 evaluate --again` keeps them")
     if not data.points("eval_success")[0] and data.recipe.get("eval_strategy") in (None, "no"):
         data.missing.append("no held-out success during training: the recipe has no eval_steps")
 
