@@ -59,7 +59,8 @@ RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/m
     && install -d -m 1777 /home/mini-r1 /cache /workspace /workspace/runs
 # USER: an unknown uid has no name, and torch's compiler asks for one. HF_HOME and XDG_CACHE_HOME are what may be kept
 # (models, data, the demo's warm start); compiled code stays in HOME, on the node: Triton's cache hangs on NFS. For it HOME
-# itself, because DeepSpeed looks at that folder when it is imported, and complains of one that is not there.
+# itself, because DeepSpeed looks at that folder when it is imported, and complains of one that is not there. matplotlib
+# keeps its list of fonts in HOME too: /cache may be mounted to be read alone.
 # No bytecode is written, because the root may be read-only. Nothing is told to anybody about its use.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/mini-r1 \
@@ -70,6 +71,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TORCHINDUCTOR_CACHE_DIR=/home/mini-r1/inductor \
     TORCH_EXTENSIONS_DIR=/home/mini-r1/torch_extensions \
     VLLM_CACHE_ROOT=/home/mini-r1/vllm \
+    MPLCONFIGDIR=/home/mini-r1/matplotlib \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \
@@ -205,6 +207,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TORCHINDUCTOR_CACHE_DIR=/home/mini-r1/inductor \
     TORCH_EXTENSIONS_DIR=/home/mini-r1/torch_extensions \
     VLLM_CACHE_ROOT=/home/mini-r1/vllm \
+    MPLCONFIGDIR=/home/mini-r1/matplotlib \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HF_HUB_DISABLE_TELEMETRY=1 \

@@ -7,6 +7,8 @@ from importlib.metadata import version
 
 import bitsandbytes
 import deepspeed
+import jinja2
+import matplotlib.figure
 import triton
 import triton.language as tl
 import trl
@@ -26,5 +28,5 @@ def double(values, n: tl.constexpr):
 
 compiled = triton.compile(ASTSource(fn=double, signature={0: "*fp32"}, constants={1: 64}), target=H100)
 assert compiled.asm["cubin"], "Triton made no machine code"
-for package in (bitsandbytes, deepspeed, trl, vllm):
+for package in (bitsandbytes, deepspeed, jinja2, matplotlib, trl, vllm):
     print(package.__name__, version(package.__name__))

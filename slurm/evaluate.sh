@@ -1,9 +1,9 @@
 #!/bin/bash
-# Held-out success of a run: its newest snapshot, or each that was not evaluated yet.
+# Held-out success of a run: its newest snapshot, or the untrained model and every snapshot.
 #
 # Needs    1 GPU, 8 cores, 48 GiB of memory
 # Submit   sbatch --dependency=afterok:JOBID slurm/evaluate.sh runs/mini-r1-3b        when that job has finished the run
-#          sbatch slurm/evaluate.sh runs/mini-r1-3b all                               every snapshot that has no evaluation
+#          sbatch slurm/evaluate.sh runs/mini-r1-3b all                               every snapshot, and the untrained model
 #          sbatch slurm/evaluate.sh runs/mini-r1-3b --samples 8                       any option of mini-r1 evaluate
 # Watch    squeue --me; tail -f mini-r1-evaluate-JOBID.log
 # Stop     scancel JOBID

@@ -334,9 +334,10 @@ sweep() {
     train "$recipe" --run-dir "${MINI_R1_RUNS:-runs}/${table%.*}/$name" "${sets[@]}" "$@"
 }
 
-# evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or every one that has no evaluation yet
+# evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or the untrained model and every snapshot as far
+# as they are not measured yet with these settings
 evaluate() {
-    local run=${1:-} steps=("") at code limited=""
+    local run=${1:-} which=(--newest) code
     [ -n "${run%%-*}" ] || refuse "which run? sbatch slurm/evaluate.sh runs/mini-r1-3b"
     shift
     begin
@@ -345,21 +346,15 @@ evaluate() {
         "name a folder above it in MINI_R1_MOUNTS"
     if [ "${1:-}" = all ]; then
         shift
-        steps=()
-        [[ " $* " =~ \ --limit[\ =]([0-9]+)\  ]] && limited=-limit-${BASH_REMATCH[1]} # as the file is called then
-        for at in $(complete_steps "$run/snapshots"); do
-            [ -e "$run/evaluation/step-$at$limited.json" ] || steps+=("$at")
-        done
-        say "${#steps[@]} snapshot(s) without an evaluation"
+        which=()
+    elif [[ " $* " == *" --step"[\ =]* ]]; then
+        which=()
     fi
     trap 'terminated=yes' TERM # at its time limit an evaluation is over: a second one would not come further
-    for at in "${steps[@]}"; do
-        say "evaluating $run${at:+, step $at}"
-        step evaluate "$run" ${at:+--step "$at"} "$@" && continue
-        code=$?
-        # Preempted: once more. Everything else would only come again.
-        [ "$code" != "$INTERRUPTED" ] || conclude "$code"
-        exit "$code"
-    done
-    exit 0
+    say "evaluating $run"
+    step evaluate "$run" "${which[@]}" "$@" && exit 0
+    code=$?
+    # Preempted: once more. Everything else would only come again.
+    [ "$code" != "$INTERRUPTED" ] || conclude "$code"
+    exit "$code"
 }

@@ -35,6 +35,11 @@ def jsonl(*objects: object) -> str:
         ("health",),
         ("bundle",),
         ("evaluate",),
+        ("play",),
+        ("samples",),
+        ("runs",),
+        ("report",),
+        ("publish",),
         ("score",),
         ("data",),
         ("data", "generate"),
@@ -57,6 +62,7 @@ def test_every_command_has_help_with_an_example(mini_r1: Kit, command: tuple[str
         (("train",), "Missing argument 'RECIPE'"),
         (("score", "--fast"), "No such option: --fast"),
         (("evaluate", "x", "--samples", "many"), "'many' is not a valid integer"),
+        (("evaluate", "x", "--newest", "--step", "3"), "--newest and --step are two ways to choose one snapshot"),
     ],
 )
 def test_usage_errors_are_sentences_and_exit_78(mini_r1: Kit, arguments: tuple[str, ...], said: str) -> None:

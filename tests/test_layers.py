@@ -31,10 +31,16 @@ def test_import_layers() -> None:
         ("mini_r1.recipe_file", HEAVY),
         ("mini_r1.rundir", HEAVY),
         ("mini_r1.health", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
+        ("mini_r1.samples", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
+        ("mini_r1.runs", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
+        ("mini_r1.play.asking", HEAVY),
         ("mini_r1.cluster.doctor", HEAVY),
         ("mini_r1.cluster.bundle", HEAVY),
         ("mini_r1.cluster.prefetch", HEAVY),
         ("mini_r1.console", HEAVY),
+        ("mini_r1.publishing.publish, mini_r1.publishing.push, huggingface_hub.hf_api", HEAVY),
+        # numpy comes with matplotlib, which is imported when something is drawn.
+        ("mini_r1.report.build", HEAVY),
         ("mini_r1.cluster.planning.recipes, mini_r1.cluster.planning.show", HEAVY),
     ],
 )

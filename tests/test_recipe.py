@@ -299,6 +299,10 @@ def test_one_fault(faults, line, sentence):
             "dataset_id_or_path: generated\ngenerator:\n  sizes:\n  - 3\n  - 7",
             "x:6: generator.sizes.1: must be at most 6",
         ),
+        (
+            "push_to_hub: true\nhub_strategy: checkpoint",
+            "x:3: hub_strategy: checkpoints are pickles",
+        ),
         ("scoring: seed\nrewards: {format: 1, format_seed: 1}", "x:3: rewards: under scoring: seed 'format' means"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import seal
-from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, write_json
+from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, write_json, write_jsonl
 
 
 @pytest.fixture
@@ -170,6 +170,17 @@ def test_any_text_survives_a_jsonl_round_trip(tmp_path: Path) -> None:
 
 def test_an_attempt_never_writes_into_another(run: RunDir) -> None:
     assert [run.start_attempt().name for _ in range(11)] == [str(n) for n in range(1, 12)]
+
+
+def test_of_each_step_the_answers_to_the_most_held_out_problems_count(run: RunDir) -> None:
+    run.evaluation.mkdir()
+    for name in (
+        "step-10-limit-9", "step-10-limit-20", "step-5", "step-5-limit-9", "step-5-0a1b2c3d", "step-5-12345678-limit-3",
+    ):  # fmt: skip
+        step = int(name.split("-")[1])
+        write_jsonl(run.evaluation / f"{name}-completions.jsonl", [{"step": step, "of": name}, {"step": "x"}])
+    write_json(run.evaluation / "step-5.json", {"step": 5, "of": "the figures"})
+    assert [row["of"] for row in run.held_out_completions()] == ["step-5", "step-10-limit-20"]
 
 
 def test_state_is_replaced_whole(run: RunDir) -> None:

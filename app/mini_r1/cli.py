@@ -1,4 +1,7 @@
-"""The command line: what there is, and nothing of how it is done. Every command imports its room when it runs."""
+"""The command line: what there is, and nothing of how it is done. Every command imports its room when it runs.
+
+The commands that show a run are declared in cli_seeing.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from typing import Annotated
 import click
 import typer
 
+from mini_r1 import cli_seeing
+from mini_r1.cli_options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, Set
 from mini_r1.errors import ExitCode, KitError
 
 app = typer.Typer(
@@ -21,23 +26,6 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make and inspect Countdown problems.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable, dots reach into mappings."),
-]
-RunDirOption = Annotated[
-    Path | None,
-    typer.Option("--run-dir", help="Run directory; default: the recipe's output_dir, else runs/<recipe's name>."),
-]
-Gpus = Annotated[int | None, typer.Option(help="Use the first so many of the GPUs given; default: all.")]
-GpuMemory = Annotated[
-    float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: what the driver says.")
-]
-DeepSpeed = Annotated[
-    str, typer.Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
 
 @app.command()
@@ -255,26 +243,11 @@ def bundle(
     run_bundle(run, out, completions=completions, as_json=as_json)
 
 
-@app.command()
-def evaluate(
-    run_or_model: Annotated[str, typer.Argument(help="A run directory, a model directory or a hub id.")],
-    problems: Annotated[
-        Path | None,
-        typer.Option(help="Problems (.jsonl, .parquet); default: the run's held-out part."),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Sampled completions for each problem, besides the greedy one.")] = 4,
-    limit: Annotated[int | None, typer.Option(help="Evaluate on this many problems only.")] = None,
-    step: Annotated[int | None, typer.Option(help="The run's snapshot; default: the newest.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure success on held-out problems: greedy and sampled pass@1, pass@k, intervals, by size and operators.
-
-    Examples: `mini-r1 evaluate runs/demo-cpu` -
-    `mini-r1 evaluate path/to/model --problems held_out.jsonl --samples 8 --json`
-    """
-    from mini_r1.commands import evaluate as run_evaluate
-
-    run_evaluate(run_or_model, problems, samples=samples, limit=limit, step=step, as_json=as_json)
+# What shows a run.
+for command in (
+    cli_seeing.evaluate, cli_seeing.report, cli_seeing.samples, cli_seeing.play, cli_seeing.runs, cli_seeing.publish,
+):  # fmt: skip
+    app.command()(command)
 
 
 @app.command()

@@ -236,20 +236,6 @@ def bundle(run_path: Path, out: Path | None, *, completions: int, as_json: bool)
     )
 
 
-def evaluate(
-    run_or_model: str, problems: Path | None, *, samples: int, limit: int | None, step: int | None, as_json: bool
-) -> None:
-    """`mini-r1 evaluate`."""
-    with needs_extra("train"):
-        from mini_r1.evaluation.run import evaluate_run_or_model, print_table
-    with data_errors():
-        result = evaluate_run_or_model(run_or_model, problems, samples, limit=limit, step=step)
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print_table(result)
-
-
 def score(file: str) -> None:
     """`mini-r1 score`: every line that could be read before a malformed one is printed."""
     from mini_r1.countdown.lines import score_line

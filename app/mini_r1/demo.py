@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mini_r1.commands import needs_extra, say_interrupted
 from mini_r1.console import ProgressLine, printable, progress_console
-from mini_r1.countdown.task import Problem, tries
+from mini_r1.countdown.task import Problem, random_success, tries
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
@@ -69,7 +69,6 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
         from mini_r1.generation.model import load_model, load_tokenizer
         from mini_r1.training import prepare
         from mini_r1.training.run import train as run_training
-        from mini_r1.training.traces import random_success
         from mini_r1.training.warm_start import largest_value, making
 
     data = prepare.load_task_data(recipe)

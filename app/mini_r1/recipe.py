@@ -235,11 +235,11 @@ class Recipe(BaseModel):
 
     # Hub (the token comes from HF_TOKEN only)
     push_to_hub: Flag = False
-    """Publish the snapshots; nothing leaves the machine unless this says so."""
+    """Push snapshots and logs to the hub while training; nothing leaves the machine unless this says so."""
     hub_model_id: Annotated[Text, AfterValidator(hub_name)] | None = None
     """Repository to publish to; null is the run directory's name in the user's own space."""
     hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] = "every_save"
-    """When to publish."""
+    """When: `every_save`, in the background, or all at the `end`; checkpoints are pickles and never pushed."""
     hub_private_repo: Flag = True
     """Make a new repository private: the safe side; transformers leaves it to the account, mostly public."""
 
@@ -276,6 +276,12 @@ class Recipe(BaseModel):
                     ("attn_implementation", "torch_dtype", "bf16", "fp16"),
                     "flash_attention_2 computes in 16 bits only: set bf16: true or torch_dtype: bfloat16, or sdpa",
                 )
+        if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
+            yield (
+                ("hub_strategy", "push_to_hub"),
+                "checkpoints are pickles for this run alone and are not published: set hub_strategy to every_save or "
+                "end",
+            )
         if self.lr_scheduler_type == "reduce_lr_on_plateau":
             yield (
                 ("lr_scheduler_type",),

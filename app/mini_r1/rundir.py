@@ -9,7 +9,9 @@
     completion_samples/    the seed's two text files: completion_samples.txt, success_completion_samples.txt
     checkpoints/step-N/    full, resumable state; the newest two; skipped-step-N is one that could not be resumed from
     snapshots/step-N/      16-bit weights and tokenizer, one for each save
-    evaluation/*.json      held-out results
+    evaluation/*.json      held-out results; step-N-completions.jsonl beside step-N.json: answers to read
+    report.html            made by `mini-r1 report`
+    hub.json               with push_to_hub: the repository, what is there, what went wrong last
     slurm/                 what the batch scripts print and note of each attempt
 
 A checkpoint or snapshot counts only when its manifest is there, which is written last. No torch here: cluster scripts
@@ -21,8 +23,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -36,6 +39,11 @@ SCRATCH = ".*.tmp"
 """Files that `write_text` had not given their name yet when it was killed."""
 KEEP_CHECKPOINTS = 2
 """Full checkpoints kept: the newest, and one to fall back on when the newest turns out to be damaged."""
+
+MAX_OBJECT_BYTES = 16 << 20
+"""Of a JSON file; an evaluation has some ten thousand, run.json a thousand for each attempt."""
+_HELD_OUT = re.compile(r"step-(\d{1,15})(?:-limit-(\d{1,15}))?(?:\.json|-completions\.jsonl)")
+"""Of the run's held-out part or some of it; those of another file of problems have its hash in their names."""
 
 
 class RunDir:
@@ -112,11 +120,11 @@ class RunDir:
 
     def read_state(self) -> dict[str, Any]:
         """The last state written, or {} when there is none that can be read."""
-        return _read_object(self.state_file)
+        return read_object(self.state_file)
 
     def read_record(self) -> dict[str, Any]:
         """run.json, or {} when there is none that can be read."""
-        return _read_object(self.run_file)
+        return read_object(self.run_file)
 
     @property
     def run_id(self) -> str:
@@ -130,7 +138,7 @@ class RunDir:
 
     def write_held_out(self, problems: list[dict[str, Any]]) -> None:
         """Replace held_out.jsonl."""
-        write_text(self.held_out_file, "".join(json.dumps(problem) + "\n" for problem in problems))
+        write_jsonl(self.held_out_file, problems)
 
     # --- checkpoints and snapshots ---
 
@@ -141,6 +149,20 @@ class RunDir:
     def complete_snapshots(self) -> list[Saved]:
         """Complete snapshots, newest first."""
         return complete(self.snapshots)
+
+    def some_snapshots(self) -> list[Saved]:
+        """The complete snapshots, newest first, for who needs one.
+
+        Raises:
+            KitError: there is none.
+        """
+        found = self.complete_snapshots()
+        if not found:
+            raise KitError(
+                f"{self.path} has no complete snapshot yet: wait for the first save (save_steps of the recipe), or "
+                "stop the run with SIGTERM, which saves one"
+            )
+        return found
 
     def prune_checkpoints(self) -> None:
         """Delete all but the newest KEEP_CHECKPOINTS; called only after a new one is complete."""
@@ -172,6 +194,28 @@ class RunDir:
         """Every completion of every step, from the highest attempt that reached the step, in order of steps."""
         return self._merged("completions.jsonl")
 
+    def held_out_completions(self) -> Iterator[dict[str, Any]]:
+        """The answers to held-out problems that evaluations kept, in order of steps; `kind` is greedy or sampled.
+
+        Of a step that was evaluated on all problems and on some of them, those to the most problems.
+        """
+        best: dict[int, tuple[float, Path]] = {}
+        for step, limit, path in self._of_held_out("step-*.jsonl"):
+            problems = float("inf") if limit is None else limit
+            best[step] = max(best.get(step, (0.0, path)), (problems, path))
+        for step in sorted(best):
+            yield from (row for row in read_jsonl(best[step][1]) if _has_step(row))
+
+    def held_out_results(self) -> Iterator[tuple[int, int | None, Path]]:
+        """Step, limit (None: all problems) and file of every evaluation on the run's held-out part, in no order."""
+        return self._of_held_out("step-*.json")
+
+    def _of_held_out(self, pattern: str) -> Iterator[tuple[int, int | None, Path]]:
+        for path in self.evaluation.glob(pattern):
+            found = _HELD_OUT.fullmatch(path.name)
+            if found:
+                yield int(found[1]), int(found[2]) if found[2] else None, path
+
     def _merged(self, name: str) -> Iterator[dict[str, Any]]:
         attempts = sorted((int(p.name) for p in self.attempts.glob("*") if p.name.isdecimal()), reverse=True)
         segments: list[tuple[Path, float]] = []
@@ -181,10 +225,10 @@ class RunDir:
         for number in attempts:
             attempt = self.attempts / str(number)
             segments.append((attempt / name, before))
-            steps = (row["step"] for row in read_jsonl(attempt / "completions.jsonl") if "step" in row)
+            steps = (row["step"] for row in read_jsonl(attempt / "completions.jsonl") if _has_step(row))
             before = min(before, next(steps, before))
         for path, end in reversed(segments):
-            yield from (row for row in read_jsonl(path) if row.get("step", end) < end)
+            yield from (row for row in read_jsonl(path) if _has_step(row) and row["step"] < end)
 
 
 # --- files ---
@@ -212,17 +256,31 @@ def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n", sync=sync)
 
 
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Replace a JSONL file atomically; see `write_text`. What UTF-8 cannot hold arrives as JSON escapes."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def completions_of(result: Path) -> Path:
+    """Where an evaluation's answers stand, for the file of its figures."""
+    return result.with_name(f"{result.stem}-completions.jsonl")
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSONL file; a last line that a kill cut short is passed over, a missing file is empty."""
+    """The objects of a JSONL file, one line in memory at a time; a missing file is empty.
+
+    A line that is no object is passed over: the last one may have been cut short by a kill, and a power cut leaves
+    blocks of NUL. Bytes that are not UTF-8 become U+FFFD.
+    """
     try:
         handle = path.open("rb")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     with handle:
         for line in handle:
             try:
-                row = json.loads(line)
-            except ValueError:
+                row = json.loads(line.decode("utf-8", errors="replace"))
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
@@ -250,6 +308,10 @@ class JsonLines:
         self.close()
 
 
+def _has_step(row: dict[str, Any]) -> bool:
+    return type(row.get("step")) is int  # a bool is an int too
+
+
 def _locked(handle: IO[str]) -> bool:
     """Whether the lock is ours now. It goes with the process, so a killed run leaves none behind."""
     try:
@@ -265,10 +327,11 @@ def _locked(handle: IO[str]) -> bool:
     return True
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} when there is none that can be read, or it is far too large."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_OBJECT_BYTES else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

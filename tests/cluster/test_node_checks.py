@@ -399,6 +399,9 @@ def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path) -> None:
     finding = software.hub_token(case(recipe=recipe, environment=home))
     assert finding.status == "ok"
     assert "pineapple" not in str(finding)
+    finding = software.hub_token(case(recipe=recipe, environment={**home, "HF_HUB_OFFLINE": "1"}))
+    assert is_fault_of(finding, "recipe")
+    assert "HF_HUB_OFFLINE" in finding.detail
 
 
 # --- model and data ---

@@ -73,7 +73,7 @@ def test_any_user_has_a_name_and_can_write_where_the_kit_writes_and_nowhere_else
     script = """
 import getpass, os, pathlib
 assert os.getuid() != 0 and getpass.getuser() == "mini-r1"
-variables = ("HOME", "HF_HOME", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+variables = ("HOME", "HF_HOME", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT", "MPLCONFIGDIR")
 for place in [*map(os.environ.get, variables), "runs/x", "/tmp/x"]:
     pathlib.Path(place).mkdir(parents=True, exist_ok=True)
     pathlib.Path(place, "file").write_text("x")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mini_r1.countdown.problem import Problem
-from mini_r1.countdown.rewards import REWARDS, VERDICTS, judge, reward
+from mini_r1.countdown.rewards import REWARDS, VERDICTS, folded, judge, reward
 
 GOOD = "Let me add.</think>\n<answer>1 + 2</answer>"
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "</think>\n<answer>", "1 + 2", "<", "\ud800", "\x00"]
@@ -89,6 +89,25 @@ def test_reasons_of_a_wrong_completion(completion: str, reason: str) -> None:
     verdict = judge(completion, (1, 2), 3)
     assert verdict.equation == 0
     assert verdict.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("result is 7, not 24", "result is N, not N"),
+        ("result is -5/2, not 30", "result is N, not N"),
+        ("result is 123456789012345678901234.../7, not 24", "result is N, not N"),
+        ("number 7 used 3 times, given twice", "number N used N times, given twice"),
+        ("unexpected character 'L'", "unexpected character …"),
+        ('unexpected character "\'"', "unexpected character …"),
+        ("unexpected ')' where a number belongs", "unexpected … where a number belongs"),
+        ("operator missing before '('", "operator missing before …"),
+        ("no </think>", "no </think>"),
+        ("correct", "correct"),
+    ],
+)
+def test_like_reasons_count_as_one(reason: str, kind: str) -> None:
+    assert folded(reason) == kind
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def test_tries_are_counted_by_line() -> None:
         ("8 + 2 = 10 (too low)", 0),
         ("Wait, I used the 8 twice.", 1),
         ("wait wait", 2),
+        ("I can't wait, can’t wait and cannot wait; wait", 1),
+        ("Actually, no. Actually no, and actually nothing", 2),
         ("WAIT! Hmm... Hm.", 3),
         ("the waiter awaits, waiting", 0),
         ("wait_time await", 0),

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from mini_r1.countdown.data import write_jsonl
 from mini_r1.countdown.generator import generate
 from mini_r1.countdown.problem import Problem
+from mini_r1.manifest import seal
+from mini_r1.rundir import RunDir
+
+RECIPE = """\
+model_name_or_path: builtin:demo
+dataset_id_or_path: generated
+dataset_rows: 100
+max_completion_length: 8
+temperature: 0.7
+max_steps: 10
+seed: 11
+prompt_style: notebook
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,3 +46,18 @@ def problems_file(tmp_path_factory: pytest.TempPathFactory, problems: list[Probl
     path = tmp_path_factory.mktemp("problems") / "some.jsonl"
     write_jsonl(problems, path)
     return path
+
+
+@pytest.fixture
+def run(tmp_path: Path, model_directory: Path, problems_file: Path) -> RunDir:
+    """A run with complete snapshots of steps 5 and 10 and a half-written one of step 15."""
+    directory = RunDir(tmp_path / "run")
+    directory.snapshots.mkdir(parents=True)
+    directory.recipe_file.write_text(RECIPE)
+    shutil.copy(problems_file, directory.held_out_file)
+    for step in (5, 10):
+        scratch = directory.snapshots / f".step-{step}"
+        shutil.copytree(model_directory, scratch)
+        seal(scratch, directory.snapshots / f"step-{step}", run_id=directory.run_id)
+    shutil.copytree(model_directory, directory.snapshots / "step-15")
+    return directory

@@ -10,7 +10,9 @@ import pytest
 import torch
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
-from mini_r1.evaluation.evaluate import Answer, Evaluation, evaluate, folded
+from mini_r1.evaluation.baselines import Game
+from mini_r1.evaluation.evaluate import Answer, Evaluation, evaluate
+from mini_r1.evaluation.figures import failure
 from mini_r1.generation.model import load_model, load_tokenizer
 
 SETTINGS: dict[str, Any] = {
@@ -54,8 +56,9 @@ def test_figures_by_hand() -> None:
     )
     figures = evaluation.to_json()
     assert list(figures) == [
-        "problems", "samples", "temperature", "greedy", "greedy_ci95", "sampled", "ci95", "pass_at_k", "format",
-        "tries", "completion_tokens", "truncated", "by", "reasons", "seconds",
+        "problems", "samples", "temperature", "greedy", "greedy_ci95", "sampled", "ci95", "pass_at_k", "by_size",
+        "by_operators", "format", "tries", "completion_tokens", "truncated", "by", "failures", "reasons", "baselines",
+        "seconds",
     ]  # fmt: skip
     assert (figures["problems"], figures["samples"], figures["temperature"], figures["seconds"]) == (3, 4, 0.9, 1.2)
     assert figures["greedy"] == pytest.approx(1 / 3, abs=1e-6)
@@ -79,21 +82,74 @@ def test_figures_by_hand() -> None:
         ("result is N, not N", 4),
         ("number N is not among the numbers", 1),
     ]
+    assert figures["by_size"]["3"] == {
+        "problems": 2, "sampled": 0.25, "ci95": [0.25, 0.25], "greedy": 0.5, "greedy_ci95": [0.5, 0.5],
+    }  # fmt: skip
+    assert {key: of["problems"] for key, of in figures["by_operators"].items()} == {
+        "add_subtract_suffice": 2,
+        "needs_multiply_or_divide": 1,
+    }
+    assert figures["failures"] == {
+        "the equation is right as such, and its result is not the target": 4,
+        "the thought never ends": 3,
+        "a number that was not given, or too often": 1,
+        "cut off at the longest length while still thinking": 1,
+    }
+    # Two tries for the answer that shows them, one for every other. 2 + 5 + 3 and 3 + 2 + 5 are the first signed sum;
+    # of the twin's sums 4 is the second (3 - 2 + 5 = 6, 3 + 2 - 5 = 0, 3 - 2 - 5 = -4: the fourth).
+    sums = figures["baselines"]["signed_sums"]
+    assert (sums["greedy"], sums["sampled"]) == (pytest.approx(1 / 3, abs=1e-6), pytest.approx(1 / 3, abs=1e-6))
+    assert sums["by_operators"]["needs_multiply_or_divide"]["sampled"] == 0
+    assert set(figures["baselines"]) == {"random_solver", "signed_sums"}
+    assert set(figures["baselines"]["random_solver"]) == set(sums) >= {"pass_at_k", "by_size", "ci95", "greedy_ci95"}
     assert json.loads(json.dumps(figures)) == figures
 
 
+def test_the_random_solver_gets_as_many_tries_as_the_answer_shows() -> None:
+    problem = task.Problem((2, 3), 6)
+    lazy, eager = "</think>", "2 + 3 = 5\n3 - 2 = 1\n2 * 3 = 6\n</think>"
+    game = Game("+-*")
+
+    def success_of(text: str) -> float:
+        rows = [answer(problem, text) for _ in range(500)]
+        figures = Evaluation(rows, [[row] for row in rows], 1.0, 0.0).to_json(game)
+        return figures["baselines"]["random_solver"]["sampled"]
+
+    assert success_of(lazy) == pytest.approx(2 / 5, abs=0.07)  # one try: of five draws that count two are 6
+    assert success_of(eager) == 1.0  # three tries, and there are three results
+
+
 @pytest.mark.parametrize(
-    ("reason", "expected"),
+    ("text", "truncated", "words"),
     [
-        ("result is -3, not 24", "result is N, not N"),
-        ("result is 7/2, not 24", "result is N, not N"),
-        ("result is 123456789012345678901234.../7, not 24", "result is N, not N"),
-        ("number 7 used 3 times, given twice", "number N used N times, given twice"),
-        ("no </think>", "no </think>"),
+        ("thinking", True, "cut off at the longest length while still thinking"),
+        ("thinking", False, "the thought never ends"),
+        ("</think>\n7", False, "no answer after the thought"),
+        ("</think>\n<answer>3 + 5</answer>", False, "a number is left out"),
+        ("</think>\n<answer>3 + 5 + 5</answer>", False, "a number that was not given, or too often"),
+        ("</think>\n<answer>3 + 5 + 9</answer>", False, "a number that was not given, or too often"),
+        ("</think>\n<answer>03 + 5 + 2</answer>", False, "the answer is no equation that can be read"),
+        ("</think>\n<answer>3 × 5 + 2</answer>", False, "the answer is no equation that can be read"),
+        ("</think>\n<answer></answer>", False, "the answer is no equation that can be read"),
+        ("</think>\n<answer>2 / (5 - 5)</answer>", False, "a number that was not given, or too often"),
+        ("</think>\n<answer>3 + 5 + 2 = 11</answer>", False, "the equation claims a result that it does not have"),
+        ("</think>\n<answer>3 + 5 + 2 = x</answer>", False, "the answer is no equation that can be read"),
+        (
+            "</think>\n<answer>3 * 5 * 2</answer>",
+            False,
+            "the equation is right as such, and its result is not the target",
+        ),
     ],
 )
-def test_reasons_that_differ_in_numbers_are_one(reason: str, expected: str) -> None:
-    assert folded(reason) == expected
+def test_why_an_answer_is_wrong_in_words(text: str, truncated: bool, words: str) -> None:
+    verdict = task.judge(text, task.Problem((3, 5, 2), 10))
+    assert not verdict.equation
+    assert failure(verdict.reason, truncated) == words
+
+
+def test_division_by_zero_has_words_of_its_own() -> None:
+    verdict = task.judge("</think>\n<answer>2 / (5 - 5)</answer>", task.Problem((2, 5, 5), 10))
+    assert failure(verdict.reason, False) == "division by zero"
 
 
 def test_two_evaluations_are_the_same(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:

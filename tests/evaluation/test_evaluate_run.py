@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.evaluation.run import evaluate_run_or_model, print_table
-from mini_r1.manifest import MANIFEST, seal
+from mini_r1.evaluation.run import evaluate_run_or_model
+from mini_r1.evaluation.table import print_table
+from mini_r1.manifest import MANIFEST
 from mini_r1.rundir import RunDir
 from rich.console import Console
 
-RECIPE = """\
-model_name_or_path: builtin:demo
-dataset_id_or_path: generated
-dataset_rows: 100
-max_completion_length: 8
-temperature: 0.7
-max_steps: 10
-seed: 11
-prompt_style: notebook
-"""
-
-
-@pytest.fixture
-def run(tmp_path: Path, model_directory: Path, problems_file: Path) -> RunDir:
-    """A run with complete snapshots of steps 5 and 10 and a half-written one of step 15."""
-    directory = RunDir(tmp_path / "run")
-    directory.snapshots.mkdir(parents=True)
-    directory.recipe_file.write_text(RECIPE)
-    shutil.copy(problems_file, directory.held_out_file)
-    for step in (5, 10):
-        scratch = directory.snapshots / f".step-{step}"
-        shutil.copytree(model_directory, scratch)
-        seal(scratch, directory.snapshots / f"step-{step}", run_id=directory.run_id)
-    shutil.copytree(model_directory, directory.snapshots / "step-15")
-    return directory
+from tests.evaluation.conftest import RECIPE
 
 
 def test_a_run_uses_its_newest_snapshot_its_problems_and_its_recipe(run: RunDir, problems_file: Path) -> None:
@@ -72,8 +48,9 @@ def test_results_of_other_problems_stand_beside_those_of_the_held_out_ones(run: 
     limited = evaluate_run_or_model(str(run.path), samples=1, step=5, limit=2)
     evaluate_run_or_model(str(run.path), samples=1, step=5, limit=1000)
     digest = sha256(other.read_bytes()).hexdigest()[:8]
+    results = ("step-5", f"step-5-{digest}", "step-5-limit-2")
     names = {path.name for path in run.evaluation.iterdir()}
-    assert names == {"step-5.json", f"step-5-{digest}.json", "step-5-limit-2.json"}
+    assert names == {f"{name}{end}" for name in results for end in (".json", "-completions.jsonl")}
     assert limited["problems"] == 2
     assert limited["provenance"]["selection"] == "first 2 of 9 problems by a shuffle with seed 42"
 
@@ -154,7 +131,7 @@ def test_models_that_are_none(model_directory: Path, problems_file: Path, tmp_pa
 
 def test_the_table_shows_text_as_text(run: RunDir) -> None:
     result = evaluate_run_or_model(str(run.path), samples=4, limit=4)
-    result["reasons"] = {"unexpected character '\x1b[31m'": 3, "[bold]no[/bold]": 1}
+    result["failures"] = {"unexpected character '\x1b[31m'": 3, "[bold]no[/bold]": 1}
     result["provenance"]["source"] = "runs/[red]\x1b]0;title\x07"
     out = io.StringIO()
     print_table(result, Console(file=out, width=160))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import combinations
+from math import comb
 
 import numpy as np
 import pytest
@@ -17,6 +18,31 @@ def test_pass_at_k_is_the_share_of_all_draws_with_a_right_one(n: int) -> None:
         for k in range(1, n + 1):
             draws = list(combinations(right, k))
             assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
+
+
+@pytest.mark.parametrize(("n", "k", "rate"), [(4, 2, 0.3), (16, 8, 0.05), (64, 64, 0.01), (100, 64, 0.02)])
+def test_pass_at_k_is_unbiased(n: int, k: int, rate: float) -> None:
+    """Its mean over the binomial distribution of right samples is 1 - (1 - rate)^k, to rounding; no simulation."""
+    expected = sum(comb(n, c) * rate**c * (1 - rate) ** (n - c) * pass_at_k(n, c, k) for c in range(n + 1))
+    assert expected == pytest.approx(1 - (1 - rate) ** k, abs=1e-12)
+    plug_in = sum(comb(n, c) * rate**c * (1 - rate) ** (n - c) * (1 - (1 - c / n) ** k) for c in range(n + 1))
+    assert plug_in < 1 - (1 - rate) ** k - 1e-3  # the obvious estimator is too low
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_interval_of_pass_at_k_holds_the_truth_19_times_in_20(k: int) -> None:
+    """150 problems whose chances differ, 8 samples each; the truth is the mean of 1 - (1 - chance)^k: 1/3 and 2/3.
+
+    Of a chance with the distribution Beta(1, 2), 1 - E(1 - chance)^k is 1 - 2 / (2 + k): simulation against it.
+    """
+    rng = np.random.default_rng(3)
+    truth, rounds, inside = 1 - 2 / (2 + k), 300, 0
+    for seed in range(rounds):
+        right = rng.binomial(8, rng.beta(1, 2, size=150))
+        values = [pass_at_k(8, int(c), k) for c in right]
+        low, high = cluster_bootstrap(values, range(150), resamples=400, seed=seed)
+        inside += low <= truth <= high
+    assert 0.91 <= inside / rounds <= 0.98
 
 
 def test_pass_at_k_does_not_overflow() -> None:

@@ -152,7 +152,9 @@ def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_
     again = start(kit, "cancelled")
     options = (f"--dependency=afterok:{again.number}", "slurm/evaluate.sh", "runs/cancelled")
     evaluation = kit.submit(*options, "--samples", "1")
-    every = kit.submit(f"--dependency=afterok:{evaluation.number}", "slurm/evaluate.sh", "runs/cancelled", "all")
+    every = kit.submit(
+        f"--dependency=afterok:{evaluation.number}", "slurm/evaluate.sh", "runs/cancelled", "all", "--samples", "1"
+    )
     assert evaluation.show("Dependency").startswith("afterok:")
     assert again.wait() == "COMPLETED", str(again)
     same_result(kit.run("cancelled"), kit.run("whole"))
@@ -161,9 +163,9 @@ def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_
     steps = {int(path.name.removeprefix("step-")) for path in run.snapshots.iterdir()}
     assert evaluation.said.startswith("[")  # its output was appended to the log, not written over it
     assert len(steps) == 2  # where it was cancelled, and the end
-    assert {path.name for path in run.evaluation.iterdir()} == {f"step-{step}.json" for step in steps}
-    assert f"evaluating runs/cancelled, step {min(steps)}" in every.said
-    assert f"evaluating runs/cancelled, step {max(steps)}" not in every.said  # measured already
+    assert {path.name for path in run.evaluation.glob("*.json")} == {f"step-{step}.json" for step in {0, *steps}}
+    assert f"same settings: steps {max(steps)}; 2 to do" in every.said
+    assert f"step {min(steps)} (2 of 2): completions" in every.said
 
 
 def test_a_finished_run_says_so_and_ends(kit: Kit, jobs: dict[str, Job]) -> None:

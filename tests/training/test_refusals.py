@@ -35,14 +35,28 @@ def refusal(recipe: Path, run_dir: Path) -> str:
         ({"dataset_id_or_path": "nobody/nothing"}, "nobody/nothing"),
         ({"max_prompt_length": 20}, "max_prompt_length is 20: raise it to at least"),
         ({"use_vllm": True}, "use_vllm: true needs a device of its own, which `mini-r1 launch` gives it"),
-        ({"push_to_hub": True}, "push_to_hub: pushing to the hub is not in this version"),
+        ({"push_to_hub": True}, "push_to_hub is true, and there is no token for the hub: set HF_TOKEN"),
         ({"report_to": ["comet_ml"]}, "report_to: comet_ml is not installed here"),
         ({"fp16": True}, "fp16 needs a GPU"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
-def test_refused(small_recipe: Recipe, tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_refused(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], said: str
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     assert said in refusal(small_recipe(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_pushing_without_a_network_is_refused(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    said = refusal(small_recipe(push_to_hub=True), tmp_path / "run")
+    assert "push_to_hub is true, and HF_HUB_OFFLINE is set: unset it, or set push_to_hub: false" in said
+    assert "hf_planted" not in said
     assert not (tmp_path / "run").exists()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mini_r1.countdown import task
 from mini_r1.countdown.expression import check_answer
 from mini_r1.training.demo_model import build_tokenizer
-from mini_r1.training.traces import Try, draw_tries, random_success, traces
+from mini_r1.training.traces import Try, draw_tries, traces
 from mini_r1.training.warm_start import step_verdicts
 
 PROBLEMS = [task.Problem((8, 2, 3), 7), task.Problem((5, 5, 1), 30), task.Problem((9, 4, 10), 31)]
@@ -53,11 +53,11 @@ def test_tries_of_one_answer_differ_in_result_and_stay_in_range() -> None:
 
 
 def test_a_random_solver_gets_further_with_more_tries() -> None:
-    few = random_success([(p, 1) for p in PROBLEMS * 200], 50, seed=0)
-    many = random_success([(p, 4) for p in PROBLEMS * 200], 50, seed=0)
+    few = task.random_success([(p, 1) for p in PROBLEMS * 200], 50, seed=0)
+    many = task.random_success([(p, 4) for p in PROBLEMS * 200], 50, seed=0)
     assert 0 < few < many < 1
-    assert random_success([(p, 0) for p in PROBLEMS], 50, seed=0) == 0
-    assert random_success([(p, 1000) for p in PROBLEMS], 50, seed=0) == 1
+    assert task.random_success([(p, 0) for p in PROBLEMS], 50, seed=0) == 0
+    assert task.random_success([(p, 1000) for p in PROBLEMS], 50, seed=0) == 1
 
 
 def test_the_same_seed_gives_the_same_traces() -> None:

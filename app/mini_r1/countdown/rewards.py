@@ -6,6 +6,7 @@ then names it with a weight. Keep it linear in the length of the completion, and
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -30,6 +31,10 @@ LENGTH_NONE = 4000
 """Characters from which `length` pays nothing; the recipe's 1024 tokens of English are about this."""
 
 
+_QUOTED = re.compile(r"""(character|unexpected|before) ('(?:[^'\\]|\\.)*'|".*?")""")
+_NUMBER = re.compile(r"-?[0-9]+(?:\.\.\.)?(?:/[0-9]+(?:\.\.\.)?)?")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """All four verdicts on one completion, 0 or 1 each, and the kit's reason."""
@@ -40,6 +45,14 @@ class Verdict:
     equation_seed: int
     reason: str
     """`correct`, or what is wrong in words; the equation's fault comes before the format's."""
+
+
+def folded(reason: str) -> str:
+    """A verdict's reason with every number as N and every quoted sign as …, so that like reasons count as one.
+
+    `result is 7, not 24` and `result is 5/2, not 30` are both `result is N, not N`.
+    """
+    return _NUMBER.sub("N", _QUOTED.sub(r"\1 …", reason))
 
 
 def judge(completion: str, nums: Sequence[int], target: int) -> Verdict:

@@ -32,13 +32,14 @@ _TOKEN = re.compile(
 _ANOTHER_WAY = r"(?:another|(?:a )?different) (?:approach|way|method)"
 # Written for text in which white space is one space. A phrase takes in what belongs to it, so that "let me try
 # a different approach" is one reflection and not two.
-_REFLECTION = re.compile(
+REFLECTION_PATTERN = (
     r"\b(?:"
     + "|".join(
         (
             # The thought stops itself.
-            r"wait",
+            r"(?<!can't )(?<!can’t )(?<!cannot )wait",
             r"hm+",
+            r"actually,? no",
             # It goes over something again. "Let's try" is missing: Qwen announces every ordinary step with it.
             rf"let me try(?: again| {_ANOTHER_WAY})?",
             r"let(?: me|['’]s) (?:check|verify|correct)(?: again)?",
@@ -52,9 +53,10 @@ _REFLECTION = re.compile(
             r"mistak(?:e|es|en)",
         )
     )
-    + r")\b",
-    re.IGNORECASE,
+    + r")\b"
 )
+"""Every phrase that `reflections` counts, in any case, where white space is one space; a page marks them by it too."""
+_REFLECTION = re.compile(REFLECTION_PATTERN, re.IGNORECASE)
 
 
 def tries(completion: str) -> int:
@@ -73,10 +75,11 @@ def tries(completion: str) -> int:
 def reflections(completion: str) -> int:
     """Count the phrases in the thought by which it stops, goes back or takes another road.
 
-    The phrases: wait, hm(m); let me try, let me (let's) check / verify / correct, double-check, try / check / think
-    again, re-evaluate, reconsider, rethink, recheck, re-examine; alternatively, another (a different) approach / way
-    / method; mistake(n). In any case, at word boundaries, with or without the hyphen, over line ends. Phrases that
-    overlap count once, phrases that follow each other count each: `wait, wait` is 2.
+    The phrases: wait (but not `can't wait`), hm(m), actually no; let me try, let me (let's) check / verify / correct,
+    double-check, try / check / think again, re-evaluate, reconsider, rethink, recheck, re-examine; alternatively,
+    another (a different) approach / way / method; mistake(n). In any case, at word boundaries, with or without the
+    hyphen, over line ends. Phrases that overlap count once, phrases that follow each other count each: `wait, wait` is
+    2.
 
     Not counted: the verdict on a try (`that's not 24`, `too low`, `doesn't work`), which would make each line of an
     enumeration a reflection, and the announcement of a step (`let me solve this step by step`, `let's try 8 + 2`).

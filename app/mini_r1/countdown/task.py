@@ -13,32 +13,45 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from . import rewards, solver
+from .baselines import draw_chains, random_solves, random_success, signed_sum_solves
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
-from .rewards import REWARDS, VERDICTS, Verdict
-from .style import manner, reflections, tries
+from .rewards import REWARDS, VERDICTS, Verdict, folded
+from .style import REFLECTION_PATTERN, manner, reflections, tries
+from .working import Working, work_out
 
 __all__ = [
     "PREFILL",
+    "REFLECTION_PATTERN",
     "REWARDS",
     "DataError",
     "GeneratorSpec",
     "Problem",
     "TaskData",
     "Verdict",
+    "Working",
+    "draw_chains",
+    "folded",
     "judge",
     "load_data",
     "manner",
     "messages",
+    "random_solves",
+    "random_success",
+    "record",
     "reflections",
     "reward_values",
+    "signed_sum_solves",
     "solvable",
+    "solve",
     "strata",
     "tries",
+    "work_out",
 ]
 
 GENERATED = "generated"
@@ -65,9 +78,28 @@ def judge(completion: str, problem: Problem) -> Verdict:
     return rewards.judge(completion, problem.nums, problem.target)
 
 
+def record(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any]:
+    """What a file of completions says of one: its problem and text, the verdicts and their reason, its style."""
+    return {
+        "nums": list(problem.nums),
+        "target": problem.target,
+        "completion": completion,
+        "rewards": {name: getattr(verdict, name) for name in VERDICTS},
+        "reason": verdict.reason,
+        "tries": tries(completion),
+        "reflections": reflections(completion),
+        "manner": manner(completion),
+    }
+
+
 def solvable(problem: Problem) -> bool:
     """Whether the problem has a solution at all; see `solver.solvable`."""
     return solver.solvable(problem.nums, problem.target)
+
+
+def solve(problem: Problem) -> str | None:
+    """An exact answer, or None when there is none; see `solver.solve`."""
+    return solver.solve(problem.nums, problem.target)
 
 
 def reward_values(names: Sequence[str], completion: str, problem: Problem, verdict: Verdict) -> list[float]:

@@ -1,60 +1,87 @@
-"""`mini-r1 evaluate`: a run's snapshot or any model on a set of problems; what is written, and the table shown."""
+"""`mini-r1 evaluate`: a run's snapshots, or any model, on a set of problems; what is written."""
 
 from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 import mini_r1
 from mini_r1.console import ProgressLine, printable, progress_console
-from mini_r1.countdown import task
-from mini_r1.errors import KitError
-from mini_r1.evaluation.evaluate import evaluate
-from mini_r1.generation.model import describe, device, load_model, load_tokenizer, refuse_misfit
-from mini_r1.manifest import Saved, verify
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.evaluation import source as sources
+from mini_r1.evaluation.engines import Engines
+from mini_r1.evaluation.evaluate import measure, refuse_numbers
+from mini_r1.evaluation.source import Problems, Source, Wish
+from mini_r1.generation.completers import Completer
+from mini_r1.generation.model import device
+from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.provenance import utc_now, versions
-from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.rundir import RunDir, completions_of, write_json, write_jsonl
 
-SHOWN_REASONS = 8
-"""Failure reasons in the table; the JSON has all of them."""
-RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy")
-
-# For a model that brings no recipe: the seed's own.
-DEFAULT_STYLE = "script"
-DEFAULT_TEMPERATURE = 0.9
-DEFAULT_MAX_NEW_TOKENS = 1024
-DEFAULT_SEED = 42
+RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
+UNTRAINED_FIGURES = (
+    "sampled", "ci95", "greedy", "greedy_ci95", "pass_at_k", "by_size", "by_operators", "format", "tries",
+    "completion_tokens", "truncated",
+)  # fmt: skip
+"""What a snapshot's result repeats of step 0's."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Source:
-    """What is evaluated, on which problems and how."""
+class Series:
+    """What came of evaluating a run's snapshots.
 
-    model: str
-    problems_file: Path
-    style: str
-    temperature: float
-    max_new_tokens: int
-    seed: int
-    selection_seed: int
-    """Of the shuffle that `limit` takes its problems from: runs that differ in `seed` alone get the same ones."""
-    run: RunDir | None = None
-    saved: Saved | None = None
+    Args:
+        results: of every step that has one now, in order of steps; step 0 is the untrained model.
+        measured: steps measured now.
+        there: steps that were measured before with the same settings.
+        faults: steps that could not be measured, and why.
+        untrained: why there is no step 0; None if there is one.
+    """
+
+    run: Path
+    results: list[dict[str, Any]]
+    measured: list[int]
+    there: list[int]
+    faults: dict[int, str]
+    untrained: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json: the newest result, as of one snapshot alone, and `series` with all of them."""
+        series = {
+            "run": str(self.run),
+            "measured": self.measured,
+            "already_there": self.there,
+            "faults": {str(step): words for step, words in self.faults.items()},
+            "untrained": self.untrained,
+            "evaluations": self.results,
+        }
+        return {**self.results[-1], "series": series}
+
+
+@dataclass(slots=True)
+class _Work:
+    """One call's settings."""
+
+    problems: Problems
+    engines: Engines
+    console: Console
+    again: bool
+
+    def say(self, line: str) -> None:
+        self.console.print(printable(line), markup=False)
 
 
 def evaluate_run_or_model(
     source: str,
     problems_file: Path | None = None,
-    samples: int = 4,
+    samples: int | None = None,
     *,
     limit: int | None = None,
     step: int | None = None,
@@ -62,80 +89,193 @@ def evaluate_run_or_model(
     temperature: float | None = None,
     max_new_tokens: int | None = None,
     seed: int | None = None,
+    engine: str = "auto",
+    again: bool = False,
+    start: StartingPoint | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a snapshot of a run or a model; of a run, also write `evaluation/step-N.json`.
+    """Evaluate one snapshot of a run, or a model; of a run, also write `evaluation/step-N.json` and its completions.
 
-    The file's name tells the problems: `step-N.json` is the run's held-out part, `step-N-HASH.json` another file with
-    that SHA-256, and `-limit-M` is added for M problems only, so that none of these overwrites the other.
+    A snapshot that was measured before with the same settings is not measured again.
 
     Args:
         source: a run directory, a model directory or a hub id.
         problems_file: None is the run's held-out part.
-        samples: sampled completions for each problem.
+        samples: sampled completions for each problem; None: as many as the run was measured with before, else 4.
         limit: take this many problems of a seeded shuffle.
-        step: which snapshot; None is the newest complete one.
+        step: which snapshot; None is the newest complete one; 0 is the untrained model.
         prompt_style: this and what follows: None is the run's recipe, else the seed's script prompt, temperature 0.9,
             1,024 tokens and seed 42.
         temperature: of the sampled completions.
         max_new_tokens: longest completion.
         seed: of the sampling.
+        engine: `auto` (vLLM where there is a GPU and it is installed), `vllm` or `transformers`.
+        again: measure also what is measured already.
+        start: what the run began with, for step 0.
         console: for progress; None is standard error.
 
     Returns:
         `Evaluation.to_json()`, and `provenance`: `source`, `model` (see `generation.model.describe`),
         `step` and `snapshot` (of a run), `problems_file`, `problems_sha256`, `problems_in_file`, `limit`, `selection`
-        (how the limited ones were chosen, in words), `prompt_style`, `max_new_tokens`, `seed`, `device`, `versions`,
-        `date` (UTC), `written_to`.
+        (how the limited ones were chosen, in words), `prompt_style`, `max_new_tokens`, `seed`, `engine`, `settings`
+        (all that the figures depend on besides the machine), `device`, `versions`, `date` (UTC), `written_to`. Of a run
+        whose step 0 is measured with the same settings `baselines` has `untrained` too.
 
     Raises:
         KitError: nothing there to evaluate, or an argument is out of range.
         DataError: the problems are wrong.
     """
-    if samples < 1:
-        raise KitError(f"--samples must be at least 1, found {samples}")
-    if limit is not None and limit < 1:
-        raise KitError(f"--limit must be at least 1, found {limit}")
-    chosen = _find(source, problems_file, step)
-    problems, facts = _problems(chosen)
-    available = len(problems)
-    problems = problems[:limit]
-    where = device()
-    model = load_model(chosen.model, None, "float32" if where.type == "cpu" else "bfloat16", None).to(where)
-    tokenizer = load_tokenizer(chosen.model, None)
-    refuse_misfit(model, tokenizer)
-    style = prompt_style or chosen.style
-    longest = chosen.max_new_tokens if max_new_tokens is None else max_new_tokens
-    sampling_seed = chosen.seed if seed is None else seed
-    total = len(problems) * (1 + samples)
-    with ProgressLine(console or progress_console(), "completions", total) as line:
-        evaluation = evaluate(
-            model,
-            tokenizer,
+    wish = Wish(samples, limit, prompt_style, temperature, max_new_tokens, seed)
+    wish.check()
+    run = RunDir(Path(source).expanduser())
+    before: Source | None = None
+    snapshots: list[Source] = []
+    if run.is_run():
+        snapshots = sources.of_run(run, problems_file, wish)
+        before = sources.untrained(snapshots[0], start) if start else None
+        if step == 0:
+            if before is None:
+                raise KitError(start.words if start else "the untrained model of this run is not known")
+            chosen = before
+        else:
+            chosen = sources.at_step(snapshots, step)
+    else:
+        chosen = sources.of_model(source, problems_file, step, wish)
+    refuse_numbers(chosen.samples, chosen.temperature, chosen.max_new_tokens)
+    problems = sources.read_problems(chosen, limit)
+    if samples is None:
+        n = sources.samples_before([*snapshots, *([before] if before else [])], problems) or chosen.samples
+        chosen = replace(chosen, samples=n)
+        before = replace(before, samples=n) if before else None
+    with Engines(engine, problems, any(one.is_adapter for one in [chosen, *snapshots])) as engines:
+        work = _Work(problems, engines, console or progress_console(), again)
+        found = None if again else _same(work, chosen)
+        if found is None:
+            found = _measured(work, chosen, source, "completions")
+        else:
+            work.say(
+                f"{found['provenance']['written_to']} has it already, with the same settings: --again measures anew"
+            )
+    if before is not None and chosen.step:
+        _with_untrained(work, [found], _same(work, before))
+    return found
+
+
+def evaluate_run(
+    run: RunDir,
+    problems_file: Path | None,
+    wish: Wish,
+    start: StartingPoint,
+    *,
+    engine: str = "auto",
+    again: bool = False,
+    console: Console | None = None,
+) -> Series:
+    """Evaluate the untrained model and every complete snapshot of a run, as far as that is not done yet.
+
+    In the order in which one wants to see them: the untrained model, the newest snapshot, then the others from the
+    newest to the oldest. Each result is written when it is there, so that whatever ends this, the next call goes on.
+
+    Args:
+        run: the run directory.
+        problems_file: None is the run's held-out part.
+        wish: how to measure.
+        start: what the run began with.
+        engine: see `evaluate_run_or_model`.
+        again: measure also what is measured already.
+        console: for progress; None is standard error.
+
+    Raises:
+        KitError: nothing there to evaluate, an argument is out of range, or none of it could be measured.
+        DataError: the problems are wrong.
+    """
+    wish.check()
+    snapshots = sources.of_run(run, problems_file, wish)
+    refuse_numbers(snapshots[0].samples, snapshots[0].temperature, snapshots[0].max_new_tokens)
+    problems = sources.read_problems(snapshots[0], wish.limit)
+    before = sources.untrained(snapshots[0], start)
+    targets = [*([before] if before else []), *snapshots]
+    if wish.samples is None:
+        n = sources.samples_before(targets, problems) or snapshots[0].samples
+        targets = [replace(target, samples=n) for target in targets]
+    with Engines(engine, problems, any(target.is_adapter for target in targets)) as engines:
+        work = _Work(problems, engines, console or progress_console(), again)
+        there = {} if again else {_step(target): found for target in targets if (found := _same(work, target))}
+        todo = [target for target in targets if _step(target) not in there]
+        _say_what_is_done(work, list(there), todo)
+        measured: dict[int, dict[str, Any]] = {}
+        faults: dict[int, str] = {}
+        for number, target in enumerate(todo, start=1):
+            step = _step(target)
+            title = f"step {step} ({number} of {len(todo)}): completions"
+            try:
+                measured[step] = _measured(work, target, str(run.path), title)
+            except KitError as error:
+                if error.exit_code == ExitCode.RETRY:
+                    raise
+                faults[step] = error.message
+                work.say(f"step {step} is left out: {error.message}")
+    results = {**there, **measured}
+    if faults and not results:
+        raise KitError("\n".join(faults.values()))
+    why = None if before and 0 not in faults else faults.pop(0, start.words)
+    _with_untrained(work, [result for step, result in results.items() if step], results.get(0))
+    ordered = [results[step] for step in sorted(results)]
+    return Series(run.path, ordered, sorted(measured), sorted(there), faults, why)
+
+
+def _say_what_is_done(work: _Work, there: Sequence[int], todo: Sequence[Source]) -> None:
+    if there and todo:
+        steps = ", ".join(map(str, sorted(there)))
+        work.say(f"measured before with the same settings: steps {steps}; {len(todo)} to do")
+    elif there:
+        work.say("every snapshot is measured already with these settings: nothing to do (--again measures anew)")
+
+
+def _measured(work: _Work, chosen: Source, source: str, title: str) -> dict[str, Any]:
+    """Measure and, of a run, write."""
+    chosen.verify()
+    path = sources.result_file(chosen, work.problems)
+    _say_what_differs(work, chosen, path)
+    completer = work.engines.of(chosen, work.say)
+    problems = work.problems.asked
+    with ProgressLine(work.console, title, len(problems) * (1 + chosen.samples)) as line:
+        evaluation = measure(
+            completer,
             problems,
-            samples=samples,
-            temperature=chosen.temperature if temperature is None else temperature,
-            max_new_tokens=longest,
-            prompt_style=style,
-            seed=sampling_seed,
+            samples=chosen.samples,
+            temperature=chosen.temperature,
+            max_new_tokens=chosen.max_new_tokens,
+            prompt_style=chosen.style,
+            seed=chosen.seed,
             on_progress=line.update,
         )
-    limited = len(problems) < available
-    provenance = {
+    result = {**evaluation.to_json(chosen.game), "provenance": _provenance(chosen, work.problems, completer, source)}
+    if path is not None:
+        result["provenance"]["written_to"] = str(path)
+        path.parent.mkdir(exist_ok=True)
+        write_jsonl(completions_of(path), evaluation.rows(_step(chosen)))
+        write_json(path, result)  # last: with it the step counts as measured
+    return result
+
+
+def _provenance(chosen: Source, problems: Problems, completer: Completer, source: str) -> dict[str, Any]:
+    where = device()
+    return {
         "source": source,
-        "model": describe(model),
-        "step": chosen.saved.step if chosen.saved else None,
+        "model": completer.facts,
+        "step": chosen.step,
         "snapshot": str(chosen.saved.path) if chosen.saved else None,
         "problems_file": str(chosen.problems_file),
-        "problems_sha256": facts["sha256"],
-        "problems_in_file": available,
-        "limit": limit,
-        "selection": f"first {len(problems)} of {available} problems by a shuffle with seed {chosen.selection_seed}"
-        if limited
-        else f"all {available} problems",
-        "prompt_style": style,
-        "max_new_tokens": longest,
-        "seed": sampling_seed,
+        "problems_sha256": problems.sha256,
+        "problems_in_file": problems.available,
+        "limit": problems.limit,
+        "selection": problems.words,
+        "prompt_style": chosen.style,
+        "max_new_tokens": chosen.max_new_tokens,
+        "seed": chosen.seed,
+        "engine": completer.name,
+        "settings": sources.settings(chosen, problems),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu x {os.cpu_count()}",
         "versions": {
             "mini-r1": mini_r1.__version__,
@@ -145,152 +285,43 @@ def evaluate_run_or_model(
         "date": utc_now(),
         "written_to": None,
     }
-    result = {**evaluation.to_json(), "provenance": provenance}
-    if chosen.run is not None and chosen.saved is not None:
-        name = f"step-{chosen.saved.step}"
-        if problems_file is not None:
-            name += f"-{str(facts['sha256'])[:8]}"
-        if limited:
-            name += f"-limit-{limit}"
-        path = chosen.run.evaluation / f"{name}.json"
-        provenance["written_to"] = str(path)
-        chosen.run.evaluation.mkdir(exist_ok=True)
-        write_json(path, result)
-    return result
 
 
-def print_table(result: dict[str, Any], console: Console | None = None) -> None:
-    """The result for people, on standard output: overall, by strata, why answers failed."""
-    console = console or Console()
-    provenance = result["provenance"]
-    step = "" if provenance["step"] is None else f", step {provenance['step']}"
-    table = Table(title=_text(f"{provenance['source']}{step}: {provenance['selection']}"), title_justify="left")
-    table.add_column("")
-    for heading in ("n", "greedy", "95 %", f"sampled (T {result['temperature']:g})", "95 %"):
-        table.add_column(heading, justify="right")
-    table.add_row(*_row("all", result, result["problems"]))
-    for stratum, values in result["by"].items():
-        table.add_section()
-        for value, figures in values.items():
-            name = f"{value} {stratum}" if value.isdecimal() else value
-            table.add_row(*_row(name, figures, figures["n"]))
-    console.print(table)
-
-    more = Table(show_header=False)
-    for k, figures in result["pass_at_k"].items():
-        if k != "1":
-            more.add_row(f"pass@{k}", f"{figures['value']:.1%}  ({_limits(figures['ci95'])})")
-    more.add_row("format kept", f"{result['format']:.1%}")
-    more.add_row("tries per answer", f"{result['tries']:.1f}")
-    more.add_row("tokens per answer", f"{result['completion_tokens']:.0f}, {result['truncated']:.1%} cut short")
-    more.add_row("time", f"{result['seconds']:.0f} s on {provenance['device']}")
-    console.print(more)
-
-    if result["reasons"]:
-        sampled = result["problems"] * result["samples"]
-        why = Table("why a sampled answer failed", "share", title_justify="left")
-        for reason, count in list(result["reasons"].items())[:SHOWN_REASONS]:
-            why.add_row(_text(reason), f"{count / sampled:.1%}")
-        console.print(why)
-    if provenance["written_to"]:
-        console.print(_text(f"written to {provenance['written_to']}"), soft_wrap=True)
-
-
-def _find(source: str, problems_file: Path | None, step: int | None) -> _Source:
-    """Tell a run from a model, and find its weights, problems and settings.
-
-    Raises:
-        KitError: there is nothing to evaluate, or nothing to evaluate it on.
-    """
-    path = Path(source).expanduser()
-    run = RunDir(path)
-    if not run.is_run():
-        if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise KitError(
-                f"{source} holds neither a run (no recipe.yaml) nor a model or adapter (no config.json, "
-                "no adapter_config.json)"
-            )
-        if step is not None:
-            raise KitError(f"--step chooses a snapshot of a run, and {source} is not a run directory")
-        if problems_file is None:
-            raise KitError(
-                f"{source} is a model and not a run, so it has no held-out part: name a file with --problems"
-            )
-        name = str(path) if path.exists() else source
-        return _Source(
-            name, problems_file, DEFAULT_STYLE, DEFAULT_TEMPERATURE, DEFAULT_MAX_NEW_TOKENS, DEFAULT_SEED, DEFAULT_SEED
-        )
-    recipe = load_recipe(run.recipe_file)
-    saved = _snapshot(run, step)
-    if problems_file is None and recipe.test_fraction == 0:
-        raise KitError(f"{source} held no problems out (test_fraction 0): name a file with --problems")
-    return _Source(
-        str(saved.path),
-        problems_file or run.held_out_file,
-        recipe.prompt_style,
-        recipe.temperature,
-        recipe.max_completion_length,
-        recipe.seed,
-        recipe.dataset_seed,
-        run,
-        saved,
-    )
-
-
-def _snapshot(run: RunDir, step: int | None) -> Saved:
-    """The newest complete snapshot, or that of a step; its files are those that were saved."""
-    complete = run.complete_snapshots()
-    if not complete:
-        raise KitError(
-            f"{run.path} has no complete snapshot yet: wait for the first save (save_steps of the recipe), or stop "
-            "the run with SIGTERM, which saves one"
-        )
-    matching = [saved for saved in complete if step in (None, saved.step)]
-    if not matching:
-        steps = ", ".join(str(saved.step) for saved in reversed(complete))
-        raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {steps}")
-    found = matching[0]
-    fault = verify(found, run.run_id)
-    if fault is not None:
-        raise KitError(f"the snapshot {found.path} is damaged ({fault}): choose another one with --step")
+def _same(work: _Work, chosen: Source) -> dict[str, Any] | None:
+    """The result of these very weights, problems and settings, if it is written already."""
+    path = sources.result_file(chosen, work.problems)
+    found = sources.read_result(path)
+    if found is None or found["provenance"].get("settings") != sources.settings(chosen, work.problems):
+        return None
+    found["provenance"]["written_to"] = str(path)  # where it is now: a run may have been moved
     return found
 
 
-def _problems(chosen: _Source) -> tuple[list[task.Problem], dict[str, object]]:
-    """All problems of the file in a seeded order, and facts about the file.
-
-    Raises:
-        DataError: the file is missing or wrong.
-    """
-    if not chosen.problems_file.exists():  # else a name like owner/name would be looked for on the hub
-        raise task.DataError(f"{chosen.problems_file}: no such file")
-    data = task.load_data(
-        str(chosen.problems_file),
-        revision=None,
-        rows=None,
-        seed=chosen.selection_seed,
-        test_fraction=0.0,
-        split_by="key",
-        generator=None,
-    )
-    return data.train, data.provenance
+def _say_what_differs(work: _Work, chosen: Source, path: Path | None) -> None:
+    """Before a result is replaced: by what it was another."""
+    before = sources.read_result(path)
+    if before is None or path is None or work.again:
+        return
+    now, then = sources.settings(chosen, work.problems), before["provenance"].get("settings")
+    if not isinstance(then, dict):
+        work.say(f"{path} is of an earlier version of the kit: measured again")
+        return
+    changed = [key.replace("_", " ") for key in now if now[key] != then.get(key)]
+    if changed:
+        work.say(f"{path} was measured with other settings ({', '.join(changed)}): measured again")
 
 
-def _row(name: str, figures: dict[str, Any], n: int) -> list[Text | str]:
-    return [
-        _text(name),
-        f"{n:,}",
-        f"{figures['greedy']:.1%}",
-        _limits(figures["greedy_ci95"]),
-        f"{figures['sampled']:.1%}",
-        _limits(figures["ci95"]),
-    ]
+def _with_untrained(work: _Work, results: list[dict[str, Any]], step_0: dict[str, Any] | None) -> None:
+    """Put the untrained model's figures among the baselines, where they are measured in the same way."""
+    if step_0 is None:
+        return
+    figures = {key: step_0[key] for key in UNTRAINED_FIGURES if key in step_0}
+    for result in results:
+        baselines = result.get("baselines")
+        if isinstance(baselines, dict) and baselines.get("untrained") != figures:
+            baselines["untrained"] = figures
+            write_json(Path(result["provenance"]["written_to"]), result)
 
 
-def _limits(interval: list[float]) -> str:
-    return f"{interval[0]:.1%} - {interval[1]:.1%}"
-
-
-def _text(text: str) -> Text:
-    """What a model, a file or a user wrote: controls made visible, and no markup."""
-    return Text(printable(text))
+def _step(source: Source) -> int:
+    return source.step or 0

@@ -165,7 +165,7 @@ def _sample_batch(
     lengths = torch.full((len(rows),), config.max_new_tokens, dtype=torch.long, device=device)
     active = torch.ones(len(rows), dtype=torch.bool, device=device)
     for step in range(config.max_new_tokens):
-        token = _next_token(logits, config.temperature, generator)
+        token = next_token(logits, config.temperature, generator)
         tokens[rows, step] = token  # what a finished row goes on with is cut off at its length
         ended = active & torch.isin(token, eos)
         lengths[rows[ended]] = step + 1
@@ -188,7 +188,7 @@ def _sample_batch(
     return [ids[:length] for ids, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
 
 
-def _next_token(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
+def next_token(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
     """Draw one token id for each row of logits (B, V)."""
     if temperature == 0:
         return logits.argmax(dim=-1)

@@ -86,7 +86,7 @@ def grpo_config(
 
 
 def reporters(recipe: Recipe) -> list[str]:
-    """The integrations that report besides TensorBoard, which is always on and the kit's own, see `records.curves`.
+    """The integrations that report besides TensorBoard, which is always on and the kit's own, see `curves.Curves`.
 
     Raises:
         KitError: one that the recipe names is not installed.

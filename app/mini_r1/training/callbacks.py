@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class RunCallback(TrainerCallback):
         phases: hears of every phase.
         steps_per_epoch: optimizer steps of one pass over the training problems.
         line: the terminal's.
+        on_saved: called on rank 0 after each save.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class RunCallback(TrainerCallback):
         phases: Phases,
         steps_per_epoch: float,
         line: TrainingLine,
+        on_saved: Callable[[], None],
     ) -> None:
         self._recipe = recipe
         self._world = world
@@ -50,6 +53,7 @@ class RunCallback(TrainerCallback):
         self._phases = phases
         self._steps_per_epoch = steps_per_epoch
         self._line = line
+        self._on_saved = on_saved
         self._metrics = JsonLines(attempt / "metrics.jsonl") if world.main else None
         self._step = 0
 
@@ -95,6 +99,10 @@ class RunCallback(TrainerCallback):
             return  # transformers' summary at the end
         self._write(state.global_step, {**logs, "epoch": state.global_step / self._steps_per_epoch})
         self._line.update(state.global_step, logs)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._world.main:
+            self._on_saved()
 
     def close(self) -> None:
         """Close the files and the live line."""

@@ -164,24 +164,6 @@ def refuse_unsolvable(data: task.TaskData) -> None:
         )
 
 
-def refuse_unsupported(recipe: Recipe) -> None:
-    """What a recipe may say and this version of the kit cannot do yet.
-
-    Raises:
-        KitError: naming every such key.
-    """
-    missing = {
-        "push_to_hub": "pushing to the hub",
-    }
-    faults = [
-        f"{key}: {what} is not in this version of the kit: set {key}: false (or --set {key}=false)"
-        for key, what in missing.items()
-        if getattr(recipe, key)
-    ]
-    if faults:
-        raise KitError("\n".join(faults))
-
-
 def refuse_unlaunched(recipe: Recipe, deepspeed: DeepSpeedFile | None) -> None:
     """One worker, one device; the roles of several are the launcher's to compute.
 

@@ -15,8 +15,6 @@ from uuid import uuid4
 
 import torch
 from rich.console import Console
-from torch.utils.tensorboard.writer import SummaryWriter
-from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging as transformers_logging
 
 import mini_r1
@@ -143,17 +141,6 @@ def announce(
         + f" -> {run.path}",
         markup=False,  # names and paths may hold brackets
     )
-
-
-def curves(run: RunDir, start: int) -> TensorBoardCallback:
-    """Write TensorBoard events, for rank 0.
-
-    Args:
-        run: where.
-        start: the step that this attempt goes on after: TensorBoard hides what an earlier one logged of later steps.
-            transformers does not say it, and a curve that was resumed then runs back and forth.
-    """
-    return TensorBoardCallback(SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None))
 
 
 def _devices() -> list[str]:

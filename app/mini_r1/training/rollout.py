@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,23 +53,16 @@ class Completion:
     def record(self, step: int, names: Sequence[str]) -> dict[str, Any]:
         """The row of completions.jsonl."""
         assert self.verdict is not None
-        verdicts = asdict(self.verdict)
-        reason = verdicts.pop("reason")
+        judged = task.record(self.problem, self.text, self.verdict)
+        judged["rewards"] |= dict(zip(names, self.rewards, strict=True))
         return {
             "step": step,
-            "nums": list(self.problem.nums),
-            "target": self.problem.target,
+            **judged,
             "prompt": self.prompt,
-            "completion": self.text,
-            "rewards": {**verdicts, **dict(zip(names, self.rewards, strict=True))},
             "reward": self.reward,
-            "reason": reason,
             "advantage": self.advantage,
             "tokens": len(self.ids),
             "truncated": self.truncated,
-            "tries": task.tries(self.text),
-            "reflections": task.reflections(self.text),
-            "manner": task.manner(self.text),
         }
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 from transformers import set_seed
@@ -17,10 +18,11 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import eos_token_ids
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import RunDir
-from mini_r1.training import order, prepare, records
+from mini_r1.training import order, prepare, pushing, records
 from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
+from mini_r1.training.curves import Curves
 from mini_r1.training.engine_setup import start_engine, sync_check
 from mini_r1.training.phases import Phases
 from mini_r1.training.samples import CompletionLog
@@ -33,6 +35,8 @@ from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
 
+OnRollout = Callable[[int, list[dict[str, Any]]], None]
+"""Takes a step and its completions."""
 RETRYABLE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
 """Disk full, quota, I/O error, stale network file: the machine's fault, not the recipe's."""
 
@@ -79,7 +83,6 @@ def train(
     Raises:
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
     """
-    prepare.refuse_unsupported(recipe)
     prepare.refuse_unlaunched(recipe, deepspeed)
     prepare.tune_machine(recipe)
     world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
@@ -93,6 +96,7 @@ def train(
         finished_at = world.from_main(lambda: _look_at(job))
         if finished_at is not None:
             return Outcome(ExitCode.FINISHED, finished_at)
+        world.from_main(lambda: pushing.refuse(recipe))
         data_commit, model_commit = world.from_main(lambda: records.commits(run))
         phases = stack.enter_context(Phases(recipe, run, world, supervisor))
         phases.begin("data")
@@ -146,9 +150,17 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Pha
             )
             records.announce(job.console, recipe, run, data, policy.model, steps, start, prompts)
         line = TrainingLine(job.console, steps, start)
-        callback = RunCallback(recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line)
+        # Started by one rank alone, which has written the run's recipe by now.
+        push = pushing.Pushing(recipe, run, attempt, job.console) if world.main else None
+        if push is not None:
+            stack.callback(push.leave)
+            push.saved()  # what an earlier attempt saved, and did not push
+        callback = RunCallback(
+            recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line, push.saved if push else _nothing
+        )
         stack.callback(callback.close)
-        on_rollout = stack.enter_context(CompletionLog(attempt, run.completion_samples)).write if world.main else None
+        log = stack.enter_context(CompletionLog(attempt, run.completion_samples)) if world.main else None
+        curves = Curves(run, start, steps) if world.main else None
         eos = eos_token_ids(policy.model, policy.tokenizer)
         try:
             phases.attempt(int(attempt.name), start)
@@ -170,17 +182,35 @@ def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Pha
                 run=run,
                 world=world,
                 watch=Watch(recipe.watch),
-                on_rollout=on_rollout,
+                on_rollout=_both(log.write, curves.completions) if log and curves else None,
                 on_phase=callback.phase,
                 on_trouble=callback.trouble,
-                callbacks=[callback, *([records.curves(run, start)] if world.main else [])],
+                callbacks=[callback, *([curves] if curves else [])],
             )
             with world.lost_in_words():
                 trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
         except BaseException as error:
             _failed(job, int(attempt.name), error)
             raise
-        return _ended(job, int(attempt.name), trainer, steps)
+        outcome = _ended(job, int(attempt.name), trainer, steps)
+        if push is not None and outcome.exit_code == ExitCode.FINISHED:
+            Supervisor.from_environment().beat("push", outcome.step, int(attempt.name))
+            push.finish(lambda: bool(job.stop))
+        return outcome
+
+
+def _both(*hearers: OnRollout) -> OnRollout:
+    """Tell several of a step's completions."""
+
+    def tell(step: int, completions: list[dict[str, Any]]) -> None:
+        for hear in hearers:
+            hear(step, completions)
+
+    return tell
+
+
+def _nothing() -> None:
+    """For the ranks that push nothing."""
 
 
 def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Outcome:

@@ -8,12 +8,12 @@ in these traces shows it: the demonstrator itself answers right about a quarter 
 
 from __future__ import annotations
 
-import itertools
 import operator
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from mini_r1.countdown import task
 from mini_r1.countdown.task import Problem
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -57,34 +57,8 @@ class Try:
 
 def draw_tries(problem: Problem, max_value: int, rng: random.Random) -> Iterator[Try]:
     """Random tries over the problem's numbers with values in 0..max_value, no two with the same result."""
-    seen: set[int] = set()
-    for _ in range(200):  # far more draws than the 36 or fewer distinct tries that three numbers have
-        nums = list(problem.nums)
-        rng.shuffle(nums)
-        candidate = Try(tuple(nums), tuple(rng.choice("+-*") for _ in nums[1:]))
-        values = candidate.values()
-        if all(0 <= value <= max_value for value in values) and values[-1] not in seen:
-            seen.add(values[-1])
-            yield candidate
-
-
-def random_success(tries: Sequence[tuple[Problem, int]], max_value: int, seed: int) -> float:
-    """Success of a solver that draws as many different results as the given number of tries, one after another.
-
-    What search alone achieves, to hold a model's success against: it calculates without mistakes, knows no target and
-    never repeats a result.
-
-    Args:
-        tries: problem and number of tries, one pair for each answer to be compared with.
-        max_value: largest value a try may reach.
-        seed: of the draws.
-    """
-    rng = random.Random(seed)
-    hits = 0
-    for problem, count in tries:
-        drawn = itertools.islice(draw_tries(problem, max_value, rng), count)
-        hits += any(candidate.values()[-1] == problem.target for candidate in drawn)
-    return round(hits / len(tries), 6)
+    for chain in task.draw_chains(problem, "".join(OPERATORS), max_value, rng):
+        yield Try(chain.nums, chain.ops)
 
 
 def trace(problem: Problem, max_value: int, rng: random.Random) -> str:

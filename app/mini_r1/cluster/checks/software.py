@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.cluster.checks.case import Case
-from mini_r1.cluster.places import expanded, hub_home
+from mini_r1.cluster.places import expanded, hub_home, is_offline
 from mini_r1.console import printable
 from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.errors import KitError
@@ -121,6 +121,12 @@ def hub_token(case: Case) -> Finding:
         return fail(
             "push_to_hub is true, and there is no token",
             "set HF_TOKEN (a secret of your scheduler, never in a recipe), or set push_to_hub: false",
+            "recipe",
+        )
+    if is_offline(case.environment):
+        return fail(
+            "push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
+            "unset it, or set push_to_hub: false and `mini-r1 publish` the run afterwards",
             "recipe",
         )
     return ok(f"a token from {_token_source(case.environment)}")

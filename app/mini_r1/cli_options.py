@@ -1,0 +1,25 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable, dots reach into mappings."),
+]
+RunDirOption = Annotated[
+    Path | None,
+    typer.Option("--run-dir", help="Run directory; default: the recipe's output_dir, else runs/<recipe's name>."),
+]
+Gpus = Annotated[int | None, typer.Option(help="Use the first so many of the GPUs given; default: all.")]
+GpuMemory = Annotated[
+    float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: what the driver says.")
+]
+DeepSpeed = Annotated[
+    str, typer.Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]

@@ -1,0 +1,122 @@
+"""Solvers that search without a thought, to hold a model's success against: with as many tries as the model made.
+
+Both calculate without mistakes and never try a result twice. Neither knows the target while it searches, so what a
+model has above them is more than search.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from .problem import Problem
+
+OPERATORS = "+-*/"
+"""What a problem allows that says nothing else."""
+DRAWS = {3: 200}
+"""Draws before a problem counts as exhausted, by how many numbers it has: three make at most 36 tries by `+ - *`."""
+DRAWS_OF_MORE = 2_000
+"""With four numbers or more; four make 1,536 by `+ - * /`."""
+
+
+def _exact_quotient(left: int, right: int) -> int:
+    """The quotient where it is exact, else -1, which no try may reach."""
+    return left // right if right and left % right == 0 else -1
+
+
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": _exact_quotient,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One calculation over all numbers of a problem, from left to right."""
+
+    nums: tuple[int, ...]
+    ops: tuple[str, ...]
+    values: tuple[int, ...]
+    """The running values, first number excluded; the last one is the result."""
+
+
+def draw_chains(problem: Problem, operators: str, max_value: int | None, rng: random.Random) -> Iterator[Chain]:
+    """Random chains by the rule of the hub's data set: non-negative whole numbers, exact division. No result twice.
+
+    On the demo's held-out problems random trees (any two values joined, until one is left) hit as often with as many
+    tries, to a percent.
+
+    Args:
+        problem: its numbers are used once each; its target is not looked at.
+        operators: allowed ones, out of `+-*/`.
+        max_value: largest value on the way; None is no limit.
+        rng: the draws.
+    """
+    seen: set[int] = set()
+    nums = list(problem.nums)
+    for _ in range(DRAWS.get(max(len(nums), 3), DRAWS_OF_MORE)):
+        order = nums.copy()
+        rng.shuffle(order)
+        ops = tuple(rng.choice(operators) for _ in order[1:])
+        values = _values(order, ops)
+        if all(value >= 0 and (max_value is None or value <= max_value) for value in values):
+            result = values[-1] if values else order[0]
+            if result not in seen:
+                seen.add(result)
+                yield Chain(tuple(order), ops, values or (result,))
+
+
+def random_solves(problem: Problem, tries: int, operators: str, max_value: int | None, rng: random.Random) -> bool:
+    """Whether one of the first `tries` random chains reaches the target."""
+    drawn = itertools.islice(draw_chains(problem, operators, max_value, rng), tries)
+    return any(chain.values[-1] == problem.target for chain in drawn)
+
+
+def random_success(
+    tries: Sequence[tuple[Problem, int]], max_value: int | None, seed: int, operators: str = "+-*"
+) -> float:
+    """Success of a solver that draws as many different results as the given number of tries, one after another.
+
+    Args:
+        tries: problem and number of tries, one pair for each answer to be compared with.
+        max_value: largest value a try may reach; None is no limit.
+        seed: of the draws.
+        operators: those it draws from.
+    """
+    rng = random.Random(seed)
+    hits = sum(random_solves(problem, count, operators, max_value, rng) for problem, count in tries)
+    return round(hits / len(tries), 6)
+
+
+def signed_sums(problem: Problem) -> list[int]:
+    """The different sums of the numbers with signs before them, in the order they are tried; none is negative.
+
+    First all plus, then one minus, then two. A sum and its opposite are one try. At most 2**(n - 1): 8 of four numbers.
+    """
+    first, *others = problem.nums
+    sums: dict[int, None] = {}
+    for count in range(len(others) + 1):
+        for minus in itertools.combinations(range(len(others)), count):
+            total = first + sum(-n if i in minus else n for i, n in enumerate(others))
+            sums[abs(total)] = None
+    return list(sums)
+
+
+def signed_sum_solves(problem: Problem, tries: int) -> bool:
+    """Whether one of the first `tries` signed sums is the target or its opposite."""
+    return abs(problem.target) in signed_sums(problem)[:tries]
+
+
+def _values(nums: Sequence[int], ops: Sequence[str]) -> tuple[int, ...]:
+    value, values = nums[0], []
+    for op, number in zip(ops, nums[1:], strict=True):
+        value = _OPERATIONS[op](value, number)
+        if value < 0:
+            return (-1,)
+        values.append(value)
+    return tuple(values)

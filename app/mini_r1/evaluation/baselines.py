@@ -1,0 +1,56 @@
+"""What search alone achieves on the same problems, with as many tries as the model made in each of its answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mini_r1.countdown import task
+from mini_r1.evaluation.figures import success
+
+if TYPE_CHECKING:
+    from mini_r1.evaluation.evaluate import Answer, Evaluation
+
+SEED = 0
+"""Of the random solver's draws: a baseline does not follow the model's seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """What a random solver may try: the rule that the problems were made by, as far as it is known."""
+
+    operators: str = "+-*/"
+    max_value: int | None = None
+    """Largest value on the way."""
+
+
+def solver_baselines(evaluation: Evaluation, game: Game) -> dict[str, Any]:
+    """`random_solver` and `signed_sums`, each as `figures.success` says.
+
+    An answer without a calculation in its thought counts as one try: the answer is one.
+    """
+    rng = random.Random(SEED)
+
+    def draws(problem: task.Problem, tries: int) -> bool:
+        return task.random_solves(problem, tries, game.operators, game.max_value, rng)
+
+    return {"random_solver": _solved(evaluation, draws), "signed_sums": _solved(evaluation, task.signed_sum_solves)}
+
+
+def tries_of(answer: Answer) -> int:
+    """Tries that a solver gets for it."""
+    return max(1, task.tries(answer.text))
+
+
+def _solved(evaluation: Evaluation, solves: Callable[[task.Problem, int], bool]) -> dict[str, Any]:
+    def hits(answers: Sequence[Answer]) -> int:
+        return sum(solves(answer.problem, tries_of(answer)) for answer in answers)
+
+    return success(
+        [answer.problem for answer in evaluation.greedy],
+        [float(hits([answer])) for answer in evaluation.greedy],
+        [hits(answers) for answers in evaluation.sampled],
+        len(evaluation.sampled[0]),
+    )

@@ -1,0 +1,127 @@
+"""An evaluation for people: one snapshot in full, and a run's snapshots one below the other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mini_r1.console import printable
+from mini_r1.evaluation.run import Series
+
+SHOWN_REASONS = 8
+"""Kinds of failure in the table; the JSON has all of them."""
+BASELINES = {
+    "random_solver": "random solver, as many tries",
+    "signed_sums": "signed sums, as many tries",
+    "untrained": "untrained model",
+}
+
+
+def print_table(result: dict[str, Any], console: Console | None = None) -> None:
+    """The result for people, on standard output: overall, by strata, baselines, why answers failed."""
+    console = console or Console()
+    provenance = result["provenance"]
+    step = "" if provenance["step"] is None else f", step {provenance['step']}"
+    table = Table(title=_text(f"{provenance['source']}{step}: {provenance['selection']}"), title_justify="left")
+    table.add_column("")
+    for heading in ("n", "greedy", "95 %", f"sampled (T {result['temperature']:g})", "95 %"):
+        table.add_column(heading, justify="right")
+    table.add_row(*_row("all", result, result["problems"]))
+    for stratum, values in result["by"].items():
+        table.add_section()
+        for value, figures in values.items():
+            name = f"{value} {stratum}" if value.isdecimal() else value
+            table.add_row(*_row(name, figures, figures["n"]))
+    table.add_section()
+    for key, name in BASELINES.items():
+        figures = result.get("baselines", {}).get(key)
+        if figures is not None:
+            table.add_row(*_row(name, figures, result["problems"]))
+    console.print(table)
+
+    more = Table(show_header=False)
+    for k, figures in result["pass_at_k"].items():
+        if k != "1":
+            more.add_row(f"pass@{k}", f"{figures['value']:.1%}  ({_limits(figures['ci95'])})")
+    more.add_row("format kept", f"{result['format']:.1%}")
+    more.add_row("tries per answer", f"{result['tries']:.1f}")
+    more.add_row("tokens per answer", f"{result['completion_tokens']:.0f}, {result['truncated']:.1%} cut short")
+    more.add_row("time", f"{result['seconds']:.0f} s on {provenance['device']}, {provenance['engine']}")
+    console.print(more)
+
+    if result["failures"]:
+        sampled = result["problems"] * result["samples"]
+        why = Table("why a sampled answer is wrong", "answers", "share of all", title_justify="left")
+        for reason, count in list(result["failures"].items())[:SHOWN_REASONS]:
+            why.add_row(_text(reason), f"{count:,}", f"{count / sampled:.1%}")
+        console.print(why)
+    if provenance["written_to"]:
+        console.print(_text(f"written to {provenance['written_to']}"), soft_wrap=True)
+
+
+def print_series(series: Series, console: Console | None = None) -> None:
+    """A run's snapshots: success over the steps beside what search alone achieves, then the newest one in full."""
+    console = console or Console()
+    newest = series.results[-1]
+    most = max(newest["pass_at_k"], key=int)
+    title = f"{series.run}: {newest['provenance']['selection']}, {newest['samples']} samples each"
+    headings = (
+        "step",
+        "greedy",
+        "sampled",
+        "95 %",
+        f"pass@{most}",
+        "random\nsolver",
+        "signed\nsums",
+        "format",
+        "tries",
+    )
+    table = Table(title=_text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in series.results:
+        step, solvers = result["provenance"]["step"], result["baselines"]
+        table.add_row(
+            str(step) if step else "untrained",
+            f"{result['greedy']:.1%}",
+            f"{result['sampled']:.1%}",
+            f"{result['ci95'][0] * 100:.0f}-{result['ci95'][1]:.0%}",
+            f"{result['pass_at_k'][most]['value']:.1%}",
+            f"{solvers['random_solver']['sampled']:.1%}",
+            f"{solvers['signed_sums']['sampled']:.1%}",
+            f"{result['format']:.0%}",
+            f"{result['tries']:.1f}",
+        )
+    console.print(table)
+    console.print(
+        "random solver, signed sums: success of these on the same problems, with as many tries as the model made"
+    )
+    if series.untrained is not None:
+        console.print(_text(f"untrained model: not measured: {series.untrained}"))
+    for step, words in series.faults.items():
+        console.print(_text(f"step {step}: not measured: {words}"))
+    print_table(newest, console)
+
+
+def _row(name: str, figures: dict[str, Any], n: int) -> list[Text | str]:
+    return [
+        _text(name),
+        f"{n:,}",
+        f"{figures['greedy']:.1%}",
+        _limits(figures["greedy_ci95"]),
+        f"{figures['sampled']:.1%}",
+        _limits(figures["ci95"]),
+    ]
+
+
+def _limits(interval: list[float]) -> str:
+    return f"{interval[0]:.1%} - {interval[1]:.1%}"
+
+
+def _text(text: str) -> Text:
+    """What a model, a file or a user wrote: controls made visible, and no markup."""
+    return Text(printable(text))

@@ -1,0 +1,254 @@
+"""Prompts in, completions out, for whoever measures a model that is not being trained: by transformers or by vLLM."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
+
+from mini_r1.errors import KitError
+from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
+from mini_r1.generation.sampler import SamplingConfig, sample
+from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+
+BATCH_ROWS = 256
+"""Sequences decoded at once. A 3B model with 1,300 tokens a row holds about 12 GB of keys and values with it."""
+VLLM_ROWS = 2048
+"""Completions asked of vLLM at once, for the sake of progress: eight times what it decodes at once (256)."""
+VLLM_MEMORY = 0.85
+"""Of the GPU: nothing else runs there, but what the driver and a desktop take."""
+VLLM_START_S = 1800.0
+"""A 7B model from a cold network disk takes ten minutes."""
+
+Progress = Callable[[int], None]
+"""Called with the number of completions finished since the last call."""
+
+
+class Completer(Protocol):
+    """A model, its tokenizer and what samples from it."""
+
+    name: str
+    """`transformers` or `vllm`."""
+    tokenizer: PreTrainedTokenizerBase
+    ends: Sequence[int]
+    """Tokens that end a completion."""
+    facts: dict[str, Any]
+    """See `generation.model.describe`."""
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
+    ) -> list[list[int]]:
+        """Completions of each prompt next to one another; `config.batch_rows` is the completer's own to choose."""
+
+    def close(self) -> None:
+        """Let go of what it holds."""
+
+
+class TransformersCompleter:
+    """A model in this process.
+
+    Args:
+        model: on its device; its mode is restored.
+        tokenizer: the model's.
+        batch_rows: sequences decoded at once; sampled completions change with it, greedy ones do not.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch_rows: int = BATCH_ROWS) -> None:
+        self._model = model
+        self._batch_rows = batch_rows
+        self.tokenizer = tokenizer
+        self.ends: Sequence[int] = eos_token_ids(model, tokenizer)
+        self.facts: dict[str, Any] = describe(model)
+
+    @classmethod
+    def load(cls, source: str, revision: str | None, tokenizer_source: str) -> TransformersCompleter:
+        """On this process's device: 16 bits on a GPU, 32 on a CPU.
+
+        Raises:
+            KitError: model or tokenizer cannot be had, or do not fit together.
+        """
+        where = device()
+        model = load_model(source, revision, dtype_here(), None).to(where)
+        tokenizer = load_tokenizer(tokenizer_source, revision if tokenizer_source == source else None)
+        refuse_misfit(model, tokenizer)
+        return cls(model, tokenizer)
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
+    ) -> list[list[int]]:
+        """See `Completer`."""
+        return sample(
+            self._model,
+            prompts,
+            replace(config, batch_rows=self._batch_rows),
+            eos_token_ids=self.ends,
+            pad_token_id=int(self.tokenizer.pad_token_id),
+            seed=seed,
+            progress=progress,
+        )
+
+    def close(self) -> None:
+        """Give the memory back, so that the next model has it."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+class VllmCompleter:
+    """vLLM in its child process, started once for all snapshots of a run: the next one's weights are streamed into it.
+
+    Args:
+        source: model directory or hub id that it starts with.
+        revision: of the hub id.
+        tokenizer_source: where the tokenizer is.
+        max_model_len: longest prompt and completion together, in tokens.
+        vllm_device: `cpu`, or the index of a GPU.
+        log: where vLLM's own messages go.
+
+    Raises:
+        KitError: it does not start, or there is no tokenizer.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self, source: str, revision: str | None, tokenizer_source: str, max_model_len: int, vllm_device: str, log: Path
+    ) -> None:
+        self.tokenizer = load_tokenizer(tokenizer_source, revision if tokenizer_source == source else None)
+        self.ends: Sequence[int] = _ends(source, revision, self.tokenizer)
+        config = EngineConfig(
+            model=source,
+            revision=revision,
+            dtype=dtype_here(),
+            max_model_len=max_model_len,
+            gpu_memory_utilization=VLLM_MEMORY,
+            seed=0,
+            device=vllm_device,
+        )
+        self.facts: dict[str, Any] = _facts(source, revision, config.dtype)
+        self._engine = VllmEngine(config, log, VLLM_START_S)
+
+    def take(self, directory: Path) -> None:
+        """Take over the weights of a snapshot of the same model.
+
+        Raises:
+            KitError: they are not of this model.
+        """
+        self._engine.load_weights(stored_tensors(directory))
+        self.ends = _ends(str(directory), None, self.tokenizer)
+        self.facts = _facts(str(directory), None, self.facts["dtype"])
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
+    ) -> list[list[int]]:
+        """See `Completer`."""
+        at_once = max(1, VLLM_ROWS // config.num_generations)
+        completions: list[list[int]] = []
+        for start in range(0, len(prompts), at_once):
+            part = self._engine.generate(
+                prompts[start : start + at_once], config, eos_token_ids=self.ends, seed=(seed + start) % (1 << 63)
+            )
+            completions.extend(generated.ids for generated in part)
+            progress(len(part))
+        return completions
+
+    def close(self) -> None:
+        """End vLLM's process."""
+        self._engine.close()
+
+
+def dtype_here() -> str:
+    """What a model is loaded in for measuring."""
+    return "float32" if device().type == "cpu" else "bfloat16"
+
+
+def stored_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor of every weight in a model directory, one at a time."""
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118
+                yield name, weights.get_tensor(name)
+
+
+def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Which device vLLM would generate on.
+
+    Args:
+        wanted: `auto` (vLLM where there is a GPU and it is installed), `vllm` or `transformers`.
+        adapter: the model is an adapter on another one.
+        environment: for CUDA_VISIBLE_DEVICES.
+
+    Returns:
+        (device, None), or (None, why it is transformers that generates; None where nobody asked).
+
+    Raises:
+        KitError: another engine than these, or vLLM is wanted where it cannot be.
+    """
+    if wanted not in ("auto", "vllm", "transformers"):
+        raise KitError(f"--engine must be auto, vllm or transformers, found {wanted!r}")
+    if wanted == "transformers":
+        return None, None
+    where = device().type
+    version = _vllm_version()
+    fault = None
+    if adapter:
+        fault = "vLLM is not used for adapters"
+    elif version is None:
+        fault = "vLLM is not installed here"
+    elif (where == "cpu") != version.endswith("+cpu"):
+        fault = f"vLLM {version} here is built for {'a CPU' if where != 'cpu' else 'GPUs'}"
+    visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
+    if fault is None and where != "cpu" and not visible.isdecimal():
+        fault = f"vLLM 0.7.0 knows no device named {visible!r}, only indices"
+    if wanted == "vllm":
+        if fault is not None:
+            raise KitError(f"--engine vllm: {fault}; leave --engine out, and transformers generates")
+        return ("cpu" if where == "cpu" else visible), None
+    if where == "cpu":
+        return None, None  # transformers is as good there, and starts at once
+    return (None, fault) if fault is not None else (visible, None)
+
+
+def _vllm_version() -> str | None:
+    try:
+        return importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class _Settings:
+    """What `eos_token_ids` wants of a model, without one."""
+
+    def __init__(self, generation_config: Any) -> None:
+        self.generation_config = generation_config
+
+
+def _ends(source: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    try:
+        settings = GenerationConfig.from_pretrained(source, revision=revision or "main")
+    except OSError:  # a model need not have any
+        settings = None
+    return eos_token_ids(_Settings(settings), tokenizer)
+
+
+def _facts(source: str, revision: str | None, dtype: str) -> dict[str, Any]:
+    """As `describe`, of a model that another process holds."""
+    config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    parameters = sum(tensor.numel() for _, tensor in stored_tensors(Path(source))) if os.path.isdir(source) else None
+    return {
+        "class": (config.architectures or [None])[0],
+        "parameters": parameters,
+        "dtype": dtype,
+        "attention": "vllm",
+        "revision": getattr(config, "_commit_hash", None),
+        "quantization": None,
+    }

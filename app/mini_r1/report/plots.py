@@ -1,0 +1,312 @@
+"""What is plotted: which curves belong together, what they are called, what a reader has to know of them.
+
+Nothing is drawn here; `drawing` does that. A plot without data stays in the list and says why it is empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mini_r1.report import seed
+from mini_r1.report.reading import Evaluated, Points, RunData
+from mini_r1.values import number
+
+SERIES = ("a", "b", "c", "d", "e", "f")
+"""Names of the colours (Okabe and Ito 2008, told apart by the colour-blind), for a run or for a curve of one run."""
+TOLD_APART = 4
+"""Attempts of a run that get a colour each; of more, the gaps between their lines tell enough."""
+PHASES = (
+    ("time/rollout", "rollout"),
+    ("time/update", "update"),
+    ("time/reference", "reference"),
+    ("time/score", "score"),
+    ("time/sync", "weights to vLLM"),
+    ("time/evaluate", "evaluate"),
+    ("time/save", "save"),
+)
+
+
+@dataclass
+class Curve:
+    """One line of a plot."""
+
+    label: str
+    points: Points
+    colour: str
+    """One of SERIES, or `seed`, or `ink`."""
+    run: int | None = None
+    """Which run it is of; None for what is no run's."""
+    style: str = "line"
+    """line, dashed, dotted (a level), marks (measured at few steps, with intervals), published (the seed's)."""
+    intervals: list[tuple[float, float] | None] = field(default_factory=list)
+    """95 %, one for each point or none at all."""
+
+
+@dataclass
+class Plot:
+    """One picture."""
+
+    name: str
+    title: str
+    note: str
+    """What a reader has to know; shown below the picture."""
+    curves: list[Curve]
+    percent: bool = False
+    x: str = "optimizer steps"
+    restarts: list[tuple[int, int]] = field(default_factory=list)
+    """(run, step) at which a later attempt began."""
+    beside: list[Curve] = field(default_factory=list)
+    """Drawn in a small picture of its own on the right: another time scale."""
+    stacked: bool = False
+    group: str = ""
+
+    @property
+    def empty(self) -> bool:
+        """Whether no curve of a run has a point."""
+        return not any(curve.points[0] for curve in self.curves if curve.run is not None)
+
+
+def plots(runs: Sequence[RunData]) -> list[Plot]:
+    """Every plot of a report on these runs, the most telling one first."""
+    one = len(runs) == 1
+    made = [success(runs)]
+
+    def add(group: str, name: str, title: str, note: str, figures: dict[str, str], *, percent: bool = False) -> None:
+        curves = []
+        for index, run in enumerate(runs):
+            for order, (figure, label) in enumerate(figures.items()):
+                points = run.points(figure)
+                if not points[0] and len(figures) > 1:
+                    continue
+                shown = label if one else run.name if len(figures) == 1 else f"{run.name}: {label}"
+                colour = SERIES[(order if one else index) % len(SERIES)]
+                style = "line" if one or order == 0 else ("dashed", "dotted")[(order - 1) % 2]
+                curves.append(Curve(shown, points, colour, index, style))
+        plot = Plot(name, title, note, curves, percent, group=group, restarts=_restarts(runs))
+        made.append(plot)
+
+    learns, answers, costs = "What it learns", "How it answers", "What it costs"
+    add(
+        learns, "reward", "Reward", "Weighted sum of the rewards, mean over the step's completions.",
+        {"reward": "reward"},
+    )  # fmt: skip
+    add(
+        learns, "format", "Format kept",
+        "Share of completions with one thought, one answer block and nothing after it. The seed: learned by step 50.",
+        {"rewards/format": "format"}, percent=True,
+    )  # fmt: skip
+    add(
+        learns, "kl", "KL to the start", "Distance of the policy from the model it began as, nats a token.",
+        {"kl": "KL"},
+    )  # fmt: skip
+    add(
+        learns, "entropy", "Entropy", "How undecided the policy is, nats a token. Near 0 it always says the same.",
+        {"entropy": "entropy"},
+    )  # fmt: skip
+    add(
+        learns, "loss", "Loss",
+        "Not a measure of learning. The advantages of a group add up to 0, so the printed loss is beta × KL: it starts "
+        "at 0 and rises as the policy moves, while its gradient is real all along.",
+        {"loss": "loss"},
+    )  # fmt: skip
+    add(
+        learns, "equal-groups", "Groups that teach nothing",
+        "Share of groups whose completions all have the same reward: all right, or all wrong.",
+        {"frac_groups_all_equal": "groups"}, percent=True,
+    )  # fmt: skip
+    add(
+        answers, "tries", "Tries per answer", "Lines of the thought that work something out: how long it searches.",
+        {"tries": "tries"},
+    )  # fmt: skip
+    add(
+        answers, "length", "Completion length", "Tokens, mean over completions.", {"completion_length": "tokens"},
+    )  # fmt: skip
+    add(
+        answers, "reflections", "Reflection phrases",
+        "“Wait”, “let me check”, “alternatively”, … in a thought, mean over completions.",
+        {"reflections": "phrases"},
+    )  # fmt: skip
+    add(
+        answers, "manner", "Words or enumeration",
+        "Share of thoughts that list attempts, and of those that reason in words; the rest do neither.",
+        {"frac_enumerating": "enumerating", "frac_wordy": "wordy"}, percent=True,
+    )  # fmt: skip
+    add(
+        answers, "truncated", "Cut short", "Share of completions that reached the length limit without an end.",
+        {"frac_truncated": "cut"}, percent=True,
+    )  # fmt: skip
+    _published(made)
+    made += [_seconds(runs), _tokens(runs), _clock(runs)]
+    for plot in made[-3:]:
+        plot.group = costs
+    return made
+
+
+def success(runs: Sequence[RunData]) -> Plot:
+    """Held-out success with intervals, training success, the baselines, and the seed's published curve."""
+    one = len(runs) == 1
+    curves: list[Curve] = []
+    for index, run in enumerate(runs):
+        own = "" if one else f"{run.name}: "
+        colour = SERIES[index % len(SERIES)]
+        held = SERIES[2] if one else colour
+        curves.append(Curve(f"{own}training", run.points("success"), colour, index))
+        during = run.points("eval_success")
+        if during[0]:
+            counts = dict(zip(*run.points("eval_problems"), strict=True))
+            limits = [wilson(v, counts.get(s, 0)) for s, v in zip(*during, strict=True)]
+            label = f"{own}held out, during training"
+            curves.append(Curve(label, during, SERIES[4] if one else colour, index, "marks", limits))
+        for figure, limits_of, label in (("sampled", "ci95", "held out, sampled"), ("greedy", "greedy_ci95", "greedy")):
+            measured = [e for e in main_series(run) if e.figure(figure) is not None]
+            if measured and (one or figure == "sampled"):
+                points = [float(e.step) for e in measured], [e.figure(figure) or 0.0 for e in measured]
+                ends = [e.interval(limits_of) for e in measured]
+                shade = held if figure == "sampled" else SERIES[1]
+                name = label if figure == "sampled" else "held out, greedy"
+                curves.append(Curve(own + name, points, shade, index, "marks", ends))
+        if one:
+            curves += _baselines(run)
+    last = max((run.planned or run.step for run in runs), default=0)
+    published = seed.published()
+    seeds = Curve(
+        "the seed: training, T 0.9",
+        ([float(s) for s, _ in published["success"]], [float(v) for _, v in published["success"]]),
+        "seed", None, "published",
+    )  # fmt: skip
+    note = (
+        "Bars: 95 % intervals that respect problems over the same numbers. Training success is measured on the "
+        f"problems it trains on. {published['name']}: {published['what']}."
+    )
+    plot = Plot("success", "Success", note, curves, True, restarts=_restarts(runs))
+    if last >= 150:
+        plot.curves.append(seeds)
+    else:
+        plot.beside = [seeds]
+    return plot
+
+
+def main_series(run: RunData) -> list[Evaluated]:
+    """The evaluations that one line may join: on the same problems, covering most steps, of these the largest."""
+    series: dict[str, list[Evaluated]] = {}
+    for evaluated in run.evaluations:
+        series.setdefault(evaluated.series, []).append(evaluated)
+    best = max(series.values(), key=lambda found: (len({e.step for e in found}), found[0].problems), default=[])
+    return sorted({e.step: e for e in best}.values(), key=lambda e: e.step)
+
+
+def wilson(share: float, count: float) -> tuple[float, float] | None:
+    """The 95 % interval of a share of so many independent draws (Wilson 1927); None where the count is not known."""
+    if count < 1 or not 0 <= share <= 1:
+        return None
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _baselines(run: RunData) -> list[Curve]:
+    """What takes no learning: a random solver and one of signed sums with as many tries; the untrained model."""
+    names = {"random_solver": "random solver", "signed_sums": "signed sums", "untrained": "untrained"}
+    curves = []
+    for key, label in names.items():
+        levels: Points = ([], [])
+        for evaluated in main_series(run):
+            found = evaluated.values.get("baselines")
+            figures = found.get(key) if isinstance(found, dict) else None
+            level = number(figures.get("sampled", figures.get("greedy"))) if isinstance(figures, dict) else None
+            if level is not None:
+                levels[0].append(float(evaluated.step))
+                levels[1].append(level)
+        if len(levels[0]) == 1:
+            levels = [0.0, max(levels[0][0], float(run.step))], levels[1] * 2
+        if levels[0]:
+            curves.append(Curve(label, levels, "ink", None, "dotted"))
+    return curves
+
+
+def _published(made: list[Plot]) -> None:
+    """The seed's other figures, where the run is long enough for them to be on the same axis."""
+    published = seed.published()
+    for plot, figure in (("length", "completion_length"), ("kl", "kl")):
+        found = next(p for p in made if p.name == plot)
+        reach = max((c.points[0][-1] for c in found.curves if c.points[0]), default=0)
+        if reach >= 150:
+            points = [float(s) for s, _ in published[figure]], [float(v) for _, v in published[figure]]
+            found.curves.append(Curve("the seed", points, "seed", None, "published"))
+
+
+def _seconds(runs: Sequence[RunData]) -> Plot:
+    if len(runs) > 1:
+        curves = []
+        for index, run in enumerate(runs):
+            steps = [row["step"] for row in run.rows if "loss" in row]
+            totals = []
+            by_phase = {figure: dict(zip(*run.points(figure), strict=True)) for figure, _ in PHASES[:5]}
+            for step in steps:
+                totals.append(sum(phase.get(step, 0.0) for phase in by_phase.values()))
+            curves.append(Curve(run.name, ([float(s) for s in steps], totals), SERIES[index % len(SERIES)], index))
+        return Plot("seconds", "Seconds a step", "Without evaluation and saving.", curves)
+    curves = []
+    for order, (figure, label) in enumerate(PHASES[:5]):
+        points = runs[0].points(figure)
+        if points[0]:
+            curves.append(Curve(label, points, SERIES[order % len(SERIES)], 0))
+    note = "Of one optimizer step, by phase, on top of each other."
+    seldom = [(label, runs[0].points(figure)[1]) for figure, label in PHASES[5:]]
+    extra = [f"{label} {_mean(values):.1f} s each time" for label, values in seldom if values]
+    return Plot(
+        "seconds", "Seconds a step", " ".join([note, *([f"Besides: {', '.join(extra)}."] if extra else [])]), curves,
+        restarts=_restarts(runs), stacked=True,
+    )  # fmt: skip
+
+
+def _tokens(runs: Sequence[RunData]) -> Plot:
+    curves = [
+        Curve("tokens" if len(runs) == 1 else run.name, run.points("tokens_per_second"), SERIES[i % len(SERIES)], i)
+        for i, run in enumerate(runs)
+    ]
+    note = "Completion tokens of all workers by the seconds of the rollout."
+    return Plot("tokens-per-second", "Tokens a second", note, curves, restarts=_restarts(runs))
+
+
+def _clock(runs: Sequence[RunData]) -> Plot:
+    """Steps over time: every attempt a line of its own; gaps are waiting, falling back is work done again."""
+    curves = []
+    unit, per = _unit(runs)
+    for index, run in enumerate(runs):
+        begin = next((a.started or (a.times[0][0] if a.times[0] else None) for a in run.attempts), None)
+        for attempt in run.attempts:
+            times, steps = attempt.times
+            if not times or begin is None:
+                continue
+            few = len(runs) == 1 and len(run.attempts) <= TOLD_APART
+            label = f"attempt {attempt.number}" if few else run.name if len(runs) > 1 else ""
+            order = attempt.number - 1 if few else index
+            first = attempt.started if attempt.started is not None else times[0]
+            after = float((attempt.first_step or 1) - 1)
+            points = [(at - begin) / per for at in [first, *times]], [after, *steps]
+            curves.append(Curve(label, points, SERIES[order % len(SERIES)], index))
+    note = "Every start of the program is a line of its own; where a line begins lower, steps were done again."
+    return Plot("clock", "Steps over time", note, curves, x=f"{unit} since the first start")
+
+
+def _unit(runs: Sequence[RunData]) -> tuple[str, float]:
+    spans = [
+        a.last_time - (run.attempts[0].started or run.attempts[0].times[0][0])
+        for run in runs
+        for a in run.attempts
+        if a.last_time is not None and (run.attempts[0].started is not None or run.attempts[0].times[0])
+    ]
+    longest = max(spans, default=0.0)
+    return ("hours", 3600.0) if longest > 5_400 else ("minutes", 60.0) if longest > 90 else ("seconds", 1.0)
+
+
+def _restarts(runs: Sequence[RunData]) -> list[tuple[int, int]]:
+    return [(index, step) for index, run in enumerate(runs) for step in run.restarts]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,61 @@
+"""TensorBoard: the scalars of metrics.jsonl, and some completions as text.
+
+TensorBoard shows text as Markdown, which a completion must not be: it goes in as a block of code, line by line, with
+controls and invisible characters written out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
+from transformers.integrations import TensorBoardCallback
+
+from mini_r1.console import printable
+from mini_r1.rundir import RunDir
+
+TEXTS = 50
+"""Steps of a run that show completions; the event files stay below some megabytes."""
+OF_EACH = 2
+"""Completions of a step that are right, and as many that are not."""
+SHOWN_CHARACTERS = 4_000
+"""Of one; completions.jsonl has all of them."""
+
+
+class Curves(TensorBoardCallback):
+    """Writes TensorBoard events, for rank 0.
+
+    Args:
+        run: where.
+        start: the step that this attempt goes on after: TensorBoard hides what an earlier one logged of later steps.
+            transformers does not say it, and a curve that was resumed then runs back and forth.
+        steps: of the whole run.
+    """
+
+    def __init__(self, run: RunDir, start: int, steps: int) -> None:
+        super().__init__(SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None))
+        self._every = max(1, steps // TEXTS)
+
+    def completions(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+        """Show some of a step's completions, at the first step and a bounded number of others."""
+        if self.tb_writer is None or (step > 1 and step % self._every):
+            return
+        for name, right in (("right", 1.0), ("wrong", 0.0)):
+            shown = [record for record in records if float(record["rewards"]["equation"]) == right][:OF_EACH]
+            for number, record in enumerate(shown, start=1):
+                self.tb_writer.add_text(f"completions/{name} {number}", as_code(_entry(record)), step)
+
+
+def as_code(text: str) -> str:
+    """Markdown that shows the text and nothing else, whatever is in it.
+
+    An indented block has no end that the text could write: each of its lines is inside.
+    """
+    return "\n".join(f"    {line}" for line in printable(text).expandtabs(4).split("\n"))
+
+
+def _entry(record: dict[str, Any]) -> str:
+    text = record["completion"]
+    cut = f"\n[{len(text) - SHOWN_CHARACTERS:,} more characters]" if len(text) > SHOWN_CHARACTERS else ""
+    return f"{record['nums']} -> {record['target']}: {record['reason']}\n<think>{text[:SHOWN_CHARACTERS]}{cut}"

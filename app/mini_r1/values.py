@@ -1,0 +1,30 @@
+"""Values out of files that may be half-written or of another version: what is no figure counts as absent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def number(value: object) -> float | None:
+    """A finite number, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        known = float(value)
+    except OverflowError:
+        return None
+    return known if math.isfinite(known) else None
+
+
+def interval(value: object) -> tuple[float, float] | None:
+    """A pair of finite numbers in order, or None."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    low, high = number(value[0]), number(value[1])
+    return None if low is None or high is None or low > high else (low, high)
+
+
+def mapping(value: object) -> dict[str, Any]:
+    """The value, if it is a mapping, else an empty one."""
+    return value if isinstance(value, dict) else {}

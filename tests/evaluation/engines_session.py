@@ -1,0 +1,50 @@
+"""What test_engines.py runs with .venv-vllm's Python: greedy completions of three models by both engines, as JSON.
+
+python engines_session.py SCRATCH
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mini_r1.generation.completers import Completer, TransformersCompleter, VllmCompleter
+from mini_r1.generation.sampler import SamplingConfig
+from mini_r1.training.demo_model import build_model, build_tokenizer
+
+PROMPTS = [[(7 * i * length + 3 * i + 5) % 150 + 3 for i in range(length)] for length in (3, 17, 9)]
+
+
+def save(directory: Path, seed: int) -> Path:
+    """A model with two heads, as vLLM wants them, and weights so large that its choices are far from ties."""
+    tokenizer = build_tokenizer()
+    model: Any = build_model(tokenizer, seed, heads=2)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            parameter.data.mul_(2.0)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def greedy(completer: Completer) -> list[list[int]]:
+    return completer.complete(PROMPTS, SamplingConfig(40, 0.0), 0, lambda count: None)
+
+
+def main() -> None:
+    scratch = Path(sys.argv[1])
+    models = [save(scratch / str(seed), seed) for seed in (1, 2, 3)]
+    vllm = VllmCompleter(str(models[0]), None, str(models[0]), 64, "cpu", scratch / "vllm.log")
+    found = []
+    for number, model in enumerate(models):
+        if number:
+            vllm.take(model)
+        found.append([greedy(vllm), greedy(TransformersCompleter.load(str(model), None, str(model)))])
+    vllm.close()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

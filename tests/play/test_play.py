@@ -1,0 +1,225 @@
+"""`mini-r1 play`: two models, one after each other's token, and what is shown of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from mini_r1.countdown import task
+from mini_r1.errors import KitError
+from mini_r1.generation.model import load_model, load_tokenizer
+from mini_r1.generation.sampler import SamplingConfig, sample
+from mini_r1.generation.starting_point import StartingPoint
+from mini_r1.generation.stream import stream
+from mini_r1.manifest import seal
+from mini_r1.play.models import Answer, Player, answers, players
+from mini_r1.play.session import Sampling, ask_and_answer, one, one_as_json
+from mini_r1.play.table import Screen, side_by_side
+from mini_r1.rundir import RunDir
+from rich.console import Console
+
+Kit = Callable[..., subprocess.CompletedProcess[str]]
+
+PROBLEM = task.Problem((3, 5, 9), 1)
+HOSTILE = "<script>x</script>\x1b[31m\x07\x00\u202e\ud800[bold]b[/bold]\x9b2J"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread: None) -> None:
+    """Every test of this file."""
+
+
+@pytest.fixture
+def run(tmp_path: Path, untrained: Path) -> RunDir:
+    made = RunDir(tmp_path / "run")
+    made.snapshots.mkdir(parents=True)
+    made.recipe_file.write_text(
+        f"model_name_or_path: {untrained}\ndataset_id_or_path: generated\nmax_completion_length: 12\nmax_steps: 9\n"
+    )
+    for step in (3, 6):
+        scratch = made.snapshots / f".step-{step}"
+        shutil.copytree(untrained, scratch)
+        seal(scratch, made.snapshots / f"step-{step}", run_id=made.run_id)
+    return made
+
+
+@pytest.fixture
+def playing(run: RunDir, untrained: Path) -> list[Player]:
+    return players(run, None, StartingPoint(str(untrained), None, "the tests' model"), lambda line: None)
+
+
+def text_of(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+# --- tokens ---
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_stream_is_the_samplers_completion_token_by_token(untrained: Path, temperature: float) -> None:
+    model, tokenizer = load_model(str(untrained), None, None, None).eval(), load_tokenizer(str(untrained), None)
+    prompt = tokenizer("3 + 5 = ", add_special_tokens=False)["input_ids"]
+    sampling = SamplingConfig(30, temperature)
+    (whole,) = sample(model, [prompt], sampling, eos_token_ids=[2], pad_token_id=0, seed=7)
+    assert list(stream(model, prompt, sampling, eos_token_ids=[2], seed=7)) == whole
+    first = whole[3]
+    ended = list(stream(model, prompt, sampling, eos_token_ids=[first], seed=7))
+    assert ended == whole[: whole.index(first) + 1]
+
+
+def test_both_answer_in_turn_and_are_judged_at_their_end(playing: list[Player]) -> None:
+    lengths: list[tuple[int, ...]] = []
+    done = answers(playing, PROBLEM, 1.0, 0, lambda latest: lengths.append(tuple(len(a.ids) for a in latest)))
+    assert lengths[:3] == [(1, 1), (2, 2), (3, 3)]
+    assert [answer.name for answer in done] == ["untrained", "trained"]
+    assert done[0].ids == done[1].ids  # the same weights and the same draws here
+    for answer in done:
+        assert answer.verdict == task.judge(answer.text, PROBLEM)
+        assert answer.ended or len(answer.ids) == 12
+
+
+# --- what is shown ---
+
+
+def test_one_problem_on_a_console(playing: list[Player]) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    one(playing, PROBLEM, Sampling(), console)
+    lines = text_of(console).splitlines()
+    assert "untrained" in lines[0]
+    assert "trained, step 6" in lines[0]
+    assert "wrong: " in text_of(console)
+    assert lines[-1] == "exact solver: (9 - 5) - 3 = 1"
+    assert task.judge(f"</think>\n<answer>{lines[-1].split(': ')[1]}</answer>", PROBLEM).equation
+
+
+def test_a_problem_without_a_solution_says_so(playing: list[Player]) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    one(playing, task.Problem((1, 1), 50), Sampling(), console)
+    assert text_of(console).splitlines()[-1] == "exact solver: there is no solution"
+
+
+def test_a_models_text_is_text_while_it_comes_and_at_the_end(playing: list[Player]) -> None:
+    answer = Answer("trained", PROBLEM, [1, 2], HOSTILE)
+    coming = Console(file=io.StringIO(), width=120)
+    coming.print(side_by_side([answer], {"trained": "\x1b[2Jname"}, 5))
+    answer.verdict = task.judge(HOSTILE, PROBLEM)
+    console = Console(file=io.StringIO(), width=120)
+    Screen(console, playing).final([answer], PROBLEM)
+    for text in (text_of(coming), text_of(console)):
+        assert not set(text) & set("\x1b\x07\x00\u202e\ud800\x9b")
+        assert "<script>x</script>" in text
+        assert "[bold]b[/bold]" in text
+
+
+def test_a_long_answer_shows_its_end_while_it_comes_and_all_of_it_then() -> None:
+    answer = Answer("trained", PROBLEM, [1], "\n".join(f"line {i}." for i in range(200)) + "x" * (1 << 20))
+    coming = Console(file=io.StringIO(), width=80)
+    coming.print(side_by_side([answer], {}, 5))
+    assert "line 3." not in text_of(coming)
+    assert "line 198." in text_of(coming)
+    whole = Console(file=io.StringIO(), width=80)
+    whole.print(side_by_side([answer], {}, None))
+    assert "line 3." in text_of(whole)
+    assert text_of(whole).count("x") == 1 << 20
+
+
+def test_on_a_terminal_the_answers_grow(playing: list[Player]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
+    one(playing, PROBLEM, Sampling(), console)
+    assert "12 tokens" in text_of(console)
+
+
+# --- asking ---
+
+
+def test_what_is_wrong_is_said_and_asked_again(playing: list[Player]) -> None:
+    typed: Iterator[str | None] = iter(["3 x -> 1", "3 5", "many", "3 5 -> 8", "\x1b[A", "q", "3 5 9 -> 1"])
+    console = Console(file=io.StringIO(), width=100)
+    asked: list[str] = []
+
+    def ask(question: str) -> str | None:
+        asked.append(question)
+        return next(typed)
+
+    ask_and_answer(playing, Sampling(), console, ask)
+    text = text_of(console)
+    assert "a number is a whole number, such as 7; found 'x'" in text
+    assert "a target is a whole number, such as 7; found 'many'" in text
+    assert text.count("exact solver: ") == 1
+    assert "3 + 5 = 8" in text
+    assert "\x1b" not in text
+    assert next(typed) == "3 5 9 -> 1"  # q ended it
+    assert asked.count("target: ") == 1
+
+
+def test_the_end_of_the_input_ends_it(playing: list[Player]) -> None:
+    ask_and_answer(playing, Sampling(), Console(file=io.StringIO()), lambda question: None)
+
+
+def test_a_number_that_the_tokenizer_does_not_know_is_refused(playing: list[Player]) -> None:
+    playing[0]._tokenizer.unk_token_id = playing[0]._tokenizer("7", add_special_tokens=False)["input_ids"][0]
+    with pytest.raises(KitError, match="this model cannot read 7"):
+        playing[0].refuse(task.Problem((7, 5), 1))
+    playing[0].refuse(PROBLEM)
+
+
+# --- which models ---
+
+
+def test_without_its_starting_point_the_trained_model_plays_alone(run: RunDir, tmp_path: Path) -> None:
+    said: list[str] = []
+    for start in (StartingPoint(None, None, "nobody kept it"), StartingPoint(str(tmp_path / "gone"), None, "x")):
+        (alone,) = players(run, 3, start, said.append)
+        assert (alone.name, alone.words) == ("trained", "trained, step 3")
+    assert said[0] == "the trained model plays alone: nobody kept it"
+    assert "cannot load the model" in said[1]
+
+
+def test_a_snapshot_that_is_not_there(run: RunDir) -> None:
+    start = StartingPoint(None, None, "")
+    with pytest.raises(KitError, match="no complete snapshot of step 4; there are: 3, 6"):
+        players(run, 4, start, print)
+    weights = run.snapshots / "step-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(KitError, match="is damaged"):
+        players(run, None, start, print)
+
+
+@pytest.mark.parametrize(("temperature", "seed"), [(-1.0, 0), (float("nan"), 0), (0.0, -1)])
+def test_sampling_out_of_range(temperature: float, seed: int) -> None:
+    with pytest.raises(KitError, match="must be"):
+        Sampling(temperature, seed)
+
+
+# --- the command ---
+
+
+def test_json_is_one_object(playing: list[Player]) -> None:
+    found = json.loads(json.dumps(one_as_json(playing, PROBLEM, Sampling())))
+    assert (found["nums"], found["target"], found["solution"]) == ([3, 5, 9], 1, "(9 - 5) - 3")
+    assert set(found["answers"]) == {"untrained", "trained"}
+    answer = found["answers"]["trained"]
+    assert answer["right"] == bool(task.judge(answer["completion"], PROBLEM).equation)
+
+
+def test_the_command(mini_r1: Kit, run: RunDir) -> None:
+    done = mini_r1("play", run.path, "--numbers", "3,5,9", "--target", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["answers"]["untrained"]["tokens"] <= 12
+    typed = mini_r1("play", run.path, stdin=b"3 \xff\n3 5 -> 8\n")
+    assert typed.returncode == 0, typed.stderr
+    assert "exact solver: 3 + 5 = 8" in typed.stdout
+    assert "a number is a whole number" in typed.stdout
+    for wrong, message in (
+        (("--numbers", "3,5"), "--numbers and --target go together"),
+        (("--json",), "--json answers one problem"),
+        (("--numbers", "3,x", "--target", "1"), "a number is a whole number, such as 7; found 'x'"),
+    ):
+        refused = mini_r1("play", run.path, *wrong)
+        assert (refused.returncode, message in refused.stderr) == (78, True)

@@ -1,0 +1,81 @@
+"""A finished run without its training, and the stand-in of the hub that it is published to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.manifest import seal
+from mini_r1.rundir import RunDir, write_json
+
+from tests.hub_upload import WritableHub
+
+TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
+"""Looks like one, and must be found nowhere."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
+    """The stand-in, with this process's huggingface_hub pointed at it, and Anna's token in the environment."""
+    from huggingface_hub import constants, file_download
+
+    with WritableHub({TOKEN: "anna"}, readers=("hf_reads",)) as serving:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", serving.address)
+        template = serving.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setenv("HF_ENDPOINT", serving.address)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield serving
+        assert serving.leaks == []
+
+
+@pytest.fixture
+def made_run(untrained: Path, tmp_path: Path) -> Callable[..., RunDir]:
+    """Write a run directory with snapshots of different weights; keyword arguments are keys of its recipe."""
+
+    def write(steps: tuple[int, ...] = (2, 4, 6), name: str = "first", **recipe: Any) -> RunDir:
+        from safetensors.torch import load_file, save_file
+
+        run = RunDir(tmp_path / name)
+        run.path.mkdir()
+        values = {"model_name_or_path": "builtin:demo", "dataset_id_or_path": "generated", "max_steps": 6, **recipe}
+        run.recipe_file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items()))
+        data = {"kind": "generated", "revision": None, "train_rows": 60, "held_out_rows": 40, "split_by": "key"}
+        attempt = {"attempt": 1, "versions": {"torch": "2.5.1"}, "devices": ["cpu x 2"], "model": {"revision": None}}
+        write_json(run.run_file, {"run_id": f"id-of-{name}", "data": data, "attempts": [attempt]})
+        (run.attempts / "1").mkdir(parents=True)
+        rows = [{"step": step, "loss": 0.5, "reward": step / 10} for step in range(1, 7)]
+        (run.attempts / "1" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (run.attempts / "1" / "completions.jsonl").write_text('{"step": 1, "completion": "of a host"}\n')
+        run.tensorboard.mkdir()
+        (run.tensorboard / "events.out.tfevents.1").write_bytes(b"events")
+        for step in steps:
+            scratch = run.snapshots / f".step-{step}"
+            shutil.copytree(untrained, scratch)
+            tensors = {key: tensor + step / 1000 for key, tensor in load_file(untrained / "model.safetensors").items()}
+            save_file(tensors, scratch / "model.safetensors", {"format": "pt"})
+            seal(scratch, run.snapshots / f"step-{step}", run_id=run.run_id)
+        return run
+
+    return write
+
+
+def evaluation(run: RunDir, step: int, sampled: float, name: str | None = None, **values: Any) -> None:
+    """Write what `mini-r1 evaluate` would."""
+    run.evaluation.mkdir(exist_ok=True)
+    figures = {
+        "problems": 40,
+        "samples": 4,
+        "temperature": 0.9,
+        "greedy": 0.5,
+        "greedy_ci95": [0.4, 0.6],
+        "sampled": sampled,
+        "ci95": [sampled - 0.1, sampled + 0.1],
+        "provenance": {"source": str(run.path), "snapshot": f"{run.path}/snapshots/step-{step}"},
+    }
+    write_json(run.evaluation / (name or f"step-{step}.json"), {**figures, **values})

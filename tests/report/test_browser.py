@@ -1,0 +1,229 @@
+"""The page in a real headless browser: nothing complains, filters, search and keyboard work, hostile text stays text.
+
+Every test that opens a page also fails when the browser's console says anything or the page asks a network for
+something (`conftest.opened`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mini_r1.rundir import completions_of, write_jsonl
+
+from tests.report.conftest import Opened
+from tests.report.made_run import HOSTILE, make_run
+
+Open = Callable[..., Opened]
+pytestmark = pytest.mark.usefixtures("drawn")
+
+
+def number(text: str) -> int:
+    """The first number of a line such as `1,234 of 20,000`."""
+    found = re.search(r"[\d,]+", text)
+    assert found, text
+    return int(found.group().replace(",", ""))
+
+
+def until_counted(page: Opened, before: str) -> int:
+    """The count once it is another one."""
+    page.until(f"document.querySelector('#count').textContent !== {json.dumps(before)}")
+    return number(page.count())
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1366, 860), (800, 1100), (390, 844)])
+def test_the_page_fits_the_screen_in_both_themes(page: Path, opened: Open, theme: str, width: int, height: int) -> None:
+    there = opened(page, theme=theme, width=width, height=height)
+    assert there.tab.evaluate("document.documentElement.scrollWidth") <= width
+    lightness = "(() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((a, b) => a + +b, 0))()"
+    before = there.tab.evaluate(lightness)
+    assert (before < 200) == (theme == "dark")
+    there.tab.keyboard.press("d")
+    assert (there.tab.evaluate(lightness) < 200) == (theme == "light")
+
+
+def test_the_first_wait_that_ended_right_is_one_click_away(page: Path, opened: Open) -> None:
+    there = opened(page)
+    there.tab.click("#aha")
+    assert "wait" in there.tab.inner_text("#aha")
+    assert "wait" in there.tab.inner_text("#reader .think mark").lower()
+    assert "is the target ✓" in there.reader()
+    steps = there.tab.eval_on_selector_all(".row .at", "all => all.map(at => parseInt(at.textContent.slice(5)))")
+    assert steps == sorted(steps)
+
+
+def test_20_000_samples_are_listed_filtered_and_searched(large_page: Path, opened: Open) -> None:
+    there = opened(large_page)
+    tab = there.tab
+    assert number(there.count()) == 20_000
+    assert tab.eval_on_selector_all(".row", "all => all.length") < 60, "only what is seen stands in the page"
+    tab.eval_on_selector("#list", "list => { list.scrollTop = list.scrollHeight }")
+    there.until("document.querySelector('.row:last-child').ariaPosInSet === '20000'")
+
+    tab.select_option("#f-right", "1")
+    right = until_counted(there, "20,000 of 20,000")
+    assert 0 < right < 20_000
+    before = there.count()
+    tab.fill("#f-step0", "300")
+    late = until_counted(there, before)
+    assert 0 < late < right
+    assert int(tab.inner_text(".row .at").removeprefix("step ")) >= 300
+    tab.fill("#f-len0", "100")
+    tab.wait_for_timeout(50)
+    long = number(there.count())
+    tab.select_option("#f-manner", "2")
+    tab.wait_for_timeout(50)
+    assert number(there.count()) <= long < late
+    tab.click("#filters [type=reset]")
+    there.until("document.querySelector('#count').textContent.startsWith('20,000 of')")
+
+    tab.keyboard.press("/")
+    tab.keyboard.type("let me TRY")
+    found = until_counted(there, "20,000 of 20,000")
+    assert 0 < found < 20_000
+    tab.keyboard.press("Escape")
+    tab.keyboard.press("t")
+    assert tab.inner_text("#reader mark.found").lower() == "let me try"
+    tab.keyboard.press("x")
+    there.until("document.querySelector('#count').textContent.startsWith('20,000 of')")
+    tab.select_option("#f-reason", index=2)
+    tab.wait_for_timeout(50)
+    assert 0 < number(there.count()) < 20_000
+    tab.fill("#q", "no completion says this")
+    there.until("document.querySelector('#reader').textContent.startsWith('No completion')")
+    assert number(there.count()) == 0
+
+
+def test_the_keyboard_goes_through_samples_and_one_problem(page: Path, opened: Open) -> None:
+    there = opened(page)
+    tab = there.tab
+    first = there.reader()
+    tab.keyboard.press("j")
+    second = there.reader()
+    assert second != first
+    tab.keyboard.press("k")
+    assert there.reader() == first
+    tab.focus("#list")
+    tab.keyboard.press("End")
+    assert "step 60" in there.reader()
+    problem = tab.inner_text("#reader .problem")
+    last = there.reader()
+    tab.keyboard.press("[")
+    assert tab.inner_text("#reader .problem") == problem
+    assert there.reader() != last
+    tab.keyboard.press("]")
+    assert there.reader() == last
+    tab.keyboard.press("c")
+    assert tab.inner_text("#compare .problem") == problem
+    cards = tab.eval_on_selector_all("#compare .card h3", "all => all.map(h => parseInt(h.textContent.slice(5)))")
+    assert len(cards) > 1
+    assert cards == sorted(cards)
+    assert not tab.is_visible("#compare .card pre"), "thinking is folded"
+    tab.click("#compare .card summary")
+    assert tab.is_visible("#compare .card pre")
+    tab.keyboard.press("Escape")
+    assert not tab.is_visible("#compare")
+
+
+def test_a_held_out_problem_has_its_answers_of_every_snapshot_side_by_side(tmp_path: Path, opened: Open) -> None:
+    from mini_r1.report.build import build
+
+    run = make_run(tmp_path / "run", steps=4, evaluate_every=2)
+    first = next(run.completions())
+    # As an evaluation writes them: no reward, and a problem that training never met.
+    kept = {key: value for key, value in first.items() if key not in ("prompt", "reward", "advantage")}
+    kept |= {"nums": [91, 92], "target": 8372}
+    for step in (0, 2, 4):
+        answers = [{**kept, "step": step, "kind": kind} for kind in ("greedy", "sampled", "sampled")]
+        write_jsonl(completions_of(run.evaluation / f"step-{step}.json"), answers)
+    there = opened(build([run.path], tmp_path / "report.html").path)
+    there.tab.select_option("#f-kind", label="held out, greedy")
+    there.until("document.querySelector('#count').textContent.startsWith('3 of')")
+    assert "91, 92 → 8372" in there.reader()
+    assert "reward" not in there.tab.inner_text("#reader .facts")
+    there.tab.keyboard.press("c")
+    assert there.tab.inner_text("#compare header .note").split(", ") == ["3 steps", "9 answers"]
+    cards = there.tab.eval_on_selector_all("#compare .card h3", "all => all.map(h => h.textContent)")
+    assert cards == ["Step 0", "Step 0", "Step 2", "Step 2", "Step 4", "Step 4"]
+    notes = there.tab.eval_on_selector_all("#compare .card header .note", "all => all.map(n => n.textContent)")
+    assert notes[0] == "held out, greedy"
+    assert notes[1].endswith("of 2 right, held out, sampled")
+
+
+def test_an_answer_is_checked_term_by_term(page: Path, opened: Open) -> None:
+    there = opened(page)
+    there.tab.select_option("#f-right", "1")
+    there.tab.wait_for_selector("#reader .check .ok")
+    steps = there.tab.eval_on_selector_all("#reader .check li", "all => all.map(li => li.textContent)")
+    numbers = there.tab.inner_text("#reader .problem").split(" → ")[0].split(", ")
+    assert len(steps) == len(numbers) - 1
+    assert steps[-1].endswith("= " + there.tab.inner_text("#reader .problem").split(" → ")[1])
+    chips = there.tab.eval_on_selector_all("#reader .chip", "all => all.map(c => c.textContent)")
+    assert sorted(chips) == sorted(f"{n} ✓" for n in numbers)
+
+
+def test_a_plot_shows_values_and_leads_to_the_samples_of_a_step(page: Path, opened: Open) -> None:
+    there = opened(page)
+    canvas = there.tab.query_selector("#plot-tries .canvas")
+    canvas.scroll_into_view_if_needed()
+    canvas.hover()
+    tip = there.tab.inner_text("#plot-tries .tip")
+    assert re.match(r"step \d+\ntries: [\d.]+$", tip), tip
+    canvas.click()
+    step = tip.split("\n")[0]
+    there.until(f"document.querySelector('.row .at').textContent === {json.dumps(step)}")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_completions_are_text(page: Path, opened: Open, name: str) -> None:
+    there = opened(page)
+    text = HOSTILE[name]
+    there.tab.evaluate("text => { const q = document.querySelector('#q'); q.value = text; }", text)
+    there.tab.dispatch_event("#q", "input", {"bubbles": True})
+    there.until("document.querySelector('#count').textContent.startsWith('1 of')")
+    there.tab.keyboard.press("t")
+    shown = there.tab.text_content("#reader .think pre")
+    if "</think>" not in text:
+        visible = "".join(c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in text)
+        assert shown == visible
+    assert there.tab.evaluate("window.hacked") is None
+    assert there.tab.evaluate("document.querySelectorAll('#samples img, #samples script, #samples style').length") == 0
+
+
+def test_a_line_of_a_megabyte_is_cut_and_said(page: Path, opened: Open) -> None:
+    there = opened(page)
+    there.tab.fill("#q", "y" * 40)
+    there.until("document.querySelector('#count').textContent.startsWith('1 of')")
+    assert "980,000 characters were left out" in there.reader()
+
+
+def test_several_runs_can_be_told_apart(run_path: Path, opened: Open, tmp_path: Path) -> None:
+    from mini_r1.report.build import build
+
+    from tests.report.made_run import make_run
+
+    make_run(tmp_path / "second", steps=20, overrides=("learning_rate=1e-6",), seed=2)
+    made = build([run_path, tmp_path / "second"], tmp_path / "both.html")
+    there = opened(made.path)
+    whole = number(there.count())
+    before = there.count()
+    there.tab.select_option("#f-run", "1")
+    assert until_counted(there, before) == 20 * 24 < whole
+    assert "second, step" in there.reader()
+    differences = there.tab.inner_text("#about")
+    assert "learning_rate" in differences
+    assert "1e-06" in differences
+    assert "num_generations\t" not in differences.split("Recipe:")[0]
+
+
+def test_a_run_without_anything_still_has_a_page(opened: Open, tmp_path: Path) -> None:
+    from mini_r1.report.build import build
+
+    (tmp_path / "empty" / "attempts" / "1").mkdir(parents=True)
+    there = opened(build([tmp_path / "empty"], tmp_path / "empty.html").path)
+    assert "no completions yet" in there.reader()
+    assert "run.json cannot be read" in there.tab.inner_text(".missing")

@@ -1,0 +1,208 @@
+"""The page and the Markdown as files: nothing of a run can become markup, and nothing is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from mini_r1.errors import KitError
+from mini_r1.report import drawing
+from mini_r1.report.build import MAX_BYTES, build, json_for_page
+from mini_r1.report.markdown import escaped
+from mini_r1.report.plots import Curve, Plot, plots
+from mini_r1.report.reading import read_run
+from mini_r1.rundir import write_json
+
+from tests.report.made_run import HOSTILE, make_run
+
+Kit = Callable[..., subprocess.CompletedProcess[str]]
+pytestmark = pytest.mark.usefixtures("drawn")
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.inside: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.found and self.found[-1][0] in ("script", "style"):
+            self.inside.append(data)
+
+
+def test_the_policy_allows_the_pages_own_two_parts_and_nothing_else(page: Path) -> None:
+    text = page.read_text("utf-8")
+    elements = Elements(text)
+    policy = next(a["content"] for t, a in elements.found if a.get("http-equiv") == "Content-Security-Policy") or ""
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    hashes = {
+        "sha256-" + base64.b64encode(hashlib.sha256(part.encode()).digest()).decode("ascii")
+        for part in re.findall(r"<(?:script|style)>(.*?)</(?:script|style)>", text, re.DOTALL)
+    }
+    assert set(re.findall(r"sha256-[A-Za-z0-9+/=]+", policy)) == hashes
+    assert len(hashes) == 2
+
+
+def test_nothing_is_loaded_and_nothing_is_inline(page: Path) -> None:
+    for tag, attributes in Elements(page.read_text("utf-8")).found:
+        assert tag not in ("img", "iframe", "object", "embed", "audio", "video"), tag
+        for name, value in attributes.items():
+            assert name != "style", f"an inline style on {tag} would be refused"
+            assert not name.startswith("on"), f"{tag} has a handler"
+            if name in ("src", "href", "xlink:href", "action"):
+                assert value is not None
+                assert value.startswith(("#", "data:,")), value
+
+
+def test_every_name_on_the_page_is_there_once(page: Path) -> None:
+    names = [a["id"] for _, a in Elements(page.read_text("utf-8")).found if "id" in a]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_hostile_text_of_a_run_is_escaped_everywhere(tmp_path: Path) -> None:
+    attack = "<script>window.hacked = 1</script>"
+    run = make_run(tmp_path / attack.replace("/", "-"), steps=3, evaluate_every=2, extra=tuple(HOSTILE.values()))
+    record = run.read_record()
+    record["attempts"][0] |= {
+        "host": attack,
+        "devices": [attack],
+        "versions": {attack: attack},
+        "command": [attack] * 2,
+    }
+    write_json(run.run_file, record)
+    write_json(run.state_file, {"state": attack, "step": 3, "reason": attack + "\x1b[31m\u2028"})
+    with (run.attempts / "1" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "trouble": {"kl": attack}}) + "\n")
+    made = build([run.path], tmp_path / "page.html", markdown=tmp_path / "md")
+    text = made.path.read_text("utf-8")
+    assert [tag for tag, _ in Elements(text).found].count("script") == 3
+    assert "window.hacked = 1</script>" not in text
+    assert "\x1b" not in text
+    assert "\u2028" not in text
+    for file in made.markdown:
+        assert "<script" not in file.read_text("utf-8")
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_json_inside_a_page_can_end_nothing(text: str) -> None:
+    packed = json_for_page({"text": text})
+    assert not set("<>&\u2028\u2029") & set(packed)
+    assert packed.isascii()
+    assert json.loads(packed) == {"text": text}
+
+
+def test_a_page_stays_below_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path / "run", steps=20, per_step=30)
+    monkeypatch.setattr("mini_r1.report.build.PACKED_BYTES", 8_000)
+    made = build([run.path], tmp_path / "page.html")
+    assert 0 < made.shown < made.total == 600
+    assert made.size < MAX_BYTES
+    packed = re.search(r'id="packed">([^<]*)<', made.path.read_text("utf-8"))
+    assert packed
+    assert len(packed.group(1)) <= 8_000
+
+
+def test_a_report_is_made_while_a_run_writes(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=3, state="running")
+    with (run.attempts / "1" / "completions.jsonl").open("ab") as file:
+        file.write(b'{"step": 4, "nums": [1, 2], "comp')
+    made = build([run.path])
+    assert made.path == run.path / "report.html"
+    assert made.shown == 72
+
+
+def test_runs_are_named_apart_and_not_too_many(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / folder / "run", steps=2).path for folder in "ab"]
+    made = build(paths, tmp_path / "page.html")
+    assert [s.run.name for s in made.summaries] == ["a/run", "b/run"]
+    with pytest.raises(KitError, match="named twice"):
+        build([paths[0], paths[0]])
+    with pytest.raises(KitError, match="at most 6"):
+        build([tmp_path / str(i) for i in range(7)])
+    with pytest.raises(KitError, match="cannot be written"):
+        build(paths, tmp_path / "nowhere" / "page.html")
+
+
+def test_plots_are_only_what_a_strict_page_takes(run_path: Path) -> None:
+    made = plots([read_run(run_path)])
+    empty = [plot.name for plot in made if plot.empty]
+    assert empty == []
+    for plot in made:
+        svg, place = drawing.draw(plot, drawing.VARIABLES, drawing.SMALL)
+        root = ElementTree.fromstring(svg)
+        for element in root.iter():
+            assert "style" not in element.attrib
+            assert element.tag.rpartition("}")[2] not in ("style", "script", "image", "metadata")
+        for stand_in in drawing.ROLES.values():
+            assert stand_in not in svg, f"a colour of {plot.name} has no role"
+        assert "#000000" not in svg
+        assert place["x"][0] <= 0 < place["x"][1]
+
+
+def test_a_stack_is_not_cut_off() -> None:
+    steps = [1.0, 2.0]
+    curves = [Curve(name, (steps, [10.0, 20.0]), "a", 0) for name in ("one", "two", "three")]
+    _, place = drawing.draw(Plot("s", "S", "", curves, stacked=True), drawing.LIGHT, drawing.SMALL)
+    assert place["y"][1] > 60
+
+
+def test_a_short_run_has_the_seeds_curve_beside_and_a_long_one_on_its_axis(run_path: Path, tmp_path: Path) -> None:
+    short = plots([read_run(run_path)])[0]
+    assert [curve.colour for curve in short.beside] == ["seed"]
+    long = make_run(tmp_path / "long", steps=3, overrides=("max_steps=450",))
+    success = plots([read_run(long.path)])[0]
+    assert success.beside == []
+    assert "seed" in [curve.colour for curve in success.curves]
+
+
+def test_the_markdown_shows_plots_for_both_themes(run_path: Path, tmp_path: Path) -> None:
+    made = build([run_path], tmp_path / "page.html", markdown=tmp_path / "md")
+    text = made.markdown[0].read_text("utf-8")
+    shown = set(re.findall(r'(?:src|srcset)="([^"]+)"', text))
+    assert shown == {path.name for path in made.markdown[1:]}
+    assert {"success-light.svg", "success-dark.svg", "tries-light.svg"} <= shown
+    for path in made.markdown[1:]:
+        assert "var(" not in path.read_text("utf-8"), "not every viewer knows CSS variables"
+    assert "| 60 | 500 | " in text
+
+
+def test_text_in_markdown_stays_text() -> None:
+    assert escaped("a_b*c`<i>|[x](y)") == "a\\_b\\*c\\`&lt;i&gt;\\|\\[x\\](y)"
+
+
+def test_the_command_says_what_it_wrote(run_path: Path, tmp_path: Path, mini_r1: Kit) -> None:
+    page = tmp_path / "page.html"
+    done = mini_r1("report", run_path, "--out", page, "--price-per-gpu-hour", "2", "--samples", "100", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["report"] == str(page)
+    assert said["bytes"] == page.stat().st_size
+    assert said["samples"] == 100
+    assert said["runs"][0]["held_out"]["problems"] == 500
+    assert said["runs"][0]["cost"] > 0
+    done = mini_r1("report", tmp_path)
+    assert done.returncode == 78
+    assert "holds no run" in done.stderr
+
+
+def test_a_report_needs_no_torch() -> None:
+    code = "import sys, mini_r1.report.build; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,132 @@
+"""Whatever state a run directory is in, it is read, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.errors import KitError
+from mini_r1.report.plots import main_series, wilson
+from mini_r1.report.reading import read_run, text
+from mini_r1.report.summary import attempt_rows, summarise
+from mini_r1.rundir import write_json
+from mini_r1.values import interval, number
+
+from tests.report.made_run import START, make_run
+
+DAMAGED = (b"", b"{", b"[1]", b"\xff\xfe", b'{"attempts": 5, "step": "x"}', b"[" * 9000)
+
+
+def test_a_whole_run_is_read(run_path: Path) -> None:
+    run = read_run(run_path)
+    assert (run.name, run.state_name, run.step, run.planned) == ("first", "finished", 60, 60)
+    assert run.points("success")[0] == [float(step) for step in range(1, 61)]
+    assert [(a.first_step, a.last_step) for a in run.attempts] == [(1, 34), (30, 60)]
+    assert run.restarts == [30]
+    assert attempt_rows(run)[0][2] == "1 to 34 (from 30 on done again)"
+    assert [e.step for e in main_series(run)] == [0, 20, 40, 60]
+
+
+def test_gpu_hours_count_every_start_and_every_gpu(run_path: Path) -> None:
+    run = read_run(run_path)
+    seconds = sum(a.seconds or 0 for a in run.attempts)
+    assert [a.gpus for a in run.attempts] == [4, 4]
+    made = summarise(run, 2.5)
+    assert made.gpu_hours == pytest.approx(seconds * 4 / 3600)
+    assert made.cost == pytest.approx(made.gpu_hours * 2.5)
+    assert any(tile.label == "GPU-hours" and "at 2.5 a GPU-hour" in tile.detail for tile in made.tiles)
+    assert summarise(run, None).cost is None
+
+
+def test_a_cpu_costs_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2)
+    record = run.read_record()
+    record["attempts"][0].update(devices=["cpu x 2 (1 threads)"], vllm_device=None, workers=1)
+    write_json(run.run_file, record)
+    made = summarise(read_run(run.path), 10.0)
+    assert made.gpu_hours == 0
+    assert [tile.detail for tile in made.tiles if tile.label == "Time"] == ["on the CPU, no GPU"]
+
+
+def test_nothing_of_a_run_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(KitError, match="holds no run"):
+        read_run(tmp_path)
+    with pytest.raises(KitError, match="holds no run"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_half_a_run_says_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "attempts" / "1").mkdir(parents=True)
+    run = read_run(tmp_path)
+    said = " ".join(run.missing)
+    for word in ("state.json", "run.json", "recipe", "no step has been logged", "no held-out evaluation"):
+        assert word in said
+    assert run.state_sentence() == "state unknown at step 0"
+    assert summarise(run, 1.0).sentence == "Nothing can be said of its success yet."
+
+
+@pytest.mark.parametrize("name", ["state.json", "run.json", "recipe.yaml", "evaluation/step-20.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"attempts": 5, "step": "x"}', b"[" * 9000], ids=range(6)
+)
+def test_a_damaged_file_costs_only_what_it_held(tmp_path: Path, name: str, content: bytes) -> None:
+    run = make_run(tmp_path / "run", steps=3, evaluate_every=20)
+    (run.path / name).write_bytes(content)
+    read = read_run(run.path)
+    assert len(read.points("success")[0]) == 3
+    assert summarise(read, 1.0).tiles
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"step": "4"},
+        {"step": None},
+        {"step": -1, "success": 1},
+        {"success": 0.5},
+        {"step": 2, "success": "high", "kl": [1], "trouble": "no mapping", "time": "noon"},
+        {"step": 2, "success": 10**400},
+        {"step": 10**30},
+    ],
+)
+def test_a_strange_row_is_passed_over(tmp_path: Path, row: dict[str, Any]) -> None:
+    run = make_run(tmp_path / "run", steps=3)
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        with (run.attempts / "1" / name).open("ab") as file:
+            file.write(json.dumps(row).encode() + b'\n\xff\xfe\n{"step": 3, "succ')
+    read = read_run(run.path)
+    assert summarise(read, None).tiles
+    assert read.step == 3
+    assert all(number(value) is not None for value in read.points("success")[1])
+
+
+def test_a_run_that_went_silent_is_doubted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=3, state="running")
+    assert read_run(run.path).state_sentence() == "running at step 3 of 3"
+    write_json(run.state_file, {"state": "running", "step": 3, "phase": "rollout", "heartbeat": START})
+    assert "without a sign of life" in read_run(run.path).state_sentence()
+
+
+def test_troubles_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=3)
+    with (run.attempts / "1" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 3, "trouble": {"kl": "KL is\x1b[31m 7"}, "time": START}) + "\n")
+    assert read_run(run.path).troubles == [(3, "KL is\\x1b[31m 7")]
+
+
+def test_values_from_files_are_checked() -> None:
+    assert [number(v) for v in (1, 0.5, True, "1", None, float("nan"), float("inf"), 10**400)] == [1, 0.5] + [None] * 6
+    assert interval([0.1, 0.2]) == (0.1, 0.2)
+    assert [interval(v) for v in ([0.2, 0.1], [1], "ab", None, [0.1, float("nan")])] == [None] * 5
+    assert text("a\n\tb\x00") == "a b\\x00"
+    assert len(text("x" * 10_000)) == 400
+    assert text(10**5000)
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662.
+    low, high = wilson(81 / 263, 263) or (0, 0)
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert wilson(0.5, 0) is None

@@ -1,0 +1,102 @@
+"""Which completions go on a page, and how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mini_r1.report.reading import read_run
+from mini_r1.report.samples import FORMAT, RIGHT, SEED, Samples, collect
+from mini_r1.rundir import JsonLines
+
+from tests.report.made_run import HOSTILE, make_run
+
+
+def of_steps(samples: Samples) -> dict[int, int]:
+    steps = samples.columns["step"]
+    return {step: steps.count(step) for step in sorted(set(steps))}
+
+
+def test_all_are_taken_where_there_is_room(run_path: Path) -> None:
+    run = read_run(run_path)
+    samples = collect([run], 20_000)
+    rows = list(run.run.completions())
+    assert len(samples) == samples.total == len(rows)
+    assert [len(column) for column in samples.columns.values()] == [len(rows)] * len(samples.columns)
+    for i, row in enumerate(rows):
+        assert bool(samples.columns["flags"][i] & RIGHT) == bool(row["rewards"]["equation"])
+        assert bool(samples.columns["flags"][i] & FORMAT) == bool(row["rewards"]["format"])
+        assert bool(samples.columns["flags"][i] & SEED) == bool(row["rewards"]["equation_seed"])
+        assert samples.reasons[samples.columns["reason"][i]]
+        assert sorted(samples.problems[samples.columns["problem"][i]][0]) == sorted(row["nums"])
+
+
+def test_too_many_are_thinned_evenly_over_the_steps(run_path: Path) -> None:
+    samples = collect([read_run(run_path)], 600)
+    assert len(samples) == 600
+    counts = of_steps(samples)
+    assert set(counts) == set(range(1, 61))
+    assert min(counts.values()) >= 3
+    few = collect([read_run(run_path)], 20)
+    assert len(few) == 20
+
+
+def test_the_first_of_each_story_survives_thinning(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=40, per_step=40)
+    row = next(r for r in run.completions() if r["rewards"]["equation"])
+    row |= {"step": 3, "completion": "Wait, the only one.\n</think>\n<answer>1</answer>", "reflections": 1}
+    others = [r for r in run.completions() if "wait" not in r["completion"].lower()]
+    path = run.attempts / "1" / "completions.jsonl"
+    path.unlink()
+    rows = sorted([*others, row], key=lambda r: r["step"])
+    with JsonLines(path) as lines:
+        lines.write(*rows)
+    samples = collect([read_run(run.path)], 400)
+    assert len(samples) == 400
+    assert sum("the only one" in text for text in samples.columns["text"]) == 1
+
+
+def test_what_a_short_run_leaves_a_long_one_takes(run_path: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "short", steps=2, per_step=10)
+    samples = collect([read_run(run_path), read_run(tmp_path / "short")], 1_000)
+    assert len(samples) == 1_000
+    assert samples.columns["run"].count(1) == 20
+
+
+def test_nothing_is_asked_for_nothing_is_taken(run_path: Path) -> None:
+    assert len(collect([read_run(run_path)], 0)) == 0
+
+
+def test_long_text_is_cut_in_the_middle(run_path: Path) -> None:
+    samples = collect([read_run(run_path)], 20_000)
+    longest = max(range(len(samples)), key=lambda i: samples.columns["clipped"][i])
+    assert samples.columns["clipped"][longest] == 980_000
+    assert len(samples.columns["text"][longest]) < 20_100
+
+
+def test_hostile_text_arrives_as_it_was(run_path: Path) -> None:
+    samples = collect([read_run(run_path)], 20_000)
+    again = json.loads(json.dumps(samples.to_json()))
+    for text in HOSTILE.values():
+        assert text in again["text"]
+
+
+def test_answers_to_held_out_problems_join_where_an_evaluation_left_them(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=4, evaluate_every=2)
+    problem = next(iter(run.completions()))
+    for step in (0, 2, 4):
+        with JsonLines(run.evaluation / f"step-{step}-completions.jsonl") as lines:
+            lines.write({**problem, "step": step, "kind": "greedy"}, {**problem, "step": step, "kind": "sampled"})
+    samples = collect([read_run(run.path)], 20_000)
+    assert samples.columns["kind"].count(1) == samples.columns["kind"].count(2) == 3
+
+
+def test_rows_that_are_no_completions_are_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2)
+    with JsonLines(run.attempts / "1" / "completions.jsonl") as lines:
+        good = next(iter(run.completions()))
+        lines.write({"step": 2}, {**good, "nums": "many"}, {**good, "completion": 7}, {**good, "target": 10**30})
+        lines.write({**good, "rewards": None, "reason": None, "tokens": "x", "manner": ["wordy"], "tries": -3})
+    samples = collect([read_run(run.path)], 20_000)
+    assert samples.unreadable == 4
+    assert samples.reasons[samples.columns["reason"][-1]] == "no reason was logged"

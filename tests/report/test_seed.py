@@ -1,0 +1,71 @@
+"""How a run stands beside the seed's published figures, said honestly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mini_r1.report import seed
+from mini_r1.report.reading import RunData, read_run
+from mini_r1.rundir import RunDir
+
+from tests.report.made_run import make_run
+
+
+def run_with(rows: list[dict[str, float]], tmp_path: Path, step: int | None = None) -> RunData:
+    state = {"step": step} if step is not None else {}
+    return RunData(RunDir(tmp_path), "run", rows=rows, state=state)  # type: ignore[arg-type]
+
+
+def rows(success: float, form: float, steps: int, every: int = 1) -> list[dict[str, float]]:
+    names = ("rewards/equation_seed", "rewards/format_seed")
+    return [{"step": s, "loss": 0.0, names[0]: success, names[1]: form} for s in range(every, steps + 1, every)]
+
+
+def verdicts(run: RunData) -> dict[int, str]:
+    return {standing.step: standing.verdict for standing in seed.standings(run)}
+
+
+def test_the_published_figures_name_their_source() -> None:
+    published = seed.published()
+    assert "philschmid.de/mini-deepseek-r1" in published["source"]
+    assert "training reward at temperature 0.9" in published["what"]
+    assert published["success"] == [[100, 0.25], [200, 0.40], [450, 0.50]]
+
+
+@pytest.mark.parametrize(
+    ("success", "form", "found"),
+    [
+        (0.45, 0.95, {50: "on track", 100: "on track", 200: "on track"}),
+        (0.30, 0.95, {50: "on track", 100: "on track", 200: "behind"}),
+        (0.10, 0.50, {50: "behind", 100: "behind", 200: "behind"}),
+    ],
+)
+def test_a_run_is_on_track_or_behind(tmp_path: Path, success: float, form: float, found: dict[int, str]) -> None:
+    assert verdicts(run_with(rows(success, form, 210), tmp_path)) == found
+
+
+def test_a_mark_that_is_not_reached_is_not_judged(tmp_path: Path) -> None:
+    run = run_with(rows(0.45, 0.95, 120), tmp_path)
+    assert verdicts(run) == {50: "on track", 100: "on track", 200: "not reached"}
+    assert "Step 200 is not reached yet (the seed: 40 %)." in [s.sentence for s in seed.standings(run)]
+
+
+def test_the_mean_around_a_mark_counts_not_one_step(tmp_path: Path) -> None:
+    logged = rows(0.26, 0.95, 110)
+    logged[99]["rewards/equation_seed"] = 0.2
+    assert verdicts(run_with(logged, tmp_path))[100] == "on track"
+
+
+def test_a_run_that_logs_rarely_is_judged_by_its_nearest_row(tmp_path: Path) -> None:
+    assert verdicts(run_with(rows(0.45, 0.95, 240, every=15), tmp_path))[200] == "on track"
+    assert verdicts(run_with(rows(0.45, 0.95, 300, every=150), tmp_path))[200] == "not known"
+
+
+def test_another_model_or_other_problems_are_said(tmp_path: Path) -> None:
+    same = read_run(make_run(tmp_path / "same", steps=1).path)
+    assert seed.caveat(same) is None
+    other = make_run(tmp_path / "other", steps=1, overrides=("model_name_or_path=Qwen/Qwen2.5-0.5B",))
+    assert "another model" in (seed.caveat(read_run(other.path)) or "")
+    problems = make_run(tmp_path / "mine", steps=1, overrides=("dataset_id_or_path=mine.jsonl",))
+    assert "other problems" in (seed.caveat(read_run(problems.path)) or "")

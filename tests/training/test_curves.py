@@ -1,0 +1,101 @@
+"""What TensorBoard gets: every scalar of metrics.jsonl, and completions as text that stays text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.commands import train
+from mini_r1.errors import ExitCode
+from mini_r1.rundir import RunDir
+from mini_r1.training import curves
+from mini_r1.training.curves import Curves, as_code
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</pre></code><img src=x onerror=alert(1)>",
+    "[link](javascript:alert(1))",
+    "```\nout\n```",
+    "text\n\n# no heading\n\n<b>bold</b>",
+    "\t<i>tab</i>",
+    "\x1b[31mred\x00\u202e",
+    "a\r\n<script>b</script>",
+    "\n\n\n",
+    "<![if x",  # CVE-2025-69534 of markdown 3.7, where a line begins with it
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_stays_text(text: str) -> None:
+    """As TensorBoard itself turns Markdown into HTML."""
+    shown = markdown_to_safe_html(as_code(f"first\n{text}\nlast"))
+    assert set(re.findall(r"</?(\w+)", shown)) <= {"pre", "code", "span", "div"}
+    assert "first" in shown
+    assert "last" in shown
+    assert "\x1b" not in shown
+
+
+def record(right: bool, completion: str = "6 * 7</think>") -> dict[str, Any]:
+    return {
+        "nums": [6, 7], "target": 42, "reason": "correct", "completion": completion,
+        "rewards": {"equation": float(right)},
+    }  # fmt: skip
+
+
+def texts(run: RunDir) -> dict[str, list[tuple[int, str]]]:
+    events = EventAccumulator(str(run.tensorboard), size_guidance={"tensors": 0}).Reload()
+    return {
+        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[RunDir]:
+    return RunDir(tmp_path)
+
+
+def test_how_much_text_there_is_is_bounded(run: RunDir) -> None:
+    board = Curves(run, 0, 1000)
+    for step in range(1, 1001):
+        board.completions(step, [record(i % 2 == 0, "x" * 9_000) for i in range(20)])
+    board.tb_writer.close()
+    found = texts(run)
+    assert {tag.removesuffix("/text_summary") for tag in found} == {
+        "completions/right 1", "completions/right 2", "completions/wrong 1", "completions/wrong 2"
+    }  # fmt: skip
+    for shown in found.values():
+        assert [step for step, _ in shown] == [1, *range(20, 1001, 20)]
+        assert all(len(text) < curves.SHOWN_CHARACTERS + 200 for _, text in shown)
+        assert all("[5,000 more characters]" in text for _, text in shown)
+
+
+def test_a_step_without_a_right_answer(run: RunDir) -> None:
+    board = Curves(run, 0, 3)
+    board.completions(2, [record(False)])
+    board.tb_writer.close()
+    (shown,) = texts(run).values()
+    assert shown == [(2, "    [6, 7] -> 42: correct\n    <think>6 * 7</think>")]
+
+
+def test_a_run_writes_every_scalar_and_its_completions(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    recipe = small_recipe(max_steps=2, eval_strategy="steps", eval_steps=2, eval_problems=4)
+    assert train(str(recipe), [], run.path) == ExitCode.FINISHED
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    scalars = {tag.removeprefix("train/") for tag in events.Tags()["scalars"] if tag.startswith("train/")}
+    scalars |= {tag.replace("eval/", "eval_", 1) for tag in events.Tags()["scalars"] if tag.startswith("eval/")}
+    logged = {name for row in run.metrics() for name, value in row.items() if isinstance(value, int | float)}
+    assert logged - scalars <= {"step", "time"}
+    for row in run.metrics():
+        (reward,) = [event.value for event in events.Scalars("train/reward") if event.step == row["step"]]
+        assert reward == pytest.approx(row["reward"])
+    shown = [each for tag, found in texts(run).items() if tag.startswith("completions/") for each in found]
+    assert {step for step, _ in shown} == {1, 2}
+    first = next(run.completions())
+    assert any(f"{first['nums']} -> {first['target']}" in text for _, text in shown)

@@ -1,0 +1,147 @@
+"""`push_to_hub: true`: snapshots and logs go to a local stand-in of the hub while the real program trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from mini_r1.errors import ExitCode
+from mini_r1.rundir import RunDir
+
+from tests.conftest import command
+from tests.hub_upload import Fault, WritableHub
+
+TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
+Recipe = Callable[..., Path]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def hub() -> Iterator[WritableHub]:
+    with WritableHub({TOKEN: "anna"}) as serving:
+        yield serving
+        assert serving.leaks == []
+
+
+def start(hub: WritableHub, recipe: Path, run: RunDir) -> subprocess.Popen[str]:
+    """`mini-r1 train` as a user starts it, with a network."""
+    log = (run.path.parent / "output.txt").open("a")
+    environment = {
+        **os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(run.path.parent / "home"),
+    }  # fmt: skip
+    arguments = [*command(), "train", str(recipe), "--run-dir", str(run.path)]
+    return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, text=True)
+
+
+def output(run: RunDir) -> str:
+    return " ".join((run.path.parent / "output.txt").read_text().split())
+
+
+def pushers() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "mini_r1.publishing.push" in (p.info["cmdline"] or [])]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    while not condition():
+        assert process.poll() is None, "it ended too early"
+        time.sleep(0.05)
+
+
+def weights(run: RunDir, step: int) -> bytes:
+    return (run.snapshots / f"step-{step}" / "model.safetensors").read_bytes()
+
+
+def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_again(
+    hub: WritableHub, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    hub.faults = [Fault("POST", "/api/repos/create", 503), Fault("POST", "/commit/", -1), Fault("GET", "/refs", 500)]
+    recipe = small_recipe(push_to_hub=True, hub_strategy="every_save", hub_model_id="pushed")
+    assert start(hub, recipe, run).wait(300) == ExitCode.FINISHED, output(run)
+    repo = hub.repos["anna/pushed"]
+    assert repo.private is True
+    assert sorted(repo.branches) == ["main", "step-2", "step-4"]
+    assert repo.files("step-2")["model.safetensors"] == weights(run, 2)
+    assert repo.files("main")["model.safetensors"] == repo.files("step-4")["model.safetensors"] == weights(run, 4)
+    rows = [json.loads(line) for line in repo.files()["logs/metrics.jsonl"].splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert any(name.startswith("logs/tensorboard/events") for name in repo.files())
+    assert not any("completions" in name or "rank-0" in name or "checkpoint" in name for name in repo.files())
+    assert f"all snapshots are on {hub.address}/anna/pushed" in output(run)
+    told = json.loads((run.path / "hub.json").read_text())
+    assert (told["repo"], told["pushed"], told["fault"]) == ("anna/pushed", [2, 4], None)
+    assert run.read_state()["state"] == "finished"
+    assert "trying again" in (run.attempts / "1" / "hub.log").read_text()
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        assert TOKEN.encode() not in path.read_bytes(), path
+    assert pushers() == []
+
+
+def test_a_hub_that_never_answers_stops_neither_the_training_nor_its_end(
+    hub: WritableHub, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    hub.faults = [Fault("POST", "/commit/", -2, times=1000)]
+    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", hang_timeout_s=10)
+    assert start(hub, recipe, run).wait(300) == ExitCode.FINISHED, output(run)
+    assert run.read_state()["state"] == "finished"
+    assert [saved.step for saved in run.complete_snapshots()] == [4, 2]
+    assert f"not all was pushed: `mini-r1 publish {run.path} --repo" in output(run)
+    assert pushers() == []
+
+
+def test_a_signal_is_not_delayed_and_the_next_start_pushes_what_is_missing(
+    hub: WritableHub, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    hub.faults = [Fault("POST", "/commit/step-2", -2)]
+    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40)
+    first = start(hub, recipe, run)
+    wait_for(lambda: any("/commit/step-2" in line for line in hub.asked), first)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(300) == ExitCode.INTERRUPTED, output(run)
+    assert pushers() == []
+    stopped_at = run.complete_checkpoints()[0].step
+    assert stopped_at == run.complete_snapshots()[0].step < 40
+    assert "model.safetensors" not in hub.repos["anna/pushed"].files("step-2")
+
+    second = start(hub, recipe, run)
+    assert second.wait(300) == ExitCode.FINISHED, output(run)
+    repo = hub.repos["anna/pushed"]
+    steps = [saved.step for saved in run.complete_snapshots()]
+    assert {2, stopped_at, 40} <= set(steps)
+    assert set(repo.branches) == {"main", *(f"step-{step}" for step in steps)}
+    for step in steps:
+        assert repo.files(f"step-{step}")["model.safetensors"] == weights(run, step)
+
+
+def test_a_push_that_is_killed_or_refused_is_no_business_of_the_run(
+    hub: WritableHub, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    """The process is killed at its first push; the next save starts another, which the hub refuses for good."""
+    run = RunDir(tmp_path / "run")
+    hub.faults = [Fault("POST", "/commit/", -2, times=1), Fault("POST", "/preupload/", 403, times=1000, after=2)]
+    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40, save_steps=20)
+    process = start(hub, recipe, run)
+    wait_for(lambda: any("/commit/" in line for line in hub.asked), process)
+    for pusher in pushers():
+        pusher.kill()
+    assert process.wait(300) == ExitCode.FINISHED, output(run)
+    assert "not all was pushed (this token may not write to anna/pushed" in output(run)
+    assert run.read_state()["state"] == "finished"
+
+
+def test_without_push_to_hub_nothing_is_asked(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    assert start(hub, small_recipe(max_steps=2), run).wait(300) == ExitCode.FINISHED
+    assert hub.asked == []
+    assert not (run.path / "hub.json").exists()

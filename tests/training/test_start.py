@@ -1,0 +1,70 @@
+"""Where the model of a run before its first step is found, and what is said where it is not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mini_r1.recipe_file import load_recipe
+from mini_r1.rundir import RunDir, write_json
+from mini_r1.training import prepare, warm_start
+from mini_r1.training.start import starting_point
+
+DEMO = """\
+model_name_or_path: builtin:demo
+dataset_id_or_path: generated
+dataset_rows: 60
+max_steps: 2
+warm_start: {steps: 7, traces: 64}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    monkeypatch.setenv("MINI_R1_CACHE", str(tmp_path / "cache"))
+    made = RunDir(tmp_path / "run")
+    made.path.mkdir()
+    made.recipe_file.write_text(DEMO)
+    return made
+
+
+def model_is(run: RunDir, name: str, revision: str | None = None) -> None:
+    lines = {"model_name_or_path": name, "model_revision": revision, "dataset_id_or_path": "generated", "max_steps": 2}
+    run.recipe_file.write_text(json.dumps({key: value for key, value in lines.items() if value is not None}))
+
+
+def test_the_demos_warm_start_is_where_training_took_it_from(run: RunDir) -> None:
+    recipe = load_recipe(run.recipe_file)
+    data = prepare.load_task_data(recipe)
+    assert recipe.warm_start is not None
+    job = warm_start.WarmStart(data.train, recipe.prompt_style, warm_start.largest_value(recipe), recipe.warm_start)
+    missing = starting_point(run)
+    assert (missing.source, "is not in the cache" in missing.words) == (None, True)
+    assert not warm_start.cache_root().exists()  # nothing was made
+    job.directory().mkdir(parents=True)
+    write_json(job.directory() / warm_start.MADE, {})
+    assert starting_point(run).source == str(job.directory())
+
+
+def test_a_hub_model_in_the_commit_that_the_last_start_resolved(run: RunDir) -> None:
+    model_is(run, "owner/name", "main")
+    assert (starting_point(run).source, starting_point(run).revision) == ("owner/name", "main")
+    attempts = [{"model": {"revision": "old"}}, {"model": {"revision": "0123abc"}}]
+    write_json(run.run_file, {"attempts": attempts})
+    assert starting_point(run).revision == "0123abc"
+
+
+@pytest.mark.parametrize("record", ["", "[]", '{"attempts": []}', '{"attempts": [{"model": 3}]}', '{"attempts": {}}'])
+def test_a_record_that_is_broken_leaves_the_recipes_revision(run: RunDir, record: str) -> None:
+    model_is(run, "owner/name", "main")
+    run.run_file.write_text(record)
+    assert starting_point(run).revision == "main"
+
+
+def test_a_directory_that_has_gone_is_said(run: RunDir, tmp_path: Path) -> None:
+    model_is(run, str(tmp_path / "model"))
+    assert (starting_point(run).source, "is not there any more" in starting_point(run).words) == (None, True)
+    (tmp_path / "model").mkdir()
+    assert starting_point(run).source == str(tmp_path / "model")
+    assert starting_point(run).revision is None
