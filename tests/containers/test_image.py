@@ -108,6 +108,15 @@ def test_the_demo_is_trained_measured_and_planned_in_it(kit: Kit) -> None:
     measured = kit("evaluate", "runs/demo-cpu-quick", "--limit", "4", "--json")
     assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["problems"] == 4
+    shown = kit("report", "runs/demo-cpu-quick", "--markdown", "runs/pictures", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert "Matplotlib" not in shown.stderr  # it complains where it cannot keep its list of fonts
+    report = json.loads(shown.stdout)
+    assert report["runs"][0]["held_out"]["problems"] == 4
+    assert report["samples"] > 0
+    assert any(name.endswith(".svg") for name in report["markdown"])
+    assert "-> correct" in kit("samples", "runs/demo-cpu-quick", "--ok", "--limit", "1").stdout
+    assert json.loads(kit("runs", "--json").stdout)[0]["state"] == "finished"
     plan = kit("plan", "mini-r1-3b", "--json")
     assert plan.returncode == 0, plan.stderr
     assert kit("plan", "mini-r1-3b", "--gpus", "1").returncode == 78
