@@ -56,6 +56,34 @@ def test_the_random_solver_hits_as_often_as_counting_says() -> None:
     assert not random_solves(problem, 0, "+-*", None, random.Random(0))
 
 
+@pytest.mark.parametrize(
+    ("nums", "target", "tries", "operators", "limit"),
+    [
+        ((2, 3), 6, 1, "+-*", None),
+        ((4, 4, 6), 14, 2, "+-*/", None),  # equal numbers: some results come by more chains than others
+        ((3, 5, 9), 17, 5, "+-*", 30),
+        ((7, 5, 9, 2), 24, 6, "+-*/", 100),
+        ((7, 5, 9, 2, 3), 24, 8, "+-*", None),
+    ],
+)
+def test_the_random_solver_draws_as_often_what_chain_by_chain_is_drawn(
+    nums: tuple[int, ...], target: int, tries: int, operators: str, limit: int | None
+) -> None:
+    """The one lists the chains of few numbers and draws results, the other makes each chain: two ways to one share."""
+    problem, rng, times = Problem(nums, target), random.Random(1), 4000
+    listed = sum(random_solves(problem, tries, operators, limit, rng) for _ in range(times)) / times
+    drawn = random_success([(problem, tries)] * times, limit, seed=2, operators=operators)
+    assert 0.02 < drawn < 0.98
+    assert listed == pytest.approx(drawn, abs=0.035)  # over three standard errors of the difference
+
+
+def test_the_random_solver_knows_what_it_cannot_reach() -> None:
+    assert not random_solves(Problem((2, 3), 7), 10**9, "+-*", None, random.Random(0))
+    assert not random_solves(Problem((7, 2), 1), 10**9, "/", None, random.Random(0))
+    assert not random_solves(Problem((5, 9), 45), 10**9, "+-*", 30, random.Random(0))
+    assert random_solves(Problem((5, 9), 45), 10**9, "+-*", 45, random.Random(0))
+
+
 def test_more_tries_never_lose_a_hit() -> None:
     problem = Problem((7, 5, 9, 2), 24)
     for seed in range(30):

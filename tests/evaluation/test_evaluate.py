@@ -11,7 +11,7 @@ import torch
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.baselines import Game
-from mini_r1.evaluation.evaluate import Answer, Evaluation, evaluate
+from mini_r1.evaluation.evaluate import Answer, Evaluation, evaluate, judged
 from mini_r1.evaluation.figures import failure
 from mini_r1.generation.model import load_model, load_tokenizer
 
@@ -30,7 +30,7 @@ def loaded(model_directory: Path) -> tuple[Any, Any]:
 
 
 def answer(problem: task.Problem, text: str, tokens: int = 10, truncated: bool = False) -> Answer:
-    return Answer(problem, text, tokens, truncated, task.judge(text, problem))
+    return judged(problem, text, tokens, truncated)
 
 
 def test_figures_by_hand() -> None:

@@ -8,7 +8,7 @@ from math import comb
 
 import numpy as np
 import pytest
-from mini_r1.evaluation.statistics import cluster_bootstrap, pass_at_k
+from mini_r1.evaluation.statistics import cluster_bootstrap, cluster_bootstraps, pass_at_k
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -109,6 +109,35 @@ def test_coverage_with_correlated_problems() -> None:
         inside_naive += low <= 0.5 <= high
     assert 0.91 <= inside / rounds <= 0.98
     assert inside_naive / rounds < 0.85
+
+
+def test_clusters_of_unequal_sizes_give_the_interval_of_a_ratio() -> None:
+    """Large clusters are right more often: the figure is the mean over problems, not over clusters.
+
+    Closed form: the standard error of a ratio estimator by linearisation (Cochran 1977, Sampling Techniques, 6.3),
+    sqrt(sum (total - mean * size)^2) / problems.
+    """
+    rng = np.random.default_rng(5)
+    sizes = rng.integers(1, 10, size=400)
+    rates = sizes / 10
+    totals = rng.binomial(sizes, rates)
+    values = [1.0 if i < right else 0.0 for right, size in zip(totals, sizes, strict=True) for i in range(size)]
+    clusters = np.repeat(np.arange(400), sizes).tolist()
+    low, high = cluster_bootstrap(values, clusters, resamples=4000)
+    mean = totals.sum() / sizes.sum()
+    half = 1.96 * float(np.sqrt(((totals - mean * sizes) ** 2).sum())) / float(sizes.sum())
+    assert low == pytest.approx(mean - half, abs=0.1 * half)
+    assert high == pytest.approx(mean + half, abs=0.1 * half)
+    assert (totals / sizes).mean() < low  # what the mean over clusters would be told as
+
+
+def test_several_figures_at_once_have_the_intervals_they_have_alone() -> None:
+    rng = np.random.default_rng(2)
+    clusters = [i // 3 for i in range(60)]
+    columns = [rng.random(60).tolist(), [0.0] * 60, rng.integers(0, 2, 60).astype(float).tolist(), [1.0] * 60]
+    assert cluster_bootstraps(columns, clusters) == [
+        pytest.approx(cluster_bootstrap(values, clusters), abs=1e-12) for values in columns
+    ]
 
 
 def test_values_and_clusters_must_fit() -> None:

@@ -6,6 +6,7 @@ model has above them is more than search.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 import random
@@ -20,6 +21,8 @@ DRAWS = {3: 200}
 """Draws before a problem counts as exhausted, by how many numbers it has: three make at most 36 tries by `+ - *`."""
 DRAWS_OF_MORE = 2_000
 """With four numbers or more; four make 1,536 by `+ - * /`."""
+MOST_ENUMERATED = 4
+"""Numbers of which all chains are listed: 1,536 of four; five would be 30,720, which takes longer than drawing."""
 
 
 def _exact_quotient(left: int, right: int) -> int:
@@ -64,7 +67,7 @@ def draw_chains(problem: Problem, operators: str, max_value: int | None, rng: ra
         rng.shuffle(order)
         ops = tuple(rng.choice(operators) for _ in order[1:])
         values = _values(order, ops)
-        if all(value >= 0 and (max_value is None or value <= max_value) for value in values):
+        if all(_allowed(value, max_value) for value in values):
             result = values[-1] if values else order[0]
             if result not in seen:
                 seen.add(result)
@@ -72,15 +75,32 @@ def draw_chains(problem: Problem, operators: str, max_value: int | None, rng: ra
 
 
 def random_solves(problem: Problem, tries: int, operators: str, max_value: int | None, rng: random.Random) -> bool:
-    """Whether one of the first `tries` random chains reaches the target."""
-    drawn = itertools.islice(draw_chains(problem, operators, max_value, rng), tries)
-    return any(chain.values[-1] == problem.target for chain in drawn)
+    """Whether one of the first `tries` random chains reaches the target.
+
+    By the same rule as `draw_chains`, and without end: the chains of few numbers are all known beforehand, so that a
+    draw takes one of their results.
+    """
+    if len(problem.nums) > MOST_ENUMERATED:
+        drawn = itertools.islice(draw_chains(problem, operators, max_value, rng), tries)
+        return any(chain.values[-1] == problem.target for chain in drawn)
+    results, different = _results(problem.numbers_key, operators, max_value)
+    if problem.target not in different or tries >= len(different):
+        return problem.target in different and tries > 0
+    seen: set[int] = set()
+    while len(seen) < tries:
+        result = results[int(rng.random() * len(results))]
+        if result == problem.target:
+            return True
+        seen.add(result)
+    return False
 
 
 def random_success(
     tries: Sequence[tuple[Problem, int]], max_value: int | None, seed: int, operators: str = "+-*"
 ) -> float:
     """Success of a solver that draws as many different results as the given number of tries, one after another.
+
+    As `random_solves` says it, drawn chain by chain: slow, and simple enough to check that one against.
 
     Args:
         tries: problem and number of tries, one pair for each answer to be compared with.
@@ -89,7 +109,10 @@ def random_success(
         operators: those it draws from.
     """
     rng = random.Random(seed)
-    hits = sum(random_solves(problem, count, operators, max_value, rng) for problem, count in tries)
+    hits = 0
+    for problem, count in tries:
+        drawn = itertools.islice(draw_chains(problem, operators, max_value, rng), count)
+        hits += any(chain.values[-1] == problem.target for chain in drawn)
     return round(hits / len(tries), 6)
 
 
@@ -110,6 +133,29 @@ def signed_sums(problem: Problem) -> list[int]:
 def signed_sum_solves(problem: Problem, tries: int) -> bool:
     """Whether one of the first `tries` signed sums is the target or its opposite."""
     return abs(problem.target) in signed_sums(problem)[:tries]
+
+
+@functools.lru_cache(maxsize=1024)
+def _results(numbers: tuple[int, ...], operators: str, max_value: int | None) -> tuple[tuple[int, ...], frozenset[int]]:
+    """The results of all chains that `draw_chains` may draw: one for each chain, so each as likely; and each once."""
+    results: list[int] = []
+
+    def go_on(value: int, left: tuple[int, ...]) -> None:
+        if not left:
+            results.append(value)
+        for i, number in enumerate(left):
+            for op in operators:
+                after = _OPERATIONS[op](value, number)
+                if _allowed(after, max_value):
+                    go_on(after, left[:i] + left[i + 1 :])
+
+    for i, number in enumerate(numbers):
+        go_on(number, numbers[:i] + numbers[i + 1 :])
+    return tuple(results), frozenset(results)
+
+
+def _allowed(value: int, max_value: int | None) -> bool:
+    return value >= 0 and (max_value is None or value <= max_value)
 
 
 def _values(nums: Sequence[int], ops: Sequence[str]) -> tuple[int, ...]:

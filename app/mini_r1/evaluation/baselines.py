@@ -27,7 +27,7 @@ class Game:
 
 
 def solver_baselines(evaluation: Evaluation, game: Game) -> dict[str, Any]:
-    """`random_solver` and `signed_sums`, each as `figures.success` says.
+    """`random_solver` and `signed_sums`, each as `figures.success` says: an answer of theirs for each of the model's.
 
     An answer without a calculation in its thought counts as one try: the answer is one.
     """
@@ -39,18 +39,14 @@ def solver_baselines(evaluation: Evaluation, game: Game) -> dict[str, Any]:
     return {"random_solver": _solved(evaluation, draws), "signed_sums": _solved(evaluation, task.signed_sum_solves)}
 
 
-def tries_of(answer: Answer) -> int:
-    """Tries that a solver gets for it."""
-    return max(1, task.tries(answer.text))
-
-
 def _solved(evaluation: Evaluation, solves: Callable[[task.Problem, int], bool]) -> dict[str, Any]:
-    def hits(answers: Sequence[Answer]) -> int:
-        return sum(solves(answer.problem, tries_of(answer)) for answer in answers)
+    greedy, right = [], []
+    for of_greedy, of_sampled in zip(evaluation.greedy, evaluation.sampled, strict=True):
+        greedy.append(float(_hits([of_greedy], solves)))
+        right.append(_hits(of_sampled, solves))
+    problems = [answer.problem for answer in evaluation.greedy]
+    return success(problems, greedy, right, len(evaluation.sampled[0]))
 
-    return success(
-        [answer.problem for answer in evaluation.greedy],
-        [float(hits([answer])) for answer in evaluation.greedy],
-        [hits(answers) for answers in evaluation.sampled],
-        len(evaluation.sampled[0]),
-    )
+
+def _hits(answers: Sequence[Answer], solves: Callable[[task.Problem, int], bool]) -> int:
+    return sum(solves(answer.problem, max(1, answer.tries)) for answer in answers)

@@ -40,6 +40,8 @@ class Answer:
     truncated: bool
     """Cut at the longest length allowed, before the model ended it."""
     verdict: task.Verdict
+    tries: int
+    """Calculations in its thought."""
 
     def row(self, step: int, kind: str) -> dict[str, Any]:
         """As a file of completions has it."""
@@ -50,6 +52,11 @@ class Answer:
             "tokens": self.tokens,
             "truncated": self.truncated,
         }
+
+
+def judged(problem: task.Problem, text: str, tokens: int, truncated: bool) -> Answer:
+    """A completion with all that its text tells."""
+    return Answer(problem, text, tokens, truncated, task.judge(text, problem), task.tries(text))
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Evaluation:
             "temperature": self.temperature,
             **figures,
             "format": mean([answer.verdict.format for answer in flat]),
-            "tries": mean([task.tries(answer.text) for answer in flat]),
+            "tries": mean([answer.tries for answer in flat]),
             "completion_tokens": mean([answer.tokens for answer in flat]),
             "truncated": mean([answer.truncated for answer in flat]),
             "by": _earlier_names(figures),
@@ -205,7 +212,7 @@ def measure(
         ids = completer.complete(prompts, sampling, step_seed(seed, 0, EVALUATION_RANK), progressed)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         answers = [
-            Answer(problem, text, len(tokens), tokens[-1] not in completer.ends, task.judge(text, problem))
+            judged(problem, text, len(tokens), tokens[-1] not in completer.ends)
             for problem, text, tokens in zip((p for p in problems for _ in range(count)), texts, ids, strict=True)
         ]
         return [answers[i : i + count] for i in range(0, len(answers), count)]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mini_r1.countdown import task
-from mini_r1.evaluation.statistics import cluster_bootstrap, pass_at_k
+from mini_r1.evaluation.statistics import cluster_bootstraps, pass_at_k
 
 MOST_K = 64
 """Largest k of pass@k: beyond it the estimate needs more samples than anyone draws."""
@@ -61,17 +61,18 @@ def success(
     clusters = [problem.numbers_key for problem in problems]
     shares = [count / samples for count in right]
     most = min(samples, MOST_K)
-    at_k = {}
-    for k in sorted({*(2**i for i in range(most.bit_length())), most}):
-        values = [pass_at_k(samples, count, k) for count in right]
-        at_k[str(k)] = {"value": mean(values), "ci95": interval(values, clusters)}
+    ks = sorted({*(2**i for i in range(most.bit_length())), most})
+    at_k = [[pass_at_k(samples, count, k) for count in right] for k in ks]
+    of_greedy, of_shares, *of_k = intervals([greedy, shares, *at_k], clusters)
     strata = [task.strata(problem) for problem in problems]
     return {
         "greedy": mean(greedy),
-        "greedy_ci95": interval(greedy, clusters),
+        "greedy_ci95": of_greedy,
         "sampled": mean(shares),
-        "ci95": interval(shares, clusters),
-        "pass_at_k": at_k,
+        "ci95": of_shares,
+        "pass_at_k": {
+            str(k): {"value": mean(values), "ci95": limits} for k, values, limits in zip(ks, at_k, of_k, strict=True)
+        },
         "by_size": _by([stratum["numbers"] for stratum in strata], clusters, greedy, shares),
         "by_operators": _by([OPERATOR_KEYS[stratum["operators"]] for stratum in strata], clusters, greedy, shares),
     }
@@ -85,19 +86,20 @@ def _by(
         rows = [i for i, other in enumerate(keys) if other == key]
         where = [clusters[i] for i in rows]
         of_greedy, of_shares = [greedy[i] for i in rows], [shares[i] for i in rows]
+        greedy_ci95, ci95 = intervals([of_greedy, of_shares], where)
         found[key] = {
             "problems": len(rows),
             "sampled": mean(of_shares),
-            "ci95": interval(of_shares, where),
+            "ci95": ci95,
             "greedy": mean(of_greedy),
-            "greedy_ci95": interval(of_greedy, where),
+            "greedy_ci95": greedy_ci95,
         }
     return found
 
 
-def interval(values: Sequence[float], clusters: Sequence[tuple[int, ...]]) -> list[float]:
-    """95 % by cluster bootstrap over problems with the same numbers."""
-    return [round(limit, 6) for limit in cluster_bootstrap(values, clusters)]
+def intervals(columns: Sequence[Sequence[float]], clusters: Sequence[tuple[int, ...]]) -> list[list[float]]:
+    """95 % of each by cluster bootstrap over problems with the same numbers."""
+    return [[round(limit, 6) for limit in limits] for limits in cluster_bootstraps(columns, clusters)]
 
 
 def mean(values: Sequence[float]) -> float:

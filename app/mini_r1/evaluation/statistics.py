@@ -55,20 +55,51 @@ def cluster_bootstrap(
     Raises:
         ValueError: no values, or not one cluster for each.
     """
-    if not values or len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values and {len(clusters)} clusters: need as many, and at least one")
+    return cluster_bootstraps([values], clusters, resamples=resamples, seed=seed, level=level)[0]
+
+
+def cluster_bootstraps(
+    columns: Sequence[Sequence[float]],
+    clusters: Sequence[Hashable],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[tuple[float, float]]:
+    """`cluster_bootstrap` of several figures of the same problems, by the same resamples: those are most of the work.
+
+    Args:
+        columns: the values of each figure.
+        clusters: this and what follows: see `cluster_bootstrap`.
+        resamples: how many.
+        seed: of the draws.
+        level: coverage aimed at.
+
+    Raises:
+        ValueError: as `cluster_bootstrap`.
+    """
+    for values in columns:
+        if not values or len(values) != len(clusters):
+            raise ValueError(f"{len(values)} values and {len(clusters)} clusters: need as many, and at least one")
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
-    sums = np.bincount(index, weights=np.asarray(values, dtype=np.float64))
-    sizes = np.bincount(index)
-    if len(set(values)) == 1 and values[0] in (0.0, 1.0):
-        margin = 1 - ((1 - level) / 2) ** (1 / len(sums))
-        return (0.0, margin) if values[0] == 0.0 else (1.0 - margin, 1.0)
+    count = len(numbers)
+    # A resample's mean is a ratio, sum by size: clusters are of different sizes, and both change with the draw.
+    parts = [np.bincount(index, weights=np.asarray(values, dtype=np.float64), minlength=count) for values in columns]
+    totals = np.stack([*parts, np.bincount(index, minlength=count)], axis=1)
     rng = np.random.default_rng(seed)
-    means: list[float] = []
-    while len(means) < resamples:
-        rows = min(RESAMPLES_AT_ONCE, resamples - len(means))
-        drawn = rng.integers(0, len(sums), size=(rows, len(sums)))
-        means.extend((sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)).tolist())
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    means = []
+    for start in range(0, resamples, RESAMPLES_AT_ONCE):
+        rows = min(RESAMPLES_AT_ONCE, resamples - start)
+        drawn = rng.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        sums = times @ totals
+        means.append(sums[:, :-1] / sums[:, -1:])
+    limits = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    found = []
+    for values, low, high in zip(columns, *limits.tolist(), strict=True):
+        if len(set(values)) == 1 and values[0] in (0.0, 1.0):
+            margin = 1 - ((1 - level) / 2) ** (1 / count)
+            low, high = (0.0, margin) if values[0] == 0.0 else (1.0 - margin, 1.0)
+        found.append((low, high))
+    return found
