@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mini_r1.cluster.places import hub_cache
 from mini_r1.findings import Finding, fail
+from mini_r1.hub_answers import no_name, not_there, status, unanswered
 
 TIMEOUT_S = 10.0
 """Seconds for the hub's answer."""
@@ -59,7 +60,6 @@ def refused(kind: Kind, name: str, revision: str | None, error: Exception) -> Fi
     """What the hub's error says, and what to do about it; of the network's errors, that the hub does not answer."""
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -69,19 +69,18 @@ def refused(kind: Kind, name: str, revision: str | None, error: Exception) -> Fi
         return fail(f"{name} is gated", "accept its terms on the hub, and set HF_TOKEN to a token of yours", "recipe")
     if isinstance(error, RepositoryNotFoundError):
         return fail(
-            f"the hub has no {kind.word} {name}, or shows it to others only",
+            not_there(f"{kind.word} {name}"),
             f"check {kind.key}; for a private one set HF_TOKEN",
             "recipe",
         )
     if isinstance(error, RevisionNotFoundError):
         return fail(f"{name} has no revision {revision}", f"check the revision beside {kind.key}", "recipe")
     if isinstance(error, HFValidationError):
-        return fail(f"{name} is no name that the hub knows ({error})", f"check {kind.key}", "recipe")
-    answer = error.response if isinstance(error, HfHubHTTPError) else None
-    if answer is not None and answer.status_code in (401, 403):
+        return fail(no_name(name, error), f"check {kind.key}", "recipe")
+    if status(error) in (401, 403):
         return fail(f"the hub does not let this user have {name}", "check HF_TOKEN, or unset it", "recipe")
     return fail(
-        f"the hub does not answer for {name} ({type(error).__name__})",
+        unanswered(error, name),
         "give this node a network (HTTPS_PROXY, HF_ENDPOINT), or run `mini-r1 prefetch RECIPE` where there is one and "
         "set HF_HUB_OFFLINE=1 here",
         "node",

@@ -15,6 +15,7 @@ from mini_r1.cluster.places import existing
 from mini_r1.console import shown_bytes
 from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.hub_answers import NETWORK, cause
 
 AGAIN: Final = "start the same command again: it goes on from what is here"
 
@@ -35,33 +36,25 @@ def in_words(kind: Kind, name: str, revision: str | None, cache: Path) -> Iterat
     try:
         yield
     except (DataError, OSError, RuntimeError, ValueError) as error:
-        cause = _cause(error)
-        if "hf_transfer" in str(cause):
-            raise _transfer_error(name, cause) from error
-        if isinstance(cause, OSError) and cause.errno is not None:  # the network's have none
-            raise disk_error(cache, cause) from error
-        if isinstance(cause, OSError) and "Consistency check failed" in str(cause):
+        began = cause(error)
+        if "hf_transfer" in str(began):
+            raise _transfer_error(name, began) from error
+        if isinstance(began, OSError) and began.errno is not None:  # the network's have none
+            raise disk_error(cache, began) from error
+        if isinstance(began, OSError) and "Consistency check failed" in str(began):
             raise cut_short(name) from error
-        if isinstance(cause, NotImplementedError):  # filelock's word for it
+        if isinstance(began, NotImplementedError):  # filelock's word for it
             raise KitError(
                 f"the filesystem of {cache} has no locks, which huggingface_hub needs to fetch: set HF_HOME to a "
                 "folder on another one, and copy it from there where the job needs it",
                 ExitCode.RETRY,
             ) from error
-        if not isinstance(cause, OSError | ValueError):
+        if not isinstance(began, OSError | ValueError):
             raise
-        finding = hub.refused(kind, name, revision, cause)
+        finding = hub.refused(kind, name, revision, began)
         if finding.fault == "node":
-            fix = f"give this machine a network (HTTPS_PROXY, HF_ENDPOINT) and {AGAIN}"
-            raise KitError(f"{finding.detail}: {fix}", ExitCode.RETRY) from error
+            raise KitError(f"{finding.detail}: {NETWORK} and {AGAIN}", ExitCode.RETRY) from error
         raise KitError(f"{finding.detail}: {finding.fix}") from error
-
-
-def _cause(error: Exception) -> Exception:
-    """The error that began it: the data's, and huggingface_hub's for an answer that did not come, have one behind."""
-    while isinstance(error.__cause__, Exception) and getattr(error, "response", None) is None:
-        error = error.__cause__
-    return error
 
 
 def cut_short(what: str) -> KitError:

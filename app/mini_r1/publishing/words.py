@@ -7,8 +7,8 @@ from collections.abc import Callable
 from random import random
 from typing import Final, TypeVar
 
-from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.hub_answers import NETWORK, cause, first_line, no_name, not_there, status, unanswered
 
 T = TypeVar("T")
 
@@ -17,8 +17,9 @@ WAITS_S: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds between two tries: about a minute in all, in which a hub that is restarted comes back."""
 LONGEST_WAIT_S: Final = 300.0
 """Of what the hub may ask for: its rate limits are counted in windows of five minutes."""
-SHOWN_CHARACTERS: Final = 200
-"""Of the hub's own words."""
+OFFLINE: Final = (
+    "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and publishing needs the hub: unset it for this command"
+)
 _PASSING: Final = frozenset({408, 409, 412, 425, 429})
 """Answers that another try may not get: timeout, two commits at once, too early, too many. 5xx besides."""
 
@@ -28,63 +29,44 @@ def failure(error: Exception, repo: str) -> KitError:
 
     An address is never told: those of uploads are signed, and whoever has one can write.
     """
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
     from requests import RequestException
 
     if isinstance(error, KitError):
         return error
-    cause = _cause(error)
-    if isinstance(cause, OfflineModeIsEnabled):
-        return KitError("HF_HUB_OFFLINE is set, and publishing needs the hub: unset it for this command")
-    response = getattr(cause, "response", None)
-    if response is not None:
-        return _answer(int(response.status_code), cause, repo)
-    if isinstance(cause, RepositoryNotFoundError):
-        return KitError(f"the hub has no repository {repo}, or shows it to others only")
-    if isinstance(cause, HFValidationError):
-        return KitError(f"{repo} is no name that the hub takes: {printable(str(cause))[:SHOWN_CHARACTERS]}")
-    if isinstance(cause, RequestException):
-        return KitError(
-            f"the hub does not answer ({type(cause).__name__}): give this machine a network (HTTPS_PROXY, "
-            f"HF_ENDPOINT); {AGAIN}",
-            ExitCode.RETRY,
-        )
-    if isinstance(cause, OSError) and cause.errno is not None:
-        return KitError(f"{cause.filename or 'a file of the run'}: {cause.strerror}; {AGAIN}", ExitCode.RETRY)
+    began = cause(error)
+    if isinstance(began, OfflineModeIsEnabled):
+        return KitError(OFFLINE)
+    code = status(began)
+    if code is not None:
+        return _answer(code, began, repo)
+    if isinstance(began, HFValidationError):
+        return KitError(no_name(repo, began))
+    if isinstance(began, RequestException):
+        return KitError(f"{unanswered(began)}: {NETWORK}; {AGAIN}", ExitCode.RETRY)
+    if isinstance(began, OSError) and began.errno is not None:
+        return KitError(f"{began.filename or 'a file of the run'}: {began.strerror}; {AGAIN}", ExitCode.RETRY)
     if isinstance(error, RuntimeError):  # huggingface_hub's word for an upload that failed, hf_transfer's too
-        return KitError(f"an upload to {repo} failed ({type(cause).__name__}); {AGAIN}", ExitCode.RETRY)
-    if isinstance(cause, ValueError):  # the hub refused a file, or its answer made no sense
-        return KitError(f"the hub refuses {repo}: {_first_line(str(cause))}")
+        return KitError(f"an upload to {repo} failed ({type(began).__name__}); {AGAIN}", ExitCode.RETRY)
+    if isinstance(began, ValueError):  # the hub refused a file, or its answer made no sense
+        return KitError(f"the hub refuses {repo}: {first_line(str(began))}")
     raise error
 
 
-def _answer(status: int, error: Exception, repo: str) -> KitError:
-    said = _first_line(getattr(error, "server_message", None) or "")
+def _answer(code: int, error: Exception, repo: str) -> KitError:
+    said = first_line(getattr(error, "server_message", None) or "")
     said = f" ({said})" if said else ""
-    if status == 401:
+    if code == 401:
         return KitError(f"the hub does not take this token{said}: make a new one, and set HF_TOKEN to it")
-    if status == 403:
+    if code == 403:
         return KitError(
             f"this token may not write to {repo}{said}: take one with the right to write there, or another name"
         )
-    if status == 404:
-        return KitError(f"the hub has no {repo} that this token can see{said}")
-    if status in _PASSING or status >= 500:
-        return KitError(f"the hub answers {status}{said}; {AGAIN}", ExitCode.RETRY)
-    return KitError(f"the hub refuses {repo} with {status}{said}")
-
-
-def _first_line(text: str) -> str:
-    """Of words from outside."""
-    lines = [line.strip() for line in printable(text).splitlines() if line.strip()]
-    return (lines[-1] if lines and lines[0].endswith(":") else lines[0] if lines else "")[:SHOWN_CHARACTERS]
-
-
-def _cause(error: Exception) -> Exception:
-    """What began it: huggingface_hub wraps what failed in a thread of its own in a RuntimeError."""
-    while getattr(error, "response", None) is None and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    return error
+    if code == 404:
+        return KitError(not_there(f"repository {repo}") + said)
+    if code in _PASSING or code >= 500:
+        return KitError(f"the hub answers {code}{said}; {AGAIN}", ExitCode.RETRY)
+    return KitError(f"the hub refuses {repo} with {code}{said}")
 
 
 def retrying(
@@ -113,6 +95,6 @@ def retrying(
 
 def _asked_for(error: Exception) -> float:
     """Seconds that the hub asks for in its Retry-After; 0 where it asks for nothing."""
-    response = getattr(_cause(error), "response", None)
+    response = getattr(cause(error), "response", None)
     asked = response.headers.get("Retry-After", "") if response is not None else ""
     return min(float(asked), LONGEST_WAIT_S) if asked.isdecimal() else 0.0
