@@ -9,13 +9,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.manifest import seal
+from mini_r1.errors import KitError
+from mini_r1.manifest import MANIFEST, seal
+from mini_r1.publishing import publish as room
 from mini_r1.rundir import RunDir, write_json
 
 from tests.hub_upload import WritableHub
 
 TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
 """Looks like one, and must be found nowhere."""
+
+Run = Callable[..., RunDir]
+said: list[str] = []
+"""What `publish` told of its progress in this test."""
+waited: list[float] = []
+"""The seconds that it would have waited between two tries."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    said.clear()
+    waited.clear()
+
+
+def publish(
+    run: RunDir, repo: str = "anna/first", wanted: str | None = None, *, public: bool = False
+) -> room.Published:
+    """Without waiting between two tries."""
+    return room.publish(run.path, repo, wanted, public=public, say=said.append, sleep=waited.append)
+
+
+def refusal(run: RunDir, repo: str = "anna/first", wanted: str | None = None, **options: Any) -> KitError:
+    """What `publish` raises."""
+    with pytest.raises(KitError) as caught:
+        publish(run, repo, wanted, **options)
+    return caught.value
 
 
 @pytest.fixture
@@ -35,7 +63,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
 
 
 @pytest.fixture
-def made_run(untrained: Path, tmp_path: Path) -> Callable[..., RunDir]:
+def made_run(untrained: Path, tmp_path: Path) -> Run:
     """Write a run directory with snapshots of different weights; keyword arguments are keys of its recipe."""
 
     def write(steps: tuple[int, ...] = (2, 4, 6), name: str = "first", **recipe: Any) -> RunDir:
@@ -79,3 +107,13 @@ def evaluation(run: RunDir, step: int, sampled: float, name: str | None = None, 
         "provenance": {"source": str(run.path), "snapshot": f"{run.path}/snapshots/step-{step}"},
     }
     write_json(run.evaluation / (name or f"step-{step}.json"), {**figures, **values})
+
+
+def resave(run: RunDir, step: int, **files: bytes) -> None:
+    """Save a snapshot anew with other files; `.` of their names is written as `__`."""
+    final = run.snapshots / f"step-{step}"
+    scratch = final.rename(run.snapshots / f".step-{step}")
+    (scratch / MANIFEST).unlink()
+    for name, body in files.items():
+        (scratch / name.replace("__", ".")).write_bytes(body)
+    seal(scratch, final, run_id=run.run_id)

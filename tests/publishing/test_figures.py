@@ -1,22 +1,14 @@
-"""Which snapshot is the best, and what the card says of it."""
+"""Which snapshot is the best."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from huggingface_hub import ModelCard
-from mini_r1.publishing import contents, figures
-from mini_r1.publishing.card import card, plain
-from mini_r1.publishing.contents import Base
-from mini_r1.publishing.figures import Figure
-from mini_r1.recipe import Recipe
+from mini_r1.publishing import figures
 from mini_r1.rundir import RunDir
-from tensorboard.plugin_util import markdown_to_safe_html
 
 from tests.publishing.conftest import evaluation
 
@@ -88,128 +80,3 @@ def test_a_broken_evaluation_counts_as_none(run: RunDir, text: str) -> None:
     assert figures.best(run, STEPS) is None
     evaluation(run, 2, 0.1)
     assert figures.chosen_step(run, "BEST", STEPS) == 2
-
-
-# --- the card ---
-
-FULL = {
-    "problems": 500,
-    "samples": 8,
-    "temperature": 0.9,
-    "greedy": 0.61,
-    "greedy_ci95": [0.57, 0.65],
-    "sampled": 0.554,
-    "ci95": [0.52, 0.59],
-    "pass_at_k": {"1": {"value": 0.554, "ci95": [0.52, 0.59]}, "8": {"value": 0.7, "ci95": [0.66, 0.74]}},
-    "by_size": {
-        "3": {"problems": 250, "sampled": 0.8, "ci95": [0.75, 0.85], "greedy": 0.82},
-        "4": {"problems": 250, "sampled": 0.3, "ci95": [0.25, 0.35], "greedy": 0.4},
-    },
-    "by_operators": {"needs_multiply_or_divide": {"problems": 200, "sampled": 0.123, "ci95": [0.1, 0.15]}},
-    "failures": {"result is N, not N": 100, "number N is used twice": 20},
-    "baselines": {"signed_sums": {"sampled": 0.545}, "untrained": {"sampled": 0.02, "greedy": 0.03}},
-    "provenance": {"selection": "all 500 problems", "date": "2025-02-01T00:00:00Z"},
-}
-HUB_BASE = Base("Qwen/Qwen2.5-3B-Instruct", "a" * 40, "Qwen/Qwen2.5-3B-Instruct", {"license": "other"})
-
-
-def made(figure: Figure | None = None, base: Base = HUB_BASE, **changes: Any) -> str:
-    values: dict[str, Any] = {
-        "repo": "anna/first",
-        "step": 4,
-        "is_adapter": False,
-        "recipe": Recipe(model_name_or_path=base.name or "builtin:demo", learning_rate=5e-7),
-        "base": base,
-        "record": {"data": {"train_rows": 45_000, "held_out_rows": 5_000, "revision": "b" * 40, "split_by": "key"}},
-        "figure": figure,
-        "branches": (2, 4),
-    }
-    return card(**{**values, **changes})
-
-
-def test_every_figure_stands_with_its_interval() -> None:
-    text = made(Figure(4, 0.554, "evaluation/step-4.json", 500, FULL))
-    for line in (
-        "| all | 500 | 61.0% (57.0% - 65.0%) | 55.4% (52.0% - 59.0%) |",
-        "| 3 numbers | 250 | 82.0% | 80.0% (75.0% - 85.0%) |",
-        "| 4 numbers | 250 | 40.0% | 30.0% (25.0% - 35.0%) |",
-        "| needs × or ÷ | 200 |  | 12.3% (10.0% - 15.0%) |",
-        "| for comparison: sums and differences tried in order, as many tries |  |  | 54.5% |",
-        "| for comparison: the untrained model |  | 3.0% | 2.0% |",
-        "- pass@8: 70.0% (66.0% - 74.0%)",
-        "why answers failed: result is N, not N (100); number N is used twice (20)",
-        "all 500 problems; 8 sampled answers each at temperature 0.9, and a greedy one",
-        "45,000 problems to train on, 5,000 held out by key",
-        "learning\\_rate: 5.0e-07".replace("\\", ""),
-        "[Qwen/Qwen2.5-3B-Instruct](https://huggingface.co/Qwen/Qwen2.5-3B-Instruct)",
-    ):
-        assert line in text, line
-    assert "somewhat too high" not in text
-    assert "somewhat too high" in made(Figure(4, 0.554, "", 500, FULL), is_best=True)
-
-
-def test_huggingface_hub_reads_what_stands_at_its_top() -> None:
-    data = ModelCard(made(Figure(4, 0.554, "evaluation/step-4.json", 500, FULL))).data
-    assert (data.base_model, data.datasets, data.license) == (
-        "Qwen/Qwen2.5-3B-Instruct", ["Jiayi-Pan/Countdown-Tasks-3to4"], "other"
-    )  # fmt: skip
-    (result,) = data.eval_results
-    assert (result.metric_type, result.metric_value, result.task_type) == ("pass@1", 0.554, "text-generation")
-    assert result.metric_args == {"ci95": [0.52, 0.59]}
-
-
-@pytest.mark.parametrize(
-    "missing", [None, Figure(4, 0.25, "the run's own curve", 20), Figure(4, 0.5, "", None, {"by": 3})]
-)
-def test_what_was_not_measured_is_said(missing: Figure | None) -> None:
-    text = made(missing, record={})
-    if missing is None:
-        assert "Not measured at step 4." in text
-        assert "model-index" not in text
-    elif not missing.evaluation:
-        assert "25.0% of 20 held-out problems, one sampled answer each" in text
-        assert "no interval was computed" in text
-    assert "nan" not in text.lower()
-    assert "None" not in text
-
-
-def test_a_licence_is_the_bases_or_said_to_be_unknown() -> None:
-    known = {"license": "other", "license_name": "qwen-research", "license_link": "https://example.org/LICENSE"}
-    text = made(base=Base("Qwen/Qwen2.5-3B-Instruct", None, "", known))
-    assert yaml.safe_load(text.split("---")[1])["license_name"] == "qwen-research"
-    assert "That of [Qwen/Qwen2.5-3B-Instruct](https://huggingface.co/Qwen/Qwen2.5-3B-Instruct): qwen-research." in text
-    unknown = made(base=Base("Qwen/Qwen2.5-3B-Instruct", None, "", {}))
-    assert "license" not in yaml.safe_load(unknown.split("---")[1])
-    assert "which could not be asked: read it there" in unknown
-    assert yaml.safe_load(made(base=Base(None, None, "the demo")).split("---")[1])["license"] == "apache-2.0"
-    folder = made(base=Base(None, None, "x"), recipe=Recipe(model_name_or_path="/models/x"))
-    assert "license" not in yaml.safe_load(folder.split("---")[1])
-    assert "its owner has to say" in folder
-
-
-@pytest.mark.parametrize(
-    "text", ["<script>alert(1)</script>", "a | b\n# c", "[x](javascript:y)", "`</code><b>", "\x1b[31m\u202e", "![x](y)"]
-)
-def test_text_from_a_run_stays_text(text: str) -> None:
-    values = {**FULL, "failures": {text: 3}, "provenance": {"selection": text}, "baselines": {text: {"sampled": 0.1}}}
-    shown = markdown_to_safe_html(made(Figure(4, 0.5, "", 500, values)).split("---", 2)[2])
-    for mark in ("<script", "<b>", 'javascript:y"', "<img", "<h1>c", "\x1b"):
-        assert mark not in shown.replace("<h1>first", "")
-    assert markdown_to_safe_html(plain(text)).count("<") <= 2  # a paragraph
-
-
-def test_a_recipe_cannot_end_its_block() -> None:
-    recipe = Recipe(model_name_or_path="builtin:demo", run_name="``` # heading <b>")
-    text = made(base=Base(None, None, "the demo"), recipe=recipe)
-    fence = next(line for line in text.splitlines() if line.endswith("yaml"))
-    assert fence == "````yaml"
-
-
-def test_places_of_this_machine_do_not_leave_it(made_run: Callable[..., RunDir], tmp_path: Path) -> None:
-    recipe = Recipe(
-        model_name_or_path=str(tmp_path / "models" / "mine"), dataset_id_or_path=str(tmp_path / "rows.jsonl"),
-        output_dir=str(tmp_path), tokenizer_name_or_path=str(tmp_path),
-    )  # fmt: skip
-    shown = contents.public_recipe(recipe)
-    assert (shown.model_name_or_path, shown.dataset_id_or_path, shown.output_dir) == ("mine", "rows.jsonl", None)
-    assert str(tmp_path) not in str(shown.model_dump())

@@ -1,52 +1,21 @@
-"""`mini-r1 publish` against a local stand-in of the hub, through huggingface_hub itself."""
+"""`mini-r1 publish` against a local stand-in of the hub, through huggingface_hub itself: what is sent."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import MANIFEST
 from mini_r1.publishing import publish as room
 from mini_r1.rundir import RunDir
 
-from tests.conftest import command
 from tests.hub_upload import Fault, WritableHub
-from tests.publishing.conftest import TOKEN, evaluation
-
-Run = Callable[..., RunDir]
-
-
-def publish(
-    run: RunDir, repo: str = "anna/first", wanted: str | None = None, *, public: bool = False
-) -> room.Published:
-    """Without waiting between two tries."""
-    return room.publish(run.path, repo, wanted, public=public, say=said.append, sleep=waited.append)
-
-
-said: list[str] = []
-waited: list[float] = []
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> None:
-    said.clear()
-    waited.clear()
-
-
-def refusal(run: RunDir, repo: str = "anna/first", wanted: str | None = None, **options: Any) -> KitError:
-    with pytest.raises(KitError) as caught:
-        publish(run, repo, wanted, **options)
-    return caught.value
-
+from tests.publishing.conftest import TOKEN, Run, evaluation, publish, refusal, resave, said
 
 # --- what is sent ---
 
@@ -84,12 +53,53 @@ def test_nothing_of_this_machine_goes_along(hub: WritableHub, made_run: Run, tmp
     model = tmp_path / "secret-project" / "model"
     model.mkdir(parents=True)
     run = made_run(model_name_or_path=str(model), output_dir=str(tmp_path / "elsewhere"))
-    evaluation(run, 2, 0.5)
+    config = json.loads((run.snapshots / "step-4" / "config.json").read_text())
+    resave(run, 4, config__json=json.dumps({**config, "_name_or_path": str(model)}).encode())
+    settings = {"weights": f"{model}@None", "operators": "+-*/"}
+    evaluation(run, 2, 0.5, provenance={"source": "runs/first", "settings": settings, "written_to": str(tmp_path)})
+    (run.tensorboard / "events.out.tfevents.1").rename(
+        run.tensorboard / "events.out.tfevents.1795722551.node7.cluster.org.27036.0"
+    )
     publish(run)
     for commit in hub.repos["anna/first"].commits.values():
         for name, body in commit.items():
-            assert str(tmp_path).encode() not in body, name
-            assert TOKEN.encode() not in body, name
+            for ours in (str(tmp_path), "secret-project", "node7", TOKEN):
+                assert ours.encode() not in name.encode() + body, name
+    files = hub.repos["anna/first"].files()
+    assert "logs/tensorboard/events.out.tfevents.1795722551.27036.0" in files
+    told = json.loads(files["logs/evaluation/step-2.json"])["provenance"]
+    assert (told["source"], told["settings"]) == ("first", {"weights": "model@None", "operators": "+-*/"})
+    sent = json.loads(hub.repos["anna/first"].files("step-4")["config.json"])
+    assert sent == {key: value for key, value in config.items() if key != "_name_or_path"}
+
+
+def test_a_link_out_of_the_run_is_not_followed(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
+    run = made_run()
+    keys = tmp_path / "keys.json"
+    keys.write_text('{"auths": "of mine"}')
+    evaluation(run, 4, 0.5)
+    (run.evaluation / "step-6.json").symlink_to(keys)
+    (run.evaluation / "again.json").symlink_to(run.evaluation / "step-4.json")  # which stays inside
+    (run.tensorboard / "tfevents.2").symlink_to(keys)
+    (run.path / ".env").write_text("KEY=of mine")
+    done = publish(run)
+    for commit in hub.repos["anna/first"].commits.values():
+        assert not any(b"of mine" in body for body in commit.values())
+    assert "logs/evaluation/again.json" in hub.repos["anna/first"].files()
+    left = [f"left out: {name} is a link that leads out of the run directory" for name in
+            ("tensorboard/tfevents.2", "evaluation/step-6.json")]  # fmt: skip
+    assert [line for line in said if line.startswith("left out")] == left
+    assert left[0] in done.plan.lines()
+
+
+def test_a_snapshot_that_was_saved_anew_is_sent_anew(hub: WritableHub, made_run: Run) -> None:
+    """A run that went on from an older checkpoint saves a step a second time."""
+    run = made_run()
+    publish(run)
+    other = (run.snapshots / "step-2" / "model.safetensors").read_bytes()[::-1]
+    resave(run, 4, model__safetensors=other)
+    assert publish(run).sent == ("step-4",)
+    assert hub.repos["anna/first"].files("step-4")["model.safetensors"] == other
 
 
 def test_sending_again_sends_nothing_and_a_new_evaluation_alone_then(hub: WritableHub, made_run: Run) -> None:
@@ -132,6 +142,7 @@ def test_a_large_file_goes_in_parts(made_run: Run, monkeypatch: pytest.MonkeyPat
 
     run = made_run((2,))
     with WritableHub({TOKEN: "anna"}, multipart_from=100_000) as parts:
+        parts.faults = [Fault("PUT", "/store/part/.*/2", -1)]  # the line is cut in the middle of one
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", parts.address)
         monkeypatch.setenv("HF_ENDPOINT", parts.address)
@@ -139,7 +150,8 @@ def test_a_large_file_goes_in_parts(made_run: Run, monkeypatch: pytest.MonkeyPat
         publish(run)
         weights = (run.snapshots / "step-2" / "model.safetensors").read_bytes()
         assert parts.repos["anna/first"].files()["model.safetensors"] == weights
-        assert len([line for line in parts.asked if line.startswith("PUT /store/part/")]) > 2
+        sent = [line for line in parts.asked if line.startswith("PUT /store/part/")]
+        assert len(sent) == len(set(sent)) + 1 > 3
         assert parts.leaks == []
 
 
@@ -154,244 +166,30 @@ for revision, step in (("main", 6), ("step-2", 2)):
     assert len(pairs) > 10 and all(torch.equal(theirs, mine) for (_, theirs), mine in pairs)
 tokenizer = AutoTokenizer.from_pretrained("anna/first")
 assert tokenizer.chat_template == AutoTokenizer.from_pretrained(f"{snapshots}/step-6").chat_template
+from huggingface_hub import hf_hub_download
+card = open(hf_hub_download("anna/first", "README.md")).read()
+exec(card.split("```python")[1].split("```")[0])
+from mini_r1.countdown.problem import Problem
+from mini_r1.generation.prompts import render, token_ids
+assert ids.tolist() == token_ids(tokenizer, render(tokenizer, [Problem((4, 6), 24)], "script"))
+assert revision == "step-6" and out.shape[1] > ids.shape[1]
 print("loaded", ours.config._commit_hash)
 """
 
 
 def test_the_published_model_is_the_saved_one(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
-    """transformers fetches it by its name from the stand-in, through huggingface_hub, in a process of its own."""
-    run = made_run()
+    """transformers fetches it by its name from the stand-in, through huggingface_hub, in a process of its own.
+
+    The card's own lines are run there too: they ask a problem of the run in the very tokens of its training.
+    """
+    run = made_run(max_completion_length=8)
+    run.write_held_out([{"nums": [4, 6], "target": 24}])
     publish(run)
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
     code = [sys.executable, "-c", LOADED_BY_NAME, str(run.snapshots)]
     done = subprocess.run(code, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == hub.repos["anna/first"].branches["step-2"]
-
-
-# --- what goes wrong on the way ---
-
-PASSING = {
-    "busy at the beginning": [Fault("POST", "/api/repos/create", 503, times=2)],
-    "a commit that meets another": [Fault("POST", "/commit/step-2", 409), Fault("POST", "/commit/main", 412)],
-    "a line that is cut in a commit": [Fault("POST", "/commit/step-4", -1)],
-    "a line that is cut before an answer": [Fault("POST", "/preupload/", 0, times=2), Fault("GET", "/refs", 0)],
-    "answers that are lost": [Fault("POST", "/commit/step-4", -3), Fault("POST", "/branch/step-2", -3)],
-    "too many": [Fault("POST", "/objects/batch", 429, headers={"Retry-After": "7"})],
-}
-
-
-@pytest.mark.parametrize("what", PASSING)
-def test_what_passes_is_tried_again(hub: WritableHub, made_run: Run, what: str) -> None:
-    hub.faults = [Fault(**vars(fault)) for fault in PASSING[what]]
-    tries = sum(fault.times for fault in hub.faults)
-    publish(made_run())
-    assert sorted(hub.repos["anna/first"].branches) == ["main", "step-2", "step-4", "step-6"]
-    assert all("model.safetensors" in hub.repos["anna/first"].files(name) for name in hub.repos["anna/first"].branches)
-    assert len(waited) == tries
-    assert waited == sorted(waited) or what == "too many" or len(hub.faults) > 1  # longer each time
-    if what == "too many":
-        assert waited == [7.0]
-
-
-def test_one_that_goes_on_failing_ends_with_150_and_the_same_command_goes_on(hub: WritableHub, made_run: Run) -> None:
-    run = made_run()
-    hub.faults = [Fault("POST", "/commit/step-4", 500, times=100)]
-    error = refusal(run)
-    assert error.exit_code == ExitCode.RETRY
-    assert error.message == "the hub answers 500 (planted); the same command again sends only what is missing"
-    assert "model.safetensors" in hub.repos["anna/first"].files("step-2")
-    assert "model.safetensors" not in hub.repos["anna/first"].files("step-4")  # nobody sees half of it
-    puts = list(hub.put)
-    hub.faults = []
-    assert publish(run).sent == ("step-4", "step-6", "main")
-    assert hub.put[: len(puts)] == puts
-    assert len(hub.put) == len(set(hub.put))  # the weights of step 4 were stored before its commit failed
-
-
-def test_an_upload_that_is_refused_tells_no_signed_address(
-    hub: WritableHub, made_run: Run, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
-    hub.faults = [Fault("PUT", "/store/whole/", 400, times=100, body="<Error>Signature</Error>")]
-    error = refusal(made_run())
-    shown = "".join([error.message, *said, caplog.text, *capfd.readouterr()])
-    assert "with 400" in error.message
-    assert "X-Amz-Signature" not in shown
-    assert "/store/" not in shown
-
-
-def test_the_hubs_words_do_not_bring_the_token_back(hub: WritableHub, made_run: Run) -> None:
-    hub.faults = [Fault("POST", "/api/repos/create", 403, body=json.dumps({"error": f"{TOKEN} may not\x1b[31m"}))]
-    hub.faults += [Fault("POST", "/api/repos/create", 500, body=json.dumps({"error": f"no {TOKEN}"}), after=0)]
-    run = made_run()
-    assert "([token] may not\\x1b[31m)" in refusal(run).message
-    assert publish(run).sent
-    assert said[0].startswith("the hub answers 500 (no [token]); trying again in")
-
-
-def test_a_killed_upload_goes_on(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
-    """As a user's process, killed while the second snapshot's commit waits for the hub."""
-    run = made_run()
-    hub.faults = [Fault("POST", "/commit/step-4", 503, times=1000)]
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path / "home"),
-    }  # fmt: skip
-    arguments = [*command(), "publish", str(run.path), "--repo", "first", "--json"]
-    log = (tmp_path / "log").open("w+")
-    killed = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
-    while not any("/commit/step-4" in line for line in hub.asked) and killed.poll() is None:
-        time.sleep(0.05)
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    first = list(hub.put)
-    assert len(first) == 2
-    hub.faults = []
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["sent"] == ["step-4", "step-6", "main"]
-    assert hub.put[:2] == first
-    assert len(hub.put) == len(set(hub.put)) == 4
-    texts = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
-    assert not any(TOKEN.encode() in text for text in [*texts, done.stdout.encode(), done.stderr.encode()])
-
-
-def test_nothing_waits_for_ever(hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every request has a time limit, also those that huggingface_hub 0.28 sends without one."""
-    import requests
-
-    limits = []
-    send = requests.adapters.HTTPAdapter.send
-
-    def watched(self: Any, request: Any, **options: Any) -> Any:
-        limits.append(options.get("timeout"))
-        return send(self, request, **options)
-
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", watched)
-    publish(made_run())
-    assert len(limits) > 20
-    assert all(limits)
-
-
-# --- what is refused ---
-
-
-def test_no_token(hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    run = made_run()
-    error = refusal(run)
-    assert "there is no token for the hub: set HF_TOKEN" in error.message
-    assert error.exit_code == ExitCode.CONFIG
-    assert hub.asked == []
-    (tmp_path / "token").write_text(f"{TOKEN}\n")  # as `huggingface-cli login` leaves it
-    assert publish(run).sent
-
-
-@pytest.mark.parametrize(
-    ("token", "repo", "words"),
-    [
-        ("hf_wrong", "anna/first", "the hub does not take this token"),
-        ("hf_reads", "anna/first", "this token may not write to anna/first"),
-        (TOKEN, "bert/first", 'this token may not write to bert/first (You don\'t have the rights to create a model'),
-        (TOKEN, "no/such/name", "no/such/name is no name that the hub takes"),
-    ],
-)  # fmt: skip
-def test_a_token_or_a_name_that_does_not_do(
-    hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, token: str, repo: str, words: str
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", token)
-    error = refusal(made_run(), repo)
-    assert words in error.message
-    assert error.exit_code == ExitCode.CONFIG
-    assert waited == []
-    assert hub.repos == {}
-
-
-def test_a_repository_of_another_run_is_left_alone(hub: WritableHub, made_run: Run) -> None:
-    publish(made_run())
-    before = dict(hub.repos["anna/first"].branches)
-    assert "anna/first holds something else than this run" in refusal(made_run(name="second")).message
-    hub.make("anna/mine", model__bin=b"weights")
-    assert "anna/mine holds something else than this run" in refusal(made_run(name="third"), "anna/mine").message
-    assert hub.repos["anna/first"].branches == before
-    hub.make("anna/new", README__md=b"# made on the hub's pages")
-    assert publish(made_run(name="fourth"), "anna/new").sent
-
-
-def test_a_snapshot_that_is_not_there_or_not_whole(hub: WritableHub, made_run: Run) -> None:
-    run = made_run()
-    assert "has no complete snapshot of step 5; there are: 2, 4, 6" in refusal(run, wanted="5").message
-    assert "--snapshot takes BEST or a step, not 'newest'" in refusal(run, wanted="newest").message
-    assert "has no held-out success to choose the best snapshot by" in refusal(run, wanted="BEST").message
-    (run.snapshots / "step-4" / MANIFEST).unlink()
-    assert "the snapshot of step 4 of" in refusal(run, wanted="4").message
-    assert "is not complete" in refusal(run, wanted="4").message
-    weights = run.snapshots / "step-6" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
-    assert "model.safetensors does not have the hash of its manifest" in refusal(run, wanted="6").message
-    weights.unlink()
-    assert "is damaged (model.safetensors)" in refusal(run, wanted="6").message
-    assert hub.put == []
-    empty = made_run((), name="empty")
-    assert "has no complete snapshot yet" in refusal(empty).message
-    with pytest.raises(KitError, match="holds no run"):
-        publish(RunDir(run.path / "nothing"))
-
-
-def test_a_file_with_the_token_in_it_is_not_sent(hub: WritableHub, made_run: Run) -> None:
-    run = made_run()
-    (run.tensorboard / "events.out.tfevents.1").write_bytes(b"a tracker's own: " + TOKEN.encode())
-    assert "the hub's token stands in logs/tensorboard/events.out.tfevents.1" in refusal(run).message
-    assert "main" not in {line.rpartition("/")[2] for line in hub.asked if "/commit/" in line}
-
-
-def test_an_offline_machine(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert "HF_HUB_OFFLINE is set" in refusal(made_run()).message
-
-
-# --- adapters ---
-
-
-def adapter(run: RunDir, step: int, base: str | None) -> None:
-    """Turn a snapshot into what peft saves."""
-    folder = run.snapshots / f"step-{step}"
-    (folder / MANIFEST).unlink()
-    (folder / "config.json").unlink()
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
-    (folder / "README.md").write_text("peft's own")
-    from mini_r1.manifest import seal
-
-    seal(folder.rename(folder.with_name(f".step-{step}")), folder, run_id=run.run_id)
-
-
-def test_an_adapter_names_its_base(hub: WritableHub, made_run: Run) -> None:
-    run = made_run((2,), model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct", use_peft=True)
-    adapter(run, 2, "Qwen/Qwen2.5-0.5B-Instruct")
-    hub.make("Qwen/Qwen2.5-0.5B-Instruct", private=False)
-    publish(run)
-    files = hub.repos["anna/first"].files("step-2")
-    card = files["README.md"].decode()
-    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct\n" in card
-    assert "library_name: peft\n" in card
-    assert "A LoRA adapter of [Qwen/Qwen2.5-0.5B-Instruct]" in card
-    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "Qwen/Qwen2.5-0.5B-Instruct"
-
-
-@pytest.mark.parametrize(
-    ("recipe", "named"),
-    [("builtin:demo", "/home/anna/.cache/demo"), ("/models/base", "/models/base"), ("Qwen/Qwen2.5-0.5B", None)],
-)
-def test_an_adapter_of_an_unknown_base(hub: WritableHub, made_run: Run, recipe: str, named: str | None) -> None:
-    run = made_run((2,), model_name_or_path=recipe, use_peft=True)
-    adapter(run, 2, named)
-    assert f"step 2 is an adapter, and its base ({named or 'none is named'}) is on no hub" in refusal(run).message
-    assert hub.repos == {}
 
 
 # --- the command ---
@@ -416,3 +214,13 @@ def test_a_dry_run_shows_all_and_asks_nothing(
     refused = mini_r1("publish", run.path, "--repo", "anna/first", "--snapshot", "5", "--dry-run", "--json")
     assert refused.returncode == 78
     assert "has no complete snapshot of step 5" in json.loads(refused.stdout)["error"]
+
+
+def test_a_dry_run_asks_for_the_licence_of_the_base_and_sends_nothing(hub: WritableHub, made_run: Run) -> None:
+    hub.make("Qwen/Qwen2.5-0.5B-Instruct", private=False)
+    run = made_run(model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct")
+    asked: list[str] = []
+    made = room.dry_run(run.path, "anna/first", None, asked.append)
+    assert hub.asked == ["GET /api/models/Qwen/Qwen2.5-0.5B-Instruct"]
+    assert asked == ["nothing was sent"]
+    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct\n" in made.card

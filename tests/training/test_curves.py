@@ -97,5 +97,7 @@ def test_a_run_writes_every_scalar_and_its_completions(small_recipe: Callable[..
         assert reward == pytest.approx(row["reward"])
     shown = [each for tag, found in texts(run).items() if tag.startswith("completions/") for each in found]
     assert {step for step, _ in shown} == {1, 2}
+    for event_file in run.tensorboard.iterdir():  # it is published
+        assert str(tmp_path).encode() not in event_file.read_bytes()
     first = next(run.completions())
     assert any(f"{first['nums']} -> {first['target']}" in text for _, text in shown)

@@ -1,7 +1,7 @@
 """The model card: what the model is, how often it is right and how sure that is, what it cannot do, what it is made of.
 
 Every figure comes from a file of the run; one that is not there is left out, or said to be missing. Text from a run is
-written so that it stays text: no heading, link or tag comes of it.
+written so that it stays text: no heading, tag or hidden link comes of it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from mini_r1.countdown.problem import Problem
 from mini_r1.countdown.prompt import messages
 from mini_r1.publishing.contents import Base, public_recipe
 from mini_r1.publishing.figures import Figure
-from mini_r1.recipe import DEMO_MODEL, Recipe
+from mini_r1.recipe import DEFAULT_REWARDS, DEMO_MODEL, GENERATED, GeneratorRecipe, Recipe, WarmStartRecipe
 from mini_r1.values import interval, mapping, number
 
-EXAMPLE = Problem((44, 19, 35), 98)
-"""The first problem of the hub's data set."""
 SHOWN_FAILURES = 6
 """Reasons why answers failed; the evaluation's file has all of them."""
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~&$])")
@@ -52,6 +50,7 @@ def card(
     record: Mapping[str, Any],
     figure: Figure | None,
     branches: Sequence[int],
+    example: Problem,
     why: str = "",
     is_best: bool = False,
 ) -> str:
@@ -66,21 +65,22 @@ def card(
         record: run.json.
         figure: the snapshot's held-out success, None where nothing was measured.
         branches: steps that have a branch of their own.
+        example: the problem that is asked where the card shows how.
         why: why this snapshot is here, for main; empty elsewhere.
         is_best: whether it was chosen by the very figures that are shown.
     """
     parts = [
         _metadata(repo, is_adapter, recipe, base, record, figure),
         f"# {plain(repo.rpartition('/')[2])}",
-        _what(step, is_adapter, base, why),
+        _what(step, is_adapter, recipe, base, why),
         "## Held-out success",
         *_success(step, figure, is_best=is_best),
         "## Use",
-        _use(repo, step, is_adapter, recipe),
+        _use(repo, step, is_adapter, recipe, example),
         "## Training",
         *_training(recipe, record, branches),
         "## Limits",
-        _limits(is_adapter),
+        _limits(is_adapter, recipe, figure),
         "## Licence",
         _licence(recipe, base),
     ]
@@ -125,15 +125,37 @@ def _result(recipe: Recipe, figure: Figure) -> dict[str, Any]:
     }
 
 
-def _what(step: int, is_adapter: bool, base: Base, why: str) -> str:
+def _what(step: int, is_adapter: bool, recipe: Recipe, base: Base, why: str) -> str:
     kind = "A LoRA adapter of" if is_adapter else "Made from"
     commit = f" at commit `{base.commit}`" if base.commit and re.fullmatch(r"[0-9a-f]{7,64}", base.commit) else ""
     shown = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else plain(base.shown)
+    rewards = recipe.resolved_rewards()
+    paid = "format and right equations, alike"
+    if rewards != DEFAULT_REWARDS:
+        paid = ", ".join(f"`{name}` (weight {weight:g})" for name, weight in rewards.items())
     return (
-        f"{kind} {shown}{commit}. It was trained with GRPO on the Countdown game: given three or four numbers and a "
-        "target, it writes its thought, and an equation that uses each number once. Rules rewarded format and right "
-        f"equations; no solutions were shown. This is the snapshot after optimizer step {step}{why}."
+        f"{kind} {shown}{commit}. It was trained with GRPO on the Countdown game: given {_numbers(recipe)} and a "
+        "target, it writes its thought, and an equation that uses each number once. Rules rewarded "
+        f"{paid}; {_solutions(recipe)}. This is the snapshot after optimizer step {step}{why}."
     )
+
+
+def _numbers(recipe: Recipe) -> str:
+    """How many numbers the problems have, as far as the recipe says it."""
+    source = recipe.dataset_id_or_path
+    generator = recipe.generator or GeneratorRecipe()  # which is the hub set's
+    if source not in (GENERATED, Recipe.model_fields["dataset_id_or_path"].default):
+        return "some numbers"
+    *others, last = [str(size) for size in sorted(set(generator.sizes))]
+    return f"{', '.join(others)}{' or ' if others else ''}{last} numbers"
+
+
+def _solutions(recipe: Recipe) -> str:
+    """Whether anybody showed it how the game is played."""
+    if recipe.model_name_or_path != DEMO_MODEL:
+        return "no solutions were shown"
+    imitated = recipe.warm_start or WarmStartRecipe()
+    return f"before that it imitated {imitated.traces:,} solutions written by a program (the warm start)"
 
 
 # --- success ---
@@ -160,11 +182,16 @@ def _success(step: int, figure: Figure | None, *, is_best: bool) -> Iterator[str
     more = [*_more(values)]
     if more:
         yield "\n".join(f"- {line}" for line in more)
-    yield "Intervals are 95 %, bootstrapped over problems with the same numbers." + (
-        " This snapshot was chosen as the best on these very problems, so its figure is somewhat too high."
-        if is_best
-        else ""
-    )
+    notes = []
+    if any("%)" in row for row in rows):
+        notes.append(
+            "Intervals are 95 %, bootstrapped over groups of problems with the same numbers; where all or none were "
+            "right, the exact binomial one. They hold no luck of training: another seed may differ by more."
+        )
+    if is_best:
+        notes.append("This snapshot was chosen as the best on these very problems, so its figure is somewhat too high.")
+    if notes:
+        yield " ".join(notes)
 
 
 def _asked(values: dict[str, Any]) -> str:
@@ -224,9 +251,9 @@ def _more(values: dict[str, Any]) -> Iterator[str]:
 # --- the rest ---
 
 
-def _use(repo: str, step: int, is_adapter: bool, recipe: Recipe) -> str:
+def _use(repo: str, step: int, is_adapter: bool, recipe: Recipe, example: Problem) -> str:
     kind = ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
-    chat = messages(EXAMPLE, recipe.prompt_style)
+    chat = messages(example, recipe.prompt_style)
     lines = [
         f"from {kind[0]} import {kind[1]}",
         "from transformers import AutoTokenizer",
@@ -242,8 +269,8 @@ def _use(repo: str, step: int, is_adapter: bool, recipe: Recipe) -> str:
         "print(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))",
     ]
     note = (
-        "The answer continues the assistant's turn, which begins with `<think>`: the prompt must be this one, word for "
-        "word."
+        "The answer continues the assistant's turn, which begins with `<think>`: but for numbers and target the prompt "
+        "must be this one, word for word."
     )
     return _fenced("\n".join(lines), "python") + "\n\n" + note
 
@@ -279,14 +306,17 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
     yield _fenced(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).strip(), "yaml")
 
 
-def _limits(is_adapter: bool) -> str:
+def _limits(is_adapter: bool, recipe: Recipe, figure: Figure | None) -> str:
+    values = figure.evaluation if figure else {}
+    rows = mapping(values.get("by_operators") or mapping(values.get("by")).get("operators"))
     lines = [
-        "It was trained on one game, with three or four numbers, and measured on the same kind of problem. It is no "
-        "better at mathematics in general for that, and may be worse at everything else than what it was made from.",
+        f"It was trained on one game, with {_numbers(recipe)}. It is no better at mathematics in general for that, and "
+        "may be worse at everything else than what it was made from.",
         "The thought is not an explanation: it can claim a result that is wrong, and a right answer can follow a "
         "thought that does not lead to it. Phrases such as 'wait' say that they were written, not that anything was "
         "reconsidered.",
-        "Where + and - alone suffice, trying sums in order solves many problems: look at the row 'needs × or ÷'.",
+        "Where + and - alone suffice, trying sums in order solves many problems"
+        + (": look at the row 'needs × or ÷'." if rows else ", and no thought is needed for it."),
         "It has the base model's biases and knows nothing new. Check an equation before you use it.",
     ]
     if is_adapter:

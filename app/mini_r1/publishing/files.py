@@ -18,11 +18,13 @@ class File:
         name: its path in the repository.
         content: where it is, or what it holds.
         sha256: of its content, where a manifest says it.
+        of_snapshot: whether it comes out of a snapshot, whose manifest has to vouch for it before it is sent.
     """
 
     name: str
     content: Path | bytes
     sha256: str | None = None
+    of_snapshot: bool = False
 
     @property
     def size(self) -> int:
@@ -67,11 +69,13 @@ class Branch:
         name: `main` or `step-N`.
         step: of the snapshot in it.
         files: what it holds.
+        left_out: names in the run directory of what is not sent because it is a link that leads out of it.
     """
 
     name: str
     step: int
     files: tuple[File, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -85,11 +89,16 @@ class Branch:
     def to_dict(self) -> dict[str, Any]:
         """For --json."""
         files = [{"name": file.name, "bytes": file.size} for file in self.files]
-        return {"branch": self.name, "step": self.step, "bytes": self.size, "files": files}
+        left_out = list(self.left_out)
+        return {"branch": self.name, "step": self.step, "bytes": self.size, "files": files, "left_out": left_out}
 
     def line(self) -> str:
         """For people."""
         return f"{self.name}: the model of step {self.step}, {len(self.files)} files, {shown_bytes(self.size)}"
+
+    def remarks(self) -> list[str]:
+        """For people: what is not sent, and why."""
+        return [f"left out: {name} is a link that leads out of the run directory" for name in self.left_out]
 
 
 def names_holding(token: str, files: Iterable[File]) -> list[str]:

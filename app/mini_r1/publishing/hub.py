@@ -15,10 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeVar
 
+import mini_r1
 from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
 from mini_r1.publishing.files import Branch, File, names_holding
-from mini_r1.publishing.words import retrying
+from mini_r1.publishing.words import failure, retrying
 
 T = TypeVar("T")
 
@@ -38,6 +39,11 @@ TOKENLESS: Final = (
 Say = Callable[[str], None]
 
 
+def record_of(run_id: str, **facts: Any) -> bytes:
+    """RECORD's content."""
+    return (json.dumps({"run_id": run_id, **facts, "kit": mini_r1.__version__}, indent=2) + "\n").encode()
+
+
 def find_token() -> str | None:
     """HF_TOKEN, the file HF_TOKEN_PATH, or what `huggingface-cli login` wrote; None where there is none."""
     from huggingface_hub import get_token
@@ -53,6 +59,21 @@ def is_offline() -> bool:
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
+
+
+def refuse_name(name: str) -> None:
+    """Before anything is made or asked.
+
+    Raises:
+        KitError: no repository can have this name.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise failure(error, name) from error
 
 
 class Repository:
@@ -106,6 +127,8 @@ class Repository:
             raise KitError(
                 f"{self.name} holds something else than this run, which would be overwritten: take another name"
             )
+        if RECORD not in names:  # before the branches: main is filled last, and another run might come meanwhile
+            self._claim(run_id)
         return bool(facts.private)
 
     def _owner(self, names: set[str]) -> str | None:
@@ -122,6 +145,14 @@ class Repository:
             except ValueError:
                 return None
         return str(record.get("run_id")) if isinstance(record, dict) else None
+
+    def _claim(self, run_id: str) -> None:
+        """Say on main whose repository it is."""
+        from huggingface_hub import CommitOperationAdd
+
+        record = CommitOperationAdd(path_in_repo=RECORD, path_or_fileobj=record_of(run_id))
+        commit = partial(self._api.create_commit, self.name, operations=[record], commit_message="The run")
+        self._try(partial(commit, revision=MAIN))
 
     def branches(self) -> set[str]:
         """The names of its branches."""

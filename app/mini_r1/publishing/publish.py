@@ -15,7 +15,8 @@ from mini_r1.publishing import contents, figures
 from mini_r1.publishing.card import card
 from mini_r1.publishing.contents import ADAPTER, Base
 from mini_r1.publishing.files import Branch
-from mini_r1.publishing.hub import MAIN, TOKENLESS, Repository, Say, base_facts, find_token, is_offline
+from mini_r1.publishing.hub import MAIN, TOKENLESS, Repository, Say, base_facts, find_token, is_offline, refuse_name
+from mini_r1.publishing.words import OFFLINE
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, open_run
@@ -54,6 +55,7 @@ class Plan:
         stored = sum(branch.size for branch in self.branches[:-1])
         main = self.branches[-1]
         lines += [f"  {file.name}  {shown_bytes(file.size)}" for file in main.files]
+        lines += main.remarks()
         return [*lines, f"in all {shown_bytes(stored)}; main's weights are its branch's, and stored once"]
 
 
@@ -94,10 +96,11 @@ class Publication:
             record=self._run.read_record(),
             figure=figures.of_step(self._run, saved.step),
             branches=steps,
+            example=contents.example_of(self._run),
             why=why,
             is_best=is_best,
         )
-        return contents.branch(self._run, self.recipe, saved, name, text), text
+        return contents.branch(self._run, self.recipe, self._base, saved, name, text), text
 
 
 def plan(run: RunDir, repo: str, wanted: str | None, token: str | None) -> Plan:
@@ -159,10 +162,13 @@ def dry_run(path: Path, repo: str, wanted: str | None, say: Say) -> Plan:
     Raises:
         KitError: as `publish`, for what the run or the arguments are at fault.
     """
-    run, token = open_run(path), find_token()
+    run, token = _known(path), find_token()
+    refuse_name(repo)
     made = plan(run, repo, wanted, token)
-    for branch in made.branches:
-        contents.refuse_damaged(run, next(each for each in run.complete_snapshots() if each.step == branch.step))
+    steps = {branch.step for branch in made.branches}
+    for saved in run.complete_snapshots():
+        if saved.step in steps:
+            contents.refuse_damaged(run, saved)
     say("nothing was sent" + ("" if token else f"; {TOKENLESS}"))
     return made
 
@@ -191,17 +197,30 @@ def publish(
     Raises:
         KitError: 78 where the run, the token or the name is at fault, 150 where the hub or the network are.
     """
-    run = open_run(path)
+    run = _known(path)
+    refuse_name(repo)
     token = find_token()
     if token is None:
         raise KitError(TOKENLESS)
     if is_offline():
-        raise KitError("HF_HUB_OFFLINE is set, and publishing needs the hub: unset it for this command")
+        raise KitError(OFFLINE)
     plan(run, repo, wanted, token)  # what cannot work is told before anything is made on the hub
     repository = Repository(repo, token, say, bars=bars, sleep=sleep)
     private = repository.open(run.run_id, private=not public)
     made = plan(run, repository.name, wanted, token)
     return Published(made, repository.address, private, send(run, repository, made.branches, say))
+
+
+def _known(path: Path) -> RunDir:
+    """An existing run that can be told from others.
+
+    Raises:
+        KitError: there is none, or its run.json does not say which it is.
+    """
+    run = open_run(path)
+    if not run.run_id:
+        raise KitError(f"{run.run_file} is missing or cannot be read: it is not known which run this is")
+    return run
 
 
 def send(run: RunDir, repository: Repository, branches: Sequence[Branch], say: Say) -> tuple[str, ...]:
@@ -217,9 +236,11 @@ def send(run: RunDir, repository: Repository, branches: Sequence[Branch], say: S
         if not missing:
             say(f"{branch.name}: there already")
             continue
-        if any(file.is_weights for file in missing) and branch.step in saved and branch.step not in read:
+        if any(file.of_snapshot for file in missing) and branch.step in saved and branch.step not in read:
             contents.refuse_damaged(run, saved[branch.step])
             read.add(branch.step)
+        for remark in branch.remarks():
+            say(remark)
         repository.send(branch, missing, existing)
         sent.append(branch.name)
     return tuple(sent)

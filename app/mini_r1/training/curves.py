@@ -37,6 +37,10 @@ class Curves(TensorBoardCallback):
         super().__init__(SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None))
         self._every = max(1, steps // TEXTS)
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write nothing: transformers would put all its arguments and the model's configuration here, with this
+        machine's folders, into files that are published. `recipe.yaml` and the model have both."""
+
     def completions(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Show some of a step's completions, at the first step and a bounded number of others."""
         if self.tb_writer is None or (step > 1 and step % self._every):

@@ -1,0 +1,172 @@
+"""What `mini-r1 publish` does not send, and says why: tokens, names, damaged snapshots, adapters without a base."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.manifest import MANIFEST, seal
+from mini_r1.publishing import publish as room
+from mini_r1.rundir import RunDir
+
+from tests.hub_upload import Fault, WritableHub
+from tests.publishing.conftest import TOKEN, Run, publish, refusal, said, waited
+
+
+def test_no_token(hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    run = made_run()
+    error = refusal(run)
+    assert "there is no token for the hub: set HF_TOKEN" in error.message
+    assert error.exit_code == ExitCode.CONFIG
+    assert hub.asked == []
+    (tmp_path / "token").write_text(f"{TOKEN}\n")  # as `huggingface-cli login` leaves it
+    assert publish(run).sent
+
+
+@pytest.mark.parametrize(
+    ("token", "repo", "words"),
+    [
+        ("hf_wrong", "anna/first", "the hub does not take this token"),
+        ("hf_reads", "anna/first", "this token may not write to anna/first"),
+        (TOKEN, "bert/first", 'this token may not write to bert/first (You don\'t have the rights to create a model'),
+        (TOKEN, "no/such/name", "no/such/name is no name that the hub knows"),
+    ],
+)  # fmt: skip
+def test_a_token_or_a_name_that_does_not_do(
+    hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, token: str, repo: str, words: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    error = refusal(made_run(), repo)
+    assert words in error.message
+    assert error.exit_code == ExitCode.CONFIG
+    assert waited == []
+    assert hub.repos == {}
+
+
+def test_a_repository_of_another_run_is_left_alone(hub: WritableHub, made_run: Run) -> None:
+    publish(made_run())
+    before = dict(hub.repos["anna/first"].branches)
+    assert "anna/first holds something else than this run" in refusal(made_run(name="second")).message
+    hub.make("anna/mine", model__bin=b"weights")
+    assert "anna/mine holds something else than this run" in refusal(made_run(name="third"), "anna/mine").message
+    assert hub.repos["anna/first"].branches == before
+    hub.make("anna/new", README__md=b"# made on the hub's pages")
+    assert publish(made_run(name="fourth"), "anna/new").sent
+
+
+def test_a_repository_that_another_run_has_begun_to_fill_is_left_alone(hub: WritableHub, made_run: Run) -> None:
+    """main is filled last, and says whose it is from the beginning."""
+    hub.faults = [Fault("POST", "/commit/step-4", 403)]
+    assert "may not write" in refusal(made_run()).message
+    assert "model.safetensors" not in hub.repos["anna/first"].files()
+    assert "anna/first holds something else than this run" in refusal(made_run(name="second")).message
+
+
+def test_a_run_that_does_not_say_which_it_is(hub: WritableHub, made_run: Run) -> None:
+    run = made_run()
+    run.run_file.write_text("{")
+    assert "run.json is missing or cannot be read" in refusal(run).message
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("name", ["no/such/name", "a name", "", "-x", "a..b", 'x"; import os; "'])
+def test_a_name_that_the_hub_cannot_have_is_refused_by_a_dry_run_too(
+    hub: WritableHub, made_run: Run, name: str
+) -> None:
+    with pytest.raises(KitError, match="is no name that the hub knows") as caught:
+        room.dry_run(made_run().path, name, None, said.append)
+    assert caught.value.exit_code == ExitCode.CONFIG
+    assert hub.asked == []
+
+
+def test_a_link_in_a_snapshot_is_refused_when_its_weights_are_there_already(
+    hub: WritableHub, made_run: Run, tmp_path: Path
+) -> None:
+    run = made_run((2,))
+    publish(run)
+    file = run.snapshots / "step-2" / "tokenizer.json"
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"x" * file.stat().st_size)
+    file.unlink()
+    file.symlink_to(secret)
+    assert "tokenizer.json is a link" in refusal(run).message
+    assert not any(b"xxx" in body for body in hub.repos["anna/first"].files("step-2").values())
+
+
+def test_a_snapshot_that_is_not_there_or_not_whole(hub: WritableHub, made_run: Run) -> None:
+    run = made_run()
+    assert "has no complete snapshot of step 5; there are: 2, 4, 6" in refusal(run, wanted="5").message
+    assert "--snapshot takes BEST or a step, not 'newest'" in refusal(run, wanted="newest").message
+    assert "has no held-out success to choose the best snapshot by" in refusal(run, wanted="BEST").message
+    (run.snapshots / "step-4" / MANIFEST).unlink()
+    assert "the snapshot of step 4 of" in refusal(run, wanted="4").message
+    assert "is not complete" in refusal(run, wanted="4").message
+    weights = run.snapshots / "step-6" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    assert "model.safetensors does not have the hash of its manifest" in refusal(run, wanted="6").message
+    weights.unlink()
+    assert "is damaged (model.safetensors)" in refusal(run, wanted="6").message
+    assert hub.put == []
+    empty = made_run((), name="empty")
+    assert "has no complete snapshot yet" in refusal(empty).message
+    with pytest.raises(KitError, match="holds no run"):
+        publish(RunDir(run.path / "nothing"))
+
+
+def test_a_file_with_the_token_in_it_is_not_sent(hub: WritableHub, made_run: Run) -> None:
+    run = made_run()
+    (run.tensorboard / "events.out.tfevents.1").write_bytes(b"a tracker's own: " + TOKEN.encode())
+    assert "the hub's token stands in logs/tensorboard/events.out.tfevents.1" in refusal(run).message
+    assert not any(name.startswith("logs/") for name in hub.repos["anna/first"].files())
+
+
+def test_an_offline_machine(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" in refusal(made_run()).message
+
+
+# --- adapters ---
+
+
+def adapter(run: RunDir, step: int, base: str | None) -> None:
+    """Turn a snapshot into what peft saves."""
+    folder = run.snapshots / f"step-{step}"
+    (folder / MANIFEST).unlink()
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
+    (folder / "README.md").write_text("peft's own")
+    seal(folder.rename(folder.with_name(f".step-{step}")), folder, run_id=run.run_id)
+
+
+def test_an_adapter_names_its_base(hub: WritableHub, made_run: Run) -> None:
+    run = made_run((2,), model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct", use_peft=True)
+    adapter(run, 2, "Qwen/Qwen2.5-0.5B-Instruct")
+    hub.make("Qwen/Qwen2.5-0.5B-Instruct", private=False)
+    publish(run)
+    files = hub.repos["anna/first"].files("step-2")
+    card = files["README.md"].decode()
+    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct\n" in card
+    assert "library_name: peft\n" in card
+    assert "A LoRA adapter of [Qwen/Qwen2.5-0.5B-Instruct]" in card
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "named"),
+    [("builtin:demo", "/home/anna/.cache/demo"), ("/models/base", "/models/base"), ("Qwen/Qwen2.5-0.5B", None)],
+)
+def test_an_adapter_of_an_unknown_base(hub: WritableHub, made_run: Run, recipe: str, named: str | None) -> None:
+    run = made_run((2,), model_name_or_path=recipe, use_peft=True)
+    adapter(run, 2, named)
+    assert f"step 2 is an adapter, and its base ({named or 'none is named'}) is on no hub" in refusal(run).message
+    assert hub.repos == {}
