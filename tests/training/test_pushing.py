@@ -17,6 +17,7 @@ from mini_r1.rundir import RunDir
 
 from tests.conftest import command
 from tests.hub_upload import Fault, WritableHub
+from tests.training.workers import Workers, train
 
 TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
 Recipe = Callable[..., Path]
@@ -145,3 +146,60 @@ def test_without_push_to_hub_nothing_is_asked(hub: WritableHub, small_recipe: Re
     assert start(hub, small_recipe(max_steps=2), run).wait(300) == ExitCode.FINISHED
     assert hub.asked == []
     assert not (run.path / "hub.json").exists()
+
+
+def test_of_two_ranks_one_pushes(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=2)
+    environment = {
+        "HF_ENDPOINT": hub.address,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    arguments = ("--run-dir", str(run.path))
+    with Workers(2, train_online, environment, str(recipe), *arguments, folder=tmp_path / "ranks") as workers:
+        ended = workers.wait(300)
+    assert [rank.code for rank in ended] == [0, 0], [rank.errors for rank in ended]
+    assert hub.asked.count("POST /api/repos/create") == 1
+    assert sum("/commit/step-2" in line for line in hub.asked) == 1
+    assert sorted(hub.repos["anna/pushed"].branches) == ["main", "step-2"]
+    said = [(rank.output + rank.errors).count("all snapshots are on") for rank in ended]
+    assert said == [1, 0]
+    assert TOKEN not in "".join(rank.output + rank.errors for rank in ended)
+
+
+def train_online(environment: dict[str, str], *arguments: str) -> None:
+    """`mini-r1 train` in a process that has imported huggingface_hub already, without a network."""
+    from huggingface_hub import constants
+
+    os.environ.update(environment)
+    constants.HF_HUB_OFFLINE = False
+    train(*arguments)
+
+
+def test_it_ends_with_a_trainer_that_is_killed(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
+    hub.faults = [Fault("POST", "/commit/", -2, times=1000)]
+    process = start(
+        hub, small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=1000), RunDir(tmp_path / "run")
+    )
+    wait_for(lambda: any("/commit/" in line for line in hub.asked), process)
+    (pusher,) = pushers()
+    assert TOKEN not in " ".join(pusher.cmdline())
+    process.kill()
+    process.wait(60)
+    pusher.wait(60)
+
+
+def test_a_damaged_snapshot_does_not_keep_the_next_one_back(
+    hub: WritableHub, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "run")
+    recipe = small_recipe(push_to_hub=True, hub_strategy="end", hub_model_id="pushed", max_steps=12)
+    process = start(hub, recipe, run)
+    wait_for(lambda: (run.snapshots / "step-2").is_dir(), process)
+    (run.snapshots / "step-2" / "model.safetensors").unlink()
+    assert process.wait(300) == ExitCode.FINISHED, output(run)
+    assert "model.safetensors" in hub.repos["anna/pushed"].files("step-12")
+    assert hub.repos["anna/pushed"].files()["model.safetensors"] == weights(run, 12)
+    assert f"not all was pushed (the snapshot {run.snapshots / 'step-2'} is damaged" in output(run)

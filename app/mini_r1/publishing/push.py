@@ -25,6 +25,7 @@ from mini_r1.lifeline import Lifeline
 from mini_r1.provenance import utc_now
 from mini_r1.publishing.hub import MAIN, TOKENLESS, Repository, base_facts, find_token, is_offline
 from mini_r1.publishing.publish import Publication, default_name, send
+from mini_r1.publishing.words import OFFLINE
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, write_json
 
@@ -79,13 +80,23 @@ class Pusher:
         snapshots = {saved.step: saved for saved in self._run.complete_snapshots()}
         steps = sorted(snapshots)
         why = "" if last else " of a run that goes on"
+        fault: KitError | None = None
         for step in steps:
-            branches = [] if step in self._pushed else [publication.branch(snapshots[step], f"step-{step}")[0]]
-            if step == steps[-1]:
-                branches.append(publication.branch(snapshots[step], MAIN, steps, why)[0])
-            if branches:
-                send(self._run, repository, branches, say)
-                self._pushed = sorted({*self._pushed, step})
+            branches = []
+            try:
+                if step not in self._pushed:
+                    branches.append(publication.branch(snapshots[step], f"step-{step}")[0])
+                if step == steps[-1]:
+                    branches.append(publication.branch(snapshots[step], MAIN, steps, why)[0])
+                if branches:
+                    send(self._run, repository, branches, say)
+                    self._pushed = sorted({*self._pushed, step})
+            except KitError as error:
+                if error.exit_code == ExitCode.RETRY:
+                    raise
+                fault = fault or error  # a damaged snapshot does not keep the next one back
+        if fault is not None:
+            raise fault
 
     def _opened(self) -> tuple[Repository, Publication]:
         if self._repository is None or self._publication is None:
@@ -150,7 +161,7 @@ def main() -> None:
     os.nice(POLITE)
     token = find_token()
     if token is None or is_offline():
-        say(TOKENLESS if token is None else "HF_HUB_OFFLINE is set")
+        say(TOKENLESS if token is None else OFFLINE)
         sys.exit(ExitCode.CONFIG)
     orders: queue.Queue[str] = queue.Queue()
     threading.Thread(target=read_orders, args=(orders,), daemon=True).start()

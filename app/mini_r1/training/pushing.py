@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mini_r1.console import printable
 from mini_r1.errors import KitError
+from mini_r1.publishing.contents import is_on_hub
 from mini_r1.publishing.hub import TOKENLESS, find_token, is_offline
 from mini_r1.publishing.push import END, RECORD, SAVED
 from mini_r1.recipe import Recipe
@@ -29,14 +32,16 @@ END_WAIT_S = 600.0
 meanwhile, so no longer."""
 LOOK_EVERY_S = 0.2
 KILLED_WAIT_S = 5.0
-_NOT_ITS_BUSINESS = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "MINI_R1_SUPERVISOR", "WANDB_API_KEY"})
+_NOT_ITS_BUSINESS = frozenset(
+    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MINI_R1_SUPERVISOR", "MINI_R1_JOB_TOKEN", "WANDB_API_KEY"}
+)
 
 
 def refuse(recipe: Recipe) -> None:
     """Find out before the first step, on rank 0, that nothing can be pushed.
 
     Raises:
-        KitError: there is no token, or this process must not use the network.
+        KitError: there is no token, this process must not use the network, or nobody else could load what is pushed.
     """
     if not recipe.push_to_hub:
         return
@@ -44,7 +49,12 @@ def refuse(recipe: Recipe) -> None:
     if find_token() is None:
         raise KitError(f"push_to_hub is true, and {TOKENLESS}; {later}")
     if is_offline():
-        raise KitError(f"push_to_hub is true, and HF_HUB_OFFLINE is set: unset it, {later}")
+        raise KitError(f"push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, {later}")
+    if recipe.use_peft and not is_on_hub(recipe.model_name_or_path):
+        raise KitError(
+            f"push_to_hub is true, and an adapter of {recipe.model_name_or_path}, which is on no hub, could be loaded "
+            "by nobody else: set push_to_hub: false, or use_peft: false"
+        )
 
 
 class Pushing:
@@ -63,6 +73,7 @@ class Pushing:
         self._console = console
         self._process: subprocess.Popen[str] | None = None
         self._on = recipe.push_to_hub
+        self._public = [] if recipe.hub_private_repo else ["--public"]
         self._longest = min(END_WAIT_S, recipe.hang_timeout_s / 2)  # the launcher sees one phase
         self._start()
 
@@ -76,23 +87,24 @@ class Pushing:
             return
         self._tell(END)
         began = time.monotonic()
-        self._console.print("pushing what is left to the hub", markup=False)
+        self._say("pushing what is left to the hub")
         while self._running and time.monotonic() - began < self._longest and not stop():
             time.sleep(LOOK_EVERY_S)
         self.leave()
         told = read_object(self._run.path / RECORD)
         steps = {saved.step for saved in self._run.complete_snapshots()}
-        pushed = told.get("pushed") if isinstance(told.get("pushed"), list) else []
-        missing = sorted(steps - set(pushed or ()))
+        found = told.get("pushed")
+        pushed = {step for step in found if isinstance(step, int)} if isinstance(found, list) else set()
+        missing = steps - pushed
         if not missing and not told.get("fault"):
-            self._console.print(f"all snapshots are on {told.get('address')}", markup=False)
+            self._say(f"all snapshots are on {told.get('address')}")
             return
         why = f" ({told['fault']})" if told.get("fault") else ""
-        self._console.print(
-            f"not all was pushed{why}: `mini-r1 publish {self._run.path} --repo {told.get('repo', 'NAME')}` sends what "
-            f"is missing; {self._attempt / 'hub.log'} has the details",
-            style="yellow",
-            markup=False,
+        command = ["mini-r1", "publish", str(self._run.path), "--repo", str(told.get("repo", "NAME"))]
+        self._say(
+            f"not all was pushed{why}: `{shlex.join([*command, *self._public])}` sends what is missing; "
+            f"{self._attempt / 'hub.log'} has the details",
+            "yellow",
         )
 
     def leave(self) -> None:
@@ -107,6 +119,9 @@ class Pushing:
         with contextlib.suppress(OSError):
             if process.stdin is not None:
                 process.stdin.close()
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        self._console.print(printable(line), style=style, markup=False)
 
     @property
     def _running(self) -> bool:
