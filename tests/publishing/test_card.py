@@ -99,6 +99,11 @@ def test_it_tells_this_run_and_not_the_seeds(recipe: Recipe, said: str) -> None:
     assert ("no solutions were shown" in text) == (recipe.model_name_or_path != "builtin:demo")
 
 
+def test_the_recipe_is_shown_as_far_as_it_says_something() -> None:
+    shown = yaml.safe_load(made().split("```yaml")[1].split("```")[0])
+    assert shown == {"model_name_or_path": "Qwen/Qwen2.5-3B-Instruct", "learning_rate": 5e-7}
+
+
 def test_it_points_at_no_row_and_no_interval_that_is_not_there() -> None:
     plain_figures = {"problems": 40, "sampled": 0.5}
     for figure in (None, Figure(4, 0.5, "", 40, plain_figures)):

@@ -135,6 +135,9 @@ def test_a_name_alone_is_in_the_tokens_own_space_and_public_is_asked_for(hub: Wr
     assert done.address == f"{hub.address}/anna/second"
     assert hub.repos["anna/second"].private is False
     assert "is public on the hub: say --public" in refusal(run, "second").message
+    publish(run, "third")
+    assert publish(run, "third", public=True).private is True
+    assert "anna/third was private already and stays so: make it public on its page" in said
 
 
 def test_a_large_file_goes_in_parts(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

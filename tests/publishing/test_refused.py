@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import MANIFEST, seal
+from mini_r1.manifest import MANIFEST
 from mini_r1.publishing import publish as room
 from mini_r1.rundir import RunDir
 
@@ -132,41 +131,3 @@ def test_an_offline_machine(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" in refusal(made_run()).message
-
-
-# --- adapters ---
-
-
-def adapter(run: RunDir, step: int, base: str | None) -> None:
-    """Turn a snapshot into what peft saves."""
-    folder = run.snapshots / f"step-{step}"
-    (folder / MANIFEST).unlink()
-    (folder / "config.json").unlink()
-    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
-    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": base}))
-    (folder / "README.md").write_text("peft's own")
-    seal(folder.rename(folder.with_name(f".step-{step}")), folder, run_id=run.run_id)
-
-
-def test_an_adapter_names_its_base(hub: WritableHub, made_run: Run) -> None:
-    run = made_run((2,), model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct", use_peft=True)
-    adapter(run, 2, "Qwen/Qwen2.5-0.5B-Instruct")
-    hub.make("Qwen/Qwen2.5-0.5B-Instruct", private=False)
-    publish(run)
-    files = hub.repos["anna/first"].files("step-2")
-    card = files["README.md"].decode()
-    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct\n" in card
-    assert "library_name: peft\n" in card
-    assert "A LoRA adapter of [Qwen/Qwen2.5-0.5B-Instruct]" in card
-    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "Qwen/Qwen2.5-0.5B-Instruct"
-
-
-@pytest.mark.parametrize(
-    ("recipe", "named"),
-    [("builtin:demo", "/home/anna/.cache/demo"), ("/models/base", "/models/base"), ("Qwen/Qwen2.5-0.5B", None)],
-)
-def test_an_adapter_of_an_unknown_base(hub: WritableHub, made_run: Run, recipe: str, named: str | None) -> None:
-    run = made_run((2,), model_name_or_path=recipe, use_peft=True)
-    adapter(run, 2, named)
-    assert f"step 2 is an adapter, and its base ({named or 'none is named'}) is on no hub" in refusal(run).message
-    assert hub.repos == {}

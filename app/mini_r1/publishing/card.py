@@ -301,8 +301,9 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
         names = ", ".join(f"`step-{step}`" for step in sorted(branches))
         yield f"Snapshots are branches: {names}. Metrics, TensorBoard events and evaluations: `logs/` on `main`."
     yield "What its recipe sets; all of it is in `recipe.yaml`:"
-    defaults = {name: field.default for name, field in Recipe.model_fields.items()}
-    changed = {name: value for name, value in public_recipe(recipe).model_dump().items() if value != defaults[name]}
+    defaults = Recipe.model_construct().model_dump()  # without the model, which has none
+    written = public_recipe(recipe).model_dump()
+    changed = {name: value for name, value in written.items() if name not in defaults or value != defaults[name]}
     yield _fenced(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).strip(), "yaml")
 
 

@@ -207,6 +207,8 @@ def publish(
     plan(run, repo, wanted, token)  # what cannot work is told before anything is made on the hub
     repository = Repository(repo, token, say, bars=bars, sleep=sleep)
     private = repository.open(run.run_id, private=not public)
+    if public and private:
+        say(f"{repository.name} was private already and stays so: make it public on its page")
     made = plan(run, repository.name, wanted, token)
     return Published(made, repository.address, private, send(run, repository, made.branches, say))
 
