@@ -270,13 +270,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file, one line in memory at a time; a missing file is empty.
 
     A line that is no object is passed over: the last one may have been cut short by a kill, and a power cut leaves
-    blocks of NUL. Bytes that are not UTF-8 become U+FFFD.
+    blocks of NUL. Bytes that are not UTF-8 become U+FFFD. What is no file (a folder, a pipe, a device) is empty too: in
+    a run directory that was sent, reading it might never end.
     """
-    try:
-        handle = path.open("rb")
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         return
-    with handle:
+    with path.open("rb") as handle:
         for line in handle:
             try:
                 row = json.loads(line.decode("utf-8", errors="replace"))
@@ -330,7 +329,8 @@ def _locked(handle: IO[str]) -> bool:
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, {} when there is none that can be read, or it is far too large."""
     try:
-        value = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_OBJECT_BYTES else {}
+        fits = path.is_file() and path.stat().st_size <= MAX_OBJECT_BYTES  # a device has no size and no end
+        value = json.loads(path.read_bytes()) if fits else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from mini_r1.errors import KitError
 from mini_r1.report.plots import main_series, wilson
 from mini_r1.report.reading import read_run, text
-from mini_r1.report.summary import attempt_rows, summarise
+from mini_r1.report.summary import attempt_rows, evaluation_rows, summarise
 from mini_r1.rundir import write_json
 from mini_r1.values import interval, number
 
@@ -100,6 +101,36 @@ def test_a_strange_row_is_passed_over(tmp_path: Path, row: dict[str, Any]) -> No
     assert summarise(read, None).tiles
     assert read.step == 3
     assert all(number(value) is not None for value in read.points("success")[1])
+
+
+def test_what_is_no_file_ends_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=3, evaluate_every=2)
+    attempt = run.attempts / "2"
+    attempt.mkdir()
+    os.mkfifo(attempt / "metrics.jsonl")
+    (attempt / "completions.jsonl").symlink_to("/dev/zero")
+    (run.evaluation / "step-4.json").symlink_to("/dev/zero")
+    (run.evaluation / "step-6.json").mkdir()
+    run.recipe_file.unlink()
+    os.mkfifo(run.recipe_file)
+    read = read_run(run.path)
+    assert len(read.points("success")[0]) == 3
+    said = " ".join(read.missing)
+    for words in ("recipe.yaml is not there", "step-4.json in evaluation/ cannot", "step-6.json in evaluation/ cannot"):
+        assert words in said
+
+
+def test_figures_that_overflow_count_as_absent(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=3, evaluate_every=2)
+    huge = {"step": 3, "reward": 1.7e308, "loss": -1.7e308, "time/rollout": 1.7e308, "time/update": 1.7e308}
+    with (run.attempts / "1" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({**huge, "time": 1.7e308}) + "\n")
+    limits = {"sampled": 0.5, "ci95": [0, 1.7e308], "pass_at_k": {"9" * 5000: {"value": 0.5}, "2": {"value": 0.6}}}
+    write_json(run.evaluation / "step-2.json", {**limits, "problems": 9, "provenance": {"step": 2}})
+    read = read_run(run.path)
+    assert read.points("reward")[0] == [1.0, 2.0]
+    assert [e.interval("ci95") for e in read.evaluations if e.step == 2] == [None]
+    assert [row[4] for row in evaluation_rows(read) if row[0] == "2"] == ["@2 60 %"]
 
 
 def test_a_run_that_went_silent_is_doubted(tmp_path: Path) -> None:

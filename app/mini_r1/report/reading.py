@@ -22,6 +22,8 @@ from mini_r1.values import interval, mapping, number
 
 MAX_TEXT = 400
 """Characters of a text from a file that is shown in a table or a sentence."""
+MAX_FIGURE = 1e100
+"""A larger figure counts as absent: no run logs one, and sums and axes of such overflow."""
 ASLEEP_S = 1_200.0
 """Seconds without a heartbeat after which a run that says it is running is doubted, where it names no limit itself."""
 
@@ -79,11 +81,12 @@ class Evaluated:
 
     def figure(self, name: str) -> float | None:
         """One of its figures, None where it has none."""
-        return number(self.values.get(name))
+        return drawable(self.values.get(name))
 
     def interval(self, name: str) -> tuple[float, float] | None:
         """One of its 95 % intervals."""
-        return interval(self.values.get(name))
+        limits = interval(self.values.get(name))
+        return limits if limits and None not in map(drawable, limits) else None
 
 
 @dataclass
@@ -105,7 +108,7 @@ class RunData:
 
     def points(self, name: str) -> Points:
         """Steps and values of one figure, where it was logged as a number."""
-        known = [(row["step"], value) for row in self.rows if (value := number(row.get(name))) is not None]
+        known = [(row["step"], value) for row in self.rows if (value := drawable(row.get(name))) is not None]
         return [float(step) for step, _ in known], [value for _, value in known]
 
     def last(self, name: str) -> float | None:
@@ -142,7 +145,7 @@ class RunData:
         state = text(self.state.get("state")) or "state unknown"
         total = f" of {self.planned}" if self.planned else ""
         said = f"{state} at step {self.step}{total}"
-        beat = number(self.state.get("heartbeat"))
+        beat = drawable(self.state.get("heartbeat"))
         if state == "running" and beat is not None:
             silent = self.read_at - beat
             limit = number(self.state.get("hang_timeout_s")) or ASLEEP_S
@@ -176,7 +179,10 @@ def read_run(path: Path, name: str | None = None) -> RunData:
     if not data.record:
         data.missing.append("run.json cannot be read: versions, devices and attempts are not known")
     try:
-        data.recipe = load_recipe(run.recipe_file).model_dump()
+        if run.is_run():
+            data.recipe = load_recipe(run.recipe_file).model_dump()
+        else:
+            data.missing.append("recipe.yaml is not there: the settings and the planned steps are not known")
     except KitError as error:
         data.missing.append(f"the recipe cannot be read: {text(error.message)}")
     data.rows = [row for row in run.metrics() if is_step(row["step"])]
@@ -223,7 +229,7 @@ def _attempts(run: RunDir, record: dict[str, Any]) -> list[Attempt]:
         steps = list(_steps(folder / "completions.jsonl"))
         times: Points = ([], [])
         for row in read_jsonl(folder / "metrics.jsonl"):
-            at = number(row.get("time"))
+            at = drawable(row.get("time"))
             if at is not None and is_step(row.get("step")):
                 times[0].append(at)
                 times[1].append(float(row["step"]))
@@ -266,16 +272,22 @@ def _evaluations(run: RunDir, missing: list[str]) -> Iterator[Evaluated]:
             step = int(digits) if digits.isdecimal() and len(digits) < 16 else None
         if value and "greedy" not in value and "sampled" not in value:
             continue  # another kind of file, such as an index
-        figure = number(value.get("greedy", value.get("sampled")))
-        if figure is None or step is None or not is_step(step):
+        measured = drawable(value.get("greedy", value.get("sampled")))
+        if measured is None or step is None or not is_step(step):
             missing.append(f"{printable(file.name)} in evaluation/ cannot be read")
             continue
-        problems = number(value.get("problems")) or 0
+        problems = drawable(value.get("problems")) or 0
         sha, limit = text(facts.get("problems_sha256"))[:8], facts.get("limit")
         yield Evaluated(printable(file.name), step, int(problems), f"{sha} {int(problems)} {limit}", value)
 
 
 # --- values from files ---
+
+
+def drawable(value: object) -> float | None:
+    """A finite number that can be drawn, or None."""
+    known = number(value)
+    return None if known is None or abs(known) > MAX_FIGURE else known
 
 
 def is_step(value: object) -> bool:

@@ -148,7 +148,8 @@ def _training(run: RunData) -> list[Tile]:
     ):
         first, last = _ends(run.points(figure)[1])
         if last is not None:
-            tiles.append(Tile(label, form(last), f"{form(first or 0.0)} at the beginning"))
+            where = "" if figure == "success" else "in training; "  # the sentence above tells of held-out problems
+            tiles.append(Tile(label, form(last), f"{where}{form(first or 0.0)} at the beginning"))
     return tiles
 
 
@@ -245,7 +246,7 @@ def evaluation_rows(run: RunData) -> list[list[str]]:
         best = ""
         at_k = evaluated.values.get("pass_at_k")
         if isinstance(at_k, dict):
-            known = [(int(k), number(v.get("value"))) for k, v in at_k.items() if k.isdecimal() and isinstance(v, dict)]
+            known = [(int(k), number(v.get("value"))) for k, v in at_k.items() if _is_count(k) and isinstance(v, dict)]
             best = ", ".join(f"@{k} {percent(v)}" for k, v in sorted(known) if v is not None and k > 1)
         rows.append(
             [
@@ -299,6 +300,10 @@ def failure_rows(run: RunData) -> list[list[str]]:
     ]
     known = sorted(((k, v) for k, v in counts if v is not None), key=lambda kv: -kv[1])[:SHOWN_REASONS]
     return [[reason, f"{count:,.0f}", percent(count / sampled) if sampled else ""] for reason, count in known]
+
+
+def _is_count(key: str) -> bool:
+    return key.isdecimal() and len(key) < 10
 
 
 def _with_limits(value: float | None, limits: tuple[float, float] | None) -> str:
