@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mini_r1.rundir import completions_of, write_jsonl
@@ -35,7 +36,7 @@ def until_counted(page: Opened, before: str) -> int:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1366, 860), (800, 1100), (390, 844)])
+@pytest.mark.parametrize(("width", "height"), [(1366, 860), (800, 1100), (360, 780)])
 def test_the_page_fits_the_screen_in_both_themes(page: Path, opened: Open, theme: str, width: int, height: int) -> None:
     there = opened(page, theme=theme, width=width, height=height)
     assert there.tab.evaluate("document.documentElement.scrollWidth") <= width
@@ -54,6 +55,58 @@ def test_the_first_wait_that_ended_right_is_one_click_away(page: Path, opened: O
     assert "is the target ✓" in there.reader()
     steps = there.tab.eval_on_selector_all(".row .at", "all => all.map(at => parseInt(at.textContent.slice(5)))")
     assert steps == sorted(steps)
+
+
+def test_on_a_phone_it_is_still_one_click(page: Path, opened: Open) -> None:
+    there = opened(page, width=360, height=780)
+    there.tab.click("#aha")
+    there.until("(y => y >= 0 && y < 400)(document.querySelector('#reader').getBoundingClientRect().top)")
+    assert "is the target ✓" in there.reader()
+
+
+CONTRASTS = """() => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (colour) => channels(colour).slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const colour = getComputedStyle(node).backgroundColor;
+      if ((channels(colour)[3] ?? 1) > 0.99) return colour;
+    }
+  };
+  const found = {};
+  for (const node of document.querySelectorAll("body *")) {
+    const texts = [...node.childNodes].filter((child) => child.nodeType === 3 && child.data.trim());
+    if (!texts.length || node.closest("script, noscript, button:disabled") || !node.getClientRects().length) continue;
+    const style = getComputedStyle(node), pair = [style.color, behind(node)];
+    if (node instanceof SVGElement) pair[0] = style.fill;
+    const [low, high] = pair.map(light).sort((a, b) => a - b);
+    found[node.tagName + " " + texts[0].data.trim().slice(0, 30)] = (high + 0.05) / (low + 0.05);
+  }
+  return found;
+}"""
+"""WCAG 2.2's contrast of every text that is seen, but disabled buttons'."""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_text_can_be_told_from_what_is_behind_it(page: Path, opened: Open, theme: str) -> None:
+    there = opened(page, theme=theme)
+    there.tab.select_option("#f-right", "0")
+    for key in ("t", "c"):
+        there.tab.keyboard.press(key)
+        contrasts = there.tab.evaluate(CONTRASTS)
+        assert len(contrasts) > 100
+        assert {text: value for text, value in contrasts.items() if value < 4.5} == {}
+
+
+def test_paper_is_light_and_has_everything_but_the_samples(page: Path, opened: Open) -> None:
+    there = opened(page, theme="dark")
+    there.tab.emulate_media(media="print")
+    assert there.tab.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')") == "#20242a"
+    there.tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    for part, seen in ((".missing", True), ("#about table.recipe", True), ("#samples", False), (".top", False)):
+        assert there.tab.is_visible(part) == seen, part
 
 
 def test_20_000_samples_are_listed_filtered_and_searched(large_page: Path, opened: Open) -> None:
@@ -178,6 +231,17 @@ def test_a_plot_shows_values_and_leads_to_the_samples_of_a_step(page: Path, open
     there.until(f"document.querySelector('.row .at').textContent === {json.dumps(step)}")
 
 
+def test_a_finger_on_a_plot_is_not_carried_away(page: Path, browser: Any) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    tab = context.new_page()
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready]")
+    tab.query_selector("#plot-tries .canvas").scroll_into_view_if_needed()
+    tab.tap("#plot-tries .canvas")
+    assert tab.input_value("#f-step0") == ""
+    context.close()
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_completions_are_text(page: Path, opened: Open, name: str) -> None:
     there = opened(page)
@@ -204,8 +268,6 @@ def test_a_line_of_a_megabyte_is_cut_and_said(page: Path, opened: Open) -> None:
 def test_several_runs_can_be_told_apart(run_path: Path, opened: Open, tmp_path: Path) -> None:
     from mini_r1.report.build import build
 
-    from tests.report.made_run import make_run
-
     make_run(tmp_path / "second", steps=20, overrides=("learning_rate=1e-6",), seed=2)
     made = build([run_path, tmp_path / "second"], tmp_path / "both.html")
     there = opened(made.path)
@@ -214,6 +276,10 @@ def test_several_runs_can_be_told_apart(run_path: Path, opened: Open, tmp_path: 
     there.tab.select_option("#f-run", "1")
     assert until_counted(there, before) == 20 * 24 < whole
     assert "second, step" in there.reader()
+    tops = [f"document.querySelector('{at}').getBoundingClientRect().top" for at in ("#plot-success", ".tiles")]
+    top, under = map(there.tab.evaluate, tops)
+    assert top < 860, "it is seen without scrolling"
+    assert top < under, "the picture comes before the figures"
     differences = there.tab.inner_text("#about")
     assert "learning_rate" in differences
     assert "1e-06" in differences

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,9 +19,10 @@ from mini_r1.errors import KitError
 from mini_r1.report import drawing
 from mini_r1.report.build import MAX_BYTES, build, json_for_page
 from mini_r1.report.markdown import escaped
-from mini_r1.report.plots import Curve, Plot, plots
+from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
 from mini_r1.report.reading import read_run
-from mini_r1.rundir import write_json
+from mini_r1.report.summary import summarise
+from mini_r1.rundir import RunDir, write_json
 
 from tests.report.made_run import HOSTILE, make_run
 
@@ -136,8 +138,47 @@ def test_runs_are_named_apart_and_not_too_many(tmp_path: Path) -> None:
         build([paths[0], paths[0]])
     with pytest.raises(KitError, match="at most 6"):
         build([tmp_path / str(i) for i in range(7)])
-    with pytest.raises(KitError, match="cannot be written"):
-        build(paths, tmp_path / "nowhere" / "page.html")
+
+
+def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2).path
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "note.html").write_text("<!doctype html><title>mine</title>")
+    os.mkfifo(tmp_path / "pipe")
+    recipe = (run / "recipe.yaml").read_bytes()
+    for target, words in (
+        (run / "recipe.yaml", "is no report"),
+        (tmp_path / "note.html", "is no report"),
+        (tmp_path / "a folder", "is a folder"),
+        (tmp_path / "pipe", "no file that could be replaced"),
+        (tmp_path / "nowhere" / "page.html", "there is no folder"),
+        (Path(), "is a folder"),
+    ):
+        with pytest.raises(KitError, match=words) as said:
+            build([run], target)
+        assert ".tmp" not in said.value.message
+    assert (run / "recipe.yaml").read_bytes() == recipe
+    with pytest.raises(KitError, match="note.html: cannot be written: File exists"):
+        build([run], markdown=tmp_path / "note.html")
+    (tmp_path / "empty.html").touch()
+    for _ in range(2):
+        assert build([run], tmp_path / "empty.html").size > 10_000
+
+
+@pytest.mark.parametrize("price", [float("nan"), float("inf"), -1.0])
+def test_a_price_is_a_number(run_path: Path, price: float) -> None:
+    with pytest.raises(KitError, match="a GPU cannot cost"):
+        build([run_path], price=price)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(run: RunDir) -> list[object]:
+        raise PermissionError(13, "Permission denied", str(run.path / "attempts/1/metrics.jsonl"))
+
+    run = make_run(tmp_path / "run", steps=2).path
+    monkeypatch.setattr(RunDir, "metrics", refused)
+    with pytest.raises(KitError, match=r"attempts/1/metrics.jsonl: cannot be read: Permission denied"):
+        build([run])
 
 
 def test_plots_are_only_what_a_strict_page_takes(run_path: Path) -> None:
@@ -161,6 +202,42 @@ def test_a_stack_is_not_cut_off() -> None:
     curves = [Curve(name, (steps, [10.0, 20.0]), "a", 0) for name in ("one", "two", "three")]
     _, place = drawing.draw(Plot("s", "S", "", curves, stacked=True), drawing.LIGHT, drawing.SMALL)
     assert place["y"][1] > 60
+
+
+def test_long_names_are_told_apart_in_a_legend_that_takes_nothing_from_the_plot() -> None:
+    assert labels(["a", "b"]) == ["a", "b"]
+    names = [f"the-same-beginning-{i}-and-the-same-end" for i in range(6)]
+    short = labels([*names, "another"])
+    assert len(set(short)) == 7
+    assert max(map(len, [*short, *labels([name + "x" * i for i, name in enumerate(names)])])) <= LABEL
+    drawn = []
+    for used in (["a"], short[:6]):
+        curves = [Curve(name, ([1.0, 2.0], [1.0, 2.0]), "a", at) for at, name in enumerate(used)]
+        svg, place = drawing.draw(Plot("s", "S", "", curves), drawing.LIGHT, drawing.SMALL)
+        drawn.append(place["box"][3] - place["box"][1])
+        right = [float(at) for at in re.findall(r'<text [^>]*transform="translate\(([\d.]+)', svg)]
+        assert max(right, default=0.0) < 72 * drawing.SMALL[0]
+    assert drawn[1] > 0.75 * drawn[0]
+
+
+def test_gpu_hours_grow_with_every_start_and_cost_what_was_said(run_path: Path) -> None:
+    run = read_run(run_path)
+    plot = next(plot for plot in plots([run], 2.5) if plot.name == "gpu-hours")
+    steps, hours = plot.curves[0].points
+    assert steps == [*map(float, range(1, 35)), *map(float, range(30, 61))]
+    assert hours == sorted(hours)
+    assert hours[-1] == pytest.approx(summarise(run, 2.5).gpu_hours)
+    svg, _ = drawing.draw(plot, drawing.LIGHT, drawing.SMALL)
+    assert "cost at 2.5 each" in plot.title
+    assert ">60<" in svg, "a right axis in money"
+
+
+def test_a_cpu_has_no_gpu_hours(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2)
+    record = run.read_record()
+    record["attempts"][0].update(devices=["cpu x 2 (1 threads)"], vllm_device=None, workers=1)
+    write_json(run.run_file, record)
+    assert "gpu-hours" not in [plot.name for plot in plots([read_run(run.path)], 2.5)]
 
 
 def test_a_short_run_has_the_seeds_curve_beside_and_a_long_one_on_its_axis(run_path: Path, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +32,13 @@ MAX_BYTES = 15_000_000
 """Of a page: what a mail or a ticket still takes."""
 PACKED_BYTES = 12_500_000
 """Of it, for the packed completions; text and plots take less than 2 MB."""
+
+SCRIPTS = ("page.js", "reader.js", "samples.js")
+"""In this order they are the page's one script."""
+TITLE = "Mini-R1 report</title>"
+"""In the head of every page that was made here, and so what tells it from a file of the user's own."""
+HEAD_BYTES = 64 << 10
+"""Of a file, for the title to be in: what comes before it is a policy and the names of at most six runs."""
 
 Say = Callable[[str], None]
 
@@ -79,30 +88,71 @@ def build(
         say: told what is being done, a line each.
 
     Raises:
-        KitError: there is no run, there are too many, or a file cannot be written.
+        KitError: there is no run, there are too many, the price is no number, or a file cannot be written or is
+            somebody's own.
     """
     if len({path.resolve() for path in paths}) != len(paths):
         raise KitError("a run is named twice")
     if len(paths) > MAX_RUNS:
         raise KitError(f"{len(paths)} runs on one page cannot be told apart: name at most {MAX_RUNS}")
+    if price is not None and not (math.isfinite(price) and price >= 0):
+        raise KitError(f"a GPU cannot cost {price} an hour: name a price of 0 or more")
+    target = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     say("reading metrics and attempts")
-    runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    with _said_if_not_read(paths[0]):
+        runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    _check_target(target)  # before minutes of reading
     summaries = [summary.summarise(run, price) for run in runs]
-    made = plots(runs)
+    made = plots(runs, price)
     say("drawing")
     drawn = {plot.name: _drawn(plot) for plot in made if not plot.empty}
-    chosen, packed = _packed(runs, limit, say)
+    with _said_if_not_read(paths[0]):
+        chosen, packed = _packed(runs, limit, say)
     page = _page(summaries, made, drawn, chosen, packed)
-    target = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
-    written: list[Path] = []
-    try:
+    with _said_if_not_written(target):
         write_text(target, page, sync=False)
-        if markdown is not None:
-            say("drawing for the Markdown")
+    written: list[Path] = []
+    if markdown is not None:
+        say("drawing for the Markdown")
+        with _said_if_not_written(markdown):
             written = markdown_room.write(markdown, summaries, made)
-    except OSError as error:
-        raise KitError(f"{error.filename or target}: cannot be written: {error.strerror}") from error
     return Report(target, target.stat().st_size, summaries, len(chosen), chosen.total, written)
+
+
+@contextlib.contextmanager
+def _said_if_not_read(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # no right to it, or a disk's fault: what is missing would be half of the truth
+        raise KitError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _said_if_not_written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # its own name is that of a scratch file, which nobody asked for
+        raise KitError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _check_target(target: Path) -> None:
+    """Refuse what cannot become the page, or is a file that was not made here: it would be gone."""
+    another = "choose another file with --out"
+    try:
+        if not target.parent.is_dir():
+            raise KitError(f"there is no folder {target.parent}: make it, or {another}")
+        if target.is_dir():
+            raise KitError(f"{target} is a folder: {another}")
+        if not target.exists():
+            return
+        if not target.is_file():
+            raise KitError(f"{target} is no file that could be replaced: {another}")
+        with target.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise KitError(f"{target}: cannot be read: {error.strerror}: {another}") from error
+    if head and TITLE.encode("ascii") not in head:
+        raise KitError(f"{target} is there and is no report: {another}, or delete it first")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -148,7 +198,7 @@ def _page(
 
     room = files("mini_r1.report")
     css = _variables() + (room / "page.css").read_text("utf-8")
-    script = (room / "page.js").read_text("utf-8")
+    script = "(() => {\n" + "".join((room / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
     runs = [s.run for s in summaries]
     data = {
         "plots": {plot.name: _for_crosshair(plot, drawn[plot.name]) for plot in made if plot.name in drawn},
@@ -213,10 +263,10 @@ def _variables() -> str:
     light, dark = (
         "".join(f"--{role}:{colour};" for role, colour in colours.items()) for colours in (drawing.LIGHT, drawing.DARK)
     )
-    return (
-        f":root{{color-scheme:light;{light}}}\n"
+    return (  # paper is light, whatever the screen is
+        f":root{{color-scheme:light;{light}}}\n@media screen{{\n"
         f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
-        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}\n"
+        f":root[data-theme=dark]{{color-scheme:dark;{dark}}}\n}}\n"
     )
 
 

@@ -8,6 +8,7 @@ is zooming; page.js adds the crosshair with the values.
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.8), (3.9, 3.4)
 same for a phone."""
 DASHES = ((5, 3), (1.5, 2), (7, 2, 1.5, 2))
 """Of levels that are compared with, which share a colour."""
+LETTER, ENTRY, ROW = 6.2, 42, 0.17
+"""Of a legend: pixels of a letter and of what stands beside a label, inches of a row."""
 SMOOTH_FROM = 60
 """Points from which a curve is drawn thin, with its moving mean over a thirtieth of the points thick on it."""
 
@@ -57,6 +60,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
     """
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     # A name in a script that matplotlib's own font lacks is measured by guess; the browser has the letters.
     warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
@@ -70,8 +74,11 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
         "grid.linewidth": 0.8, "xtick.major.size": 0, "ytick.major.size": 0, "lines.solid_capstyle": "round",
         "lines.linewidth": 1.8, "legend.frameon": False, "text.parse_math": False,
     }  # fmt: skip
+    labels = list(dict.fromkeys(c.label for c in [*plot.curves, *plot.beside] if c.points[0] and c.label))
+    columns = _columns(labels, size[0])
+    more = max(0, math.ceil(len(labels) / columns) - 2) * ROW  # a long legend takes nothing from the plot
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=size, dpi=100, layout="constrained")
+        figure = Figure(figsize=(size[0], size[1] + more), dpi=100, layout="constrained")
         figure.patch.set_alpha(0)
         figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05)  # type: ignore[union-attr,call-arg]
         if plot.beside:
@@ -90,7 +97,12 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
         if plot.percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g} %")
         else:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.5g}")
+            axes.yaxis.set_major_formatter(_tick)
+        if plot.price:
+            price = plot.price
+            right = axes.secondary_yaxis("right", functions=(lambda hours: hours * price, lambda cost: cost / price))
+            right.yaxis.set_major_formatter(_tick)
+            right.yaxis.set_major_locator(MaxNLocator(5))
         for _, step in plot.restarts:
             axes.axvline(step - 0.5, color=ROLES["muted"], linewidth=1, linestyle=(0, (2, 2)))
         axes.set_xlabel(plot.x)
@@ -101,9 +113,8 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
                 xycoords=axes.get_xaxis_transform(), textcoords="offset points", va="top", color=ROLES["muted"],
                 fontsize=7.5,
             )  # fmt: skip
-        labels = [c.label for c in [*plot.curves, *plot.beside] if c.points[0] and c.label]
         if len(labels) > 1:
-            _legend(figure, [axes, *([side] if plot.beside else [])], list(dict.fromkeys(labels)), size)
+            _legend(figure, [axes, *([side] if plot.beside else [])], labels, columns)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         height = figure.get_figheight() * figure.dpi
@@ -114,7 +125,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
             "x": list(axes.get_xlim()),
             "y": list(axes.get_ylim()),
         }
-    return _cleaned(stream.getvalue(), colours, f"{plot.name}-{size[0]:g}-"), place
+    return _cleaned(stream.getvalue(), plot.title, colours, f"{plot.name}-{size[0]:g}-"), place
 
 
 def _curves(axes: Any, curves: Sequence[Curve]) -> None:
@@ -134,18 +145,17 @@ def _curves(axes: Any, curves: Sequence[Curve]) -> None:
         elif curve.style == "published":
             axes.plot(
                 steps, values, color=colour, linestyle=(0, (1, 2)), marker="D", markersize=4.5, linewidth=1.4,
-                label=curve.label, zorder=3,
+                label=curve.label, zorder=3, clip_on=False,
             )  # fmt: skip
         elif curve.style == "dotted":
             dashes = DASHES[sum(c.style == "dotted" for c in curves[: curves.index(curve)]) % len(DASHES)]
             axes.plot(steps, values, color=colour, linestyle=(0, dashes), linewidth=1, alpha=0.7, label=curve.label)
         else:
-            style = {"line": "-", "dashed": (0, (5, 2))}[curve.style]
-            if len(steps) >= SMOOTH_FROM:
+            if curve.style == "line" and len(steps) >= SMOOTH_FROM:
                 axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
                 steps, values = _mean(steps, values)
             mark = "o" if len(steps) == 1 else None
-            axes.plot(steps, values, color=colour, linestyle=style, marker=mark, markersize=4, label=curve.label)
+            axes.plot(steps, values, color=colour, marker=mark, markersize=4, label=curve.label)
 
 
 def _stack(axes: Any, curves: Sequence[Curve]) -> None:
@@ -175,7 +185,8 @@ def _limits(axes: Any, plot: Plot) -> None:
     elif steps:
         axes.set_xlim(min(0.0, *steps), max(steps) + 0.02 * (max(steps) - min(steps)))
     if plot.percent:
-        axes.set_ylim(0, min(1.02, max(0.1, 1.12 * max(tops, default=1.0))))
+        room = 1.1 if plot.restarts else 1.02  # for the word at the top
+        axes.set_ylim(0, min(room, max(0.1, 1.12 * max(tops, default=1.0))))
     elif tops and min(tops) >= 0:
         axes.set_ylim(0, 1.12 * max(tops) or 1.0)
 
@@ -190,14 +201,24 @@ def _finish(axes: Any, plot: Plot) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(figure: Any, all_axes: Sequence[Any], labels: Sequence[str], size: tuple[float, float]) -> None:
+def _tick(value: float, _: object) -> str:
+    """A value beside an axis: 12,500, 0.00015."""
+    return f"{value:,.5g}" if abs(value) >= 1e-4 or abs(value) < 1e-7 else f"{value:.8f}".rstrip("0")
+
+
+def _columns(labels: Sequence[str], inches: float) -> int:
+    """Columns of a legend, so that no label runs into the next or out of the picture."""
+    longest = max(map(len, labels), default=0)
+    return max(1, min(4, len(labels), int(100 * inches / (ENTRY + LETTER * longest))))
+
+
+def _legend(figure: Any, all_axes: Sequence[Any], labels: Sequence[str], columns: int) -> None:
     found: dict[str, Any] = {}
     for axes in all_axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    columns = 2 if size[0] < 5 else 4
     figure.legend(
-        [found[label] for label in labels], labels, loc="outside upper left", ncols=min(columns, len(labels)),
+        [found[label] for label in labels], labels, loc="outside upper left", ncols=columns,
         fontsize=8, handlelength=1.6, columnspacing=1.6, borderpad=0.1, borderaxespad=0, labelspacing=0.4,
         labelcolor=ROLES["ink"],
     )  # fmt: skip
@@ -213,7 +234,7 @@ def _mean(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float],
     return list(steps), means
 
 
-def _cleaned(svg: str, colours: Mapping[str, str], prefix: str) -> str:
+def _cleaned(svg: str, title: str, colours: Mapping[str, str], prefix: str) -> str:
     """matplotlib's SVG for inclusion in a page: attributes instead of inline styles, which a strict policy refuses,
     no style element, which would reach beyond the picture, names that are this picture's own, and roles instead of
     stand-in colours."""
@@ -240,6 +261,8 @@ def _cleaned(svg: str, colours: Mapping[str, str], prefix: str) -> str:
                 parent.set(name, f"#{prefix}{value[1:]}")
             elif value.startswith("url(#"):
                 parent.set(name, f"url(#{prefix}{value[5:]}")
+    root.set("role", "img")
+    root.set("aria-label", title)
     root.set("stroke-linejoin", "round")
     root.set("font-family", "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif")
     for name in ("width", "height", "version"):

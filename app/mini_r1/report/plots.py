@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mini_r1.report import seed
-from mini_r1.report.reading import Evaluated, Points, RunData
-from mini_r1.values import number
+from mini_r1.report.reading import Evaluated, Points, RunData, drawable
 
 SERIES = ("a", "b", "c", "d", "e", "f")
 """Names of the colours (Okabe and Ito 2008, told apart by the colour-blind), for a run or for a curve of one run."""
+LABEL = 24
+"""Characters of a run's name in a legend: two of them stand side by side in a small picture."""
 TOLD_APART = 4
 """Attempts of a run that get a colour each; of more, the gaps between their lines tell enough."""
 PHASES = (
@@ -39,7 +40,8 @@ class Curve:
     run: int | None = None
     """Which run it is of; None for what is no run's."""
     style: str = "line"
-    """line, dashed, dotted (a level), marks (measured at few steps, with intervals), published (the seed's)."""
+    """line, path (a line that is no mean of anything, so never smoothed), dotted (a level), marks (measured at few
+    steps, with intervals), published (the seed's)."""
     intervals: list[tuple[float, float] | None] = field(default_factory=list)
     """95 %, one for each point or none at all."""
 
@@ -60,6 +62,8 @@ class Plot:
     beside: list[Curve] = field(default_factory=list)
     """Drawn in a small picture of its own on the right: another time scale."""
     stacked: bool = False
+    price: float | None = None
+    """Of what the left axis counts: the right one then tells the cost."""
     group: str = ""
 
     @property
@@ -68,9 +72,15 @@ class Plot:
         return not any(curve.points[0] for curve in self.curves if curve.run is not None)
 
 
-def plots(runs: Sequence[RunData]) -> list[Plot]:
-    """Every plot of a report on these runs, the most telling one first."""
+def plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot]:
+    """Every plot of a report on these runs, the most telling one first.
+
+    Args:
+        runs: what was read of them.
+        price: of one GPU for an hour; None: no cost is told.
+    """
     one = len(runs) == 1
+    names = labels([run.name for run in runs])
     made = [success(runs)]
 
     def add(group: str, name: str, title: str, note: str, figures: dict[str, str], *, percent: bool = False) -> None:
@@ -80,12 +90,9 @@ def plots(runs: Sequence[RunData]) -> list[Plot]:
                 points = run.points(figure)
                 if not points[0] and len(figures) > 1:
                     continue
-                shown = label if one else run.name if len(figures) == 1 else f"{run.name}: {label}"
                 colour = SERIES[(order if one else index) % len(SERIES)]
-                style = "line" if one or order == 0 else ("dashed", "dotted")[(order - 1) % 2]
-                curves.append(Curve(shown, points, colour, index, style))
-        plot = Plot(name, title, note, curves, percent, group=group, restarts=_restarts(runs))
-        made.append(plot)
+                curves.append(Curve(label if one else names[index], points, colour, index))
+        made.append(Plot(name, title, note, curves, percent, group=group, restarts=_restarts(runs)))
 
     learns, answers, costs = "What it learns", "How it answers", "What it costs"
     add(
@@ -128,28 +135,53 @@ def plots(runs: Sequence[RunData]) -> list[Plot]:
         "“Wait”, “let me check”, “alternatively”, … in a thought, mean over completions.",
         {"reflections": "phrases"},
     )  # fmt: skip
-    add(
-        answers, "manner", "Words or enumeration",
-        "Share of thoughts that list attempts, and of those that reason in words; the rest do neither.",
-        {"frac_enumerating": "enumerating", "frac_wordy": "wordy"}, percent=True,
-    )  # fmt: skip
+    if one:
+        add(
+            answers, "manner", "Words or enumeration",
+            "Share of thoughts that list attempts, and of those that reason in words; the rest do neither.",
+            {"frac_enumerating": "enumerating", "frac_wordy": "wordy"}, percent=True,
+        )  # fmt: skip
+    else:  # both in one picture would be two lines of each colour
+        add(
+            answers,
+            "enumerating",
+            "Enumeration",
+            "Share of thoughts that list attempts.",
+            {"frac_enumerating": ""},
+            percent=True,
+        )
+        add(answers, "wordy", "Words", "Share of thoughts that reason in words.", {"frac_wordy": ""}, percent=True)
     add(
         answers, "truncated", "Cut short", "Share of completions that reached the length limit without an end.",
         {"frac_truncated": "cut"}, percent=True,
     )  # fmt: skip
     _published(made)
-    made += [_seconds(runs), _tokens(runs), _clock(runs)]
-    for plot in made[-3:]:
+    paid = [_gpu_hours(runs, price)] if any(a.gpus for run in runs for a in run.attempts) else []
+    for plot in (_seconds(runs), _tokens(runs), *paid, _clock(runs)):
         plot.group = costs
+        made.append(plot)
     return made
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Names for a legend: long ones without their middle, numbered where that leaves two of them alike."""
+    short = [_short(name, LABEL) for name in names]
+    if len(set(short)) == len(short):
+        return short
+    return [f"{at}: {_short(name, LABEL - 3)}" for at, name in enumerate(names, 1)]
+
+
+def _short(name: str, room: int) -> str:
+    return name if len(name) <= room else f"{name[: (room - 1) // 2]}…{name[-(room // 2) :]}"
 
 
 def success(runs: Sequence[RunData]) -> Plot:
     """Held-out success with intervals, training success, the baselines, and the seed's published curve."""
     one = len(runs) == 1
+    names = labels([run.name for run in runs])
     curves: list[Curve] = []
     for index, run in enumerate(runs):
-        own = "" if one else f"{run.name}: "
+        own = "" if one else f"{names[index]}: "
         colour = SERIES[index % len(SERIES)]
         held = SERIES[2] if one else colour
         curves.append(Curve(f"{own}training", run.points("success"), colour, index))
@@ -172,7 +204,7 @@ def success(runs: Sequence[RunData]) -> Plot:
     last = max((run.planned or run.step for run in runs), default=0)
     published = seed.published()
     seeds = Curve(
-        "the seed: training, T 0.9",
+        "the seed: training reward, T 0.9",
         ([float(s) for s, _ in published["success"]], [float(v) for _, v in published["success"]]),
         "seed", None, "published",
     )  # fmt: skip
@@ -216,7 +248,7 @@ def _baselines(run: RunData) -> list[Curve]:
         for evaluated in main_series(run):
             found = evaluated.values.get("baselines")
             figures = found.get(key) if isinstance(found, dict) else None
-            level = number(figures.get("sampled", figures.get("greedy"))) if isinstance(figures, dict) else None
+            level = drawable(figures.get("sampled", figures.get("greedy"))) if isinstance(figures, dict) else None
             if level is not None:
                 levels[0].append(float(evaluated.step))
                 levels[1].append(level)
@@ -241,13 +273,14 @@ def _published(made: list[Plot]) -> None:
 def _seconds(runs: Sequence[RunData]) -> Plot:
     if len(runs) > 1:
         curves = []
+        names = labels([run.name for run in runs])
         for index, run in enumerate(runs):
             steps = [row["step"] for row in run.rows if "loss" in row]
             totals = []
             by_phase = {figure: dict(zip(*run.points(figure), strict=True)) for figure, _ in PHASES[:5]}
             for step in steps:
                 totals.append(sum(phase.get(step, 0.0) for phase in by_phase.values()))
-            curves.append(Curve(run.name, ([float(s) for s in steps], totals), SERIES[index % len(SERIES)], index))
+            curves.append(Curve(names[index], ([float(s) for s in steps], totals), SERIES[index % len(SERIES)], index))
         return Plot("seconds", "Seconds a step", "Without evaluation and saving.", curves)
     curves = []
     for order, (figure, label) in enumerate(PHASES[:5]):
@@ -264,17 +297,40 @@ def _seconds(runs: Sequence[RunData]) -> Plot:
 
 
 def _tokens(runs: Sequence[RunData]) -> Plot:
+    names = labels([run.name for run in runs])
     curves = [
-        Curve("tokens" if len(runs) == 1 else run.name, run.points("tokens_per_second"), SERIES[i % len(SERIES)], i)
+        Curve("tokens" if len(runs) == 1 else names[i], run.points("tokens_per_second"), SERIES[i % len(SERIES)], i)
         for i, run in enumerate(runs)
     ]
     note = "Completion tokens of all workers by the seconds of the rollout."
     return Plot("tokens-per-second", "Tokens a second", note, curves, restarts=_restarts(runs))
 
 
+def _gpu_hours(runs: Sequence[RunData], price: float | None) -> Plot:
+    """GPU-hours paid for when a step was done: of every GPU of every start so far, steps done again included."""
+    names = labels([run.name for run in runs])
+    curves = []
+    for index, run in enumerate(runs):
+        paid = 0.0
+        points: Points = ([], [])
+        for attempt in run.attempts:
+            times, steps = attempt.times
+            if attempt.gpus and attempt.seconds is not None:
+                begin = attempt.started if attempt.started is not None else times[0]
+                points[0].extend(steps)
+                points[1].extend(paid + max(0.0, at - begin) * attempt.gpus / 3600 for at in times)
+                paid += attempt.seconds * attempt.gpus / 3600
+        curves.append(Curve("GPU-hours" if len(runs) == 1 else names[index], points, SERIES[index], index, "path"))
+    said = "on the right what they cost at this price" if price else "--price-per-gpu-hour tells what they cost"
+    note = f"Of every GPU of every start, steps done again included; {said}."
+    title = f"GPU-hours, and cost at {price:g} each" if price else "GPU-hours"
+    return Plot("gpu-hours", title, note, curves, price=price or None, restarts=_restarts(runs))
+
+
 def _clock(runs: Sequence[RunData]) -> Plot:
     """Steps over time: every attempt a line of its own; gaps are waiting, falling back is work done again."""
     curves = []
+    names = labels([run.name for run in runs])
     unit, per = _unit(runs)
     for index, run in enumerate(runs):
         begin = next((a.started or (a.times[0][0] if a.times[0] else None) for a in run.attempts), None)
@@ -283,12 +339,12 @@ def _clock(runs: Sequence[RunData]) -> Plot:
             if not times or begin is None:
                 continue
             few = len(runs) == 1 and len(run.attempts) <= TOLD_APART
-            label = f"attempt {attempt.number}" if few else run.name if len(runs) > 1 else ""
+            label = f"attempt {attempt.number}" if few else names[index] if len(runs) > 1 else ""
             order = attempt.number - 1 if few else index
             first = attempt.started if attempt.started is not None else times[0]
             after = float((attempt.first_step or 1) - 1)
             points = [(at - begin) / per for at in [first, *times]], [after, *steps]
-            curves.append(Curve(label, points, SERIES[order % len(SERIES)], index))
+            curves.append(Curve(label, points, SERIES[order % len(SERIES)], index, "path"))
     note = "Every start of the program is a line of its own; where a line begins lower, steps were done again."
     return Plot("clock", "Steps over time", note, curves, x=f"{unit} since the first start")
 

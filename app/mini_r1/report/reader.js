@@ -1,0 +1,135 @@
+// One completion to read: its verdict, its answer worked out, its thought with what is worth seeing marked; and the answers
+// to one problem side by side.
+const RIGHT = 1, FORMAT = 2, SEED = 4, CUT = 8, WAIT = 16; // bits of a sample's flags: samples.py
+const REFLECTION = new RegExp(page.reflection, "gi");
+
+let samples = null; // columns, as samples.py packs them
+let current = -1; // the sample that is read
+let thinking = false; // whether the thought is open
+const ofProblem = new Map(); // samples of each problem, by step
+const has = (i, flag) => (samples.flags[i] & flag) !== 0;
+
+/** Text with search hits and, in a thought, reflection phrases marked; what is invisible is spelled out. */
+function written(text, reflective) {
+  const query = $("q").value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), spans = [];
+  // Not by places in the text in small letters: some letters are two then (İ).
+  if (query) for (const hit of text.matchAll(new RegExp(query, "gi"))) {
+    spans.push([hit.index, hit.index + hit[0].length, "found"]);
+    if (spans.length === 500) break;
+  }
+  if (reflective) for (const hit of text.matchAll(REFLECTION)) spans.push([hit.index, hit.index + hit[0].length, ""]);
+  spans.sort((a, b) => a[0] - b[0]);
+  const pre = el("pre");
+  let done = 0;
+  for (const [from, to, kind] of spans) {
+    if (from < done) continue;
+    plain(pre, text.slice(done, from));
+    pre.append(plain(el(kind ? "mark." + kind : "mark"), text.slice(from, to)));
+    done = to;
+  }
+  return plain(pre, text.slice(done));
+}
+function plain(node, text) {
+  let done = 0;
+  for (const hit of text.matchAll(HIDDEN)) {
+    node.append(text.slice(done, hit.index), el("span.esc", null, code(hit[0])));
+    done = hit.index + hit[0].length;
+  }
+  node.append(text.slice(done));
+  return node;
+}
+
+/** The answer worked out: every operation, the numbers used, the result beside the target. */
+function check(i) {
+  const [answer, steps, value, missing, extra] = samples.workings[samples.working[i]];
+  const [nums, target] = samples.problems[samples.problem[i]];
+  if (answer === null) return el("div.check", null, el("p", null, "No answer"), visible(samples.reasons[samples.reason[i]]));
+  const left = [...missing];
+  const chips = nums.map((n) => {
+    const at = left.indexOf(n);
+    if (value === null && !steps.length && !missing.length) return el("span.chip", null, String(n));
+    if (at < 0) return el("span.chip.ok", null, `${n} ✓`);
+    left.splice(at, 1);
+    return el("span.chip.no", null, `${n} left out`);
+  });
+  for (const n of extra) chips.push(el("span.chip.no", null, `${n.length > 24 ? n.slice(0, 24) + "…" : n} not given`));
+  const hits = value === String(target);
+  return el("div.check", null, el("p", null, "The answer, worked out"), plain(el("div.answer"), answer || "(empty)"),
+    steps.length ? el("ol", null, ...steps.map((step) => el("li", null, step))) : null,
+    value === null ? (steps.length ? null : el("div.no", null, visible(samples.reasons[samples.reason[i]])))
+      : el(hits ? "div.ok" : "div.no", null, hits ? `${value} is the target ✓` : `${value}, and the target is ${target} ✗`),
+    el("p"), el("div.chips", null, ...chips));
+}
+
+const plural = (n, one, many) => `${whole(n)} ${n === 1 ? one : many}`;
+function facts(i) {
+  const parts = [`${plural(samples.tokens[i], "token", "tokens")}${has(i, CUT) ? ", cut short" : ""}`, plural(samples.tries[i], "try", "tries"),
+    plural(samples.reflections[i], "reflection phrase", "reflection phrases"), samples.manners[samples.manner[i]] === "neither" ? "neither wordy nor enumerating" : samples.manners[samples.manner[i]],
+    has(i, FORMAT) ? "format kept" : "format broken"];
+  if (samples.reward[i] !== null) parts.push(`reward ${samples.reward[i]}`);
+  if (has(i, RIGHT) !== has(i, SEED)) parts.push(`the seed’s scorer: ${has(i, SEED) ? "right" : "wrong"}`);
+  return parts.join(" · ");
+}
+function thought(i, open, folded) {
+  const text = samples.text[i], end = text.indexOf("</think>");
+  const inside = end < 0 ? text : text.slice(0, end), rest = end < 0 ? "" : text.slice(end);
+  const lines = inside.trim() ? inside.trim().split("\n").length : 0;
+  const details = el("details.think", { open }, el("summary", null, `Thinking: ${plural(lines, "line", "lines")}${end < 0 ? ", never ended" : ""}`));
+  const fill = () => { if (details.open && details.children.length < 2) details.append(written(inside.replace(/^\n+|\s+$/g, ""), true), folded && rest ? written(rest, false) : ""); };
+  details.ontoggle = fill;
+  fill();
+  return [details, rest && !folded ? written(rest, false) : null,
+    samples.clipped[i] ? el("p.note", null, `${whole(samples.clipped[i])} characters were left out at ⋯`) : null].filter(Boolean);
+}
+function badge(i) {
+  const ok = has(i, RIGHT);
+  return el(ok ? "span.badge.ok" : "span.badge.no", null, visible(samples.reasons[samples.reason[i]]));
+}
+function read(i) {
+  const [nums, target] = samples.problems[samples.problem[i]], same = ofProblem.get(samples.problem[i]), at = same.indexOf(i);
+  const earlier = el("button", { type: "button", disabled: at <= 0, title: "Same problem, earlier ([)" }, "‹ earlier");
+  const later = el("button", { type: "button", disabled: at >= same.length - 1, title: "Same problem, later (])" }, "later ›");
+  const over = el("button", { type: "button", disabled: same.length < 2, title: "Side by side (c)" }, `Compare ${whole(same.length)}`);
+  earlier.onclick = () => again(-1);
+  later.onclick = () => again(1);
+  over.onclick = compare;
+  const body = thought(i, thinking);
+  body[0].addEventListener("toggle", () => { thinking = body[0].open; });
+  return [
+    el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.move", null, earlier, later, over)),
+    el("header", null, badge(i), el("span.note", null, `${page.runs.length > 1 ? page.runs[samples.run[i]] + ", " : ""}step ${samples.step[i]}, ${samples.kinds[samples.kind[i]]}`)),
+    el("p.facts", null, facts(i)), check(i), ...body];
+}
+
+/** One problem's answers, a card for each step. */
+function compare() {
+  if (current < 0) return;
+  const [nums, target] = samples.problems[samples.problem[current]], groups = new Map(), steps = new Set();
+  for (const i of ofProblem.get(samples.problem[current])) {
+    const key = `${samples.run[i]} ${samples.step[i]} ${samples.kind[i]}`;
+    steps.add(samples.step[i]);
+    if (groups.has(key)) groups.get(key).push(i); else groups.set(key, [i]);
+  }
+  const close = el("button", { type: "button" }, "Close"), box = $("compare");
+  close.onclick = () => box.close();
+  const cards = [...groups.values()].map((group) => card(group));
+  box.replaceChildren(
+    el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.note", null, `${plural(steps.size, "step", "steps")}, ${plural([...groups.values()].flat().length, "answer", "answers")}`), close),
+    steps.size < 2 ? el("p.note", null, "This problem came up at one step only: its answers there stand side by side.") : "",
+    el("div.cards", null, ...(groups.size < 2 ? [...groups.values()][0].map((i) => card([i])) : cards)));
+  box.showModal();
+}
+function card(group) {
+  const rights = group.filter((i) => has(i, RIGHT)).length, node = el("section.card");
+  let at = Math.max(0, group.indexOf(current));
+  const draw = () => {
+    const i = group[at], turn = el("button", { type: "button" }, `${at + 1} of ${group.length} ›`);
+    turn.onclick = () => { at = (at + 1) % group.length; draw(); };
+    node.replaceChildren(
+      el("header", null, el("h3", null, page.runs.length > 1 ? el("i.swatch." + "abcdef"[samples.run[i]]) : "", `Step ${samples.step[i]}`), el("span.note", null, [group.length > 1 && `${rights} of ${group.length} right`, samples.kind[i] && samples.kinds[samples.kind[i]]].filter(Boolean).join(", ")),
+        group.length > 1 ? el("span.move", null, turn) : ""),
+      badge(i), el("p.facts", null, facts(i)), check(i), ...thought(i, false, true));
+  };
+  draw();
+  return node;
+}
