@@ -307,7 +307,8 @@ def main() -> None:
         result = app(prog_name="mini-r1", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except click.exceptions.Exit as stop:
-        code = stop.exit_code
+        interrupted = isinstance(stop.__cause__, KeyboardInterrupt)  # of which typer makes 130
+        code = int(ExitCode.INTERRUPTED) if interrupted else stop.exit_code
     except click.exceptions.Abort:
         code = int(ExitCode.INTERRUPTED)
     except KeyboardInterrupt:
@@ -332,7 +333,7 @@ def _fail(message: str, code: ExitCode) -> int:
     from mini_r1.console import printable
 
     _say_in_json(message, code)
-    print(f"error: {printable(message)}", file=sys.stderr)
+    print(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{printable(message)}", file=sys.stderr)
     return int(code)
 
 

@@ -23,7 +23,7 @@ from mini_r1 import health
 from mini_r1.console import printable, shown_bytes
 from mini_r1.errors import KitError
 from mini_r1.rundir import RunDir, read_jsonl, read_object
-from mini_r1.values import interval, number
+from mini_r1.values import duration, interval, number
 
 COLOURS = {"running": "cyan", "saved": "yellow", "finished": "green", "failed": "red", "dead": "red"}
 
@@ -113,8 +113,8 @@ def to_json(found: list[Row]) -> str:
 def table(found: list[Row], folder: Path) -> Table:
     """For people."""
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    made.add_column("run", overflow="fold")
-    made.add_column("state", overflow="fold")
+    made.add_column("run", overflow="fold", min_width=8)
+    made.add_column("state", overflow="fold", min_width=len("finished"))
     for heading in ("step", "success", "time", "size"):
         made.add_column(heading, justify="right", no_wrap=True)
     for one in found:
@@ -127,7 +127,7 @@ def table(found: list[Row], folder: Path) -> Table:
             state,
             "?" if one.step is None else f"{one.step}/{one.steps}" if one.steps else str(one.step),
             _success(one),
-            "?" if one.seconds is None else _duration(one.seconds),
+            "?" if one.seconds is None else duration(one.seconds),
             shown_bytes(one.bytes),
         )
     return made
@@ -139,12 +139,6 @@ def _success(one: Row) -> str:
     if one.ci95 is None:
         return f"{one.success:.1%} (training)"
     return f"{one.success:.1%} ({one.ci95[0] * 100:.0f}-{one.ci95[1] * 100:.0f}%)"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 def _runs(folder: Path) -> Iterator[Path]:

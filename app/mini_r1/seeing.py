@@ -27,12 +27,35 @@ def evaluate(
     as_json: bool,
 ) -> ExitCode:
     """`mini-r1 evaluate`: all snapshots of a run, one of them, or a model."""
+    from mini_r1.evaluation.stopping import stopped_in_order
+
+    run = RunDir(Path(run_or_model).expanduser())
+    kept = f"what was measured is in {run.evaluation}, and the same command goes on" if run.is_run() else "nothing is kept of a model's figures"
+    with stopped_in_order(f"stopped: {kept}"):
+        return _evaluate(
+            run_or_model, run, problems, samples=samples, limit=limit, step=step, newest=newest, engine=engine,
+            again=again, as_json=as_json,
+        )  # fmt: skip
+
+
+def _evaluate(
+    run_or_model: str,
+    run: RunDir,
+    problems: Path | None,
+    *,
+    samples: int | None,
+    limit: int | None,
+    step: int | None,
+    newest: bool,
+    engine: str,
+    again: bool,
+    as_json: bool,
+) -> ExitCode:
     with needs_extra("train"):
         from mini_r1.evaluation.run import evaluate_run, evaluate_run_or_model
         from mini_r1.evaluation.source import Wish
         from mini_r1.evaluation.table import print_series, print_table
         from mini_r1.training.start import starting_point
-    run = RunDir(Path(run_or_model).expanduser())
     with data_errors():
         start = starting_point(run) if run.is_run() else None
         if start is not None and not newest and step is None:

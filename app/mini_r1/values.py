@@ -1,4 +1,4 @@
-"""Values out of files that may be half-written or of another version: what is no figure counts as absent."""
+"""Values out of files that may be half-written or of another version: what is no figure counts as absent; and times."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ def interval(value: object) -> tuple[float, float] | None:
         return None
     low, high = number(value[0]), number(value[1])
     return None if low is None or high is None or low > high else (low, high)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45 s, 12 min, 3.4 h, 2.1 d."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5_400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3_600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
 
 
 def mapping(value: object) -> dict[str, Any]:

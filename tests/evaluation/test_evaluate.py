@@ -166,6 +166,17 @@ def test_two_evaluations_are_the_same(loaded: tuple[Any, Any], problems: list[ta
     assert [[a.problem for a in answers] for answers in first.sampled] == [[p] * 3 for p in problems]
 
 
+def test_more_samples_than_a_batch_holds_are_drawn_in_rounds(
+    loaded: tuple[Any, Any], problems: list[task.Problem]
+) -> None:
+    seen: list[int] = []
+    found = evaluate(*loaded, problems[:2], **{**SETTINGS, "samples": 7}, batch_rows=3, on_progress=seen.append)
+    assert [[answer.problem for answer in answers] for answers in found.sampled] == [[p] * 7 for p in problems[:2]]
+    assert max(later - before for before, later in zip([0, *seen], seen, strict=False)) <= 3
+    for answers in found.sampled:
+        assert len({answer.text for answer in answers}) > 3  # no round repeats another's draws
+
+
 def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:
     model, tokenizer = loaded
     ours = evaluate(model, tokenizer, problems, **SETTINGS).greedy

@@ -69,6 +69,7 @@ def test_a_model_directory_writes_nothing_and_takes_the_seeds_settings(
     ("options", "message"),
     [
         ({"samples": 0}, "--samples must be at least 1, found 0"),
+        ({"samples": 10**9}, "--samples must be at most 10,000, found 1,000,000,000"),
         ({"limit": 0}, "--limit must be at least 1, found 0"),
         ({"step": 7}, "no complete snapshot of step 7; there are: 5, 10"),
         ({"step": 15}, "no complete snapshot of step 15"),
@@ -122,8 +123,11 @@ def test_models_that_are_none(model_directory: Path, problems_file: Path, tmp_pa
         evaluate_run_or_model(str(model_directory), problems_file, step=3)
     with pytest.raises(KitError, match="neither a run .* nor a model"):
         evaluate_run_or_model(str(tmp_path), problems_file)
-    with pytest.raises(KitError, match="cannot load the model"):
-        evaluate_run_or_model("./missing", problems_file)
+    for name in ("./missing", "/no/such/run", str(problems_file)):
+        with pytest.raises(KitError, match=f"there is no directory {name}: name a run"):
+            evaluate_run_or_model(name, problems_file)
+    with pytest.raises(KitError, match="no directory runs/tyop; if it is a model on the hub, name a file with --prob"):
+        evaluate_run_or_model("runs/tyop")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(KitError, match="cannot load the model"):
         evaluate_run_or_model(str(tmp_path), problems_file)

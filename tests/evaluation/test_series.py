@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.evaluation import run as room
+from mini_r1.evaluation import measuring as room
 from mini_r1.evaluation.run import Series, evaluate_run, evaluate_run_or_model
 from mini_r1.evaluation.source import Wish
 from mini_r1.evaluation.table import print_series

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-import mini_r1
-from mini_r1.console import ProgressLine, printable, progress_console
+from mini_r1.console import progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import source as sources
+from mini_r1.evaluation.claims import refuse_unwritable
 from mini_r1.evaluation.engines import Engines
-from mini_r1.evaluation.evaluate import measure, refuse_numbers
-from mini_r1.evaluation.source import Problems, Source, Wish
-from mini_r1.generation.completers import Completer
-from mini_r1.generation.model import device
+from mini_r1.evaluation.evaluate import refuse_numbers
+from mini_r1.evaluation.measuring import Work, measure_once, same_before, step_of
+from mini_r1.evaluation.source import Source, Wish
 from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.provenance import utc_now, versions
-from mini_r1.rundir import RunDir, completions_of, write_json, write_jsonl
+from mini_r1.rundir import RunDir, write_json
 
-RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
 UNTRAINED_FIGURES = (
     "sampled", "ci95", "greedy", "greedy_ci95", "pass_at_k", "by_size", "by_operators", "format", "tries",
     "completion_tokens", "truncated",
@@ -63,19 +57,6 @@ class Series:
             "evaluations": self.results,
         }
         return {**self.results[-1], "series": series}
-
-
-@dataclass(slots=True)
-class _Work:
-    """One call's settings."""
-
-    problems: Problems
-    engines: Engines
-    console: Console
-    again: bool
-
-    def say(self, line: str) -> None:
-        self.console.print(printable(line), markup=False)
 
 
 def evaluate_run_or_model(
@@ -148,16 +129,20 @@ def evaluate_run_or_model(
         chosen = replace(chosen, samples=n)
         before = replace(before, samples=n) if before else None
     with Engines(engine, problems, any(one.is_adapter for one in [chosen, *snapshots])) as engines:
-        work = _Work(problems, engines, console or progress_console(), again)
-        found = None if again else _same(work, chosen)
+        work = Work(problems, engines, console or progress_console(), again, source)
+        work.say_what_was_trained_on()
+        found = None if again else same_before(work, chosen)
         if found is None:
-            found = _measured(work, chosen, source, "completions")
+            if run.is_run():
+                refuse_unwritable(run)
+            found, _ = measure_once(work, chosen, "completions", wait=True)
         else:
             work.say(
                 f"{found['provenance']['written_to']} has it already, with the same settings: --again measures anew"
             )
+    assert found is not None
     if before is not None and chosen.step:
-        _with_untrained(work, [found], _same(work, before))
+        _with_untrained(work, [found], same_before(work, before))
     return found
 
 
@@ -199,22 +184,14 @@ def evaluate_run(
         n = sources.samples_before(targets, problems) or snapshots[0].samples
         targets = [replace(target, samples=n) for target in targets]
     with Engines(engine, problems, any(target.is_adapter for target in targets)) as engines:
-        work = _Work(problems, engines, console or progress_console(), again)
-        there = {} if again else {_step(target): found for target in targets if (found := _same(work, target))}
-        todo = [target for target in targets if _step(target) not in there]
+        work = Work(problems, engines, console or progress_console(), again, str(run.path))
+        work.say_what_was_trained_on()
+        there = {} if again else {step_of(target): found for target in targets if (found := same_before(work, target))}
+        todo = [target for target in targets if step_of(target) not in there]
         _say_what_is_done(work, list(there), todo)
-        measured: dict[int, dict[str, Any]] = {}
-        faults: dict[int, str] = {}
-        for number, target in enumerate(todo, start=1):
-            step = _step(target)
-            title = f"step {step} ({number} of {len(todo)}): completions"
-            try:
-                measured[step] = _measured(work, target, str(run.path), title)
-            except KitError as error:
-                if error.exit_code == ExitCode.RETRY:
-                    raise
-                faults[step] = error.message
-                work.say(f"step {step} is left out: {error.message}")
+        if todo:
+            refuse_unwritable(run)
+        measured, faults = _measure_all(work, todo, there)
     results = {**there, **measured}
     if faults and not results:
         raise KitError("\n".join(faults.values()))
@@ -224,7 +201,7 @@ def evaluate_run(
     return Series(run.path, ordered, sorted(measured), sorted(there), faults, why)
 
 
-def _say_what_is_done(work: _Work, there: Sequence[int], todo: Sequence[Source]) -> None:
+def _say_what_is_done(work: Work, there: Sequence[int], todo: Sequence[Source]) -> None:
     if there and todo:
         steps = ", ".join(map(str, sorted(there)))
         work.say(f"measured before with the same settings: steps {steps}; {len(todo)} to do")
@@ -232,86 +209,34 @@ def _say_what_is_done(work: _Work, there: Sequence[int], todo: Sequence[Source])
         work.say("every snapshot is measured already with these settings: nothing to do (--again measures anew)")
 
 
-def _measured(work: _Work, chosen: Source, source: str, title: str) -> dict[str, Any]:
-    """Measure and, of a run, write."""
-    chosen.verify()
-    path = sources.result_file(chosen, work.problems)
-    _say_what_differs(work, chosen, path)
-    completer = work.engines.of(chosen, work.say)
-    problems = work.problems.asked
-    with ProgressLine(work.console, title, len(problems) * (1 + chosen.samples)) as line:
-        evaluation = measure(
-            completer,
-            problems,
-            samples=chosen.samples,
-            temperature=chosen.temperature,
-            max_new_tokens=chosen.max_new_tokens,
-            prompt_style=chosen.style,
-            seed=chosen.seed,
-            on_progress=line.update,
-        )
-    result = {**evaluation.to_json(chosen.game), "provenance": _provenance(chosen, work.problems, completer, source)}
-    if path is not None:
-        result["provenance"]["written_to"] = str(path)
-        path.parent.mkdir(exist_ok=True)
-        write_jsonl(completions_of(path), evaluation.rows(_step(chosen)))
-        write_json(path, result)  # last: with it the step counts as measured
-    return result
+def _measure_all(
+    work: Work, todo: Sequence[Source], there: dict[int, dict[str, Any]]
+) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """What could be measured, and what could not and why; what another process measured goes into `there`."""
+    measured: dict[int, dict[str, Any]] = {}
+    faults: dict[int, str] = {}
+    # First what nobody is at, then what another process had claimed.
+    queue = [(number, target, False) for number, target in enumerate(todo, start=1)]
+    while queue:
+        number, target, wait = queue.pop(0)
+        step = step_of(target)
+        title = f"step {step} ({number} of {len(todo)}): completions"
+        try:
+            result, ours = measure_once(work, target, title, wait=wait, steps_after=len(queue))
+        except KitError as error:
+            if error.exit_code == ExitCode.RETRY:
+                raise
+            faults[step] = error.message
+            work.say(f"step {step} is left out: {error.message}")
+            continue
+        if result is None:
+            queue.append((number, target, True))
+        else:
+            (measured if ours else there)[step] = result
+    return measured, faults
 
 
-def _provenance(chosen: Source, problems: Problems, completer: Completer, source: str) -> dict[str, Any]:
-    where = device()
-    return {
-        "source": source,
-        "model": completer.facts,
-        "step": chosen.step,
-        "snapshot": str(chosen.saved.path) if chosen.saved else None,
-        "problems_file": str(chosen.problems_file),
-        "problems_sha256": problems.sha256,
-        "problems_in_file": problems.available,
-        "limit": problems.limit,
-        "selection": problems.words,
-        "prompt_style": chosen.style,
-        "max_new_tokens": chosen.max_new_tokens,
-        "seed": chosen.seed,
-        "engine": completer.name,
-        "settings": sources.settings(chosen, problems),
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu x {os.cpu_count()}",
-        "versions": {
-            "mini-r1": mini_r1.__version__,
-            "python": platform.python_version(),
-            **versions(RECORDED_VERSIONS),
-        },
-        "date": utc_now(),
-        "written_to": None,
-    }
-
-
-def _same(work: _Work, chosen: Source) -> dict[str, Any] | None:
-    """The result of these very weights, problems and settings, if it is written already."""
-    path = sources.result_file(chosen, work.problems)
-    found = sources.read_result(path)
-    if found is None or found["provenance"].get("settings") != sources.settings(chosen, work.problems):
-        return None
-    found["provenance"]["written_to"] = str(path)  # where it is now: a run may have been moved
-    return found
-
-
-def _say_what_differs(work: _Work, chosen: Source, path: Path | None) -> None:
-    """Before a result is replaced: by what it was another."""
-    before = sources.read_result(path)
-    if before is None or path is None or work.again:
-        return
-    now, then = sources.settings(chosen, work.problems), before["provenance"].get("settings")
-    if not isinstance(then, dict):
-        work.say(f"{path} is of an earlier version of the kit: measured again")
-        return
-    changed = [key.replace("_", " ") for key in now if now[key] != then.get(key)]
-    if changed:
-        work.say(f"{path} was measured with other settings ({', '.join(changed)}): measured again")
-
-
-def _with_untrained(work: _Work, results: list[dict[str, Any]], step_0: dict[str, Any] | None) -> None:
+def _with_untrained(work: Work, results: list[dict[str, Any]], step_0: dict[str, Any] | None) -> None:
     """Put the untrained model's figures among the baselines, where they are measured in the same way."""
     if step_0 is None:
         return
@@ -321,7 +246,3 @@ def _with_untrained(work: _Work, results: list[dict[str, Any]], step_0: dict[str
         if isinstance(baselines, dict) and baselines.get("untrained") != figures:
             baselines["untrained"] = figures
             write_json(Path(result["provenance"]["written_to"]), result)
-
-
-def _step(source: Source) -> int:
-    return source.step or 0

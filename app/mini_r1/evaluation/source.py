@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ DEFAULT_TEMPERATURE = 0.9
 DEFAULT_MAX_NEW_TOKENS = 1024
 DEFAULT_SEED = 42
 DEFAULT_SAMPLES = 4
-MOST_SAMPLES = 100_000
-"""That a result on the disk is believed to have."""
+MOST_SAMPLES = 10_000
+"""For each problem: more than any figure needs, and few enough to hold."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Wish:
         """
         if self.samples is not None and self.samples < 1:
             raise KitError(f"--samples must be at least 1, found {self.samples}")
+        if self.samples is not None and self.samples > MOST_SAMPLES:
+            raise KitError(f"--samples must be at most {MOST_SAMPLES:,}, found {self.samples:,}; pass@k ends at k = 64")
         if self.limit is not None and self.limit < 1:
             raise KitError(f"--limit must be at least 1, found {self.limit}")
 
@@ -73,6 +78,8 @@ class Source:
     run: RunDir | None = None
     step: int | None = None
     saved: Saved | None = None
+    weights: str = ""
+    """What tells a snapshot's weights from others, its manifest's hash: a resumed run saves a step a second time."""
     own_problems: bool = False
     """The problems are a file of the user's and not the run's held-out part."""
 
@@ -81,11 +88,22 @@ class Source:
         """Whether the weights are those of an adapter."""
         return (Path(self.model) / "adapter_config.json").is_file()
 
+    @property
     def identity(self) -> str:
-        """What tells these weights from others: a run that was resumed saves a step a second time."""
-        if self.saved is None:
-            return f"{self.model}@{self.revision}"
-        return hashlib.sha256((self.saved.path / MANIFEST).read_bytes()).hexdigest()
+        """What tells these weights from others."""
+        return self.weights or f"{self.model}@{self.revision}"
+
+    def refuse_change(self) -> None:
+        """A snapshot may be saved anew by a resumed run, or deleted to make room, while it is about to be measured.
+
+        Raises:
+            KitError: it is another one than when it was listed.
+        """
+        if self.saved is not None and _manifest_hash(self.saved) != self.weights:
+            raise KitError(
+                f"the snapshot {self.saved.path} was deleted or saved anew meanwhile: the same command measures what "
+                "is there now"
+            )
 
     def verify(self) -> None:
         """Its files are those that were saved.
@@ -96,6 +114,7 @@ class Source:
         if self.saved is None or self.run is None:
             return
         fault = verify(self.saved, self.run.run_id)
+        self.refuse_change()
         if fault is not None:
             raise KitError(f"the snapshot {self.saved.path} is damaged ({fault}): choose another one with --step")
 
@@ -109,6 +128,8 @@ class Problems:
     sha256: str
     limit: int | None
     selection_seed: int
+    trained_on: int = 0
+    """How many of them the run has trained on: none of its held-out part, maybe some of a user's file."""
 
     @property
     def limited(self) -> bool:
@@ -118,16 +139,17 @@ class Problems:
     @property
     def words(self) -> str:
         """How they were chosen."""
-        if not self.limited:
-            return f"all {self.available} problems"
-        return f"first {len(self.asked)} of {self.available} problems by a shuffle with seed {self.selection_seed}"
+        said = f"all {self.available} problems"
+        if self.limited:
+            said = f"first {len(self.asked)} of {self.available} problems by a shuffle with seed {self.selection_seed}"
+        return f"{said}, {self.trained_on} of them trained on" if self.trained_on else said
 
 
 def settings(source: Source, problems: Problems) -> dict[str, Any]:
     """Everything that a result depends on besides the machine: a file with the same is not made again."""
     return {
         "format": FORMAT,
-        "weights": source.identity(),
+        "weights": source.identity,
         "problems_sha256": problems.sha256,
         "problems": len(problems.asked),
         "samples": source.samples,
@@ -176,6 +198,8 @@ def of_model(source: str, problems_file: Path | None, step: int | None, wish: Wi
         KitError: there is nothing to evaluate, or nothing to evaluate it on.
     """
     path = Path(source).expanduser()
+    if not path.is_dir() and (path.exists() or not _HUB_ID.fullmatch(source)):
+        raise KitError(f"there is no directory {source}: name a run, a model directory or a model's id on the hub")
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise KitError(
             f"{source} holds neither a run (no recipe.yaml) nor a model or adapter (no config.json, "
@@ -183,6 +207,8 @@ def of_model(source: str, problems_file: Path | None, step: int | None, wish: Wi
         )
     if step is not None:
         raise KitError(f"--step chooses a snapshot of a run, and {source} is not a run directory")
+    if problems_file is None and not path.is_dir():
+        raise KitError(f"there is no directory {source}; if it is a model on the hub, name a file with --problems")
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source
@@ -214,7 +240,15 @@ def of_run(run: RunDir, problems_file: Path | None, wish: Wish) -> list[Source]:
         own_problems=problems_file is not None,
     )
     base = _with(wish, base)
-    return [replace(base, model=str(saved.path), saved=saved, step=saved.step) for saved in complete]
+    listed = [(saved, _manifest_hash(saved)) for saved in complete]
+    found = [
+        replace(base, model=str(saved.path), saved=saved, step=saved.step, weights=weights)
+        for saved, weights in listed
+        if weights is not None  # else gone since it was listed
+    ]
+    if not found:
+        raise KitError(f"the snapshots of {run.path} are being deleted: call this again")
+    return found
 
 
 def at_step(snapshots: list[Source], step: int | None) -> Source:
@@ -236,7 +270,9 @@ def untrained(snapshot: Source, start: StartingPoint) -> Source | None:
     if start.source is None:
         return None
     # The run's own tokenizer, which a recipe may take from elsewhere, is with every snapshot.
-    return replace(snapshot, model=start.source, revision=start.revision, tokenizer=snapshot.model, saved=None, step=0)
+    return replace(
+        snapshot, model=start.source, revision=start.revision, tokenizer=snapshot.model, saved=None, weights="", step=0
+    )
 
 
 def read_problems(source: Source, limit: int | None) -> Problems:
@@ -257,7 +293,28 @@ def read_problems(source: Source, limit: int | None) -> Problems:
         generator=None,
     )
     digest = str(data.provenance["sha256"])
-    return Problems(data.train[:limit], len(data.train), digest, limit, source.selection_seed)
+    asked = data.train[:limit]
+    trained_on = _trained_on(source.run, asked) if source.run is not None and source.own_problems else 0
+    return Problems(asked, len(data.train), digest, limit, source.selection_seed, trained_on)
+
+
+def _trained_on(run: RunDir, problems: Sequence[task.Problem]) -> int:
+    """How many of the problems, the order of their numbers aside, stand in the run's completions."""
+    wanted = {problem.key for problem in problems}
+    seen = set()
+    for row in run.completions():
+        nums, target = row.get("nums"), row.get("target")
+        if isinstance(nums, list) and type(target) is int and all(type(n) is int for n in nums):
+            seen.add((tuple(sorted(nums)), target))
+    return sum(problem.key in seen for problem in problems) if wanted & seen else 0
+
+
+def _manifest_hash(saved: Saved) -> str | None:
+    """None: there is none that can be read."""
+    try:
+        return hashlib.sha256((saved.path / MANIFEST).read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _with(wish: Wish, source: Source) -> Source:

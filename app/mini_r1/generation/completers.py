@@ -85,16 +85,22 @@ class TransformersCompleter:
     def complete(
         self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
     ) -> list[list[int]]:
-        """See `Completer`."""
-        return sample(
-            self._model,
-            prompts,
-            replace(config, batch_rows=self._batch_rows),
-            eos_token_ids=self.ends,
-            pad_token_id=int(self.tokenizer.pad_token_id),
-            seed=seed,
-            progress=progress,
-        )
+        """See `Completer`; more completions of one prompt than fit a batch are drawn in rounds."""
+        of_prompt: list[list[list[int]]] = [[] for _ in prompts]
+        for start in range(0, config.num_generations, self._batch_rows):
+            count = min(self._batch_rows, config.num_generations - start)
+            ids = sample(
+                self._model,
+                prompts,
+                replace(config, batch_rows=self._batch_rows, num_generations=count),
+                eos_token_ids=self.ends,
+                pad_token_id=int(self.tokenizer.pad_token_id),
+                seed=(seed + start) % (1 << 63),
+                progress=progress,
+            )
+            for i, completions in enumerate(of_prompt):
+                completions.extend(ids[i * count : (i + 1) * count])
+        return [completion for completions in of_prompt for completion in completions]
 
     def close(self) -> None:
         """Give the memory back, so that the next model has it."""

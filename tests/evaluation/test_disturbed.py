@@ -1,0 +1,263 @@
+"""An evaluation that something happens to: a signal, a full disk, a second one, snapshots that come and go."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.evaluation import claims, measuring
+from mini_r1.evaluation.engines import Engines
+from mini_r1.evaluation.rest import KNOWN_AFTER_S, Rest
+from mini_r1.evaluation.run import Series, evaluate_run
+from mini_r1.evaluation.source import Wish
+from mini_r1.evaluation.stopping import stopped_in_order
+from mini_r1.generation.starting_point import StartingPoint
+from mini_r1.manifest import seal
+from mini_r1.rundir import JsonLines, RunDir
+from rich.console import Console
+
+from tests.conftest import command
+
+UNKNOWN = StartingPoint(None, None, "nobody kept it")
+
+Evaluate = Callable[..., tuple[Series, str]]
+
+
+@pytest.fixture
+def evaluate(run: RunDir) -> Evaluate:
+    """Evaluate the snapshots of the run; what came of it, and what was said."""
+
+    def call(problems: Path | None = None, **options: Any) -> tuple[Series, str]:
+        said = io.StringIO()
+        console = Console(file=said, width=300, force_terminal=False)
+        return evaluate_run(run, problems, Wish(1, 2), UNKNOWN, console=console, **options), said.getvalue()
+
+    return call
+
+
+def before_loading(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[], None]) -> None:
+    """Between a snapshot's verification and the reading of its weights."""
+    load = Engines.of
+
+    def disturbed(self: Engines, chosen: Any, say: Any) -> Any:
+        if chosen.step == step:
+            happens()
+        return load(self, chosen, say)
+
+    monkeypatch.setattr(Engines, "of", disturbed)
+
+
+# --- snapshots that come and go ---
+
+
+def test_a_snapshot_that_is_deleted_while_it_is_loaded_is_left_out(
+    run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_loading(monkeypatch, 10, lambda: shutil.rmtree(run.snapshots / "step-10"))
+    series, said = evaluate()
+    assert (series.measured, list(series.faults)) == ([5], [10])
+    assert "was deleted or saved anew meanwhile: the same command measures what is there now" in series.faults[10]
+    assert "step 10 is left out: " in said
+
+
+def test_a_snapshot_that_is_deleted_before_its_turn_is_left_out(
+    run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_loading(monkeypatch, 10, lambda: shutil.rmtree(run.snapshots / "step-5"))
+    series, _ = evaluate()
+    assert (series.measured, list(series.faults)) == ([10], [5])
+
+
+def test_figures_are_never_filed_under_other_weights_than_those_measured(
+    run: RunDir, evaluate: Evaluate, model_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run saves the step anew while the old weights are being loaded: whose figures would these be?"""
+
+    def saved_anew() -> None:
+        scratch = run.snapshots / ".step-10"
+        shutil.copytree(model_directory, scratch)
+        (scratch / "note.txt").write_text("another one")
+        seal(scratch, run.snapshots / "step-10", run_id=run.run_id)
+
+    before_loading(monkeypatch, 10, saved_anew)
+    series, _ = evaluate()
+    assert list(series.faults) == [10]
+    assert not (run.evaluation / "step-10-limit-2.json").exists()
+    monkeypatch.undo()
+    assert evaluate()[0].measured == [10]
+
+
+# --- two at a time ---
+
+
+def test_what_another_process_measures_is_waited_for_and_taken_over(
+    run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one holds step 10 until step 5, which is free, has been measured here."""
+    expected, _ = evaluate()
+    result = run.evaluation / "step-10-limit-2.json"
+    text = result.read_text()
+    shutil.rmtree(run.evaluation)
+    run.evaluation.mkdir()
+    holds, release = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with claims.claimed(result, wait=True):
+            holds.set()
+            release.wait(60)
+            result.write_text(text)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert holds.wait(60)
+    measure = measuring.measure
+
+    def measured(*args: Any, **options: Any) -> Any:
+        release.set()
+        return measure(*args, **options)
+
+    monkeypatch.setattr(measuring, "measure", measured)
+    series, said = evaluate()
+    thread.join()
+    assert (series.measured, series.there) == ([5], [10])
+    assert series.results[1] == expected.results[1]
+    assert "step 10: another process is measuring it\n" in said
+    assert [path.name for path in run.evaluation.glob(".*")] == []
+
+
+def test_a_claim_goes_with_its_process(tmp_path: Path) -> None:
+    result = tmp_path / "step-1.json"
+    code = (
+        "import sys, time; from pathlib import Path; from mini_r1.evaluation.claims import claimed\n"
+        "with claimed(Path(sys.argv[1]), wait=True):\n    print('held', flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(result)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with claims.claimed(result, wait=False) as held:
+            assert not held
+        other.kill()
+        other.wait()
+        with claims.claimed(result, wait=False) as held:
+            assert held
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- disks ---
+
+
+def test_a_disk_that_is_full_is_named_and_may_be_tried_again(
+    run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = measuring.write_json
+
+    def full(path: Path, value: Any) -> None:
+        if path.name.startswith("step-5"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, value)
+
+    monkeypatch.setattr(measuring, "write_json", full)
+    with pytest.raises(KitError, match=r"cannot write .*step-5-limit-2.json: No space left on device") as caught:
+        evaluate()
+    assert caught.value.exit_code == ExitCode.RETRY
+    monkeypatch.undo()
+    series, _ = evaluate()
+    assert (series.there, series.measured) == ([10], [5])
+
+
+def test_a_run_that_cannot_be_written_is_refused_before_a_model_is_loaded(
+    run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Engines, "of", never)
+    run.evaluation.write_text("a file where the folder should be")
+    with pytest.raises(KitError, match=r"cannot write .*/evaluation: File exists.* measure a snapshot as a model"):
+        evaluate()
+    run.evaluation.unlink()
+    monkeypatch.setattr(claims.os, "access", lambda path, mode: False)  # stand-in for a read-only mount
+    with pytest.raises(KitError, match="cannot write .*read-only"):
+        evaluate()
+
+
+# --- signals ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_told_as_a_stop_in_order(number: signal.Signals) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stopped() -> None:
+        with stopped_in_order("what was measured is kept"):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+
+    with pytest.raises(KitError, match="what was measured is kept") as caught:
+        stopped()
+    assert caught.value.exit_code == ExitCode.INTERRUPTED
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, number: signal.Signals) -> None:
+    """Stopped while it waits for a step that this test holds: no moment that has to be met."""
+    run.evaluation.mkdir()
+    with (
+        claims.claimed(run.evaluation / "step-10.json", wait=False),
+        subprocess.Popen(
+            [*command(), "evaluate", str(run.path), "--samples", "1", "--newest", "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ) as child,
+    ):  # fmt: skip
+        assert child.stderr is not None
+        assert "waiting for another process" in child.stderr.readline()
+        child.send_signal(number)
+        out, said = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    assert json.loads(out)["exit_code"] == 143
+
+
+# --- what is said of the rest, and of problems that were trained on ---
+
+
+def test_the_rest_is_estimated_for_the_step_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    rest, alone = Rest(400, 2), Rest(400, 0)
+    now[0] = KNOWN_AFTER_S / 2
+    assert rest.words(10) == ""
+    now[0] = 60.0
+    assert rest.words(0) == ""
+    assert rest.words(100) == "about 3 min left, 11 min with all steps"
+    assert alone.words(100) == "about 3 min left"
+    assert rest.words(400) == ""
+
+
+def test_problems_that_were_trained_on_are_said(run: RunDir, evaluate: Evaluate, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"nums": [1, 2, 3], "target": 6}\n{"nums": [4, 5, 6], "target": 15}\n')
+    series, said = evaluate(mine)
+    assert "trained on" not in said
+    assert "trained on" not in series.results[0]["provenance"]["selection"]
+    with JsonLines(run.start_attempt() / "completions.jsonl") as lines:
+        lines.write({"step": 1, "nums": [3, 2, 1], "target": 6}, {"step": 1, "nums": [4, 5, 6], "target": 7})
+        lines.write({"step": 1, "nums": "x", "target": []}, {"step": 1, "nums": [[]], "target": 6}, {"step": 2})
+    series, said = evaluate(mine, again=True)
+    assert "1 of these 2 problems were trained on (attempts/*/completions.jsonl): this is no held-out success" in said
+    assert series.results[0]["provenance"]["selection"] == "all 2 problems, 1 of them trained on"
