@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import time
 import unicodedata
 
@@ -12,6 +14,8 @@ _KEPT = {"\n", "\t"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories with no visible form: controls, bidirectional marks, surrogates, unassigned, line separators."""
 
+_MARKUP = re.compile(r"([\\`*_\[\]|~$#])")
+
 
 def printable(text: str) -> str:
     """The text with every control and invisible character written out as an escape.
@@ -21,6 +25,12 @@ def printable(text: str) -> str:
     if text.isascii() and all(c in _KEPT or " " <= c <= "~" for c in text):
         return text
     return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in text)
+
+
+def as_markdown(text: object) -> str:
+    """Text from outside as Markdown shows it: itself, on one line; no heading, link, tag or cell comes of it."""
+    line = " ".join(printable(str(text)).split())
+    return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
 
 def shown_bytes(size: float) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from mini_r1.console import as_markdown
 from mini_r1.publishing import contents
-from mini_r1.publishing.card import card, plain
+from mini_r1.publishing.card import card
 from mini_r1.publishing.contents import EXAMPLE, Base
 from mini_r1.publishing.figures import Figure
 from mini_r1.recipe import Recipe
@@ -162,7 +163,7 @@ def test_text_from_a_run_stays_text(text: str) -> None:
     shown = markdown_to_safe_html(made(Figure(4, 0.5, "", 500, values)).split("---", 2)[2])
     for mark in ("<script", "<b>", 'javascript:y"', "<img", "<h1>c", "\x1b"):
         assert mark not in shown.replace("<h1>first", "")
-    assert markdown_to_safe_html(plain(text)).count("<") <= 2  # a paragraph
+    assert markdown_to_safe_html(as_markdown(text)).count("<") <= 2  # a paragraph
 
 
 def test_a_recipe_cannot_end_its_block() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,10 +16,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from mini_r1.console import as_markdown
 from mini_r1.errors import KitError
-from mini_r1.report import drawing
+from mini_r1.report import drawing, markdown
 from mini_r1.report.build import MAX_BYTES, build, json_for_page
-from mini_r1.report.markdown import escaped
 from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
 from mini_r1.report.reading import read_run
 from mini_r1.report.summary import summarise
@@ -261,7 +262,20 @@ def test_the_markdown_shows_plots_for_both_themes(run_path: Path, tmp_path: Path
 
 
 def test_text_in_markdown_stays_text() -> None:
-    assert escaped("a_b*c`<i>|[x](y)") == "a\\_b\\*c\\`&lt;i&gt;\\|\\[x\\](y)"
+    assert as_markdown("a_b*c`<i>|\n# [x](y)\x1b") == "a\\_b\\*c\\`&lt;i&gt;\\| \\# \\[x\\](y)\\\\x1b"
+    assert markdown.table(["a", "b"], [["**<b>**", "1"]], strong=1)[2] == "| \\*\\*&lt;b&gt;\\*\\* | **1** |"
+
+
+def test_a_name_of_any_bytes_is_shown_on_one_line(run_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"bad\xff\x1b[31m\n# <b>x")
+    shutil.copytree(run_path, path)
+    made = build([path], tmp_path / "page.html", markdown=tmp_path / "md", limit=10)
+    assert "bad\\udcff\\x1b[31m # &lt;b&gt;x</h1>" in made.path.read_text("utf-8")
+    assert "\x1b" not in made.path.read_text("utf-8")
+    head = made.markdown[0].read_text("utf-8").split("\n")
+    assert head[0].startswith("# bad")
+    assert head[1] == ""
+    assert "<b>" not in head[0]
 
 
 def test_the_command_says_what_it_wrote(run_path: Path, tmp_path: Path, mini_r1: Kit) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 import mini_r1
-from mini_r1.console import printable
+from mini_r1.console import as_markdown, printable
 from mini_r1.countdown.problem import Problem
 from mini_r1.countdown.prompt import messages
 from mini_r1.publishing.contents import Base, public_recipe
@@ -23,7 +23,6 @@ from mini_r1.values import interval, mapping, number
 
 SHOWN_FAILURES = 6
 """Reasons why answers failed; the evaluation's file has all of them."""
-_MARKUP = re.compile(r"([\\`*_\[\]<>|~&$])")
 _BASELINES = {
     "random_solver": "a random solver with as many tries",
     "signed_sums": "sums and differences tried in order, as many tries",
@@ -33,11 +32,6 @@ _OPERATORS = {
     "add_subtract_suffice": "solvable with + and - alone",
     "needs_multiply_or_divide": "needs × or ÷",
 }
-
-
-def plain(text: object) -> str:
-    """Text from outside as Markdown shows it: itself, on one line."""
-    return _MARKUP.sub(r"\\\1", " ".join(printable(str(text)).split()))
 
 
 def card(
@@ -71,7 +65,7 @@ def card(
     """
     parts = [
         _metadata(repo, is_adapter, recipe, base, record, figure),
-        f"# {plain(repo.rpartition('/')[2])}",
+        f"# {as_markdown(repo.rpartition('/')[2])}",
         _what(step, is_adapter, recipe, base, why),
         "## Held-out success",
         *_success(step, figure, is_best=is_best),
@@ -128,7 +122,7 @@ def _result(recipe: Recipe, figure: Figure) -> dict[str, Any]:
 def _what(step: int, is_adapter: bool, recipe: Recipe, base: Base, why: str) -> str:
     kind = "A LoRA adapter of" if is_adapter else "Made from"
     commit = f" at commit `{base.commit}`" if base.commit and re.fullmatch(r"[0-9a-f]{7,64}", base.commit) else ""
-    shown = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else plain(base.shown)
+    shown = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else as_markdown(base.shown)
     rewards = recipe.resolved_rewards()
     paid = "format and right equations, alike"
     if rewards != DEFAULT_REWARDS:
@@ -197,22 +191,22 @@ def _success(step: int, figure: Figure | None, *, is_best: bool) -> Iterator[str
 def _asked(values: dict[str, Any]) -> str:
     provenance = mapping(values.get("provenance"))
     samples, temperature = number(values.get("samples")), number(values.get("temperature"))
-    asked = [plain(provenance["selection"])] if isinstance(provenance.get("selection"), str) else []
+    asked = [as_markdown(provenance["selection"])] if isinstance(provenance.get("selection"), str) else []
     if samples is not None and temperature is not None:
         asked.append(f"{samples:.0f} sampled answers each at temperature {temperature:g}, and a greedy one")
     if isinstance(provenance.get("date"), str):
-        asked.append(f"measured {plain(provenance['date'])} with Mini-R1 Kit's exact scorer")
+        asked.append(f"measured {as_markdown(provenance['date'])} with Mini-R1 Kit's exact scorer")
     return ("On problems that training never saw: " + "; ".join(asked) + ".") if asked else ""
 
 
 def _rows(values: dict[str, Any]) -> Iterator[str]:
     yield _row("all", values, values.get("problems"))
     for size, figures in sorted(mapping(values.get("by_size") or mapping(values.get("by")).get("numbers")).items()):
-        yield _row(f"{plain(size)} numbers", mapping(figures))
+        yield _row(f"{as_markdown(size)} numbers", mapping(figures))
     for kind, figures in mapping(values.get("by_operators") or mapping(values.get("by")).get("operators")).items():
-        yield _row(_OPERATORS.get(kind, plain(kind)), mapping(figures))
+        yield _row(_OPERATORS.get(kind, as_markdown(kind)), mapping(figures))
     for name, figures in mapping(values.get("baselines")).items():
-        yield _row(f"for comparison: {_BASELINES.get(name, plain(name))}", mapping(figures))
+        yield _row(f"for comparison: {_BASELINES.get(name, as_markdown(name))}", mapping(figures))
 
 
 def _row(name: str, figures: dict[str, Any], problems: object = None) -> str:
@@ -235,7 +229,7 @@ def _more(values: dict[str, Any]) -> Iterator[str]:
     for k, figures in mapping(values.get("pass_at_k")).items():
         shown = _share(mapping(figures).get("value"), mapping(figures).get("ci95"))
         if k != "1" and shown:
-            yield f"pass@{plain(k)}: {shown}"
+            yield f"pass@{as_markdown(k)}: {shown}"
     for key, words in (("format", "format kept"), ("truncated", "cut short")):
         if shown := _share(values.get(key)):
             yield f"{words}: {shown}"
@@ -244,7 +238,7 @@ def _more(values: dict[str, Any]) -> Iterator[str]:
     failures = mapping(values.get("failures") or values.get("reasons"))
     known = sorted(((count, reason) for reason, n in failures.items() if (count := number(n))), reverse=True)
     if known:
-        shown = "; ".join(f"{plain(reason)} ({count:.0f})" for count, reason in known[:SHOWN_FAILURES])
+        shown = "; ".join(f"{as_markdown(reason)} ({count:.0f})" for count, reason in known[:SHOWN_FAILURES])
         yield f"why answers failed: {shown}"
 
 
@@ -279,20 +273,26 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
     data = mapping(record.get("data"))
     held = number(data.get("held_out_rows"))
     trained = number(data.get("train_rows"))
-    words = f"Data: {plain(recipe.dataset_id_or_path if recipe.data_on_hub else data.get('kind', 'a local file'))}"
+    words = (
+        f"Data: {as_markdown(recipe.dataset_id_or_path if recipe.data_on_hub else data.get('kind', 'a local file'))}"
+    )
     if isinstance(data.get("revision"), str):
-        words += f" at commit `{plain(data['revision'])}`"
+        words += f" at commit `{as_markdown(data['revision'])}`"
     if trained is not None and held is not None:
-        words += f"; {trained:,.0f} problems to train on, {held:,.0f} held out by {plain(data.get('split_by', 'key'))}"
+        words += (
+            f"; {trained:,.0f} problems to train on, {held:,.0f} held out by {as_markdown(data.get('split_by', 'key'))}"
+        )
     yield words + "."
     told = record.get("attempts")
     attempts = told if isinstance(told, list) else []
     last = mapping(attempts[-1]) if attempts else {}
     versions = ", ".join(
-        f"{plain(name)} {plain(version)}" for name, version in mapping(last.get("versions")).items() if version
+        f"{as_markdown(name)} {as_markdown(version)}"
+        for name, version in mapping(last.get("versions")).items()
+        if version
     )
     devices = last.get("devices")
-    where = ", ".join(plain(device) for device in devices) if isinstance(devices, list) else ""
+    where = ", ".join(as_markdown(device) for device in devices) if isinstance(devices, list) else ""
     made = f"Made with Mini-R1 Kit {mini_r1.__version__}"
     made += f" on {where}" if where else ""
     made += f", in {len(attempts)} starts" if len(attempts) > 1 else ""
@@ -334,7 +334,7 @@ def _licence(recipe: Recipe, base: Base) -> str:
     link = f"[{base.name}](https://huggingface.co/{base.name})"
     if known is None:
         return f"That of {link}, which could not be asked: read it there before you use this."
-    return f"That of {link}: {plain(known)}."
+    return f"That of {link}: {as_markdown(known)}."
 
 
 def _fenced(text: str, language: str) -> str:

@@ -21,7 +21,7 @@ from mini_r1.errors import KitError
 from mini_r1.report import drawing, samples, seed, summary
 from mini_r1.report import markdown as markdown_room
 from mini_r1.report.plots import Plot, plots
-from mini_r1.report.reading import RunData, read_run
+from mini_r1.report.reading import RunData, read_run, text
 from mini_r1.rundir import write_text
 
 MAX_RUNS = 6
@@ -214,6 +214,7 @@ def _page(
     return template.render(
         summaries=summaries,
         runs=runs,
+        places=[text(str(run.run.path), 1_000) for run in runs],
         plots=made,
         drawn={name: {k: Markup(v) for k, v in d.items() if k in ("svg", "narrow")} for name, d in drawn.items()},
         seed=seed.published(),

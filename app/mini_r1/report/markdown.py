@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mini_r1.console import as_markdown
 from mini_r1.report import drawing, seed, summary
 from mini_r1.report.plots import Plot
 from mini_r1.rundir import write_text
@@ -25,7 +25,7 @@ def write(folder: Path, summaries: Sequence[summary.Summary], made: Sequence[Plo
         The files, the Markdown first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"# {', '.join(escaped(s.run.name) for s in summaries)}", ""]
+    lines = [f"# {', '.join(as_markdown(s.run.name) for s in summaries)}", ""]
     files = [folder / FILE]
     pictures: dict[str, list[str]] = {}
     for plot in made:
@@ -40,44 +40,41 @@ def write(folder: Path, summaries: Sequence[summary.Summary], made: Sequence[Plo
             f'<picture><source media="(prefers-color-scheme: dark)" srcset="{plot.name}-dark.svg">'
             f'<img alt="{plot.title}" src="{plot.name}-light.svg" width="{round(100 * size[0])}"></picture>'
         )
-        pictures[plot.name] = [f"**{plot.title}.** {escaped(plot.note)}", "", picture, ""]
+        pictures[plot.name] = [f"**{plot.title}.** {as_markdown(plot.note)}", "", picture, ""]
     for s in summaries:
         lines += _of_run(s, alone=len(summaries) == 1)
     if len(summaries) > 1:
-        names = [escaped(s.run.name) for s in summaries]
+        names = [as_markdown(s.run.name) for s in summaries]
         rows = [[key, *values] for key, values, differ, _ in summary.recipe_table([s.run for s in summaries]) if differ]
         lines += ["## Where the recipes differ", "", *table(["key", *names], rows)] if rows else []
     lines += [line for picture in pictures.values() for line in picture]
     published = seed.published()
-    lines += [f"The seed's figures are {escaped(published['what'])}. Source: {escaped(published['source'])}.", ""]
+    what, source = as_markdown(published["what"]), as_markdown(published["source"])
+    lines += [f"The seed's figures are {what}. Source: {source}.", ""]
     write_text(files[0], "\n".join(lines), sync=False)
     return files
 
 
 def _of_run(s: summary.Summary, *, alone: bool) -> list[str]:
-    lines = [] if alone else [f"## {escaped(s.run.name)}", ""]
-    lines += [f"{escaped(s.sentence)} State: {escaped(s.run.state_sentence())}.", ""]
-    lines += table(["", "", ""], [[tile.label, f"**{tile.value}**", tile.detail] for tile in s.tiles])
+    lines = [] if alone else [f"## {as_markdown(s.run.name)}", ""]
+    lines += [f"{as_markdown(s.sentence)} State: {as_markdown(s.run.state_sentence())}.", ""]
+    lines += table(["", "", ""], [[tile.label, tile.value, tile.detail] for tile in s.tiles], strong=1)
     if s.caveat:
-        lines += [escaped(s.caveat), ""]
-    lines += [*(f"- {escaped(standing.sentence)}" for standing in s.standings), ""]
+        lines += [as_markdown(s.caveat), ""]
+    lines += [*(f"- {as_markdown(standing.sentence)}" for standing in s.standings), ""]
     evaluations = summary.evaluation_rows(s.run)
     if evaluations:
         heads = ["step", "problems", "greedy (95 %)", "sampled (95 %)", "pass@k", "tries", "format"]
         lines += ["Held out:", "", *table(heads, [row[:7] for row in evaluations])]
     if s.run.missing:
-        lines += ["Missing:", "", *(f"- {escaped(sentence)}" for sentence in s.run.missing), ""]
+        lines += ["Missing:", "", *(f"- {as_markdown(sentence)}" for sentence in s.run.missing), ""]
     return lines
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table and an empty line."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], strong: int | None = None) -> list[str]:
+    """A Markdown table and an empty line; the cells of one column may stand out."""
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    cells = ([cell if cell.startswith("**") else escaped(cell) for cell in row] for row in rows)
-    return [*lines, *(f"| {' | '.join(row)} |" for row in cells), ""]
-
-
-def escaped(text: str) -> str:
-    """Text that Markdown and HTML take as text."""
-    plain = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", plain)
+    for row in rows:
+        cells = [as_markdown(cell) for cell in row]
+        lines.append(f"| {' | '.join(f'**{cell}**' if at == strong else cell for at, cell in enumerate(cells))} |")
+    return [*lines, ""]

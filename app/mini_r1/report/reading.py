@@ -172,7 +172,7 @@ def read_run(path: Path, name: str | None = None) -> RunData:
     run = RunDir(path)
     if not (run.is_run() or run.state_file.is_file() or run.attempts.is_dir()):
         raise KitError(f"{path} holds no run (no recipe.yaml, no state.json, no attempts)", ExitCode.CONFIG)
-    data = RunData(run, printable(name or path.absolute().name), read_at=time.time())
+    data = RunData(run, text(name or path.absolute().name), read_at=time.time())
     data.state, data.record = run.read_state(), run.read_record()
     if not data.state:
         data.missing.append("state.json cannot be read: whether the run goes on is not known")
@@ -274,11 +274,11 @@ def _evaluations(run: RunDir, missing: list[str]) -> Iterator[Evaluated]:
             continue  # another kind of file, such as an index
         measured = drawable(value.get("greedy", value.get("sampled")))
         if measured is None or step is None or not is_step(step):
-            missing.append(f"{printable(file.name)} in evaluation/ cannot be read")
+            missing.append(f"{text(file.name)} in evaluation/ cannot be read")
             continue
         problems = drawable(value.get("problems")) or 0
         sha, limit = text(facts.get("problems_sha256"))[:8], facts.get("limit")
-        yield Evaluated(printable(file.name), step, int(problems), f"{sha} {int(problems)} {limit}", value)
+        yield Evaluated(text(file.name), step, int(problems), f"{sha} {int(problems)} {limit}", value)
 
 
 # --- values from files ---
