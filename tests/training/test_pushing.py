@@ -91,12 +91,13 @@ def test_a_hub_that_never_answers_stops_neither_the_training_nor_its_end(
     hub: WritableHub, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    hub.faults = [Fault("POST", "/commit/", -2, times=1000)]
-    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", hang_timeout_s=10)
+    hub.faults = [Fault("POST", "/commit/step-4", -2, times=1000)]
+    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", hang_timeout_s=30, hub_private_repo=False)
     assert start(hub, recipe, run).wait(300) == ExitCode.FINISHED, output(run)
     assert run.read_state()["state"] == "finished"
     assert [saved.step for saved in run.complete_snapshots()] == [4, 2]
-    assert f"not all was pushed: `mini-r1 publish {run.path} --repo" in output(run)
+    assert f"not all was pushed: `mini-r1 publish {run.path} --repo anna/pushed --public` sends" in output(run)
+    assert json.loads((run.path / "hub.json").read_text())["pushed"] == [2]  # what is there was written down
     assert pushers() == []
 
 

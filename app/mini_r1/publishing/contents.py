@@ -110,7 +110,7 @@ def model_files(saved: Saved, base: Base) -> list[File]:
     for name, entry in entries.items():
         path = saved.path / name
         if not path.is_file() or path.stat().st_size != entry["size"]:
-            raise KitError(f"the snapshot {saved.path} is damaged ({name}): it is not published")
+            raise _damaged(saved, name)
         if name == CONFIG:
             files.append(_config(path, entry["sha256"], base))
         elif name != "README.md":
@@ -135,7 +135,13 @@ def refuse_damaged(run: RunDir, saved: Saved) -> None:
     """
     fault = verify(saved, run.run_id)
     if fault is not None:
-        raise KitError(f"the snapshot {saved.path} is damaged ({fault}): it is not published")
+        raise _damaged(saved, fault)
+
+
+def _damaged(saved: Saved, fault: str) -> KitError:
+    return KitError(
+        f"the snapshot {saved.path} is damaged ({fault}): it is not published; delete its folder to publish the others"
+    )
 
 
 def public_recipe(recipe: Recipe) -> Recipe:

@@ -54,6 +54,7 @@ class Pusher:
         self._repository: Repository | None = None
         self._publication: Publication | None = None
         self._pushed: list[int] = []
+        self._fault: str | None = None  # of the last round that ended
 
     @property
     def waits_for_the_end(self) -> bool:
@@ -65,14 +66,14 @@ class Pusher:
         try:
             self._send(last=last)
         except KitError as error:
-            self._record(error.message)
+            self._end(error.message)
             say(f"not pushed: {error.message}")
             return error.exit_code != ExitCode.RETRY  # what cannot pass by itself waits for the next save
         except Exception as error:
-            self._record(type(error).__name__)
+            self._end(type(error).__name__)
             say(f"not pushed: {type(error).__name__}")
             raise
-        self._record(None)
+        self._end(None)
         return True
 
     def _send(self, *, last: bool) -> None:
@@ -91,6 +92,7 @@ class Pusher:
                 if branches:
                     send(self._run, repository, branches, say)
                     self._pushed = sorted({*self._pushed, step})
+                    self._record()  # the next one may take long, or the hub may never answer
             except KitError as error:
                 if error.exit_code == ExitCode.RETRY:
                     raise
@@ -108,13 +110,17 @@ class Pusher:
             say(f"pushing to {repository.address}")
         return self._repository, self._publication
 
-    def _record(self, fault: str | None) -> None:
+    def _end(self, fault: str | None) -> None:
+        self._fault = fault
+        self._record()
+
+    def _record(self) -> None:
         repository = self._repository
         values: dict[str, Any] = {
             "repo": repository.name if repository else default_name(self._run, self._recipe),
             "address": repository.address if repository else None,
             "pushed": self._pushed,
-            "fault": fault,
+            "fault": self._fault,
             "time": utc_now(),
         }
         try:

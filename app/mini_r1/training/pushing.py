@@ -21,6 +21,7 @@ from mini_r1.console import printable
 from mini_r1.errors import KitError
 from mini_r1.publishing.contents import is_on_hub
 from mini_r1.publishing.hub import TOKENLESS, find_token, is_offline
+from mini_r1.publishing.publish import default_name
 from mini_r1.publishing.push import END, RECORD, SAVED
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import RunDir, read_object
@@ -73,6 +74,7 @@ class Pushing:
         self._console = console
         self._process: subprocess.Popen[str] | None = None
         self._on = recipe.push_to_hub
+        self._repo = default_name(run, recipe)
         self._public = [] if recipe.hub_private_repo else ["--public"]
         self._longest = min(END_WAIT_S, recipe.hang_timeout_s / 2)  # the launcher sees one phase
         self._start()
@@ -100,7 +102,8 @@ class Pushing:
             self._say(f"all snapshots are on {told.get('address')}")
             return
         why = f" ({told['fault']})" if told.get("fault") else ""
-        command = ["mini-r1", "publish", str(self._run.path), "--repo", str(told.get("repo", "NAME"))]
+        repo = str(told.get("repo") or self._repo)
+        command = ["mini-r1", "publish", str(self._run.path), "--repo", repo]
         self._say(
             f"not all was pushed{why}: `{shlex.join([*command, *self._public])}` sends what is missing; "
             f"{self._attempt / 'hub.log'} has the details",
