@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1 import samples as room
 from mini_r1.errors import KitError
 from mini_r1.rundir import JsonLines, RunDir, write_jsonl
 from mini_r1.samples import SHOWN_CHARACTERS, Wanted, matching, show, wanted
@@ -119,12 +120,21 @@ def test_the_first_or_the_last_ones(run: RunDir) -> None:
     [
         (("x", None, None, None), "--step must be a step or a range of them, such as 50 or 50-100, found 'x'"),
         (("-3", None, None, None), "--step must be"),
+        (("100-50", None, None, None), "--step 100-50 ends before it begins"),
         ((None, None, None, "("), r"--grep must be a regular expression, and '\(' is none"),
     ],
 )
 def test_what_a_user_can_get_wrong(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(KitError, match=message):
         wanted(*arguments)
+
+
+def test_an_expression_that_never_ends_is_ended(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "GREP_S", 0.2)
+    attempt(run, row(1, "a" * 60 + "!"))
+    with pytest.raises(KitError, match=r"--grep '\(a\+\)\+\$' takes more than .* on one completion of step 1"):
+        shown(run, wanted(None, None, None, "(a+)+$"))
+    assert "a!" in shown(run, wanted(None, None, None, "a+!$"))[0]
 
 
 def test_what_is_missing_is_said(run: RunDir) -> None:

@@ -301,14 +301,19 @@ def version() -> None:
     typer.echo(__version__)
 
 
+CTRL_C = 130
+"""What typer makes of it, where the command did not see to it itself."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 78, usage errors included."""
     try:
         result = app(prog_name="mini-r1", standalone_mode=False)
         code = result if isinstance(result, int) else 0
+        if code == CTRL_C:
+            code = _fail("interrupted", ExitCode.INTERRUPTED)
     except click.exceptions.Exit as stop:
-        interrupted = isinstance(stop.__cause__, KeyboardInterrupt)  # of which typer makes 130
-        code = int(ExitCode.INTERRUPTED) if interrupted else stop.exit_code
+        code = stop.exit_code
     except click.exceptions.Abort:
         code = int(ExitCode.INTERRUPTED)
     except KeyboardInterrupt:

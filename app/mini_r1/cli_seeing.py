@@ -85,7 +85,9 @@ def samples(
         bool, typer.Option("--held-out", help="Answers to held-out problems, which evaluate kept, not training's.")
     ] = False,
     step: Annotated[str | None, typer.Option(help="Of this step, or of a range such as 50-100.")] = None,
-    right: Annotated[bool | None, typer.Option("--ok/--wrong", help="By the equation; default: both.")] = None,
+    right: Annotated[
+        bool | None, typer.Option("--ok/--wrong", show_default=False, help="By the equation; default: both.")
+    ] = None,
     reason: Annotated[str | None, typer.Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
     grep: Annotated[
         str | None, typer.Option(help="A regular expression found in the completion; case does not count.")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,8 @@ from mini_r1.rundir import RunDir
 
 SHOWN_CHARACTERS = 4_000
 """Of one completion, unless all of it is wanted; the seed's answers have about 1,000."""
+GREP_S = 10.0
+"""For one completion: a sound expression takes milliseconds, one that starts over for ever takes years."""
 SAY_EVERY_S = 5.0
 """Between two signs of life while nothing matches."""
 NO_COMPLETIONS = "no completions in it yet: they are written after each step (attempts/N/completions.jsonl)"
@@ -59,7 +63,7 @@ class Wanted:
             return False
         if self.reason is not None and self.reason.lower() not in _text(row, "reason").lower():
             return False
-        return self.grep is None or self.grep.search(_text(row, "completion")) is not None
+        return self.grep is None or _found(self.grep, row)
 
 
 def wanted(step: str | None, right: bool | None, reason: str | None, grep: str | None) -> Wanted:
@@ -80,6 +84,8 @@ def wanted(step: str | None, right: bool | None, reason: str | None, grep: str |
         if match is None:
             raise KitError(f"--step must be a step or a range of them, such as 50 or 50-100, found {step!r}")
         steps = (int(match[1]), int(match[2] or match[1]))
+        if steps[0] > steps[1]:
+            raise KitError(f"--step {step} ends before it begins: the lower step comes first")
     pattern = None
     if grep is not None:
         try:
@@ -183,6 +189,30 @@ def is_right(row: dict[str, Any]) -> bool | None:
     rewards = row.get("rewards")
     value = rewards.get("equation") if isinstance(rewards, dict) else None
     return bool(value) if isinstance(value, int | float) else None
+
+
+def _found(grep: re.Pattern[str], row: dict[str, Any]) -> bool:
+    """Whether the expression is in the completion.
+
+    Raises:
+        KitError: it takes for ever, as (a+)+$ does.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        return grep.search(_text(row, "completion")) is not None
+
+    def late(number: int, frame: object) -> None:
+        raise KitError(
+            f"--grep {grep.pattern!r} takes more than {GREP_S:.0f} s on one completion of step {row['step']}: it goes "
+            "over the text again and again; take out a repetition within a repetition, such as (a+)+"
+        )
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, GREP_S)
+    try:
+        return grep.search(_text(row, "completion")) is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _text(row: dict[str, Any], key: str) -> str:

@@ -30,6 +30,7 @@ def test_the_target_may_be_asked_for() -> None:
         ("", "1", "give 2 to 6 numbers, such as 3, 5, 9; found 0"),
         ("7", "1", "found 1"),
         ("1 2 3 4 5 6 7", "1", "found 7"),
+        ("abc", "1", "found 'abc'"),
         ("3 x", "1", "a number is a whole number, such as 7; found 'x'"),
         ("3 5.5", "1", "found '5.5'"),
         ("3 1e3", "1", "found '1e3'"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,8 @@ from mini_r1.play.session import Sampling, ask_and_answer, one, one_as_json
 from mini_r1.play.table import Screen, side_by_side
 from mini_r1.rundir import RunDir
 from rich.console import Console
+
+from tests.conftest import command
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -107,7 +111,7 @@ def test_a_problem_without_a_solution_says_so(playing: list[Player]) -> None:
 def test_a_models_text_is_text_while_it_comes_and_at_the_end(playing: list[Player]) -> None:
     answer = Answer("trained", PROBLEM, [1, 2], HOSTILE)
     coming = Console(file=io.StringIO(), width=120)
-    coming.print(side_by_side([answer], {"trained": "\x1b[2Jname"}, 5))
+    coming.print(side_by_side([answer], {"trained": "\x1b[2Jname"}, coming, most_lines=5))
     answer.verdict = task.judge(HOSTILE, PROBLEM)
     console = Console(file=io.StringIO(), width=120)
     Screen(console, playing).final([answer], PROBLEM)
@@ -120,13 +124,36 @@ def test_a_models_text_is_text_while_it_comes_and_at_the_end(playing: list[Playe
 def test_a_long_answer_shows_its_end_while_it_comes_and_all_of_it_then() -> None:
     answer = Answer("trained", PROBLEM, [1], "\n".join(f"line {i}." for i in range(200)) + "x" * (1 << 20))
     coming = Console(file=io.StringIO(), width=80)
-    coming.print(side_by_side([answer], {}, 5))
+    coming.print(side_by_side([answer], {}, coming, most_lines=5))
     assert "line 3." not in text_of(coming)
-    assert "line 198." in text_of(coming)
+    assert len(text_of(coming).splitlines()) == 5 + 2
     whole = Console(file=io.StringIO(), width=80)
-    whole.print(side_by_side([answer], {}, None))
+    whole.print(side_by_side([answer], {}, whole, most_lines=None))
     assert "line 3." in text_of(whole)
     assert text_of(whole).count("x") == 1 << 20
+
+
+def test_of_a_long_paragraph_the_end_is_seen_while_it_comes() -> None:
+    """A line of the model's may fill the screen many times: what has just come must not be below it."""
+    words = " ".join(f"word{i}" for i in range(500))
+    both = [Answer(name, PROBLEM, [1], words) for name in ("untrained", "trained")]
+    for width, panels_high in ((100, 1), (40, 2)):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(side_by_side(both, {}, console, most_lines=10))
+        text = text_of(console)
+        assert text.count("word499") == 2
+        assert "word3 " not in text
+        assert len(text.splitlines()) <= 10 + 2 * panels_high
+
+
+def test_on_a_narrow_terminal_answers_stand_below_each_other() -> None:
+    both = [Answer(name, PROBLEM, [1], "3 + 9") for name in ("untrained", "trained")]
+    heads = []
+    for width in (40, 80):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(side_by_side(both, {}, console, most_lines=None))
+        heads.append(["untrained" in line or " trained" in line for line in text_of(console).splitlines()].count(True))
+    assert heads == [2, 1]
 
 
 def test_on_a_terminal_the_answers_grow(playing: list[Player]) -> None:
@@ -206,6 +233,20 @@ def test_json_is_one_object(playing: list[Player]) -> None:
     assert set(found["answers"]) == {"untrained", "trained"}
     answer = found["answers"]["trained"]
     assert answer["right"] == bool(task.judge(answer["completion"], PROBLEM).equation)
+
+
+def test_ctrl_c_at_the_question_ends_it_in_order(run: RunDir) -> None:
+    with subprocess.Popen(
+        [*command(), "play", str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith("Numbers and a target")
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert said.endswith("interrupted\n")
+    assert "Traceback" not in said
 
 
 def test_the_command(mini_r1: Kit, run: RunDir) -> None:

@@ -24,9 +24,9 @@ def problem_of(numbers: str, target: str) -> Problem:
         KitError: what is wrong with them, in a sentence.
     """
     words = [word for word in _SEPARATOR.split(numbers.strip().strip("[]()")) if word]
-    if not 2 <= len(words) <= MOST_NUMBERS:
-        raise KitError(f"give 2 to {MOST_NUMBERS} numbers, such as 3, 5, 9; found {len(words)}")
     nums = [_whole(word, "number") for word in words]
+    if not 2 <= len(nums) <= MOST_NUMBERS:
+        raise KitError(f"give 2 to {MOST_NUMBERS} numbers, such as 3, 5, 9; found {len(nums)}")
     try:
         return parse_problem({"nums": nums, "target": _whole(target.strip(), "target")}, "this problem")
     except DataError as error:

@@ -18,6 +18,12 @@ from mini_r1.play.models import Answer, Player
 FRAMES_PER_S = 12
 KEPT_LINES = 8
 """Of the terminal's height for what is around the answers."""
+FEWEST_LINES = 4
+"""Of each answer while it comes, however low the terminal is."""
+SIDE_BY_SIDE = 60
+"""Columns of a terminal from which answers stand beside each other; on a narrower one below each other."""
+BORDERS = 4
+"""Columns of a panel that are not its text's."""
 
 
 class Screen:
@@ -32,11 +38,14 @@ class Screen:
         self._console = console
         self._titles = {player.name: player.words for player in playing}
         self._live: Live | None = None
+        self._answers: Sequence[Answer] = ()
 
     def __enter__(self) -> Screen:
         if self._console.is_terminal:
             # Gone at the end, when all of it is printed: a live display cannot be longer than the terminal.
-            self._live = Live(console=self._console, refresh_per_second=FRAMES_PER_S, transient=True)
+            self._live = Live(
+                console=self._console, refresh_per_second=FRAMES_PER_S, transient=True, get_renderable=self._coming
+            )
             self._live.start()
         return self
 
@@ -46,36 +55,61 @@ class Screen:
             self._live = None
 
     def update(self, answers: Sequence[Answer]) -> None:
-        """They have grown."""
-        if self._live is not None:
-            self._live.update(side_by_side(answers, self._titles, max(self._console.height - KEPT_LINES, 4)))
+        """They have grown; drawn at the next frame, not for each token."""
+        self._answers = answers
+
+    def _coming(self) -> Table:
+        return side_by_side(self._answers, self._titles, self._console, most_lines=self._console.height - KEPT_LINES)
 
     def final(self, answers: Sequence[Answer], problem: task.Problem) -> None:
         """All of both, and the exact solver's answer."""
-        self._console.print(side_by_side(answers, self._titles, None))
+        self._console.print(side_by_side(answers, self._titles, self._console, most_lines=None))
         solution = task.solve(problem)
         answer = "there is no solution" if solution is None else f"{solution} = {problem.target}"
         self._console.print(Text(f"exact solver: {answer}"))
 
 
-def side_by_side(answers: Sequence[Answer], titles: dict[str, str], most_lines: int | None) -> Table:
-    """Panels beside one another; of long answers the last lines, or all of them."""
+def side_by_side(
+    answers: Sequence[Answer], titles: dict[str, str], console: Console, *, most_lines: int | None
+) -> Table:
+    """Panels beside one another, or below one another where the console is narrow.
+
+    Args:
+        answers: what has come of them.
+        titles: of each model's name.
+        console: for its width.
+        most_lines: on the screen for the text: of a long answer the last ones; None is all of it.
+    """
+    beside = console.width >= SIDE_BY_SIDE
+    columns = max(len(answers), 1) if beside else 1
+    if most_lines is not None:
+        most_lines = max(most_lines // (1 if beside else max(len(answers), 1)), FEWEST_LINES)
+    width = max(console.width // columns - BORDERS, 1)
+    panels = [
+        _panel(answer, titles.get(answer.name, answer.name), _last_lines(answer, console, width, most_lines))
+        for answer in answers
+    ]
     grid = Table.grid(expand=True)
-    for _ in answers:
+    for _ in range(columns):
         grid.add_column(ratio=1)
-    grid.add_row(*(_panel(answer, titles.get(answer.name, answer.name), most_lines) for answer in answers))
+    for start in range(0, len(panels), columns):
+        grid.add_row(*panels[start : start + columns])
     return grid
 
 
-def _panel(answer: Answer, title: str, most_lines: int | None) -> Panel:
-    text = printable("<think>" + answer.text)
-    if most_lines is not None:
-        text = "\n".join(text.split("\n")[-most_lines:])
+def _last_lines(answer: Answer, console: Console, width: int, most_lines: int | None) -> Text:
+    """The answer's text, or the end of it as it is broken into lines: a paragraph is one line only to its writer."""
+    whole = Text(printable("<think>" + answer.text), overflow="fold")
+    if most_lines is None:
+        return whole
+    tail = Text(whole.plain[-most_lines * (width + 1) :], overflow="fold")  # no more can be seen
+    return Text("\n", overflow="fold").join(tail.wrap(console, width)[-most_lines:])
+
+
+def _panel(answer: Answer, title: str, text: Text) -> Panel:
     verdict = answer.verdict
     if verdict is None:
-        return Panel(
-            Text(text, overflow="fold"), title=Text(printable(title)), subtitle=Text(f"{len(answer.ids)} tokens")
-        )
+        return Panel(text, title=Text(printable(title)), subtitle=Text(f"{len(answer.ids)} tokens"))
     style = "green" if verdict.equation else "red"
     said = f"{'right' if verdict.equation else 'wrong'}: {printable(verdict.reason)}, {len(answer.ids)} tokens"
     body = Text.assemble(text, "\n\n", (said, style), overflow="fold")
