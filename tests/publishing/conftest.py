@@ -18,6 +18,8 @@ from tests.hub_upload import WritableHub
 
 TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
 """Looks like one, and must be found nowhere."""
+COMMIT = "c" * 40
+"""Of the base, where it is on the hub."""
 
 Run = Callable[..., RunDir]
 said: list[str] = []
@@ -74,7 +76,7 @@ def made_run(untrained: Path, tmp_path: Path) -> Run:
         values = {"model_name_or_path": "builtin:demo", "dataset_id_or_path": "generated", "max_steps": 6, **recipe}
         run.recipe_file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items()))
         data = {"kind": "generated", "revision": None, "train_rows": 60, "held_out_rows": 40, "split_by": "key"}
-        attempt = {"attempt": 1, "versions": {"torch": "2.5.1"}, "devices": ["cpu x 2"], "model": {"revision": None}}
+        attempt = {"attempt": 1, "versions": {"torch": "2.5.1"}, "devices": ["cpu x 2"], "model": {"revision": COMMIT}}
         write_json(run.run_file, {"run_id": f"id-of-{name}", "data": data, "attempts": [attempt]})
         (run.attempts / "1").mkdir(parents=True)
         rows = [{"step": step, "loss": 0.5, "reward": step / 10} for step in range(1, 7)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mini_r1.manifest import MANIFEST
 from mini_r1.publishing import publish as room
-from mini_r1.rundir import RunDir
+from mini_r1.rundir import RunDir, write_json
 
 from tests.hub_upload import Fault, WritableHub
 from tests.publishing.conftest import TOKEN, Run, evaluation, publish, refusal, resave, said
@@ -227,3 +227,17 @@ def test_a_dry_run_asks_for_the_licence_of_the_base_and_sends_nothing(hub: Writa
     assert hub.asked == ["GET /api/models/Qwen/Qwen2.5-0.5B-Instruct"]
     assert asked == ["nothing was sent"]
     assert "base_model: Qwen/Qwen2.5-0.5B-Instruct\n" in made.card
+
+
+@pytest.mark.parametrize("attempts", [[{"model": {"revision": None}}], [], {"1": {}}, [3], None])
+def test_a_folder_that_looks_like_a_name_of_the_hub_is_none(hub: WritableHub, made_run: Run, attempts: object) -> None:
+    """Published from another directory than it was trained in; what came from the hub has a commit in run.json."""
+    run = made_run(model_name_or_path="models/mine")
+    record = run.read_record()
+    assert "base_model: models/mine" in room.dry_run(run.path, "anna/first", None, said.append).card
+    write_json(run.run_file, {**record, "attempts": attempts})
+    hub.asked.clear()
+    card = room.dry_run(run.path, "anna/first", None, said.append).card
+    assert "base_model" not in card
+    assert "Made from mine, a folder of the machine that it was trained on." in card
+    assert hub.asked == []

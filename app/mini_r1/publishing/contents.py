@@ -23,6 +23,7 @@ from mini_r1.publishing.hub import MAIN, RECORD, record_of
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import dump_recipe
 from mini_r1.rundir import RunDir, read_jsonl, read_object
+from mini_r1.values import mapping
 
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
@@ -57,12 +58,13 @@ def base_of(run: RunDir, recipe: Recipe) -> Base:
     if recipe.model_name_or_path == DEMO_MODEL:
         return Base(None, None, "the kit's built-in demo model, warm-started by imitation")
     name = recipe.model_name_or_path
-    if not is_on_hub(name):
+    told = run.read_record().get("attempts")
+    last = mapping(told[-1]) if isinstance(told, list) and told else {}
+    commit = mapping(last.get("model")).get("revision")
+    # What came from the hub has a commit. A folder `models/mine` looks like a hub's name from anywhere else.
+    if not is_on_hub(name) or not isinstance(commit, str):
         return Base(None, None, f"{Path(name).name}, a folder of the machine that it was trained on")
-    attempts = run.read_record().get("attempts") or [{}]
-    model = attempts[-1].get("model") if isinstance(attempts[-1], dict) else None
-    commit = model.get("revision") if isinstance(model, dict) else None
-    return Base(name, commit if isinstance(commit, str) else None, name)
+    return Base(name, commit, name)
 
 
 def is_on_hub(model: str) -> bool:
