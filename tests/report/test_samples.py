@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from mini_r1.report.reading import read_run
-from mini_r1.report.samples import FORMAT, RIGHT, SEED, Samples, collect
+from mini_r1.report.samples import FORMAT, REFLECTS_WAIT, RIGHT, SEED, Samples, collect
 from mini_r1.rundir import JsonLines
 
 from tests.report.made_run import HOSTILE, make_run
@@ -54,6 +55,16 @@ def test_the_first_of_each_story_survives_thinning(tmp_path: Path) -> None:
     samples = collect([read_run(run.path)], 400)
     assert len(samples) == 400
     assert sum("the only one" in text for text in samples.columns["text"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("thought", "waits"),
+    [("Wait, no.", True), ("so\nWAIT", True), ("I can't\nwait to try", False), ("a waiter", False), ("hm", False)],
+)
+def test_a_wait_is_a_thought_that_stops_itself(tmp_path: Path, thought: str, waits: bool) -> None:
+    run = make_run(tmp_path / "run", steps=1, per_step=1, extra=(f"{thought}\n</think>\n<answer>wait</answer>",))
+    samples = collect([read_run(run.path)], 20_000)
+    assert bool(samples.columns["flags"][-1] & REFLECTS_WAIT) == waits
 
 
 def test_what_a_short_run_leaves_a_long_one_takes(run_path: Path, tmp_path: Path) -> None:

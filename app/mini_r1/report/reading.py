@@ -18,7 +18,7 @@ from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, read_jsonl, read_object
-from mini_r1.values import interval, mapping, number
+from mini_r1.values import duration, interval, mapping, number
 
 MAX_TEXT = 400
 """Characters of a text from a file that is shown in a table or a sentence."""
@@ -305,15 +305,6 @@ def text(value: object, limit: int = MAX_TEXT) -> str:
         return "a number too long to show"
     said = " ".join(printable(said[: 4 * limit]).split())
     return said if len(said) <= limit else said[: limit - 1] + "…"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 3.4 h, 2.1 d."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5_400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
 
 
 def _seconds(value: object) -> float | None:

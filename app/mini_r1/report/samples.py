@@ -28,7 +28,7 @@ KINDS = ("training", "held out, sampled", "held out, greedy")
 RIGHT, FORMAT, SEED, CUT, REFLECTS_WAIT = 1, 2, 4, 8, 16
 """Bits of a sample's flags."""
 
-_WAIT = re.compile(r"\bwait\b", re.IGNORECASE)
+_REFLECTION = re.compile(task.REFLECTION_PATTERN, re.IGNORECASE)
 
 OnProgress = Callable[[int], None]
 
@@ -176,7 +176,7 @@ class _Packer:
         manner = row.get("manner")
         flags = RIGHT * _true(verdicts.get("equation")) | FORMAT * _true(verdicts.get("format"))
         flags |= SEED * _true(verdicts.get("equation_seed")) | CUT * (row.get("truncated") is True)
-        flags |= REFLECTS_WAIT * bool(_WAIT.search(completion.split("</think>", 1)[0]))
+        flags |= REFLECTS_WAIT * _says_wait(completion)
         working = task.work_out(completion, problem.nums)
         packed: list[Any] = [
             text(working.answer, 600) if working.answer is not None else None,
@@ -219,7 +219,7 @@ def _stories(row: dict[str, Any]) -> Iterator[str]:
         return
     if right:
         yield "right"
-        if _WAIT.search(completion.split("</think>", 1)[0]):
+        if _says_wait(completion):
             yield "wait"
         if _whole(row.get("reflections")):
             yield "reflects"
@@ -229,6 +229,15 @@ def _stories(row: dict[str, Any]) -> Iterator[str]:
             yield "format broken"
     if right != _true(verdicts.get("equation_seed")):
         yield "scorers disagree"
+
+
+def _says_wait(completion: str) -> bool:
+    """Whether the thought stops itself with "wait": a reflection phrase, so "I can't wait" is none."""
+    thought = completion.split("</think>", 1)[0]
+    if "wait" not in thought.lower():
+        return False
+    line = " ".join(thought.split())
+    return any(hit.group().lower() == "wait" for hit in _REFLECTION.finditer(line))
 
 
 def _chosen(counts: Counter[int], stories: dict[int, set[int]], limit: int) -> dict[int, set[int]]:

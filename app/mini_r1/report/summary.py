@@ -10,8 +10,8 @@ from typing import Any
 from mini_r1.recipe import Recipe
 from mini_r1.report import seed
 from mini_r1.report.plots import main_series, wilson
-from mini_r1.report.reading import Attempt, RunData, duration, text
-from mini_r1.values import interval, mapping, number
+from mini_r1.report.reading import Attempt, RunData, text
+from mini_r1.values import duration, interval, mapping, number
 
 SHOWN_REASONS = 12
 """Reasons of failure in the table; the evaluation's file has all."""
