@@ -35,9 +35,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quiet_machine() -> None:
-    """No network, no second thread, no state of the user's own."""
+def pytest_configure() -> None:
+    """No network, no second thread, no state of the user's own: before a test's imports, which read these once."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
