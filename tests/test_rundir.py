@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -249,3 +250,17 @@ def test_a_start_that_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), run.claimed():
         raise ZeroDivisionError
     assert not run.path.exists()
+
+
+def test_a_file_that_could_not_be_written_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk half a file would keep the room that the next attempt needs."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(tmp_path / "some.json", {"a": 1})
+    assert list(tmp_path.iterdir()) == []

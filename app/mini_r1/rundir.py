@@ -243,12 +243,17 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
         sync: wait for the disk, so that this holds after a power cut too.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with scratch.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        if sync:
-            os.fsync(handle.fileno())
-    scratch.replace(path)
+    try:
+        with scratch.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            if sync:
+                os.fsync(handle.fileno())
+        scratch.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink()  # a full disk needs the room
+        raise
 
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:

@@ -206,3 +206,12 @@ def test_the_table_fits_80_columns(evaluate: Evaluate) -> None:
     row = next(line.split() for line in lines if line.strip().startswith("untrained "))
     assert len(row) == 9
     assert "…" not in "".join(lines[: lines.index(next(line for line in lines if line.startswith("random solver")))])
+
+
+def test_on_a_narrow_terminal_no_figure_is_cut(evaluate: Evaluate) -> None:
+    series, _ = evaluate(samples=2)
+    out = io.StringIO()
+    print_series(series, Console(file=out, width=56))
+    head = out.getvalue().split("┏")[0]
+    assert "…" not in head
+    assert head.split("pass@2")[1].split()[0] == "tries"

@@ -14,6 +14,10 @@ from mini_r1.evaluation.run import Series
 
 SHOWN_REASONS = 8
 """Kinds of failure in the table; the JSON has all of them."""
+WIDE = 74
+"""Columns of a terminal that all of a series' figures need."""
+ONLY_WIDE = frozenset({"random\nsolver", "signed\nsums", "format"})
+"""Left out on a narrower one, where cut figures could not be read."""
 BASELINES = {
     "random_solver": "random solver, as many tries",
     "signed_sums": "signed sums, as many tries",
@@ -69,42 +73,40 @@ def print_series(series: Series, console: Console | None = None) -> None:
     newest = series.results[-1]
     most = max(newest["pass_at_k"], key=int)
     title = f"{series.run}: {newest['provenance']['selection']}, {newest['samples']} samples each"
-    headings = (
-        "step",
-        "greedy",
-        "sampled",
-        "95 %",
-        f"pass@{most}",
-        "random\nsolver",
-        "signed\nsums",
-        "format",
-        "tries",
-    )
     table = Table(title=_text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    wide = console.width >= WIDE
+    for heading in _series_row(newest, most):
+        if wide or heading not in ONLY_WIDE:
+            table.add_column(heading, justify="right", no_wrap=True)
     for result in series.results:
-        step, solvers = result["provenance"]["step"], result["baselines"]
-        table.add_row(
-            str(step) if step else "untrained",
-            f"{result['greedy']:.1%}",
-            f"{result['sampled']:.1%}",
-            f"{result['ci95'][0] * 100:.0f}-{result['ci95'][1]:.0%}",
-            f"{result['pass_at_k'][most]['value']:.1%}",
-            f"{solvers['random_solver']['sampled']:.1%}",
-            f"{solvers['signed_sums']['sampled']:.1%}",
-            f"{result['format']:.0%}",
-            f"{result['tries']:.1f}",
-        )
+        row = _series_row(result, most)
+        table.add_row(*(cell for heading, cell in row.items() if wide or heading not in ONLY_WIDE))
     console.print(table)
-    console.print(
-        "random solver, signed sums: success of these on the same problems, with as many tries as the model made"
-    )
+    if wide:
+        console.print(
+            "random solver, signed sums: success of these on the same problems, with as many tries as the model made"
+        )
     if series.untrained is not None:
         console.print(_text(f"untrained model: not measured: {series.untrained}"))
     for step, words in series.faults.items():
         console.print(_text(f"step {step}: not measured: {words}"))
     print_table(newest, console)
+
+
+def _series_row(result: dict[str, Any], most: str) -> dict[str, str]:
+    """Cells by their headings."""
+    step, solvers = result["provenance"]["step"], result["baselines"]
+    return {
+        "step": str(step) if step else "untrained",
+        "greedy": f"{result['greedy']:.1%}",
+        "sampled": f"{result['sampled']:.1%}",
+        "95 %": f"{result['ci95'][0] * 100:.0f}-{result['ci95'][1]:.0%}",
+        f"pass@{most}": f"{result['pass_at_k'][most]['value']:.1%}",
+        "random\nsolver": f"{solvers['random_solver']['sampled']:.1%}",
+        "signed\nsums": f"{solvers['signed_sums']['sampled']:.1%}",
+        "format": f"{result['format']:.0%}",
+        "tries": f"{result['tries']:.1f}",
+    }
 
 
 def _row(name: str, figures: dict[str, Any], n: int) -> list[Text | str]:
