@@ -6,10 +6,10 @@ It holds a model's text, so that is made printable; a field that is missing or o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -55,15 +55,15 @@ class Wanted:
     reason: str | None = None
     grep: re.Pattern[str] | None = None
 
-    def takes(self, row: dict[str, Any]) -> bool:
-        """Whether this row is wanted."""
+    def takes(self, row: dict[str, Any], search: Search | None) -> bool:
+        """Whether this row is wanted, by a search for `grep`."""
         if self.steps is not None and not self.steps[0] <= row["step"] <= self.steps[1]:
             return False
         if self.right is not None and is_right(row) is not self.right:
             return False
         if self.reason is not None and self.reason.lower() not in _text(row, "reason").lower():
             return False
-        return self.grep is None or _found(self.grep, row)
+        return self.grep is None or (search is not None and search.found(row))
 
 
 def wanted(step: str | None, right: bool | None, reason: str | None, grep: str | None) -> Wanted:
@@ -101,13 +101,14 @@ def wanted(step: str | None, right: bool | None, reason: str | None, grep: str |
 def matching(rows: Iterable[dict[str, Any]], which: Wanted, console: Console) -> Iterator[dict[str, Any]]:
     """The rows that are wanted, in their order; says on the console how far it is when that takes long."""
     told = time.monotonic()
-    for row in rows:
-        if which.takes(row):
-            yield row
-            told = time.monotonic()
-        elif time.monotonic() - told > SAY_EVERY_S:
-            told = time.monotonic()
-            console.print(f"read as far as step {row['step']}", markup=False)
+    with contextlib.nullcontext() if which.grep is None else Search(which.grep) as search:
+        for row in rows:
+            if which.takes(row, search):
+                yield row
+                told = time.monotonic()
+            elif time.monotonic() - told > SAY_EVERY_S:
+                told = time.monotonic()
+                console.print(f"read as far as step {row['step']}", markup=False)
 
 
 def show(
@@ -191,28 +192,44 @@ def is_right(row: dict[str, Any]) -> bool | None:
     return bool(value) if isinstance(value, int | float) else None
 
 
-def _found(grep: re.Pattern[str], row: dict[str, Any]) -> bool:
-    """Whether the expression is in the completion.
+class Search:
+    """A search for an expression, ended when it takes for ever, as (a+)+$ does; `with` it, in the main thread.
 
-    Raises:
-        KitError: it takes for ever, as (a+)+$ does.
+    One timer ticks for all rows: to set one for each would take longer than most searches.
     """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        return grep.search(_text(row, "completion")) is not None
 
-    def late(number: int, frame: object) -> None:
-        raise KitError(
-            f"--grep {grep.pattern!r} takes more than {GREP_S:.0f} s on one completion of step {row['step']}: it goes "
-            "over the text again and again; take out a repetition within a repetition, such as (a+)+"
-        )
+    def __init__(self, grep: re.Pattern[str]) -> None:
+        self._grep = grep
+        self._began: float | None = None
+        self._step: object = None
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, GREP_S)
-    try:
-        return grep.search(_text(row, "completion")) is not None
-    finally:
+    def __enter__(self) -> Search:
+        self._before = signal.signal(signal.SIGALRM, self._tick)
+        signal.setitimer(signal.ITIMER_REAL, GREP_S / 4, GREP_S / 4)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, self._before)
+
+    def found(self, row: dict[str, Any]) -> bool:
+        """Whether the expression is in the row's completion.
+
+        Raises:
+            KitError: nobody knows.
+        """
+        self._began, self._step = time.monotonic(), row["step"]
+        try:
+            return self._grep.search(_text(row, "completion")) is not None
+        finally:
+            self._began = None
+
+    def _tick(self, number: int, frame: object) -> None:
+        if self._began is not None and time.monotonic() - self._began > GREP_S:
+            raise KitError(
+                f"--grep {self._grep.pattern!r} takes more than {GREP_S:g} s on one completion of step {self._step}: "
+                "it goes over the text again and again; take out a repetition within a repetition, such as (a+)+"
+            )
 
 
 def _text(row: dict[str, Any], key: str) -> str:
