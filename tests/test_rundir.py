@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import seal
-from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, write_json, write_jsonl
+from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, write_json, write_jsonl, write_text
 
 
 @pytest.fixture
@@ -182,6 +182,16 @@ def test_of_each_step_the_answers_to_the_most_held_out_problems_count(run: RunDi
         write_jsonl(run.evaluation / f"{name}-completions.jsonl", [{"step": step, "of": name}, {"step": "x"}])
     write_json(run.evaluation / "step-5.json", {"step": 5, "of": "the figures"})
     assert [row["of"] for row in run.held_out_completions()] == ["step-5", "step-10-limit-20"]
+
+
+def test_what_is_written_in_a_strangers_run_follows_no_planted_link(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("mine")
+    (tmp_path / f".report.html.{os.getpid()}.tmp").symlink_to(own)
+    write_text(tmp_path / "report.html", "page")
+    assert own.read_text() == "mine"
+    assert (tmp_path / "report.html").read_text() == "page"
+    assert not (tmp_path / "report.html").is_symlink()
 
 
 def test_state_is_replaced_whole(run: RunDir) -> None:

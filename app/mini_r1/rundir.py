@@ -244,7 +244,8 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with scratch.open("w", encoding="utf-8") as handle:
+        scratch.unlink(missing_ok=True)  # in a run of a stranger's it may be a link to a file of yours
+        with scratch.open("x", encoding="utf-8") as handle:
             handle.write(text)
             handle.flush()
             if sync:
