@@ -53,6 +53,7 @@ def test_every_command_has_help_with_an_example(mini_r1: Kit, command: tuple[str
     if command not in ((), ("data",)):
         assert "Example" in done.stdout
         assert f"mini-r1 {' '.join(command)}" in done.stdout
+    assert "[default: None]" not in done.stdout
 
 
 @pytest.mark.parametrize(

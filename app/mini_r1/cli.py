@@ -11,6 +11,7 @@ from typing import Annotated
 
 import click
 import typer
+from typer.core import TyperArgument
 
 from mini_r1 import cli_seeing
 from mini_r1.cli_options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, Set
@@ -308,7 +309,7 @@ CTRL_C = 130
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 78, usage errors included."""
     try:
-        result = app(prog_name="mini-r1", standalone_mode=False)
+        result = _without_empty_defaults(typer.main.get_command(app))(prog_name="mini-r1", standalone_mode=False)
         code = result if isinstance(result, int) else 0
         if code == CTRL_C:
             code = _fail("interrupted", ExitCode.INTERRUPTED)
@@ -331,6 +332,16 @@ def main() -> None:
         _say_in_json(f"{type(error).__name__}: {error}", ExitCode.FAILED)
         raise  # a defect: the traceback is what a report of it needs
     sys.exit(code)
+
+
+def _without_empty_defaults(command: click.Command) -> click.Command:
+    """A help without `[default: None]`, which typer shows and which says nothing."""
+    for parameter in command.params:
+        if parameter.default is None and isinstance(parameter, click.Option | TyperArgument):
+            parameter.show_default = False
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _without_empty_defaults(below)
+    return command
 
 
 def _fail(message: str, code: ExitCode) -> int:
