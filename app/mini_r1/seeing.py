@@ -30,7 +30,11 @@ def evaluate(
     from mini_r1.evaluation.stopping import stopped_in_order
 
     run = RunDir(Path(run_or_model).expanduser())
-    kept = f"what was measured is in {run.evaluation}, and the same command goes on" if run.is_run() else "nothing is kept of a model's figures"
+    kept = (
+        f"what was measured is in {run.evaluation}, and the same command goes on"
+        if run.is_run()
+        else "nothing is kept of a model's figures"
+    )
     with stopped_in_order(f"stopped: {kept}"):
         return _evaluate(
             run_or_model, run, problems, samples=samples, limit=limit, step=step, newest=newest, engine=engine,
