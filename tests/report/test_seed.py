@@ -49,6 +49,9 @@ def test_a_mark_that_is_not_reached_is_not_judged(tmp_path: Path) -> None:
     run = run_with(rows(0.45, 0.95, 120), tmp_path)
     assert verdicts(run) == {50: "on track", 100: "on track", 200: "not reached"}
     assert "Step 200 is not reached yet (the seed: 40 %)." in [s.sentence for s in seed.standings(run)]
+    run.state["state"] = "finished"
+    assert verdicts(run)[200] == "not reached"
+    assert "The run was over before step 200 (the seed: 40 %)." in [s.sentence for s in seed.standings(run)]
 
 
 def test_the_mean_around_a_mark_counts_not_one_step(tmp_path: Path) -> None:

@@ -39,12 +39,14 @@ def standings(run: RunData) -> list[Standing]:
     seed = published()
     marks = [(int(seed["format_step"]), "rewards/format_seed", "format", FORMAT_KEPT)]
     marks += [(int(step), SUCCESS, "training success", share) for step, share in seed["success"] if step <= 200]
+    over = run.state_name in ("finished", "failed")
     found = []
     for step, figure, words, wanted in marks:
         value = _around(run, figure, step)
         seeds = f"the seed: {'learned by then' if figure != SUCCESS else f'{100 * wanted:.0f} %'}"
         if run.step < step:
-            found.append(Standing(step, "not reached", f"Step {step} is not reached yet ({seeds})."))
+            reached = f"The run was over before step {step}" if over else f"Step {step} is not reached yet"
+            found.append(Standing(step, "not reached", f"{reached} ({seeds})."))
         elif value is None:
             found.append(Standing(step, "not known", f"Nothing was logged around step {step} ({seeds})."))
         elif value >= wanted:
