@@ -228,6 +228,8 @@ def _seconds(run: RunDir, record: dict[str, Any]) -> float | None:
 
 def _max_steps(run: RunDir) -> int | None:
     """Of the recipe as it is written: its reader would take longer than all of this."""
+    if not run.is_run():  # a pipe in its place would be waited for
+        return None
     try:
         with run.recipe_file.open("rb") as file:
             match = re.search(rb"^max_steps: (\d{1,9})\s*$", file.read(1 << 20), re.MULTILINE)

@@ -12,6 +12,8 @@ import pytest
 
 from tests.report.made_run import HOSTILE, make_run
 
+PATIENCE_S = 120
+"""For a page to do something, on cores that many tests share."""
 LONG = "y" * 1_000_000
 """A completion of a megabyte on one line."""
 
@@ -82,7 +84,7 @@ class Opened:
 
     def until(self, expression: str) -> None:
         """Wait until it is true; Playwright's own way is an eval, which the page's policy refuses."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while not self.tab.evaluate(expression):
             assert time.monotonic() < end, f"never became true: {expression}"
             self.tab.wait_for_timeout(20)
@@ -104,6 +106,7 @@ def opened(browser: Any) -> Iterator[Callable[..., Opened]]:
 
     def go(path: Path, *, theme: str = "light", width: int = 1366, height: int = 860) -> Opened:
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        context.set_default_timeout(PATIENCE_S * 1000)
         contexts.append(context)
         page = Opened(context.new_page())
         pages.append(page)

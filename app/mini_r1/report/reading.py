@@ -250,6 +250,8 @@ def _attempts(run: RunDir, record: dict[str, Any]) -> list[Attempt]:
 
 def _steps(path: Path) -> Iterator[int]:
     """The step of every completion; read off the line, since a long run has hundreds of megabytes of them."""
+    if not path.is_file():  # a pipe or a device may have no end
+        return
     try:
         handle = path.open("rb")
     except OSError:
