@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +158,19 @@ def test_no_file_of_a_run_stops_the_table(
     (found,) = rows(folder, NOW)
     assert shown([found], folder)
     json.loads(to_json([found]), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_pipe_in_a_files_place_is_waited_for(tmp_path: Path, name: str) -> None:
+    run = make(tmp_path / "run")
+    metrics(run, {"step": 3, "success": 0.1, "time": NOW + 1})
+    result(run, "step-4.json")
+    (run.path / name).unlink(missing_ok=True)
+    os.mkfifo(run.path / name)
+    shown = subprocess.run(
+        [sys.executable, "-m", "mini_r1", "runs", str(tmp_path)], check=False, capture_output=True, timeout=60
+    )
+    assert shown.returncode == 0, shown.stderr
 
 
 def test_what_a_run_says_is_text(tmp_path: Path) -> None:
