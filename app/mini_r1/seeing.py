@@ -35,32 +35,12 @@ def evaluate(
         if run.is_run()
         else "nothing is kept of a model's figures"
     )
-    with stopped_in_order(f"stopped: {kept}"):
-        return _evaluate(
-            run_or_model, run, problems, samples=samples, limit=limit, step=step, newest=newest, engine=engine,
-            again=again, as_json=as_json,
-        )  # fmt: skip
-
-
-def _evaluate(
-    run_or_model: str,
-    run: RunDir,
-    problems: Path | None,
-    *,
-    samples: int | None,
-    limit: int | None,
-    step: int | None,
-    newest: bool,
-    engine: str,
-    again: bool,
-    as_json: bool,
-) -> ExitCode:
-    with needs_extra("train"):
-        from mini_r1.evaluation.run import evaluate_run, evaluate_run_or_model
-        from mini_r1.evaluation.source import Wish
-        from mini_r1.evaluation.table import print_series, print_table
-        from mini_r1.training.start import starting_point
-    with data_errors():
+    with stopped_in_order(f"stopped: {kept}"), data_errors():
+        with needs_extra("train"):
+            from mini_r1.evaluation.run import evaluate_run, evaluate_run_or_model
+            from mini_r1.evaluation.source import Wish
+            from mini_r1.evaluation.table import print_series, print_table
+            from mini_r1.training.start import starting_point
         start = starting_point(run) if run.is_run() else None
         if start is not None and not newest and step is None:
             series = evaluate_run(run, problems, Wish(samples, limit), start, engine=engine, again=again)
@@ -72,11 +52,11 @@ def _evaluate(
         result = evaluate_run_or_model(
             run_or_model, problems, samples, limit=limit, step=step, engine=engine, again=again, start=start
         )
-    if as_json:
-        print(json.dumps(result))
-    else:
-        print_table(result)
-    return ExitCode.FINISHED
+        if as_json:
+            print(json.dumps(result))
+        else:
+            print_table(result)
+        return ExitCode.FINISHED
 
 
 def report(

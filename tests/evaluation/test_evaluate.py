@@ -10,8 +10,9 @@ import pytest
 import torch
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
+from mini_r1.evaluation.answers import Answer, judged
 from mini_r1.evaluation.baselines import Game
-from mini_r1.evaluation.evaluate import Answer, Evaluation, evaluate, judged
+from mini_r1.evaluation.evaluate import Evaluation, evaluate
 from mini_r1.evaluation.figures import failure
 from mini_r1.generation.model import load_model, load_tokenizer
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
+from mini_r1.evaluation.answers import Answer, judged
 from mini_r1.evaluation.baselines import Game, solver_baselines
 from mini_r1.evaluation.figures import OPERATOR_KEYS, counted, failure, mean, success
 from mini_r1.generation.completers import BATCH_ROWS, Completer, TransformersCompleter
@@ -28,35 +29,6 @@ KEPT_SAMPLES = 4
 
 ANY_PROBLEM = Game()
 """What a random solver may try where nothing is known of how the problems were made."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One completion of a problem, judged."""
-
-    problem: task.Problem
-    text: str
-    tokens: int
-    truncated: bool
-    """Cut at the longest length allowed, before the model ended it."""
-    verdict: task.Verdict
-    tries: int
-    """Calculations in its thought."""
-
-    def row(self, step: int, kind: str) -> dict[str, Any]:
-        """As a file of completions has it."""
-        return {
-            "step": step,
-            "kind": kind,
-            **task.record(self.problem, self.text, self.verdict),
-            "tokens": self.tokens,
-            "truncated": self.truncated,
-        }
-
-
-def judged(problem: task.Problem, text: str, tokens: int, truncated: bool) -> Answer:
-    """A completion with all that its text tells."""
-    return Answer(problem, text, tokens, truncated, task.judge(text, problem), task.tries(text))
 
 
 @dataclass(frozen=True)
@@ -115,7 +87,7 @@ class Evaluation:
             "by": _earlier_names(figures),
             "failures": counted(failure(answer.verdict.reason, answer.truncated) for answer in wrong),
             "reasons": counted(task.folded(answer.verdict.reason) for answer in wrong),
-            "baselines": solver_baselines(self, game),
+            "baselines": solver_baselines(self.greedy, self.sampled, game),
             "seconds": round(self.seconds, 1),
         }
 
