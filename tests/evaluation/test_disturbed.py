@@ -226,7 +226,10 @@ def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, number: signal
         assert child.stderr is not None
         assert "waiting for another process" in child.stderr.readline()
         child.send_signal(number)
-        out, said = child.communicate(timeout=60)
+        try:
+            out, said = child.communicate(timeout=60)
+        finally:
+            child.kill()  # else it would wait for this test, and this test for it
     assert child.returncode == 143
     assert "the same command goes on" in said
     assert "Traceback" not in said
