@@ -34,8 +34,10 @@ def as_markdown(text: object) -> str:
 
 
 def shown_bytes(size: float) -> str:
-    """A number of bytes for people: in GiB, below one in MiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    """A number of bytes for people: in GiB, below one in MiB, below a tenth of one in KiB."""
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"
 
 
 def progress_console() -> Console:

@@ -124,7 +124,7 @@ def test_a_slurm_without_pyxis_has_two_other_runtimes(cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("runtime", "name", "content", "status", "said"),
     [
-        ("apptainer", "mini-r1.sif", SIF, "ok", "image of 0.0 MiB mini-r1.sif (nfs4)"),
+        ("apptainer", "mini-r1.sif", SIF, "ok", "image of 0.0 KiB mini-r1.sif (nfs4)"),
         ("apptainer", "./mini-r1.sif", SIF, "ok", "nfs4"),
         ("apptainer", "mini-r1.sif", SQUASHFS, "fail", "is of pyxis's kind, and MINI_R1_RUNTIME is apptainer"),
         ("apptainer", "mini-r1.sif", b"", "fail", "is empty"),
