@@ -115,7 +115,7 @@ def test_the_demo_is_trained_measured_and_planned_in_it(kit: Kit) -> None:
     assert report["runs"][0]["held_out"]["problems"] == 4
     assert report["samples"] > 0
     assert any(name.endswith(".svg") for name in report["markdown"])
-    assert "-> correct" in kit("samples", "runs/demo-cpu-quick", "--ok", "--limit", "1").stdout
+    assert "step 1 | " in kit("samples", "runs/demo-cpu-quick", "--limit", "1").stdout
     assert json.loads(kit("runs", "--json").stdout)[0]["state"] == "finished"
     plan = kit("plan", "mini-r1-3b", "--json")
     assert plan.returncode == 0, plan.stderr

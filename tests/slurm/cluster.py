@@ -205,6 +205,10 @@ class Slurm:
             time.sleep(0.1)
 
 
+GOES_ON = ("PENDING", "RUNNING", "SIGNALING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED")
+"""States of a job that is not over. SIGNALING is one for the moment in which Slurm sends it a signal."""
+
+
 class Job:
     """A job of the cluster.
 
@@ -243,13 +247,13 @@ class Job:
         deadline = time.monotonic() + timeout_s
         while not done():
             assert time.monotonic() < deadline, f"not there after {timeout_s:g} s: {self}"
-            assert self.state in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "PREEMPTED"), str(self)
+            assert (state := self.state) in GOES_ON, f"{state}: {self}"
             time.sleep(0.2)
 
     def wait(self, timeout_s: float = 600) -> str:
         """Wait for its end; how it ended."""
         deadline = time.monotonic() + timeout_s
-        while (state := self.state) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "PREEMPTED"):
+        while (state := self.state) in GOES_ON:
             assert time.monotonic() < deadline, f"not over after {timeout_s:g} s: {self}"
             time.sleep(0.3)
         return state
