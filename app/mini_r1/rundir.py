@@ -94,7 +94,7 @@ class RunDir:
                 ExitCode.RETRY,
             ) from error
         with handle:
-            if not _locked(handle):
+            if not locked(handle):
                 raise KitError(
                     f"another process is training in {self.path}: wait for it, stop it, or choose another --run-dir"
                 )
@@ -317,14 +317,19 @@ def _has_step(row: dict[str, Any]) -> bool:
     return type(row.get("step")) is int  # a bool is an int too
 
 
-def _locked(handle: IO[str]) -> bool:
-    """Whether the lock is ours now. It goes with the process, so a killed run leaves none behind."""
+def locked(handle: IO[str], *, wait: bool = False) -> bool:
+    """Whether the lock on a file is ours now. It goes with the process, so a killed one leaves none behind.
+
+    Args:
+        handle: the open file.
+        wait: until another process has let go of it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no flock; there one writer at a time is the user's own care
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

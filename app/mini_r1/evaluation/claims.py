@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mini_r1.errors import KitError
-from mini_r1.rundir import RunDir
+from mini_r1.rundir import RunDir, locked
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def claimed(result: Path | None, *, wait: bool) -> Iterator[bool]:
         return
     lock = result.with_name(f".{result.stem}.lock")
     with lock.open("w") as handle:
-        held = _locked(handle.fileno(), wait)
+        held = locked(handle, wait=wait)
         try:
             yield held
         finally:
@@ -54,17 +54,3 @@ def refuse_unwritable(run: RunDir) -> None:
             f"measure a snapshot as a model, which writes nothing: mini-r1 evaluate {run.snapshots}/step-N "
             f"--problems {run.held_out_file}"
         )
-
-
-def _locked(descriptor: int, wait: bool) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network filesystems
-        return True
-    return True
