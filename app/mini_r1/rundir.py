@@ -32,6 +32,7 @@ from typing import IO, Any
 
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import Saved, complete, discard, tidy
+from mini_r1.values import mapping
 
 OURS = frozenset({".lock", "attempts", "slurm", "state.json"})
 """What may be there before a run: left by a start that came to nothing, or a batch script's own."""
@@ -125,6 +126,13 @@ class RunDir:
     def read_record(self) -> dict[str, Any]:
         """run.json, or {} when there is none that can be read."""
         return read_object(self.run_file)
+
+    def model_commit(self) -> str | None:
+        """The hub's commit of the model that the newest start resolved; None of a model from elsewhere."""
+        attempts = self.read_record().get("attempts")
+        newest = mapping(attempts[-1]) if isinstance(attempts, list) and attempts else {}
+        commit = mapping(newest.get("model")).get("revision")
+        return commit if isinstance(commit, str) else None
 
     @property
     def run_id(self) -> str:

@@ -23,7 +23,6 @@ from mini_r1.publishing.hub import MAIN, RECORD, record_of
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import dump_recipe
 from mini_r1.rundir import RunDir, read_jsonl, read_object
-from mini_r1.values import mapping
 
 ADAPTER = "adapter_config.json"
 CONFIG = "config.json"
@@ -58,11 +57,9 @@ def base_of(run: RunDir, recipe: Recipe) -> Base:
     if recipe.model_name_or_path == DEMO_MODEL:
         return Base(None, None, "the kit's built-in demo model, warm-started by imitation")
     name = recipe.model_name_or_path
-    told = run.read_record().get("attempts")
-    last = mapping(told[-1]) if isinstance(told, list) and told else {}
-    commit = mapping(last.get("model")).get("revision")
+    commit = run.model_commit()
     # What came from the hub has a commit. A folder `models/mine` looks like a hub's name from anywhere else.
-    if not is_on_hub(name) or not isinstance(commit, str):
+    if commit is None or not is_on_hub(name):
         return Base(None, None, f"{Path(name).name}, a folder of the machine that it was trained on")
     return Base(name, commit, name)
 

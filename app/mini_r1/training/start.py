@@ -22,7 +22,7 @@ def starting_point(run: RunDir) -> StartingPoint:
     if name != DEMO_MODEL:
         if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
             return StartingPoint(None, None, f"the run's model {name} is not there any more")
-        revision = None if Path(name).is_dir() else _commit(run) or recipe.model_revision
+        revision = None if Path(name).is_dir() else run.model_commit() or recipe.model_revision
         return StartingPoint(name, revision, f"the run's model {name}")
     try:
         data = prepare.load_task_data(recipe)
@@ -36,13 +36,3 @@ def starting_point(run: RunDir) -> StartingPoint:
             None, None, f"the demo's warm start is not in the cache {warm_start.cache_root()} (MINI_R1_CACHE) any more"
         )
     return StartingPoint(str(job.directory()), None, "the demo's warm start, out of the cache")
-
-
-def _commit(run: RunDir) -> str | None:
-    """The hub's commit that the last start of the run resolved."""
-    attempts = run.read_record().get("attempts")
-    try:
-        commit = attempts[-1]["model"]["revision"]  # type: ignore[index]
-    except (IndexError, KeyError, TypeError):
-        return None
-    return commit if isinstance(commit, str) else None
