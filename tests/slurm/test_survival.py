@@ -41,21 +41,23 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
         "limit": start(kit, "limit", "--nodelist=n2", "--time=60", "--signal=B:CONT@1"),
         "cancelled": start(kit, "cancelled", "--nodelist=n2"),
     }
-    taken = kit.run("without-grace").path / "slurm" / "running"
-    jobs["without grace"].wait_for(taken.exists)
-    jobs["beside"] = start(kit, "without-grace", "--nodelist=n2", "--partition=prio")
     # Slurm looks at its limits every 30 s. What is to be disturbed waits for that; Slurm wakes what it ends.
     disturbed = ("with grace", "without grace", "notice", "limit", "cancelled")
     freeze_each_at(2, {name: kit.run(name.replace(" ", "-")) for name in disturbed})
+    # A GPU of n2 must be free, or the job beside would preempt another, and come when its rival is gone.
+    jobs["whole"].wait()
+    jobs["beside"] = start(kit, "without-grace", "--nodelist=n2", "--partition=prio")
+    jobs["beside"].wait()
     limit, notice, run = jobs["limit"], jobs["notice"], kit.run("notice")
     slurm.run("scontrol", "update", f"jobid={notice.number}", "timelimit=50")
     slurm.run("scontrol", "update", f"jobid={limit.number}", "timelimit=1")
     slurm.run("scancel", jobs["cancelled"].number)
     slurm.preempt("n1")
-    notice.wait_for(lambda: NOTICE in notice.said)
-    thaw(run)
     limit.wait_for(lambda: limit.restarts >= 1)
     slurm.run("scontrol", "update", f"jobid={limit.number}", "timelimit=60")
+    notice.wait_for(lambda: NOTICE in notice.said)
+    # From here on nothing else is waited for: its second attempt must be seen before it is over.
+    thaw(run)
     # The second attempt has 50 min again, so its notice comes before any worker could hear it.
     notice.wait_for(lambda: notice.restarts >= 1 and (freeze(run) or notice.restarts >= 2))
     notice.wait_for(lambda: notice.said.count(NOTICE) >= 2)
