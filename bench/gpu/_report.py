@@ -1,0 +1,181 @@
+"""The results of the GPU benches as text: what `run.py` prints and appends to bench/RESULTS.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import _common as common
+from _estimate import flops_share, vllm_rollout
+
+GIB, MIB = 2**30, 2**20
+PHASES = ("rollout", "score", "reference", "update", "optimizer", "rest")
+
+Results = Mapping[str, dict[str, Any]]
+
+
+def lines(results: Results) -> list[str]:
+    """One block for each unit that has a result."""
+    found: list[str] = []
+    for name, result in sorted(results.items(), key=lambda pair: list(PARTS).index(_part(pair[0]))):
+        part = _part(name)
+        if found:
+            found.append("")
+        if result.get("error"):
+            found += [f"{name}: FAILED, {result['error'].splitlines()[0]}"]
+            found += [] if result.get("output") else result["error"].splitlines()[-8:]
+        if result.get("rounds") or result.get("items") or result.get("variants") or result.get("output"):
+            found += PARTS[part](name, result)
+    return found
+
+
+def _part(name: str) -> str:
+    return next(part for part in PARTS if name.startswith(part))
+
+
+def bars(results: Results) -> list[tuple[str, bool]]:
+    """What is demanded, and whether it holds; of the units at full scale."""
+    found = []
+    for name, result in results.items():
+        if "tiny" in name:
+            continue
+        if result.get("rounds"):
+            ratio = speed_up(result["rounds"])
+            found.append((f"{name}: stock / kit >= {result['bar']:g} ({ratio:.2f})", ratio >= result["bar"]))
+        if result.get("items"):
+            error, bar = result["error"], result["bar"]
+            found.append((f"{name}: the plan within {bar:.0%} of the peak ({error:+.1%})", abs(error) <= bar))
+        for bar, met in result.get("met", {}).items():
+            found.append((f"{name}: {bar}", met))
+    return found
+
+
+# --- step time
+
+
+def speed_up(rounds: Sequence[Mapping[str, Any]]) -> float:
+    """Stock's seconds over the kit's, all rounds together."""
+    stock, kit = (sum(each[side]["seconds"] for each in rounds) for side in ("stock", "kit"))
+    return float(stock / kit)
+
+
+def step_time(name: str, result: dict[str, Any]) -> Iterator[str]:
+    """Seconds of a step on both sides, where they go, and what vLLM would change by estimate."""
+    rounds, shape = result["rounds"], common.SHAPES[result["shape"]]
+    lengths = [n for each in rounds for n in each["kit"]["lengths"]]
+    same = all(each["kit"]["lengths"] == each["stock"]["lengths"] for each in rounds)
+    yield (
+        f"{name}: {len(rounds)} timed steps of 64 completions a side; {common.mean(lengths):.0f} tokens in the mean, "
+        f"longest {max(lengths)}, {'the same lengths' if same else 'OTHER LENGTHS'} on both sides"
+    )
+    yield f"{'seconds a step':14} {'all':>8}" + "".join(f"{phase:>11}" for phase in PHASES) + "   peak GiB (reserved)"
+    for side in ("kit", "stock"):
+        seen = [each[side] for each in rounds]
+        parts = "".join(f"{common.mean([s['phases'].get(phase, 0) for s in seen]):11.2f}" for phase in PHASES)
+        memory = ""
+        if all("peak" in s for s in seen):
+            memory = f"   {max(s['peak'] for s in seen) / GIB:.1f} ({max(s['reserved'] for s in seen) / GIB:.1f})"
+        yield f"{side:14} {common.mean([s['seconds'] for s in seen]):8.2f}{parts}{memory}"
+    each_round = ", ".join(f"{each['stock']['seconds'] / each['kit']['seconds']:.2f}" for each in rounds)
+    yield f"stock / kit: {speed_up(rounds):.2f} x (by round {each_round})"
+    kit = rounds[-1]["kit"]
+    token = kit["phases"]["rollout"] / max(kit["lengths"])
+    groups = [kit["lengths"][i : i + 8] for i in range(0, len(kit["lengths"]), 8)]
+    stock_token = rounds[-1]["stock"]["phases"]["rollout"] / sum(max(group) for group in groups)
+    yield (
+        f"a decoding step: kit {token * 1e3:.1f} ms ({token * 1e3 / shape.layers:.2f} a layer) for up to 64 rows, "
+        f"stock {stock_token * 1e3:.1f} ms for 8; decoding steps: kit {max(kit['lengths'])}, "
+        f"stock {sum(max(group) for group in groups)}"
+    )
+    tokens = sum(kit["lengths"]) + common.PROMPT * len(kit["lengths"])
+    yield (
+        f"kit's update at {flops_share(shape, tokens, kit['phases']['update'], 6):.0%} of an H100's dense bfloat16 "
+        f"peak, reference at {flops_share(shape, tokens, kit['phases']['reference'], 2):.0%}, padding not counted"
+    )
+    yield from _with_vllm(shape, rounds)
+    if cacheless := result.get("cacheless"):
+        seconds = cacheless["seconds_a_token"]
+        yield (
+            f"stock with gradient_checkpointing generates without a cache: {seconds['without_cache'] * 1e3:.1f} ms a "
+            f"token of {cacheless['rows']} rows after {cacheless['context']}, {seconds['with_cache'] * 1e3:.1f} with"
+        )
+
+
+def _with_vllm(shape: Any, rounds: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The rollout by the plan's figures for vLLM, everything else as measured."""
+    steps: dict[str, list[tuple[float, float]]] = {"kit": [], "stock": []}
+    for each in rounds:
+        lengths = each["kit"]["lengths"]
+        calls = {"kit": [lengths], "stock": [lengths[i : i + 8] for i in range(0, len(lengths), 8)]}
+        for side, groups in calls.items():
+            rollout = sum(vllm_rollout(shape, group, common.PROMPT) for group in groups)
+            steps[side].append((rollout, each[side]["seconds"] - each[side]["phases"]["rollout"]))
+    means = {side: [common.mean(column) for column in zip(*rows, strict=True)] for side, rows in steps.items()}
+    step = {side: sum(pair) for side, pair in means.items()}
+    yield (
+        f"ESTIMATE, vLLM on a second such GPU: rollout kit {means['kit'][0]:.1f} s in 1 call, stock "
+        f"{means['stock'][0]:.1f} s in 8; a step kit {step['kit']:.1f} s, stock {step['stock']:.1f} s, "
+        f"{step['stock'] / step['kit']:.1f} x (the sync of the weights left out)"
+    )
+
+
+# --- memory
+
+
+def memory(name: str, result: dict[str, Any]) -> Iterator[str]:
+    """Planned against measured: items, moments, what is outside of the allocator."""
+    batch = result["batch"]
+    yield (
+        f"{name}: {batch['prompts']} x {batch['accumulation']} prompts x {batch['generations']}, "
+        f"{batch['prompt_tokens']} + {batch['completion_tokens']} tokens; {result['meter']}; beside other units "
+        + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result["seconds"].items())
+    )
+    yield f"{'MiB':34}{'planned':>10}{'measured':>10}{'error':>9}"
+    for label, pair in [*result["items"].items(), *((f"= {k}", v) for k, v in result["moments"].items())]:
+        yield _row(label, pair["planned"], pair["measured"])
+    yield _row("= largest moment", result["largest"]["planned"], result["largest"]["measured"])
+    parts = result["parts"]
+    yield "above the states: " + ", ".join(f"{part} {size / MIB:,.0f}" for part, size in parts.items())
+    yield "in the formula:   " + ", ".join(f"{k} {size / MIB:,.0f}" for k, size in result["planned_parts"].items())
+    update = result["moments"]["update"]["measured"]
+    yield _row("update, logits or a layer at once", result["update_without_overlap"], update)
+    over = result["overhead"]
+    context = "unknown" if over["context"] is None else f"{over['context'] / MIB:,.0f}"
+    yield (
+        f"outside: context {context}, reserved and not allocated {over['fragmentation'] / MIB:,.0f} "
+        f"(planned together {over['planned'] / MIB:,.0f}); reserved {over['reserved'] / MIB:,.0f}; "
+        f"allocator settings: {over['allocator'] or 'none'}"
+    )
+
+
+def _row(label: str, planned: float | None, measured: float) -> str:
+    if planned is None:
+        return f"{label:34}{'-':>10}{measured / MIB:10,.0f}"
+    error = f"{planned / measured - 1:+9.1%}" if measured else ""
+    return f"{label:34}{planned / MIB:10,.0f}{measured / MIB:10,.0f}{error}"
+
+
+# --- mends, smoke
+
+
+def mends(name: str, result: dict[str, Any]) -> Iterator[str]:
+    """Each variant against its truth."""
+    batch = result["batch"]
+    yield (
+        f"{name}: {len(batch['completion_tokens'])} completions of {min(batch['completion_tokens'])}-"
+        f"{max(batch['completion_tokens'])} tokens, prompts of {' and '.join(map(str, batch['prompt_tokens']))}"
+    )
+    yield f"{'':44}{'log-prob. error, nats':>22}{'KL':>10}{'error':>9}{'gradient: cosine':>18}{'norm':>8}{'apart':>8}"
+    for variant, seen in result["variants"].items():
+        yield (
+            f"{variant:44}{seen['logp_mean_error']:12.2e} {seen['logp_max_error']:9.2e}{seen['kl']:10.5f}"
+            f"{seen['kl_error']:+9.2%}{seen['cosine']:18.6f}{seen['norm_ratio']:8.4f}{seen['gradient_error']:8.4f}"
+        )
+
+
+def smoke(name: str, result: dict[str, Any]) -> list[str]:
+    """What it said."""
+    return [f"{name}: exit code {result['exit_code']} after {result['seconds']:.0f} s", *result["output"].splitlines()]
+
+
+PARTS = {"step-time": step_time, "memory": memory, "mends": mends, "smoke": smoke}

@@ -1,0 +1,258 @@
+"""Everything that is measured on a GPU, in one command that can be interrupted and called again.
+
+    .venv/bin/python bench/gpu/run.py --out FOLDER [--only step-time,memory] [--limit-s 480] [--record]
+
+Each unit of work is a process of its own with one small JSON file in FOLDER; a unit that is whole there is not run
+again, and step-time goes on with the rounds that are missing. None is begun that would end after --limit-s by the
+seconds that it is expected to take on an H100. The units of memory run at once. At the end everything in FOLDER is
+printed, with the machine, versions and this command, and written to FOLDER/RESULTS.md; --record appends it to
+bench/RESULTS.md. Models and logs are in --scratch, several GiB. Exit code 1: a unit failed, or a bar is missed. Units
+that are still to do do not count.
+
+--scale tiny runs all of it with a tiny model on a CPU: it shows that the benches work, and says nothing of a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import _common as common
+import _report
+from _record import RESULTS, installed, processor
+from mini_r1.provenance import code_revision
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "flash-attn", "vllm")
+GRACE_S = 25
+"""After the limit a unit is ended: it expected less than it took."""
+SMOKE = "smoke"
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One process, one file.
+
+    Attributes:
+        name: of the file.
+        script: that measures it; for `smoke` none.
+        arguments: of the script.
+        expected_s: on one H100, start and model included. By reckoning, where nobody has run it.
+        least_s: to get anything out of it; None: it is all or nothing.
+    """
+
+    name: str
+    script: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    expected_s: int = 30
+    least_s: int | None = None
+
+    @property
+    def needs_s(self) -> int:
+        """Below which it is not begun."""
+        return self.expected_s if self.least_s is None else self.least_s
+
+
+def units(scale: str, rounds: int) -> list[Unit]:
+    """In the order in which they are run."""
+    if scale == "tiny":
+        return [
+            Unit("step-time-tiny", "step_time.py", {"shape": "tiny", "limit": 64, "rounds": rounds}, 60),
+            Unit("memory-tiny-1", "memory.py", {"shape": "tiny", "limit": 64}, 30),
+            Unit("memory-tiny-4", "memory.py", {"shape": "tiny", "limit": 64, "prompts": 4, "accumulation": 2}, 30),
+            Unit("mends-tiny", "mends.py", {"shape": "tiny", "limit": 64}, 30),
+            Unit(SMOKE, "", expected_s=150),
+        ]
+    return [
+        Unit("step-time-0.5b", "step_time.py", {"shape": "0.5b", "rounds": rounds}, 90 + 140 * rounds, 230),
+        Unit("memory-0.5b-1", "memory.py", {"shape": "0.5b"}, 45),
+        Unit("memory-0.5b-8", "memory.py", {"shape": "0.5b", "prompts": 8, "accumulation": 4}, 50),
+        Unit("memory-1.5b-2", "memory.py", {"shape": "1.5b", "prompts": 2}, 65),
+        Unit("mends-0.5b", "mends.py", {"shape": "0.5b"}, 70),
+        Unit("step-time-1.5b", "step_time.py", {"shape": "1.5b", "rounds": rounds}, 115 + 175 * rounds, 290),
+        Unit(SMOKE, "", expected_s=110),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--only", default="", help="parts or units, with commas: step-time, memory-0.5b-1, ...")
+    parser.add_argument("--limit-s", type=float, default=480, help="seconds of this call")
+    parser.add_argument("--rounds", type=int, default=2, help="timed steps of each side")
+    parser.add_argument("--scale", choices=("full", "tiny"), default="full")
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "mini-r1-gpu-bench")
+    parser.add_argument("--report", action="store_true", help="run nothing, print what is in the folder")
+    parser.add_argument("--record", action="store_true", help="append to bench/RESULTS.md")
+    given = parser.parse_args()
+    wanted = [name for name in given.only.split(",") if name]
+    chosen = [unit for unit in units(given.scale, given.rounds) if not wanted or _named(unit, wanted)]
+    if not chosen:
+        parser.error(f"nothing is called {given.only}: {', '.join(unit.name for unit in units(given.scale, 1))}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    given.scratch.mkdir(parents=True, exist_ok=True)
+    end = time.time() + given.limit_s
+    left = []
+    for units_at_once in [] if given.report else batches(chosen):
+        with ThreadPoolExecutor(len(units_at_once)) as pool:
+            whole = list(pool.map(lambda unit: _measured(unit, given, end), units_at_once))
+        left += [unit.name for unit, done in zip(units_at_once, whole, strict=True) if not done]
+    results = {path.stem: common.read_json(path) for path in sorted(given.out.glob("*.json"))}
+    text = entry(results, left)
+    print(text)
+    (given.out / "RESULTS.md").write_text(text, encoding="utf-8")
+    if given.record:
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(text)
+    failed = any(result.get("error") for result in results.values())
+    return 1 if failed or not all(met for _, met in _report.bars(results)) else 0
+
+
+def batches(chosen: list[Unit]) -> list[list[Unit]]:
+    """Units that are run at once: those of memory, whose figures are each process's own; their seconds are not."""
+    return [
+        list(group) for _, group in groupby(chosen, lambda unit: unit.script if unit.script == "memory.py" else unit)
+    ]
+
+
+def _named(unit: Unit, wanted: list[str]) -> bool:
+    return any(unit.name == name or unit.name.startswith(f"{name}-") for name in wanted)
+
+
+def _measured(unit: Unit, given: Any, end: float) -> bool:
+    """Run a unit if it has to be and can be; whether it is whole then."""
+    file = given.out / f"{unit.name}.json"
+    if _whole(unit, file):
+        print(f"{unit.name}: is there", flush=True)
+        return True
+    if time.time() + unit.needs_s > end:
+        print(f"{unit.name}: {unit.needs_s} s are too long for what is left of this call", flush=True)
+        return False
+    print(f"{unit.name}: begins, {unit.expected_s} s expected", flush=True)
+    started = time.time()
+    log = given.scratch / f"{unit.name}.log"
+    code, output = _ran(_command(unit, given, file, end), log, end + GRACE_S - started)
+    seconds = time.time() - started
+    result = {**common.read_json(file), **whence(), "seconds_of_unit": seconds}
+    result.pop("error", None)
+    if unit.name == SMOKE:
+        launches = {
+            path.name: path.read_text("utf-8", errors="replace")[-2000:]
+            for path in sorted((given.scratch / SMOKE).glob("*-start-node-*.txt"))
+        }
+        result.update(exit_code=code, seconds=seconds, output=output[-6000:], launches=launches, complete=code == 0)
+    if code:
+        result["error"] = f"exit code {code} after {seconds:.0f} s\n{output[-3000:]}"
+    common.write_json(file, result)
+    print(f"{unit.name}: {'FAILED' if code else 'done'} after {seconds:.0f} s", flush=True)
+    return _whole(unit, file)
+
+
+def _whole(unit: Unit, file: Path) -> bool:
+    result = common.read_json(file)
+    enough = len(result.get("rounds", [])) >= unit.arguments.get("rounds", 0)
+    return bool(result.get("complete")) and not result.get("error") and enough
+
+
+def _command(unit: Unit, given: Any, file: Path, end: float) -> list[str]:
+    if unit.name == SMOKE:
+        shutil.rmtree(given.scratch / SMOKE, ignore_errors=True)
+        return [sys.executable, "-m", "mini_r1", "doctor", "--smoke", "--run-dir", str(given.scratch / SMOKE)]
+    options = {**unit.arguments, "out": file, "scratch": given.scratch}
+    if unit.script == "step_time.py":
+        options["deadline"] = end - 10
+    return [sys.executable, str(HERE / unit.script), *(f"--{key}={value}" for key, value in options.items())]
+
+
+def _ran(command: list[str], log: Path, timeout_s: float) -> tuple[int, str]:
+    """Exit code and output; a process that takes too long is ended with all that it started."""
+    environment = dict(os.environ)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(common.BENCH.parent / "app"), *filter(None, [environment.get("PYTHONPATH")])]
+    )
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = 124
+    return code, log.read_text("utf-8", errors="replace")
+
+
+def whence() -> dict[str, str]:
+    """Where a result comes from."""
+    return {"machine": machine(), "command": command(), "revision": code_revision() or "no checkout"}
+
+
+def machine() -> str:
+    """The GPU, asked of the driver without a context on it, or the processor; system and versions."""
+    packages = ", ".join(installed(name) for name in PACKAGES)
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    return f"{_gpu()}{processor()}, {os.cpu_count()} cores, {system}, {packages}"
+
+
+def _gpu() -> str:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle).total
+        return f"{name}, {memory / 2**30:.1f} GiB, driver {pynvml.nvmlSystemGetDriverVersion()}; "
+    except pynvml.NVMLError:
+        return "no GPU; "
+
+
+def command() -> str:
+    """This call, as it would be typed in a checkout, without this machine's folders."""
+    shown: list[str] = []
+    words = iter(sys.argv[1:])
+    for word in words:
+        name, sign, _ = word.partition("=")
+        if name not in ("--out", "--scratch"):
+            shown.append(word)
+            continue
+        if not sign:
+            next(words, None)
+        shown += ["--out", "FOLDER"] if name == "--out" else []
+    return shlex.join([".venv/bin/python", "bench/gpu/run.py", *shown])
+
+
+def entry(results: _report.Results, left: list[str]) -> str:
+    """A section for bench/RESULTS.md; commands, revisions and machines are the results' own, of one call or several."""
+    said = [result for result in results.values() if "machine" in result] or [whence()]
+    commands, revisions, machines = (
+        list(dict.fromkeys(str(result[key]) for result in said)) for key in ("command", "revision", "machine")
+    )
+    body = _report.lines(results)
+    body += ["", *(f"bar: {bar}: {'met' if met else 'MISSED'}" for bar, met in _report.bars(results))]
+    if left:
+        body.append(f"still to do: {', '.join(left)}")
+    heading = "; ".join(f"`{each}`" for each in commands)
+    text = "\n".join(body).strip()
+    return (
+        f"\n## gpu, {time.strftime('%Y-%m-%d')}\n\n{heading} at {', '.join(revisions)}. {' / '.join(machines)}.\n\n"
+        f"```\n{text}\n```\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
