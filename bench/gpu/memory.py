@@ -35,6 +35,8 @@ FIRST = 16
 """Tokens of a completion of the first step, which is there for the optimizer's states and for kernels to load."""
 ROLLOUT = ("prefill", "decode", "draw")
 UPDATE = ("forward", "head", "layers")
+WORK = ("activations", "logits, later a layer's backward")
+"""The plan's items of an update, which the allocator cannot tell apart."""
 
 
 class Book:
@@ -228,7 +230,7 @@ def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str
     }  # fmt: skip
     measured["optimizer's temporaries"] = peaks["optimizer"] - start["optimizer"]
     measured["activations and logits"] = max(peaks[name] for name in UPDATE) - with_gradients
-    planned["activations and logits"] = planned.pop("activations") + planned.pop("logits")
+    planned["activations and logits"] = sum(planned.pop(name) for name in list(planned) if name in WORK)
     moments = {
         AT_ROLLOUT: max(peaks[name] for name in ROLLOUT),
         "reference": peaks["reference"],
@@ -256,7 +258,6 @@ def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str
             **{name: peaks[name] - with_gradients for name in UPDATE},
         },
         "planned_parts": planned_parts(recipe, plan.shape),
-        "update_without_overlap": with_gradients + without_overlap(planned_parts(recipe, plan.shape)),
         "overhead": {
             "planned": overhead, "context": meter.context(), "reserved": meter.reserved(),
             "fragmentation": meter.reserved() - most, "loaded": found["loaded, allocated"],
@@ -266,7 +267,7 @@ def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str
 
 
 def planned_parts(recipe: Any, shape: Any) -> dict[str, float]:
-    """The formula's own summands, for whoever mends it: what can be there at once is not all of them.
+    """The formula's own parts, for whoever mends it: what is there at once is not all of them.
 
     `inputs of the layers` are there throughout, `one layer` and `its gradients` only after the `logits` are gone.
     """
@@ -283,12 +284,6 @@ def planned_parts(recipe: Any, shape: Any) -> dict[str, float]:
         "mask": batch.tokens * each * (batch.prompt + batch.completion),
         "logits": logits_bytes(shape, batch, each),
     }
-
-
-def without_overlap(parts: dict[str, float]) -> float:
-    """A candidate for the plan's activations and logits: the larger of their two moments in place of their sum."""
-    kept = parts["inputs of the layers"] + parts["last norm"] + parts["mask"]
-    return kept + max(parts["logits"], parts["one layer"] + parts["its gradients"])
 
 
 def main() -> None:

@@ -11,10 +11,12 @@ from mini_r1.cluster.planning.activations import (
     LOGITS_CHUNK_BYTES,
     LOGITS_COPIES,
     MicroBatch,
+    Pass,
     activation_bytes,
     adapter_bytes,
     layer_bytes,
     logits_bytes,
+    passing_bytes,
     score_bytes,
 )
 from mini_r1.cluster.planning.shapes import KNOWN, ModelShape
@@ -100,8 +102,7 @@ def test_with_checkpointing_a_layer_keeps_its_input_alone() -> None:
     assert measured == pytest.approx(2 * SHAPE.hidden, rel=0.05)
     batch = MicroBatch(SEQUENCES, 32, LENGTH - 32)
     one, two = (
-        activation_bytes(replace(SHAPE, layers=n), batch, "sdpa", residual=2, compute=2, checkpointing=True)
-        for n in (2, 3)
+        activation_bytes(replace(SHAPE, layers=n), batch, Pass("sdpa", 2, 2, checkpointing=True)) for n in (2, 3)
     )
     assert (two - one) / batch.tokens == 2 * SHAPE.hidden
 
@@ -121,3 +122,26 @@ def test_logits_are_counted_as_the_trainer_s_own_formula_says() -> None:
     assert long == pytest.approx(LOGITS_COPIES * LOGITS_CHUNK_BYTES, rel=0.01)
     short = MicroBatch(2, 16, 10)
     assert logits_bytes(shape, short, 4) == LOGITS_COPIES * 4 * 20 * shape.vocabulary
+
+
+def test_logits_and_a_layer_s_backward_pass_are_never_there_at_once() -> None:
+    shape, with_, without = KNOWN["Qwen/Qwen2.5-0.5B"], Pass("sdpa", 2, 2, True), Pass("sdpa", 2, 2, False)
+    small, large = MicroBatch(2, 180, 512), MicroBatch(32, 180, 512)
+    assert passing_bytes(shape, small, with_) == logits_bytes(shape, small, 2)
+    assert passing_bytes(shape, large, with_) > logits_bytes(shape, large, 2)
+    layer = layer_bytes(shape, "sdpa", residual=2, compute=2)
+    gradients = 3 * 2 * shape.intermediate + 8 * shape.hidden
+    assert passing_bytes(shape, large, with_) == large.tokens * (layer + gradients)
+    assert passing_bytes(shape, large, without) == logits_bytes(shape, large, 2) > large.tokens * gradients
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "measured"),
+    [("0.5B", 1, 1_675), ("0.5B", 8, 5_786), ("1.5B", 2, 3_048)],
+    ids=["0.5B, 8 sequences", "0.5B, 64 sequences", "1.5B, 16 sequences"],
+)
+def test_the_update_is_what_an_h100_needed(name: str, prompts: int, measured: float) -> None:
+    """MiB above weights, reference, optimizer and gradients: bench/RESULTS.md, the entry of bench/gpu/run.py."""
+    shape, batch, how = KNOWN[f"Qwen/Qwen2.5-{name}"], MicroBatch(8 * prompts, 180, 512), Pass("sdpa", 2, 2, True)
+    planned = (activation_bytes(shape, batch, how) + passing_bytes(shape, batch, how)) / 2**20
+    assert planned == pytest.approx(measured, rel=0.11)

@@ -132,7 +132,7 @@ def test_the_list_for_given_devices_says_what_does_not_fit_and_why(mini_r1: Kit)
     [
         (at(0), "demo-cpu"),
         (at(1, 24), "lora-1.5b"),
-        (at(1, 8), "qlora-notebook"),
+        (at(1, 7), "qlora-notebook"),
         (at(2, 80), "mini-r1-1.5b"),
         (at(4, 80), "mini-r1-3b"),
         (at(8, 80), "mini-r1-3b-8gpu"),

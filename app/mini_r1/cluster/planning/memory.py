@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.cluster.planning.activations import MicroBatch, activation_bytes, adapter_bytes, logits_bytes
+from mini_r1.cluster.planning.activations import MicroBatch, Pass, activation_bytes, adapter_bytes, passing_bytes
 from mini_r1.cluster.planning.shapes import ModelShape
 from mini_r1.cluster.planning.zero import Zero
 from mini_r1.recipe import Recipe
@@ -229,13 +229,10 @@ def _working(recipe: Recipe, shape: ModelShape, zero: Zero) -> list[Item]:
     residual = 2 if zero.stage and (recipe.bf16 or recipe.fp16) else weight_bytes(recipe, shape)
     autocast = recipe.bf16 or recipe.fp16
     extra = adapter_bytes(shape, recipe.lora_target_modules, 2 if autocast else 4) if recipe.use_peft else 0.0
-    activations = activation_bytes(
-        shape, batch, recipe.attn_implementation or "sdpa", residual=residual, compute=compute,
-        checkpointing=recipe.gradient_checkpointing, extra_per_token=extra,
-    )  # fmt: skip
+    how = Pass(recipe.attn_implementation or "sdpa", residual, compute, recipe.gradient_checkpointing, extra)
     return [
-        Item("activations", activations, (UPDATE,)),
-        Item("logits", logits_bytes(shape, batch, compute), (UPDATE,)),
+        Item("activations", activation_bytes(shape, batch, how), (UPDATE,)),
+        Item("logits, later a layer's backward", passing_bytes(shape, batch, how), (UPDATE,)),
     ]
 
 
