@@ -76,7 +76,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the demo tokenizer and random weights."""
-    from mini_r1.training.demo_model import save_untrained
+    from mini_r1.training.from_scratch import save_untrained
 
     return save_untrained(tmp_path_factory.mktemp("model") / "untrained")
 

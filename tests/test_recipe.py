@@ -311,9 +311,9 @@ def test_contradictions(faults, text, sentence):
     assert found.startswith(sentence)
 
 
-def test_warm_start_is_for_the_demo_model(faults):
+def test_warm_start_is_for_built_in_models(faults):
     assert faults("model_name_or_path: a/b\nwarm_start: {}") == [
-        "x:2: warm_start: a warm start is for model_name_or_path: builtin:demo only: take it out"
+        "x:2: warm_start: a warm start is for builtin:demo and builtin:scratch only: take it out"
     ]
 
 

@@ -69,7 +69,7 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
         from mini_r1.generation.model import load_model, load_tokenizer
         from mini_r1.training import prepare
         from mini_r1.training.run import train as run_training
-        from mini_r1.training.warm_start import largest_value, making
+        from mini_r1.training.warm_start import making, of_recipe
 
     data = prepare.load_task_data(recipe)
     held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
@@ -85,7 +85,7 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
 
     snapshot = run.complete_snapshots()[0].path
     after = _measure(load_model(str(snapshot), None, "float32", None), tokenizer, held_out, recipe, console, "after")
-    limit = largest_value(recipe)
+    limit = of_recipe(recipe, ()).model.demonstrator.largest_value
     result = {
         "before": {**_figures(before), "random_solver": random_success(_tries(before), limit, recipe.seed)},
         "after": {**_figures(after), "random_solver": random_success(_tries(after), limit, recipe.seed)},

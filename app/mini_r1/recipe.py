@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
 from mini_r1.recipe_nested import RECIPE_CONFIG, GeneratorRecipe, WarmStartRecipe, WatchRecipe
 from mini_r1.recipe_types import (
     DEFAULT_REWARDS,
-    DEMO_MODEL,
     GENERATED,
     LOCAL_ENDINGS,
     REWARD_NAMES,
@@ -60,7 +60,7 @@ class Recipe(BaseModel):
 
     # Model
     model_name_or_path: Annotated[Text, AfterValidator(model_name)]
-    """Hub id, local directory, or `builtin:demo` (the tiny model made on the spot). Required."""
+    """Hub id, local directory, or `builtin:demo` and `builtin:scratch`, which are made on the spot. Required."""
     model_revision: Text = "main"
     """Branch, tag or commit on the hub; what it resolved to is recorded in the run directory."""
     tokenizer_name_or_path: Text | None = None
@@ -245,7 +245,7 @@ class Recipe(BaseModel):
 
     # Demo
     warm_start: WarmStartRecipe | None = None
-    """Imitation before GRPO; only with `model_name_or_path: builtin:demo`."""
+    """Imitation before GRPO; only with a built-in model."""
 
     @model_validator(mode="after")
     def _cross_checks(self) -> Recipe:
@@ -322,10 +322,10 @@ class Recipe(BaseModel):
         elif (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
             key = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
             yield (key, "use_peft"), "quantized weights cannot be trained themselves: set use_peft: true"
-        if self.warm_start and self.model_name_or_path != DEMO_MODEL:
+        if self.warm_start and self.built_in is None:
             yield (
                 ("warm_start", "model_name_or_path"),
-                f"a warm start is for model_name_or_path: {DEMO_MODEL} only: take it out",
+                f"a warm start is for {' and '.join(BUILTIN_MODELS)} only: take it out",
             )
         if self.scoring == "seed" and self.rewards:
             for name in ("format", "equation"):
@@ -372,6 +372,12 @@ class Recipe(BaseModel):
     def data_on_hub(self) -> bool:
         """Whether the data comes from the hub, rather than a file or the generator."""
         return self.dataset_id_or_path != GENERATED and not self.dataset_id_or_path.endswith(LOCAL_ENDINGS)
+
+    @property
+    def built_in(self) -> BuiltinModel | None:
+        """The built-in model that the recipe names, as its warm start changes it; None for any other model."""
+        model = BUILTIN_MODELS.get(self.model_name_or_path)
+        return (self.warm_start or WarmStartRecipe()).applied_to(model) if model else None
 
     def resolved_rewards(self) -> dict[str, float]:
         """The rewards that are summed, by the name of the function: under `scoring: seed` the seed's own two."""

@@ -1,11 +1,13 @@
-"""The mappings inside a recipe: the generator's distribution, the demo model's warm start, the trouble watchers."""
+"""The mappings inside a recipe: the generator's distribution, a built-in model's warm start, the trouble watchers."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from mini_r1.builtin_models import BuiltinModel
 from mini_r1.recipe_types import Count, Number, Seed, Share, Text, Whole, operator_set, yaml_off
 
 # hide_input_in_errors: a token pasted into the wrong place must not come back in a traceback.
@@ -46,7 +48,7 @@ class GeneratorRecipe(BaseModel):
 
 
 class WarmStartRecipe(BaseModel):
-    """How the built-in demo model is brought to the point where GRPO has something to reinforce."""
+    """How a built-in model is brought to the point where GRPO has something to reinforce."""
 
     model_config = RECIPE_CONFIG
 
@@ -58,6 +60,31 @@ class WarmStartRecipe(BaseModel):
     """Smallest share of right calculation steps that GRPO may start from; runs from weaker models collapsed."""
     seed: Seed = 0
     """Of weights, traces and order; apart from `seed`, so that runs with several seeds share one cached start."""
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
+    """Highest rate of the imitation; null is the model's own."""
+    give_up: Share | None = None
+    """Chance that the imitated solver gives up after a failed try; null is the model's own."""
+    sums: Share | None = None
+    """Share of its tries that only add and subtract; null is the model's own."""
+    layers: Annotated[Whole, Field(ge=1, le=48)] | None = None
+    """Layers of the model; null is its own number."""
+    hidden_size: Annotated[Whole, Field(ge=32, le=2048, multiple_of=32)] | None = None
+    """Width of the model; null is its own."""
+
+    def applied_to(self, model: BuiltinModel) -> BuiltinModel:
+        """The model with what is asked for here in place of its own."""
+        solver, imitation = model.demonstrator, model.imitation
+        return replace(
+            model,
+            layers=self.layers or model.layers,
+            hidden_size=self.hidden_size or model.hidden_size,
+            demonstrator=replace(
+                solver,
+                give_up=solver.give_up if self.give_up is None else self.give_up,
+                sums=solver.sums if self.sums is None else self.sums,
+            ),
+            imitation=replace(imitation, learning_rate=self.learning_rate or imitation.learning_rate),
+        )
 
 
 class WatchRecipe(BaseModel):

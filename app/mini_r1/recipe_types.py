@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from mini_r1.builtin_models import BUILTIN_MODELS
 from mini_r1.countdown.rewards import REWARDS
 from mini_r1.recipe_keys import REPORT_INTEGRATIONS, did_you_mean
 
@@ -23,7 +24,6 @@ else:
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
 """What `rewards` means when it is not written; the seed's sum of two verdicts."""
 
-DEMO_MODEL = "builtin:demo"
 GENERATED = "generated"
 LOCAL_ENDINGS = (".jsonl", ".parquet")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
@@ -121,8 +121,8 @@ def _plain_values(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_name(value: str) -> str:
-    if value.startswith("builtin:") and value != DEMO_MODEL:
-        raise ValueError(f"the only built-in model is {DEMO_MODEL}")
+    if value.startswith("builtin:") and value not in BUILTIN_MODELS:
+        raise ValueError(f"the built-in models are {' and '.join(BUILTIN_MODELS)}")
     return value
 
 

@@ -81,7 +81,7 @@ PIECE = r" ?[A-Za-z]+|[\s\S]"
 
 def make_tokenizer(vocabulary: int) -> Any:
     """A word-level tokenizer with a token for every id that a model of this vocabulary can sample."""
-    from mini_r1.training.demo_model import CHAT_TEMPLATE
+    from mini_r1.training.from_scratch import CHAT_TEMPLATE
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -24,7 +24,13 @@ def lines(results: Results) -> list[str]:
         if result.get("error"):
             found += [f"{name}: FAILED, {result['error'].splitlines()[0]}"]
             found += [] if result.get("output") else result["error"].splitlines()[-8:]
-        if result.get("rounds") or result.get("items") or result.get("variants") or result.get("output"):
+        if (
+            result.get("rounds")
+            or result.get("items")
+            or result.get("variants")
+            or result.get("measured")
+            or (result.get("output"))
+        ):
             found += PARTS[part](name, result)
     return found
 
@@ -45,6 +51,8 @@ def bars(results: Results) -> list[tuple[str, bool]]:
         if result.get("items"):
             error, bar = result["largest"]["planned"] / result["largest"]["measured"] - 1, result["bar"]
             found.append((f"{name}: the plan within {bar:.0%} of the peak ({error:+.1%})", abs(error) <= bar))
+        if result.get("measured"):
+            found += [(f"{name}: {bar}", met) for bar, met in scratch_bars(result)]
         for bar, met in result.get("met", {}).items():
             found.append((f"{name}: {bar}", met))
     return found
@@ -137,8 +145,6 @@ def memory(name: str, result: dict[str, Any]) -> Iterator[str]:
     parts = result["parts"]
     yield "above the states: " + ", ".join(f"{part} {size / MIB:,.0f}" for part, size in parts.items())
     yield "in the formula:   " + ", ".join(f"{k} {size / MIB:,.0f}" for k, size in result["planned_parts"].items())
-    update = result["moments"]["update"]["measured"]
-    yield _row("update, logits or a layer at once", result["update_without_overlap"], update)
     over = result["overhead"]
     context = "unknown" if over["context"] is None else f"{over['context'] / MIB:,.0f}"
     yield (
@@ -178,4 +184,56 @@ def smoke(name: str, result: dict[str, Any]) -> list[str]:
     return [f"{name}: exit code {result['exit_code']} after {result['seconds']:.0f} s", *result["output"].splitlines()]
 
 
-PARTS = {"step-time": step_time, "memory": memory, "mends": mends, "smoke": smoke}
+# --- scratch
+
+NEEDS = "needs_multiply_or_divide"
+LEAST_BEFORE, MOST_BEFORE, LEAST_AFTER, LEAST_RISE, LEAST_NEEDS = 0.15, 0.40, 0.55, 0.20, 0.15
+
+
+def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
+    """Before and after, on both sets of problems."""
+    seconds = ", ".join(f"{what} {taken:.0f} s" for what, taken in result["seconds"].items())
+    yield (
+        f"{name}: seed {result['seed']}, {result['steps']} steps{' with ' if result['sets'] else ''}"
+        f"{' '.join(result['sets'])}; arithmetic after the warm start {result['arithmetic']:.1%}; "
+        f"beside the other seed {seconds}"
+    )
+    yield f"{'':18}{'sampled':>9}{'95 %':>16}{'greedy':>8}{'needs × ÷':>11}{'signed sums':>13}{'random':>8}" + (
+        f"{'format':>8}{'tries':>7}{'repeated':>10}{'false yes':>11}{'tokens':>8}{'cut':>6}"
+    )
+    for problems, (when, seen) in _seen(result):
+        low, high = seen["ci95"]
+        yield (
+            f"{problems + ', ' + when:18}{seen['sampled']:9.1%}{f'{low:.1%}-{high:.1%}':>16}{seen['greedy']:8.1%}"
+            f"{seen['by_operators'][NEEDS]['sampled']:11.1%}{seen['solvers']['signed_sums']['sampled']:13.1%}"
+            f"{seen['solvers']['random_solver']['sampled']:8.1%}{seen['format']:8.1%}{seen['tries']:7.2f}"
+            f"{seen['repeated']:10.1%}{seen['false_claims']:11.1%}{seen['completion_tokens']:8.0f}{seen['truncated']:6.1%}"
+        )
+    counts = ", ".join(f"{sets['after']['problems']} {problems}" for problems, sets in result["measured"].items())
+    yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
+
+
+def _seen(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
+    for problems, sets in result["measured"].items():
+        for pair in sets.items():
+            yield problems, pair
+
+
+def scratch_bars(result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
+    """What the recipe has to show, on each set of problems."""
+    for problems, sets in result["measured"].items():
+        before, after = sets["before"], sets["after"]
+        rise, needs = after["sampled"] - before["sampled"], after["by_operators"][NEEDS]["sampled"]
+        best = max(figures["sampled"] for figures in after["solvers"].values())
+        apart = before["ci95"][1] < after["ci95"][0]
+        yield (
+            f"{problems}: warm start {LEAST_BEFORE:.0%} to {MOST_BEFORE:.0%} ({before['sampled']:.1%})",
+            LEAST_BEFORE <= before["sampled"] <= MOST_BEFORE,
+        )
+        yield f"{problems}: after >= {LEAST_AFTER:.0%} ({after['sampled']:.1%})", after["sampled"] >= LEAST_AFTER
+        yield (f"{problems}: rise >= {LEAST_RISE:.0%} with intervals apart ({rise:+.1%})", rise >= LEAST_RISE and apart)
+        yield f"{problems}: where × or ÷ is needed >= {LEAST_NEEDS:.0%} ({needs:.1%})", needs >= LEAST_NEEDS
+        yield (f"{problems}: above both solvers with as many tries ({best:.1%})", after["sampled"] > best)
+
+
+PARTS = {"step-time": step_time, "memory": memory, "mends": mends, "scratch": scratch, "smoke": smoke}

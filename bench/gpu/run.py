@@ -4,10 +4,10 @@
 
 Each unit of work is a process of its own with one small JSON file in FOLDER; a unit that is whole there is not run
 again, and step-time goes on with the rounds that are missing. None is begun that would end after --limit-s by the
-seconds that it is expected to take on an H100. The units of memory run at once. At the end everything in FOLDER is
-printed, with the machine, versions and this command, and written to FOLDER/RESULTS.md; --record appends it to
-bench/RESULTS.md. Models and logs are in --scratch, several GiB. Exit code 1: a unit failed, or a bar is missed. Units
-that are still to do do not count.
+seconds that it is expected to take on an H100. The units of memory run at once, the seeds of scratch too. At the end
+everything in FOLDER is printed, with the machine, versions and this command, and written to FOLDER/RESULTS.md;
+--record appends it to bench/RESULTS.md. Models and logs are in --scratch, several GiB. Exit code 1: a unit failed, or
+a bar is missed. Units that are still to do do not count.
 
 --scale tiny runs all of it with a tiny model on a CPU: it shows that the benches work, and says nothing of a GPU.
 """
@@ -40,6 +40,7 @@ PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "flash-att
 GRACE_S = 25
 """After the limit a unit is ended: it expected less than it took."""
 SMOKE = "smoke"
+AT_ONCE = ("memory.py", "scratch.py")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +75,7 @@ def units(scale: str, rounds: int) -> list[Unit]:
             Unit("memory-tiny-1", "memory.py", {"shape": "tiny", "limit": 64}, 30),
             Unit("memory-tiny-4", "memory.py", {"shape": "tiny", "limit": 64, "prompts": 4, "accumulation": 2}, 30),
             Unit("mends-tiny", "mends.py", {"shape": "tiny", "limit": 64}, 30),
+            Unit("scratch-tiny", "scratch.py", {"seed": 0, "scale": "tiny"}, 120),
             Unit(SMOKE, "", expected_s=150),
         ]
     return [
@@ -82,6 +84,8 @@ def units(scale: str, rounds: int) -> list[Unit]:
         Unit("memory-0.5b-8", "memory.py", {"shape": "0.5b", "prompts": 8, "accumulation": 4}, 50),
         Unit("memory-1.5b-2", "memory.py", {"shape": "1.5b", "prompts": 2}, 65),
         Unit("mends-0.5b", "mends.py", {"shape": "0.5b"}, 70),
+        Unit("scratch-0", "scratch.py", {"seed": 0}, 420),
+        Unit("scratch-1", "scratch.py", {"seed": 1}, 420),
         Unit("step-time-1.5b", "step_time.py", {"shape": "1.5b", "rounds": rounds}, 115 + 175 * rounds, 290),
         Unit(SMOKE, "", expected_s=110),
     ]
@@ -122,10 +126,8 @@ def main() -> int:
 
 
 def batches(chosen: list[Unit]) -> list[list[Unit]]:
-    """Units that are run at once: those of memory, whose figures are each process's own; their seconds are not."""
-    return [
-        list(group) for _, group in groupby(chosen, lambda unit: unit.script if unit.script == "memory.py" else unit)
-    ]
+    """Units that are run at once: those whose figures are each process's own; their seconds are not."""
+    return [list(group) for _, group in groupby(chosen, lambda unit: unit.script if unit.script in AT_ONCE else unit)]
 
 
 def _named(unit: Unit, wanted: list[str]) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.cluster.planning import memory
 from mini_r1.cluster.planning.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory
 from mini_r1.cluster.planning.memory_vllm import vllm_memory
-from mini_r1.cluster.planning.shapes import KNOWN
+from mini_r1.cluster.planning.shapes import KNOWN, of_built_in
 from mini_r1.cluster.planning.storage import OFFLOAD_BUFFER, disk, host_memory_gib, shared_memory_gib
 from mini_r1.cluster.planning.zero import LIVE, NO_ZERO, zero_of
 from mini_r1.deepspeed_file import DeepSpeedFile, find_deepspeed
@@ -24,6 +25,7 @@ from tests.conftest import ASSETS
 
 SEED = load_recipe(ASSETS / "recipes" / "seed-3b.yaml")
 SHAPE = KNOWN[SEED.model_name_or_path]
+DEMO = of_built_in(BUILTIN_MODELS[DEMO_MODEL])
 
 
 def table(recipe: Recipe, deepspeed: str | None = None, workers: int = 1, on_cpu: bool = False) -> Memory:
@@ -172,7 +174,7 @@ def test_a_token_of_the_cache_takes_keys_and_values_of_all_layers(untrained: Pat
     model = AutoModelForCausalLM.from_pretrained(untrained)
     cache = model(torch.zeros((1, 10), dtype=torch.long), use_cache=True).past_key_values
     real = sum(t.numel() * t.element_size() for pair in cache for t in pair)
-    assert real == 10 * kv_bytes_per_token(KNOWN["builtin:demo"], 4)
+    assert real == 10 * kv_bytes_per_token(DEMO, 4)
     assert kv_bytes_per_token(SHAPE, 2) == 36_864
 
 
@@ -213,8 +215,7 @@ def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path,
     path = small_recipe(max_steps=2)
     run = RunDir(tmp_path / "run")
     train(str(path), [], run.path)
-    shape = KNOWN["builtin:demo"]
-    found = disk(load_recipe(path), shape, NO_ZERO, 2, 16)
+    found = disk(load_recipe(path), DEMO, NO_ZERO, 2, 16)
     for saved, expected in (
         (run.complete_checkpoints()[0], found.checkpoint),
         (run.complete_snapshots()[0], found.snapshot),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini_r1.cluster.planning.shapes import KNOWN, ModelShape, find_shape
-from mini_r1.recipe import DEMO_MODEL
+from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL
+from mini_r1.cluster.planning.shapes import KNOWN, ModelShape, find_shape, of_built_in
+from mini_r1.training.from_scratch import save_untrained
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from transformers.models.qwen2 import Qwen2ForCausalLM
@@ -45,17 +46,19 @@ def test_published_parameter_counts() -> None:
     assert KNOWN[INSTRUCT_3B].parameters == 3_085_938_688
 
 
-def test_the_demo_s_shape_is_that_of_the_model_that_is_made(untrained: Path) -> None:
-    of_files = find_shape(str(untrained), "main").shape
+@pytest.mark.parametrize("name", BUILTIN_MODELS)
+def test_a_built_in_model_s_shape_is_that_of_the_model_that_is_made(name: str, tmp_path: Path) -> None:
+    kind = BUILTIN_MODELS[name]
+    of_files = find_shape(str(save_untrained(tmp_path / "model", kind=kind)), "main").shape
     assert of_files is not None
     for field in ("hidden", "layers", "heads", "kv_heads", "head_size", "intermediate", "vocabulary", "tied",
                   "max_positions", "dtype", "qkv_bias", "parameters"):  # fmt: skip
-        assert getattr(of_files, field) == getattr(KNOWN[DEMO_MODEL], field), field
+        assert getattr(of_files, field) == getattr(of_built_in(kind), field), field
 
 
 @pytest.mark.parametrize("modules", [None, ["all-linear"], ["q_proj", "model.layers.0.mlp.down_proj"]])
 def test_an_adapter_has_as_many_parameters_as_peft_makes(modules: list[str] | None) -> None:
-    shape = KNOWN[DEMO_MODEL]
+    shape = of_built_in(BUILTIN_MODELS[DEMO_MODEL])
     targets = (
         "all-linear" if modules == ["all-linear"] else [m.rsplit(".", 1)[-1] for m in modules] if modules else None
     )

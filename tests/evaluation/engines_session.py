@@ -12,7 +12,7 @@ from typing import Any
 
 from mini_r1.generation.completers import Completer, TransformersCompleter, VllmCompleter
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.training.demo_model import build_model, build_tokenizer
+from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer
 
 PROMPTS = [[(7 * i * length + 3 * i + 5) % 150 + 3 for i in range(length)] for length in (3, 17, 9)]
 
@@ -20,7 +20,7 @@ PROMPTS = [[(7 * i * length + 3 * i + 5) % 150 + 3 for i in range(length)] for l
 def save(directory: Path, seed: int) -> Path:
     """A model with two heads, as vLLM wants them, and weights so large that its choices are far from ties."""
     tokenizer = build_tokenizer()
-    model: Any = build_model(tokenizer, seed, heads=2)
+    model: Any = build_model(tokenizer, seed, kind=DEMO_FOR_VLLM)
     for name, parameter in model.named_parameters():
         if "norm" not in name:
             parameter.data.mul_(2.0)

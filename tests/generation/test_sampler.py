@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.generation.sampler import COMPACT_EVERY, RoomyCache, SamplingConfig, sample, step_seed
-from mini_r1.training.demo_model import build_model, build_tokenizer
+from mini_r1.training.from_scratch import build_model, build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,7 +20,7 @@ import torch
 from mini_r1.errors import KitError
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.generation.vllm_client import EngineConfig, Generated, VllmEngine
-from mini_r1.training.demo_model import build_model, build_tokenizer, save_untrained
+from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer, save_untrained
 
 LENGTH = 40
 TEMPERATURE = 0.7
@@ -37,7 +37,7 @@ def config(model: Path, max_model_len: int = 512) -> EngineConfig:
 
 def model_of(seed: int) -> Any:
     """The tiny model, with weights large enough that its choices are far from ties."""
-    model = build_model(build_tokenizer(), seed, heads=2).eval()
+    model = build_model(build_tokenizer(), seed, kind=DEMO_FOR_VLLM).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:
@@ -211,7 +211,7 @@ def failed_starts(scratch: Path, facts: dict[str, Any]) -> None:
 
 def busy(scratch: Path) -> None:
     """Generate for ever; the child's id is the first line."""
-    with VllmEngine(config(save_untrained(scratch / "busy", heads=2)), scratch / "busy.log", 600) as engine:
+    with VllmEngine(config(save_untrained(scratch / "busy", kind=DEMO_FOR_VLLM)), scratch / "busy.log", 600) as engine:
         print(engine._process.pid, flush=True)
         while True:
             engine.generate(PROMPTS, SamplingConfig(480, 1.0, num_generations=200), eos_token_ids=[], seed=0)

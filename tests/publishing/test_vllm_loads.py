@@ -23,11 +23,11 @@ SESSION = Path(__file__).parent / "vllm_loads.py"
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model with heads of a size that vLLM has kernels for, and with choices that are far from ties."""
     import torch
-    from mini_r1.training.demo_model import build_model, build_tokenizer
+    from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer
 
     folder = tmp_path_factory.mktemp("model") / "wide"
     tokenizer = build_tokenizer()
-    model = build_model(tokenizer, 5, heads=2)
+    model = build_model(tokenizer, 5, kind=DEMO_FOR_VLLM)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:

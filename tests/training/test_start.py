@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mini_r1.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
+from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, write_json
 from mini_r1.training import prepare, warm_start
@@ -37,8 +40,7 @@ def model_is(run: RunDir, name: str, revision: str | None = None) -> None:
 def test_the_demos_warm_start_is_where_training_took_it_from(run: RunDir) -> None:
     recipe = load_recipe(run.recipe_file)
     data = prepare.load_task_data(recipe)
-    assert recipe.warm_start is not None
-    job = warm_start.WarmStart(data.train, recipe.prompt_style, warm_start.largest_value(recipe), recipe.warm_start)
+    job = warm_start.of_recipe(recipe, data.train)
     missing = starting_point(run)
     assert (missing.source, "is not in the cache" in missing.words) == (None, True)
     assert not warm_start.cache_root().exists()  # nothing was made
@@ -68,3 +70,19 @@ def test_a_directory_that_has_gone_is_said(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     assert starting_point(run).source == str(tmp_path / "model")
     assert starting_point(run).revision is None
+
+
+def test_what_is_asked_of_a_warm_start_decides_which_model_it_is() -> None:
+    def of(**values: Any) -> warm_start.WarmStart:
+        return warm_start.of_recipe(Recipe(model_name_or_path="builtin:scratch", max_steps=1, **values), ())
+
+    assert of().model == BUILTIN_MODELS[SCRATCH_MODEL]
+    asked = {"layers": 3, "hidden_size": 128, "give_up": 0.4, "sums": 0.0, "learning_rate": 1e-4}
+    model = of(warm_start=asked).model
+    assert (model.layers, model.hidden_size) == (3, 128)
+    assert (model.demonstrator.give_up, model.demonstrator.sums, model.imitation.learning_rate) == (0.4, 0.0, 1e-4)
+    changed = [of(warm_start={key: value}).directory() for key, value in asked.items()]
+    assert len({of().directory(), of(warm_start={"seed": 1}).directory(), *changed}) == len(asked) + 2
+    generator = {"dataset_id_or_path": "generated", "generator": {"max_intermediate": 90}}
+    assert of(**generator).model.demonstrator.largest_value == 90
+    assert of(**{**generator, "generator": {"max_intermediate": 10**6}}).model.demonstrator.largest_value == 200

@@ -19,7 +19,7 @@ from mini_r1.console import shown_bytes
 from mini_r1.countdown.data import missing_parts
 from mini_r1.errors import KitError
 from mini_r1.model_kinds import FIRST_VERSION, unknown_kind
-from mini_r1.recipe import DEMO_MODEL, GENERATED, Recipe
+from mini_r1.recipe import GENERATED, Recipe
 
 PAPERS: Final = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 """Endings of what is read beside the weights: configurations, chat template, vocabulary; some MB in all."""
@@ -113,7 +113,7 @@ def named(recipe: Recipe, environment: Mapping[str, str]) -> list[Part]:
 
     name, tokenizer, data = recipe.model_name_or_path, recipe.tokenizer_name_or_path, recipe.dataset_id_or_path
     parts = []
-    if name == DEMO_MODEL:
+    if recipe.built_in:
         parts.append(Part("model", name, note="made on the spot, nothing to fetch"))
     else:
         parts.append(place("model", name, MODEL, recipe.model_revision))

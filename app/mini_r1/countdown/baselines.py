@@ -48,7 +48,9 @@ class Chain:
     """The running values, first number excluded; the last one is the result."""
 
 
-def draw_chains(problem: Problem, operators: str, max_value: int | None, rng: random.Random) -> Iterator[Chain]:
+def draw_chains(
+    problem: Problem, operators: str, max_value: int | None, rng: random.Random, draws: int | None = None
+) -> Iterator[Chain]:
     """Random chains by the rule of the hub's data set: non-negative whole numbers, exact division. No result twice.
 
     On the demo's held-out problems random trees (any two values joined, until one is left) hit as often with as many
@@ -59,10 +61,11 @@ def draw_chains(problem: Problem, operators: str, max_value: int | None, rng: ra
         operators: allowed ones, out of `+-*/`.
         max_value: largest value on the way; None is no limit.
         rng: the draws.
+        draws: after so many the problem counts as exhausted; None is enough for four operators.
     """
     seen: set[int] = set()
     nums = list(problem.nums)
-    for _ in range(DRAWS.get(max(len(nums), 3), DRAWS_OF_MORE)):
+    for _ in range(draws or DRAWS.get(max(len(nums), 3), DRAWS_OF_MORE)):
         order = nums.copy()
         rng.shuffle(order)
         ops = tuple(rng.choice(operators) for _ in order[1:])

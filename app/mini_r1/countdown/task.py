@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from . import rewards, solver
-from .baselines import draw_chains, random_solves, random_success, signed_sum_solves
+from .baselines import Chain, draw_chains, random_solves, random_success, signed_sum_solves
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
@@ -29,6 +29,7 @@ __all__ = [
     "PREFILL",
     "REFLECTION_PATTERN",
     "REWARDS",
+    "Chain",
     "DataError",
     "GeneratorSpec",
     "Problem",

@@ -18,7 +18,7 @@ from mini_r1.countdown.problem import Problem
 from mini_r1.countdown.prompt import messages
 from mini_r1.publishing.contents import Base, public_recipe
 from mini_r1.publishing.figures import Figure
-from mini_r1.recipe import DEFAULT_REWARDS, DEMO_MODEL, GENERATED, GeneratorRecipe, Recipe, WarmStartRecipe
+from mini_r1.recipe import DEFAULT_REWARDS, GENERATED, GeneratorRecipe, Recipe, WarmStartRecipe
 from mini_r1.values import interval, mapping, number
 
 SHOWN_FAILURES = 6
@@ -98,7 +98,7 @@ def _metadata(
         values["base_model"] = base.name
     if recipe.data_on_hub:
         values["datasets"] = [recipe.dataset_id_or_path]
-    if recipe.model_name_or_path == DEMO_MODEL:
+    if recipe.built_in:
         values["license"] = "apache-2.0"
     data = ModelCardData(**values).to_dict()
     if figure is not None:
@@ -146,7 +146,7 @@ def _numbers(recipe: Recipe) -> str:
 
 def _solutions(recipe: Recipe) -> str:
     """Whether anybody showed it how the game is played."""
-    if recipe.model_name_or_path != DEMO_MODEL:
+    if recipe.built_in is None:
         return "no solutions were shown"
     imitated = recipe.warm_start or WarmStartRecipe()
     return f"before that it imitated {imitated.traces:,} solutions written by a program (the warm start)"
@@ -327,7 +327,7 @@ def _limits(is_adapter: bool, recipe: Recipe, figure: Figure | None) -> str:
 
 def _licence(recipe: Recipe, base: Base) -> str:
     if base.name is None:
-        if recipe.model_name_or_path == DEMO_MODEL:
+        if recipe.built_in:
             return "Apache-2.0, as the kit that made it."
         return "That of the model that it was trained from, which is not on the hub: its owner has to say."
     known = base.licence.get("license_name") or base.licence.get("license")

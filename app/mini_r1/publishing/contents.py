@@ -20,7 +20,7 @@ from mini_r1.errors import KitError
 from mini_r1.manifest import MANIFEST, Saved, verify
 from mini_r1.publishing.files import Branch, File
 from mini_r1.publishing.hub import MAIN, RECORD, record_of
-from mini_r1.recipe import DEMO_MODEL, Recipe
+from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import dump_recipe
 from mini_r1.rundir import RunDir, read_jsonl, read_object
 
@@ -54,8 +54,8 @@ class Base:
 
 def base_of(run: RunDir, recipe: Recipe) -> Base:
     """What the run's model is made from."""
-    if recipe.model_name_or_path == DEMO_MODEL:
-        return Base(None, None, "the kit's built-in demo model, warm-started by imitation")
+    if recipe.built_in:
+        return Base(None, None, f"the kit's own {recipe.built_in.name}, warm-started by imitation")
     name = recipe.model_name_or_path
     commit = run.model_commit()
     # What came from the hub has a commit. A folder `models/mine` looks like a hub's name from anywhere else.

@@ -18,7 +18,7 @@ from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import KitError
 from mini_r1.generation.model import device, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
-from mini_r1.recipe import DEMO_MODEL, Recipe
+from mini_r1.recipe import Recipe
 from mini_r1.training import adapters, cpu, order, warm_start
 from mini_r1.training.rollout import RewardPlan
 from mini_r1.training.supervised import Supervisor
@@ -52,8 +52,8 @@ def load_task_data(recipe: Recipe, commit: str | None = None) -> task.TaskData:
 
 
 def model_source(recipe: Recipe, data: task.TaskData, console: Console) -> str:
-    """Where the model's files are: the recipe's name, or the built-in demo model, warm-started now if need be."""
-    if recipe.model_name_or_path != DEMO_MODEL:
+    """Where the model's files are: the recipe's name, or a built-in model, warm-started now if need be."""
+    if recipe.built_in is None:
         return recipe.model_name_or_path
     return str(warm_start.for_recipe(recipe, data.train, console))
 
@@ -61,7 +61,7 @@ def model_source(recipe: Recipe, data: task.TaskData, console: Console) -> str:
 def tune_machine(recipe: Recipe) -> None:
     """Settings of this process that a recipe wants; before the first tensor of any size."""
     if device().type == "cpu":
-        cpu.prepare(small_model=recipe.model_name_or_path == DEMO_MODEL)
+        cpu.prepare(small_model=recipe.built_in is not None)
 
 
 @dataclass(frozen=True, slots=True)

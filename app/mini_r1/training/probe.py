@@ -21,7 +21,7 @@ from typing import Any
 
 from mini_r1.errors import KitError
 from mini_r1.findings import Finding, fail, of_error, ok, skip, worst
-from mini_r1.recipe import DEMO_MODEL, Recipe
+from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import find_recipe, load_recipe
 
 INSTALL = "install the lock: make install, or use the image"
@@ -130,8 +130,8 @@ class Probe:
 
     def architecture(self) -> Finding:
         """The pinned transformers knows the model's kind, and its positions are enough for the recipe's lengths."""
-        if self._recipe.model_name_or_path == DEMO_MODEL:
-            return ok("qwen2, the kit's own tiny one")
+        if self._recipe.built_in:
+            return ok("qwen2, made by the kit")
         from transformers import PretrainedConfig
         from transformers.utils import find_adapter_config_file
 
@@ -160,10 +160,10 @@ class Probe:
         from mini_r1.generation.model import load_tokenizer, refuse_other_vocabulary
 
         recipe = self._recipe
-        if recipe.tokenizer_name_or_path is None and recipe.model_name_or_path == DEMO_MODEL:
-            from mini_r1.training.demo_model import build_tokenizer
+        if recipe.tokenizer_name_or_path is None and recipe.built_in:
+            from mini_r1.training.from_scratch import build_tokenizer
 
-            self._tokenizer = build_tokenizer()
+            self._tokenizer = build_tokenizer(recipe.built_in)
             return ok("the kit's own")
         name = recipe.tokenizer_name_or_path or recipe.model_name_or_path
         self._tokenizer = load_tokenizer(name, None if recipe.tokenizer_name_or_path else recipe.model_revision)

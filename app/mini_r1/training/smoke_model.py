@@ -8,10 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mini_r1.training.demo_model import save_untrained
-
-HEADS = 2
-"""Of 32 numbers each: vLLM 0.7.0 has no attention kernel for the demo's heads of 16."""
+from mini_r1.training.from_scratch import DEMO_FOR_VLLM, save_untrained
 
 if __name__ == "__main__":
-    save_untrained(Path(sys.argv[1]), heads=HEADS)
+    save_untrained(Path(sys.argv[1]), kind=DEMO_FOR_VLLM)

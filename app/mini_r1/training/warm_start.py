@@ -1,4 +1,4 @@
-"""The demo model's warm start: supervised training on the impatient solver's traces, made once and cached.
+"""A built-in model's warm start: supervised training on the impatient solver's traces, made once and cached.
 
 Simplified: one learning-rate cycle, no evaluation but the gate at the end. The gate is on arithmetic, because GRPO from
 a model that still miscalculates learns the format and loses the arithmetic.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import os
 import random
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,32 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
+from mini_r1.builtin_models import BuiltinModel
 from mini_r1.console import ProgressLine
 from mini_r1.countdown.task import Problem
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.generation.model import device
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.recipe import Recipe, WarmStartRecipe
 from mini_r1.rundir import write_json
-from mini_r1.training import demo_model, traces
+from mini_r1.training import from_scratch, traces
 
-BATCH_SIZE = 32
-LEARNING_RATE = 4e-3
 WARMUP = 50
 BETAS = (0.9, 0.98)
-"""Found by trying: batches of 64 at 3e-3, betas (0.9, 0.999) and no warm-up calculated worse after the same time."""
+"""Found by trying on the demo: betas (0.9, 0.999) and no warm-up calculated worse after the same time."""
 RECIPE_OF_RECIPES = 1
 """Raise when the model, the traces or this training change: it is part of the cache's key."""
 
 MADE = "warm_start.json"
 """Written last: a model directory without it is not whole."""
+
+OPERATIONS: dict[str, Callable[[int, int], float]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": lambda left, right: left / right if right else math.nan,
+}
 
 Progressed = Callable[[int, float], None]
 """Called with the step and the loss."""
@@ -64,37 +72,50 @@ class WarmStart:
     """Training problems only, so that held-out ones stay unseen."""
     style: str
     """Prompt style of the recipe."""
-    max_value: int
-    """`largest_value` of the recipe."""
+    model: BuiltinModel
+    """What is made, and whom it imitates."""
     settings: WarmStartRecipe
 
     def directory(self) -> Path:
         """Where the model is, or will be, in the cache."""
         numbers = json.dumps([[list(p.nums), p.target] for p in self.problems])
-        parts = (RECIPE_OF_RECIPES, self.style, self.max_value, self.settings, torch.__version__, numbers)
+        parts = (RECIPE_OF_RECIPES, self.style, self.model, self.settings, torch.__version__, numbers)
         digest = hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()
-        return cache_root() / "models" / f"demo-{digest[:16]}"
+        return cache_root() / "models" / f"{self.model.name.removeprefix('builtin:')}-{digest[:16]}"
+
+
+def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
+    """The warm start of a recipe with a built-in model.
+
+    Args:
+        recipe: names the model; where it limits the generated problems' values, the tries keep to that limit.
+        problems: to train on.
+
+    Raises:
+        ValueError: the recipe's model is not a built-in one.
+    """
+    model = recipe.built_in
+    if model is None:
+        raise ValueError(f"{recipe.model_name_or_path} is not a built-in model")
+    limit = recipe.generator.max_intermediate if recipe.generator else None
+    largest = min(limit or model.demonstrator.largest_value, model.demonstrator.largest_value)
+    model = replace(model, demonstrator=replace(model.demonstrator, largest_value=largest))
+    return WarmStart(problems, recipe.prompt_style, model, recipe.warm_start or WarmStartRecipe())
 
 
 def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console) -> Path:
-    """The warm-started model of a recipe with `builtin:demo`, from the cache or made now with a progress line."""
-    job = WarmStart(problems, recipe.prompt_style, largest_value(recipe), recipe.warm_start or WarmStartRecipe())
+    """The warm-started model of a recipe, from the cache or made now with a progress line."""
+    job = of_recipe(recipe, problems)
     try:
         made = is_made(job.directory())
     except OSError as error:
         raise _unusable(error) from error
     if not made:
         steps = job.settings.steps
-        console.print(f"making the demo model: {steps} steps on an impatient solver's traces (once, then cached)")
+        console.print(f"making {job.model.name}: {steps} steps on an impatient solver's traces (once, then cached)")
         with ProgressLine(console, "warm start", steps) as line:
             make(job, lambda step, loss: line.update(step, f"loss {loss:.3f}"))
     return job.directory()
-
-
-def largest_value(recipe: Recipe) -> int:
-    """Largest value a try may reach: the generated problems' own limit, at most the tokenizer's largest number."""
-    limit = recipe.generator.max_intermediate if recipe.generator else None
-    return min(limit or 99, 99)
 
 
 def is_made(directory: Path) -> bool:
@@ -103,7 +124,7 @@ def is_made(directory: Path) -> bool:
 
 
 def making(directory: Path) -> dict[str, Any]:
-    """How a cached model was made: `seconds`, `arithmetic_accuracy`."""
+    """How a cached model was made: `seconds`, `device`, `arithmetic_accuracy`."""
     record: dict[str, Any] = json.loads((directory / MADE).read_text())
     return record
 
@@ -140,7 +161,7 @@ def make(job: WarmStart, progress: Progressed) -> None:
 
 def _unusable(error: Exception) -> KitError:
     return KitError(
-        f"the demo's model cannot be kept in {cache_root()} ({error}): make room or mount a volume there, or set "
+        f"a model made here cannot be kept in {cache_root()} ({error}): make room or mount a volume there, or set "
         "MINI_R1_CACHE to a folder that this user can write",
         ExitCode.RETRY,
     )
@@ -150,8 +171,8 @@ def _make_in(folder: Path, job: WarmStart, progress: Progressed) -> None:
     """Train the model and write it."""
     settings = job.settings
     started = time.perf_counter()
-    tokenizer = demo_model.build_tokenizer()
-    model = demo_model.build_model(tokenizer, settings.seed)
+    tokenizer = from_scratch.build_tokenizer(job.model)
+    model = from_scratch.build_model(tokenizer, settings.seed, job.model).to(device())  # type: ignore[arg-type]
     train(model, tokenizer, job, progress)
     accuracy = arithmetic_accuracy(model, tokenizer, job)
     if accuracy < settings.min_accuracy:
@@ -163,31 +184,34 @@ def _make_in(folder: Path, job: WarmStart, progress: Progressed) -> None:
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_json(folder / MADE, {"seconds": round(time.perf_counter() - started, 1), "arithmetic_accuracy": accuracy})
+    seconds = round(time.perf_counter() - started, 1)
+    write_json(folder / MADE, {"seconds": seconds, "device": str(device()), "arithmetic_accuracy": accuracy})
 
 
 def train(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progressed) -> None:
     """AdamW on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0."""
-    steps, seed = job.settings.steps, job.settings.seed
-    pairs = traces.traces(job.problems, job.max_value, job.settings.traces, seed)
+    steps, seed, highest = job.settings.steps, job.settings.seed, job.model.imitation.learning_rate
+    where = device()
+    pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, seed)
     rows = encode(tokenizer, pairs, job.style)
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=highest, betas=BETAS, weight_decay=0.0)
     pad = tokenizer.pad_token_id
     batches: list[list[int]] = []
     model.train()
     for step in range(steps):
         if not batches:
-            batches = batches_of_like_length([len(ids) for ids, _ in rows], rng)
+            batches = batches_of_like_length([len(ids) for ids, _ in rows], job.model.imitation.batch, rng)
         batch = [rows[i] for i in batches.pop()]
         longest = max(len(ids) for ids, _ in batch)
-        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch])
+        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]).to(where)
         # -100 is the index that cross entropy ignores: prompt and padding are read, not learned.
-        labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (longest - len(ids)) for ids, n in batch])
-        logits = model(input_ids=ids).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
+        labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (longest - len(ids)) for ids, n in batch]).to(where)
+        with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+            logits = model(input_ids=ids).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
         cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = LEARNING_RATE * min(1.0, (step + 1) / WARMUP) * cosine
+        optimizer.param_groups[0]["lr"] = highest * min(1.0, (step + 1) / WARMUP) * cosine
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -195,19 +219,19 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progre
         progress(step + 1, loss.item())
 
 
-def batches_of_like_length(lengths: Sequence[int], rng: random.Random) -> list[list[int]]:
-    """One epoch's batches of BATCH_SIZE row indices, in random order.
+def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
+    """One epoch's batches of `size` row indices, in random order.
 
     Rows are sorted by length within pools of 32 batches: padding every batch to the longest trace of all would take
     three times as long.
     """
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    pool = 32 * BATCH_SIZE
+    pool = 32 * size
     by_length = [
         i for start in range(0, len(order), pool) for i in sorted(order[start : start + pool], key=lengths.__getitem__)
     ]
-    batches = [by_length[i : i + BATCH_SIZE] for i in range(0, len(by_length) - BATCH_SIZE + 1, BATCH_SIZE)]
+    batches = [by_length[i : i + size] for i in range(0, len(by_length) - size + 1, size)]
     rng.shuffle(batches)
     return batches
 
@@ -233,7 +257,7 @@ def arithmetic_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, job: War
     completions = sample(
         model,
         token_ids(tokenizer, render(tokenizer, chosen, job.style)),
-        SamplingConfig(max_new_tokens=96, temperature=1.0),
+        SamplingConfig(max_new_tokens=job.model.imitation.max_new_tokens, temperature=1.0),
         eos_token_ids=[tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id,
         seed=seed,
@@ -258,7 +282,7 @@ def step_verdicts(text: str) -> list[bool]:
             left, op, number, equals, value = words[i : i + 5]
             if not (left.isdecimal() and number.isdecimal() and value.isdecimal() and equals == "="):
                 break
-            if op not in traces.OPERATORS:
+            if op not in OPERATIONS:
                 break
-            verdicts.append(traces.OPERATORS[op](int(left), int(number)) == int(value))
+            verdicts.append(OPERATIONS[op](int(left), int(number)) == int(value))
     return verdicts

@@ -15,7 +15,7 @@ from mini_r1.cluster.places import hub_cache, in_pod, is_offline
 from mini_r1.countdown.data import missing_parts
 from mini_r1.findings import Finding, fail, ok, skip, warn
 from mini_r1.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
-from mini_r1.recipe import DEMO_MODEL, GENERATED
+from mini_r1.recipe import GENERATED
 
 PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
 IN_KUBERNETES = ", in Kubernetes with k8s/overlays/prefetch"
@@ -26,7 +26,7 @@ def model(case: Case) -> Finding:
     if case.recipe is None:
         return skip("no recipe")
     name, revision = case.recipe.model_name_or_path, case.recipe.model_revision
-    if name == DEMO_MODEL:
+    if case.recipe.built_in:
         return ok(f"{name}: made on the spot")
     if hub.is_path(name):
         return _local_model(name, Path(name))

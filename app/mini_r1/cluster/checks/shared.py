@@ -16,7 +16,7 @@ from mini_r1.cluster.checks.site import Site, is_mounted
 from mini_r1.cluster.hub_parts import named
 from mini_r1.cluster.places import expanded, hub_cache
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
-from mini_r1.recipe import DEMO_MODEL, GENERATED
+from mini_r1.recipe import GENERATED
 
 SHARED: Final = storage.NETWORK | {"afs", "dvs", "gfs2", "ocfs2", "panfs", "pvfs2", "virtiofs", "wekafs"}
 """Filesystem types that several machines have; dvs is how Cray's compute nodes see one, virtiofs a virtual machine."""
@@ -73,7 +73,7 @@ def model(site: Site) -> Finding:
     if site.case.recipe is None:
         return skip("no recipe")
     name = site.case.recipe.model_name_or_path
-    return _input(site, "model", inputs.model(_offline(site)), None if name == DEMO_MODEL else name)
+    return _input(site, "model", inputs.model(_offline(site)), None if site.case.recipe.built_in else name)
 
 
 def data(site: Site) -> Finding:

@@ -42,7 +42,6 @@ from mini_r1.cluster.roles import Roles, assign
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.provenance import versions
-from mini_r1.recipe import DEMO_MODEL
 from mini_r1.rundir import RunDir
 
 TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets", "tokenizers")
@@ -264,8 +263,8 @@ def _starts(
         supervisor=folder,
         launchers=job.environment,
         vllm_device=vllm,
-        # The built-in model is calculated fastest on the one thread that its worker chooses by itself.
-        cores=None if job.recipe.model_name_or_path == DEMO_MODEL else usable_cores(),
+        # A built-in model is calculated fastest on the one thread that its worker chooses by itself.
+        cores=None if job.recipe.built_in else usable_cores(),
         interface=interface,
     )
 

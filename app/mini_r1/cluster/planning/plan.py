@@ -13,7 +13,7 @@ from typing import Any, Final
 from mini_r1.cluster.planning.memory import Memory, training_memory
 from mini_r1.cluster.planning.memory_vllm import VllmMemory, vllm_memory
 from mini_r1.cluster.planning.plan_faults import faults, misfits, remarks
-from mini_r1.cluster.planning.shapes import Found, ModelShape, find_shape
+from mini_r1.cluster.planning.shapes import Found, ModelShape, find_shape, of_built_in
 from mini_r1.cluster.planning.storage import Disk, disk, host_memory_gib, shared_memory_gib
 from mini_r1.cluster.planning.timing import Timing, demo_timing, gpu_timing
 from mini_r1.cluster.planning.zero import IN_ORDER, NO_ZERO, Zero, zero_of
@@ -132,7 +132,10 @@ def make_plan(
     """
     if on_cpu is None:
         on_cpu = roles.vllm_device == "cpu" or not roles.nodes[0].devices
-    found = find_shape(recipe.model_name_or_path, recipe.model_revision)
+    if recipe.built_in:
+        found = Found(of_built_in(recipe.built_in))
+    else:
+        found = find_shape(recipe.model_name_or_path, recipe.model_revision)
     return _planned(recipe, roles, found, None if on_cpu else gpu_memory_gib, deepspeed, on_cpu)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from mini_r1.builtin_models import BuiltinModel
 from mini_r1.errors import KitError
 from mini_r1.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
-from mini_r1.recipe import DEMO_MODEL
 from mini_r1.recipe_keys import did_you_mean
 
 LAYOUTS: Final = ("qwen2", "llama", "mistral")
@@ -137,17 +137,22 @@ KNOWN: Final[dict[str, ModelShape]] = {
               base_positions=32_768),
     **_qwen25("7B", hidden=3_584, layers=28, heads=28, kv_heads=4, intermediate=18_944, vocabulary=152_064, tied=False,
               base_positions=131_072),
-    # training/demo_model.py makes it; the vocabulary is its tokenizer's.
-    DEMO_MODEL: ModelShape(
-        name=DEMO_MODEL, kind="qwen2", hidden=64, layers=2, heads=4, kv_heads=4, head_size=16, intermediate=192,
-        vocabulary=217, tied=True, max_positions=512, dtype="float32",
-    ),
 }  # fmt: skip
 """Models of the shipped recipes and their relatives."""
 
 
+def of_built_in(model: BuiltinModel) -> ModelShape:
+    """As training/from_scratch.py makes it."""
+    heads = model.hidden_size // model.head_size
+    return ModelShape(
+        name=model.name, kind="qwen2", hidden=model.hidden_size, layers=model.layers, heads=heads, kv_heads=heads,
+        head_size=model.head_size, intermediate=3 * model.hidden_size, vocabulary=model.vocabulary, tied=True,
+        max_positions=model.positions, dtype="float32",
+    )  # fmt: skip
+
+
 def find_shape(name: str, revision: str) -> Found:
-    """The shape of a model by hub id, directory or `builtin:demo`; nothing is fetched.
+    """The shape of a model by hub id or directory; nothing is fetched.
 
     Args:
         name: the recipe's `model_name_or_path`.

@@ -1,22 +1,28 @@
-"""The demo's model and tokenizer: a Qwen2 of 120 thousand parameters that reads the kit's real prompt.
+"""The built-in models and their tokenizers: small Qwen2 with random weights that read the kit's real prompt.
 
-Simplified against a downloaded model: the fixed phrases of the prompt and the integers 0-99 are single tokens, so a
-prompt is about twenty tokens and a tiny model can work with it. Everything else is text, character by character, so
-any prompt and any completion in ASCII can be written and read back exactly.
+Simplified against a downloaded model: the fixed phrases of the prompt are single tokens, in the demo's the integers
+0-99 too, so a prompt is some twenty tokens and a small model can work with it. Everything else is text, character by
+character, so any prompt and any completion in ASCII can be written and read back exactly.
 """
 
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
+from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
 from mini_r1.countdown.prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES
 
 PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
 """Qwen's own marks: padding, start and end of a turn. END closes a completion."""
+
+DEMO = BUILTIN_MODELS[DEMO_MODEL]
+DEMO_FOR_VLLM = replace(DEMO, head_size=32)
+"""vLLM 0.7.0 has no attention kernel for the demo's heads of 16."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -40,16 +46,17 @@ def phrases() -> list[str]:
     return sorted(parts)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over phrases, integers and single characters; decoding gives the text back exactly."""
+def build_tokenizer(kind: BuiltinModel = DEMO) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer over phrases, numbers and single characters; decoding gives the text back exactly."""
     special = [PAD, START, END]
-    numbers = [str(n) for n in range(100)]
+    numbers = [str(n) for n in range(10 if kind.digits else 100)]
     singles = sorted(set(string.printable) - set(string.digits))
     words = dict.fromkeys([*special, *numbers, *phrases(), *WORKING, *singles, UNKNOWN])
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
     # Longest first: an alternation takes the first branch that matches. A number is read as one or two digits.
     longest_first = sorted([*phrases(), *WORKING], key=lambda word: (-len(word), word))
-    pattern = "|".join([*(_escape(word) for word in longest_first), "[1-9]?[0-9]", "[\\s\\S]"])
+    number = "[0-9]" if kind.digits else "[1-9]?[0-9]"
+    pattern = "|".join([*(_escape(word) for word in longest_first), number, "[\\s\\S]"])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
@@ -72,22 +79,19 @@ def _escape(text: str) -> str:
     return "".join(f"\\{c}" if c in string.punctuation else c for c in text)
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, heads: int = 4) -> Qwen2ForCausalLM:
-    """A Qwen2 with random weights: 2 layers of width 64, tied embeddings.
-
-    vLLM runs it with two heads, not with the demo's four: its kernels want 32 numbers a head or more.
-    """
+def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, kind: BuiltinModel = DEMO) -> Qwen2ForCausalLM:
+    """Random weights; the embeddings are tied."""
     set_seed(seed)
+    heads = kind.hidden_size // kind.head_size
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
+        hidden_size=kind.hidden_size,
+        intermediate_size=3 * kind.hidden_size,
+        num_hidden_layers=kind.layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
-        max_position_embeddings=512,
-        # Wider than the usual 0.02: at width 64 that start is so flat that the first hundred steps are lost.
-        initializer_range=0.08,
+        max_position_embeddings=kind.positions,
+        initializer_range=kind.initializer_range,
         tie_word_embeddings=True,
         attention_dropout=0.0,
         pad_token_id=tokenizer.pad_token_id,
@@ -97,9 +101,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, heads: int = 4) -
     return Qwen2ForCausalLM(config)
 
 
-def save_untrained(directory: Path, seed: int = 0, heads: int = 4) -> Path:
+def save_untrained(directory: Path, seed: int = 0, kind: BuiltinModel = DEMO) -> Path:
     """Write tokenizer and random weights to `directory`: a model for tests, with nothing learned."""
-    tokenizer = build_tokenizer()
-    build_model(tokenizer, seed, heads).save_pretrained(directory)
+    tokenizer = build_tokenizer(kind)
+    build_model(tokenizer, seed, kind).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

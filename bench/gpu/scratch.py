@@ -1,0 +1,187 @@
+"""The recipe scratch-1gpu with one seed: warm start, GRPO, and held-out success before and after. See run.py.
+
+Success is measured on problems of the run's own held-out part, and on rows of the hub's set (`hub_rows.jsonl`, its
+first 200) without those that share numbers and target with a training problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import _common as common
+from mini_r1.countdown import task
+from mini_r1.recipe_file import load_recipe
+from mini_r1.rundir import RunDir
+from mini_r1.training import prepare
+from mini_r1.training.warm_start import making, of_recipe, step_verdicts
+
+RECIPE = "scratch-1gpu"
+HUB_ROWS = Path(__file__).with_name("hub_rows.jsonl")
+SCALES: dict[str, dict[str, Any]] = {
+    "full": {"overrides": (), "problems": 1000, "samples": 4},
+    "tiny": {
+        "overrides": (
+            "warm_start.layers=2", "warm_start.hidden_size=64", "warm_start.steps=40", "warm_start.traces=3000",
+            "warm_start.min_accuracy=0", "dataset_rows=400", "max_steps=2", "warmup_steps=1",
+            "per_device_train_batch_size=2", "gradient_accumulation_steps=2", "eval_problems=8",
+            "max_completion_length=96",
+        ),
+        "problems": 20, "samples": 2,
+    },
+}  # fmt: skip
+"""`tiny` is for a CPU: it shows that the bench works, and measures nothing."""
+KEPT = ("greedy", "greedy_ci95", "sampled", "ci95", "by_size", "by_operators", "format", "tries", "completion_tokens",
+        "truncated", "failures")  # fmt: skip
+"""Of an evaluation's figures."""
+CURVE = ("step", "reward", "success", "rewards/format", "completion_length", "frac_truncated", "tries", "kl", "entropy",
+         "eval_success", "eval_tries")  # fmt: skip
+"""Of a row of metrics, where it has them."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="key=value, besides the scale's")
+    given = parser.parse_args()
+    scale = SCALES[given.scale]
+    folder = given.scratch / given.out.stem
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["MINI_R1_CACHE"] = str(folder / "cache")
+    run = RunDir(folder / "run")
+    sets = [f"seed={given.seed}", f"warm_start.seed={given.seed}", *scale["overrides"], *given.overrides]
+    began = time.perf_counter()
+    mini_r1("train", RECIPE, "--run-dir", run.path, *(word for one in sets for word in ("--set", one)))
+    seconds = {"train": time.perf_counter() - began}
+    recipe = load_recipe(run.recipe_file)
+    data = prepare.load_task_data(recipe)
+    made = making(of_recipe(recipe, data.train).directory())
+    seconds["warm start"] = made["seconds"]
+    hub, shared = unseen(read_rows(HUB_ROWS), data.train)
+    (folder / "hub.jsonl").write_text("".join(json.dumps({"nums": p.nums, "target": p.target}) + "\n" for p in hub))
+    measured = {}
+    for name, problems in (
+        ("held out", ("--limit", scale["problems"])),
+        ("hub rows", ("--problems", folder / "hub.jsonl")),
+    ):
+        began = time.perf_counter()
+        measured[name] = {
+            when: measure(run, step, *problems, "--samples", scale["samples"])
+            for when, step in (("before", ("--step", 0)), ("after", ("--newest",)))
+        }
+        seconds[f"evaluation, {name}"] = time.perf_counter() - began
+    common.write_json(given.out, {
+        "seed": given.seed, "sets": sets[2:], "seconds": seconds, "arithmetic": made["arithmetic_accuracy"],
+        "hub_rows_seen_in_training": shared, "steps": recipe.max_steps, "measured": measured,
+        "curve": [{key: row[key] for key in CURVE if key in row} for row in run.metrics()], "complete": True,
+    })  # fmt: skip
+    keep(run, given.out.with_suffix(".tar.gz"))
+    return 0
+
+
+def mini_r1(*arguments: Any) -> str:
+    """The command's standard output.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [sys.executable, "-m", "mini_r1", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def read_rows(path: Path) -> list[task.Problem]:
+    """Problems of a file."""
+    rows = map(json.loads, path.read_text().splitlines())
+    return [task.Problem(tuple(row["nums"]), row["target"]) for row in rows]
+
+
+def unseen(problems: Iterable[task.Problem], trained: Iterable[task.Problem]) -> tuple[list[task.Problem], int]:
+    """The problems whose numbers and target no training problem has, in any order; and how many others there were."""
+    keys, problems = {problem.key for problem in trained}, list(problems)
+    kept = [problem for problem in problems if problem.key not in keys]
+    return kept, len(problems) - len(kept)
+
+
+def measure(run: RunDir, *arguments: Any) -> dict[str, Any]:
+    """Figures of one snapshot on one set of problems, and how its answers search."""
+    before = set(run.evaluation.glob("*-completions.jsonl"))
+    flat = [word for one in arguments for word in (one if isinstance(one, tuple) else (one,))]
+    facts = json.loads(mini_r1("evaluate", run.path, *flat, "--json"))
+    (kept,) = set(run.evaluation.glob("*-completions.jsonl")) - before
+    solvers = {name: facts["baselines"][name] for name in ("signed_sums", "random_solver")}
+    return {
+        **{key: facts[key] for key in KEPT},
+        "problems": sum(of["problems"] for of in facts["by_size"].values()),
+        "solvers": {
+            name: {key: figures[key] for key in ("sampled", "ci95", "by_operators")}
+            for name, figures in solvers.items()
+        },
+        **manner(json.loads(line) for line in kept.read_text().splitlines()),
+    }
+
+
+def manner(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Of the sampled answers that were kept: what their tries are worth.
+
+    Returns:
+        `repeated`: share of tries with a result that the same answer had before; `false_claims`: share of answers that
+        say "(yes)" of a calculation that is wrong or misses the target; `arithmetic`: share of right steps.
+    """
+    tries = repeated = answers = false = right = steps = 0
+    for row in rows:
+        if row["kind"] != "sampled":
+            continue
+        answers += 1
+        seen: set[str] = set()
+        claims = False
+        for line, result in calculations(row["completion"]):
+            verdicts = step_verdicts(line)
+            right, steps = right + sum(verdicts), steps + len(verdicts)
+            tries, repeated = tries + 1, repeated + (result in seen)
+            seen.add(result)
+            claims |= line.endswith("(yes)") and not (all(verdicts) and result == str(row["target"]))
+        false += claims
+    return {
+        "repeated": repeated / max(1, tries),
+        "false_claims": false / max(1, answers),
+        "arithmetic": right / max(1, steps),
+    }
+
+
+def calculations(completion: str) -> Iterator[tuple[str, str]]:
+    """Lines of the thought that calculate, each with its result as written."""
+    for line in completion.split("</think>")[0].splitlines():
+        working = line.split(" (")[0]
+        if " = " in working:
+            yield line, working.rpartition(" = ")[2]
+
+
+def keep(run: RunDir, path: Path) -> None:
+    """The run directory without weights and completions, for `mini-r1 report` elsewhere."""
+    with tarfile.open(path, "w:gz") as archive:
+        for file in sorted(run.path.rglob("*")):
+            name = file.relative_to(run.path)
+            heavy = name.parts[0] in ("checkpoints", "snapshots") or "completions" in file.name
+            if file.is_file() and not heavy and file.suffix in (".json", ".jsonl", ".yaml"):
+                info = tarfile.TarInfo(str(Path("run") / name))
+                content = file.read_bytes()
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
