@@ -14,6 +14,7 @@ import pytest
 import torch
 from mini_r1.commands import train
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.generation import sampler
 from mini_r1.rundir import RunDir
 from mini_r1.training import engines
 from mini_r1.training import trainer as kit_trainer
@@ -208,3 +209,53 @@ def test_stock_cuts_the_prompt_it_trains_on_and_the_kit_refuses_it(
     assert trained_on == 2 < answered
     with pytest.raises(KitError, match="max_prompt_length is 20: raise it to at least"):
         train(str(small_recipe(max_prompt_length=20)), [], tmp_path / "run")
+
+
+def test_stock_decodes_without_a_cache_under_checkpointing_and_the_kit_with_one(
+    small_recipe: Recipe, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row 22: transformers switches the cache off for a model that is training with gradient checkpointing."""
+    read: dict[str, list[int]] = {"stock": [], "kit": []}
+
+    def watched(side: str, function: Callable[..., Any], model: Any = None) -> Callable[..., Any]:
+        """`function` with every forward pass inside it noted: how many tokens of a sequence it reads."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            def note(_: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+                read[side].append(named["input_ids"].shape[1])
+
+            handle = (model or args[0]).register_forward_pre_hook(note, with_kwargs=True)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                handle.remove()
+
+        return call
+
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    trainer = stock(untrained, tmp_path / "stock", max_steps=1, gradient_accumulation_steps=1, **checkpointing)
+    trainer.model.generate = watched("stock", trainer.model.generate, trainer.model)
+    trainer.train()
+    monkeypatch.setattr(engines, "sample", watched("kit", engines.sample))
+    recipe = small_recipe(max_steps=1, gradient_accumulation_steps=1, **checkpointing)
+    assert train(str(recipe), [], tmp_path / "run") == ExitCode.FINISHED
+    prompt, *later = read["stock"]
+    assert later == list(range(prompt + 1, prompt + 1 + len(later)))
+    assert len(later) > 2
+    assert set(read["kit"][1:]) == {1}
+    assert len(read["kit"]) > 2
+
+
+def test_stock_samples_from_fifty_tokens_and_the_kit_from_all(untrained: Path, tmp_path: Path) -> None:
+    """Row 23: transformers' default `top_k` of 50; the log-probabilities in the loss are of the whole distribution."""
+    trainer = stock(untrained, tmp_path / "stock", num_generations=500)
+    flat = trainer.model
+    with torch.no_grad():  # all tokens alike but for the rounding: 50 of them are in front
+        flat.get_input_embeddings().weight.mul_(0.01)
+    vocabulary = flat.config.vocab_size
+    prompts = torch.full((4, 3), 7)
+    first = flat.generate(prompts, generation_config=trainer.generation_config)[:, 3]
+    assert len(set(first.tolist())) <= 50 < vocabulary
+    config = sampler.SamplingConfig(max_new_tokens=1, temperature=0.9, num_generations=2000)
+    drawn = sampler.sample(flat, [[7, 7, 7]], config, eos_token_ids=[], pad_token_id=0, seed=0)
+    assert len({ids[0] for ids in drawn}) > 150
