@@ -84,8 +84,8 @@ def units(scale: str, rounds: int) -> list[Unit]:
         Unit("memory-0.5b-8", "memory.py", {"shape": "0.5b", "prompts": 8, "accumulation": 4}, 50),
         Unit("memory-1.5b-2", "memory.py", {"shape": "1.5b", "prompts": 2}, 65),
         Unit("mends-0.5b", "mends.py", {"shape": "0.5b"}, 70),
-        Unit("scratch-0", "scratch.py", {"seed": 0}, 420),
-        Unit("scratch-1", "scratch.py", {"seed": 1}, 420),
+        Unit("scratch-0", "scratch.py", {"seed": 0}, 600, 200),
+        Unit("scratch-1", "scratch.py", {"seed": 1}, 600, 200),
         Unit("step-time-1.5b", "step_time.py", {"shape": "1.5b", "rounds": rounds}, 115 + 175 * rounds, 290),
         Unit(SMOKE, "", expected_s=110),
     ]
@@ -174,7 +174,7 @@ def _command(unit: Unit, given: Any, file: Path, end: float) -> list[str]:
         shutil.rmtree(given.scratch / SMOKE, ignore_errors=True)
         return [sys.executable, "-m", "mini_r1", "doctor", "--smoke", "--run-dir", str(given.scratch / SMOKE)]
     options = {**unit.arguments, "out": file, "scratch": given.scratch}
-    if unit.script == "step_time.py":
+    if unit.script in ("step_time.py", "scratch.py"):
         options["deadline"] = end - 10
     return [sys.executable, str(HERE / unit.script), *(f"--{key}={value}" for key, value in options.items())]
 

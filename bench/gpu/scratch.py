@@ -1,7 +1,8 @@
 """The recipe scratch-1gpu with one seed: warm start, GRPO, and held-out success before and after. See run.py.
 
 Success is measured on problems of the run's own held-out part, and on rows of the hub's set (`hub_rows.jsonl`, its
-first 200) without those that share numbers and target with a training problem.
+first 200) without those that share numbers and target with a training problem. At the deadline the run is told to save;
+called again on the same machine it goes on with it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import argparse
 import io
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 import _common as common
 from mini_r1.countdown import task
+from mini_r1.demo import seconds_of_steps
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir
 from mini_r1.training import prepare
@@ -49,24 +52,36 @@ CURVE = ("step", "reward", "success", "rewards/format", "completion_length", "fr
 """Of a row of metrics, where it has them."""
 
 
+class Stopped(Exception):
+    """The deadline came; what is there is saved."""
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--deadline", type=float, default=float("inf"), help="in seconds since 1970")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="key=value, besides the scale's")
     given = parser.parse_args()
-    scale = SCALES[given.scale]
-    folder = given.scratch / given.out.stem
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    try:
+        measure(given, given.scratch / given.out.stem)
+    except Stopped as stopped:
+        print(stopped)
+    return 0
+
+
+def measure(given: argparse.Namespace, folder: Path) -> None:
+    """Train, measure on both sets of problems, write all of it."""
+    scale, deadline = SCALES[given.scale], given.deadline
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ["MINI_R1_CACHE"] = str(folder / "cache")
     run = RunDir(folder / "run")
     sets = [f"seed={given.seed}", f"warm_start.seed={given.seed}", *scale["overrides"], *given.overrides]
     began = time.perf_counter()
-    mini_r1("train", RECIPE, "--run-dir", run.path, *(word for one in sets for word in ("--set", one)))
-    seconds = {"train": time.perf_counter() - began}
+    mini_r1(deadline, "train", RECIPE, "--run-dir", run.path, *(word for one in sets for word in ("--set", one)))
+    seconds = {"train, this call": time.perf_counter() - began, "GRPO": seconds_of_steps(run)}
     recipe = load_recipe(run.recipe_file)
     data = prepare.load_task_data(recipe)
     made = making(of_recipe(recipe, data.train).directory())
@@ -80,7 +95,7 @@ def main() -> int:
     ):
         began = time.perf_counter()
         measured[name] = {
-            when: measure(run, step, *problems, "--samples", scale["samples"])
+            when: figures(deadline, run, *step, *problems, "--samples", scale["samples"])
             for when, step in (("before", ("--step", 0)), ("after", ("--newest",)))
         }
         seconds[f"evaluation, {name}"] = time.perf_counter() - began
@@ -90,17 +105,26 @@ def main() -> int:
         "curve": [{key: row[key] for key in CURVE if key in row} for row in run.metrics()], "complete": True,
     })  # fmt: skip
     keep(run, given.out.with_suffix(".tar.gz"))
-    return 0
 
 
-def mini_r1(*arguments: Any) -> str:
+def mini_r1(deadline: float, *arguments: Any) -> str:
     """The command's standard output.
 
     Raises:
+        Stopped: the deadline came before its end.
         subprocess.CalledProcessError: it failed.
     """
     command = [sys.executable, "-m", "mini_r1", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            output, _ = process.communicate(timeout=min(deadline - time.time(), threading.TIMEOUT_MAX))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            process.communicate()
+            raise Stopped(f"stopped at the deadline: {arguments[0]}") from None
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return output
 
 
 def read_rows(path: Path) -> list[task.Problem]:
@@ -116,12 +140,11 @@ def unseen(problems: Iterable[task.Problem], trained: Iterable[task.Problem]) ->
     return kept, len(problems) - len(kept)
 
 
-def measure(run: RunDir, *arguments: Any) -> dict[str, Any]:
+def figures(deadline: float, run: RunDir, *arguments: Any) -> dict[str, Any]:
     """Figures of one snapshot on one set of problems, and how its answers search."""
-    before = set(run.evaluation.glob("*-completions.jsonl"))
-    flat = [word for one in arguments for word in (one if isinstance(one, tuple) else (one,))]
-    facts = json.loads(mini_r1("evaluate", run.path, *flat, "--json"))
-    (kept,) = set(run.evaluation.glob("*-completions.jsonl")) - before
+    facts = json.loads(mini_r1(deadline, "evaluate", run.path, *arguments, "--json"))
+    written = Path(facts["provenance"]["written_to"])
+    kept = written.with_name(f"{written.stem}-completions.jsonl")
     solvers = {name: facts["baselines"][name] for name in ("signed_sums", "random_solver")}
     return {
         **{key: facts[key] for key in KEPT},
