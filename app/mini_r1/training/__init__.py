@@ -1,1 +1,1 @@
-"""GRPO on Countdown: the trainer, what it saves, and the built-in demo model."""
+"""GRPO on Countdown: the trainer, what it saves, and the built-in models."""
