@@ -89,7 +89,7 @@ BUILTIN_MODELS: Final = {
         BuiltinModel(
             SCRATCH_MODEL, layers=6, hidden_size=384, head_size=32, digits=True, vocabulary=127, positions=1024,
             initializer_range=0.03,
-            # 16 tries of about 19 tokens fit max_completion_length 320 of its recipe.
+            # 16 tries of about 19 tokens fit max_completion_length 384 of its recipe.
             demonstrator=Demonstrator("+-*/", sums=0.65, largest_value=200, give_up=0.3, max_tries=16),
             imitation=Imitation(batch=256, learning_rate=1e-3, max_new_tokens=320),
         ),

@@ -62,6 +62,8 @@ class WarmStartRecipe(BaseModel):
     """Of weights, traces and order; apart from `seed`, so that runs with several seeds share one cached start."""
     learning_rate: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Highest rate of the imitation; null is the model's own."""
+    batch: Count | None = None
+    """Answers of an optimizer step of the imitation; null is the model's own."""
     give_up: Share | None = None
     """Chance that the imitated solver gives up after a failed try; null is the model's own."""
     sums: Share | None = None
@@ -83,7 +85,11 @@ class WarmStartRecipe(BaseModel):
                 give_up=solver.give_up if self.give_up is None else self.give_up,
                 sums=solver.sums if self.sums is None else self.sums,
             ),
-            imitation=replace(imitation, learning_rate=self.learning_rate or imitation.learning_rate),
+            imitation=replace(
+                imitation,
+                learning_rate=self.learning_rate or imitation.learning_rate,
+                batch=self.batch or imitation.batch,
+            ),
         )
 
 

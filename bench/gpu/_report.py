@@ -43,7 +43,7 @@ def bars(results: Results) -> list[tuple[str, bool]]:
     """What is demanded, and whether it holds; of the units at full scale."""
     found = []
     for name, result in results.items():
-        if "tiny" in name:
+        if {"tiny", "small"} & set(name.split("-")):
             continue
         if result.get("rounds"):
             ratio = speed_up(result["rounds"])
@@ -196,20 +196,21 @@ def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
     yield (
         f"{name}: seed {result['seed']}, {result['steps']} steps{' with ' if result['sets'] else ''}"
         f"{' '.join(result['sets'])}; arithmetic after the warm start {result['arithmetic']:.1%}; "
-        f"beside the other seed {seconds}"
+        f"{seconds}"
     )
-    yield f"{'':18}{'sampled':>9}{'95 %':>16}{'greedy':>8}{'needs × ÷':>11}{'signed sums':>13}{'random':>8}" + (
-        f"{'format':>8}{'tries':>7}{'repeated':>10}{'false yes':>11}{'tokens':>8}{'cut':>6}"
+    yield f"{'':18}{'sampled':>9}{'95 %':>16}{'greedy':>8}{'needs × ÷':>11}{'signed sums':>13}" + (
+        f"{'random':>8}{'patient':>9}{'format':>8}{'tries':>7}{'repeated':>10}{'false yes':>11}{'tokens':>8}{'cut':>6}"
     )
     for problems, (when, seen) in _seen(result):
         low, high = seen["ci95"]
         yield (
             f"{problems + ', ' + when:18}{seen['sampled']:9.1%}{f'{low:.1%}-{high:.1%}':>16}{seen['greedy']:8.1%}"
             f"{seen['by_operators'][NEEDS]['sampled']:11.1%}{seen['solvers']['signed_sums']['sampled']:13.1%}"
-            f"{seen['solvers']['random_solver']['sampled']:8.1%}{seen['format']:8.1%}{seen['tries']:7.2f}"
+            f"{seen['solvers']['random_solver']['sampled']:8.1%}{seen['patient']:9.1%}{seen['format']:8.1%}{seen['tries']:7.2f}"
             f"{seen['repeated']:10.1%}{seen['false_claims']:11.1%}{seen['completion_tokens']:8.0f}{seen['truncated']:6.1%}"
         )
     counts = ", ".join(f"{sets['after']['problems']} {problems}" for problems, sets in result["measured"].items())
+    yield "signed sums, random, patient (the imitated solver, never giving up): with as many tries as each answer made"
     yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
 
 

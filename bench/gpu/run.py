@@ -10,6 +10,7 @@ everything in FOLDER is printed, with the machine, versions and this command, an
 a bar is missed. Units that are still to do do not count.
 
 --scale tiny runs all of it with a tiny model on a CPU: it shows that the benches work, and says nothing of a GPU.
+--scale small is scratch alone with a small model that a CPU can teach in one to two hours (--limit-s 9000).
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Unit:
 
 def units(scale: str, rounds: int) -> list[Unit]:
     """In the order in which they are run."""
+    if scale == "small":
+        return [Unit("scratch-small", "scratch.py", {"seed": 0, "scale": "small"}, 6000, 60)]
     if scale == "tiny":
         return [
             Unit("step-time-tiny", "step_time.py", {"shape": "tiny", "limit": 64, "rounds": rounds}, 60),
@@ -97,7 +100,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="parts or units, with commas: step-time, memory-0.5b-1, ...")
     parser.add_argument("--limit-s", type=float, default=480, help="seconds of this call")
     parser.add_argument("--rounds", type=int, default=2, help="timed steps of each side")
-    parser.add_argument("--scale", choices=("full", "tiny"), default="full")
+    parser.add_argument("--scale", choices=("full", "small", "tiny"), default="full")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "mini-r1-gpu-bench")
     parser.add_argument("--report", action="store_true", help="run nothing, print what is in the folder")
     parser.add_argument("--record", action="store_true", help="append to bench/RESULTS.md")

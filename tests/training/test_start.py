@@ -77,10 +77,11 @@ def test_what_is_asked_of_a_warm_start_decides_which_model_it_is() -> None:
         return warm_start.of_recipe(Recipe(model_name_or_path="builtin:scratch", max_steps=1, **values), ())
 
     assert of().model == BUILTIN_MODELS[SCRATCH_MODEL]
-    asked = {"layers": 3, "hidden_size": 128, "give_up": 0.4, "sums": 0.0, "learning_rate": 1e-4}
+    asked = {"layers": 3, "hidden_size": 128, "give_up": 0.4, "sums": 0.0, "learning_rate": 1e-4, "batch": 16}
     model = of(warm_start=asked).model
     assert (model.layers, model.hidden_size) == (3, 128)
-    assert (model.demonstrator.give_up, model.demonstrator.sums, model.imitation.learning_rate) == (0.4, 0.0, 1e-4)
+    assert (model.demonstrator.give_up, model.demonstrator.sums) == (0.4, 0.0)
+    assert (model.imitation.learning_rate, model.imitation.batch) == (1e-4, 16)
     changed = [of(warm_start={key: value}).directory() for key, value in asked.items()]
     assert len({of().directory(), of(warm_start={"seed": 1}).directory(), *changed}) == len(asked) + 2
     generator = {"dataset_id_or_path": "generated", "generator": {"max_intermediate": 90}}
