@@ -6,7 +6,6 @@ tokenizer is made here, with as many tokens as the model has embeddings.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -207,13 +206,13 @@ class DrawnLengths:
     def into_the_kit(self) -> None:
         """Replace the sampler's draw, for the rest of the process.
 
-        `_next_token` is not told which completions its rows are; it follows from the lengths, because the sampler
+        `next_token` is not told which completions its rows are; it follows from the lengths, because the sampler
         drops the finished ones every COMPACT_EVERY tokens.
         """
         import torch
         from mini_r1.generation import sampler
 
-        batch, draw = sampler._sample_batch, sampler._next_token
+        batch, draw = sampler._sample_batch, sampler.next_token
         state: dict[str, Any] = {}
 
         def sample_batch(model: Any, prompts: Any, *rest: Any) -> Any:
@@ -230,7 +229,7 @@ class DrawnLengths:
             logits[:, self._eos] = -torch.inf
             return torch.where(state["left"] == step + 1, self._eos, draw(logits, temperature, generator))
 
-        sampler._sample_batch, sampler._next_token = sample_batch, next_token
+        sampler._sample_batch, sampler.next_token = sample_batch, next_token
 
     def into_stock(self, model: Any) -> None:
         """Give `model.generate` a logits processor."""
@@ -260,25 +259,6 @@ class DrawnLengths:
             )  # fmt: skip
 
         model.generate = ending
-
-
-# --- files
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replace a file as a whole."""
-    half = path.with_name(f".{path.name}.part")
-    half.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-    os.replace(half, path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What a file holds; {} without one."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value
 
 
 def mean(values: Sequence[float]) -> float:

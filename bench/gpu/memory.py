@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
+from mini_r1.rundir import RunDir, write_json
 
 BAR = 0.10
 """Relative error of the plan's largest moment."""
@@ -79,7 +80,7 @@ class Watcher:
     def _watch_rollout(self) -> None:
         from mini_r1.generation import sampler
 
-        book, found, draw, select = self.book, self.found, sampler._next_token, sampler.RoomyCache.select
+        book, found, draw, select = self.book, self.found, sampler.next_token, sampler.RoomyCache.select
 
         def next_token(logits: Any, *rest: Any) -> Any:
             book.begin("draw")
@@ -94,7 +95,7 @@ class Watcher:
             size = sum(tensor.nbytes for tensor in [*cache.key_cache, *cache.value_cache])
             found["key-value cache"] = max(found["key-value cache"], size)
 
-        sampler._next_token, sampler.RoomyCache.select = next_token, selected
+        sampler.next_token, sampler.RoomyCache.select = next_token, selected
 
     def _watch_update(self) -> None:
         import torch
@@ -168,7 +169,6 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
     import transformers.trainer
     from _meter import CudaMeter, StandIn
     from mini_r1.generation.prompts import token_ids
-    from mini_r1.rundir import RunDir
     from mini_r1.training import prepare, run
     from rich.console import Console
 
@@ -194,7 +194,7 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
 
         def done() -> None:
             peaks, start = dict(watcher.book.peak), dict(watcher.book.start)
-            common.write_json(out, report(recipe, watcher, peaks, start, longest))
+            write_json(out, report(recipe, watcher, peaks, start, longest))
             os._exit(0)
 
         transformers.trainer.DEFAULT_CALLBACKS.append(watcher.callback(done))

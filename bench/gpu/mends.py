@@ -28,6 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 import _common as common
+from mini_r1.rundir import RunDir, write_json
 
 GENERATIONS, PROMPTS = common.GENERATIONS, 2
 TEMPERATURE, BETA = 0.9, 0.001
@@ -155,7 +156,6 @@ class Case:
         import datasets
         import torch
         from mini_r1.recipe import WatchRecipe
-        from mini_r1.rundir import RunDir
         from mini_r1.training.batches import collate
         from mini_r1.training.engines import PolicyEngine
         from mini_r1.training.rollout import RewardPlan
@@ -287,13 +287,13 @@ def measure(out: Path, scratch: Path, shape: str, limit: int) -> None:
         seen = case.see(variant)
         truth = truths.setdefault(variant.alone, seen)
         found = result["variants"][variant.name] = compared(seen, truth)
-        common.write_json(out, result)
+        write_json(out, result)
         print(variant.name, {key: f"{value:.3g}" for key, value in found.items()}, flush=True)
         del seen, truth
         gc.collect()  # trainers and their callbacks hold each other, and the models with them
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    common.write_json(out, {**result, "met": bars(result["variants"]), "complete": True})
+    write_json(out, {**result, "met": bars(result["variants"]), "complete": True})
 
 
 def bars(seen: dict[str, dict[str, float]]) -> dict[str, bool]:

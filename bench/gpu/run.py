@@ -35,6 +35,7 @@ import _common as common
 import _report
 from _record import RESULTS, installed, processor
 from mini_r1.provenance import code_revision
+from mini_r1.rundir import read_object, write_json
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "flash-attn", "vllm")
@@ -117,7 +118,7 @@ def main() -> int:
         with ThreadPoolExecutor(len(units_at_once)) as pool:
             whole = list(pool.map(lambda unit: _measured(unit, given, end), units_at_once))
         left += [unit.name for unit, done in zip(units_at_once, whole, strict=True) if not done]
-    results = {path.stem: common.read_json(path) for path in sorted(given.out.glob("*.json"))}
+    results = {path.stem: read_object(path) for path in sorted(given.out.glob("*.json"))}
     text = entry(results, left)
     print(text)
     (given.out / "RESULTS.md").write_text(text, encoding="utf-8")
@@ -151,7 +152,7 @@ def _measured(unit: Unit, given: Any, end: float) -> bool:
     log = given.scratch / f"{unit.name}.log"
     code, output = _ran(_command(unit, given, file, end), log, end + GRACE_S - started)
     seconds = time.time() - started
-    result = {**common.read_json(file), **whence(), "seconds_of_unit": seconds}
+    result = {**read_object(file), **whence(), "seconds_of_unit": seconds}
     result.pop("error", None)
     if unit.name == SMOKE:
         launches = {
@@ -161,13 +162,13 @@ def _measured(unit: Unit, given: Any, end: float) -> bool:
         result.update(exit_code=code, seconds=seconds, output=output[-6000:], launches=launches, complete=code == 0)
     if code:
         result["error"] = f"exit code {code} after {seconds:.0f} s\n{output[-3000:]}"
-    common.write_json(file, result)
+    write_json(file, result)
     print(f"{unit.name}: {'FAILED' if code else 'done'} after {seconds:.0f} s", flush=True)
     return _whole(unit, file)
 
 
 def _whole(unit: Unit, file: Path) -> bool:
-    result = common.read_json(file)
+    result = read_object(file)
     enough = len(result.get("rounds", [])) >= unit.arguments.get("rounds", 0)
     return bool(result.get("complete")) and not result.get("error") and enough
 

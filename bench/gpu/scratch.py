@@ -28,7 +28,7 @@ from mini_r1.countdown import task
 from mini_r1.demo import seconds_of_steps
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir
+from mini_r1.rundir import RunDir, completions_of, read_jsonl, write_json
 from mini_r1.training import prepare
 from mini_r1.training.traces import draw_tries
 from mini_r1.training.warm_start import making, of_recipe, step_verdicts
@@ -112,7 +112,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
             for when, step in (("before", ("--step", 0)), ("after", ("--newest",)))
         }
         seconds[f"evaluation, {name}"] = time.perf_counter() - began
-    common.write_json(given.out, {
+    write_json(given.out, {
         "seed": given.seed, "sets": sets[2:], "seconds": seconds, "arithmetic": made["arithmetic_accuracy"],
         "hub_rows_seen_in_training": shared, "steps": recipe.max_steps, "measured": measured,
         "curve": [{key: row[key] for key in CURVE if key in row} for row in run.metrics()], "complete": True,
@@ -157,8 +157,7 @@ def figures(deadline: float, run: RunDir, *arguments: Any) -> dict[str, Any]:
     """Figures of one snapshot on one set of problems, and how its answers search."""
     facts = json.loads(mini_r1(deadline, "evaluate", run.path, *arguments, "--json"))
     written = Path(facts["provenance"]["written_to"])
-    kept = written.with_name(f"{written.stem}-completions.jsonl")
-    rows = [row for line in kept.read_text().splitlines() if (row := json.loads(line))["kind"] == "sampled"]
+    rows = [row for row in read_jsonl(completions_of(written)) if row["kind"] == "sampled"]
     solvers = {name: facts["baselines"][name] for name in ("signed_sums", "random_solver")}
     return {
         **{key: facts[key] for key in KEPT},

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
+from mini_r1.rundir import RunDir, read_object, write_json
 
 BAR = 3.0
 """Stock / kit, seconds of a step."""
@@ -179,7 +180,6 @@ class Turns:
 
 def train_kit(recipe: Any, data: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:
     """Through `mini_r1.training.run.train`, as the command line does it, with the model that is loaded already."""
-    from mini_r1.rundir import RunDir
     from mini_r1.training import run
     from mini_r1.training.callbacks import RunCallback
     from rich.console import Console
@@ -320,7 +320,7 @@ class Side:
 
 def measure(out: Path, scratch: Path, shape: str, limit: int, rounds: int, deadline: float) -> None:
     """Add rounds to a result until there are enough, or the next one would end after the deadline."""
-    result = common.read_json(out)
+    result = read_object(out)
     result = result if result.get("rounds") else {"shape": shape, "limit": limit, "rounds": [], "attempts": 0}
     attempt = result["attempts"]
     folder = scratch / f"step-time-{shape}-{attempt}"
@@ -339,12 +339,12 @@ def measure(out: Path, scratch: Path, shape: str, limit: int, rounds: int, deadl
             started = time.time()
             result["rounds"].append({side.name: side.step() for side in sides})
             result.update(attempts=attempt + 1, complete=len(result["rounds"]) >= rounds, bar=BAR)
-            common.write_json(out, result)
+            write_json(out, result)
             longest = 1.15 * (time.time() - started)
             sides.reverse()
         if "cacheless" not in result:
             result["cacheless"] = next(side for side in sides if side.name == STOCK).finish()
-            common.write_json(out, result)
+            write_json(out, result)
     finally:
         for side in sides:
             side.kill()

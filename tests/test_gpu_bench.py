@@ -1,0 +1,157 @@
+"""What bench/gpu says of the answers that it reads, and what its bars let through: its figures are claims."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.countdown.task import Problem
+from mini_r1.recipe import Recipe
+
+GPU = Path(__file__).resolve().parents[1] / "bench" / "gpu"
+
+RIGHT = "20 + 3 = 23 - 2 = 21 (yes)\n</think>\n<answer>20 + 3 - 2</answer>"
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Any]:
+    """The bench as a module; its folder is on the path only meanwhile."""
+    before = sys.path.copy()
+    sys.path.insert(0, str(GPU))
+    yield importlib.import_module("scratch")
+    sys.path[:] = before
+
+
+@pytest.fixture
+def report(scratch: Any) -> Any:
+    return importlib.import_module("_report")
+
+
+def answer(completion: str, target: int = 21, nums: tuple[int, ...] = (20, 3, 2)) -> dict[str, Any]:
+    return {"kind": "sampled", "nums": list(nums), "target": target, "completion": completion}
+
+
+@pytest.mark.parametrize(
+    ("completion", "repeated", "false_claims", "arithmetic"),
+    [
+        pytest.param(RIGHT, 0, 0, 1, id="right"),
+        pytest.param("20 - 3 = 17 - 2 = 15 (too low)\n" * 2 + RIGHT, 1 / 3, 0, 1, id="one result twice"),
+        pytest.param("20 + 3 = 24 - 2 = 21 (yes)\n</think>", 0, 1, 0, id="yes to a wrong calculation"),
+        pytest.param("20 - 3 = 17 - 2 = 15 (yes)\n</think>", 0, 1, 1, id="yes to another result"),
+        pytest.param("1 + 1 = 3 (yes)\n<answer>1 + 1</answer>", 0, 1, 0, id="the thought is never closed"),
+        pytest.param("</think>\n1 + 1 = 3 (yes)", 0, 0, 0, id="after the thought nothing counts"),
+    ],
+)
+def test_of_an_answer_it_tells_repeated_tries_false_claims_and_arithmetic(
+    scratch: Any, completion: str, repeated: float, false_claims: float, arithmetic: float
+) -> None:
+    said = scratch.manner([answer(completion)])
+    assert said == pytest.approx({"repeated": repeated, "false_claims": false_claims, "arithmetic": arithmetic})
+
+
+def test_the_patient_solver_gets_as_many_tries_as_the_answer_made(scratch: Any) -> None:
+    recipe = Recipe(model_name_or_path="builtin:scratch", max_steps=1)
+    line = "20 - 3 = 17 - 2 = 15 (too low)\n"
+    one, many = ([answer(line * tries + "</think>")] * 200 for tries in (1, 40))
+    assert 0 < scratch.patient(one, recipe) < 0.5
+    assert scratch.patient(many, recipe) == 1
+    assert scratch.patient([answer(line * 40 + "</think>", target=99)], recipe) == 0
+
+
+def test_hub_rows_of_the_training_are_left_out_in_any_order_of_their_numbers(scratch: Any) -> None:
+    rows = [Problem((1, 2, 3), 6), Problem((3, 2, 1), 7), Problem((1, 2, 4), 6)]
+    assert scratch.unseen(rows, [Problem((3, 1, 2), 6)]) == (rows[1:], 1)
+
+
+def test_the_hub_rows_are_two_hundred_different_problems_of_the_real_game(scratch: Any) -> None:
+    rows = scratch.read_rows(scratch.HUB_ROWS)
+    assert len(rows) == len({row.key for row in rows}) == 200
+    assert {len(row.nums) for row in rows} == {3, 4}
+    assert all(10 <= row.target <= 100 and all(1 <= n <= 99 for n in row.nums) for row in rows)
+
+
+def figures(**changes: Any) -> dict[str, Any]:
+    """Of a run that meets all bars."""
+    after = {"sampled": 0.6, "ci95": [0.57, 0.63], "needs": 0.2, "signed_sums": 0.5, "random_solver": 0.4}
+    after.update(changes.get("after", {}))
+    before = {"sampled": 0.25, "ci95": [0.22, 0.28], "needs": 0.1, "signed_sums": 0.2, "random_solver": 0.2}
+    before.update(changes.get("before", {}))
+    return {
+        "measured": {
+            "held out": {
+                when: {
+                    "sampled": seen["sampled"],
+                    "ci95": seen["ci95"],
+                    "by_operators": {"needs_multiply_or_divide": {"sampled": seen["needs"]}},
+                    "solvers": {name: {"sampled": seen[name]} for name in ("signed_sums", "random_solver")},
+                }
+                for when, seen in (("before", before), ("after", after))
+            }
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "missed"),
+    [
+        pytest.param({}, [], id="all met"),
+        pytest.param({"before": {"sampled": 0.149}}, ["warm start"], id="too weak a start"),
+        pytest.param(
+            {"before": {"sampled": 0.41, "ci95": [0.4, 0.42]}}, ["warm start", "rise"], id="too strong a start"
+        ),
+        pytest.param({"after": {"sampled": 0.549}}, ["after"], id="too low an end"),
+        pytest.param({"before": {"ci95": [0.1, 0.58]}}, ["rise"], id="intervals overlap"),
+        pytest.param({"after": {"needs": 0.149}}, ["where"], id="only sums"),
+        pytest.param({"after": {"signed_sums": 0.6}}, ["above"], id="as good as signed sums"),
+        pytest.param({"after": {"random_solver": 0.61}}, ["above"], id="below the random solver"),
+    ],
+)
+def test_each_bar_of_the_scratch_run_can_be_missed(report: Any, changes: dict[str, Any], missed: list[str]) -> None:
+    seen = {bar.removeprefix("held out: ").split()[0]: met for bar, met in report.scratch_bars(figures(**changes))}
+    assert [bar for bar, met in seen.items() if not met] == [word.split()[0] for word in missed]
+    assert len(seen) == 5
+
+
+def test_bars_are_for_units_at_full_scale_alone(report: Any) -> None:
+    assert report.bars({"scratch-small": figures(), "scratch-tiny": figures(), "smoke": {"output": "ok"}}) == []
+    assert len(report.bars({"scratch-0": figures()})) == 5
+
+
+@pytest.mark.slow
+def test_every_unit_runs_at_a_tiny_size_and_what_is_whole_is_not_run_again(tmp_path: Path) -> None:
+    """The benches reach into the trainer and the sampler: a name that changes there must not be found out on a GPU."""
+    command = [
+        sys.executable,
+        GPU / "run.py",
+        "--scale",
+        "tiny",
+        "--out",
+        tmp_path / "out",
+        "--scratch",
+        tmp_path / "s",
+    ]
+    command += ["--only", "step-time,memory,mends,scratch", "--rounds", "1", "--limit-s", "3000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout + first.stderr
+    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+    assert sorted(results) == ["memory-tiny-1", "memory-tiny-4", "mends-tiny", "scratch-tiny", "step-time-tiny"]
+    assert all(result["complete"] and "error" not in result for result in results.values())
+    (one_round,) = results["step-time-tiny"]["rounds"]
+    assert one_round["kit"]["lengths"] == one_round["stock"]["lengths"]
+    assert all(seen["measured"] > 0 for seen in results["memory-tiny-1"]["moments"].values())
+    measured = results["scratch-tiny"]["measured"]
+    assert {when: seen["problems"] for when, seen in measured["held out"].items()} == {"before": 20, "after": 20}
+    assert measured["hub rows"]["after"]["problems"] + results["scratch-tiny"]["hub_rows_seen_in_training"] == 200
+    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert again.stdout.count(": is there\n") == 5
+    assert "begins" not in again.stdout
+    assert (tmp_path / "out" / "RESULTS.md").read_text() in first.stdout
+    assert (tmp_path / "out" / "scratch-tiny.tar.gz").stat().st_size < 2**20
