@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
+from collections import Counter
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.countdown.baselines import (
+    all_chains,
     draw_chains,
     random_solves,
     random_success,
@@ -38,6 +41,18 @@ def test_a_chain_is_a_right_calculation_within_the_limit_and_no_result_comes_twi
         assert check_answer(text, nums, chain.values[-1]) is None
         results.append(chain.values[-1])
     assert len(set(results)) == len(results)
+
+
+def test_all_chains_are_those_that_are_drawn_each_as_often() -> None:
+    numbers, limit, draws = (2, 3, 5), 20, 20_000
+    chains = all_chains(numbers, "+-*/", limit)
+    rng = random.Random(0)
+    drawn = Counter(next(draw_chains(Problem(numbers, 1), "+-*/", limit, rng)) for _ in range(draws))
+    assert set(chains) == drawn.keys()
+    assert len(chains) == len(set(chains)) > 20
+    share = draws / len(chains)
+    assert all(abs(count - share) < 5 * math.sqrt(share) for count in drawn.values())
+    assert [(chain.nums, chain.ops, chain.values) for chain in all_chains((7,), "+", None)] == [((7,), (), (7,))]
 
 
 def test_only_the_operators_that_are_allowed() -> None:

@@ -72,6 +72,19 @@ def test_tries_of_one_answer_differ_in_result_and_stay_in_range(sums: float) -> 
     assert all(0 <= value <= 20 for chain in tries for value in chain.values)
 
 
+def test_of_five_numbers_tries_are_drawn_and_not_listed() -> None:
+    problem = task.Problem((3, 50, 75, 8, 9), 1)
+    tries = list(islice(draw_tries(problem, SCRATCH.demonstrator, random.Random(0)), 12))
+    assert len({chain.values[-1] for chain in tries}) == 12
+    assert all(sorted(chain.nums) == sorted(problem.nums) for chain in tries)
+
+
+def test_answers_to_one_problem_follow_one_another_where_tries_are_listed() -> None:
+    problems = [problem for problem, _ in traces(REAL, SCRATCH.demonstrator, 8 * len(REAL) * 4, seed=0)]
+    assert all(len(set(problems[i : i + 8])) == 1 for i in range(0, len(problems), 8))
+    assert set(problems) == set(REAL)
+
+
 def test_the_share_of_sums_is_what_is_asked_for() -> None:
     rng = random.Random(0)
     few, many = (  # of the first tries: later ones have less to draw from

@@ -138,23 +138,29 @@ def signed_sum_solves(problem: Problem, tries: int) -> bool:
     return abs(problem.target) in signed_sums(problem)[:tries]
 
 
-@functools.lru_cache(maxsize=1024)
-def _results(numbers: tuple[int, ...], operators: str, max_value: int | None) -> tuple[tuple[int, ...], frozenset[int]]:
-    """The results of all chains that `draw_chains` may draw: one for each chain, so each as likely; and each once."""
-    results: list[int] = []
+def all_chains(numbers: tuple[int, ...], operators: str, max_value: int | None) -> list[Chain]:
+    """All chains that `draw_chains` may draw, each of them as likely; of more than MOST_ENUMERATED numbers too many."""
+    found: list[Chain] = []
 
-    def go_on(value: int, left: tuple[int, ...]) -> None:
+    def go_on(nums: tuple[int, ...], ops: tuple[str, ...], values: tuple[int, ...], left: tuple[int, ...]) -> None:
         if not left:
-            results.append(value)
+            found.append(Chain(nums, ops, values or nums))
         for i, number in enumerate(left):
             for op in operators:
-                after = _OPERATIONS[op](value, number)
+                after = _OPERATIONS[op](values[-1] if values else nums[0], number)
                 if _allowed(after, max_value):
-                    go_on(after, left[:i] + left[i + 1 :])
+                    go_on((*nums, number), (*ops, op), (*values, after), left[:i] + left[i + 1 :])
 
     for i, number in enumerate(numbers):
-        go_on(number, numbers[:i] + numbers[i + 1 :])
-    return tuple(results), frozenset(results)
+        go_on((number,), (), (), numbers[:i] + numbers[i + 1 :])
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _results(numbers: tuple[int, ...], operators: str, max_value: int | None) -> tuple[tuple[int, ...], frozenset[int]]:
+    """The results of all chains: one for each chain, and each once."""
+    results = tuple(chain.values[-1] for chain in all_chains(numbers, operators, max_value))
+    return results, frozenset(results)
 
 
 def _allowed(value: int, max_value: int | None) -> bool:

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from . import rewards, solver
-from .baselines import Chain, draw_chains, random_solves, random_success, signed_sum_solves
+from .baselines import MOST_ENUMERATED, Chain, all_chains, draw_chains, random_solves, random_success, signed_sum_solves
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
@@ -26,6 +26,7 @@ from .style import REFLECTION_PATTERN, manner, reflections, tries
 from .working import Working, work_out
 
 __all__ = [
+    "MOST_ENUMERATED",
     "PREFILL",
     "REFLECTION_PATTERN",
     "REWARDS",
@@ -36,6 +37,7 @@ __all__ = [
     "TaskData",
     "Verdict",
     "Working",
+    "all_chains",
     "draw_chains",
     "folded",
     "judge",

@@ -8,6 +8,7 @@ traces hardly show it: the demonstrator itself answers right about a quarter of 
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -17,8 +18,10 @@ from mini_r1.countdown.task import Chain, Problem
 
 SUMS = "+-"
 DRAWS = 300
-"""Draws after which a kind of try counts as exhausted. Of large numbers hardly any product is allowed, and to look for
-the last one takes most of the time: an impatient solver would not."""
+"""Draws after which a kind of try counts as exhausted, with more numbers than are listed. Of large ones hardly any
+product is allowed, and to look for the last one takes most of the time: an impatient solver would not."""
+IN_A_ROW = 8
+"""Answers to one problem, one after another, where its tries are listed: to list them takes longer than to draw."""
 
 
 def working(chain: Chain) -> str:
@@ -43,13 +46,7 @@ def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> It
     Where the solver has a share of `sums`, the next one only adds and subtracts with that chance, and else does not;
     where none of a kind is left, the other is drawn from alone.
     """
-    limit = solver.largest_value
-    if solver.sums:
-        mixed = task.draw_chains(problem, solver.operators, limit, rng, DRAWS)
-        products = (chain for chain in mixed if not set(chain.ops) <= set(SUMS))
-        kinds: list[Iterator[Chain]] = [products, task.draw_chains(problem, SUMS, limit, rng, DRAWS)]
-    else:
-        kinds = [task.draw_chains(problem, solver.operators, limit, rng)]
+    kinds = _kinds(problem, solver, rng)
     seen: set[int] = set()
     while kinds:
         kind = kinds[-1] if len(kinds) == 1 or rng.random() < solver.sums else kinds[0]
@@ -59,6 +56,35 @@ def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> It
         elif chain.values[-1] not in seen:
             seen.add(chain.values[-1])
             yield chain
+
+
+def _kinds(problem: Problem, solver: Demonstrator, rng: random.Random) -> list[Iterator[Chain]]:
+    """Where tries are drawn from: products and sums, or all of them together."""
+    limit = solver.largest_value
+    if not solver.sums:
+        return [task.draw_chains(problem, solver.operators, limit, rng)]
+    if len(problem.nums) <= task.MOST_ENUMERATED:
+        return [_in_random_order(chains, rng) for chains in _listed(problem.nums, solver.operators, limit)]
+    mixed = task.draw_chains(problem, solver.operators, limit, rng, DRAWS)
+    return [(chain for chain in mixed if not _is_sum(chain)), task.draw_chains(problem, SUMS, limit, rng, DRAWS)]
+
+
+@functools.lru_cache(maxsize=1)  # for the answers in a row
+def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> tuple[list[Chain], list[Chain]]:
+    chains = task.all_chains(numbers, operators, limit)
+    return [chain for chain in chains if not _is_sum(chain)], [chain for chain in chains if _is_sum(chain)]
+
+
+def _is_sum(chain: Chain) -> bool:
+    return set(chain.ops) <= set(SUMS)
+
+
+def _in_random_order(chains: Sequence[Chain], rng: random.Random) -> Iterator[Chain]:
+    left = list(chains)
+    while left:
+        i = rng.randrange(len(left))
+        left[i], left[-1] = left[-1], left[i]
+        yield left.pop()
 
 
 def trace(problem: Problem, solver: Demonstrator, rng: random.Random) -> str:
@@ -92,6 +118,8 @@ def close(answer: str, solver: Demonstrator, rng: random.Random) -> str:
 def traces(problems: Sequence[Problem], solver: Demonstrator, count: int, seed: int) -> Iterator[tuple[Problem, str]]:
     """`count` pairs of a problem and a completion; deterministic for a seed."""
     rng = random.Random(seed)
-    for _ in range(count):
-        problem = problems[rng.randrange(len(problems))]
+    in_a_row = IN_A_ROW if solver.sums else 1
+    for i in range(count):
+        if i % in_a_row == 0:
+            problem = problems[rng.randrange(len(problems))]
         yield problem, trace(problem, solver, rng)
