@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import _common as common
@@ -187,6 +187,23 @@ def smoke(name: str, result: dict[str, Any]) -> list[str]:
 # --- scratch
 
 NEEDS = "needs_multiply_or_divide"
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "sampled": lambda seen: f"{seen['sampled']:.1%}",
+    "         95 %": lambda seen: f"{seen['ci95'][0]:.1%}-{seen['ci95'][1]:.1%}",
+    "greedy": lambda seen: f"{seen['greedy']:.1%}",
+    "needs × ÷": lambda seen: f"{seen['by_operators'][NEEDS]['sampled']:.1%}",
+    "signed sums": lambda seen: f"{seen['solvers']['signed_sums']['sampled']:.1%}",
+    "random": lambda seen: f"{seen['solvers']['random_solver']['sampled']:.1%}",
+    "patient": lambda seen: f"{seen['patient']:.1%}",
+    "format": lambda seen: f"{seen['format']:.1%}",
+    "tries": lambda seen: f"{seen['tries']:.2f}",
+    "repeated": lambda seen: f"{seen['repeated']:.1%}",
+    "right steps": lambda seen: f"{seen['arithmetic']:.1%}",
+    "false yes": lambda seen: f"{seen['false_claims']:.1%}",
+    "tokens": lambda seen: f"{seen['completion_tokens']:.0f}",
+    "  cut": lambda seen: f"{seen['truncated']:.1%}",
+}
+"""Of one model on one set of problems; cells are as wide as their heading."""
 LEAST_BEFORE, MOST_BEFORE, LEAST_AFTER, LEAST_RISE, LEAST_NEEDS = 0.15, 0.40, 0.55, 0.20, 0.15
 
 
@@ -198,17 +215,10 @@ def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
         f"{' '.join(result['sets'])}; arithmetic after the warm start {result['arithmetic']:.1%}; "
         f"{seconds}"
     )
-    yield f"{'':18}{'sampled':>9}{'95 %':>16}{'greedy':>8}{'needs × ÷':>11}{'signed sums':>13}" + (
-        f"{'random':>8}{'patient':>9}{'format':>8}{'tries':>7}{'repeated':>10}{'false yes':>11}{'tokens':>8}{'cut':>6}"
-    )
+    yield " " * 18 + "".join(f"  {heading}" for heading in COLUMNS)
     for problems, (when, seen) in _seen(result):
-        low, high = seen["ci95"]
-        yield (
-            f"{problems + ', ' + when:18}{seen['sampled']:9.1%}{f'{low:.1%}-{high:.1%}':>16}{seen['greedy']:8.1%}"
-            f"{seen['by_operators'][NEEDS]['sampled']:11.1%}{seen['solvers']['signed_sums']['sampled']:13.1%}"
-            f"{seen['solvers']['random_solver']['sampled']:8.1%}{seen['patient']:9.1%}{seen['format']:8.1%}{seen['tries']:7.2f}"
-            f"{seen['repeated']:10.1%}{seen['false_claims']:11.1%}{seen['completion_tokens']:8.0f}{seen['truncated']:6.1%}"
-        )
+        cells = (f"  {shown(seen):>{len(heading)}}" for heading, shown in COLUMNS.items())
+        yield f"{problems + ', ' + when:18}" + "".join(cells)
     counts = ", ".join(f"{sets['after']['problems']} {problems}" for problems, sets in result["measured"].items())
     yield "signed sums, random, patient (the imitated solver, never giving up): with as many tries as each answer made"
     yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
