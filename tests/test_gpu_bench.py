@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.countdown.task import Problem
+from mini_r1.countdown.data import read_problems
+from mini_r1.countdown.task import Problem, tries
 from mini_r1.recipe import Recipe
 
 GPU = Path(__file__).resolve().parents[1] / "bench" / "gpu"
@@ -35,7 +36,13 @@ def report(scratch: Any) -> Any:
 
 
 def answer(completion: str, target: int = 21, nums: tuple[int, ...] = (20, 3, 2)) -> dict[str, Any]:
-    return {"kind": "sampled", "nums": list(nums), "target": target, "completion": completion}
+    return {
+        "kind": "sampled",
+        "nums": list(nums),
+        "target": target,
+        "completion": completion,
+        "tries": tries(completion),
+    }
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ def answer(completion: str, target: int = 21, nums: tuple[int, ...] = (20, 3, 2)
 def test_of_an_answer_it_tells_repeated_tries_false_claims_and_arithmetic(
     scratch: Any, completion: str, repeated: float, false_claims: float, arithmetic: float
 ) -> None:
-    said = scratch.manner([answer(completion)])
+    said = scratch.worth_of_tries([answer(completion)])
     assert said == pytest.approx({"repeated": repeated, "false_claims": false_claims, "arithmetic": arithmetic})
 
 
@@ -70,8 +77,8 @@ def test_hub_rows_of_the_training_are_left_out_in_any_order_of_their_numbers(scr
     assert scratch.unseen(rows, [Problem((3, 1, 2), 6)]) == (rows[1:], 1)
 
 
-def test_the_hub_rows_are_two_hundred_different_problems_of_the_real_game(scratch: Any) -> None:
-    rows = scratch.read_rows(scratch.HUB_ROWS)
+def test_the_hub_rows_are_two_hundred_different_problems_of_the_real_game() -> None:
+    rows = read_problems(GPU / "hub_rows.jsonl")
     assert len(rows) == len({row.key for row in rows}) == 200
     assert {len(row.nums) for row in rows} == {3, 4}
     assert all(10 <= row.target <= 100 and all(1 <= n <= 99 for n in row.nums) for row in rows)

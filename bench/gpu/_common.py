@@ -48,6 +48,8 @@ PROMPT = 177
 WARM_UP = 8
 """The first step of a side is for kernels and allocators to warm up: its completions have an eighth of the length."""
 SEED = 9
+HUB_ROWS = Path(__file__).with_name("hub_rows.jsonl")
+"""The first 200 of the hub's data set."""
 
 
 # --- model and tokenizer

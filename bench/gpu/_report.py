@@ -7,6 +7,8 @@ from typing import Any
 
 import _common as common
 from _estimate import flops_share, vllm_rollout
+from mini_r1.countdown import task
+from mini_r1.countdown.data import read_problems
 
 GIB, MIB = 2**30, 2**20
 PHASES = ("rollout", "score", "reference", "update", "optimizer", "rest")
@@ -187,6 +189,8 @@ def smoke(name: str, result: dict[str, Any]) -> list[str]:
 # --- scratch
 
 NEEDS = "needs_multiply_or_divide"
+EVERY_SUM = 8
+"""Four numbers have no more signed sums than that."""
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "sampled": lambda seen: f"{seen['sampled']:.1%}",
     "         95 %": lambda seen: f"{seen['ci95'][0]:.1%}-{seen['ci95'][1]:.1%}",
@@ -222,6 +226,9 @@ def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{sets['after']['problems']} {problems}" for problems, sets in result["measured"].items())
     yield "signed sums, random, patient (the imitated solver, never giving up): with as many tries as each answer made"
     yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
+    rows = read_problems(common.HUB_ROWS)
+    solved = sum(task.signed_sum_solves(row, EVERY_SUM) for row in rows)
+    yield f"all signed sums, at most {EVERY_SUM}, solve {solved / len(rows):.1%} of the {len(rows)} hub rows"
 
 
 def _seen(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:

@@ -25,6 +25,7 @@ from typing import Any
 
 import _common as common
 from mini_r1.countdown import task
+from mini_r1.countdown.data import read_problems
 from mini_r1.demo import seconds_of_steps
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import load_recipe
@@ -34,7 +35,6 @@ from mini_r1.training.traces import draw_tries
 from mini_r1.training.warm_start import making, of_recipe, step_verdicts
 
 RECIPE = "scratch-1gpu"
-HUB_ROWS = Path(__file__).with_name("hub_rows.jsonl")
 SCALES: dict[str, dict[str, Any]] = {
     "full": {"overrides": (), "problems": 1000, "samples": 4},
     "small": {
@@ -57,8 +57,8 @@ SCALES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """For a CPU: `small` learns in one to two hours of two cores, with 0.9 million parameters and a quarter of the
 completions; `tiny` shows that the bench works, and measures nothing."""
-KEPT = ("greedy", "greedy_ci95", "sampled", "ci95", "by_size", "by_operators", "format", "tries", "completion_tokens",
-        "truncated", "failures")  # fmt: skip
+KEPT = ("problems", "greedy", "greedy_ci95", "sampled", "ci95", "by_size", "by_operators", "format", "tries",
+        "completion_tokens", "truncated", "failures")  # fmt: skip
 """Of an evaluation's figures."""
 CURVE = ("step", "reward", "success", "rewards/format", "completion_length", "frac_truncated", "tries", "kl", "entropy",
          "eval_success", "eval_tries")  # fmt: skip
@@ -99,7 +99,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     data = prepare.load_task_data(recipe)
     made = making(of_recipe(recipe, data.train).directory())
     seconds["warm start"] = made["seconds"]
-    hub, shared = unseen(read_rows(HUB_ROWS), data.train)
+    hub, shared = unseen(read_problems(common.HUB_ROWS), data.train)
     (folder / "hub.jsonl").write_text("".join(json.dumps({"nums": p.nums, "target": p.target}) + "\n" for p in hub))
     measured = {}
     for name, problems in (
@@ -140,12 +140,6 @@ def mini_r1(deadline: float, *arguments: Any) -> str:
     return output
 
 
-def read_rows(path: Path) -> list[task.Problem]:
-    """Problems of a file."""
-    rows = map(json.loads, path.read_text().splitlines())
-    return [task.Problem(tuple(row["nums"]), row["target"]) for row in rows]
-
-
 def unseen(problems: Iterable[task.Problem], trained: Iterable[task.Problem]) -> tuple[list[task.Problem], int]:
     """The problems whose numbers and target no training problem has, in any order; and how many others there were."""
     keys, problems = {problem.key for problem in trained}, list(problems)
@@ -161,17 +155,16 @@ def figures(deadline: float, run: RunDir, *arguments: Any) -> dict[str, Any]:
     solvers = {name: facts["baselines"][name] for name in ("signed_sums", "random_solver")}
     return {
         **{key: facts[key] for key in KEPT},
-        "problems": sum(of["problems"] for of in facts["by_size"].values()),
         "solvers": {
             name: {key: figures[key] for key in ("sampled", "ci95", "by_operators")}
             for name, figures in solvers.items()
         },
-        **manner(rows),
+        **worth_of_tries(rows),
         "patient": patient(rows, load_recipe(run.recipe_file)),
     }
 
 
-def manner(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+def worth_of_tries(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     """Of sampled answers: what their tries are worth.
 
     Returns:
@@ -209,7 +202,7 @@ def patient(rows: Iterable[dict[str, Any]], recipe: Recipe) -> float:
             chain.values[-1] == row["target"]
             for chain in itertools.islice(
                 draw_tries(task.Problem(tuple(row["nums"]), row["target"]), solver, rng),
-                max(1, task.tries(row["completion"])),
+                max(1, row["tries"]),
             )
         )
         for row in rows
