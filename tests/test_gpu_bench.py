@@ -131,7 +131,6 @@ def test_bars_are_for_units_at_full_scale_alone(report: Any) -> None:
     assert len(report.bars({"scratch-0": figures()})) == 5
 
 
-@pytest.mark.slow
 def test_every_unit_runs_at_a_tiny_size_and_what_is_whole_is_not_run_again(tmp_path: Path) -> None:
     """The benches reach into the trainer and the sampler: a name that changes there must not be found out on a GPU."""
     command = [

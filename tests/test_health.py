@@ -267,7 +267,6 @@ class Training:
         return found
 
 
-@pytest.mark.slow
 def test_the_health_of_a_real_run_from_its_warm_start_to_its_end(tmp_path: Path, mini_r1: Kit) -> None:
     run = RunDir(tmp_path / "runs" / "real")
     small = (*QUICK, "warm_start.steps=20", "warm_start.traces=2000", "save_strategy=no", "hang_timeout_s=120")

@@ -156,7 +156,6 @@ def gone(*pids: int) -> bool:
 # --- one node ---
 
 
-@pytest.mark.slow
 def test_a_recipe_is_trained_on_all_devices(finished: tuple[RunDir, Launcher]) -> None:
     run, launcher = finished
     state = run.read_state()
@@ -168,7 +167,6 @@ def test_a_recipe_is_trained_on_all_devices(finished: tuple[RunDir, Launcher]) -
     assert (run.attempts / "1" / "rank-1.out").is_file()
 
 
-@pytest.mark.slow
 def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end(
     launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher], tmp_path: Path
 ) -> None:
@@ -186,7 +184,6 @@ def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end
     assert without_times(run.metrics()) == without_times(finished[0].metrics())
 
 
-@pytest.mark.slow
 def test_signalled_with_all_its_processes_while_it_looks_at_the_node_it_was_interrupted(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:
@@ -198,7 +195,6 @@ def test_signalled_with_all_its_processes_while_it_looks_at_the_node_it_was_inte
     assert "stopped before anything was started" in launcher.said
 
 
-@pytest.mark.slow
 def test_a_killed_worker_ends_the_job_with_its_last_lines(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:
@@ -217,7 +213,6 @@ def test_a_killed_worker_ends_the_job_with_its_last_lines(
     assert gone(*pids)
 
 
-@pytest.mark.slow
 def test_workers_do_not_outlive_a_launcher_that_is_killed(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:
@@ -227,7 +222,6 @@ def test_workers_do_not_outlive_a_launcher_that_is_killed(
     assert gone(*pids)
 
 
-@pytest.mark.slow
 def test_asked_twice_a_launcher_stops_at_once(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
     launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run")
     pids = [launcher.pid_of(rank) for rank in range(2)]
@@ -243,7 +237,6 @@ SLEEP = "time.sleep(3600)"
 RECEIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which rank 0 never sends
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "function", "phase", "fault"),
     [("trainer", "judge", "score", SLEEP), ("engines", "sample", "rollout", RECEIVE)],
@@ -293,7 +286,6 @@ if os.environ.get("RANK") == "1":
     assert run.read_state()["state"] == "failed"
 
 
-@pytest.mark.slow
 def test_a_fault_that_only_workers_see_is_the_recipes(
     launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher]
 ) -> None:
@@ -326,7 +318,6 @@ def test_a_taken_port_is_the_nodes_fault_and_says_what_to_do(
 # --- several nodes ---
 
 
-@pytest.mark.slow
 def test_nodes_of_different_size_train_stop_and_go_on(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:
@@ -347,7 +338,6 @@ def test_nodes_of_different_size_train_stop_and_go_on(
     assert "3 workers on 2 nodes (1 + 2)" in nodes[0].said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_node_that_vanishes_takes_the_other_down(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, lost: int

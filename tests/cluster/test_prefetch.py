@@ -134,7 +134,6 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> No
 # --- what is fetched, and that it is enough ---
 
 
-@pytest.mark.slow
 def test_what_was_fetched_trains_and_evaluates_without_a_network(
     tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, home: Path, tmp_path: Path
 ) -> None:
@@ -186,7 +185,7 @@ def test_what_was_fetched_trains_and_evaluates_without_a_network(
     assert TOKEN not in done.stdout + done.stderr + again.stdout + again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @needs_vllm
 def test_what_was_fetched_is_enough_for_the_real_vllm(games: Repo, fetch: Fetch, home: Path, tmp_path: Path) -> None:
     files = files_of(random_model(tmp_path / "model"))

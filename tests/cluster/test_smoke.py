@@ -26,7 +26,7 @@ def smoke(*args: str | Path, **variables: str) -> tuple[int, dict[str, Any], str
 
 
 @needs_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_whole_path_is_walked_and_nothing_is_left(tmp_path: Path) -> None:
     code, said, errors = smoke("--gpus", "3", TMPDIR=str(tmp_path))
     assert code == 0, errors + json.dumps(said, indent=2)
@@ -41,7 +41,7 @@ def test_the_whole_path_is_walked_and_nothing_is_left(tmp_path: Path) -> None:
 
 
 @needs_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_weights_that_do_not_arrive_are_found(tmp_path: Path) -> None:
     # Python runs this file in every process: a client that believes to have sent what it has not.
     (tmp_path / "sitecustomize.py").write_text(

@@ -28,7 +28,7 @@ from tests.cluster.real_stack import (
     write_recipe,
 )
 
-pytestmark = [needs_vllm, pytest.mark.slow]
+pytestmark = [needs_vllm, pytest.mark.real]
 
 GONE_S = 60
 """Within a minute a job is down whose node has vanished."""

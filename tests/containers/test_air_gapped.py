@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.conftest import ASSETS, rows
 from tests.containers import engine
 from tests.hub import Hub, Repo, files_of
+
+pytestmark = pytest.mark.real
 
 MODEL_COMMIT, DATA_COMMIT = "a" * 40, "b" * 40
 TOKEN = "hf_" + 5 * "fetched"

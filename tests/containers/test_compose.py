@@ -80,6 +80,7 @@ def test_every_setting_is_explained_with_its_default() -> None:
     assert set(re.findall(r"^#([A-Z_]+)=", explained, re.MULTILINE)) <= known
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("profile", ["gpu", "cpu"])
 def test_compose_itself_finds_no_fault_in_it(profile: str) -> None:
     if shutil.which("docker") is None or engine.docker("compose", "version").returncode != 0:
@@ -169,6 +170,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.real
 def test_the_demo_comes_up_is_seen_in_tensorboard_stops_saved_and_goes_on(compose: Compose, free_port: int) -> None:
     compose.ok("up", "--detach", "--no-build")
     compose.ok("up", "--detach", "--no-build", "--wait", "--wait-timeout=300", "tensorboard-cpu")
@@ -194,6 +196,7 @@ def test_the_demo_comes_up_is_seen_in_tensorboard_stops_saved_and_goes_on(compos
     assert json.loads(measured)["problems"] == 4
 
 
+@pytest.mark.real
 def test_without_a_gpu_up_says_so_and_starts_nothing(compose: Compose) -> None:
     if Path("/proc/driver/nvidia/version").exists():
         pytest.skip("this machine has an NVIDIA driver")
@@ -204,6 +207,7 @@ def test_without_a_gpu_up_says_so_and_starts_nothing(compose: Compose) -> None:
     assert sorted(states) == ["gpu-check exited 78", "tensorboard created 0", "train created 0"]
 
 
+@pytest.mark.real
 def test_a_token_in_a_file_is_seen_by_the_kit_and_by_nobody_else(compose: Compose, tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("hf_fromAfile")

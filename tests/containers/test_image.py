@@ -15,6 +15,8 @@ import pytest
 from tests.containers import engine
 from tests.containers.conftest import PLANTED
 
+pytestmark = pytest.mark.real
+
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 SMALL = (
     "--set", "warm_start.steps=60", "--set", "warm_start.min_accuracy=0", "--set", "dataset_rows=600",

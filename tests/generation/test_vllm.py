@@ -57,7 +57,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("weights", ["start", "loaded", "bfloat16"])
 def test_greedy_is_transformers_greedy_with_the_weights_of_the_moment(facts: dict[str, Any], weights: str) -> None:
     ours, theirs = facts["greedy"][weights]
@@ -66,14 +66,14 @@ def test_greedy_is_transformers_greedy_with_the_weights_of_the_moment(facts: dic
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_other_weights_give_other_text(facts: dict[str, Any]) -> None:
     texts = [facts["greedy"][weights][0] for weights in ("start", "loaded")]
     assert all(before != after for before, after in zip(*texts, strict=True))
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_same_seed_gives_the_same_completions_in_a_fresh_process_too(facts: dict[str, Any]) -> None:
     samples = facts["samples"]
     assert samples["first"] == samples["again"] == samples["fresh"]
@@ -81,7 +81,7 @@ def test_the_same_seed_gives_the_same_completions_in_a_fresh_process_too(facts: 
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_log_probabilities_are_those_of_the_distribution_that_was_drawn_from(facts: dict[str, Any]) -> None:
     """And belong to their prompts: the session asks transformers with the prompt of each group."""
     assert facts["gap"]["sampled"] < 1e-4
@@ -89,7 +89,7 @@ def test_log_probabilities_are_those_of_the_distribution_that_was_drawn_from(fac
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_tokens_come_as_often_as_their_probability_says(facts: dict[str, Any]) -> None:
     drawn = facts["drawn"]
     (count,) = drawn["count"]
@@ -99,7 +99,7 @@ def test_tokens_come_as_often_as_their_probability_says(facts: dict[str, Any]) -
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_generations_of_a_prompt_stand_next_to_one_another_and_differ(facts: dict[str, Any]) -> None:
     rows = facts["samples"]["first"]
     assert len(rows) == 6 * 3
@@ -108,7 +108,7 @@ def test_generations_of_a_prompt_stand_next_to_one_another_and_differ(facts: dic
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_an_end_token_ends_a_completion_and_stays_and_nothing_else_does(facts: dict[str, Any]) -> None:
     ends = facts["ends"]
     lengths = set()
@@ -124,7 +124,7 @@ def test_an_end_token_ends_a_completion_and_stays_and_nothing_else_does(facts: d
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_weights_pass_through_memory_for_one_tensor_which_is_given_back(facts: dict[str, Any]) -> None:
     block = facts["block"]
     assert block["sent"] == block["bytes"]
@@ -133,7 +133,7 @@ def test_weights_pass_through_memory_for_one_tensor_which_is_given_back(facts: d
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize(
     ("case", "said"),
     [
@@ -156,14 +156,14 @@ def test_what_does_not_fit_is_refused_in_words_and_the_engine_goes_on(
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_signals_for_the_job_do_nothing_to_the_child(facts: dict[str, Any]) -> None:
     """In second_session they also came right after its birth, and it drew its samples all the same."""
     assert facts["after signals"]
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_a_child_killed_at_work_is_noticed_at_once_and_the_job_may_be_tried_again(facts: dict[str, Any]) -> None:
     killed = facts["killed"]
     assert killed["code"] == ExitCode.RETRY
@@ -175,13 +175,13 @@ def test_a_child_killed_at_work_is_noticed_at_once_and_the_job_may_be_tried_agai
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_a_closed_engine_leaves_no_process(facts: dict[str, Any]) -> None:
     assert facts["closed"] == -signal.SIGKILL
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_child_knows_its_device_and_nothing_of_the_workers_group(facts: dict[str, Any]) -> None:
     environment = facts["environment"]
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
@@ -190,14 +190,14 @@ def test_the_child_knows_its_device_and_nothing_of_the_workers_group(facts: dict
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_the_log_has_vllms_words_and_does_not_grow_with_every_request(facts: dict[str, Any]) -> None:
     assert "Initializing an LLM engine" in facts["log"]
     assert len(facts["log"].splitlines()) < 100  # more than 4,000 requests were made
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize(
     ("case", "code", "said"),
     [
@@ -215,7 +215,7 @@ def test_a_start_that_fails_says_why_and_whose_fault_it_is(
 
 
 @with_vllm
-@pytest.mark.slow
+@pytest.mark.real
 def test_a_parent_that_is_killed_takes_its_child_along(tmp_path: Path) -> None:
     with subprocess.Popen(
         [PYTHON, SESSION, "busy", tmp_path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

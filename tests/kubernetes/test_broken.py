@@ -9,7 +9,7 @@ import pytest
 from tests.kubernetes.manifests import Manifest, needs_kustomize, overlay
 from tests.kubernetes.rules import RULES, SCHEMA, breaches
 
-pytestmark = needs_kustomize
+pytestmark = [pytest.mark.real, needs_kustomize]
 
 GONE = object()
 """As a value: the field is taken out."""

@@ -30,7 +30,10 @@ from tests.kubernetes.rules.security import restricted
 from tests.kubernetes.schemas import schema_faults
 from tests.kubernetes.wire import KUBEFLOW, KUEUE
 
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on PATH")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on PATH"),
+]
 
 PAGE = (REPO / "docs" / "kubernetes.md").read_text()
 FIRST_RUN, WHICH, TROUBLE = "From an empty cluster to the curve", "Which overlay for what", "Trouble"

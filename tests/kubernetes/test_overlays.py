@@ -13,7 +13,7 @@ from tests.conftest import REPO
 from tests.kubernetes.manifests import K8S, OVERLAYS, build, load, named, needs_kustomize, overlay, pods
 from tests.kubernetes.rules import breaches
 
-pytestmark = needs_kustomize
+pytestmark = [pytest.mark.real, needs_kustomize]
 
 ASKED_FOR = {
     "demo-cpu", "evaluate", "indexed-job-2x8h100", "job-1gpu", "job-4xh100", "job-8xh100", "kueue", "prefetch",

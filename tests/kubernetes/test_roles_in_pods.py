@@ -32,7 +32,7 @@ from tests.kubernetes.environment import SECRET, Pod, gib, pods_of, recipe_file
 from tests.kubernetes.manifests import OVERLAYS, Manifest, needs_kustomize, pods
 from tests.kubernetes.manifests import overlay as overlay_of
 
-pytestmark = needs_kustomize
+pytestmark = [pytest.mark.real, needs_kustomize]
 
 WITH_VLLM = {
     "job-4xh100": [4], "job-8xh100": [8], "indexed-job-2x8h100": [8, 8], "pytorchjob-2x8h100": [8, 8],

@@ -70,7 +70,6 @@ print("the same")
 """
 
 
-@pytest.mark.slow
 def test_the_published_adapter_is_the_saved_one(
     hub: WritableHub, made_run: Run, untrained: Path, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from tests.report.conftest import Opened
 from tests.report.made_run import HOSTILE, make_run
 
 Open = Callable[..., Opened]
-pytestmark = pytest.mark.usefixtures("drawn")
+pytestmark = [pytest.mark.real, pytest.mark.usefixtures("drawn")]
 
 
 def number(text: str) -> int:

@@ -127,7 +127,7 @@ def script(folder: Path) -> str:
     return f"set -eu\n{lines}declare -p JOB RUN\n"
 
 
-@pytest.mark.slow
+@pytest.mark.real
 def test_a_first_run_as_the_page_has_it(
     slurm: Slurm, origin: Path, hub_repos: tuple[Repo, Repo], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from tests.slurm.cluster import Slurm
 from tests.slurm.conftest import Kit, a_program
 from tests.slurm.results import processes_with, reached, same_result
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")

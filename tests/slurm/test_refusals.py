@@ -14,7 +14,7 @@ from tests.conftest import REPO
 from tests.slurm.cluster import SYSTEM_PATH, Job, Slurm
 from tests.slurm.conftest import Kit, a_program
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real
 VENV = {"MINI_R1_RUNTIME": "venv", "MINI_R1_VENV": str(REPO / ".venv")}
 ONE, FOUR, TWO_NODES = "slurm/train_1gpu.sh", "slurm/train_4xh100.sh", "slurm/train_2x8h100.sh"
 THREE = ("lora-cpu", "--gpus", "3")

@@ -13,7 +13,7 @@ from tests.conftest import REPO
 from tests.slurm.cluster import Job, Slurm
 from tests.slurm.conftest import Kit
 
-pytestmark = [needs_vllm, pytest.mark.slow]
+pytestmark = [needs_vllm, pytest.mark.real]
 
 
 @pytest.fixture(scope="module")

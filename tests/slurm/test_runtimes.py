@@ -121,7 +121,7 @@ def refused(
     return jobs
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_what_a_container_would_not_see_is_refused_before_training(
@@ -134,7 +134,7 @@ def test_what_a_container_would_not_see_is_refused_before_training(
     assert "training on" not in job.said
 
 
-@pytest.mark.slow
+@pytest.mark.real
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_run_in_a_container_finishes_where_the_node_keeps_it(
     trained: dict[str, tuple[Containers, Job]], runtime: str

@@ -16,7 +16,7 @@ from tests.slurm.cluster import Job, Slurm
 from tests.slurm.conftest import Kit
 from tests.slurm.results import freeze, freeze_each_at, same_result, thaw
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.real
 LONG = "20"
 NOTICE = "USR1: the time limit is near"
 

@@ -16,7 +16,7 @@ from tests.slurm.cluster import GRACE_S, Job, Slurm
 from tests.slurm.conftest import Kit
 from tests.slurm.results import freeze, reached, same_result
 
-pytestmark = [needs_vllm, pytest.mark.slow]
+pytestmark = [needs_vllm, pytest.mark.real]
 TIMES, STEPS = 10, 32
 
 

@@ -359,7 +359,6 @@ def test_another_rank_than_the_first_deletes_nothing(run: RunDir) -> None:
     assert scratch.is_dir()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("left", "hidden"),

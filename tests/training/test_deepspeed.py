@@ -38,9 +38,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from tests.training.workers import Workers
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is installed on Linux only"
-)
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is installed on Linux only"),
+]
 
 PROBLEM = task.Problem((3, 4, 5), 12)
 GENERATIONS, ACCUMULATION, RANKS = 4, 4, 2
@@ -250,7 +251,6 @@ def on_two_ranks(stage: int, policy: Path, run: RunDir) -> None:
             assert ended.code == 0, ended.errors + ended.output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
 def test_sharded_checkpoints_are_whole_and_gone_on_from_exactly(untrained: Path, tmp_path: Path, stage: int) -> None:
     run = RunDir(tmp_path / "run")

@@ -129,7 +129,6 @@ def saves(run: RunDir, attempt: int, part: Path, step: int) -> bool:
     return trains(run, attempt) and run.read_state().get("step", 0) >= step and saving(part)
 
 
-@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_as_an_uninterrupted_one(recipe: Path, whole: Whole, tmp_path: Path) -> None:
     expected = outcome(whole.run)
     with ThreadPoolExecutor(JOBS) as pool:

@@ -15,7 +15,6 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_format_reward_rises_and_under_a_coin_it_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINI_R1_CACHE", str(tmp_path / "cache"))
     first, last = _format_of("learned", SMALL, tmp_path)

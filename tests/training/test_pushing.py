@@ -22,8 +22,6 @@ from tests.training.workers import Workers, train
 TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
 Recipe = Callable[..., Path]
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture
 def hub() -> Iterator[WritableHub]:

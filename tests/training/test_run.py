@@ -155,7 +155,6 @@ def test_another_recipe_in_the_same_directory_is_refused_by_key(
     assert "logging_steps" not in other.stderr  # changes nothing that the run means
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL], ids=lambda n: n.name)
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     finished: tuple[RunDir, Any, Path], number: signal.Signals, tmp_path: Path, mini_r1: Kit
@@ -186,7 +185,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     assert len(json.loads(run.run_file.read_text())["attempts"]) == 2
 
 
-@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_skipped_and_named(
     finished: tuple[RunDir, Any, Path], tmp_path: Path, mini_r1: Kit
 ) -> None:
