@@ -18,7 +18,8 @@ install: ## make or update .venv from the locks (a moment when nothing changed)
 vllm-cpu: ## the real vLLM 0.7.0 compiled for this machine's CPU, in .venv-vllm (Linux x86_64, Python 3.11, g++)
 	@$(PYTHON) app/vllm_cpu.py
 
-demo: install ## train a tiny model on this machine's CPU and show that it learned
+demo: ## train a tiny model on this machine's CPU and show that it learned
+	@$(PYTHON) app/install.py --only train
 	@.venv/bin/mini-r1 demo $(ARGS)
 
 # One thread: on a busy machine a second one is waited for far longer than it saves. Instead, up to four processes.
@@ -82,7 +83,7 @@ IMAGE = --python-version 3.11 --python-platform x86_64-manylinux_2_31
 NO_TORCH = $(shell sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' app/locks/torch.in)
 
 .venv/bin/uv:
-	@$(PYTHON) app/install.py --only-uv
+	@$(PYTHON) app/install.py --only uv
 
 lock: .venv/bin/uv ## recreate the locks in app/locks from pyproject.toml
 	$(COMPILE) app/locks/uv.in $(UNIVERSAL) -o app/locks/uv.txt

@@ -1,6 +1,10 @@
 """Make or update `.venv` from the hashed locks: what `make install` runs. Standard library only.
 
-    python3 app/install.py
+    python3 app/install.py                 training and the development tools
+    python3 app/install.py --only train    training alone: what `make demo` needs
+    python3 app/install.py --only uv       uv alone: what `make lock` needs
+
+`--only train` never removes development tools: it updates a `.venv` that has them to the full environment.
 
 The one choice it makes is which build of PyTorch to take, because they differ by 4 GB: a machine with an NVIDIA
 driver gets the package registry's build (CUDA); a Linux x86_64 machine without one gets PyTorch's own CPU build,
@@ -43,6 +47,10 @@ EXIT_CONFIG = 78  # as in mini_r1.errors, which is not installed yet
 
 class Unusable(Exception):
     """This machine cannot hold the installation; the message says why and what to do."""
+
+
+DEVELOPMENT, TRAINING = "dev", "train"
+"""The locks in app/locks that `.venv` can be made from; each goes with a torch lock."""
 
 
 class Choice(NamedTuple):
@@ -150,10 +158,17 @@ def url_answers(url: str, timeout_s: float = INDEX_TIMEOUT_S) -> bool:
 # ---- is the work done already? ---------------------------------------------------------------------------------------
 
 
-def digest(root: Path, lock: str, facts: "Mapping[str, object]") -> str:
-    """One hash over the files and facts that decide what is in `.venv`."""
+def digest(root: Path, packages: str, lock: str, facts: "Mapping[str, object]") -> str:
+    """One hash over the files and facts that decide what is in `.venv`.
+
+    Args:
+        root: the checkout.
+        packages: DEVELOPMENT or TRAINING.
+        lock: the lock that provides PyTorch.
+        facts: about this machine.
+    """
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for name in (LOCKS / "uv.txt", LOCKS / "dev.txt", LOCKS / f"{lock}.txt", Path("pyproject.toml")):
+    for name in (LOCKS / "uv.txt", LOCKS / f"{packages}.txt", LOCKS / f"{lock}.txt", Path("pyproject.toml")):
         total.update(hashlib.sha256((root / name).read_bytes()).digest())
     return total.hexdigest()
 
@@ -174,14 +189,23 @@ def write_stamp(venv: Path, stamp: "Mapping[str, str]") -> None:
     os.replace(new, venv / STAMP)
 
 
-def up_to_date(root: Path, venv: Path, facts: "Mapping[str, object]") -> bool:
+def packages_to_install(venv: Path, wanted: str) -> str:
+    """The lock to install: DEVELOPMENT also where only TRAINING is wanted but `.venv` has the development tools."""
+    stamp = read_stamp(venv)
+    # A stamp without "packages" was written before --only train existed.
+    if stamp.get("state") == "finished" and stamp.get("packages", DEVELOPMENT) == DEVELOPMENT:
+        return DEVELOPMENT
+    return wanted
+
+
+def up_to_date(root: Path, venv: Path, packages: str, facts: "Mapping[str, object]") -> bool:
     """True when the stamp matches and the environment's programs are there. The index is not asked again."""
     stamp = read_stamp(venv)
     if stamp.get("state") != "finished" or not (root / LOCKS / f"{stamp.get('torch')}.txt").is_file():
         return False
     if not all((venv / "bin" / name).exists() for name in ("python", "uv", "mini-r1")):
         return False
-    return stamp.get("digest") == digest(root, stamp["torch"], facts)
+    return stamp.get("digest") == digest(root, packages, stamp["torch"], facts)
 
 
 def reusable(venv: Path, version: "tuple[int, ...]") -> bool:
@@ -223,7 +247,7 @@ def make_venv(venv: Path) -> None:
     run(*pip, "install", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", LOCKS / "uv.txt")
 
 
-def install_packages(venv: Path, choice: Choice, index: str) -> None:
+def install_packages(venv: Path, packages: str, choice: Choice, index: str) -> None:
     """Exactly what the locks name and nothing else, then this package itself, editable."""
     uv = venv / "bin" / "uv"
     python = ("--python", str(venv / "bin" / "python"))
@@ -231,27 +255,32 @@ def install_packages(venv: Path, choice: Choice, index: str) -> None:
     with tempfile.TemporaryDirectory(prefix="mini-r1-install-") as scratch:
         torch_lock = Path(scratch) / f"{choice.lock}.txt"
         torch_lock.write_text(rewrite_index(torch, index), encoding="utf-8")
-        # DeepSpeed comes as source: what builds it is held to the lock's version and hash as well.
+        # DeepSpeed and this package come as source: what builds them is held to the lock's version and hash as well.
         built_with = ("--build-constraints", LOCKS / "dev.txt")
-        run(uv, "pip", "sync", *python, "--require-hashes", *built_with, LOCKS / "dev.txt", torch_lock)
-    run(uv, "pip", "install", *python, "--no-deps", "--no-build-isolation", "--editable", ".")
+        run(uv, "pip", "sync", *python, "--require-hashes", *built_with, LOCKS / f"{packages}.txt", torch_lock)
+    run(uv, "pip", "install", *python, "--no-deps", *built_with, "--editable", ".")
 
 
-def install(only_uv: bool) -> None:
-    """The whole of `make install`."""
+def install(only: "str | None") -> None:
+    """Do what `make install` does, or a part of it.
+
+    Args:
+        only: "train", "uv" or None for everything.
+    """
     system, machine, version = platform.system(), platform.machine(), sys.version_info[:2]
     fault = python_fault(version) or platform_fault(system, machine)
     if fault:
         raise Unusable(fault)
     venv = ROOT / ".venv"
-    if only_uv:  # for `make lock`, which must work when the locks do not
+    if only == "uv":  # for `make lock`, which must work when the locks do not
         make_venv(venv)
         return
 
     driver = has_nvidia_driver()
     index = os.environ.get("MINI_R1_TORCH_CPU_INDEX") or TORCH_CPU_INDEX
     facts = {"python": list(version), "venv": str(venv), "driver": driver, "index": index}
-    if up_to_date(ROOT, venv, facts):
+    packages = packages_to_install(venv, only or DEVELOPMENT)
+    if up_to_date(ROOT, venv, packages, facts):
         print(f"{venv.name} is up to date")
         return
 
@@ -261,23 +290,26 @@ def install(only_uv: bool) -> None:
     make_venv(venv)
     write_stamp(venv, {"state": "unfinished"})
     try:
-        install_packages(venv, choice, index)
+        install_packages(venv, packages, choice, index)
     except subprocess.CalledProcessError:
         if choice.lock != "torch-cpu":
             raise
         # The index answered and still did not deliver the file the lock names: everything else is on the registry.
         choice = Choice("torch", "the registry's CUDA build (about 4 GB), because the CPU build failed as said above")
         print(f"PyTorch: {choice.why}", flush=True)
-        install_packages(venv, choice, index)
-    write_stamp(venv, {"state": "finished", "torch": choice.lock, "digest": digest(ROOT, choice.lock, facts)})
+        install_packages(venv, packages, choice, index)
+    now = digest(ROOT, packages, choice.lock, facts)
+    write_stamp(venv, {"state": "finished", "packages": packages, "torch": choice.lock, "digest": now})
+    if packages == TRAINING:
+        print("Installed what training needs. `make install` adds the development tools.", flush=True)
 
 
 def main() -> int:
     """Install, and turn what went wrong into a sentence and an exit status."""
     parser = argparse.ArgumentParser(description="Make or update .venv from the locks.")
-    parser.add_argument("--only-uv", action="store_true", help="make .venv with uv in it and nothing else")
+    parser.add_argument("--only", choices=(TRAINING, "uv"), help="install this and nothing else (default: everything)")
     try:
-        install(parser.parse_args().only_uv)
+        install(parser.parse_args().only)
     except Unusable as unusable:
         print(f"install: {unusable}", file=sys.stderr)
         return EXIT_CONFIG
@@ -286,7 +318,7 @@ def main() -> int:
         print(f"install: '{step} …' failed with status {failed.returncode}; its reason stands above.", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("install: interrupted; run make install again and it starts over.", file=sys.stderr)
+        print("install: interrupted; run the same command again and it starts over.", file=sys.stderr)
         return 130
     return 0
 

@@ -151,42 +151,184 @@ def checkout(tmp_path: Path) -> Path:
     programs.mkdir(parents=True)
     for name in ("python", "uv", "mini-r1"):
         (programs / name).touch()
-    stamp = {"state": "finished", "torch": "torch-cpu", "digest": install.digest(tmp_path, "torch-cpu", FACTS)}
-    install.write_stamp(tmp_path / ".venv", stamp)
+    finish(tmp_path, "dev")
     return tmp_path
 
 
+def finish(checkout: Path, packages: str) -> None:
+    """Write the stamp of a finished installation."""
+    digest = install.digest(checkout, packages, "torch-cpu", FACTS)
+    stamp = {"state": "finished", "packages": packages, "torch": "torch-cpu", "digest": digest}
+    install.write_stamp(checkout / ".venv", stamp)
+
+
 def test_finished_is_up_to_date(checkout: Path) -> None:
-    assert install.up_to_date(checkout, checkout / ".venv", FACTS)
+    assert install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "app/locks/dev.txt", "app/locks/torch-cpu.txt", "app/locks/uv.txt"])
 def test_a_changed_input_is_not_up_to_date(checkout: Path, name: str) -> None:
     with (checkout / name).open("a") as file:
         file.write("# changed\n")
-    assert not install.up_to_date(checkout, checkout / ".venv", FACTS)
+    assert not install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
 
 
 def test_a_lock_that_was_not_used_does_not_matter(checkout: Path) -> None:
     (checkout / "app/locks/gpu.txt").write_text("# changed\n")
     (checkout / "app/locks/torch.txt").write_text("# changed\n")
-    assert install.up_to_date(checkout, checkout / ".venv", FACTS)
+    assert install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
 
 
 @pytest.mark.parametrize("fact", [{"python": [3, 12]}, {"venv": "/moved/.venv"}, {"driver": True}, {"index": "x"}])
 def test_another_machine_is_not_up_to_date(checkout: Path, fact: dict[str, object]) -> None:
-    assert not install.up_to_date(checkout, checkout / ".venv", FACTS | fact)
+    assert not install.up_to_date(checkout, checkout / ".venv", "dev", FACTS | fact)
 
 
 def test_missing_programs_are_noticed(checkout: Path) -> None:
     (checkout / ".venv/bin/mini-r1").unlink()
-    assert not install.up_to_date(checkout, checkout / ".venv", FACTS)
+    assert not install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
 
 
 @pytest.mark.parametrize("stamp", ["", "[]", "{", '{"state": "unfinished"}', '{"state": "finished", "torch": "../x"}'])
 def test_no_stamp_to_trust_is_not_up_to_date(checkout: Path, stamp: str) -> None:
     (checkout / ".venv" / install.STAMP).write_text(stamp)
-    assert not install.up_to_date(checkout, checkout / ".venv", FACTS)
+    assert not install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
+
+
+# ---- training alone, and the development tools -----------------------------------------------------------------------
+
+
+def test_training_alone_does_not_count_as_the_development_environment(checkout: Path) -> None:
+    finish(checkout, "train")
+    assert not install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
+    assert install.up_to_date(checkout, checkout / ".venv", "train", FACTS)
+
+
+def test_a_changed_training_lock_is_not_up_to_date(checkout: Path) -> None:
+    finish(checkout, "train")
+    with (checkout / "app/locks/train.txt").open("a") as file:
+        file.write("# changed\n")
+    assert not install.up_to_date(checkout, checkout / ".venv", "train", FACTS)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "wanted", "installed"),
+    [
+        ({}, "train", "train"),
+        ({}, "dev", "dev"),
+        ({"state": "finished", "packages": "train"}, "train", "train"),
+        ({"state": "finished", "packages": "train"}, "dev", "dev"),
+        ({"state": "finished", "packages": "dev"}, "train", "dev"),
+        ({"state": "finished"}, "train", "dev"),  # written before there was a choice
+        ({"state": "unfinished"}, "train", "train"),
+        ({"state": "unfinished"}, "dev", "dev"),
+    ],
+)
+def test_development_tools_that_are_installed_are_kept(
+    tmp_path: Path, stamp: dict[str, str], wanted: str, installed: str
+) -> None:
+    install.write_stamp(tmp_path, stamp)
+    assert install.packages_to_install(tmp_path, wanted) == installed
+
+
+def test_stamps_written_before_there_was_a_choice_still_count(checkout: Path) -> None:
+    stamp = install.read_stamp(checkout / ".venv")
+    del stamp["packages"]
+    install.write_stamp(checkout / ".venv", stamp)
+    assert install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
+    assert not install.up_to_date(checkout, checkout / ".venv", "train", FACTS)
+
+
+@pytest.fixture
+def synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The locks given to `uv pip sync` by calls of `install.install` in a new checkout; nothing is installed."""
+    shutil.copytree(ROOT / "app/locks", tmp_path / "app/locks")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    locks: list[str] = []
+
+    def run(*command: str | Path) -> None:
+        assert install.read_stamp(tmp_path / ".venv")["state"] == "unfinished", "a kill now would leave a false stamp"
+        if "sync" in command:
+            locks.append(Path(command[-2]).name)
+
+    def make_venv(venv: Path) -> None:
+        (venv / "bin").mkdir(parents=True, exist_ok=True)
+        for name in ("python", "uv", "mini-r1"):
+            (venv / "bin" / name).touch()
+
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install, "run", run)
+    monkeypatch.setattr(install, "make_venv", make_venv)
+    monkeypatch.setattr(install, "has_nvidia_driver", lambda: True)  # so that no index is asked
+    return locks
+
+
+def test_demo_then_install_then_demo(synced: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    install.install("train")
+    assert synced == ["train.txt"]
+    assert "`make install` adds the development tools" in capsys.readouterr().out
+
+    install.install("train")
+    assert synced == ["train.txt"], "the second call has nothing to do"
+    assert capsys.readouterr().out == ".venv is up to date\n"
+
+    install.install(None)
+    assert synced == ["train.txt", "dev.txt"]
+    assert "adds the development tools" not in capsys.readouterr().out
+
+    install.install("train")
+    install.install(None)
+    assert synced == ["train.txt", "dev.txt"], "the full environment serves the demo as it is"
+
+
+def test_demo_updates_an_outdated_development_environment_whole(synced: list[str]) -> None:
+    install.install(None)
+    with (install.ROOT / "app/locks/dev.txt").open("a") as file:
+        file.write("# changed\n")
+    install.install("train")
+    assert synced == ["dev.txt", "dev.txt"], "train.txt would remove the development tools"
+
+
+@pytest.mark.parametrize("only", ["train", None])
+def test_an_interrupted_completion_starts_over(
+    synced: list[str], monkeypatch: pytest.MonkeyPatch, only: str | None
+) -> None:
+    install.install("train")
+    recorded = install.run
+
+    def interrupted(*command: str | Path) -> None:
+        recorded(*command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(install, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        install.install(None)
+    venv = install.ROOT / ".venv"
+    assert not install.reusable(venv, sys.version_info[:2])
+    monkeypatch.setattr(install, "run", recorded)
+    install.install(only)
+    assert synced == ["train.txt", "dev.txt", f"{only or 'dev'}.txt"]
+
+
+def test_the_demo_alone_installs_without_the_development_tools() -> None:
+    def commands(target: str) -> str:
+        return subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "app/install.py --only train\n" in commands("demo")
+    for target in ("install", "test", "test-real", "test-all", "lint", "format", "bench"):
+        assert "app/install.py\n" in commands(target), target
+
+
+def test_the_training_lock_is_a_part_of_the_development_lock() -> None:
+    def pins(name: str) -> set[str]:
+        lock = (ROOT / "app/locks" / name).read_text()
+        return set(re.findall(r"^[a-z0-9.-]+==[^ ]+", lock, re.MULTILINE))
+
+    assert pins("train.txt") < pins("dev.txt"), "completing .venv must not change what the demo ran with"
+    assert not any(pin.startswith(("deepspeed==", "pytest==")) for pin in pins("train.txt"))
+
+
+# ---- what can be updated in place ------------------------------------------------------------------------------------
 
 
 def test_only_a_whole_environment_in_its_place_is_reused(tmp_path: Path) -> None:
@@ -253,7 +395,7 @@ def test_a_fault_is_one_sentence_and_exit_78(
 
 
 def test_a_failed_step_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(only_uv: bool) -> None:
+    def fail(only: str | None) -> None:
         raise subprocess.CalledProcessError(2, ["uv", "pip", "sync", "--python", "x"])
 
     monkeypatch.setattr(install, "install", fail)
