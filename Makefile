@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-cpu demo test test-real test-all lint format lock bench image manifests clean
+.PHONY: help install vllm-cpu demo test test-real test-all lint format lock bench bench-trl image manifests clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -47,8 +47,13 @@ format: install ## rewrite the code in the house style
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
+# All but the comparison with the newest TRL, which installs an environment and so needs the package registry.
+BENCHES := $(filter-out bench/newest_trl.py,$(wildcard bench/[!_]*.py))
 bench: install ## measure what the README claims and append it to bench/RESULTS.md
-	@for script in bench/[!_]*.py; do echo "== $$script"; .venv/bin/python bench/_record.py $$script $(ARGS) || exit 1; done
+	@for script in $(BENCHES); do echo "== $$script"; .venv/bin/python bench/_record.py $$script $(ARGS) || exit 1; done
+
+bench-trl: install ## compare with the newest TRL, which is installed outside the checkout (1.5 GB or more)
+	@.venv/bin/python bench/_record.py bench/newest_trl.py $(ARGS)
 
 # TARGET=cpu and TARGET=test make the small ones. BASE=local builds on stand-ins made from this machine's Debian mirror,
 # where no image registry, NVIDIA's packages or GitHub can be reached: no nvcc, no flash-attn, Debian's own Python.

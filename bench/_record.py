@@ -49,6 +49,8 @@ def main() -> int:
         print(line, end="", flush=True)
         printed.append(line)
     code = process.wait()
+    if not printed:  # it ended before it measured anything, and said why on stderr
+        return code
     packages = ", ".join(installed(name) for name in ("torch", "transformers", "trl"))
     system = f"{platform.system()}, Python {platform.python_version()}"
     machine = f"{processor()}, {os.cpu_count()} cores, {system}, {packages}"

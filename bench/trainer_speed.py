@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
 import os
 import statistics
 import sys
@@ -35,22 +34,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from _sides import KIT, Side, held_out, reward_function, take_turns, train_kit, turns
+
 RATIO, WORST = 2.0, 1.8
 """Steps a minute, kit / stock: the least median over seeds, and the least of one seed."""
-KIT, STOCK, TUNED = "kit", "stock", "stock, tuned"
-SAMPLES = 4
-"""Completions of each held-out problem for the comparison of what was learned."""
+STOCK, TUNED = "stock", "stock, tuned"
 
 
 # --- a side, in a process of its own
 
 
-def work(side: str, seed: int, steps: int, folder: Path, parent: Connection) -> None:
+def work(side: str, seed: int, steps: int, run_folder: str, parent: Connection) -> None:
     """Train one side; before every step wait for a permit, after it report the seconds it took.
 
     Sends for each step its seconds of wall time and of CPU time, at the end one dictionary: `phases` (seconds a step),
     `lengths` (mean tokens of a completion at each step), `evaluation`.
     """
+    folder = Path(run_folder)
     with (folder / "log.txt").open("w") as log, redirect_stdout(log):
         import torch
         import transformers.trainer
@@ -62,13 +62,15 @@ def work(side: str, seed: int, steps: int, folder: Path, parent: Connection) -> 
         transformers.trainer.DEFAULT_CALLBACKS.append(turns(parent))
         recipe = load_recipe(find_recipe("demo-cpu"), overrides(seed, steps))
         data = prepare.load_task_data(recipe)
-        side_of = train_kit if side == KIT else train_stock
         if side == TUNED:
             from mini_r1.training.cpu import keep_freed_memory
 
             keep_freed_memory()
         start = prepare.model_source(recipe, data, Console(file=log))
-        model, tokenizer, report = side_of(recipe, data, start, folder)
+        if side == KIT:
+            model, tokenizer, report = train_kit(recipe, data, folder)
+        else:
+            model, tokenizer, report = train_stock(recipe, data, start, folder)
         parent.send({**report, "evaluation": held_out(model, tokenizer, data, recipe)})
 
 
@@ -77,53 +79,6 @@ def overrides(seed: int, steps: int) -> list[str]:
     return [
         f"seed={seed}", f"warm_start.seed={seed}", f"max_steps={steps}", "gradient_accumulation_steps=8"
     ]  # fmt: skip
-
-
-def turns(parent: Connection) -> Any:
-    """A callback that lets the parent say when the next steps run; it times from one step's end to the next's."""
-    from transformers import TrainerCallback
-
-    class Turns(TrainerCallback):  # type: ignore[misc]
-        permits = 0
-        started = cpu = 0.0
-
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            parent.send("ready")
-            self.wait()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            parent.send((time.perf_counter() - self.started, time.process_time() - self.cpu))
-            self.permits -= 1
-            self.wait()  # after the last step too: what follows it would disturb the others' turns
-
-        def wait(self) -> None:
-            while self.permits == 0:
-                self.permits = parent.recv()
-            self.started = time.perf_counter()
-            self.cpu = time.process_time()
-
-    return Turns()
-
-
-def train_kit(recipe: Any, data: Any, start: str, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """Through `mini_r1.training.run.train`, as the command line does it."""
-    from mini_r1.generation.model import load_model, load_tokenizer
-    from mini_r1.rundir import RunDir
-    from mini_r1.training.run import train
-    from rich.console import Console
-
-    run = RunDir(folder / "run")
-    train(recipe, run, ["bench"], Console(file=sys.stdout), data)
-    rows = [row for row in run.metrics() if "loss" in row]
-    # Not the kit's own figure for the update: its clock runs on while this side waits for its turn.
-    phases = {
-        name: statistics.mean(row.get(f"time/{name}", 0.0) for row in rows)
-        for name in ("rollout", "score", "reference", "save")
-        if any(f"time/{name}" in row for row in rows)
-    }
-    snapshot = str(run.complete_snapshots()[0].path)
-    report = {"phases": phases, "lengths": [row["completion_length"] for row in rows]}
-    return load_model(snapshot, None, "float32", None), load_tokenizer(snapshot, None), report
 
 
 def train_stock(recipe: Any, data: Any, start: str, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -172,91 +127,13 @@ def train_stock(recipe: Any, data: Any, start: str, folder: Path) -> tuple[Any, 
     return model, tokenizer, {"phases": phases, "lengths": lengths}
 
 
-def reward_function(name: str) -> Callable[..., list[float]]:
-    """One of the kit's rewards as TRL calls it: texts and the columns of the data set in, floats out."""
-    from mini_r1.countdown import task
-
-    def reward(completions: list[str], nums: list[list[int]], target: list[int], **_: Any) -> list[float]:
-        values = []
-        for text, numbers, wanted in zip(completions, nums, target, strict=True):
-            problem = task.Problem(tuple(numbers), wanted)
-            values += task.reward_values([name], text, problem, task.judge(text, problem))
-        return values
-
-    reward.__name__ = name
-    return reward
-
-
-def held_out(model: Any, tokenizer: Any, data: Any, recipe: Any) -> dict[str, Any]:
-    """Success on the held-out problems, each once."""
-    from mini_r1.evaluation.evaluate import evaluate
-
-    problems = list({problem.key: problem for problem in data.held_out}.values())
-    facts = evaluate(
-        model, tokenizer, problems, samples=SAMPLES, temperature=recipe.temperature,
-        max_new_tokens=recipe.max_completion_length, prompt_style=recipe.prompt_style, seed=recipe.seed,
-    ).to_json()  # fmt: skip
-    return {key: facts[key] for key in ("problems", "sampled", "ci95", "tries")}
-
-
 # --- the run
-
-
-class Side:
-    """A side's process, seen from here."""
-
-    def __init__(self, name: str, seed: int, steps: int, folder: Path) -> None:
-        folder.mkdir()
-        self.name, self.seconds, self._log = name, list[tuple[float, float]](), folder / "log.txt"
-        context = multiprocessing.get_context("spawn")  # torch does not survive a fork
-        self._pipe, child = context.Pipe()
-        self._process = context.Process(target=work, args=(name, seed, steps, folder, child))
-        self._process.start()
-        child.close()
-
-    def ready(self) -> None:
-        """Wait until it stands before its first step."""
-        self._receive()
-
-    def take(self, steps: int) -> None:
-        """Let it do its next steps, and wait until they are done."""
-        self._pipe.send(steps)
-        self.seconds += [self._receive() for _ in range(steps)]
-
-    def report(self) -> dict[str, Any]:
-        """What it says at its end."""
-        self._pipe.send(1)
-        report: dict[str, Any] = self._receive()
-        self._process.join()
-        return {**report, "seconds": self.seconds}
-
-    def kill(self) -> None:
-        """End it, whatever it does."""
-        self._process.kill()
-        self._process.join()
-
-    def _receive(self) -> Any:
-        try:
-            return self._pipe.recv()
-        except EOFError:
-            self._process.join()
-            sys.exit(f"{self.name}: its process ended with {self._process.exitcode}\n{self._log.read_text()[-2000:]}")
 
 
 def measure(seed: int, steps: int, turn: int, names: list[str], folder: Path) -> dict[str, dict[str, Any]]:
     """One seed: the sides take turns of `turn` steps; who begins changes from round to round."""
-    sides = [Side(name, seed, steps, folder / name.replace(", ", "-")) for name in names]
-    try:
-        for side in sides:
-            side.ready()
-        for done in range(0, steps, turn):
-            for side in sides:
-                side.take(min(turn, steps - done))
-            sides.reverse()
-        return {side.name: side.report() for side in sorted(sides, key=lambda side: names.index(side.name))}
-    finally:
-        for side in sides:
-            side.kill()
+    sides = [Side(name, "trainer_speed", [seed, steps], folder / name.replace(", ", "-")) for name in names]
+    return take_turns(sides, steps, turn)
 
 
 def summary(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
