@@ -12,6 +12,7 @@ Every command is run by the real kubectl in bash, in a copy of k8s/ and configs/
 from __future__ import annotations
 
 import base64
+import copy
 import os
 import re
 import shutil
@@ -24,11 +25,11 @@ import yaml
 from mini_r1.errors import ExitCode
 
 from tests.conftest import REPO
-from tests.kubernetes.api import IMMUTABLE, LOG, NO_TUNNEL, Api
+from tests.kubernetes.api import IMMUTABLE, LOG, NO_TUNNEL, Api, Key
 from tests.kubernetes.manifests import K8S, OVERLAYS, overlay, pods
 from tests.kubernetes.rules.security import restricted
 from tests.kubernetes.schemas import schema_faults
-from tests.kubernetes.wire import KUBEFLOW, KUEUE
+from tests.kubernetes.wire import KUBEFLOW, KUEUE, Object
 
 pytestmark = [
     pytest.mark.real,
@@ -38,6 +39,7 @@ pytestmark = [
 PAGE = (REPO / "docs" / "kubernetes.md").read_text()
 FIRST_RUN, WHICH, TROUBLE = "From an empty cluster to the curve", "Which overlay for what", "Trouble"
 EXITS = "Exit codes and evictions"
+APPLY_SETUP = "kubectl apply -k k8s/overlays/setup"
 TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IN_HEADER = re.compile(r"\b(?:kubectl|openssl) .+?(?=  |\. [A-Z]|, then|\)|`|$)")
@@ -138,6 +140,21 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         yield Reader(api, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def applied_setup(tmp_path_factory: pytest.TempPathFactory) -> dict[Key, Object]:
+    """What `kubectl apply -k k8s/overlays/setup` leaves on the cluster of `reader`."""
+    with Api(installed=(KUBEFLOW, KUEUE)) as api:
+        Reader(api, tmp_path_factory.mktemp("setup")).follow(APPLY_SETUP)
+        return api.objects
+
+
+@pytest.fixture
+def reader_after_setup(reader: Reader, applied_setup: dict[Key, Object]) -> Reader:
+    """The same reader, with the overlay `setup` applied."""
+    reader.api.objects.update(copy.deepcopy(applied_setup))
+    return reader
+
+
 # ---- followed --------------------------------------------------------------------------------------------------------
 
 
@@ -218,13 +235,12 @@ def test_the_rest_of_the_page(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlays_header(name: str, reader: Reader) -> None:
+def test_an_overlays_header(name: str, request: pytest.FixtureRequest) -> None:
+    reader: Reader = request.getfixturevalue("reader" if name == "setup" else "reader_after_setup")
     api, path = reader.api, K8S / "overlays" / name / "kustomization.yaml"
     commands, apply = header_of(path), f"kubectl apply -k k8s/overlays/{name}"
     claims = ["mini-r1-cache", "mini-r1-runs"]
     assert apply in commands
-    if name != "setup":
-        reader.follow("kubectl apply -k k8s/overlays/setup")
     ends = [command for command in commands if " delete " in command]
     for command in commands:
         if command in ends[1:]:  # each is one way to end it
@@ -250,8 +266,8 @@ def test_a_training_is_stopped_by_a_line_that_waits_for_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", [K8S / "site", *sorted((K8S / "options").iterdir())], ids=lambda path: path.name)
-def test_what_the_site_and_its_options_tell_to_run(path: Path, reader: Reader) -> None:
-    reader.follow("kubectl apply -k k8s/overlays/setup")
+def test_what_the_site_and_its_options_tell_to_run(path: Path, reader_after_setup: Reader) -> None:
+    reader = reader_after_setup
     text = (path / "kustomization.yaml").read_text()
     comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
     for command in IN_HEADER.findall(comments):
@@ -266,7 +282,7 @@ def test_what_comes_in_the_wrong_order_or_without_an_operator_is_refused(tmp_pat
         reader = Reader(api, tmp_path)
         refused = reader.type("kubectl apply -k k8s/overlays/demo-cpu")
         assert (refused.returncode, 'namespaces "mini-r1" not found' in refused.stdout) == (1, True)
-        reader.follow("kubectl apply -k k8s/overlays/setup")
+        reader.follow(APPLY_SETUP)
         refused = reader.type("kubectl apply -k k8s/overlays/pytorchjob-2x8h100")
         (said,) = [row[0] for row in table(TROUBLE) if "PyTorchJob" in row[0]]
         assert (refused.returncode, said.strip("`") in refused.stdout) == (1, True)

@@ -42,6 +42,8 @@ WITH_VLLM = {
 TRAINING = {"job-1gpu": [1], **WITH_VLLM, "demo-cpu": [0]}
 """All overlays that train."""
 LAUNCHED = [name for name in TRAINING if name != "demo-cpu"]
+LIKE_OTHERS = {"job-8xh100", "kueue", "rdma"}
+"""Overlays made from another one of LAUNCHED: the launcher starts the same way in their pods."""
 OF_A_FILESYSTEM = 0.05
 """Share of a volume that its filesystem keeps: ext4's reserve for root."""
 NVML = """
@@ -316,7 +318,14 @@ def dry_run(pod: Pod, manifests: Sequence[Manifest], folder: Path) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("overlay", "index"), [(o, i) for o in LAUNCHED for i in range(len(TRAINING[o]))])
+@pytest.mark.parametrize(
+    ("overlay", "index"),
+    [
+        pytest.param(overlay, index, marks=pytest.mark.exhaustive if overlay in LIKE_OTHERS else ())
+        for overlay in LAUNCHED
+        for index in range(len(TRAINING[overlay]))
+    ],
+)
 def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Path, overlay: str, index: int) -> None:
     manifests, gpus = overlay_of(overlay), TRAINING[overlay]
     pod = pods_of(manifests)[index]
