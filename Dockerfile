@@ -53,6 +53,10 @@ FROM ${PYTHON_BASE} AS slim
 # would be lost and a stopped job killed before it has saved. apt's files stay in the builder's cache, not in the layer.
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get update && apt-get install -y --no-install-recommends tini
+# Docker's Python images come without bytecode for the standard library, and with a read-only root every start would
+# compile it anew. Debian's Python has it: nothing is written there.
+RUN python3 -m compileall -q -x '/(tests?|site-packages)/' \
+    "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 # A fixed user without a login, in root's group, as OpenShift starts arbitrary users. What must be written can be by any
 # user at all (as /tmp is), so that `--user 12345:12345` works too. A new named volume takes its rights from here.
 RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/mini-r1 --shell /usr/sbin/nologin mini-r1 \
@@ -157,9 +161,11 @@ FROM uv AS runtime-environment
 
 # Ubuntu 22.04 has 3.10, and of 3.11 a release candidate. uv's build of CPython runs on any Linux, brings the headers
 # that Triton compiles against, and is checked against the hash that this uv carries. `only-system` takes the base's own.
+# Its standard library comes without bytecode, too.
 ARG PYTHON_PREFERENCE=only-managed
 RUN mkdir -p /opt/python \
-    && uv venv --quiet --python-preference "${PYTHON_PREFERENCE}" --python 3.11 /opt/venv
+    && uv venv --quiet --python-preference "${PYTHON_PREFERENCE}" --python 3.11 /opt/venv \
+    && /opt/venv/bin/python -m compileall -q -x '/(tests?|site-packages)/' /opt/python
 # DeepSpeed comes as source: what builds it is held to a lock as well. None of its CUDA operations is compiled.
 RUN --mount=type=bind,source=app/locks,target=/locks \
     --mount=type=cache,target=/root/.cache/uv \
