@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -48,16 +48,3 @@ def runs(cpu_image: str) -> Iterator[str]:
     """A fresh volume for run directories: its rights are the image's."""
     with engine.volume() as name:
         yield name
-
-
-@pytest.fixture
-def kit(cpu_image: str, runs: str) -> Callable[..., engine.subprocess.CompletedProcess[str]]:
-    """Run `mini-r1 ARGS` in the cpu image: no network, a user nobody knows, a root that cannot be written."""
-
-    def run(*arguments: str, options: tuple[str, ...] = ()) -> engine.subprocess.CompletedProcess[str]:
-        mounts = (f"--volume={runs}:/workspace/runs", f"--volume={engine.CACHE}:/cache")
-        return engine.docker(
-            "run", "--rm", "--network=none", engine.SOMEBODY, *engine.CONFINED, *mounts, *options, cpu_image, *arguments
-        )
-
-    return run

@@ -6,13 +6,11 @@ Dockerfile's own bases.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -113,20 +111,25 @@ def container(*arguments: str | Path) -> Iterator[str]:
         docker("rm", "--force", "--volumes", name)
 
 
-def demo_step(name: str) -> int:
-    """The step of the demo's run in a container; 0 before there is one."""
-    state = docker("exec", name, "cat", "runs/demo-cpu/state.json")
-    return int(json.loads(state.stdout)["step"]) if state.returncode == 0 else 0  # what failed may have said so there
+_WAIT_FOR_STEP = """
+import json, pathlib, sys, time
+state = pathlib.Path("runs/demo-cpu/state.json")
+while not state.exists() or json.loads(state.read_text()).get("step", 0) < int(sys.argv[1]):
+    time.sleep(0.1)
+"""
 
 
-def wait_until(condition: Callable[[], bool], what: str, name: str, seconds: float = 300) -> None:
-    """Wait for what happens in a container.
+def wait_for_step(name: str, step: int, seconds: int = 300) -> None:
+    """Wait until the demo's run in a container has reached a step. One process in the container polls.
 
     Raises:
-        AssertionError: the container is over, or it takes longer.
+        AssertionError: the container has exited, or it takes longer.
     """
-    end = time.monotonic() + seconds
-    while not condition():
-        assert out("inspect", "--format={{.State.Running}}", name) == "true", docker("logs", name).stderr
-        assert time.monotonic() < end, f"{what} did not come within {seconds:.0f} s"
-        time.sleep(0.5)
+    done = docker("exec", name, "timeout", str(seconds), "python", "-c", _WAIT_FOR_STEP, str(step))
+    log = docker("logs", name).stderr
+    assert done.returncode == 0, f"no step {step} within {seconds} s: {done.stderr}\n{log}"
+
+
+def wait_for_end(name: str) -> int:
+    """Wait for a container to exit, and return its exit code."""
+    return int(out("wait", name))

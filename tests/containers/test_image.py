@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,20 +17,32 @@ from tests.containers.conftest import PLANTED
 
 pytestmark = pytest.mark.real
 
-Kit = Callable[..., subprocess.CompletedProcess[str]]
-SMALL = (
-    "--set", "warm_start.steps=60", "--set", "warm_start.min_accuracy=0", "--set", "dataset_rows=600",
-    "--set", "gradient_accumulation_steps=1", "--set", "warmup_steps=0",
+SMALL = tuple(
+    part
+    for setting in (
+        "warm_start.traces=256", "warm_start.steps=4", "warm_start.min_accuracy=0", "dataset_rows=200",
+        "per_device_train_batch_size=2", "gradient_accumulation_steps=1", "warmup_steps=0", "max_completion_length=24",
+    )
+    for part in ("--set", setting)
 )  # fmt: skip
-"""The demo's recipe at a size for tests."""
+"""The demo's recipe at a size for tests: nothing is learned, everything is called."""
 CACHE = f"--volume={engine.CACHE}:/cache"
+AS_SOMEBODY = ("--network=none", engine.SOMEBODY, *engine.CONFINED)
 
 
 # ---- test --------------------------------------------------------------------------------------------------------
 
 
-def test_the_small_images_own_tests_pass_in_it_without_a_network(test_image: str) -> None:
-    done = engine.docker("run", "--rm", "--network=none", engine.SOMEBODY, *engine.CONFINED, test_image)
+@pytest.mark.parametrize(
+    "options",
+    [
+        "-k 'not (at_any_line or may_be_killed)'",  # four tests with half of the CPU time
+        pytest.param("", marks=pytest.mark.exhaustive),
+    ],
+    ids=["most", "all"],
+)
+def test_the_small_images_own_tests_pass_in_it_without_a_network(test_image: str, options: str) -> None:
+    done = engine.docker("run", "--rm", *AS_SOMEBODY, f"--env=PYTEST_ADDOPTS={options}", test_image)
     assert done.returncode == 0, done.stdout[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout[-300:]
@@ -43,16 +55,29 @@ def test_the_small_image_has_no_torch_and_is_below_500_mb(test_image: str) -> No
     assert int(engine.out("image", "inspect", "--format={{.Size}}", test_image)) < 500e6
 
 
-def test_a_change_of_the_source_leaves_the_environments_layer_as_it_is(test_image: str, tmp_path: Path) -> None:
-    context = engine.changed_sources(tmp_path)
+@pytest.fixture(scope="module")
+def changed(test_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The target `test` built again from a changed source, with tokens beside it: image, and output of the build."""
+    context = engine.changed_sources(tmp_path_factory.mktemp("changed"))
     with (context / "app" / "mini_r1" / "errors.py").open("a") as file:
         file.write("# changed\n")
+    for name in (".env", "secrets/hf_token", "runs/note.txt", "token.txt", "app/mini_r1/__pycache__/x.pyc"):
+        file_with_token = context / name
+        file_with_token.parent.mkdir(parents=True, exist_ok=True)
+        file_with_token.write_text(f"HF_TOKEN={PLANTED}\n")
+    image = "mini-r1-under-test:changed"
     try:
-        done = engine.build("test", "mini-r1-under-test:changed", context)
+        done = engine.build("test", image, context, HF_TOKEN=PLANTED)
         assert done.returncode == 0, done.stderr[-2000:]
-        before, after = engine.layers(test_image), engine.layers("mini-r1-under-test:changed")
+        yield image, done.stdout + done.stderr
     finally:
-        engine.docker("image", "rm", "--force", "mini-r1-under-test:changed")
+        engine.docker("image", "rm", "--force", image)
+
+
+def test_a_change_of_the_source_leaves_the_environments_layer_as_it_is(
+    test_image: str, changed: tuple[str, str]
+) -> None:
+    before, after = engine.layers(test_image), engine.layers(changed[0])
     assert before != after
     environment = next(i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new)
     assert len(before) - environment <= 2  # the source and the tests; the environment is below them
@@ -102,42 +127,65 @@ def test_without_a_command_the_image_says_what_it_can_do(cpu_image: str) -> None
 # ---- cpu: the path ---------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_is_trained_measured_and_planned_in_it(kit: Kit) -> None:
-    demo = kit("demo", "--quick")
-    assert demo.returncode == 0, demo.stderr
-    assert "success, sampled" in demo.stdout
+@pytest.fixture(scope="module")
+def launched(cpu_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """One step of the demo with a revision and with tokens: what it printed, and the volume with its run."""
+    secret = tmp_path_factory.mktemp("secret") / "hf_token"
+    secret.write_text(PLANTED)
+    secret.chmod(0o644)
+    with engine.volume() as runs:
+        options = (
+            f"--volume={runs}:/workspace/runs", CACHE, f"--env=WANDB_API_KEY={PLANTED}", f"--env=HF_TOKEN={PLANTED}",
+            f"--volume={secret}:/run/secrets/hf_token:ro", "--env=HF_TOKEN_PATH=/run/secrets/hf_token",
+            "--env=MINI_R1_REVISION=abc123",
+        )  # fmt: skip
+        done = engine.docker(
+            "run", "--rm", *AS_SOMEBODY, *options, cpu_image,
+            "launch", "demo-cpu", *SMALL, "--set", "max_steps=1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        yield done.stdout + done.stderr, runs
+
+
+def test_a_run_in_it_is_measured_and_shown_and_plans_are_made(cpu_image: str, launched: tuple[str, str]) -> None:
+    mounts = (f"--volume={launched[1]}:/workspace/runs", CACHE)
+
+    def kit(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return engine.docker("run", "--rm", *AS_SOMEBODY, *mounts, cpu_image, *arguments)
+
     assert kit("health", "runs").returncode == 0
-    measured = kit("evaluate", "runs/demo-cpu-quick", "--limit", "4", "--json")
+    measured = kit("evaluate", "runs/demo-cpu", "--limit", "4", "--json")
     assert measured.returncode == 0, measured.stderr
     assert json.loads(measured.stdout)["problems"] == 4
-    shown = kit("report", "runs/demo-cpu-quick", "--markdown", "runs/pictures", "--json")
+    shown = kit("report", "runs/demo-cpu", "--markdown", "runs/pictures", "--json")
     assert shown.returncode == 0, shown.stderr
     assert "Matplotlib" not in shown.stderr  # it complains where it cannot keep its list of fonts
     report = json.loads(shown.stdout)
     assert report["runs"][0]["held_out"]["problems"] == 4
     assert report["samples"] > 0
     assert any(name.endswith(".svg") for name in report["markdown"])
-    assert "step 1 | " in kit("samples", "runs/demo-cpu-quick", "--limit", "1").stdout
+    assert "step 1 | " in kit("samples", "runs/demo-cpu", "--limit", "1").stdout
     assert json.loads(kit("runs", "--json").stdout)[0]["state"] == "finished"
     plan = kit("plan", "mini-r1-3b", "--json")
     assert plan.returncode == 0, plan.stderr
     assert kit("plan", "mini-r1-3b", "--gpus", "1").returncode == 78
 
 
-def test_a_run_records_the_revision_that_its_image_was_made_from(cpu_image: str, kit: Kit) -> None:
-    told = kit("train", "demo-cpu", *SMALL, "--set", "max_steps=1", options=("--env=MINI_R1_REVISION=abc123",))
-    assert told.returncode == 0, told.stderr
-    shown = kit("-c", "print(open('runs/demo-cpu/run.json').read())", options=("--entrypoint=python",))
-    assert json.loads(shown.stdout)["attempts"][0]["code_revision"] == "abc123"
+def test_a_run_records_the_revision_that_its_image_was_made_from(cpu_image: str, launched: tuple[str, str]) -> None:
+    _, runs = launched
+    run = f"--volume={runs}:/runs:ro"
+    shown = engine.out("run", "--rm", run, "--entrypoint=cat", cpu_image, "/runs/demo-cpu/run.json")
+    assert json.loads(shown)["attempts"][0]["code_revision"] == "abc123"
 
 
+@pytest.mark.exhaustive  # the same with compose and in a pod, in test_compose.py and test_pods.py
 def test_docker_stop_saves_and_the_next_start_goes_on(cpu_image: str, runs: str) -> None:
     arguments = (
         "--network=none", *engine.CONFINED, f"--volume={runs}:/workspace/runs", CACHE, cpu_image,
         "train", "demo-cpu", *SMALL, "--set", "max_steps=60", "--set", "save_steps=60",
     )  # fmt: skip
     with engine.container(*arguments) as name:
-        engine.wait_until(lambda: engine.demo_step(name) >= 2, "the second step", name)
+        engine.wait_for_step(name, 2)
         engine.out("stop", "--time=120", name)
         assert engine.out("inspect", "--format={{.State.ExitCode}}", name) == "143", engine.docker("logs", name).stderr
     done = engine.docker("run", "--rm", *arguments)
@@ -199,38 +247,18 @@ def test_a_push_without_a_token_is_said(cpu_image: str) -> None:
 # ---- secrets ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_planted_token_is_in_no_layer_and_not_in_the_history(test_image: str, tmp_path: Path) -> None:
-    planted = [".env", "secrets/hf_token", "runs/note.txt", "token.txt", "app/mini_r1/__pycache__/x.pyc"]
-    context = engine.changed_sources(tmp_path)
-    for name in planted:
-        file = context / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"HF_TOKEN={PLANTED}\n")
-    try:
-        done = engine.build("test", "mini-r1-under-test:planted", context, HF_TOKEN=PLANTED)
-        assert done.returncode == 0, done.stderr[-2000:]
-        assert PLANTED not in done.stderr + done.stdout
-        history = engine.out("history", "--no-trunc", "mini-r1-under-test:planted")
-        names, found = _in_layers("mini-r1-under-test:planted", PLANTED.encode())
-    finally:
-        engine.docker("image", "rm", "--force", "mini-r1-under-test:planted")
-    assert PLANTED not in history
+def test_a_planted_token_is_in_no_layer_and_not_in_the_history(changed: tuple[str, str]) -> None:
+    image, said = changed
+    assert PLANTED not in said
+    assert PLANTED not in engine.out("history", "--no-trunc", image)
+    names, found = _in_layers(image, PLANTED.encode())
     assert not found
     assert "src/app/mini_r1/errors.py" in names  # layers were really read
 
 
-def test_a_token_is_not_in_the_log_nor_in_the_run_directory(cpu_image: str, runs: str, tmp_path: Path) -> None:
-    secret = tmp_path / "hf_token"
-    secret.write_text(PLANTED)
-    secret.chmod(0o644)
-    options = (
-        f"--volume={runs}:/workspace/runs", CACHE, f"--env=WANDB_API_KEY={PLANTED}", f"--env=HF_TOKEN={PLANTED}",
-        f"--volume={secret}:/run/secrets/hf_token:ro", "--env=HF_TOKEN_PATH=/run/secrets/hf_token",
-    )  # fmt: skip
-    done = engine.docker("run", "--rm", "--network=none", *engine.CONFINED, *options, cpu_image, "launch", "demo-cpu",
-                         *SMALL, "--set", "max_steps=1")  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert PLANTED not in done.stdout + done.stderr
+def test_a_token_is_not_in_the_log_nor_in_the_run_directory(cpu_image: str, launched: tuple[str, str]) -> None:
+    said, runs = launched
+    assert PLANTED not in said
     search = f"--volume={runs}:/runs:ro"
     found = engine.docker("run", "--rm", search, "--entrypoint=grep", cpu_image, "-rlaF", PLANTED, "/runs")
     assert found.returncode == 1, found.stdout  # grep's word for nothing
