@@ -75,7 +75,9 @@ class Pod:
         image: in place of the manifest's.
         command: arguments of the entrypoint.
         grace_s: seconds between SIGTERM and SIGKILL.
-        volumes: Docker's volumes that stand for claims, and the group they are given.
+        volumes: Docker's volumes that stand for claims.
+        group: the group that they are given.
+        given: volumes that have a group already; the pods of a node share it.
     """
 
     spec: Manifest
@@ -83,7 +85,9 @@ class Pod:
     image: str
     command: Sequence[str]
     grace_s: int
-    volumes: Mapping[str, int | None]
+    volumes: Sequence[str]
+    group: int | None
+    given: set[tuple[str, int]]
 
     def run(self, network: str = "none") -> subprocess.CompletedProcess[str]:
         """To its end."""
@@ -116,14 +120,13 @@ class Pod:
 
     def _give_volumes(self) -> None:
         """A new volume of most storage classes is root's; the kubelet opens it to fsGroup, once (OnRootMismatch)."""
-        script = (
-            'cd /claim; [ "$(stat -c %g .)" = "$0" ] && exit; '
-            'chgrp -R "$0" . && chmod -R g+rwX . && find . -type d -exec chmod g+s {} +'
-        )
-        for volume, group in self.volumes.items():
-            if group is not None:
-                mount = f"--mount=type=volume,source={volume},target=/claim,volume-nocopy"
-                engine.out("run", "--rm", "--user=0:0", mount, "--entrypoint=sh", self.image, "-c", script, str(group))
+        script = 'cd /claims; chgrp -R "$0" . && chmod -R g+rwX . && find . -type d -exec chmod g+s {} +'
+        due = [volume for volume in self.volumes if (volume, self.group) not in self.given]
+        if self.group is None or not due:
+            return
+        mounts = [f"--mount=type=volume,source={volume},target=/claims/{volume},volume-nocopy" for volume in due]
+        engine.out("run", "--rm", "--user=0:0", *mounts, "--entrypoint=sh", self.image, "-c", script, str(self.group))
+        self.given.update((volume, self.group) for volume in due)
 
 
 # ---- one machine -----------------------------------------------------------------------------------------------------
@@ -140,6 +143,7 @@ class Node:
         cpus: that the machine has.
         secrets: name of a Secret → key → value.
         overlays: of which site.
+        given: volumes that have a group already.
     """
 
     image: str
@@ -148,6 +152,7 @@ class Node:
     cpus: float
     secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     overlays: Path = K8S / "overlays"
+    given: set[tuple[str, int]] = field(default_factory=set)
 
     def pod(
         self,
@@ -207,14 +212,14 @@ class Node:
             *([f"--workdir={parts.pop('workingDir')}"] if "workingDir" in parts else []),
             *([f"--entrypoint={command[0]}"] if command else []),
         ]
-        claimed: dict[str, int | None] = {}
+        claimed: list[str] = []
         for mount in parts.pop("volumeMounts", []):
             options.append(self._mounted(mount, volumes[mount["name"]], maps, group))
             claim = volumes[mount["name"]].get("persistentVolumeClaim")
             if claim:
-                claimed[self.claims[claim["claimName"]]] = group
+                claimed.append(self.claims[claim["claimName"]])
         _nothing_left(parts, "container")
-        return Pod(spec, options, self.image, [*command[1:], *args], grace_s, claimed)
+        return Pod(spec, options, self.image, [*command[1:], *args], grace_s, claimed, group, self.given)
 
     def _confined(self, of_pod: Manifest, of_container: Manifest) -> list[str]:
         settings = {**of_pod, **of_container}  # a container's own win

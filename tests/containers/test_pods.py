@@ -44,28 +44,31 @@ WRITABLE = {
 """Beside EVERYWHERE, and what a container runtime brings along itself."""
 ON_CPU = {"MINI_R1_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 """In place of the GPU that no test has. One thread: two that share busy cores wait for one another."""
-SHORT = ("--set", "max_completion_length=24")
-TINY = (*SMALL, *SHORT, "--set", "per_device_train_batch_size=2")
 DEMO_RUN = "runs/demo-cpu-quick"
 TOKEN = "hf_" + 5 * "fetched"
 
 LOOK = """
-import json, os, re, stat
-writable = []
-for folder, folders, files in os.walk("/"):
-    if folder == "/":
-        folders[:] = [name for name in folders if name not in ("proc", "sys")]
-    if os.access(folder, os.W_OK):
-        writable.append(folder)
-        folders.clear()
-        continue
-    for file in (os.path.join(folder, name) for name in files):
-        if stat.S_ISREG(os.lstat(file).st_mode) and os.access(file, os.W_OK):
-            writable.append(file)
+import json, os, re, subprocess
+find = "find / ( -path /proc -o -path /sys ) -prune -o ( -type d -o -type f ) -writable -print -prune"
+found = subprocess.run(find.split(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+writable = found.splitlines()
 shm, ids = os.statvfs("/dev/shm"), [os.getuid(), os.getgid()]
 status = dict(re.findall(r"^(CapEff|CapBnd|NoNewPrivs|Seccomp):\\s+(\\w+)$", open("/proc/self/status").read(), re.M))
 print(json.dumps({"writable": writable, "shm": shm.f_blocks * shm.f_frsize, "ids": ids, **status}))
 """
+ASK = """
+import time, urllib.request
+status, runs = 0, ""
+while "demo-cpu-quick" not in runs:
+    try:
+        with urllib.request.urlopen("{url}") as reply:
+            status, runs = reply.status, reply.read().decode()
+    except OSError:
+        pass
+    time.sleep(0.2)
+print(status, runs)
+"""
+"""Ask until TensorBoard has the run."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +83,7 @@ def node(cpu_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 @pytest.fixture(scope="module")
 def demo(node: Node) -> CompletedProcess[str]:
     """The demo's pod at its end: a run in one claim, the demo's model in the other."""
-    done = node.pod("demo-cpu", args=["demo", "--quick", *SHORT], env=ON_CPU).run()
+    done = node.pod("demo-cpu", args=["demo", "--quick", *SMALL], env=ON_CPU).run()
     assert done.returncode == 0, done.stderr
     return done
 
@@ -166,14 +169,9 @@ def test_tensorboards_pod_gets_ready_and_can_write_nothing_of_a_run(node: Node) 
     container = pod.spec["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     probe = container["readinessProbe"]["httpGet"]
-    ask = (
-        f"import urllib.request as r; reply = r.urlopen('http://127.0.0.1:{ports[probe['port']]}{probe['path']}');"
-        " print(reply.status, reply.read().decode())"
-    )
+    ask = ASK.format(url=f"http://127.0.0.1:{ports[probe['port']]}{probe['path']}")
     with pod.started() as name:
-        asked = ("exec", name, "python", "-c", ask)
-        engine.wait_until(lambda: "demo-cpu-quick" in engine.docker(*asked).stdout, "the run", name)
-        assert engine.out(*asked).startswith("200 ")
+        assert engine.out("exec", name, "timeout", "300", "python", "-c", ask).startswith("200 ")
         written = engine.docker("exec", name, "python", "-c", f"open('{DEMO_RUN}/state.json', 'a')")
         assert "Read-only file system" in written.stderr
         assert pod.stop(name) == 0  # 137: killed after its grace
@@ -184,20 +182,20 @@ def test_tensorboards_pod_gets_ready_and_can_write_nothing_of_a_run(node: Node) 
 
 @pytest.mark.usefixtures("demo")  # its model: the cache is read-only here
 def test_a_pod_that_is_stopped_saves_and_the_next_one_goes_on(node: Node) -> None:
-    args = ["launch", "recipes/demo-cpu.yaml", *TINY, "--set", "max_steps=80", "--set", "save_steps=80"]
+    args = ["launch", "recipes/demo-cpu.yaml", *SMALL, "--set", "max_steps=60", "--set", "save_steps=60"]
     pod = node.pod("job-1gpu", args=args, env=ON_CPU)
     with pod.started() as name:
-        engine.wait_until(lambda: engine.demo_step(name) >= 2, "the second step", name)
+        engine.wait_for_step(name, 2)
         code, log = pod.stop(name), engine.docker("logs", name).stderr
     assert code == 143, log
     (kept,) = _saved(pod, "runs/demo-cpu")["checkpoints"]
     step = int(kept.removeprefix("step-"))
-    assert 2 <= step < 80, log
+    assert 2 <= step < 60, log
 
     done = pod.run()
     assert done.returncode == 0, done.stderr
     assert re.search(rf"going on after step {step}\b", done.stderr), done.stderr
-    assert "step-80" in _saved(pod, "runs/demo-cpu")["checkpoints"]
+    assert "step-60" in _saved(pod, "runs/demo-cpu")["checkpoints"]
 
 
 def test_what_prefetchs_pod_fetched_is_all_that_a_trainers_pod_needs_and_it_leaves_the_cache_alone(
@@ -237,7 +235,7 @@ def test_the_user_that_openshift_gives_a_namespace_can_do_all_of_it(node: Node, 
 
     with _claims() as claims:
         theirs = dataclasses.replace(node, claims=claims, overlays=tmp_path / "k8s" / "overlays")
-        args = ["train", "recipes/demo-cpu.yaml", *TINY, "--set", "max_steps=1"]
+        args = ["train", "recipes/demo-cpu.yaml", *SMALL, "--set", "max_steps=1"]
         pod = theirs.pod("demo-cpu", args=args, env=ON_CPU, admission=openshift)
         seen = json.loads(pod.python(LOOK).stdout)
         assert seen["ids"] == [1000680000, 0]
