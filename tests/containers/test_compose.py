@@ -152,7 +152,7 @@ class Compose:
 def compose(cpu_image: str, free_port: int, tmp_path: Path) -> Iterator[Compose]:
     """The project with a demo of a test's size; removed with its volumes."""
     override = tmp_path / "small.yml"
-    command = ["demo", *SMALL, "--set", "max_steps=60", "--set", "save_steps=60", "--set", "logging_steps=1"]
+    command = ["demo", *SMALL, "--set", "max_steps=40", "--set", "save_steps=40", "--set", "logging_steps=1"]
     override.write_text(yaml.safe_dump({"services": {"demo": {"command": command}}}))
     # The image for GPUs cannot be built in a test: the CPU image stands in for it where no GPU is asked for.
     settings = {"MINI_R1_CPU_IMAGE": cpu_image, "MINI_R1_IMAGE": cpu_image, "TENSORBOARD_PORT": str(free_port)}

@@ -182,7 +182,7 @@ def test_a_run_records_the_revision_that_its_image_was_made_from(cpu_image: str,
 def test_docker_stop_saves_and_the_next_start_goes_on(cpu_image: str, runs: str) -> None:
     arguments = (
         "--network=none", *engine.CONFINED, f"--volume={runs}:/workspace/runs", CACHE, cpu_image,
-        "train", "demo-cpu", *SMALL, "--set", "max_steps=60", "--set", "save_steps=60",
+        "train", "demo-cpu", *SMALL, "--set", "max_steps=40", "--set", "save_steps=40",
     )  # fmt: skip
     with engine.container(*arguments) as name:
         engine.wait_for_step(name, 2)

@@ -182,7 +182,7 @@ def test_tensorboards_pod_gets_ready_and_can_write_nothing_of_a_run(node: Node) 
 
 @pytest.mark.usefixtures("demo")  # its model: the cache is read-only here
 def test_a_pod_that_is_stopped_saves_and_the_next_one_goes_on(node: Node) -> None:
-    args = ["launch", "recipes/demo-cpu.yaml", *SMALL, "--set", "max_steps=60", "--set", "save_steps=60"]
+    args = ["launch", "recipes/demo-cpu.yaml", *SMALL, "--set", "max_steps=40", "--set", "save_steps=40"]
     pod = node.pod("job-1gpu", args=args, env=ON_CPU)
     with pod.started() as name:
         engine.wait_for_step(name, 2)
@@ -190,12 +190,12 @@ def test_a_pod_that_is_stopped_saves_and_the_next_one_goes_on(node: Node) -> Non
     assert code == 143, log
     (kept,) = _saved(pod, "runs/demo-cpu")["checkpoints"]
     step = int(kept.removeprefix("step-"))
-    assert 2 <= step < 60, log
+    assert 2 <= step < 40, log
 
     done = pod.run()
     assert done.returncode == 0, done.stderr
     assert re.search(rf"going on after step {step}\b", done.stderr), done.stderr
-    assert "step-60" in _saved(pod, "runs/demo-cpu")["checkpoints"]
+    assert "step-40" in _saved(pod, "runs/demo-cpu")["checkpoints"]
 
 
 def test_what_prefetchs_pod_fetched_is_all_that_a_trainers_pod_needs_and_it_leaves_the_cache_alone(
