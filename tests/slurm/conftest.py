@@ -25,18 +25,16 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         yield cluster
 
 
-class Kit:
-    """A checkout's slurm/ folder, with a site file, in a folder whose name has a space and more than ASCII.
+class Checkout:
+    """The project's slurm/ folder with a site file, below a folder whose name has a space and more than ASCII.
 
     Args:
         folder: where it is made.
-        cluster: that its jobs go to.
         venv: the environment that jobs run in.
     """
 
-    def __init__(self, folder: Path, cluster: Slurm, venv: Path) -> None:
+    def __init__(self, folder: Path, venv: Path = REPO / ".venv") -> None:
         self.folder = folder / "my k\u00eft"
-        self.slurm = cluster
         shutil.copytree(REPO / "slurm", self.folder / "slurm", ignore=shutil.ignore_patterns("site.env"))
         self.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(venv))
 
@@ -45,6 +43,30 @@ class Kit:
         always = {"MINI_R1_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         lines = [f"export {name}='{value}'\n" for name, value in {**always, **variables}.items()]
         (self.folder / "slurm" / "site.env").write_text("".join(lines))
+
+    def run(self, name: str) -> RunDir:
+        """A run directory in the checkout."""
+        return RunDir(self.folder / "runs" / name)
+
+    def write_recipe(self, name: str, **values: Any) -> Path:
+        """A recipe in the checkout: some cheap steps on real rows."""
+        path = self.folder / f"{name}.yaml"
+        path.write_text(json.dumps({**CHEAP, **values}))  # JSON is YAML
+        return path
+
+
+class Kit(Checkout):
+    """A checkout to submit from.
+
+    Args:
+        folder: where it is made.
+        cluster: that its jobs go to.
+        venv: the environment that jobs run in.
+    """
+
+    def __init__(self, folder: Path, cluster: Slurm, venv: Path) -> None:
+        super().__init__(folder, venv)
+        self.slurm = cluster
 
     def submit(self, *arguments: str | Path, **environment: str) -> Job:
         """`sbatch ARGUMENTS` in the checkout."""
@@ -59,21 +81,21 @@ class Kit:
             return [Job(self.slurm, number, self._log(number))]
         return [Job(self.slurm, f"{number}_{row}", self._log(f"{number}_{row}")) for row in rows]
 
-    def run(self, name: str) -> RunDir:
-        """A run directory in the checkout."""
-        return RunDir(self.folder / "runs" / name)
-
-    def write_recipe(self, name: str, **values: Any) -> Path:
-        """A recipe in the checkout: some cheap steps on real rows."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(json.dumps({**CHEAP, **values}))  # JSON is YAML
-        return path
-
     def _log(self, number: str) -> Path:
         """As the scripts' --output names it, once the job has said anything."""
         found = self.slurm.run("scontrol", "show", "job", number.partition("_")[0], "--oneliner")
         name = next(word.partition("=")[2] for word in found.split() if word.startswith("JobName="))
         return self.folder / f"{name}-{number}.log"
+
+
+def selected(request: pytest.FixtureRequest, parameter: str) -> list[Any]:
+    """The values of a test parameter of this file that are in this run, each once, in their order."""
+    calls = [
+        item.callspec.params
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    return list(dict.fromkeys(params[parameter] for params in calls if parameter in params))
 
 
 def a_program(path: Path, text: str) -> None:
