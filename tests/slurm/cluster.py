@@ -1,4 +1,4 @@
-"""A real Slurm of two nodes on this machine: munge, slurmctld and two slurmd, with four fake GPUs a node.
+"""A real Slurm of three nodes on this machine: munge, slurmctld and three slurmd, with four fake GPUs a node.
 
 The nodes are processes with a host name, /etc/hosts and mounts of their own (Linux namespaces) and one network. Their
 GPUs are device files that nothing opens: `MINI_R1_ACCELERATOR=cpu` makes them slots on the CPU. No systemd, no
@@ -21,7 +21,8 @@ from mini_r1.lifeline import Lifeline
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-NODES, GPUS = ("n1", "n2"), 4
+NODES, GPUS = ("n1", "n2", "n3"), 4
+"""Slurm takes n3 last: what runs side by side on the others leaves room there."""
 APART = ("--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
 """A node has mounts, a name and processes of its own, all of which end with its first one."""
 START_S = 60
@@ -66,8 +67,10 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
 SlurmdSpoolDir={folder}/spool-%n
-NodeName=n1 NodeHostname=n1 NodeAddr=127.0.1.1 Port={port1} CPUs=128 CoresPerSocket=128 RealMemory=2000000 Gres={gres}
-NodeName=n2 NodeHostname=n2 NodeAddr=127.0.1.2 Port={port2} CPUs=128 CoresPerSocket=128 RealMemory=2000000 Gres={gres}
+NodeName=DEFAULT CPUs=128 CoresPerSocket=128 RealMemory=2000000 Gres={gres}
+NodeName=n1 NodeHostname=n1 NodeAddr=127.0.1.1 Port={port1}
+NodeName=n2 NodeHostname=n2 NodeAddr=127.0.1.2 Port={port2}
+NodeName=n3 NodeHostname=n3 NodeAddr=127.0.1.3 Port={port3} Weight=9
 PartitionName=gpu   Nodes=ALL Default=YES PriorityTier=1 MaxTime=24:00:00 GraceTime={grace}
 PartitionName=abrupt Nodes=ALL PriorityTier=1 MaxTime=24:00:00 GraceTime=0
 PartitionName=prio  Nodes=ALL PriorityTier=10 PreemptMode=OFF
@@ -104,22 +107,22 @@ class Slurm:
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Start all daemons and wait until both nodes are idle."""
+        """Start all daemons and wait until all nodes are idle."""
         for name in ("munge", "state", "dev", "node-disk"):
             (self.folder / name).mkdir()
-        ports = iter(_free_ports(3))
+        ports = iter(_free_ports(4))
         conf = CONF.format(
             host=socket.gethostname(), folder=self.folder, port=next(ports), port1=next(ports), port2=next(ports),
-            gres=f"gpu:h100:{GPUS}", grace=GRACE_S, kill_wait=KILL_WAIT_S,
+            port3=next(ports), gres=f"gpu:h100:{GPUS}", grace=GRACE_S, kill_wait=KILL_WAIT_S,
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(conf)
         device_files = [self.folder / "dev" / f"nvidia{index}" for index in range(GPUS)]
         for index, path in enumerate(device_files):
             os.mknod(path, 0o600 | 0o020000, os.makedev(195, index))
         files = f"File={self.folder}/dev/nvidia[0-{GPUS - 1}] Flags=nvidia_gpu_env"
-        (self.folder / "gres.conf").write_text(f"NodeName=n[1-2] Name=gpu Type=h100 {files}\n")
+        (self.folder / "gres.conf").write_text(f"NodeName=n[1-3] Name=gpu Type=h100 {files}\n")
         (self.folder / "cgroup.conf").write_text("ConstrainCores=no\n")
-        (self.folder / "hosts").write_text("127.0.0.1 localhost\n127.0.1.1 n1\n127.0.1.2 n2\n")
+        (self.folder / "hosts").write_text("127.0.0.1 localhost\n127.0.1.1 n1\n127.0.1.2 n2\n127.0.1.3 n3\n")
         key = self.folder / "munge" / "key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o400)

@@ -88,14 +88,14 @@ class Kit(Checkout):
         return self.folder / f"{name}-{number}.log"
 
 
-def selected(request: pytest.FixtureRequest, parameter: str) -> list[Any]:
-    """The values of a test parameter of this file that are in this run, each once, in their order."""
+def selected(request: pytest.FixtureRequest, *parameters: str) -> list[tuple[Any, ...]]:
+    """The values of test parameters of this file that are in this run, each combination once, in their order."""
     calls = [
         item.callspec.params
         for item in request.session.items
         if item.path == request.path and hasattr(item, "callspec")
     ]
-    return list(dict.fromkeys(params[parameter] for params in calls if parameter in params))
+    return list(dict.fromkeys(tuple(call[name] for name in parameters) for call in calls if {*parameters} <= {*call}))
 
 
 def a_program(path: Path, text: str) -> None:

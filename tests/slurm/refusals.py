@@ -161,8 +161,9 @@ CASES = {
         "bare/bin/python: MINI_R1_VENV in", site={**VENV, "MINI_R1_VENV": "bare"}, prepare=a_python_without_the_kit
     ),
     "a venv that one node of two sees": Case(
-        "the kit does not start in the runtime venv on every node", (TWO_NODES,), options=("--gpus-per-node=1",),
-        prepare=a_venv_that_one_node_sees, on_slurm=True, only_on_slurm=True,
+        "the kit does not start in the runtime venv on every node", (TWO_NODES,),
+        options=("--gpus-per-node=1", "--nodelist=n[1-2]"), prepare=a_venv_that_one_node_sees, on_slurm=True,
+        only_on_slurm=True,
     ),
     "no apptainer": Case(
         "no apptainer on ", site={"MINI_R1_RUNTIME": "apptainer"},

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import REPO
 from tests.slurm.cluster import Job, Slurm
 from tests.slurm.conftest import Kit, selected
-from tests.slurm.refusals import CASES, FOUR, ONE, TWO_NODES, a_prolog_that_hides_gpus, with_windows_lines
+from tests.slurm.refusals import CASES, FIRST, FOUR, ONE, TWO_NODES, a_prolog_that_hides_gpus, with_windows_lines
 from tests.slurm.stand_in_slurm import job as stand_in_job
 
 pytestmark = pytest.mark.real
@@ -36,7 +36,7 @@ def kit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Kit:
 def refused(make_kit: Callable[[str, Path], Kit], request: pytest.FixtureRequest) -> dict[str, tuple[Kit, Job]]:
     """A job of each case whose test is in this run, in a checkout of its own; they run side by side."""
     jobs = {}
-    for number, name in enumerate(selected(request, "name")):
+    for number, (name,) in enumerate(selected(request, "name")):
         case, kit = CASES[name], make_kit(f"refusal{number}", REPO / ".venv")
         case.write(kit)
         wrapped = any(word.startswith("--wrap=") for word in case.options)
@@ -132,10 +132,10 @@ def test_a_job_that_is_exported_nothing_trains_with_what_site_env_says(longer: d
 
 @pytest.fixture(scope="module")
 def environments(make_kit: Callable[[str, Path], Kit]) -> dict[str, Job]:
-    """A job for each case that only prints its environment, with the script's own directives."""
+    """A job that only prints its environment, with the script's own directives, for each case where that decides."""
     kit, jobs = make_kit("environments", REPO / ".venv"), {}
     for name, case in CASES.items():
-        if not case.given or case.prepare is a_prolog_that_hides_gpus:
+        if not case.given or case.given == FIRST["given"] or case.prepare is a_prolog_that_hides_gpus:
             continue
         text = (kit.folder / case.script[0]).read_text()
         directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]

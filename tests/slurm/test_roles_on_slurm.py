@@ -33,6 +33,7 @@ def finished(kit: Kit, job: Job, run: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.exhaustive  # test_preemptions.py has three GPUs
 def test_of_four_gpus_three_train_and_the_last_is_vllms(kit: Kit) -> None:
     job = kit.submit("slurm/train_4xh100.sh", "two.yaml", "--run-dir", "runs/four")
     attempt = finished(kit, job, "four")
@@ -42,6 +43,7 @@ def test_of_four_gpus_three_train_and_the_last_is_vllms(kit: Kit) -> None:
     assert "training on 4 GPU(s)" in job.said
 
 
+@pytest.mark.exhaustive  # test_nodes_and_arrays.py has it without vLLM
 def test_on_a_node_that_is_shared_it_takes_the_gpus_that_slurm_has_left(kit: Kit, slurm: Slurm) -> None:
     other = ("--partition=prio", "--nodelist=n1", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 600")
     holder = slurm.run("sbatch", "--parsable", *other).strip()

@@ -19,7 +19,8 @@ from mini_r1.rundir import RunDir
 
 from tests.conftest import REPO
 from tests.slurm.cluster import SYSTEM_PATH, Job
-from tests.slurm.conftest import Kit, a_program
+from tests.slurm.conftest import Checkout, Kit, a_program, selected
+from tests.slurm.stand_in_slurm import run_script
 
 STAND_IN = Path(__file__).with_name("stand_in_container.py")
 ONE = "slurm/train_1gpu.sh"
@@ -34,7 +35,7 @@ class Containers:
         model: what is mounted as /models/untrained, read-only.
     """
 
-    def __init__(self, kit: Kit, runtime: str, model: Path) -> None:
+    def __init__(self, kit: Checkout, runtime: str, model: Path) -> None:
         self.kit, self.runtime = kit, runtime
         space = " " if runtime == "apptainer" else "-"
         kit.folder = kit.folder.rename(kit.folder.with_name(f"my{space}kit"))
@@ -61,10 +62,9 @@ class Containers:
         )]  # fmt: skip
         kit.write_recipe("small", model_name_or_path="/models/untrained", max_steps=1)
 
-    def submit(self, *arguments: str, **changes: str) -> Job:
-        """`sbatch ARGUMENTS`, with a site file that says something else."""
+    def site(self, **changes: str) -> None:
+        """Write the site file, with other values for these."""
         self.kit.site(**{**self.settings, **changes})
-        return self.kit.submit(*arguments)
 
     def asked(self) -> list[dict[str, Any]]:
         """What the stand-in was asked for."""
@@ -75,14 +75,22 @@ RUNTIMES = ("apptainer", "pyxis")
 
 
 @pytest.fixture(scope="module")
-def make_containers(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Callable[[str], Containers]:
-    return lambda runtime: Containers(make_kit(runtime, REPO / ".venv"), runtime, untrained)
+def submit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Callable[..., tuple[Containers, Job]]:
+    """Submit a job in a checkout of its own; words and values may name its folder, {}."""
+
+    def submit(runtime: str, *arguments: str, **site: str) -> tuple[Containers, Job]:
+        kit = make_kit(runtime, REPO / ".venv")
+        container = Containers(kit, runtime, untrained)
+        container.site(**{name: value.replace("{}", str(container.folder)) for name, value in site.items()})
+        return container, kit.submit(*(word.replace("{}", str(container.folder)) for word in arguments))
+
+    return submit
 
 
 @pytest.fixture(scope="module")
-def trained(make_containers: Callable[[str], Containers]) -> dict[str, tuple[Containers, Job]]:
+def trained(submit: Callable[..., tuple[Containers, Job]]) -> dict[str, tuple[Containers, Job]]:
     """A run of one step in each."""
-    return {one.runtime: (one, one.submit(ONE, "small.yaml")) for one in map(make_containers, RUNTIMES)}
+    return {runtime: submit(runtime, ONE, "small.yaml") for runtime in RUNTIMES}
 
 
 REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
@@ -107,30 +115,57 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
 }  # fmt: skip
 
 
+ON_SLURM = ("no image", "run elsewhere")
+"""Before and after the first step of a job."""
+
+# Stand-ins for the tests without Slurm: a container in which `mini-r1 launch --dry-run` gives back its --run-dir.
+ANSWER = 'while [ $# -gt 0 ]; do [ "$1" != --run-dir ] || echo "\\"run_dir\\": \\"$2\\","; shift; done'
+WITH_PYXIS = 'while [ "${1#--}" != "$1" ]; do [ "$1" != --help ] || echo --container-image; shift; done; "$@"'
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_what_a_container_would_not_see_is_refused_before_training(tmp_path: Path, runtime: str, name: str) -> None:
+    says, arguments, changes = REFUSED[name]
+    (tmp_path / "model").mkdir()
+    container = Containers(Checkout(tmp_path), runtime, tmp_path / "model")
+    programs = tmp_path / "no-slurm"
+    for program, text in {"apptainer": ANSWER, "mini-r1": ANSWER, "srun": WITH_PYXIS}.items():
+        a_program(programs / program, text)
+    changes = {name: value.replace("{}", str(tmp_path)) for name, value in changes.items()}
+    container.site(**{**changes, "PATH": f"{programs}:{tmp_path}/slurm-programs:{SYSTEM_PATH}"})
+    ended = run_script(container.kit, *(word.replace("{}", str(tmp_path)) for word in arguments))
+    assert ended.code == 78, ended
+    assert says.replace("{}", str(tmp_path)) in ended.log
+    assert "training on" not in ended.log
+    assert not any("requeue" in call for call in ended.calls)
+
+
 @pytest.fixture(scope="module")
 def refused(
-    make_containers: Callable[[str], Containers], trained: object
+    submit: Callable[..., tuple[Containers, Job]], trained: object, request: pytest.FixtureRequest
 ) -> dict[tuple[str, str], tuple[Containers, Job]]:
-    """A job of each, in a checkout of its own; they run side by side."""
+    """A job of each whose test is in this run; they run side by side."""
     jobs = {}
-    for name, (_, arguments, site) in REFUSED.items():
-        for one in map(make_containers, RUNTIMES):
-            words = [word.replace("{}", str(one.folder)) for word in arguments]
-            changes = {key: value.replace("{}", str(one.folder)) for key, value in site.items()}
-            jobs[one.runtime, name] = (one, one.submit(*words, **changes))
+    for runtime, name in selected(request, "runtime", "on_slurm"):
+        _, arguments, site = REFUSED[name]
+        jobs[runtime, name] = submit(runtime, *arguments, **site)
     return jobs
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "on_slurm",
+    [pytest.param(name, marks=() if name in ON_SLURM else pytest.mark.exhaustive) for name in REFUSED],
+)
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_what_a_container_would_not_see_is_refused_before_training(
-    refused: dict[tuple[str, str], tuple[Containers, Job]], runtime: str, name: str
+def test_what_a_container_would_not_see_ends_the_job(
+    refused: dict[tuple[str, str], tuple[Containers, Job]], runtime: str, on_slurm: str
 ) -> None:
-    container, job = refused[runtime, name]
+    container, job = refused[runtime, on_slurm]
     assert job.wait() == "FAILED", str(job)
     assert (job.exit_code, job.restarts) == (78, 0), str(job)
-    assert REFUSED[name][0].replace("{}", str(container.folder)) in job.said, str(job)
+    assert REFUSED[on_slurm][0].replace("{}", str(container.folder)) in job.said, str(job)
     assert "training on" not in job.said
 
 

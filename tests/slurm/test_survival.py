@@ -1,7 +1,7 @@
 """What a cluster does to a job: preempted, out of time, cancelled, its node gone. The run goes on by itself, or not.
 
 One worker and the sampler of transformers, without vLLM: what is tried is between Slurm, slurm/lib.sh and the launcher.
-tests/slurm/test_ten_preemptions.py has the whole stack. The jobs run side by side, each until it is disturbed.
+tests/slurm/test_preemptions.py has the whole stack. The jobs run side by side, each until it is disturbed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
     """One undisturbed job, and one for each of the ways to end an attempt. All are over."""
     jobs = {
         "whole": start(kit, "whole", "--nodelist=n2"),
-        "with grace": start(kit, "with-grace", "--nodelist=n1", "--partition=gpu"),
-        "without grace": start(kit, "without-grace", "--nodelist=n1", "--partition=abrupt"),
         # USR1 comes when fewer than 50 min are left.
         "notice": start(kit, "notice", "--nodelist=n2", "--time=120", "--signal=B:USR1@3000"),
         # No notice that anyone could see: the limit itself.
@@ -42,19 +40,35 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
         "cancelled": start(kit, "cancelled", "--nodelist=n2"),
     }
     # Slurm looks at its limits every 30 s. What is to be disturbed waits for that; Slurm wakes what it ends.
-    disturbed = ("with grace", "without grace", "notice", "limit", "cancelled")
-    freeze_each_at(2, {name: kit.run(name.replace(" ", "-")) for name in disturbed})
-    # A GPU of n2 must be free, or the job beside would preempt another, and come when its rival is gone.
-    jobs["whole"].wait()
-    jobs["beside"] = start(kit, "without-grace", "--nodelist=n2", "--partition=prio")
+    freeze_each_at(2, {name: kit.run(name) for name in ("notice", "limit", "cancelled")})
+    slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=50")
+    slurm.run("scontrol", "update", f"jobid={jobs['limit'].number}", "timelimit=1")
+    jobs["beside"] = start(kit, "cancelled", "--nodelist=n3")
     jobs["beside"].wait()
-    limit, notice, run = jobs["limit"], jobs["notice"], kit.run("notice")
-    slurm.run("scontrol", "update", f"jobid={notice.number}", "timelimit=50")
-    slurm.run("scontrol", "update", f"jobid={limit.number}", "timelimit=1")
     slurm.run("scancel", jobs["cancelled"].number)
-    slurm.preempt("n1")
+    notice, limit = jobs["notice"], jobs["limit"]
+    notice.wait_for(lambda: NOTICE in notice.said)
+    slurm.run("scontrol", "update", f"jobid={notice.number}", "timelimit=120")  # no second one
+    thaw(kit.run("notice"))
     limit.wait_for(lambda: limit.restarts >= 1)
     slurm.run("scontrol", "update", f"jobid={limit.number}", "timelimit=60")
+    for job in jobs.values():
+        job.wait()
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def more_jobs(kit: Kit, slurm: Slurm, jobs: dict[str, Job]) -> dict[str, Job]:
+    """Further ways, once the others are over."""
+    more = {
+        "with grace": start(kit, "with-grace", "--nodelist=n1", "--partition=gpu"),
+        "without grace": start(kit, "without-grace", "--nodelist=n1", "--partition=abrupt"),
+        "early notice": start(kit, "early-notice", "--nodelist=n2", "--time=120", "--signal=B:USR1@3000"),
+    }
+    freeze_each_at(2, {name: kit.run(name.replace(" ", "-")) for name in more})
+    notice, run = more["early notice"], kit.run("early-notice")
+    slurm.run("scontrol", "update", f"jobid={notice.number}", "timelimit=50")
+    slurm.preempt("n1")
     notice.wait_for(lambda: NOTICE in notice.said)
     # From here on nothing else is waited for: its second attempt must be seen before it is over.
     thaw(run)
@@ -64,25 +78,27 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
     thaw(run)
     notice.wait_for(lambda: notice.restarts >= 2)
     slurm.run("scontrol", "update", f"jobid={notice.number}", "timelimit=120")
-    for job in jobs.values():
+    for job in more.values():
         job.wait()
-    return jobs
+    return more
 
 
 def start(kit: Kit, run: str, *options: str) -> Job:
     return kit.submit(*options, "slurm/train_1gpu.sh", "small.yaml", "--run-dir", f"runs/{run}")
 
 
-def test_a_preempted_job_with_grace_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
-    job, run = jobs["with grace"], kit.run("with-grace")
+@pytest.mark.exhaustive
+def test_a_preempted_job_with_grace_saves_and_goes_on_to_the_same_end(kit: Kit, more_jobs: dict[str, Job]) -> None:
+    job, run = more_jobs["with grace"], kit.run("with-grace")
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert "requeued after exit code 143" in job.said  # Slurm would only do it at the end of the grace
     assert "goes on from step" in job.said
     same_result(run, kit.run("whole"))
 
 
-def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
-    job, run = jobs["without grace"], kit.run("without-grace")
+@pytest.mark.exhaustive
+def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Kit, more_jobs: dict[str, Job]) -> None:
+    job, run = more_jobs["without grace"], kit.run("without-grace")
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert "ended by Slurm: if preempted, it starts again by itself" in job.said
     assert "goes on from step" in job.said
@@ -91,18 +107,23 @@ def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Ki
 
 def test_ahead_of_its_time_limit_a_job_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
     job, run = jobs["notice"], kit.run("notice")
-    assert (job.state, job.exit_code) == ("COMPLETED", 0), str(job)
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert NOTICE in job.said
+    assert "requeued after exit code 143" in job.said
+    assert "goes on from step" in job.said
     assert run.read_record()["attempts"][0]["attempt"] == 1
     same_result(run, kit.run("whole"))
 
 
-def test_a_notice_before_anyone_listens_costs_the_attempt_and_nothing_else(kit: Kit, jobs: dict[str, Job]) -> None:
-    second = jobs["notice"].said.partition("attempt 2:")[2].partition("attempt 3:")[0]
+@pytest.mark.exhaustive
+def test_a_notice_before_anyone_listens_costs_the_attempt_and_nothing_else(kit: Kit, more_jobs: dict[str, Job]) -> None:
+    job, run = more_jobs["early notice"], kit.run("early-notice")
+    second = job.said.partition("attempt 2:")[2].partition("attempt 3:")[0]
     assert NOTICE in second
     assert "exit code 143" in second
     assert "step 1" not in second.partition("training on")[2].partition("interrupted")[0]
-    assert jobs["notice"].restarts == 2
+    assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 2), str(job)
+    same_result(run, kit.run("whole"))
 
 
 def test_at_its_time_limit_a_job_without_a_notice_is_requeued_all_the_same(kit: Kit, jobs: dict[str, Job]) -> None:
@@ -110,7 +131,7 @@ def test_at_its_time_limit_a_job_without_a_notice_is_requeued_all_the_same(kit: 
     assert (job.state, job.exit_code) == ("COMPLETED", 0), str(job)
     assert "DUE TO TIME LIMIT" in job.said
     assert "requeued at the time limit" in job.said
-    assert job.restarts >= 1
+    assert job.restarts == 1
     same_result(run, kit.run("whole"))
 
 
@@ -124,15 +145,16 @@ def test_a_cancelled_job_saves_and_stays_cancelled(kit: Kit, jobs: dict[str, Job
 
 
 def test_a_second_job_in_one_run_directory_is_refused_and_disturbs_nothing(kit: Kit, jobs: dict[str, Job]) -> None:
-    job, other = jobs["beside"], jobs["without grace"]
+    job, other = jobs["beside"], jobs["cancelled"]
     assert (job.state, job.exit_code) == ("FAILED", 78), str(job)
-    assert f"job {other.number} is training in {kit.run('without-grace').path}" in job.said
-    rows = (kit.run("without-grace").path / "slurm" / "attempts.tsv").read_text().splitlines()
-    assert [row.split("\t")[0] for row in rows] == [other.number] * 2
+    assert f"job {other.number} is training in {kit.run('cancelled').path}" in job.said
+    rows = (kit.run("cancelled").path / "slurm" / "attempts.tsv").read_text().splitlines()
+    assert [row.split("\t")[0] for row in rows][:1] == [other.number]
+    assert job.number not in [row.split("\t")[0] for row in rows]
 
 
 def test_each_attempt_has_a_log_of_its_own_and_a_line_with_its_hours(kit: Kit, jobs: dict[str, Job]) -> None:
-    job, run = jobs["with grace"], kit.run("with-grace")
+    job, run = jobs["notice"], kit.run("notice")
     folder = run.path / "slurm"
     first, second = ((folder / f"{job.number}-{attempt}.log").read_text() for attempt in (1, 2))
     assert "interrupted after step" in first
@@ -148,22 +170,32 @@ def test_each_attempt_has_a_log_of_its_own_and_a_line_with_its_hours(kit: Kit, j
     assert "this run so far: 2 attempt(s)" in job.said
 
 
-def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_is_done(
-    kit: Kit, slurm: Slurm, jobs: dict[str, Job]
-) -> None:
+@pytest.fixture(scope="module")
+def evaluated(kit: Kit, jobs: dict[str, Job]) -> Job:
+    """The job that evaluates the cancelled run once it has been started again and is done."""
     again = start(kit, "cancelled")
     options = (f"--dependency=afterok:{again.number}", "slurm/evaluate.sh", "runs/cancelled")
     evaluation = kit.submit(*options, "--samples", "1")
-    every = kit.submit(
-        f"--dependency=afterok:{evaluation.number}", "slurm/evaluate.sh", "runs/cancelled", "all", "--samples", "1"
-    )
     assert evaluation.show("Dependency").startswith("afterok:")
     assert again.wait() == "COMPLETED", str(again)
+    assert evaluation.wait() == "COMPLETED", str(evaluation)
+    return evaluation
+
+
+def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_is_done(
+    kit: Kit, evaluated: Job
+) -> None:
     same_result(kit.run("cancelled"), kit.run("whole"))
+    assert evaluated.said.startswith("[")  # its output was appended to the log, not written over it
+    assert [path.name for path in kit.run("cancelled").evaluation.glob("*.json")] == [f"step-{LONG}.json"]
+
+
+@pytest.mark.exhaustive  # the second job that loads a model to evaluate it
+def test_every_snapshot_is_evaluated_that_is_not_measured_yet(kit: Kit, evaluated: Job) -> None:
+    every = kit.submit("slurm/evaluate.sh", "runs/cancelled", "all", "--samples", "1")
     assert every.wait() == "COMPLETED", str(every)
     run = kit.run("cancelled")
     steps = {int(path.name.removeprefix("step-")) for path in run.snapshots.iterdir()}
-    assert evaluation.said.startswith("[")  # its output was appended to the log, not written over it
     assert len(steps) == 2  # where it was cancelled, and the end
     assert {path.name for path in run.evaluation.glob("*.json")} == {f"step-{step}.json" for step in {0, *steps}}
     assert f"same settings: steps {max(steps)}; 2 to do" in every.said

@@ -1,0 +1,79 @@
+"""Preemptions in a row of one run: the real vLLM 0.7.0 and two ZeRO-3 workers, by `sbatch slurm/train_4xh100.sh`.
+
+No stand-in: a real Slurm preempts, with and without grace in turn, always in another step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.real_stack import needs_vllm, random_model, sharding_everything, write_recipe
+from tests.conftest import REPO, rows
+from tests.slurm.cluster import GRACE_S, Job, Slurm
+from tests.slurm.conftest import Kit
+from tests.slurm.results import freeze, reached, same_result
+
+pytestmark = [needs_vllm, pytest.mark.real]
+
+
+@pytest.fixture(scope="module")
+def kit(make_kit: Callable[[str, Path], Kit], slurm: Slurm) -> Kit:
+    kit = make_kit("preemptions", REPO / ".venv-vllm")
+    random_model(kit.folder / "model")
+    return kit
+
+
+def start(kit: Kit, run: str, node: str, steps: int) -> Job:
+    """3 GPUs: two workers and vLLM."""
+    write_recipe(
+        kit.folder / f"{run}.yaml", kit.folder / "model", gradient_accumulation_steps=1, max_steps=steps,
+        save_steps=1000,
+    )  # fmt: skip
+    options = ("--partition=gpu", f"--nodelist={node}", "--gpus-per-node=3")
+    launch = (f"{run}.yaml", "--run-dir", f"runs/{run}", "--deepspeed", sharding_everything(kit.folder))
+    return kit.submit(*options, "slurm/train_4xh100.sh", *launch)
+
+
+@pytest.mark.parametrize(("times", "steps"), [(2, 12), pytest.param(10, 32, marks=pytest.mark.exhaustive)])
+def test_preemptions_in_a_row_end_with_the_weights_of_the_run_that_nothing_disturbed(
+    kit: Kit, slurm: Slurm, times: int, steps: int
+) -> None:
+    job, run = start(kit, f"preempted-{times}", "n1", steps), kit.run(f"preempted-{times}")
+    whole = start(kit, f"whole-{times}", "n2", steps)
+    saved = 0
+    for count in range(times):
+        job.wait_for(lambda count=count: job.restarts == count)  # type: ignore[misc]
+        # At least one step further than the last save, so that none is for nothing.
+        job.wait_for(reached(run, saved + 1))
+        freeze(run)  # until Slurm wakes what it ends, so that there are steps left for the next time
+        slurm.run("scontrol", "update", "partitionname=gpu", f"gracetime={GRACE_S if count % 2 else 0}")
+        slurm.preempt("n1")
+        job.wait_for(lambda count=count: job.restarts == count + 1)  # type: ignore[misc]
+        newest = run.complete_checkpoints()[0]
+        assert saved < newest.step < steps
+        saved = newest.step
+    slurm.run("scontrol", "update", "partitionname=gpu", f"gracetime={GRACE_S}")
+    assert job.wait() == "COMPLETED", str(job)
+    assert (job.exit_code, job.restarts) == (0, times)
+    # With grace the script asks for the requeue, without it Slurm does it by itself.
+    assert job.said.count("requeued after exit code 143") == times // 2
+    assert job.said.count("ended by Slurm: if preempted, it starts again by itself") == times // 2
+
+    assert whole.wait() == "COMPLETED", str(whole)
+    assert whole.restarts == 0
+    assert "3 slots on the CPU (MINI_R1_ACCELERATOR=cpu and CUDA_VISIBLE_DEVICES=0,1,2)" in whole.said
+    assert f"Slurm job {whole.number}" in whole.said
+    assert "training on 3 GPU(s)" in whole.said
+    attempts = run.read_record()["attempts"]
+    assert [(one["workers"], one["vllm_device"]) for one in attempts] == [(2, "cpu")] * (times + 1)
+    newest = run.complete_checkpoints()[0]
+    assert (newest.step, newest.facts["world_size"], newest.facts["zero_stage"]) == (steps, 2, 3)
+    # Nothing was lost: every step was taken once, and each attempt began where the last one had stopped.
+    taken = [
+        row["step"] for attempt in range(1, times + 2) for row in rows(run.attempts / str(attempt) / "metrics.jsonl")
+    ]
+    assert taken == list(range(1, steps + 1))
+    same_result(run, kit.run(f"whole-{times}"))
