@@ -175,7 +175,7 @@ class Slurm:
     ) -> subprocess.CompletedProcess[str]:
         """Run one of Slurm's commands to its end, whatever it is."""
         return subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=120, cwd=cwd,
+            list(map(str, command)), capture_output=True, text=True, timeout=300, cwd=cwd,
             env={**self.environment, **environment},
         )  # fmt: skip
 
@@ -245,7 +245,7 @@ class Job:
         """How often it was started again."""
         return int(self.show("Restarts"))
 
-    def wait_for(self, done: Callable[[], bool], timeout_s: float = 300) -> None:
+    def wait_for(self, done: Callable[[], bool], timeout_s: float = 600) -> None:
         """Wait until something has happened; the job must not end before."""
         deadline = time.monotonic() + timeout_s
         while not done():

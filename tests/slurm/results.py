@@ -40,7 +40,7 @@ def thaw(run: RunDir) -> None:
             process.resume()
 
 
-def freeze_each_at(step: int, runs: Mapping[str, RunDir], timeout_s: float = 300) -> None:
+def freeze_each_at(step: int, runs: Mapping[str, RunDir], timeout_s: float = 600) -> None:
     """Let each run take so many steps and no more, in whatever order they get there."""
     waiting = dict(runs)
     deadline = time.monotonic() + timeout_s

@@ -6,16 +6,16 @@ What Slurm gives a job, and what it makes of an exit code, is tested in test_ref
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping
 
 from tests.slurm.cluster import SYSTEM_PATH
 from tests.slurm.conftest import Checkout, a_program
 
+TIMEOUT_S = 300
 PROGRAMS = {
     "srun": 'while [ "${1#--}" != "$1" ]; do [ "$1" != --help ] || exit 0; shift; done\nexec "$@"',
-    "scontrol": 'echo "$*" >>"$STAND_IN_CALLS"\n[ "$1" != show ] || echo "JobState=RUNNING Reason=None"',
+    "scontrol": 'echo "$*" >>"$STAND_IN_CALLS"\n[ "$1" != show ] || echo "JobId=7 $STAND_IN_JOB"',
     "squeue": "",
 }
 """Stand-ins. This srun starts the first node's task and has no plugins; scontrol writes down what it is asked."""
@@ -30,47 +30,58 @@ def job(gpus: int) -> dict[str, str | None]:
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Ended:
-    """A batch script that has ended.
-
-    Attributes:
-        code: its exit code.
-        log: its output.
-        calls: of scontrol, a line each.
-    """
-
-    code: int
-    log: str
-    calls: list[str]
-
-
-def run_script(
-    kit: Checkout,
-    *script: str,
-    environment: Mapping[str, str | None] | None = None,
-    gpus: int = 1,
-    programs: Path | None = None,
-) -> Ended:
-    """Run a batch script and its arguments to the end.
+class Script:
+    """A batch script and its arguments, started.
 
     Args:
         kit: the checkout that it is submitted from.
         script: its path in there, and its arguments.
         environment: what else Slurm and the submitting shell set; None: not set.
         gpus: on the node.
-        programs: a folder of further stand-ins, before the others on PATH.
+        shown: of the job, by scontrol.
     """
-    own = kit.folder.parent / "slurm-programs"
-    for name, text in PROGRAMS.items():
-        a_program(own / name, text)
-    calls = own / "calls"
-    given = {
-        "PATH": f"{programs or own}:{own}:{SYSTEM_PATH}", "HOME": str(kit.folder.parent / "home"),
-        "STAND_IN_CALLS": str(calls), "SLURM_SUBMIT_DIR": str(kit.folder), **job(gpus), **(environment or {}),
-    }  # fmt: skip
-    done = subprocess.run(
-        ["bash", *script], cwd=kit.folder, env={name: value for name, value in given.items() if value is not None},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
-    )  # fmt: skip
-    return Ended(done.returncode, done.stdout, calls.read_text().splitlines() if calls.exists() else [])
+
+    def __init__(
+        self,
+        kit: Checkout,
+        *script: str,
+        environment: Mapping[str, str | None] | None = None,
+        gpus: int = 1,
+        shown: str = "JobState=RUNNING Reason=None",
+    ) -> None:
+        programs = kit.folder.parent / "slurm-programs"
+        for name, text in PROGRAMS.items():
+            a_program(programs / name, text)
+        self._calls, self._log = programs / "calls", kit.folder / "mini-r1-7.log"
+        given = {
+            "PATH": f"{programs}:{SYSTEM_PATH}", "HOME": str(kit.folder.parent / "home"), "STAND_IN_JOB": shown,
+            "STAND_IN_CALLS": str(self._calls), "SLURM_SUBMIT_DIR": str(kit.folder), **job(gpus), **(environment or {}),
+        }  # fmt: skip
+        variables = {name: value for name, value in given.items() if value is not None}
+        with self._log.open("wb") as output:
+            self.process = subprocess.Popen(
+                ["bash", *script], cwd=kit.folder, env=variables,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def log(self) -> str:
+        """Its output so far."""
+        return self._log.read_text(errors="replace")
+
+    @property
+    def calls(self) -> list[str]:
+        """What scontrol was asked so far, a line each."""
+        return self._calls.read_text().splitlines() if self._calls.exists() else []
+
+    def wait_for(self, done: Callable[[], bool]) -> None:
+        """Wait until something has happened; the script must not end before."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not done():
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log}"
+            assert time.monotonic() < deadline, f"not there after {TIMEOUT_S} s:\n{self.log}"
+            time.sleep(0.05)
+
+    def wait(self) -> int:
+        """Wait for its end; its exit code."""
+        return self.process.wait(TIMEOUT_S)

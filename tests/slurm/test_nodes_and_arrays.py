@@ -27,6 +27,7 @@ def kit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Kit:
     return kit
 
 
+@pytest.mark.usefixtures("failing")  # so that they wait meanwhile
 def test_a_job_whose_node_goes_down_starts_again_from_its_last_checkpoint(kit: Kit, slurm: Slurm) -> None:
     # Two workers each: of the undisturbed run on one node, of the other on two.
     on_one = ("--nodelist=n3", "--gpus-per-node=2", "slurm/train_1gpu.sh", "small.yaml")
@@ -63,24 +64,27 @@ def test_a_job_whose_probe_dies_every_time_is_started_again_three_times_and_no_m
     assert "3 attempts in a row failed without a new checkpoint: enough" in job.said
 
 
+def a_launcher(kit: Kit, ends: str, *, dry_run: bool = True) -> None:
+    """Give a checkout a stand-in for `mini-r1 launch` that ends so; with its run directory first, if asked for that."""
+    answer = '*" --dry-run "*) echo "\\"run_dir\\": \\"$PWD/runs/stand-in\\"," && exit ;;'
+    lines = ['[ "$2" != "import mini_r1" ] || exit 0', *([f'case " $* " in {answer} esac'] if dry_run else []), ends]
+    a_program(kit.folder / "venv" / "bin" / "python", "\n".join(lines))
+    kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(kit.folder / "venv"))
+
+
 @pytest.fixture(scope="module")
 def failing(make_kit: Callable[[str, Path], Kit]) -> dict[str, Job]:
-    """Jobs whose launcher is a stand-in that ends with a code: at once, or when the run directory is known."""
+    """Jobs whose launcher ends with a code: at once, or when the run directory is known."""
     jobs = {}
-    for name, code in (("start 150", 150), ("start 255", 255), ("attempt 150", 150)):
-        kit = make_kit(name.replace(" ", "-"), REPO / ".venv")
-        python = kit.folder / "venv" / "bin" / "python"
-        answer = f'[[ " $* " == *" --dry-run "* ]] && echo \'"run_dir": "{kit.run("broken").path}"\' && exit'
-        lines = ['[ "$2" = "import mini_r1" ] && exit', *([answer] if name == "attempt 150" else []), f"exit {code}"]
-        a_program(python, "\n".join(lines))
-        python.write_text(python.read_text().replace("#!/bin/sh", "#!/bin/bash"))
-        kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(python.parents[1]))
-        jobs[name] = kit.submit("slurm/train_1gpu.sh")
+    for name, code, dry_run in (("driver", 150, False), ("image", 255, False), ("attempt", 150, True)):
+        kit = make_kit(name, REPO / ".venv")
+        a_launcher(kit, f"exit {code}", dry_run=dry_run)
+        jobs[name] = kit.submit("--nodelist=n3", "slurm/train_1gpu.sh")  # no other goes down
     return jobs
 
 
 def test_a_job_that_fails_every_time_is_started_again_three_times_and_no_more(failing: dict[str, Job]) -> None:
-    job = failing["attempt 150"]
+    job = failing["attempt"]
     assert job.wait() == "FAILED", str(job)
     assert (job.exit_code, job.restarts) == (1, 3), str(job)
     assert job.said.count("requeued after exit code 150") == 3
@@ -89,7 +93,7 @@ def test_a_job_that_fails_every_time_is_started_again_three_times_and_no_more(fa
 
 def test_starts_that_fail_before_there_is_a_run_directory_are_bounded_too(failing: dict[str, Job]) -> None:
     # A driver that does not answer; an image that does not open.
-    device, image = failing["start 150"], failing["start 255"]
+    device, image = failing["driver"], failing["image"]
     assert (device.wait(), image.wait()) == ("FAILED", "FAILED")
     assert (device.exit_code, device.restarts) == (1, 2), str(device)
     assert "3 starts in a row failed: enough" in device.said
@@ -97,24 +101,44 @@ def test_starts_that_fail_before_there_is_a_run_directory_are_bounded_too(failin
     assert "the kit does not start in the runtime venv on every node" in image.said
 
 
-@pytest.mark.parametrize("rows", [2, pytest.param(4, marks=pytest.mark.exhaustive)])
-def test_an_array_trains_a_run_for_each_row_of_its_table_on_the_gpus_that_slurm_has_left(kit: Kit, rows: int) -> None:
-    table = f"table-{rows}.txt"
-    (kit.folder / table).write_text(
-        "# name and overrides\n\nslow  learning_rate=1e-4  beta=0.01\nfast  learning_rate=1e-2  beta=0.01\n"
-        "tight  learning_rate=1e-3  beta=0.1\nloose  learning_rate=1e-3  beta=0\n"
-    )
-    options = (f"--array=0-{rows - 1}", "--nodelist=n3", "--gpus-per-node=1", "slurm/sweep.sh", table, "row.yaml")
-    jobs = kit.submit_array(*options, rows=tuple(range(rows)))
-    expected = {"slow": (1e-4, 0.01), "fast": (1e-2, 0.01), "tight": (1e-3, 0.1), "loose": (1e-3, 0.0)}
+TABLE = (
+    "# name and overrides\n\nslow  learning_rate=1e-4  beta=0.01\nfast  learning_rate=1e-2  beta=0.01\n"
+    "tight  learning_rate=1e-3  beta=0.1\nloose  learning_rate=1e-3  beta=0\n"
+)
+ARRAY = ("--array=0-3", "--nodelist=n3", "--gpus-per-node=1", "slurm/sweep.sh", "table.txt", "row.yaml")
+
+
+def test_an_array_starts_a_run_for_each_row_of_its_table_on_the_gpus_that_slurm_has_left(
+    make_kit: Callable[[str, Path], Kit],
+) -> None:
+    kit = make_kit("array", REPO / ".venv")
+    (kit.folder / "table.txt").write_text(TABLE)
+    # Until all four have begun, so that no GPU is given twice.
+    begun = 'touch "begun-$SLURM_ARRAY_TASK_ID"; until [ "$(ls -d begun-* | wc -l)" = 4 ]; do sleep 0.2; done'
+    a_launcher(kit, f'{begun}\necho "GPU $CUDA_VISIBLE_DEVICES:" "$@"')
+    jobs = kit.submit_array(*ARRAY, rows=(0, 1, 2, 3))
     devices = set()
-    for job, (name, (learning_rate, beta)) in zip(jobs, list(expected.items())[:rows], strict=True):
+    for job, row in zip(jobs, TABLE.splitlines()[2:], strict=True):
         assert job.wait() == "COMPLETED", str(job)
-        run = kit.run(f"table-{rows}/{name}")
+        name, *overrides = row.split()
+        sets = " ".join(f"--set {override}" for override in overrides)
+        started = re.search(r"^GPU (\d): -m mini_r1 launch (.*)$", job.said, re.MULTILINE)
+        assert started is not None, str(job)
+        assert started[2] == f"row.yaml --run-dir runs/table/{name} {sets}"
+        devices.add(started[1])
+    assert devices == {"0", "1", "2", "3"}
+
+
+@pytest.mark.exhaustive
+def test_an_array_trains_a_run_for_each_row_of_its_table(kit: Kit) -> None:
+    (kit.folder / "table.txt").write_text(TABLE)
+    jobs = kit.submit_array(*ARRAY, rows=(0, 1, 2, 3))
+    expected = {"slow": (1e-4, 0.01), "fast": (1e-2, 0.01), "tight": (1e-3, 0.1), "loose": (1e-3, 0.0)}
+    for job, (name, (learning_rate, beta)) in zip(jobs, expected.items(), strict=True):
+        assert job.wait() == "COMPLETED", str(job)
+        run = kit.run(f"table/{name}")
         assert run.read_state()["state"] == "finished"
         recipe = run.recipe_file.read_text()
         assert f"learning_rate: {learning_rate}" in recipe
         assert f"beta: {beta}" in recipe
         assert f"{name}  learning_rate" in job.said
-        devices |= set(re.findall(r"MINI_R1_ACCELERATOR=cpu and CUDA_VISIBLE_DEVICES=(\d)\)", job.said))
-    assert len(devices) == rows

@@ -1,6 +1,7 @@
-"""Preemptions in a row of one run: the real vLLM 0.7.0 and two ZeRO-3 workers, by `sbatch slurm/train_4xh100.sh`.
+"""Preemptions in a row of one run: the real vLLM 0.7.0 and three ZeRO-3 workers, by `sbatch slurm/train_4xh100.sh`.
 
-No stand-in: a real Slurm preempts, with and without grace in turn, always in another step.
+No stand-in: a real Slurm preempts, with and without grace in turn, always in another step. The run that nothing
+disturbs is on two nodes, by `sbatch slurm/train_2x8h100.sh`: as many workers, so the same bits.
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ def kit(make_kit: Callable[[str, Path], Kit], slurm: Slurm) -> Kit:
     return kit
 
 
-def start(kit: Kit, run: str, node: str, steps: int) -> Job:
-    """3 GPUs: two workers and vLLM."""
+def start(kit: Kit, run: str, steps: int, *options: str) -> Job:
+    """4 GPUs: three workers and vLLM."""
     write_recipe(
         kit.folder / f"{run}.yaml", kit.folder / "model", gradient_accumulation_steps=1, max_steps=steps,
         save_steps=1000,
     )  # fmt: skip
-    options = ("--partition=gpu", f"--nodelist={node}", "--gpus-per-node=3")
     launch = (f"{run}.yaml", "--run-dir", f"runs/{run}", "--deepspeed", sharding_everything(kit.folder))
-    return kit.submit(*options, "slurm/train_4xh100.sh", *launch)
+    return kit.submit("--partition=gpu", *options, *launch)
 
 
-@pytest.mark.parametrize(("times", "steps"), [(2, 12), pytest.param(10, 32, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(("times", "steps"), [(2, 10), pytest.param(10, 32, marks=pytest.mark.exhaustive)])
 def test_preemptions_in_a_row_end_with_the_weights_of_the_run_that_nothing_disturbed(
     kit: Kit, slurm: Slurm, times: int, steps: int
 ) -> None:
-    job, run = start(kit, f"preempted-{times}", "n1", steps), kit.run(f"preempted-{times}")
-    whole = start(kit, f"whole-{times}", "n2", steps)
+    job = start(kit, f"preempted-{times}", steps, "--nodelist=n1", "slurm/train_4xh100.sh")
+    two_nodes = ("--nodelist=n[2-3]", "--gpus-per-node=2", "slurm/train_2x8h100.sh")
+    whole = start(kit, f"whole-{times}", steps, *two_nodes)
+    run, undisturbed = kit.run(f"preempted-{times}"), kit.run(f"whole-{times}")
     saved = 0
     for count in range(times):
         job.wait_for(lambda count=count: job.restarts == count)  # type: ignore[misc]
@@ -64,16 +66,21 @@ def test_preemptions_in_a_row_end_with_the_weights_of_the_run_that_nothing_distu
 
     assert whole.wait() == "COMPLETED", str(whole)
     assert whole.restarts == 0
-    assert "3 slots on the CPU (MINI_R1_ACCELERATOR=cpu and CUDA_VISIBLE_DEVICES=0,1,2)" in whole.said
-    assert f"Slurm job {whole.number}" in whole.said
-    assert "training on 3 GPU(s)" in whole.said
-    attempts = run.read_record()["attempts"]
-    assert [(one["workers"], one["vllm_device"]) for one in attempts] == [(2, "cpu")] * (times + 1)
+    for one, attempts in ((run, times + 1), (undisturbed, 1)):
+        record = one.read_record()["attempts"]
+        assert [(attempt["workers"], attempt["vllm_device"]) for attempt in record] == [(3, "cpu")] * attempts
+    assert "4 slots on the CPU (MINI_R1_ACCELERATOR=cpu and CUDA_VISIBLE_DEVICES=0,1,2,3)" in job.said
+    assert "3 workers on 2 nodes (1 + 2)" in whole.said
+    for submitted in (job, whole):
+        assert f"Slurm job {submitted.number}" in submitted.said
+        assert "training on 4 GPU(s)" in submitted.said
+    outputs = sorted(path.name for path in (undisturbed.attempts / "1").glob("*.out"))
+    assert outputs == ["rank-0.out", "rank-1.out", "rank-2.out"]
     newest = run.complete_checkpoints()[0]
-    assert (newest.step, newest.facts["world_size"], newest.facts["zero_stage"]) == (steps, 2, 3)
+    assert (newest.step, newest.facts["world_size"], newest.facts["zero_stage"]) == (steps, 3, 3)
     # Nothing was lost: every step was taken once, and each attempt began where the last one had stopped.
     taken = [
         row["step"] for attempt in range(1, times + 2) for row in rows(run.attempts / str(attempt) / "metrics.jsonl")
     ]
     assert taken == list(range(1, steps + 1))
-    same_result(run, kit.run(f"whole-{times}"))
+    same_result(run, undisturbed)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.slurm.conftest import Checkout, a_program
 from tests.slurm.refusals import CASES, ONE
-from tests.slurm.stand_in_slurm import run_script
+from tests.slurm.stand_in_slurm import Script
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.only_on_slurm])
@@ -22,11 +22,11 @@ def test_bad_input_is_refused_and_begins_no_run(tmp_path: Path, name: str) -> No
         pytest.skip(case.needs)
     kit = Checkout(tmp_path)
     case.write(kit)
-    ended = run_script(kit, *case.script, gpus=case.gpus, environment={**case.exports, **case.given})
-    assert ended.code == 78, ended
-    assert case.says in ended.log
-    assert "attempt over: exit code 78" in ended.log
-    assert not any("requeue" in call for call in ended.calls)
+    script = Script(kit, *case.script, gpus=case.gpus, environment={**case.exports, **case.given})
+    assert script.wait() == 78, script.log
+    assert case.says in script.log
+    assert "attempt over: exit code 78" in script.log
+    assert not any("requeue" in call for call in script.calls)
     assert not (kit.folder / "runs").exists()
 
 
@@ -36,10 +36,10 @@ def test_a_kit_that_does_not_start_on_a_node_is_refused(tmp_path: Path, code: in
     # It starts where the batch shell looks, and ends so as the step: no such file, no right to run it, srun's own.
     a_program(tmp_path / "venv" / "bin" / "python", f'[ "$2" = "import mini_r1" ] || exit {code}')
     kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(tmp_path / "venv"))
-    ended = run_script(kit, ONE)
-    assert ended.code == 78, ended
-    assert "the kit does not start in the runtime venv on every node" in ended.log
-    assert not any("requeue" in call for call in ended.calls)
+    script = Script(kit, ONE)
+    assert script.wait() == 78, script.log
+    assert "the kit does not start in the runtime venv on every node" in script.log
+    assert not any("requeue" in call for call in script.calls)
 
 
 def test_a_script_without_sbatch_says_how_to_submit_it(tmp_path: Path) -> None:

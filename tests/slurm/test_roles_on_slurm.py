@@ -13,7 +13,8 @@ from tests.conftest import REPO
 from tests.slurm.cluster import Job, Slurm
 from tests.slurm.conftest import Kit
 
-pytestmark = [needs_vllm, pytest.mark.real]
+# What test_preemptions.py and test_nodes_and_arrays.py have of this is in the tier `real`.
+pytestmark = [needs_vllm, pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,6 @@ def finished(kit: Kit, job: Job, run: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.exhaustive  # test_preemptions.py has three GPUs
 def test_of_four_gpus_three_train_and_the_last_is_vllms(kit: Kit) -> None:
     job = kit.submit("slurm/train_4xh100.sh", "two.yaml", "--run-dir", "runs/four")
     attempt = finished(kit, job, "four")
@@ -43,7 +43,6 @@ def test_of_four_gpus_three_train_and_the_last_is_vllms(kit: Kit) -> None:
     assert "training on 4 GPU(s)" in job.said
 
 
-@pytest.mark.exhaustive  # test_nodes_and_arrays.py has it without vLLM
 def test_on_a_node_that_is_shared_it_takes_the_gpus_that_slurm_has_left(kit: Kit, slurm: Slurm) -> None:
     other = ("--partition=prio", "--nodelist=n1", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 600")
     holder = slurm.run("sbatch", "--parsable", *other).strip()

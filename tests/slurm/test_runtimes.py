@@ -20,7 +20,7 @@ from mini_r1.rundir import RunDir
 from tests.conftest import REPO
 from tests.slurm.cluster import SYSTEM_PATH, Job
 from tests.slurm.conftest import Checkout, Kit, a_program, selected
-from tests.slurm.stand_in_slurm import run_script
+from tests.slurm.stand_in_slurm import Script
 
 STAND_IN = Path(__file__).with_name("stand_in_container.py")
 ONE = "slurm/train_1gpu.sh"
@@ -87,12 +87,6 @@ def submit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Callable[..
     return submit
 
 
-@pytest.fixture(scope="module")
-def trained(submit: Callable[..., tuple[Containers, Job]]) -> dict[str, tuple[Containers, Job]]:
-    """A run of one step in each."""
-    return {runtime: submit(runtime, ONE, "small.yaml") for runtime in RUNTIMES}
-
-
 REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
     # What the log says, what `sbatch` is given, what site.env says; {} is the checkout's parent.
     "no image": ("no image at /nowhere.sif", (ONE,), {"MINI_R1_IMAGE": "/nowhere.sif"}),
@@ -115,6 +109,14 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def trained(
+    submit: Callable[..., tuple[Containers, Job]], request: pytest.FixtureRequest
+) -> dict[str, tuple[Containers, Job]]:
+    """A run of one step in each whose test is in this run."""
+    return {runtime: submit(runtime, ONE, "small.yaml") for (runtime,) in selected(request, "trains_in")}
+
+
 ON_SLURM = ("no image", "run elsewhere")
 """Before and after the first step of a job."""
 
@@ -134,11 +136,11 @@ def test_what_a_container_would_not_see_is_refused_before_training(tmp_path: Pat
         a_program(programs / program, text)
     changes = {name: value.replace("{}", str(tmp_path)) for name, value in changes.items()}
     container.site(**{**changes, "PATH": f"{programs}:{tmp_path}/slurm-programs:{SYSTEM_PATH}"})
-    ended = run_script(container.kit, *(word.replace("{}", str(tmp_path)) for word in arguments))
-    assert ended.code == 78, ended
-    assert says.replace("{}", str(tmp_path)) in ended.log
-    assert "training on" not in ended.log
-    assert not any("requeue" in call for call in ended.calls)
+    script = Script(container.kit, *(word.replace("{}", str(tmp_path)) for word in arguments))
+    assert script.wait() == 78, script.log
+    assert says.replace("{}", str(tmp_path)) in script.log
+    assert "training on" not in script.log
+    assert not any("requeue" in call for call in script.calls)
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +172,11 @@ def test_what_a_container_would_not_see_ends_the_job(
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("trains_in", ["apptainer", pytest.param("pyxis", marks=pytest.mark.exhaustive)])
 def test_a_run_in_a_container_finishes_where_the_node_keeps_it(
-    trained: dict[str, tuple[Containers, Job]], runtime: str
+    trained: dict[str, tuple[Containers, Job]], trains_in: str
 ) -> None:
-    container, job = trained[runtime]
+    container, job = trained[trains_in]
     assert job.wait() == "COMPLETED", str(job)
     run = RunDir(container.runs / "small")
     assert run.read_state()["state"] == "finished"
@@ -184,12 +186,12 @@ def test_a_run_in_a_container_finishes_where_the_node_keeps_it(
     assert "--dry-run" in dry["command"]
     assert "--dry-run" not in real["command"]
     for asked in (dry, real):
-        assert asked["program"] == runtime
+        assert asked["program"] == trains_in
         assert asked["image"] == str(container.image)
         assert asked["workdir"] == str(container.kit.folder)
         assert asked["mounts"] == container.mounts
         # --nv asks for GPUs: the CPU has none.
-        assert asked["flags"] == {"apptainer": ["--no-home"], "pyxis": ["--no-container-mount-home"]}[runtime]
+        assert asked["flags"] == {"apptainer": ["--no-home"], "pyxis": ["--no-container-mount-home"]}[trains_in]
 
 
 # ---- the functions of slurm/lib.sh, without a cluster ----------------------------------------------------------------

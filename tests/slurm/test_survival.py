@@ -182,6 +182,7 @@ def evaluated(kit: Kit, jobs: dict[str, Job]) -> Job:
     return evaluation
 
 
+@pytest.mark.exhaustive
 def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_is_done(
     kit: Kit, evaluated: Job
 ) -> None:
@@ -190,7 +191,7 @@ def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_
     assert [path.name for path in kit.run("cancelled").evaluation.glob("*.json")] == [f"step-{LONG}.json"]
 
 
-@pytest.mark.exhaustive  # the second job that loads a model to evaluate it
+@pytest.mark.exhaustive
 def test_every_snapshot_is_evaluated_that_is_not_measured_yet(kit: Kit, evaluated: Job) -> None:
     every = kit.submit("slurm/evaluate.sh", "runs/cancelled", "all", "--samples", "1")
     assert every.wait() == "COMPLETED", str(every)
@@ -202,6 +203,7 @@ def test_every_snapshot_is_evaluated_that_is_not_measured_yet(kit: Kit, evaluate
     assert f"step {min(steps)} (2 of 2): completions" in every.said
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_says_so_and_ends(kit: Kit, jobs: dict[str, Job]) -> None:
     job = start(kit, "whole")
     assert (job.wait(), job.exit_code) == ("COMPLETED", 0)
