@@ -42,6 +42,7 @@ ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser=root
+FirstJobId={first_job}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
@@ -111,9 +112,11 @@ class Slurm:
         for name in ("munge", "state", "dev", "node-disk"):
             (self.folder / name).mkdir()
         ports = iter(_free_ports(4))
+        # The kit derives a port from a job's number, and all clusters of this machine share one network.
         conf = CONF.format(
-            host=socket.gethostname(), folder=self.folder, port=next(ports), port1=next(ports), port2=next(ports),
-            port3=next(ports), gres=f"gpu:h100:{GPUS}", grace=GRACE_S, kill_wait=KILL_WAIT_S,
+            host=socket.gethostname(), folder=self.folder, first_job=1000 + secrets.randbelow(1_000_000),
+            port=next(ports), port1=next(ports), port2=next(ports), port3=next(ports),
+            gres=f"gpu:h100:{GPUS}", grace=GRACE_S, kill_wait=KILL_WAIT_S,
         )  # fmt: skip
         (self.folder / "slurm.conf").write_text(conf)
         device_files = [self.folder / "dev" / f"nvidia{index}" for index in range(GPUS)]
