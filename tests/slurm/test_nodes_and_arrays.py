@@ -66,7 +66,7 @@ def test_a_job_whose_probe_dies_every_time_is_started_again_three_times_and_no_m
 
 def a_launcher(kit: Kit, ends: str, *, dry_run: bool = True) -> None:
     """Give a checkout a stand-in for `mini-r1 launch` that ends so; with its run directory first, if asked for that."""
-    answer = '*" --dry-run "*) echo "\\"run_dir\\": \\"$PWD/runs/stand-in\\"," && exit ;;'
+    answer = '*" --dry-run "*) echo "\\"run_dir\\": \\"$PWD/runs/stand-in-${SLURM_ARRAY_TASK_ID:-0}\\"," && exit ;;'
     lines = ['[ "$2" != "import mini_r1" ] || exit 0', *([f'case " $* " in {answer} esac'] if dry_run else []), ends]
     a_program(kit.folder / "venv" / "bin" / "python", "\n".join(lines))
     kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(kit.folder / "venv"))
