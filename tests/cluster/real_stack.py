@@ -19,7 +19,7 @@ from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.rundir import RunDir
 from safetensors.torch import load_file
 
-from tests.conftest import ASSETS, REPO, without_times
+from tests.conftest import ASSETS, REPO, rows, without_times
 
 PYTHON = REPO / ".venv-vllm" / "bin" / "python"
 needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm here: run `make vllm-cpu`")
@@ -173,13 +173,21 @@ def reached(run: RunDir, step: int, phase: str | None = None) -> Callable[[], bo
 
 def same(run: RunDir, whole: RunDir) -> None:
     """Assert that both took the same steps, to the bit."""
-    assert _lasting(run) == _lasting(whole)
+    assert _lasting(run.metrics()) == _lasting(whole.metrics())
     assert list(run.completions()) == list(whole.completions())
     for name, tensor in load_file(whole.snapshots / f"step-{STEPS}" / "model.safetensors").items():
         assert tensor.equal(load_file(run.snapshots / f"step-{STEPS}" / "model.safetensors")[name]), name
 
 
-def _lasting(run: RunDir) -> list[dict[str, Any]]:
-    """The logged rows without the clock's part; what changed since the last sync is not known at an attempt's first."""
-    rows = without_times(run.metrics())
-    return [{name: value for name, value in row.items() if name != "sync/changed"} for row in rows]
+def assert_repeated(run: RunDir, attempt: int, step: int) -> None:
+    """Assert that the next attempt took a step again that was lost with this one, and took it the same to the bit."""
+    before, after = run.attempts / str(attempt), run.attempts / str(attempt + 1)
+    for name in ("metrics.jsonl", "completions.jsonl"):
+        first, second = ([row for row in rows(folder / name) if row["step"] == step] for folder in (before, after))
+        assert first, f"{before} did not take step {step}"
+        assert _lasting(first) == _lasting(second)
+
+
+def _lasting(logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without the clock's part; what changed since the last sync is not known at an attempt's first."""
+    return [{name: value for name, value in row.items() if name != "sync/changed"} for row in without_times(logged)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.cluster import smoke as parts
 
 from tests.cluster.real_stack import ENVIRONMENT, PYTHON, needs_vllm
 
@@ -42,6 +43,7 @@ def test_the_whole_path_is_walked_and_nothing_is_left(tmp_path: Path) -> None:
 
 @needs_vllm
 @pytest.mark.real
+@pytest.mark.exhaustive
 def test_weights_that_do_not_arrive_are_found(tmp_path: Path) -> None:
     # Python runs this file in every process: a client that believes to have sent what it has not.
     (tmp_path / "sitecustomize.py").write_text(
@@ -66,6 +68,20 @@ threading.Thread(target=lose, daemon=True).start()
     assert (last["check"], last["status"]) == ("vLLM weight sync", "fail")
     assert "greedy text differs from the trainer's" in last["detail"]
     assert (tmp_path / "smoke" / "first-start-node-0.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("logged", "said"),
+    [
+        ([{"sync/equal": 1.0}, {"sync/equal": 0.5, "sync/changed": 1.0}], "differs from the trainer's at 1 of 2 steps"),
+        ([{"loss": 0.0}], "differs from the trainer's at 0 of 0 steps"),
+        ([{"sync/equal": 1.0}, {"sync/equal": 1.0, "sync/changed": 0.0}], "the greedy text never changed"),
+    ],
+)
+def test_a_sync_that_proves_nothing_fails(logged: list[dict[str, float]], said: str) -> None:
+    with pytest.raises(parts._Failed, match=said) as failed:
+        parts._synced(logged)
+    assert (failed.value.finding.check, failed.value.finding.status) == ("vLLM weight sync", "fail")
 
 
 @pytest.mark.parametrize(

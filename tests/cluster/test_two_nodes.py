@@ -20,6 +20,7 @@ from tests.cluster.hosts import LINKS, NAMES, Host, two_hosts, why_none
 from tests.cluster.real_stack import (
     STEPS,
     Launch,
+    assert_repeated,
     needs_vllm,
     random_model,
     reached,
@@ -40,7 +41,7 @@ class Cluster:
     def __init__(self, hosts: tuple[Host, Host], folder: Path) -> None:
         self.hosts = hosts
         self.folder = folder
-        self.whole = RunDir(folder / "whole")
+        self.run = RunDir(folder / "run")
         model = random_model(folder / "model")
         self.recipe = write_recipe(folder / "recipe.yaml", model, gradient_accumulation_steps=1)
         self.deepspeed = sharding_everything(folder)
@@ -65,10 +66,11 @@ class Cluster:
                 launches.append(stack.enter_context(launch))
             yield launches
 
-    def finish(self, run: RunDir) -> None:
+    def finish(self, run: RunDir) -> RunDir:
         """Start on both, to the end."""
         with self.launch(run) as launches:
             assert ends(launches) == [0, 0], said(launches)
+        return run
 
 
 def ends(launches: list[Launch]) -> list[int]:
@@ -90,71 +92,75 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def whole(cluster: Cluster) -> RunDir:
-    """The run that nothing disturbed."""
-    with cluster.launch(cluster.whole) as launches:
-        launches[0].wait_for(reached(cluster.whole, 1))
+def run(cluster: Cluster) -> RunDir:
+    """Return a finished run: SIGTERM to one node stopped it first, then the second node's link went down."""
+    run, second = cluster.run, cluster.hosts[1]
+    with cluster.launch(run) as launches:
+        launches[0].wait_for(reached(run, 1, "rollout"))
         workers = [launches[0].worker(0), launches[1].worker(1), launches[1].worker(2)]
         links = [worker.environ()["GLOO_SOCKET_IFNAME"] for worker in workers]
         assert links == [LINKS[0], LINKS[1], LINKS[1]]
         assert "GLOO_SOCKET_IFNAME" not in os.environ
         launches[0].vllm()
-        assert ends(launches) == [0, 0], said(launches)
-    assert "3 workers on 2 nodes (1 + 2)" in launches[0].said
-    return cluster.whole
-
-
-def test_all_devices_but_one_train_and_their_shards_are_saved(whole: RunDir) -> None:
-    attempt = whole.read_record()["attempts"][0]
-    assert (attempt["workers"], attempt["vllm_device"]) == (2 + 2 - 1, "cpu")
-    state = whole.read_state()
-    assert (state["state"], state["step"], state["exit_code"]) == ("finished", STEPS, 0)
-    newest = whole.complete_checkpoints()[0]
-    assert (newest.step, newest.facts["world_size"], newest.facts["zero_stage"]) == (STEPS, 3, 3)
-    files = json.loads((newest.path / "manifest.json").read_text())["files"]
-    assert len([name for name in files if "optim_states" in name]) == 3
-    assert sorted(path.name for path in (whole.attempts / "1").glob("*.out")) == [f"rank-{r}.out" for r in range(3)]
-
-
-def test_the_weights_arrive_at_vllm_from_both_nodes(whole: RunDir) -> None:
-    rows = whole.metrics()
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["sync/equal"] for row in rows] == [1.0] * STEPS
-    assert any(row["sync/changed"] > 0 for row in rows[1:]), "the steps changed nothing to be seen"
-    records = list(whole.completions())
-    assert all(len([record for record in records if record["step"] == row["step"]]) == 3 * 4 for row in rows)
-
-
-def test_sigterm_to_one_node_saves_on_both_and_they_go_on_to_the_same_end(cluster: Cluster, whole: RunDir) -> None:
-    run = RunDir(cluster.folder / "stopped")
-    with cluster.launch(run) as launches:
-        launches[1].wait_for(reached(run, 1, "rollout"))
-        launches[0].all_processes()
         launches[1].terminate()
         assert ends(launches) == [143, 143], said(launches)
+    assert "3 workers on 2 nodes (1 + 2)" in launches[0].said
     state = run.read_state()
     assert (state["state"], state["exit_code"], state["reason"]) == ("interrupted", 143, "a signal to another worker")
     saved = run.complete_checkpoints()[0]
     assert (saved.step, saved.facts["world_size"]) == (state["step"], 3)
-    assert saved.step < STEPS
-    cluster.finish(run)
-    same(run, whole)
+    assert saved.step < 5
 
-
-def test_a_node_that_vanishes_takes_the_other_down_and_they_go_on_to_the_same_end(
-    cluster: Cluster, whole: RunDir
-) -> None:
-    run = RunDir(cluster.folder / "vanished")
-    second = cluster.hosts[1]
-
-    crashed(cluster, run, step=2, vanish=second.kill_all)
-    try:
-        crashed(cluster, run, step=4, vanish=lambda: second.run("ip", "link", "set", LINKS[1], "down"))
+    try:  # one step after a save: it is lost, and taken again
+        crashed(cluster, run, step=5, vanish=lambda: second.run("ip", "link", "set", LINKS[1], "down"))
     finally:
         second.run("ip", "link", "set", LINKS[1], "up")
+    return cluster.finish(run)
 
-    cluster.finish(run)
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster) -> RunDir:
+    """The run that nothing disturbed."""
+    return cluster.finish(RunDir(cluster.folder / "whole"))
+
+
+def test_all_devices_but_one_train_and_their_shards_are_saved(run: RunDir) -> None:
+    attempt = run.read_record()["attempts"][0]
+    assert (attempt["workers"], attempt["vllm_device"]) == (2 + 2 - 1, "cpu")
+    state = run.read_state()
+    assert (state["state"], state["step"], state["exit_code"]) == ("finished", STEPS, 0)
+    newest = run.complete_checkpoints()[0]
+    assert (newest.step, newest.facts["world_size"], newest.facts["zero_stage"]) == (STEPS, 3, 3)
+    files = json.loads((newest.path / "manifest.json").read_text())["files"]
+    assert len([name for name in files if "optim_states" in name]) == 3
+    assert sorted(path.name for path in (run.attempts / "1").glob("*.out")) == [f"rank-{r}.out" for r in range(3)]
+
+
+def test_the_weights_arrive_at_vllm_from_both_nodes(run: RunDir) -> None:
+    rows = run.metrics()
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["sync/equal"] for row in rows] == [1.0] * STEPS
+    assert any(row.get("sync/changed", 0) > 0 for row in rows), "the steps changed nothing to be seen"
+    records = list(run.completions())
+    assert all(len([record for record in records if record["step"] == row["step"]]) == 3 * 4 for row in rows)
+
+
+def test_a_step_that_was_lost_with_a_node_is_taken_again_the_same(run: RunDir) -> None:
+    assert_repeated(run, 2, 5)
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_was_stopped_and_lost_a_node_ends_with_the_weights_of_one_that_did_not(
+    run: RunDir, whole: RunDir
+) -> None:
     same(run, whole)
+
+
+@pytest.mark.exhaustive
+def test_a_node_that_dies_takes_the_other_down_and_they_go_on_to_the_same_end(cluster: Cluster, whole: RunDir) -> None:
+    run = RunDir(cluster.folder / "vanished")
+    crashed(cluster, run, step=2, vanish=cluster.hosts[1].kill_all)
+    same(cluster.finish(run), whole)
 
 
 def crashed(cluster: Cluster, run: RunDir, *, step: int, vanish: Callable[[], None]) -> None:

@@ -1,7 +1,8 @@
 """What test_vllm.py runs with .venv-vllm's Python, where the real vLLM is: facts as JSON, which the tests judge.
 
-python vllm_session.py all SCRATCH        every check, in as few starts of vLLM as they need
-python vllm_session.py busy SCRATCH       an engine that generates until something kills this process
+python vllm_session.py SCRATCH
+
+It makes as few starts of vLLM as it can. After the facts its last engine generates until something kills this process.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_toke
 
 LENGTH = 40
 TEMPERATURE = 0.7
+MINUTES = SamplingConfig(480, 1.0, num_generations=200)
+"""Work for minutes."""
 NOISE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PROMPTS = [[(7 * i * length + 3 * i + 5) % 150 + 3 for i in range(length)] for length in (1, 3, 17, 30, 9, 9)]
 
@@ -90,7 +93,7 @@ def logp_gap(model: Any, done: list[Generated], temperature: float) -> float:
 
 
 def first_session(scratch: Path, facts: dict[str, Any]) -> None:
-    """Everything that one engine can show, and its samples for the second one to repeat."""
+    """Everything that one engine can show, its samples for the second one to repeat, and that it is killed at work."""
     start, changed = model_of(0), model_of(1)
     start.save_pretrained(scratch / "model")
     with VllmEngine(config(scratch / "model"), scratch / "first.log", 600) as engine:
@@ -161,7 +164,12 @@ def first_session(scratch: Path, facts: dict[str, Any]) -> None:
         engine.load_weights(changed.named_parameters())  # for the second session
         facts["nothing"] = engine.generate([], SamplingConfig(4, 1.0), eos_token_ids=[], seed=0)
         changed.save_pretrained(scratch / "changed")
-    facts["closed"] = child.returncode
+
+        timer = threading.Timer(0.5, child.kill)
+        timer.start()
+        facts["killed"] = refusal(lambda: engine.generate(PROMPTS, MINUTES, eos_token_ids=[], seed=0))
+        facts["after it died"] = refusal(lambda: draw(engine, 0))
+    facts["killed"]["returncode"] = child.returncode
     facts["log"] = (scratch / "first.log").read_text()
 
 
@@ -175,8 +183,8 @@ def frequencies(engine: VllmEngine, model: Any) -> dict[str, list[float]]:
     return {"seen": (counts / count).tolist(), "expected": expected.tolist(), "count": [float(count)]}
 
 
-def second_session(scratch: Path, facts: dict[str, Any]) -> None:
-    """A fresh child that is signalled from its birth, draws the same, and is killed at work."""
+def second_session(scratch: Path, facts: dict[str, Any]) -> VllmEngine:
+    """A fresh child that is signalled from its birth and draws the same."""
     begin = VllmEngine._start
 
     def noisy(engine: VllmEngine, descriptor: int) -> Any:
@@ -189,13 +197,7 @@ def second_session(scratch: Path, facts: dict[str, Any]) -> None:
     engine = VllmEngine(config(scratch / "changed"), scratch / "second.log", 600)
     VllmEngine._start = begin  # type: ignore[method-assign]
     facts["samples"]["fresh"] = [done.ids for done in draw(engine, seed=(1 << 62) + 5)]
-    timer = threading.Timer(0.5, engine._process.kill)
-    timer.start()
-    long = SamplingConfig(480, 1.0, num_generations=200)
-    facts["killed"] = refusal(lambda: engine.generate(PROMPTS, long, eos_token_ids=[], seed=0))
-    facts["after it died"] = refusal(lambda: draw(engine, 0))
-    engine.close()
-    facts["killed"]["returncode"] = engine._process.returncode
+    return engine
 
 
 def failed_starts(scratch: Path, facts: dict[str, Any]) -> None:
@@ -206,28 +208,30 @@ def failed_starts(scratch: Path, facts: dict[str, Any]) -> None:
 
     facts["head size"] = start(config(save_untrained(scratch / "four heads")))
     facts["too long a model"] = start(config(scratch / "model", max_model_len=513))
+
+    begin, started = VllmEngine._start, []
+
+    def kept(engine: VllmEngine, descriptor: int) -> Any:
+        started.append(begin(engine, descriptor))
+        return started[-1]
+
+    VllmEngine._start = kept  # type: ignore[method-assign]
     facts["not in time"] = start(config(scratch / "model"), timeout_s=0.5)
-
-
-def busy(scratch: Path) -> None:
-    """Generate for ever; the child's id is the first line."""
-    with VllmEngine(config(save_untrained(scratch / "busy", kind=DEMO_FOR_VLLM)), scratch / "busy.log", 600) as engine:
-        print(engine._process.pid, flush=True)
-        while True:
-            engine.generate(PROMPTS, SamplingConfig(480, 1.0, num_generations=200), eos_token_ids=[], seed=0)
+    VllmEngine._start = begin  # type: ignore[method-assign]
+    facts["closed"] = started[0].returncode  # close() has ended it: it was still importing
 
 
 def main() -> None:
-    what, scratch = sys.argv[1], Path(sys.argv[2])
+    scratch = Path(sys.argv[1])
     torch.set_num_threads(1)
-    if what == "busy":
-        busy(scratch)
-        return
     facts: dict[str, Any] = {}
     first_session(scratch, facts)
-    second_session(scratch, facts)
     failed_starts(scratch, facts)
-    print(json.dumps(facts))
+    engine = second_session(scratch, facts)
+    facts["busy"] = engine._process.pid
+    print(json.dumps(facts), flush=True)
+    while True:
+        engine.generate(PROMPTS, MINUTES, eos_token_ids=[], seed=0)
 
 
 if __name__ == "__main__":

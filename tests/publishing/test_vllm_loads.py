@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -51,5 +52,6 @@ def test_vllm_generates_what_transformers_does(
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["vllm"] == found["transformers"]
     assert all(len(ids) == 24 for ids in found["vllm"])
+    assert found["closed"] == -signal.SIGKILL  # an engine that was ready leaves no process
     fetched = [line for line in hub.asked if "/resolve/" in line and "model.safetensors" in line]
     assert fetched

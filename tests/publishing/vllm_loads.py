@@ -36,7 +36,8 @@ def main() -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, VllmEngine(config, Path(folder) / "vllm.log", 600) as engine:
         done = engine.generate(PROMPTS, SamplingConfig(LENGTH, 0.0), eos_token_ids=(), seed=0)
-    print(json.dumps({"transformers": expected, "vllm": [each.ids for each in done]}))
+    answer = {"transformers": expected, "vllm": [each.ids for each in done], "closed": engine._process.returncode}
+    print(json.dumps(answer))
 
 
 if __name__ == "__main__":
