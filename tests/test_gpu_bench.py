@@ -131,23 +131,35 @@ def test_bars_are_for_units_at_full_scale_alone(report: Any) -> None:
     assert len(report.bars({"scratch-0": figures()})) == 5
 
 
+def run_tiny(units: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run units at a tiny size."""
+    command = [
+        sys.executable, GPU / "run.py", "--scale", "tiny", "--out", folder / "out", "--scratch", folder / "s",
+        "--only", units, "--rounds", "1", "--limit-s", "3000",
+    ]  # fmt: skip
+    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+
+
+def results_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read what the units wrote, by unit."""
+    return {path.stem: json.loads(path.read_text()) for path in (folder / "out").glob("*.json")}
+
+
+@pytest.mark.real
+def test_the_units_that_reach_into_the_trainer_run_at_a_tiny_size(tmp_path: Path) -> None:
+    done = run_tiny("memory-tiny-1,mends", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = results_of(tmp_path)
+    assert sorted(results) == ["memory-tiny-1", "mends-tiny"]
+    assert all(result["complete"] and "error" not in result for result in results.values())
+
+
+@pytest.mark.exhaustive
 def test_every_unit_runs_at_a_tiny_size_and_what_is_whole_is_not_run_again(tmp_path: Path) -> None:
     """The benches reach into the trainer and the sampler: a name that changes there must not be found out on a GPU."""
-    command = [
-        sys.executable,
-        GPU / "run.py",
-        "--scale",
-        "tiny",
-        "--out",
-        tmp_path / "out",
-        "--scratch",
-        tmp_path / "s",
-    ]
-    command += ["--only", "step-time,memory,mends,scratch", "--rounds", "1", "--limit-s", "3000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    first = run_tiny("step-time,memory,mends,scratch", tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
-    results = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+    results = results_of(tmp_path)
     assert sorted(results) == ["memory-tiny-1", "memory-tiny-4", "mends-tiny", "scratch-tiny", "step-time-tiny"]
     assert all(result["complete"] and "error" not in result for result in results.values())
     (one_round,) = results["step-time-tiny"]["rounds"]
@@ -156,7 +168,7 @@ def test_every_unit_runs_at_a_tiny_size_and_what_is_whole_is_not_run_again(tmp_p
     measured = results["scratch-tiny"]["measured"]
     assert {when: seen["problems"] for when, seen in measured["held out"].items()} == {"before": 20, "after": 20}
     assert measured["hub rows"]["after"]["problems"] + results["scratch-tiny"]["hub_rows_seen_in_training"] == 200
-    again = subprocess.run(command, env=environment, capture_output=True, text=True)
+    again = run_tiny("step-time,memory,mends,scratch", tmp_path)
     assert again.stdout.count(": is there\n") == 5
     assert "begins" not in again.stdout
     assert (tmp_path / "out" / "RESULTS.md").read_text() in first.stdout
