@@ -196,6 +196,7 @@ def test_signalled_with_all_its_processes_while_it_looks_at_the_node_it_was_inte
     assert "stopped before anything was started" in launcher.said
 
 
+@pytest.mark.real
 def test_a_killed_worker_ends_the_job_with_its_last_lines(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:
@@ -226,14 +227,14 @@ def test_workers_do_not_outlive_a_launcher_that_is_killed(
 
 @pytest.mark.real
 def test_asked_twice_a_launcher_stops_at_once(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
-    launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run")
-    pids = [launcher.pid_of(rank) for rank in range(2)]
-    launcher.process.send_signal(signal.SIGTERM)  # the workers import for seconds before they look
+    launcher = launch(recipe, "--gpus", 1, "--run-dir", tmp_path / "run")
+    worker = launcher.pid_of(0)
+    launcher.process.send_signal(signal.SIGTERM)  # the worker imports for seconds before it looks
     time.sleep(2.5)
     launcher.process.send_signal(signal.SIGTERM)
     assert launcher.wait() == 143
     assert "stopped at once" in launcher.said
-    assert gone(*pids)
+    assert gone(worker)
 
 
 SLEEP = "time.sleep(3600)"
@@ -297,7 +298,7 @@ def test_a_fault_that_only_workers_see_is_the_recipes(
     launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher]
 ) -> None:
     # Only rank 0 looks at what is in the run directory.
-    launcher = launch(recipe, "--gpus", 2, "--run-dir", finished[0].path, "--set", "learning_rate=2e-3")
+    launcher = launch(recipe, "--gpus", 1, "--run-dir", finished[0].path, "--set", "learning_rate=2e-3")
     assert launcher.wait() == 78
     assert "rank 0 on node 0" in launcher.said
     assert "ended with exit code 78; its last lines:" in launcher.said
