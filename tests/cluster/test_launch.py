@@ -388,6 +388,7 @@ def test_a_node_that_cannot_read_its_recipe_tells_the_others(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.real
 def test_a_run_directory_that_is_not_shared_is_refused_on_both(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:

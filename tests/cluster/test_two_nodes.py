@@ -184,6 +184,7 @@ def crashed(cluster: Cluster, run: RunDir, *, step: int, vanish: Callable[[], No
     assert step <= state["step"] < STEPS
 
 
+@pytest.mark.exhaustive
 def test_a_run_directory_that_is_another_disk_on_the_second_node_is_refused_on_both(cluster: Cluster) -> None:
     run = RunDir(cluster.folder / "not-shared")
     run.path.mkdir()
