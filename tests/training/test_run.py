@@ -1,4 +1,8 @@
-"""A training run as a user starts it: what it leaves behind, how it is stopped and goes on, what it refuses."""
+"""A training run as a user starts it: what it leaves behind, how it is stopped and goes on, what it refuses.
+
+The uninterrupted run, the one that is killed and continued, and the evaluation are started by the console script; the
+others are forked, because their start is the same.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ASSETS, command, rows, without_times
+from tests.training.workers import Workers, run_forked, train
 
 Recipe = Callable[..., Path]
 Kit = Callable[..., subprocess.CompletedProcess[str]]
@@ -136,45 +141,67 @@ def test_the_seed_s_sample_files_say_step_numbers_target_and_rewards(finished: t
     assert (run.completion_samples / "success_completion_samples.txt").is_file()
 
 
-def test_a_finished_run_started_again_says_so(finished: tuple[RunDir, Any, Path], mini_r1: Kit) -> None:
+def test_a_finished_run_started_again_says_so(finished: tuple[RunDir, Any, Path], tmp_path: Path) -> None:
     run, _, recipe = finished
     before = run.run_file.read_text()
-    again = mini_r1("train", recipe, "--run-dir", run.path)
-    assert again.returncode == 0
-    assert "is finished at step 6: nothing to do" in again.stderr
+    again = run_forked("train", recipe, "--run-dir", run.path, folder=tmp_path)
+    assert again.code == 0
+    assert "is finished at step 6: nothing to do" in again.errors
     assert run.run_file.read_text() == before
 
 
 def test_another_recipe_in_the_same_directory_is_refused_by_key(
-    finished: tuple[RunDir, Any, Path], mini_r1: Kit
+    finished: tuple[RunDir, Any, Path], tmp_path: Path
 ) -> None:
     run, _, recipe = finished
-    other = mini_r1("train", recipe, "--run-dir", run.path, "--set", "beta=0.5", "--set", "logging_steps=2")
-    assert other.returncode == 78
-    assert "beta: the run has 0.01, the recipe now says 0.5" in other.stderr
-    assert "logging_steps" not in other.stderr  # changes nothing that the run means
+    changes = ("--set", "beta=0.5", "--set", "logging_steps=2")
+    other = run_forked("train", recipe, "--run-dir", run.path, *changes, folder=tmp_path)
+    assert other.code == 78
+    assert "beta: the run has 0.01, the recipe now says 0.5" in other.errors
+    assert "logging_steps" not in other.errors  # changes nothing that the run means
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL], ids=lambda n: n.name)
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(
-    finished: tuple[RunDir, Any, Path], number: signal.Signals, tmp_path: Path, mini_r1: Kit
+def test_a_run_that_was_killed_resumes_to_the_same_end(
+    finished: tuple[RunDir, Any, Path], tmp_path: Path, mini_r1: Kit
 ) -> None:
     whole, _, recipe = finished
     run = RunDir(tmp_path / "run")
-    code = _start_and_signal(recipe, run, number, when=lambda: _logged(run) >= 3)
-    if number == signal.SIGKILL:
-        assert code == -signal.SIGKILL
-        assert run.read_state()["state"] == "running"
-    else:
-        assert code == 143
-        state = run.read_state()
-        assert (state["state"], state["exit_code"], state["reason"]) == ("interrupted", 143, number.name)
-        assert run.complete_checkpoints()[0].step == state["step"]
+    process = subprocess.Popen(
+        [*command(), "train", str(recipe), "--run-dir", str(run.path)], stderr=subprocess.PIPE, env=os.environ
+    )
+    _wait_for(lambda: _logged(run) >= 3, lambda: process.poll() is None)
+    process.kill()
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    assert run.read_state()["state"] == "running"
     assert run.complete_checkpoints()[0].step < 6
 
     again = mini_r1("train", recipe, "--run-dir", run.path)
     assert again.returncode == 0
     assert "Warning" not in again.stderr
+    _same_end(run, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_run_that_was_stopped_resumes_to_the_same_end(
+    finished: tuple[RunDir, Any, Path], number: signal.Signals, tmp_path: Path
+) -> None:
+    whole, _, recipe = finished
+    run = RunDir(tmp_path / "run")
+    ended = _start_and_signal(recipe, run, number, when=lambda: _logged(run) >= 3)
+    assert ended == 143
+    state = run.read_state()
+    assert (state["state"], state["exit_code"], state["reason"]) == ("interrupted", 143, number.name)
+    assert run.complete_checkpoints()[0].step == state["step"] < 6
+
+    again = run_forked("train", recipe, "--run-dir", run.path, folder=tmp_path)
+    assert again.code == 0
+    assert "Warning" not in again.errors
+    _same_end(run, whole)
+
+
+def _same_end(run: RunDir, whole: RunDir) -> None:
+    """Assert that a run that was interrupted once ended as the uninterrupted one."""
     assert without_times(run.metrics()) == without_times(whole.metrics())
     assert list(run.completions()) == list(whole.completions())
     resumed = load_file(run.checkpoints / "step-6" / "model.safetensors")
@@ -185,33 +212,33 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     assert len(json.loads(run.run_file.read_text())["attempts"]) == 2
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_and_named(
-    finished: tuple[RunDir, Any, Path], tmp_path: Path, mini_r1: Kit
-) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_and_named(finished: tuple[RunDir, Any, Path], tmp_path: Path) -> None:
     whole, _, recipe = finished
     run = RunDir(tmp_path / "run")
     _start_and_signal(recipe, run, signal.SIGKILL, when=lambda: (run.checkpoints / "step-4").exists())
     newest = run.complete_checkpoints()[0]
     (newest.path / "optimizer.pt").write_bytes(b"not an optimizer")
-    done = mini_r1("train", recipe, "--run-dir", run.path)
-    assert done.returncode == 0, done.stderr
-    assert f"checkpoint of step {newest.step} is damaged and skipped: optimizer.pt has 16 bytes" in done.stderr
+    done = run_forked("train", recipe, "--run-dir", run.path, folder=tmp_path)
+    assert done.code == 0, done.errors
+    assert f"checkpoint of step {newest.step} is damaged and skipped: optimizer.pt has 16 bytes" in done.errors
     assert without_times(run.metrics()) == without_times(whole.metrics())
 
 
 def _start_and_signal(recipe: Path, run: RunDir, number: signal.Signals, when: Callable[[], bool]) -> int:
-    """Start a run, send it a signal as soon as `when` holds, and return how it ended."""
-    process = subprocess.Popen(
-        [*command(), "train", str(recipe), "--run-dir", str(run.path)], stderr=subprocess.PIPE, env=os.environ
-    )
+    """Start a run, send it a signal as soon as `when` holds, and return its exit code."""
+    with Workers(None, train, recipe, "--run-dir", run.path, folder=run.path.parent) as workers:
+        _wait_for(when, workers.running)
+        workers.send(number)
+        (ended,) = workers.wait(120)
+    return ended.code
+
+
+def _wait_for(condition: Callable[[], bool], running: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while not when():
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+    while not condition():
+        assert running(), "it ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(number)
-    process.communicate(timeout=120)
-    return process.returncode
 
 
 def curve(run: RunDir) -> list[int]:

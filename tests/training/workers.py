@@ -1,9 +1,13 @@
-"""Several processes that are the ranks of one job on this machine, as a launcher starts them.
+"""Processes that train, forked from a server that has imported torch and TRL once: a start saves the imports.
 
-They are forked from a server that has imported torch and TRL once, so a start costs no ten seconds of imports each.
+Several of them are the ranks of one job on this machine, as a launcher starts them:
 
     with Workers(2, train, recipe, "--run-dir", run, folder=tmp_path) as workers:
         assert [ended.code for ended in workers.wait()] == [0, 0]
+
+One is any command of the kit, in place of the console script: `run_forked("train", recipe, folder=tmp_path)`.
+What a library reads from the environment while it is imported was read by the server: HF_HOME, HF_ENDPOINT and
+HF_HUB_OFFLINE of a test have no effect here.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ class Workers:
         function: of a module that can be imported.
         args: its arguments, to be pickled.
         folder: where the output of each rank is kept.
-        environment: further variables, set before `function` is called.
+        environment: variables besides those of this process, set before `function` is called.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Workers:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         folder.mkdir(parents=True, exist_ok=True)
-        common = dict(environment or {})
+        common = {**os.environ, **SERVER_ENVIRONMENT, **(environment or {})}
         if world_size is not None:
             common |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self._logs = []
@@ -72,7 +76,7 @@ class Workers:
             logs = (folder / f"{os.urandom(4).hex()}.out", folder / f"{os.urandom(4).hex()}.err")
             own = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size is not None else common
             self._logs.append(logs)
-            self._processes.append(context.Process(target=_begin, args=(own, logs, function, args)))
+            self._processes.append(context.Process(target=_begin, args=(own, Path.cwd(), logs, function, args)))
 
     def __enter__(self) -> Workers:
         with patch.dict(os.environ, SERVER_ENVIRONMENT):  # the first start ever starts the server too
@@ -91,8 +95,13 @@ class Workers:
 
     def kill(self) -> None:
         """SIGKILL to all of them."""
+        self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to those that still run."""
         for process in self._processes:
-            process.kill()
+            if process.is_alive() and process.pid is not None:
+                os.kill(process.pid, number)
 
     def wait(self, timeout_s: float = 60) -> list[Ended]:
         """How each rank ended, by rank.
@@ -125,21 +134,39 @@ class Workers:
         )
 
 
-def train(*args: str | Path) -> None:
-    """`mini-r1 train ARGS`, as a function for Workers."""
+def kit(*args: str | Path) -> None:
+    """`mini-r1 ARGS`, as a function for Workers."""
     from mini_r1.cli import main
 
-    sys.argv = ["mini-r1", "train", *map(str, args)]
+    sys.argv = ["mini-r1", *map(str, args)]
     main()
 
 
+def train(*args: str | Path) -> None:
+    """`mini-r1 train ARGS`, as a function for Workers."""
+    kit("train", *args)
+
+
+def run_forked(*args: str | Path, folder: Path, timeout_s: float = 300) -> Ended:
+    """Run `mini-r1 ARGS` to its end; `folder` is for its output."""
+    with Workers(None, kit, *args, folder=folder) as workers:
+        (ended,) = workers.wait(timeout_s)
+    return ended
+
+
 def _begin(
-    environment: Mapping[str, str], logs: tuple[Path, Path], function: Callable[..., object], args: tuple[Any, ...]
+    environment: Mapping[str, str],
+    folder: Path,
+    logs: tuple[Path, Path],
+    function: Callable[..., object],
+    args: tuple[Any, ...],
 ) -> None:
     for descriptor, log in zip((1, 2), logs, strict=True):
         with log.open("wb") as file:
             os.dup2(file.fileno(), descriptor)
     faulthandler.register(signal.SIGUSR2)  # tracebacks of all threads, to standard error
+    os.chdir(folder)  # the server has those of the test that started it
+    os.environ.clear()
     os.environ.update(environment)
     function(*args)
 
