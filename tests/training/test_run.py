@@ -161,7 +161,7 @@ def test_another_recipe_in_the_same_directory_is_refused_by_key(
     assert "logging_steps" not in other.errors  # changes nothing that the run means
 
 
-def test_a_run_that_was_killed_resumes_to_the_same_end(
+def test_a_run_that_was_killed_goes_on_to_the_same_end(
     finished: tuple[RunDir, Any, Path], tmp_path: Path, mini_r1: Kit
 ) -> None:
     whole, _, recipe = finished
@@ -183,7 +183,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_end(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
-def test_a_run_that_was_stopped_resumes_to_the_same_end(
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     finished: tuple[RunDir, Any, Path], number: signal.Signals, tmp_path: Path
 ) -> None:
     whole, _, recipe = finished
