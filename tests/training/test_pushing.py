@@ -1,4 +1,7 @@
-"""`push_to_hub: true`: snapshots and logs go to a local stand-in of the hub while the real program trains."""
+"""`push_to_hub: true`: snapshots and logs go to a local stand-in of the hub while the real program trains.
+
+The first run is started by the console script; the others are forked. Each starts its own process that pushes.
+"""
 
 from __future__ import annotations
 
@@ -30,28 +33,44 @@ def hub() -> Iterator[WritableHub]:
         assert serving.leaks == []
 
 
-def start(hub: WritableHub, recipe: Path, run: RunDir) -> subprocess.Popen[str]:
-    """`mini-r1 train` as a user starts it, with a network."""
-    log = (run.path.parent / "output.txt").open("a")
-    environment = {
-        **os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(run.path.parent / "home"),
-    }  # fmt: skip
-    arguments = [*command(), "train", str(recipe), "--run-dir", str(run.path)]
-    return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log, text=True)
+def online(hub: WritableHub, run: RunDir) -> dict[str, str]:
+    """The variables of a user who has a network and a token."""
+    home = str(run.path.parent / "home")
+    return {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HOME": home}
+
+
+def train_online(environment: dict[str, str], *arguments: str | Path) -> None:
+    """`mini-r1 train` in a process that has imported huggingface_hub already, without a network."""
+    from huggingface_hub import constants
+
+    os.environ.update(environment)
+    constants.HF_HUB_OFFLINE = False
+    train(*arguments)
+
+
+def start(hub: WritableHub, recipe: Path, run: RunDir, ranks: int | None = None) -> Workers:
+    arguments = (online(hub, run), recipe, "--run-dir", run.path)
+    return Workers(ranks, train_online, *arguments, folder=run.path.parent / "output")
+
+
+def exit_code(workers: Workers) -> int:
+    """Wait for the only process."""
+    (ended,) = workers.wait(300)
+    return ended.code
 
 
 def output(run: RunDir) -> str:
-    return " ".join((run.path.parent / "output.txt").read_text().split())
+    return " ".join(" ".join(path.read_text() for path in (run.path.parent / "output").iterdir()).split())
 
 
-def pushers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "mini_r1.publishing.push" in (p.info["cmdline"] or [])]
+def pushers(run: RunDir) -> list[psutil.Process]:
+    arguments = ["mini_r1.publishing.push", str(run.path)]
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == arguments]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], workers: Workers) -> None:
     while not condition():
-        assert process.poll() is None, "it ended too early"
+        assert workers.running(), "it ended too early"
         time.sleep(0.05)
 
 
@@ -65,7 +84,11 @@ def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_again(
     run = RunDir(tmp_path / "run")
     hub.faults = [Fault("POST", "/api/repos/create", 503), Fault("POST", "/commit/", -1), Fault("GET", "/refs", 500)]
     recipe = small_recipe(push_to_hub=True, hub_strategy="every_save", hub_model_id="pushed")
-    assert start(hub, recipe, run).wait(300) == ExitCode.FINISHED, output(run)
+    (tmp_path / "output").mkdir()
+    arguments = [*command(), "train", str(recipe), "--run-dir", str(run.path)]
+    with (tmp_path / "output" / "all").open("w") as log:
+        done = subprocess.run(arguments, env={**os.environ, **online(hub, run)}, stdout=log, stderr=log, timeout=300)
+    assert done.returncode == ExitCode.FINISHED, output(run)
     repo = hub.repos["anna/pushed"]
     assert repo.private is True
     assert sorted(repo.branches) == ["main", "step-2", "step-4"]
@@ -82,7 +105,7 @@ def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_again(
     assert "trying again" in (run.attempts / "1" / "hub.log").read_text()
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert TOKEN.encode() not in path.read_bytes(), path
-    assert pushers() == []
+    assert pushers(run) == []
 
 
 def test_a_hub_that_never_answers_stops_neither_the_training_nor_its_end(
@@ -91,12 +114,13 @@ def test_a_hub_that_never_answers_stops_neither_the_training_nor_its_end(
     run = RunDir(tmp_path / "run")
     hub.faults = [Fault("POST", "/commit/step-4", -2, times=1000)]
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", hang_timeout_s=30, hub_private_repo=False)
-    assert start(hub, recipe, run).wait(300) == ExitCode.FINISHED, output(run)
+    with start(hub, recipe, run) as workers:
+        assert exit_code(workers) == ExitCode.FINISHED, output(run)
     assert run.read_state()["state"] == "finished"
     assert [saved.step for saved in run.complete_snapshots()] == [4, 2]
     assert f"not all was pushed: `mini-r1 publish {run.path} --repo anna/pushed --public` sends" in output(run)
     assert json.loads((run.path / "hub.json").read_text())["pushed"] == [2]  # what is there was written down
-    assert pushers() == []
+    assert pushers(run) == []
 
 
 def test_a_signal_is_not_delayed_and_the_next_start_pushes_what_is_missing(
@@ -105,17 +129,17 @@ def test_a_signal_is_not_delayed_and_the_next_start_pushes_what_is_missing(
     run = RunDir(tmp_path / "run")
     hub.faults = [Fault("POST", "/commit/step-2", -2)]
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40)
-    first = start(hub, recipe, run)
-    wait_for(lambda: any("/commit/step-2" in line for line in hub.asked), first)
-    first.send_signal(signal.SIGTERM)
-    assert first.wait(300) == ExitCode.INTERRUPTED, output(run)
-    assert pushers() == []
+    with start(hub, recipe, run) as first:
+        wait_for(lambda: any("/commit/step-2" in line for line in hub.asked), first)
+        first.send(signal.SIGTERM)
+        assert exit_code(first) == ExitCode.INTERRUPTED, output(run)
+    assert pushers(run) == []
     stopped_at = run.complete_checkpoints()[0].step
     assert stopped_at == run.complete_snapshots()[0].step < 40
     assert "model.safetensors" not in hub.repos["anna/pushed"].files("step-2")
 
-    second = start(hub, recipe, run)
-    assert second.wait(300) == ExitCode.FINISHED, output(run)
+    with start(hub, recipe, run) as second:
+        assert exit_code(second) == ExitCode.FINISHED, output(run)
     repo = hub.repos["anna/pushed"]
     steps = [saved.step for saved in run.complete_snapshots()]
     assert {2, stopped_at, 40} <= set(steps)
@@ -131,18 +155,19 @@ def test_a_push_that_is_killed_or_refused_is_no_business_of_the_run(
     run = RunDir(tmp_path / "run")
     hub.faults = [Fault("POST", "/commit/", -2, times=1), Fault("POST", "/preupload/", 403, times=1000, after=2)]
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40, save_steps=20)
-    process = start(hub, recipe, run)
-    wait_for(lambda: any("/commit/" in line for line in hub.asked), process)
-    for pusher in pushers():
+    with start(hub, recipe, run) as workers:
+        wait_for(lambda: any("/commit/" in line for line in hub.asked), workers)
+        (pusher,) = pushers(run)
         pusher.kill()
-    assert process.wait(300) == ExitCode.FINISHED, output(run)
+        assert exit_code(workers) == ExitCode.FINISHED, output(run)
     assert "not all was pushed (this token may not write to anna/pushed" in output(run)
     assert run.read_state()["state"] == "finished"
 
 
 def test_without_push_to_hub_nothing_is_asked(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
-    assert start(hub, small_recipe(max_steps=2), run).wait(300) == ExitCode.FINISHED
+    with start(hub, small_recipe(max_steps=2), run) as workers:
+        assert exit_code(workers) == ExitCode.FINISHED, output(run)
     assert hub.asked == []
     assert not (run.path / "hub.json").exists()
 
@@ -150,14 +175,7 @@ def test_without_push_to_hub_nothing_is_asked(hub: WritableHub, small_recipe: Re
 def test_of_two_ranks_one_pushes(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=2)
-    environment = {
-        "HF_ENDPOINT": hub.address,
-        "HF_TOKEN": TOKEN,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path / "home"),
-    }
-    arguments = ("--run-dir", str(run.path))
-    with Workers(2, train_online, environment, str(recipe), *arguments, folder=tmp_path / "ranks") as workers:
+    with start(hub, recipe, run, 2) as workers:
         ended = workers.wait(300)
     assert [rank.code for rank in ended] == [0, 0], [rank.errors for rank in ended]
     assert hub.asked.count("POST /api/repos/create") == 1
@@ -168,25 +186,15 @@ def test_of_two_ranks_one_pushes(hub: WritableHub, small_recipe: Recipe, tmp_pat
     assert TOKEN not in "".join(rank.output + rank.errors for rank in ended)
 
 
-def train_online(environment: dict[str, str], *arguments: str) -> None:
-    """`mini-r1 train` in a process that has imported huggingface_hub already, without a network."""
-    from huggingface_hub import constants
-
-    os.environ.update(environment)
-    constants.HF_HUB_OFFLINE = False
-    train(*arguments)
-
-
 def test_it_ends_with_a_trainer_that_is_killed(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
     hub.faults = [Fault("POST", "/commit/", -2, times=1000)]
-    process = start(
-        hub, small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=1000), RunDir(tmp_path / "run")
-    )
-    wait_for(lambda: any("/commit/" in line for line in hub.asked), process)
-    (pusher,) = pushers()
-    assert TOKEN not in " ".join(pusher.cmdline())
-    process.kill()
-    process.wait(60)
+    run = RunDir(tmp_path / "run")
+    with start(hub, small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=1000), run) as workers:
+        wait_for(lambda: any("/commit/" in line for line in hub.asked), workers)
+        (pusher,) = pushers(run)
+        assert TOKEN not in " ".join(pusher.cmdline())
+        workers.kill()
+        workers.wait()
     pusher.wait(60)
 
 
@@ -195,10 +203,10 @@ def test_a_damaged_snapshot_does_not_keep_the_next_one_back(
 ) -> None:
     run = RunDir(tmp_path / "run")
     recipe = small_recipe(push_to_hub=True, hub_strategy="end", hub_model_id="pushed", max_steps=12)
-    process = start(hub, recipe, run)
-    wait_for(lambda: (run.snapshots / "step-2").is_dir(), process)
-    (run.snapshots / "step-2" / "model.safetensors").unlink()
-    assert process.wait(300) == ExitCode.FINISHED, output(run)
+    with start(hub, recipe, run) as workers:
+        wait_for(lambda: (run.snapshots / "step-2").is_dir(), workers)
+        (run.snapshots / "step-2" / "model.safetensors").unlink()
+        assert exit_code(workers) == ExitCode.FINISHED, output(run)
     assert "model.safetensors" in hub.repos["anna/pushed"].files("step-12")
     assert hub.repos["anna/pushed"].files()["model.safetensors"] == weights(run, 12)
     assert f"not all was pushed (the snapshot {run.snapshots / 'step-2'} is damaged" in output(run)
