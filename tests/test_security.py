@@ -6,7 +6,6 @@ import ast
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +15,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tests.conftest import ASSETS, REPO
+from tests.training.workers import run_forked
 
 KIT = REPO / "app" / "mini_r1"
 PAGE = (REPO / "SECURITY.md").read_text()
-Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Call(NamedTuple):
@@ -192,17 +191,17 @@ def pickled(untrained: Path, tmp_path: Path) -> Path:
 
 
 def test_the_commands_refuse_a_model_of_pickles_alone(
-    mini_r1: Command, small_recipe: Callable[..., Path], pickled: Path, tmp_path: Path
+    small_recipe: Callable[..., Path], pickled: Path, tmp_path: Path
 ) -> None:
     recipe = small_recipe(model_name_or_path=str(pickled))
     for arguments in (
         ("train", recipe, "--run-dir", tmp_path / "run"),
         ("evaluate", pickled, "--problems", ASSETS / "countdown_rows.jsonl"),
     ):
-        done = mini_r1(*arguments)
-        assert done.returncode == 78, done.stderr
-        assert f"{pickled} has no safetensors weights; pickled ones (pytorch_model.bin) are not read" in done.stderr
-        assert "Traceback" not in done.stderr
+        done = run_forked(*arguments, folder=tmp_path)
+        assert done.code == 78, done.errors
+        assert f"{pickled} has no safetensors weights; pickled ones (pytorch_model.bin) are not read" in done.errors
+        assert "Traceback" not in done.errors
     assert not (tmp_path / "trapped").exists()
 
 

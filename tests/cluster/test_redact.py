@@ -128,16 +128,17 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_a_megabyte_made_to_be_slow_is_not() -> None:
-    """Quadratic work on one of these would take hours; a process of its own can be given up on."""
-    code = """if True:
+@pytest.mark.parametrize(("size", "timeout_s"), [(2**17, 120), pytest.param(2**19, 600, marks=pytest.mark.exhaustive)])
+def test_a_long_text_made_to_be_slow_is_not(size: int, timeout_s: int) -> None:
+    """Quadratic work on one of these would take minutes, or hours; a process of its own can be given up on."""
+    code = f"""if True:
         import json, sys
         from mini_r1.cluster.redact import redacted
         for piece in json.load(sys.stdin):
-            print(len(redacted(piece * (2**19 // len(piece)), {"A_TOKEN": "aaaaab"})))
-            print(len(redacted("token" + piece * (2**19 // len(piece)), {})))
+            print(len(redacted(piece * ({size} // len(piece)), {{"A_TOKEN": "aaaaab"}})))
+            print(len(redacted("token" + piece * ({size} // len(piece)), {{}})))
     """
     given = json.dumps(HOSTILE)
-    done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, timeout=timeout_s)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 2 * len(HOSTILE)

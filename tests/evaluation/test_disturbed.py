@@ -29,7 +29,7 @@ from mini_r1.manifest import seal
 from mini_r1.rundir import JsonLines, RunDir
 from rich.console import Console
 
-from tests.conftest import command
+from tests.training.workers import Workers, kit
 
 UNKNOWN = StartingPoint(None, None, "nobody kept it")
 
@@ -213,27 +213,24 @@ def test_a_signal_is_told_as_a_stop_in_order(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, number: signal.Signals) -> None:
+def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, tmp_path: Path, number: signal.Signals) -> None:
     """Stopped while it waits for a step that this test holds: no moment that has to be met."""
     run.evaluation.mkdir()
+    arguments = ("evaluate", run.path, "--samples", "1", "--newest", "--json")
+    logs = tmp_path / "logs"
     with (
         claims.claimed(run.evaluation / "step-10.json", wait=False),
-        subprocess.Popen(
-            [*command(), "evaluate", str(run.path), "--samples", "1", "--newest", "--json"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        ) as child,
-    ):  # fmt: skip
-        assert child.stderr is not None
-        assert "waiting for another process" in child.stderr.readline()
-        child.send_signal(number)
-        try:
-            out, said = child.communicate(timeout=60)
-        finally:
-            child.kill()  # else it would wait for this test, and this test for it
-    assert child.returncode == 143
-    assert "the same command goes on" in said
-    assert "Traceback" not in said
-    assert json.loads(out)["exit_code"] == 143
+        Workers(None, kit, *arguments, folder=logs) as workers,
+    ):
+        while not any("waiting for another process" in path.read_text() for path in logs.iterdir()):
+            assert workers.running()
+            time.sleep(0.01)
+        workers.send(number)
+        (ended,) = workers.wait()
+    assert ended.code == 143
+    assert "the same command goes on" in ended.errors
+    assert "Traceback" not in ended.errors
+    assert json.loads(ended.output)["exit_code"] == 143
 
 
 # --- what is said of the rest, and of problems that were trained on ---
