@@ -18,7 +18,7 @@ from mini_r1.demo import QUICK
 from mini_r1.health import Health, check
 from mini_r1.rundir import RunDir, write_json
 
-from tests.conftest import command
+from tests.training.workers import Workers, train
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -243,45 +243,41 @@ def test_the_command_prints_one_line_or_json(mini_r1: Kit, tmp_path: Path) -> No
 
 
 class Training:
-    """`mini-r1 train ARGS` as a process of its own, with its demo model made anew, and the health that it has."""
+    """`mini-r1 train ARGS` in a process, with its demo model made anew, and the health that it has."""
 
     def __init__(self, cache: Path, *args: str | Path) -> None:
-        self.process = subprocess.Popen(
-            [*command(), "train", *map(str, args)],
-            env={**os.environ, "MINI_R1_CACHE": str(cache)},
-            stderr=subprocess.DEVNULL,
-        )
+        environment = {"MINI_R1_CACHE": str(cache)}
+        self.workers = Workers(None, train, *args, folder=cache.parent / "output", environment=environment)
         self.healthy_in: list[str] = []
         """Phases in which a look found it healthy, in order."""
 
     def until(self, run: Path, done: Callable[[Health], bool]) -> Health:
         """Look at the health until it is what is waited for."""
         end = time.monotonic() + 300
-        while not done(found := check(run, time.time())):
+        while True:
+            running = self.workers.running()
+            if done(found := check(run, time.time())):
+                return found
             assert time.monotonic() < end, found
-            assert self.process.poll() in (None, 0), found
+            assert running, found
             phase = found.facts.get("phase", "none")
             if found.healthy and self.healthy_in[-1:] != [phase]:
                 self.healthy_in.append(phase)
             time.sleep(0.01)
-        return found
 
 
 def test_the_health_of_a_real_run_from_its_warm_start_to_its_end(tmp_path: Path, mini_r1: Kit) -> None:
     run = RunDir(tmp_path / "runs" / "real")
     small = (*QUICK, "warm_start.steps=20", "warm_start.traces=2000", "save_strategy=no", "hang_timeout_s=120")
     args = ["demo-cpu", "--run-dir", run.path, *(f"--set={item}" for item in small)]
+    assert mini_r1("health", tmp_path / "runs").returncode == 1  # as while it imports torch
     training = Training(tmp_path / "cache", *args, "--set=max_steps=2000")
-    try:
-        assert mini_r1("health", tmp_path / "runs").returncode == 1  # it still imports torch
+    with training.workers:
         found = training.until(run.path, lambda health: health.facts.get("step", 0) >= 2)
         assert "model" in training.healthy_in  # where the warm start is; there is no recipe.yaml yet
         assert "rollout" in training.healthy_in
         assert found.facts["hang_timeout_s"] == 120
         assert mini_r1("health", tmp_path / "runs").returncode == 0
-    finally:
-        training.process.kill()
-        training.process.wait()
 
     state = run.read_state()
     assert state["state"] == "running"
@@ -292,11 +288,9 @@ def test_the_health_of_a_real_run_from_its_warm_start_to_its_end(tmp_path: Path,
     assert "is stuck or dead: step" in dead.stdout
 
     again = Training(tmp_path / "another cache", *args)
-    try:
+    with again.workers:
         again.until(run.path, lambda health: "is finished at step 2" in health.sentence)
         assert "model" in again.healthy_in  # well again while it loads, not only from its next step on
-        assert again.process.wait(60) == 0
-    finally:
-        again.process.kill()
-        again.process.wait()
+        (ended,) = again.workers.wait()
+    assert ended.code == 0
     assert mini_r1("health", run.path).returncode == 0
