@@ -26,6 +26,7 @@ from mini_r1.rundir import RunDir
 from rich.console import Console
 
 from tests.conftest import command
+from tests.training.workers import run_forked
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -249,18 +250,18 @@ def test_ctrl_c_at_the_question_ends_it_in_order(run: RunDir) -> None:
     assert "Traceback" not in said
 
 
-def test_the_command(mini_r1: Kit, run: RunDir) -> None:
-    done = mini_r1("play", run.path, "--numbers", "3,5,9", "--target", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["answers"]["untrained"]["tokens"] <= 12
+def test_the_command(mini_r1: Kit, run: RunDir, tmp_path: Path) -> None:
     typed = mini_r1("play", run.path, stdin=b"3 \xff\n3 5 -> 8\n")
     assert typed.returncode == 0, typed.stderr
     assert "exact solver: 3 + 5 = 8" in typed.stdout
     assert "a number is a whole number" in typed.stdout
+    done = run_forked("play", run.path, "--numbers", "3,5,9", "--target", "1", "--json", folder=tmp_path)
+    assert done.code == 0, done.errors
+    assert json.loads(done.output)["answers"]["untrained"]["tokens"] <= 12
     for wrong, message in (
         (("--numbers", "3,5"), "--numbers and --target go together"),
         (("--json",), "--json answers one problem"),
         (("--numbers", "3,x", "--target", "1"), "a number is a whole number, such as 7; found 'x'"),
     ):
-        refused = mini_r1("play", run.path, *wrong)
-        assert (refused.returncode, message in refused.stderr) == (78, True)
+        refused = run_forked("play", run.path, *wrong, folder=tmp_path)
+        assert (refused.code, message in refused.errors) == (78, True)
