@@ -84,35 +84,35 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_untrained(tmp_path_factory.mktemp("model") / "untrained")
 
 
+def write_recipe(path: Path, model: Path, **changes: Any) -> Path:
+    """Write a recipe of a few cheap steps on real rows; keyword arguments replace keys."""
+    values: dict[str, Any] = {
+        "model_name_or_path": str(model),
+        "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
+        "test_fraction": 0.25,
+        "max_steps": 4,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 4,
+        "max_prompt_length": 64,
+        "max_completion_length": 24,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "beta": 0.01,
+        "temperature": 1.0,
+        "save_steps": 2,
+        "seed": 3,
+        # An untrained model is never right: a coin gives the groups something to differ in.
+        "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
+    }
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    return path
+
+
 @pytest.fixture
 def small_recipe(untrained: Path, tmp_path: Path) -> Callable[..., Path]:
-    """Write a recipe of a few cheap steps on real rows; keyword arguments replace keys."""
-
-    def write(name: str = "small", **changes: Any) -> Path:
-        values: dict[str, Any] = {
-            "model_name_or_path": str(untrained),
-            "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
-            "test_fraction": 0.25,
-            "max_steps": 4,
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "num_generations": 4,
-            "max_prompt_length": 64,
-            "max_completion_length": 24,
-            "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant",
-            "beta": 0.01,
-            "temperature": 1.0,
-            "save_steps": 2,
-            "seed": 3,
-            # An untrained model is never right: a coin gives the groups something to differ in.
-            "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
-        }
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump({**values, **changes}))
-        return path
-
-    return write
+    """`write_recipe` for the untrained model, in the folder of the test."""
+    return lambda name="small", **changes: write_recipe(tmp_path / f"{name}.yaml", untrained, **changes)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import without_times
+from tests.conftest import without_times, write_recipe
 
 RUN_ID = "0123456789abcdef"
 MIB = 1 << 20
@@ -359,24 +359,31 @@ def test_another_rank_than_the_first_deletes_nothing(run: RunDir) -> None:
     assert scratch.is_dir()
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.fixture(scope="module")
+def whole(untrained: Path, one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunDir]:
+    """A recipe of six steps and an uninterrupted run of it."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = str(write_recipe(folder / "six.yaml", untrained, max_steps=6, save_steps=2, logging_steps=2))
+    run = RunDir(folder / "run")
+    assert train(recipe, [], run.path) == ExitCode.FINISHED
+    return recipe, run
+
+
 @pytest.mark.parametrize(
     ("left", "hidden"),
     [(0.9, None), (0.05, SafetensorError), (0.3, SafetensorError), (0.6, RuntimeError)],
     ids=["seen before", "in the snapshot", "in the weights", "in the optimizer's state"],
 )
 def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
-    small_recipe: Callable[..., Path],
+    whole: tuple[str, RunDir],
     small_disk: Path,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     left: float,
     hidden: type[Exception] | None,
 ) -> None:
     """The second save finds room for a part of what it needs: seen before it begins, or hidden in a library's error."""
-    recipe = str(small_recipe(max_steps=6, save_steps=2, logging_steps=2))
-    run, whole = RunDir(small_disk / "run"), RunDir(tmp_path / "whole")
-    assert train(recipe, [], whole.path) == ExitCode.FINISHED
+    recipe, expected = whole
+    run = RunDir(small_disk / "run")
 
     def needed_after_others_wrote(run: RunDir, trained: int) -> int:
         needed = space_needed(run, trained)
@@ -404,10 +411,10 @@ def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
 
     (small_disk / "filler").unlink()
     assert train(recipe, [], run.path) == ExitCode.FINISHED
-    assert without_times(run.metrics()) == without_times(whole.metrics())
-    assert list(run.completions()) == list(whole.completions())
+    assert without_times(run.metrics()) == without_times(expected.metrics())
+    assert list(run.completions()) == list(expected.completions())
     for name in ("model.safetensors", "optimizer.pt"):
-        last, expected = (each.checkpoints / "step-6" / name for each in (run, whole))
-        assert last.read_bytes() == expected.read_bytes(), name
+        last, uninterrupted = (each.checkpoints / "step-6" / name for each in (run, expected))
+        assert last.read_bytes() == uninterrupted.read_bytes(), name
     assert [saved.step for saved in run.complete_checkpoints()] == [6, 4]
     assert [saved.step for saved in run.complete_snapshots()] == [6, 4, 2]
