@@ -131,44 +131,52 @@ def test_bars_are_for_units_at_full_scale_alone(report: Any) -> None:
     assert len(report.bars({"scratch-0": figures()})) == 5
 
 
-def run_tiny(units: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run units at a tiny size."""
+def bench(folder: Path, units: str) -> subprocess.CompletedProcess[str]:
+    """`bench/gpu/run.py` at its tiny size; results are in `folder`/out."""
     command = [
         sys.executable, GPU / "run.py", "--scale", "tiny", "--out", folder / "out", "--scratch", folder / "s",
         "--only", units, "--rounds", "1", "--limit-s", "3000",
     ]  # fmt: skip
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
 
 
-def results_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read what the units wrote, by unit."""
-    return {path.stem: json.loads(path.read_text()) for path in (folder / "out").glob("*.json")}
+def results_in(folder: Path) -> dict[str, Any]:
+    results = {path.stem: json.loads(path.read_text()) for path in (folder / "out").glob("*.json")}
+    assert all(result["complete"] and "error" not in result for result in results.values())
+    return results
+
+
+def test_a_unit_runs_at_a_tiny_size_and_is_not_run_again_when_it_is_complete(tmp_path: Path) -> None:
+    """The bench reaches into the trainer and the sampler: a changed name must not be found out on a GPU."""
+    bench(tmp_path, "step-time")
+    results = results_in(tmp_path)
+    assert list(results) == ["step-time-tiny"]
+    (one_round,) = results["step-time-tiny"]["rounds"]
+    assert one_round["kit"]["lengths"] == one_round["stock"]["lengths"]
+    again = bench(tmp_path, "step-time")
+    assert again.stdout.count(": is there\n") == 1
+    assert "begins" not in again.stdout
 
 
 @pytest.mark.real
 def test_the_units_that_reach_into_the_trainer_run_at_a_tiny_size(tmp_path: Path) -> None:
-    done = run_tiny("memory-tiny-1,mends", tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    results = results_of(tmp_path)
-    assert sorted(results) == ["memory-tiny-1", "mends-tiny"]
-    assert all(result["complete"] and "error" not in result for result in results.values())
+    bench(tmp_path, "memory-tiny-1,mends")
+    assert sorted(results_in(tmp_path)) == ["memory-tiny-1", "mends-tiny"]
 
 
 @pytest.mark.exhaustive
-def test_every_unit_runs_at_a_tiny_size_and_what_is_whole_is_not_run_again(tmp_path: Path) -> None:
-    """The benches reach into the trainer and the sampler: a name that changes there must not be found out on a GPU."""
-    first = run_tiny("step-time,memory,mends,scratch", tmp_path)
-    assert first.returncode == 0, first.stdout + first.stderr
-    results = results_of(tmp_path)
+def test_every_unit_runs_at_a_tiny_size(tmp_path: Path) -> None:
+    first = bench(tmp_path, "step-time,memory,mends,scratch")
+    results = results_in(tmp_path)
     assert sorted(results) == ["memory-tiny-1", "memory-tiny-4", "mends-tiny", "scratch-tiny", "step-time-tiny"]
-    assert all(result["complete"] and "error" not in result for result in results.values())
-    (one_round,) = results["step-time-tiny"]["rounds"]
-    assert one_round["kit"]["lengths"] == one_round["stock"]["lengths"]
     assert all(seen["measured"] > 0 for seen in results["memory-tiny-1"]["moments"].values())
     measured = results["scratch-tiny"]["measured"]
     assert {when: seen["problems"] for when, seen in measured["held out"].items()} == {"before": 20, "after": 20}
     assert measured["hub rows"]["after"]["problems"] + results["scratch-tiny"]["hub_rows_seen_in_training"] == 200
-    again = run_tiny("step-time,memory,mends,scratch", tmp_path)
+    again = bench(tmp_path, "step-time,memory,mends,scratch")
     assert again.stdout.count(": is there\n") == 5
     assert "begins" not in again.stdout
     assert (tmp_path / "out" / "RESULTS.md").read_text() in first.stdout
