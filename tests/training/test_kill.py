@@ -111,7 +111,8 @@ def killed_run(recipe: Path, folder: Path, number: int, whole: Whole) -> list[Ki
         if number % 3 == 0:
             part, step = chance.choice([run.checkpoints, run.snapshots]), chance.choice([3, 6, STEPS])
             moment = partial(saves, run, attempt, part, step)
-            kills.append(kill(recipe, run, moment, chance.uniform(0, 0.5 * whole.saving)))
+            part_of_it = 0.1 if attempt == 1 else 0.5  # soon, so that four kills of six runs hit a save at least once
+            kills.append(kill(recipe, run, moment, chance.uniform(0, part_of_it * whole.saving)))
         elif number % 3 == 1:
             kills.append(kill(recipe, run, partial(trains, run, attempt), chance.uniform(0, whole.training)))
         else:  # also before the first step, and before there is a run at all
