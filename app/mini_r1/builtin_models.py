@@ -7,6 +7,8 @@ from typing import Final
 
 DEMO_MODEL: Final = "builtin:demo"
 SCRATCH_MODEL: Final = "builtin:scratch"
+SMALL_MODEL_THREADS: Final = 2
+"""Most CPU threads of a process that trains a built-in model: its tensors are too small for more."""
 
 
 @dataclass(frozen=True, slots=True)

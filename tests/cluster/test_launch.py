@@ -18,6 +18,7 @@ import psutil
 import pytest
 import yaml
 from mini_r1.cluster.nodes import free_port
+from mini_r1.control_groups import usable_cores
 from mini_r1.rundir import RunDir
 
 from tests.conftest import ASSETS, command, without_times
@@ -427,6 +428,15 @@ def test_a_dry_run_shows_every_worker_with_reasons(dry: Callable[..., str]) -> N
     assert "    RANK=3  # this worker among all" in text
     assert "TORCHELASTIC_RUN_ID  # torchrun's" in text
     assert "-m mini_r1 train" in text
+
+
+def test_a_worker_with_a_built_in_model_gets_at_most_two_threads(
+    dry: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    facts = json.loads(dry("--gpus", 1, "--json", "--set", "model_name_or_path=builtin:demo"))
+    threads = [worker["environment"]["OMP_NUM_THREADS"] for worker in facts["workers"]]
+    assert threads == [str(min(2, usable_cores()))]
 
 
 def test_a_dry_run_in_json_tells_a_program_the_same(dry: Callable[..., str]) -> None:

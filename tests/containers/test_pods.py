@@ -268,7 +268,7 @@ def test_workers_share_the_cores_of_the_pod_and_not_those_of_the_node(node: Node
     def small(spec: Manifest) -> Manifest:
         return _with(spec, "containers/0/resources/limits/cpu", 1)
 
-    ask = "from mini_r1.cluster.launching.environment import usable_cores; print(usable_cores())"
+    ask = "from mini_r1.control_groups import usable_cores; print(usable_cores())"
     assert node.pod("job-4xh100", admission=small).python(ask).stdout == "1\n"
 
 

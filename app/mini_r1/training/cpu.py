@@ -7,6 +7,9 @@ import os
 
 import torch
 
+from mini_r1.builtin_models import SMALL_MODEL_THREADS
+from mini_r1.control_groups import usable_cores
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""
 KEPT_BYTES = 1 << 30
@@ -16,11 +19,11 @@ def prepare(small_model: bool) -> None:
     """Tune this process for training on a CPU.
 
     Args:
-        small_model: run on one thread, unless OMP_NUM_THREADS says otherwise: tensors of the demo's size are calculated
-            faster than a second thread is woken, and on a busy machine it is waited for much longer still.
+        small_model: use at most SMALL_MODEL_THREADS threads, unless OMP_NUM_THREADS is set. The number never depends
+            on the load: two runs on one machine must agree to the last digit.
     """
     if small_model and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+        torch.set_num_threads(min(SMALL_MODEL_THREADS, usable_cores()))
     keep_freed_memory()
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mini_r1.cluster.checks.nvidia import Driver
-from mini_r1.cluster.control_groups import kernel_file
 from mini_r1.cluster.devices import Devices
 from mini_r1.cluster.nodes import Nodes
+from mini_r1.control_groups import kernel_file
 from mini_r1.recipe import Recipe
 
 GIB = 2**30

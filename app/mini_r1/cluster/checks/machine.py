@@ -7,7 +7,7 @@ import os
 import re
 import resource
 
-from mini_r1.cluster import control_groups
+from mini_r1 import control_groups
 from mini_r1.cluster.checks.case import GIB, Case
 from mini_r1.findings import Finding, fail, ok, skip, warn
 

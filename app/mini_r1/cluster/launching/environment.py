@@ -5,7 +5,6 @@ What the launcher itself was started with is passed on, but for what belongs to 
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mini_r1.cluster import control_groups
 from mini_r1.cluster.nodes import Nodes
 from mini_r1.cluster.redact import redacted
 from mini_r1.cluster.roles import NodeRoles, Roles
@@ -127,13 +125,6 @@ def starts_of(
     ]
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: a job's or a pod's share of the machine, not all of it."""
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = control_groups.cores()
-    return seen if quota is None else max(1, min(seen, int(quota)))
-
-
 def _place(rank: int, node: NodeRoles, roles: Roles, nodes: Nodes) -> list[Variable]:
     devices = f"{roles.num_processes} workers" if roles.num_processes > 1 else "1 worker"
     spared = ": all devices but vLLM's" if roles.vllm_device else ""
@@ -181,9 +172,7 @@ def _defaults(
     if cores is not None:
         threads = max(1, cores // node.workers)
         wanted.append(
-            Variable(
-                "OMP_NUM_THREADS", str(threads), f"{cores} cores here, {node.workers} workers; each would take all"
-            )
+            Variable("OMP_NUM_THREADS", str(threads), f"{cores} cores for {node.workers} workers; each would take all")
         )
     if interface is not None:
         # Debian and Ubuntu give a machine's own name the address 127.0.1.1, where no other node finds it.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mini_r1
+from mini_r1.builtin_models import SMALL_MODEL_THREADS
 from mini_r1.cluster.devices import Devices, device_index
 from mini_r1.cluster.doctor import examine
 from mini_r1.cluster.launching.channel import Channel
@@ -26,7 +27,6 @@ from mini_r1.cluster.launching.environment import (
     starts_as_text,
     starts_of,
     train_command,
-    usable_cores,
 )
 from mini_r1.cluster.launching.hang import Heartbeats
 from mini_r1.cluster.launching.interface import interface_of
@@ -40,6 +40,7 @@ from mini_r1.cluster.nodes import nodes_of
 from mini_r1.cluster.planning.plan import make_plan
 from mini_r1.cluster.roles import Roles, assign
 from mini_r1.console import printable
+from mini_r1.control_groups import usable_cores
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.provenance import versions
 from mini_r1.rundir import RunDir
@@ -263,8 +264,7 @@ def _starts(
         supervisor=folder,
         launchers=job.environment,
         vllm_device=vllm,
-        # A built-in model is calculated fastest on the one thread that its worker chooses by itself.
-        cores=None if job.recipe.built_in else usable_cores(),
+        cores=min(usable_cores(), SMALL_MODEL_THREADS * node.workers) if job.recipe.built_in else usable_cores(),
         interface=interface,
     )
 

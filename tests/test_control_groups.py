@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mini_r1.cluster import control_groups
-from mini_r1.cluster.launching import environment
+from mini_r1 import control_groups
 
 V1 = "9:memory:/slice/job\n4:cpu,cpuacct:/slice/job\n1:name=systemd:/slice/job\n"
 
@@ -44,5 +43,5 @@ def test_a_worker_counts_the_cores_it_gets_and_not_those_it_sees(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, seen: int, cores: int
 ) -> None:
     monkeypatch.setattr(control_groups, "cores", lambda: quota)
-    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda _: set(range(seen)), raising=False)
-    assert environment.usable_cores() == cores
+    monkeypatch.setattr(control_groups.os, "sched_getaffinity", lambda _: set(range(seen)), raising=False)
+    assert control_groups.usable_cores() == cores

@@ -6,6 +6,7 @@ limit counts as well as the group's own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
@@ -63,6 +64,13 @@ def cores(read: Read = kernel_file) -> float | None:
         if quota and period:  # version 1 says -1, version 2 max, where there is none
             quotas.append(quota / period)
     return min(quotas, default=None)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use: its share of the machine, at least 1."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cores()
+    return seen if quota is None else max(1, min(seen, int(quota)))
 
 
 def _groups(read: Read, controller: str) -> Iterator[tuple[str, bool]]:
