@@ -35,11 +35,12 @@ from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.recipe import Recipe, WarmStartRecipe
 from mini_r1.rundir import write_json
 from mini_r1.training import from_scratch, traces
+from mini_r1.training.muon import Muon
 
 WARMUP = 50
 BETAS = (0.9, 0.98)
 """Found by trying on the demo: betas (0.9, 0.999) and no warm-up calculated worse after the same time."""
-RECIPE_OF_RECIPES = 1
+RECIPE_OF_RECIPES = 2
 """Raise when the model, the traces or this training change: it is part of the cache's key."""
 
 MADE = "warm_start.json"
@@ -189,33 +190,38 @@ def _make_in(folder: Path, job: WarmStart, progress: Progressed) -> None:
 
 
 def train(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progressed) -> None:
-    """AdamW on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0."""
-    steps, seed, highest = job.settings.steps, job.settings.seed, job.model.imitation.learning_rate
+    """Train on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0."""
+    steps, seed, imitation = job.settings.steps, job.settings.seed, job.model.imitation
     where = device()
     pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, seed)
     rows = encode(tokenizer, pairs, job.style)
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=highest, betas=BETAS, weight_decay=0.0)
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if imitation.matrix_learning_rate else []
+    muon = Muon(matrices)
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    adamw = torch.optim.AdamW(others, lr=imitation.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
     pad = tokenizer.pad_token_id
     batches: list[list[int]] = []
     model.train()
     for step in range(steps):
         if not batches:
-            batches = batches_of_like_length([len(ids) for ids, _ in rows], job.model.imitation.batch, rng)
+            batches = batches_of_like_length([len(ids) for ids, _ in rows], imitation.batch, rng)
         batch = [rows[i] for i in batches.pop()]
         longest = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]).to(where)
-        # -100 is the index that cross entropy ignores: prompt and padding are read, not learned.
-        labels = torch.tensor([[-100] * n + ids[n:] + [-100] * (longest - len(ids)) for ids, n in batch]).to(where)
+        # Prompt and padding are read, not learned.
+        learned = torch.tensor([[n <= i < len(ids) for i in range(1, longest)] for ids, n in batch]).to(where)
         with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
-            logits = model(input_ids=ids).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten())
-        cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = highest * min(1.0, (step + 1) / WARMUP) * cosine
-        optimizer.zero_grad()
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            logits = model.lm_head(hidden[learned])  # of the prompt and the padding none are needed
+            loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
+        share = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        adamw.param_groups[0]["lr"] = imitation.learning_rate * share
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        adamw.step()
+        muon.step(imitation.matrix_learning_rate * share)
         progress(step + 1, loss.item())
 
 

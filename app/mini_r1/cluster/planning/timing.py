@@ -65,7 +65,7 @@ OFFLOAD_BYTES_S: Final = 1e10
 """Between GPU and host, and through the host's optimizer, for each worker."""
 DEMO_COMPLETION_S: Final = 2.7e-3
 """For each completion of the demo, at most 96 tokens long, rollout and update, on one core: 116 s for 85 steps of 512
-(README)."""
+(bench/RESULTS.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +191,6 @@ def demo_timing(recipe: Recipe, steps: int | None) -> Timing | None:
         steps=steps,
         assumptions=(
             "measured on the demo: 2.7 ms for each completion of at most 96 tokens, on one core of an AMD EPYC; "
-            "without the warm start, which takes a minute or two once",
+            "without the warm start, which takes about a minute once",
         ),
     )
