@@ -1,10 +1,16 @@
-"""Does the demo's held-out success really rise? Three seeds, and a control that is rewarded by a coin.
+"""Does the demo's held-out success rise, and does the demo take two minutes?
 
-    .venv/bin/python bench/demo_learning.py [--seeds 0 1 2] [--jobs 2] [--json]
+    .venv/bin/python bench/demo_learning.py [--seeds 0 1 2] [--jobs 2] [--only learning|time] [--json]
 
-Every seed has a warm start of its own, made now. Bars: on every seed success (sampled) rises by at least 25 points
-with 95 % intervals that do not overlap; the control does not rise; warm start and GRPO together take at most 6 minutes
-in the median, on two cores. About 12 minutes with two jobs, one thread each.
+Learning: three seeds and a random-reward control, each with its own warm start and one thread, `--jobs` at a time.
+Bars: on every seed success (sampled) rises by at least 25 points and the 95 % intervals do not overlap; the control
+does not rise.
+
+Time: the plain `mini-r1 demo` three times, one after another, each with an empty cache and the threads that it chooses
+itself. Bar: the median of the whole process is at most 120 s on two idle cores. The load average of the minute before
+is printed with it: stop other work first.
+
+About 10 minutes.
 """
 
 from __future__ import annotations
@@ -16,31 +22,67 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 POINTS = 0.25
-SECONDS = 360.0
+SECONDS = 120.0
+"""Of the whole process, imports and both evaluations included."""
+TIMED_RUNS = 3
 CONTROL = "rewards={random: 1.0}"
 
 
-def demo(seed: int, control: bool, folder: Path) -> dict[str, Any]:
-    """What `mini-r1 demo --json` ends with."""
-    command = [
-        Path(sys.executable).parent / "mini-r1", "demo", "--json", "--run-dir", folder / "run",
-        "--set", f"seed={seed}", "--set", f"warm_start.seed={seed}", *(["--set", CONTROL] if control else []),
-    ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MINI_R1_CACHE": str(folder / "cache")}
+def demo(folder: Path, *options: str, threads: int | None = None) -> dict[str, Any]:
+    """Return what `mini-r1 demo --json` prints, with `seconds`: the wall time of its process."""
+    command = [Path(sys.executable).parent / "mini-r1", "demo", "--json", "--run-dir", folder / "run", *options]
+    environment = {**os.environ, "MINI_R1_CACHE": str(folder / "cache")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment.pop("OMP_NUM_THREADS", None)
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
-        raise RuntimeError(f"seed {seed}: exit code {done.returncode}\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+        raise RuntimeError(f"{options}: exit code {done.returncode}\n{done.stderr[-3000:]}")
+    return {**json.loads(done.stdout), "seconds": time.perf_counter() - started}
+
+
+def learn(seeds: list[int], jobs: int) -> tuple[dict[str, dict[str, Any]], dict[str, bool]]:
+    """Run the seeds and the control; return their results and whether each bar is met."""
+    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(jobs) as pool:
+
+        def start(name: str, seed: int, *options: str) -> Any:
+            chosen = ["--set", f"seed={seed}", "--set", f"warm_start.seed={seed}", *options]
+            return pool.submit(demo, Path(directory) / name, *chosen, threads=1)
+
+        waiting = {f"seed {seed}": start(f"seed {seed}", seed) for seed in seeds}
+        waiting["control"] = start("control", seeds[0], "--set", CONTROL)
+        results = {name: job.result() for name, job in waiting.items()}
+    control = results["control"]
+    learned = [result for name, result in results.items() if name != "control"]
+    return results, {
+        f"rises by >= {POINTS:.0%} on every seed": all(
+            r["after"]["sampled"] - r["before"]["sampled"] >= POINTS for r in learned
+        ),
+        "95 % intervals apart on every seed": all(r["after"]["ci95"][0] > r["before"]["ci95"][1] for r in learned),
+        "the control does not rise": control["after"]["ci95"][0] <= control["before"]["ci95"][1],
+    }
+
+
+def measure_time() -> tuple[list[float], dict[str, bool]]:
+    """Run the demo TIMED_RUNS times, one after another; return the seconds and whether the bar is met."""
+    seconds = []
+    for _ in range(TIMED_RUNS):
+        with tempfile.TemporaryDirectory() as directory:
+            seconds.append(demo(Path(directory))["seconds"])
+    median = statistics.median(seconds)
+    return seconds, {f"median of the whole demo <= {SECONDS:.0f} s ({median:.0f} s)": median <= SECONDS}
 
 
 def row(name: str, result: dict[str, Any]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     before, after = result["before"], result["after"]
     cells = [
         f"{when['sampled']:.3f} [{when['ci95'][0]:.3f}, {when['ci95'][1]:.3f}] / {when['greedy']:.3f}"
@@ -55,41 +97,33 @@ def row(name: str, result: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=2, help="demos at a time, one thread each")
+    parser.add_argument("--jobs", type=int, default=2, help="demos at a time in the learning part, one thread each")
+    parser.add_argument("--only", choices=["learning", "time"], help="run one part")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(arguments.jobs) as pool:
-        waiting = {
-            name: pool.submit(demo, seed, control, Path(directory) / name)
-            for name, seed, control in [
-                *((f"seed {seed}", seed, False) for seed in arguments.seeds),
-                ("control", arguments.seeds[0], True),
-            ]
-        }
-        results = {name: job.result() for name, job in waiting.items()}
-    control = results["control"]
-    learned = {name: result for name, result in results.items() if name != "control"}
-    seconds = statistics.median(r["seconds_warm_start"] + r["seconds_grpo"] for r in learned.values())
-    bars = {
-        f"rises by >= {POINTS:.0%} on every seed": all(
-            r["after"]["sampled"] - r["before"]["sampled"] >= POINTS for r in learned.values()
-        ),
-        "95 % intervals apart on every seed": all(
-            r["after"]["ci95"][0] > r["before"]["ci95"][1] for r in learned.values()
-        ),
-        "the control does not rise": control["after"]["ci95"][0] <= control["before"]["ci95"][1],
-        f"median of warm start + GRPO <= {SECONDS:.0f} s ({seconds:.0f} s)": seconds <= SECONDS,
-    }
+    found: dict[str, Any] = {}
+    bars: dict[str, bool] = {}
+    if arguments.only != "time":
+        found["results"], met = learn(arguments.seeds, arguments.jobs)
+        bars |= met
+    if arguments.only != "learning":
+        found["load"] = os.getloadavg()[0]
+        found["seconds"], met = measure_time()
+        bars |= met
     if arguments.json:
-        print(json.dumps({"results": results, "bars": bars}))
-    else:
-        problems = control["problems"]
+        print(json.dumps({**found, "bars": bars}))
+        return 0 if all(bars.values()) else 1
+    if "results" in found:
+        problems = found["results"]["control"]["problems"]
         print(f"{problems} held-out problems; success sampled [95 % interval] / greedy, tries per answer, seconds")
         print(f"{'':8} {'before':30} {'after':30} rise    tries         warm  GRPO")
-        for name, result in results.items():
+        for name, result in found["results"].items():
             print(row(name, result))
-        for bar, met in bars.items():
-            print(f"bar: {bar}: {'met' if met else 'MISSED'}")
+    if "seconds" in found:
+        runs = ", ".join(f"{seconds:.0f}" for seconds in found["seconds"])
+        print(f"the whole demo, {TIMED_RUNS} runs in a row, load average {found['load']:.1f} before: {runs} s")
+    for bar, met_bar in bars.items():
+        print(f"bar: {bar}: {'met' if met_bar else 'MISSED'}")
     return 0 if all(bars.values()) else 1
 
 
