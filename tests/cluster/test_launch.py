@@ -227,15 +227,18 @@ def test_workers_do_not_outlive_a_launcher_that_is_killed(
 
 
 @pytest.mark.real
-def test_asked_twice_a_launcher_stops_at_once(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
-    launcher = launch(recipe, "--gpus", 1, "--run-dir", tmp_path / "run")
-    worker = launcher.pid_of(0)
-    launcher.process.send_signal(signal.SIGTERM)  # the worker imports for seconds before it looks
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
+def test_asked_twice_a_launcher_stops_at_once(
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, workers: int
+) -> None:
+    launcher = launch(recipe, "--gpus", workers, "--run-dir", tmp_path / "run")
+    pids = [launcher.pid_of(rank) for rank in range(workers)]
+    launcher.process.send_signal(signal.SIGTERM)  # the workers import for seconds before they look
     time.sleep(2.5)
     launcher.process.send_signal(signal.SIGTERM)
     assert launcher.wait() == 143
     assert "stopped at once" in launcher.said
-    assert gone(worker)
+    assert gone(*pids)
 
 
 SLEEP = "time.sleep(3600)"
@@ -295,11 +298,12 @@ if os.environ.get("RANK") == "1":
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_fault_that_only_workers_see_is_the_recipes(
-    launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher]
+    launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher], workers: int
 ) -> None:
     # Only rank 0 looks at what is in the run directory.
-    launcher = launch(recipe, "--gpus", 1, "--run-dir", finished[0].path, "--set", "learning_rate=2e-3")
+    launcher = launch(recipe, "--gpus", workers, "--run-dir", finished[0].path, "--set", "learning_rate=2e-3")
     assert launcher.wait() == 78
     assert "rank 0 on node 0" in launcher.said
     assert "ended with exit code 78; its last lines:" in launcher.said
