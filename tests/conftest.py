@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.evidence import EvidenceRecorder
 from tests.tiers import TierReport
 
 ASSETS = Path(__file__).parent / "assets"
@@ -38,6 +39,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that `make test-all` passes."""
+    parser.addoption("--record-evidence", action="store_true", help="date the lines of docs/verified.md that passed")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """No network, no second thread, no state of the user's own: before a test's imports, which read these once."""
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -46,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; what it starts inherits that
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(TierReport(), "mini-r1-tiers")
+    if config.getoption("record_evidence"):
+        config.pluginmanager.register(EvidenceRecorder(config), "mini-r1-evidence")
 
 
 @pytest.fixture(scope="module", autouse=True)
