@@ -92,8 +92,8 @@ def bash(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
 # ---- pins, rights, limits --------------------------------------------------------------------------------------------
 
 
-def test_both_workflows_are_looked_at() -> None:
-    assert set(WORKFLOWS) == {"ci", "release"}
+def test_every_workflow_is_looked_at() -> None:
+    assert set(WORKFLOWS) == {"ci", "nightly", "release"}
     assert len(RUNS) > 10
 
 
@@ -135,6 +135,16 @@ def test_a_pull_request_releases_nothing() -> None:
         "push",
         "pull_request",
     }  # not pull_request_target, which has the owner's rights
+
+
+def test_all_tests_run_every_night_and_before_a_release() -> None:
+    for name, job in (("nightly", "test-all"), ("release", "test-all"), ("ci", "test-real")):
+        runs = [step.step["run"] for step in RUNS if (step.workflow, step.job) == (name, job)]
+        assert f".github/debian.sh {job}" in runs
+    assert {"run": "make test"} in WORKFLOWS["ci"]["jobs"]["test"]["steps"]
+    ((minute, hour, *every),) = [row["cron"].split() for row in WORKFLOWS["nightly"][True]["schedule"]]
+    assert (minute.isdigit(), hour.isdigit(), every) == (True, True, ["*"] * 3)
+    assert "test-all" in WORKFLOWS["release"]["jobs"]["image"]["needs"]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -199,7 +209,7 @@ def test_a_script_is_sound_shell(script: Path) -> None:
 
 def test_make_targets() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (REPO / "Makefile").read_text(), re.MULTILINE))
-    named = {word for words in commands("make") for word in words}
+    named = {word for start in ("make", ".github/debian.sh") for words in commands(start) for word in words}
     assert named
     assert named <= targets
 
@@ -424,12 +434,33 @@ def test_the_disk_is_shown_before_and_after(stand_ins: Path) -> None:
         assert path not in {"/opt", "/usr/local", "/usr/local/lib", "/usr/local/share", "/usr/share"}
 
 
-def test_disk_is_freed_before_the_large_image_is_built() -> None:
-    for workflow, job in (("ci", "image-runtime"), ("release", "image")):
+def test_disk_is_freed_before_anything_large() -> None:
+    for workflow, job in (("ci", "image-runtime"), ("release", "image"), ("nightly", "test-all"), ("ci", "test-real")):
         runs = [str(step.step) for step in steps() if (step.workflow, step.job) == (workflow, job)]
         freed = next(at for at, text in enumerate(runs) if "free-disk.sh" in text)
-        built = next(at for at, text in enumerate(runs) if "buildx build" in text or "build-push-action" in text)
+        built = next(at for at, text in enumerate(runs) if re.search("buildx build|build-push-action|debian.sh", text))
         assert freed < built
+
+
+# ---- debian.sh -------------------------------------------------------------------------------------------------------
+
+
+def test_the_targets_are_run_by_ci_run_in_a_container(stand_ins: Path) -> None:
+    (stand_ins / "docker").write_text('#!/bin/sh\necho docker "$@"\n')
+    (stand_ins / "docker").chmod(0o755)
+    done = bash(f"PATH={stand_ins}:$PATH; {GITHUB}/debian.sh test test-real", REPO)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "sudo chown -R 0:0 .",
+        f"docker run --rm --privileged --volume {REPO}:/mini-r1 --volume /var/tmp --workdir /mini-r1 debian:12"
+        " .ci/run test test-real",
+    ]
+
+
+def test_without_a_target_nothing_is_started(stand_ins: Path) -> None:
+    done = bash(f"PATH={stand_ins}:$PATH; {GITHUB}/debian.sh", REPO)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "name a target of the Makefile" in done.stderr
 
 
 # ---- compose-cpu.sh with stand-ins for docker and curl; by hand it was run with the real ones (docs/verified.md) -----
