@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,12 @@ from rich.console import Console
 from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.heavy_imports import needs_extra
 
 if TYPE_CHECKING:
     from mini_r1.cluster.doctor import Report
     from mini_r1.cluster.launching.job import Order
+    from mini_r1.rundir import RunDir
 
 
 def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspeed: str = "none") -> ExitCode:
@@ -28,6 +29,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
     from mini_r1.deepspeed_file import find_deepspeed
     from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.rundir import RunDir
+    from mini_r1.starting import look_before_loading
     from mini_r1.training.supervised import Supervisor
 
     Supervisor.from_environment().attend()  # first: the imports below take seconds
@@ -40,9 +42,14 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
     console.quiet = os.environ.get("RANK", "0") != "0"  # one of several workers: rank 0 speaks for all
     for warning in recipe.warnings():
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
-    with needs_extra("train"):
-        from mini_r1.training.run import train as run_training
     run = RunDir(run_dir or effective_output_dir(recipe, path))
+    if "RANK" not in os.environ:  # of several workers rank 0 looks, for all
+        finished = look_before_loading(run, recipe)
+        if finished is not None:
+            say_finished(console, run, finished)
+            return ExitCode.FINISHED
+    with needs_extra("train", deepspeed=sharding is not None, console=console):
+        from mini_r1.training.run import train as run_training
     outcome = run_training(recipe, run, sys.argv, console, deepspeed=sharding)
     if outcome.exit_code == ExitCode.FINISHED:
         console.print(f"finished at step {outcome.step}: {run.path}", markup=False)
@@ -310,6 +317,11 @@ def _reported(report: Report, *, as_json: bool) -> ExitCode:
     return report.exit_code
 
 
+def say_finished(console: Console, run: RunDir, step: int) -> None:
+    """Say that a run was finished before this start."""
+    console.print(f"{run.path} is finished at step {step}: nothing to do", markup=False)
+
+
 def say_interrupted(console: Console, step: int) -> None:
     """What a run that was stopped in order leaves, and what to do."""
     console.print(f"interrupted after step {step}, saved: the same command goes on from there", markup=False)
@@ -326,40 +338,6 @@ def data_errors() -> Iterator[None]:
         raise
     except OSError as error:
         raise KitError(f"{error.filename or 'file'}: {error.strerror}") from error
-
-
-@contextmanager
-def needs_extra(extra: str) -> Iterator[None]:
-    """Say which installation is missing when a command needs more than the core."""
-    # TRL imports vLLM wherever it is installed, which takes seconds; the kit's runs in a process of its own.
-    sys.modules.setdefault("vllm", None)  # type: ignore[arg-type]
-    try:
-        # DeepSpeed logs to the standard output, which belongs to --json, and tells already when it is imported (by TRL,
-        # where it is installed) which accelerator it takes it to be for.
-        with redirect_stdout(sys.stderr), _only_errors_of("DeepSpeed"):
-            yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("mini_r1"):
-            raise
-        raise KitError(
-            f"this command needs {error.name}, which the core does not install: "
-            f"run `make install`, or pip install 'mini-r1[{extra}]'"
-        ) from error
-
-
-@contextmanager
-def _only_errors_of(name: str) -> Iterator[None]:
-    """Drop what a logger says below an error meanwhile; it need not be there yet."""
-    logger = logging.getLogger(name)
-
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(is_error)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_error)
 
 
 @contextmanager

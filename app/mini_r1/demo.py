@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from mini_r1.commands import needs_extra, say_interrupted
+from mini_r1.commands import say_interrupted
 from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.task import Problem, random_success, tries
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.heavy_imports import needs_extra
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.rundir import RunDir
@@ -67,7 +68,7 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
     stem = path.with_stem(f"{RECIPE}-quick") if quick else path
     run = RunDir(run_dir or effective_output_dir(recipe, stem))
     console = progress_console()
-    with needs_extra("train"):
+    with needs_extra("train", console=console):
         from mini_r1.generation.model import load_model, load_tokenizer
         from mini_r1.training import prepare
         from mini_r1.training.run import train as run_training

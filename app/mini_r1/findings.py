@@ -87,6 +87,17 @@ def worst(findings: Iterable[Finding]) -> Finding:
     return replace(top, detail=details, fix=fixes, fault=fault)
 
 
+def as_error(findings: Iterable[Finding]) -> KitError:
+    """Return all failures as one error, with the exit code of `exit_code`."""
+    failures = [finding for finding in findings if finding.status == "fail"]
+    return KitError("\n".join(map(sentence, failures)), exit_code(failures))
+
+
+def sentence(finding: Finding) -> str:
+    """Return check, detail and fix on one line."""
+    return ": ".join(part for part in (finding.check, finding.detail, finding.fix) if part)
+
+
 def exit_code(findings: Iterable[Finding]) -> ExitCode:
     """78 if the recipe is at fault anywhere, else 150 if this node is, else 0."""
     faults = {finding.fault for finding in findings if finding.status == "fail"}

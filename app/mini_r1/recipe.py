@@ -379,6 +379,11 @@ class Recipe(BaseModel):
         model = BUILTIN_MODELS.get(self.model_name_or_path)
         return (self.warm_start or WarmStartRecipe()).applied_to(model) if model else None
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt and completion together."""
+        return self.max_prompt_length + self.max_completion_length
+
     def resolved_rewards(self) -> dict[str, float]:
         """The rewards that are summed, by the name of the function: under `scoring: seed` the seed's own two."""
         weights: dict[str, float] = {str(name): weight for name, weight in (self.rewards or DEFAULT_REWARDS).items()}

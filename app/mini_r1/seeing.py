@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_r1.commands import data_errors, needs_extra
+from mini_r1.commands import data_errors
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.heavy_imports import needs_extra
 from mini_r1.rundir import RunDir, open_run
 
 
@@ -36,7 +37,7 @@ def evaluate(
         else "nothing is kept of a model's figures"
     )
     with stopped_in_order(f"stopped: {kept}"), data_errors():
-        with needs_extra("train"):
+        with needs_extra("train", console=progress_console()):
             from mini_r1.evaluation.run import evaluate_run, evaluate_run_or_model
             from mini_r1.evaluation.source import Wish
             from mini_r1.evaluation.table import print_series, print_table
@@ -129,12 +130,12 @@ def play(
         raise KitError("--json answers one problem: name it, such as --numbers 3,5,9 --target 1")
     run = open_run(run_path.expanduser())
     problem = None if numbers is None or target is None else problem_of(numbers, target)
-    with needs_extra("train"):
+    console, said = Console(highlight=False), progress_console()
+    with needs_extra("train", console=said):
         from mini_r1.play import session
         from mini_r1.play.models import players
         from mini_r1.training.start import starting_point
     sampling = session.Sampling(temperature, seed)
-    console, said = Console(highlight=False), progress_console()
     with data_errors():
         playing = players(run, step, starting_point(run), lambda line: said.print(printable(line), markup=False))
     if problem is None:

@@ -181,7 +181,7 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
     recipe = common.bench_recipe(model, **changes)
     data = prepare.load_task_data(recipe)
     with nullcontext() if cuda else meter:
-        policy = prepare.load_policy(recipe, data, Console(file=sys.stderr))
+        policy = prepare.load_policy(recipe, prepare.find_model(recipe, data, Console(file=sys.stderr)))
         step = prompts * accumulation
         rows = prepare.ordered_dataset(recipe, data, policy.tokenizer, 2 * step)
         longest = max(len(ids) for ids in token_ids(policy.tokenizer, rows["prompt"]))

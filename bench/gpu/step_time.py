@@ -94,7 +94,7 @@ def work(side: str, job: dict[str, Any], parent: Connection) -> None:
             max_completion_length=job["limit"],
         )  # fmt: skip
         data = prepare.load_task_data(recipe)
-        policy = prepare.load_policy(recipe, data, Console(file=log))
+        policy = prepare.load_policy(recipe, prepare.find_model(recipe, data, Console(file=log)))
         rows = prepare.ordered_dataset(recipe, data, policy.tokenizer, common.PROMPTS * job["steps"])
         table = common.table_of_lengths(rows, policy.tokenizer, lambda row: lengths_of(job, row))
         drawn = common.DrawnLengths(table, policy.tokenizer.eos_token_id)

@@ -27,7 +27,7 @@ from mini_r1.cluster.planning.plan import AUTO, Plan, make_plan
 from mini_r1.cluster.roles import Roles, assign
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, exit_code, fail, of_error, ok, skip, warn
+from mini_r1.findings import Finding, as_error, exit_code, fail, of_error, ok, sentence, skip, warn
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import effective_output_dir, load_recipe
 
@@ -61,16 +61,12 @@ class Report:
     @property
     def error(self) -> KitError | None:
         """All failures as one error, with the report's exit code; None without any."""
-        failures = [finding for finding in self.findings if finding.status == "fail"]
-        if not failures:
-            return None
-        lines = [f"{f.check}: {f.detail}{f': {f.fix}' if f.fix else ''}" for f in failures]
-        return KitError("\n".join(lines), self.exit_code)
+        return as_error(self.findings) if any(finding.status == "fail" for finding in self.findings) else None
 
     @property
     def warnings(self) -> list[str]:
         """A line for each finding that need not stop a run."""
-        return [f"{f.check}: {f.detail}{f': {f.fix}' if f.fix else ''}" for f in self.findings if f.status == "warn"]
+        return [sentence(finding) for finding in self.findings if finding.status == "warn"]
 
     def to_dict(self) -> dict[str, Any]:
         """The --json."""

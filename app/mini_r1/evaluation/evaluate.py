@@ -15,7 +15,7 @@ from mini_r1.evaluation.answers import Answer, judged
 from mini_r1.evaluation.baselines import Game, solver_baselines
 from mini_r1.evaluation.figures import OPERATOR_KEYS, counted, failure, mean, success
 from mini_r1.generation.completers import BATCH_ROWS, Completer, TransformersCompleter
-from mini_r1.generation.prompts import render, token_ids
+from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
 
 EVALUATION_RANK = -1
@@ -182,7 +182,7 @@ def measure(
     def complete(count: int, at: float) -> list[list[Answer]]:
         sampling = SamplingConfig(max_new_tokens, at, num_generations=count)
         ids = completer.complete(prompts, sampling, step_seed(seed, 0, EVALUATION_RANK), progressed)
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = completion_texts(tokenizer, ids)
         answers = [
             judged(problem, text, len(tokens), tokens[-1] not in completer.ends)
             for problem, text, tokens in zip((p for p in problems for _ in range(count)), texts, ids, strict=True)

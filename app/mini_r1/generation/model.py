@@ -175,6 +175,24 @@ def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     refuse_other_vocabulary(getattr(embeddings, "base_layer", embeddings).num_embeddings, tokenizer)
 
 
+def refuse_few_positions(name: str, positions: object, length: int) -> None:
+    """Refuse sequences longer than the model has positions for.
+
+    Args:
+        name: of the model.
+        positions: `max_position_embeddings` of its configuration; anything but an int is not looked at.
+        length: tokens of the longest prompt and completion together.
+
+    Raises:
+        KitError: naming both lengths.
+    """
+    if isinstance(positions, int) and positions < length:
+        raise KitError(
+            f"{name} has {positions} positions; max_prompt_length and max_completion_length make {length}: "
+            "shorten max_completion_length"
+        )
+
+
 def refuse_other_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
     """The lookup of an id without an embedding would crash, on a GPU obscurely.
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jinja2 import Environment, pass_environment
 from jinja2.filters import FILTERS
 from transformers import PreTrainedTokenizerBase
@@ -52,5 +53,13 @@ def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem],
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of rendered prompts; the template has written every special token already."""
-    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    ids: list[list[int]] = encoded["input_ids"]
     return ids
+
+
+def completion_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[str]:
+    """Return the text of each completion's token ids, without special tokens."""
+    # As tensors: of a list transformers asks for each id whether it is a tensor, a tenth of the demo's step.
+    ids = [torch.tensor(completion, dtype=torch.long) for completion in completions]
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)

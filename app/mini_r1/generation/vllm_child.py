@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from mini_r1.errors import ExitCode
+from mini_r1.heavy_imports import no_garbage_collection
 from mini_r1.lifeline import Lifeline
 
 ADVICE: Final = {
@@ -38,7 +39,7 @@ ADVICE: Final = {
 }
 """What to do about vLLM's own words, by a part of them."""
 UNUSED: Final = ("ray", "torchvision")
-"""Packages that vLLM and transformers import if they are installed: half a second that generating text does not need."""
+"""Packages that vLLM and transformers import if they are installed; generating text does not need them."""
 
 
 def settle(parent: int) -> None:
@@ -63,7 +64,8 @@ def build(config: dict[str, Any]) -> Any:
         sys.modules["pynvml"] = None  # type: ignore[assignment]
     for name in UNUSED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    from vllm import LLM
+    with no_garbage_collection():
+        from vllm import LLM
 
     _limit_cache_blocks()
     # For every request it would log that there is no tokenizer to take an end token from.

@@ -58,7 +58,7 @@ def _start_vllm(recipe: Recipe, policy: Policy, log: Path) -> VllmEngine:
         model=policy.source,
         revision=policy.revision,
         dtype=computed_in or str(policy.model.dtype).removeprefix("torch."),
-        max_model_len=recipe.max_prompt_length + recipe.max_completion_length,
+        max_model_len=recipe.longest_sequence,
         gpu_memory_utilization=recipe.vllm_gpu_memory_utilization,
         seed=recipe.seed,
         device=os.environ[VLLM_DEVICE],

@@ -16,7 +16,7 @@ from trl import create_reference_model
 from mini_r1.countdown import task
 from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import KitError
-from mini_r1.generation.model import device, load_model, load_tokenizer, refuse_misfit
+from mini_r1.generation.model import device, load_model, load_tokenizer, refuse_few_positions, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.recipe import Recipe
 from mini_r1.training import adapters, cpu, order, warm_start
@@ -65,6 +65,17 @@ def tune_machine(recipe: Recipe) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the model comes from, and what is known of it before its weights are loaded."""
+
+    source: str
+    """Directory or hub id."""
+    revision: str | None
+    """Branch, tag or commit on the hub; None for the default."""
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What is trained and what it is held against."""
 
@@ -78,24 +89,36 @@ class Policy:
     """Its commit on the hub; None for a directory."""
 
 
-def load_policy(recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None) -> Policy:
-    """Model, reference and tokenizer of the recipe; `commit` as in `load_task_data`.
+def find_model(recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None) -> Origin:
+    """Make a built-in model if need be, and load the recipe's tokenizer; `commit` as in `load_task_data`.
 
     Raises:
-        KitError: they cannot be had or do not fit together.
+        KitError: the tokenizer cannot be had, or no built-in model can be made.
     """
     source = model_source(recipe, data, console)
     revision = commit or recipe.model_revision
-    quantization = adapters.quantization(recipe)
-    model = load_model(source, revision, recipe.torch_dtype, recipe.attn_implementation, quantization)
     if recipe.tokenizer_name_or_path:  # another repository, where the model's revision means nothing
-        tokenizer = load_tokenizer(recipe.tokenizer_name_or_path, None)
-    else:
-        tokenizer = load_tokenizer(source, revision)
-    refuse_misfit(model, tokenizer)
+        return Origin(source, revision, load_tokenizer(recipe.tokenizer_name_or_path, None))
+    return Origin(source, revision, load_tokenizer(source, revision))
+
+
+def load_policy(recipe: Recipe, origin: Origin) -> Policy:
+    """Load the recipe's model and its reference.
+
+    Raises:
+        KitError: they cannot be had or do not fit the tokenizer or the recipe.
+    """
+    quantization = adapters.quantization(recipe)
+    model = load_model(
+        origin.source, origin.revision, recipe.torch_dtype, recipe.attn_implementation, quantization
+    )  # fmt: skip
+    refuse_misfit(model, origin.tokenizer)
+    refuse_few_positions(
+        origin.source, getattr(model.config, "max_position_embeddings", None), recipe.longest_sequence
+    )  # fmt: skip
     model = adapters.with_adapter(model, recipe)
     reference = create_reference_model(model) if recipe.beta and not recipe.use_peft else None
-    return Policy(model, reference, tokenizer, source, getattr(model.config, "_commit_hash", None))
+    return Policy(model, reference, origin.tokenizer, origin.source, getattr(model.config, "_commit_hash", None))
 
 
 def reward_plan(recipe: Recipe) -> RewardPlan:
@@ -127,9 +150,11 @@ def prompts(
 def ordered_dataset(
     recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> datasets.Dataset:
-    """The run's `count` rows in their order; see `prompts`."""
-    rows = prompts(recipe, data.train, tokenizer)
-    return datasets.Dataset.from_list(rows).select(order.run_order(len(rows), count, recipe.seed))
+    """Return the run's `count` rows in their order; only problems that come in it are rendered. See `prompts`."""
+    indices = order.run_order(len(data.train), count, recipe.seed)
+    used = sorted(set(indices))
+    rows = dict(zip(used, prompts(recipe, [data.train[index] for index in used], tokenizer), strict=True))
+    return datasets.Dataset.from_list([rows[index] for index in indices])
 
 
 def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:

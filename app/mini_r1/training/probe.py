@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
@@ -20,7 +19,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from mini_r1.errors import KitError
-from mini_r1.findings import Finding, fail, of_error, ok, skip, worst
+from mini_r1.findings import Finding, fail, of_error, ok, skip
+from mini_r1.heavy_imports import needs_extra, no_garbage_collection
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import find_recipe, load_recipe
 
@@ -64,22 +64,9 @@ class Probe:
 
     def torch(self) -> Finding:
         """torch sees every GPU that was given and can calculate on it."""
-        import torch
+        from mini_r1.training.gpu_check import check_gpus
 
-        found = f"torch {torch.__version__}"
-        given = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
-        on_cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu"
-        if on_cpu or (not given and not torch.cuda.is_available()):
-            return ok(f"{found}, on the CPU")
-        if torch.version.cuda is None:
-            return fail(f"{found} was built without CUDA, and GPUs were given", INSTALL, "recipe")
-        if not torch.cuda.is_available() or torch.cuda.device_count() < len(given):
-            return fail(
-                f"{found} sees {torch.cuda.device_count()} of {len(given)} GPUs",
-                "see whether nvidia-smi lists them; on a node with NVSwitch its fabric manager must be running",
-                "node",
-            )
-        return worst(_calculates(index) for index in range(torch.cuda.device_count()))
+        return check_gpus()
 
     def attention(self) -> Finding:
         """The attention that the recipe names can be computed here."""
@@ -93,30 +80,16 @@ class Probe:
         )
 
     def deepspeed(self) -> Finding:
-        """DeepSpeed can be imported, where the recipe is trained with it or torch would see it anyway."""
-        if not self._deepspeed and importlib.util.find_spec("deepspeed") is None:
+        """DeepSpeed can be imported, where the recipe is trained with it."""
+        if not self._deepspeed:
             return skip("not used")
-        # TRL imports it wherever it is installed, so a broken one ends a run that does not even use it.
-        return _imports(
-            ("deepspeed",),
-            f"DeepSpeed {_version('deepspeed')}",
-            "where it misses CUDA_HOME or nvcc: install cuda-nvcc-12-4 and set CUDA_HOME; else install the lock",
-        )
+        with needs_extra("gpu", deepspeed=True):
+            return ok(f"DeepSpeed {_version('deepspeed')}")
 
     def vllm(self) -> Finding:
-        """vLLM can be imported and was built for where it is to run."""
+        """vLLM can be imported, where the recipe uses it."""
         if not self._recipe.use_vllm:
             return skip("not used")
-        built_for_cpu = _version("vllm").endswith("+cpu")
-        on_cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu"
-        if on_cpu and _version("vllm") != "none" and not built_for_cpu:
-            return fail(
-                f"vLLM {_version('vllm')} was built for CUDA, and the work runs on the CPU",
-                "make vllm-cpu, and use its .venv-vllm/bin/mini-r1; or set use_vllm: false",
-                "recipe",
-            )
-        if built_for_cpu and not on_cpu:
-            return fail(f"vLLM {_version('vllm')} was built for the CPU, and GPUs were given", INSTALL, "recipe")
         return _imports(("vllm",), f"vLLM {_version('vllm')}", f"{INSTALL}, or set use_vllm: false")
 
     def bitsandbytes(self) -> Finding:
@@ -136,6 +109,7 @@ class Probe:
         from transformers.utils import find_adapter_config_file
 
         from mini_r1.generation.architectures import refuse_unloadable
+        from mini_r1.generation.model import refuse_few_positions
 
         name, revision = self._recipe.model_name_or_path, self._recipe.model_revision
         try:
@@ -145,14 +119,7 @@ class Probe:
         except (OSError, ValueError) as error:
             raise KitError(f"the configuration of {name} cannot be had: {_first_line(error)}") from error
         refuse_unloadable(name, self._config)
-        positions = self._config.get("max_position_embeddings")
-        length = self._recipe.max_prompt_length + self._recipe.max_completion_length
-        if isinstance(positions, int) and positions < length:
-            return fail(
-                f"{name} has {positions} positions; max_prompt_length and max_completion_length make {length}",
-                "shorten max_completion_length",
-                "recipe",
-            )
+        refuse_few_positions(name, self._config.get("max_position_embeddings"), self._recipe.longest_sequence)
         return ok(f"{self._config['model_type']}: known")
 
     def tokenizer(self) -> Finding:
@@ -201,25 +168,6 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
         return fail(f"{type(error).__name__}: {_first_line(error)}", INSTALL, "recipe").named(name)
 
 
-def _calculates(index: int) -> Finding:
-    """One product on a GPU: it fails where the driver lists a GPU that cannot be used, or torch has no code for it."""
-    import torch
-
-    name = torch.cuda.get_device_name(index)
-    try:
-        ones = torch.ones(16, 16, device=f"cuda:{index}")
-        right = float((ones @ ones).sum()) == 16.0**3
-    except RuntimeError as error:
-        if "no kernel image" in str(error):
-            return fail(f"{name}: torch {torch.__version__} has no code for it", "use a GPU of another kind", "recipe")
-        return fail(
-            f"{name} cannot be used: {_first_line(error)}", "take the node out of service: nvidia-smi -q", "node"
-        )
-    if not right:
-        return fail(f"{name} calculates wrong", "take the node out of service", "node")
-    return ok(f"torch {torch.__version__} calculates on {name}")
-
-
 def _imports(modules: Sequence[str], found: str, fix: str) -> Finding:
     for module in modules:
         try:
@@ -260,6 +208,7 @@ def main(arguments: Sequence[str]) -> None:
     with ExitStack() as stack:
         out = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
         os.dup2(2, 1)
+        stack.enter_context(no_garbage_collection())
         findings = probe(given.recipe, given.overrides, deepspeed=given.deepspeed != "none")
         json.dump({"findings": [finding.to_dict() for finding in findings]}, out)
 

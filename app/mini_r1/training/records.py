@@ -23,7 +23,7 @@ from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device
 from mini_r1.provenance import code_revision, utc_now, versions
 from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import differences, dump_recipe, load_recipe
+from mini_r1.recipe_file import dump_recipe
 from mini_r1.rundir import RunDir, write_json, write_text
 
 logger = logging.getLogger(__name__)
@@ -31,24 +31,6 @@ logger = logging.getLogger(__name__)
 RECORDED_VERSIONS = (
     "torch", "trl", "transformers", "accelerate", "datasets", "tokenizers", "peft", "deepspeed", "vllm", "numpy",
 )  # fmt: skip
-
-
-def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
-    """A run goes on under the recipe it has steps of; before its first checkpoint a recipe may still be corrected.
-
-    Raises:
-        KitError: naming the keys that mean something else now.
-    """
-    if not run.has_steps():
-        return
-    changed = differences(load_recipe(run.recipe_file), recipe)
-    if changed:
-        lines = [f"  {key}: the run has {old!r}, the recipe now says {new!r}" for key, (old, new) in changed.items()]
-        raise KitError(
-            f"{run.path} was started with another recipe:\n"
-            + "\n".join(lines)
-            + "\nchoose another --run-dir, or undo the change"
-        )
 
 
 def commits(run: RunDir) -> tuple[str | None, str | None]:

@@ -18,12 +18,14 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import eos_token_ids
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import RunDir
+from mini_r1.starting import finished_step
 from mini_r1.training import order, prepare, pushing, records
 from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
 from mini_r1.training.checkpoints import checkpoint_to_resume
 from mini_r1.training.curves import Curves
 from mini_r1.training.engine_setup import start_engine, sync_check
+from mini_r1.training.gpu_check import refuse_broken_gpu
 from mini_r1.training.phases import Phases
 from mini_r1.training.samples import CompletionLog
 from mini_r1.training.signals import StopRequest
@@ -84,6 +86,7 @@ def train(
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
     """
     prepare.refuse_unlaunched(recipe, deepspeed)
+    refuse_broken_gpu()
     prepare.tune_machine(recipe)
     world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
     shown = console if world.main else Console(quiet=True)
@@ -93,7 +96,7 @@ def train(
         stack.callback(world.leave)
         stack.enter_context(world.lost_in_words())
         world.from_main(lambda: stack.enter_context(run.claimed()))
-        finished_at = world.from_main(lambda: _look_at(job))
+        finished_at = world.from_main(lambda: finished_step(run, recipe))
         if finished_at is not None:
             return Outcome(ExitCode.FINISHED, finished_at)
         world.from_main(lambda: pushing.refuse(recipe))
@@ -104,42 +107,60 @@ def train(
         world.from_main(lambda: records.refuse_other_data(run, data))
         prepare.refuse_unsolvable(data)
         phases.begin("model")
-        policy = world.main_first(lambda: prepare.load_policy(recipe, data, job.console, model_commit))
-        return _attempt(job, data, policy, phases)
+        origin = world.main_first(lambda: prepare.find_model(recipe, data, job.console, model_commit))
+        schedule = _schedule(job, data)
+        # First, because loading a model's weights may take minutes.
+        dataset = prepare.ordered_dataset(recipe, data, origin.tokenizer, schedule.steps * schedule.prompts)
+        held_out = prepare.held_out_rows(recipe, data, origin.tokenizer)
+        policy = world.main_first(lambda: prepare.load_policy(recipe, origin))
+        return _attempt(job, data, schedule, dataset, held_out, policy, phases)
 
 
-def _look_at(job: _Job) -> int | None:
-    """The last step of a run that is finished already; None for one to begin or to go on with.
+@dataclass(frozen=True, slots=True)
+class _Schedule:
+    """How the whole run is divided into optimizer steps."""
+
+    prompts: int
+    """Of a step, over all workers."""
+    accumulation: int
+    """Micro steps of each worker in a step."""
+    steps: int
+
+
+def _schedule(job: _Job, data: task.TaskData) -> _Schedule:
+    """Divide the run into steps.
 
     Raises:
-        KitError: the run was started with another recipe.
+        KitError: the workers cannot share a step's prompts evenly.
     """
-    records.refuse_other_recipe(job.run, job.recipe)
-    state = job.run.read_state()
-    if state.get("state") != "finished":
-        return None
-    job.console.print(f"{job.run.path} is finished at step {state['step']}: nothing to do", markup=False)
-    return int(state["step"])
-
-
-def _attempt(job: _Job, data: task.TaskData, policy: prepare.Policy, phases: Phases) -> Outcome:
-    """One start of the program on this run, with a directory of its own; state.json says how it ended."""
-    recipe, run, world = job.recipe, job.run, job.world
-    prompts = world.from_main(lambda: records.prompts_per_step(run, recipe, world.size))
+    recipe, world = job.recipe, job.world
+    prompts = world.from_main(lambda: records.prompts_per_step(job.run, recipe, world.size))
     accumulation = order.accumulation_steps(prompts, recipe.per_device_train_batch_size, world.size)
     steps = order.total_steps(recipe.max_steps, recipe.num_train_epochs, len(data.train), prompts)
+    return _Schedule(prompts, accumulation, steps)
+
+
+def _attempt(
+    job: _Job,
+    data: task.TaskData,
+    schedule: _Schedule,
+    dataset: Any,
+    held_out: list[dict[str, Any]],
+    policy: prepare.Policy,
+    phases: Phases,
+) -> Outcome:
+    """One start of the program on this run, with a directory of its own; state.json says how it ended."""
+    recipe, run, world, steps, prompts = job.recipe, job.run, job.world, schedule.steps, schedule.prompts
     stage = job.deepspeed.stage if job.deepspeed else 0
     resume = world.from_main(lambda: checkpoint_to_resume(run, job.console, world.size, stage))
     args = grpo_config(
         recipe,
         run.path,
         max_steps=steps,
-        accumulation=accumulation,
+        accumulation=schedule.accumulation,
         first_start=resume is None,
         deepspeed=job.deepspeed,
     )
-    dataset = prepare.ordered_dataset(recipe, data, policy.tokenizer, steps * prompts)
-    held_out = prepare.held_out_rows(recipe, data, policy.tokenizer)
     attempt = world.from_main(run.start_attempt)
     with records.log_to(attempt / f"rank-{world.rank}.log"), ExitStack() as stack:
         start = resume.step if resume else 0

@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from mini_r1.countdown import task
-from mini_r1.generation.prompts import token_ids
+from mini_r1.generation.prompts import completion_texts, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
 from mini_r1.manifest import digests, seal
 from mini_r1.rundir import RunDir
@@ -204,7 +204,7 @@ class CountdownTrainer(GRPOTrainer):
         prompts = token_ids(self.processing_class, [row["prompt"] for row in rows]) if rows else []
         config = SamplingConfig(self.max_completion_length, self.args.temperature, num_generations)
         sampled = self._engine.sample(self.model_wrapped, self.accelerator, prompts, config, seed)
-        texts = self.processing_class.batch_decode([each.ids for each in sampled], skip_special_tokens=True)
+        texts = completion_texts(self.processing_class, [each.ids for each in sampled])
         completions = []
         for i, (each, text) in enumerate(zip(sampled, texts, strict=True)):
             row = rows[i // num_generations]

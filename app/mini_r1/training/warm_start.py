@@ -30,7 +30,7 @@ from mini_r1.console import ProgressLine
 from mini_r1.countdown.task import Problem
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import device
-from mini_r1.generation.prompts import render, token_ids
+from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.recipe import Recipe, WarmStartRecipe
 from mini_r1.rundir import write_json
@@ -269,7 +269,7 @@ def arithmetic_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, job: War
         seed=seed,
     )
     right = total = 0
-    for text in tokenizer.batch_decode(completions, skip_special_tokens=True):
+    for text in completion_texts(tokenizer, completions):
         for verdict in step_verdicts(text):
             right += verdict
             total += 1

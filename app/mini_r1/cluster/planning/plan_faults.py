@@ -78,7 +78,7 @@ def misfits(
 def _of_the_model(recipe: Recipe, shape: ModelShape | None, on_cpu: bool) -> Iterator[str]:
     if shape is None:
         return
-    length = recipe.max_prompt_length + recipe.max_completion_length
+    length = recipe.longest_sequence
     if length > shape.max_positions:
         room = shape.max_positions - recipe.max_prompt_length
         lower = f"lower max_completion_length to {room} or less" if room > 0 else "lower both"

@@ -1,0 +1,104 @@
+"""Imports that take seconds (torch, TRL, DeepSpeed): announced, made cheaper, and with a sentence where they fail."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+from rich.console import Console
+
+from mini_r1.errors import ExitCode, KitError
+
+DEEPSPEED_FIX = (
+    "where it misses CUDA_HOME or nvcc: install cuda-nvcc-12-4 and set CUDA_HOME; else install the lock: make install, "
+    "or use the image"
+)
+
+
+@contextmanager
+def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None = None) -> Iterator[None]:
+    """Import an extra's packages inside this context.
+
+    Args:
+        extra: of pyproject.toml; the error message names it.
+        deepspeed: whether DeepSpeed is used. Otherwise TRL must not find it: it imports DeepSpeed wherever it is
+            installed, which takes a second. It never finds vLLM, which the kit runs in a process of its own.
+        console: where to say what is being loaded, since torch takes seconds.
+
+    Raises:
+        KitError: a package is missing, or DeepSpeed is used and cannot be imported.
+    """
+    if console is not None:
+        console.print("loading torch, transformers and TRL", style="dim")
+    sys.modules.setdefault("vllm", None)  # type: ignore[arg-type]
+    if not deepspeed:
+        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
+    try:
+        # DeepSpeed logs to standard output, which belongs to --json.
+        with redirect_stdout(sys.stderr), _only_errors_of("DeepSpeed"), no_garbage_collection():
+            if deepspeed:
+                _import_deepspeed()
+            yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mini_r1"):
+            raise
+        raise KitError(
+            f"this command needs {error.name}, which the core does not install: "
+            f"run `make install`, or pip install 'mini-r1[{extra}]'"
+        ) from error
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Import without garbage collection, and leave what was imported out of every later one.
+
+    An import makes a million objects that stay: looking for garbage among them was a fifth of the time to import TRL,
+    and .2 s in each full collection after that.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _import_deepspeed() -> None:
+    """Import DeepSpeed first, where its errors can be told from TRL's.
+
+    Raises:
+        KitError: it is there and cannot be imported.
+    """
+    # DeepSpeed runs `df` on this folder while it is imported, and df complains where the folder is not there yet.
+    with contextlib.suppress(OSError, RuntimeError):  # a home that can't be written, or is unknown
+        Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "autotune").mkdir(
+            parents=True, exist_ok=True
+        )
+    try:
+        import deepspeed  # noqa: F401
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # ImportError mostly; its look for a CUDA compiler raises others
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise KitError(f"DeepSpeed cannot be imported: {lines[0][:240]}: {DEEPSPEED_FIX}", ExitCode.CONFIG) from error
+
+
+@contextmanager
+def _only_errors_of(name: str) -> Iterator[None]:
+    """Drop a logger's messages below error level; the logger need not exist yet."""
+    logger = logging.getLogger(name)
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)

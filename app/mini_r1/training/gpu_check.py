@@ -1,0 +1,61 @@
+"""Check with torch that the GPUs that were given can be used: all of them for the doctor, its own for a worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+
+from mini_r1.findings import Finding, as_error, fail, ok, worst
+
+INSTALL = "install the lock: make install, or use the image"
+
+
+def check_gpus(indices: Iterable[int] | None = None) -> Finding:
+    """Return whether torch sees every GPU in CUDA_VISIBLE_DEVICES and calculates correctly on them.
+
+    Args:
+        indices: those to calculate on, as torch numbers them; None is all.
+    """
+    version = f"torch {torch.__version__}"
+    given = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
+    on_cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu"
+    if on_cpu or (not given and not torch.cuda.is_available()):
+        return ok(f"{version}, on the CPU")
+    if torch.version.cuda is None:
+        return fail(f"{version} was built without CUDA, and GPUs were given", INSTALL, "recipe")
+    if not torch.cuda.is_available() or torch.cuda.device_count() < len(given):
+        return fail(
+            f"{version} sees {torch.cuda.device_count()} of {len(given)} GPUs",
+            "see whether nvidia-smi lists them; on a node with NVSwitch its fabric manager must be running",
+            "node",
+        )
+    return worst(_calculate(index) for index in (range(torch.cuda.device_count()) if indices is None else indices))
+
+
+def refuse_broken_gpu() -> None:
+    """Check this worker's own GPU, the one that LOCAL_RANK names.
+
+    Raises:
+        KitError: it cannot be used: 150 where the node is at fault, 78 where the installation is.
+    """
+    found = check_gpus([int(os.environ.get("LOCAL_RANK", "0"))])
+    if found.status == "fail":
+        raise as_error([found])
+
+
+def _calculate(index: int) -> Finding:
+    """Multiply on a GPU: it fails where the driver lists a GPU that cannot be used, or torch has no code for it."""
+    name = torch.cuda.get_device_name(index)
+    try:
+        ones = torch.ones(16, 16, device=f"cuda:{index}")
+        right = float((ones @ ones).sum()) == 16.0**3
+    except RuntimeError as error:
+        if "no kernel image" in str(error):
+            return fail(f"{name}: torch {torch.__version__} has no code for it", "use a GPU of another kind", "recipe")
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return fail(f"{name} cannot be used: {first[:240]}", "take the node out of service: nvidia-smi -q", "node")
+    if not right:
+        return fail(f"{name} calculates wrong", "take the node out of service", "node")
+    return ok(f"torch {torch.__version__} calculates on {name}")
