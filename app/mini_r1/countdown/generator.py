@@ -117,7 +117,7 @@ def _numbers_for(target: int, size: int, random: Random, spec: GeneratorSpec) ->
 
 
 def _draw(size: int, random: Random, spec: GeneratorSpec) -> tuple[int, ...]:
-    """Draw what `randrange(low, high + 1)` draws, three times as fast: most of the time of small problems is spent here."""
+    """Draw what `randrange(low, high + 1)` draws, three times as fast: most of what small problems take."""
     width = spec.high + 1 - spec.low
     bits, draw, nums = width.bit_length(), random.getrandbits, []
     while len(nums) < size:

@@ -1,0 +1,184 @@
+"""What a command does before its imports are done: its first line, what it refuses by then, what it never imports."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mini_r1.heavy_imports import needs_extra
+from mini_r1.rundir import RunDir, write_json
+
+from tests.conftest import REPO
+
+# Python's own -X importtime writes a line to stderr when an import is over; this writes one when it begins.
+WATCHED = """
+import sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "deepspeed", "vllm"):
+            print("importing", name, file=sys.stderr, flush=True)
+sys.meta_path.insert(0, Watch())
+from mini_r1.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `mini-r1 ARGS` in an empty folder; `importing NAME` on stderr shows when a heavy import begins."""
+
+    def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WATCHED, *map(str, arguments)]
+        settings = {**os.environ, "MINI_R1_CACHE": str(tmp_path / "cache"), **environment}
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=settings, timeout=300)
+
+    return run
+
+
+def a_run_with_a_step(path: Path, recipe: Path) -> RunDir:
+    """Make what a run leaves after its first checkpoint, as far as a start looks at it."""
+    from mini_r1.manifest import seal
+    from mini_r1.recipe_file import dump_recipe, load_recipe
+
+    run = RunDir(path)
+    run.checkpoints.mkdir(parents=True)
+    run.recipe_file.write_text(dump_recipe(load_recipe(recipe)))
+    (run.checkpoints / "part").mkdir()
+    (run.checkpoints / "part" / "weights").write_text("")
+    seal(run.checkpoints / "part", run.checkpoints / "step-2", run_id="x", world_size=1, zero_stage=0)
+    return run
+
+
+@pytest.mark.parametrize("command", ["train", "launch"])
+def test_a_run_of_another_recipe_is_refused_without_torch(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    small_recipe: Callable[..., Path],
+    tmp_path: Path,
+    command: str,
+) -> None:
+    run = a_run_with_a_step(tmp_path / "run", small_recipe("first"))
+    other = small_recipe("other", learning_rate=2e-3)
+    done = start(command, other, "--run-dir", run.path, MINI_R1_ACCELERATOR="cpu")
+    assert done.returncode == 78, done.stderr
+    assert "learning_rate: the run has 0.001, the recipe now says 0.002" in done.stderr
+    assert "importing" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "launch"])
+def test_a_run_directory_in_use_is_refused_without_torch(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    small_recipe: Callable[..., Path],
+    tmp_path: Path,
+    command: str,
+) -> None:
+    recipe = small_recipe()
+    run = a_run_with_a_step(tmp_path / "run", recipe)
+    with run.claimed():
+        done = start(command, recipe, "--run-dir", run.path, MINI_R1_ACCELERATOR="cpu")
+    assert done.returncode == 78, done.stderr
+    assert "another process is training in" in done.stderr
+    assert "importing" not in done.stderr
+
+
+def test_a_finished_run_is_finished_without_torch(
+    start: Callable[..., subprocess.CompletedProcess[str]], small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = small_recipe()
+    run = a_run_with_a_step(tmp_path / "run", recipe)
+    write_json(run.state_file, {"state": "finished", "step": 4})
+    done = start("train", recipe, "--run-dir", run.path)
+    assert done.returncode == 0, done.stderr
+    assert "is finished at step 4: nothing to do" in done.stderr
+    assert "importing" not in done.stderr
+
+
+def test_a_launch_that_cannot_start_imports_no_torch(
+    start: Callable[..., subprocess.CompletedProcess[str]], small_recipe: Callable[..., Path]
+) -> None:
+    recipe = small_recipe()
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = start("launch", recipe, "--port", str(taken.getsockname()[1]), MINI_R1_ACCELERATOR="cpu")
+    assert port.returncode == 150, port.stderr
+    assert "is taken" in port.stderr
+    key = start("launch", recipe, "--set", "lerning_rate=1")
+    assert key.returncode == 78, key.stderr
+    assert "did you mean 'learning_rate'" in key.stderr
+    dry = start("launch", recipe, "--dry-run", MINI_R1_ACCELERATOR="cpu")
+    assert dry.returncode == 0, dry.stderr
+    for done in (port, key, dry):
+        assert "importing" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "demo", "evaluate", "play", "doctor"])
+def test_a_command_says_what_it_loads_before_it_imports_torch(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    small_recipe: Callable[..., Path],
+    tmp_path: Path,
+    command: str,
+) -> None:
+    recipe = small_recipe()
+    run = a_run_with_a_step(tmp_path / "run", recipe)
+    given: dict[str, tuple[str | Path, ...]] = {
+        "train": (recipe, "--run-dir", tmp_path / "new", "--set", "dataset_id_or_path=no.jsonl"),
+        "demo": ("--quick", "--set", "test_fraction=0.999999"),
+        "evaluate": (tmp_path,),
+        "play": (run.path, "--numbers", "3,4", "--target", "7"),
+        "doctor": (recipe, "--run-dir", tmp_path / "new"),
+    }
+    done = start(command, *given[command])
+    assert "Traceback" not in done.stderr
+    before = done.stderr.partition("importing torch")[0]
+    assert re.search(r"^loading torch", before, re.MULTILINE), done.stderr
+
+
+def test_training_without_deepspeed_imports_none_and_prints_no_line_of_df() -> None:
+    code = """
+import sys
+from mini_r1.heavy_imports import needs_extra
+with needs_extra("train"):
+    import mini_r1.training.run
+assert sys.modules["deepspeed"] is None and sys.modules["vllm"] is None
+assert "torch" in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == done.stderr == ""
+
+
+@pytest.mark.real
+def test_training_with_deepspeed_prints_no_line_of_df_either(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux only")
+    code = """
+from mini_r1.heavy_imports import needs_extra
+with needs_extra("train", deepspeed=True):
+    import mini_r1.training.run
+import deepspeed
+print(deepspeed.__version__)
+"""
+    home = {**os.environ, "HOME": str(tmp_path), "DS_ACCELERATOR": "cpu"}
+    home.pop("TRITON_CACHE_DIR", None)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, env=home, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "df:" not in done.stdout + done.stderr
+
+
+def test_a_deepspeed_that_cannot_be_imported_is_an_error_with_its_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mini_r1.errors import KitError
+
+    (tmp_path / "deepspeed.py").write_text("raise AssertionError('CUDA_HOME does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    monkeypatch.delitem(sys.modules, "deepspeed", raising=False)
+    reason = "DeepSpeed cannot be imported: CUDA_HOME does not exist: .*cuda-nvcc"
+    with pytest.raises(KitError, match=reason), needs_extra("train", deepspeed=True):
+        pass
