@@ -171,6 +171,15 @@ def test_a_run_in_it_is_measured_and_shown_and_plans_are_made(cpu_image: str, la
     assert kit("plan", "mini-r1-3b", "--gpus", "1").returncode == 78
 
 
+@pytest.mark.exhaustive  # smaller in test_compose.py and test_pods.py
+def test_the_quick_demo_runs_in_it_at_its_own_size(cpu_image: str) -> None:
+    writable = ("--tmpfs=/cache", "--tmpfs=/workspace/runs")
+    done = engine.docker("run", "--rm", *AS_SOMEBODY, *writable, cpu_image, "demo", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "success, sampled" in done.stdout
+
+
+
 def test_a_run_records_the_revision_that_its_image_was_made_from(cpu_image: str, launched: tuple[str, str]) -> None:
     _, runs = launched
     run = f"--volume={runs}:/runs:ro"
