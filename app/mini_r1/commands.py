@@ -21,7 +21,6 @@ from mini_r1.heavy_imports import needs_extra
 if TYPE_CHECKING:
     from mini_r1.cluster.doctor import Report
     from mini_r1.cluster.launching.job import Order
-    from mini_r1.rundir import RunDir
 
 
 def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspeed: str = "none") -> ExitCode:
@@ -29,7 +28,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
     from mini_r1.deepspeed_file import find_deepspeed
     from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.rundir import RunDir
-    from mini_r1.starting import look_before_loading
+    from mini_r1.starting import look_before_loading, say_finished
     from mini_r1.training.supervised import Supervisor
 
     Supervisor.from_environment().attend()  # first: the imports below take seconds
@@ -315,11 +314,6 @@ def _reported(report: Report, *, as_json: bool) -> ExitCode:
     else:
         Console(highlight=False).print(report.table())
     return report.exit_code
-
-
-def say_finished(console: Console, run: RunDir, step: int) -> None:
-    """Say that a run was finished before this start."""
-    console.print(f"{run.path} is finished at step {step}: nothing to do", markup=False)
 
 
 def say_interrupted(console: Console, step: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from mini_r1.errors import KitError
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import differences, load_recipe
@@ -17,6 +19,11 @@ def finished_step(run: RunDir, recipe: Recipe) -> int | None:
     refuse_other_recipe(run, recipe)
     state = run.read_state()
     return int(state["step"]) if state.get("state") == "finished" else None
+
+
+def say_finished(console: Console, run: RunDir, step: int) -> None:
+    """Say that a run was finished before this start."""
+    console.print(f"{run.path} is finished at step {step}: nothing to do", markup=False)
 
 
 def look_before_loading(run: RunDir, recipe: Recipe) -> int | None:

@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
+from mini_r1.cluster.launching import launch as launching
+from mini_r1.cluster.launching.job import Order
 from mini_r1.cluster.nodes import free_port
 from mini_r1.control_groups import usable_cores
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.rundir import RunDir
 
 from tests.conftest import ASSETS, command, without_times
@@ -186,15 +188,20 @@ def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end
     assert without_times(run.metrics()) == without_times(finished[0].metrics())
 
 
-def test_signalled_with_all_its_processes_while_it_looks_at_the_node_it_was_interrupted(
-    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
+def test_signalled_while_it_looks_at_the_node_it_was_interrupted(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run")
-    children = launcher.until(lambda: psutil.Process(launcher.process.pid).children())
-    for pid in (*(child.pid for child in children), launcher.process.pid):
-        os.kill(pid, signal.SIGUSR1)
-    assert launcher.wait() == 143, launcher.said
-    assert "stopped before anything was started" in launcher.said
+    looked = launching.examine
+
+    def signalled(*args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return looked(*args, **options)
+
+    monkeypatch.setattr(launching, "examine", signalled)
+    order = Order(str(recipe), gpus=2, run_dir=tmp_path / "run")
+    with pytest.raises(KitError, match="stopped before anything was started") as stopped:
+        launching.launch(order, {"PATH": os.environ["PATH"], "MINI_R1_ACCELERATOR": "cpu"}, print)
+    assert stopped.value.exit_code == ExitCode.INTERRUPTED
 
 
 @pytest.mark.real

@@ -179,7 +179,6 @@ def test_the_quick_demo_runs_in_it_at_its_own_size(cpu_image: str) -> None:
     assert "success, sampled" in done.stdout
 
 
-
 def test_a_run_records_the_revision_that_its_image_was_made_from(cpu_image: str, launched: tuple[str, str]) -> None:
     _, runs = launched
     run = f"--volume={runs}:/runs:ro"

@@ -154,11 +154,14 @@ def test_a_push_that_is_killed_or_refused_is_no_business_of_the_run(
     """The process is killed at its first push; the next save starts another, which the hub refuses for good."""
     run = RunDir(tmp_path / "run")
     hub.faults = [Fault("POST", "/commit/", -2, times=1), Fault("POST", "/preupload/", 403, times=1000, after=2)]
-    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40, save_steps=20)
+    recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40, save_steps=10)
     with start(hub, recipe, run) as workers:
+        wait_for(lambda: bool(run.complete_snapshots()), workers)
+        workers.send(signal.SIGSTOP)  # else the last save may come before the process that pushes is ready
         wait_for(lambda: any("/commit/" in line for line in hub.asked), workers)
         (pusher,) = pushers(run)
         pusher.kill()
+        workers.send(signal.SIGCONT)
         assert exit_code(workers) == ExitCode.FINISHED, output(run)
     assert "not all was pushed (this token may not write to anna/pushed" in output(run)
     assert run.read_state()["state"] == "finished"

@@ -119,7 +119,8 @@ def _numbers_for(target: int, size: int, random: Random, spec: GeneratorSpec) ->
 def _draw(size: int, random: Random, spec: GeneratorSpec) -> tuple[int, ...]:
     """Draw what `randrange(low, high + 1)` draws, three times as fast: most of what small problems take."""
     width = spec.high + 1 - spec.low
-    bits, draw, nums = width.bit_length(), random.getrandbits, []
+    bits, draw = width.bit_length(), random.getrandbits
+    nums: list[int] = []
     while len(nums) < size:
         number = draw(bits)
         if number < width:

@@ -175,22 +175,33 @@ def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     refuse_other_vocabulary(getattr(embeddings, "base_layer", embeddings).num_embeddings, tokenizer)
 
 
-def refuse_few_positions(name: str, positions: object, length: int) -> None:
-    """Refuse sequences longer than the model has positions for.
+def check_configuration(name: str, revision: str | None, longest_sequence: int) -> dict[str, Any]:
+    """Check that a model is there, of a kind that can be loaded, and has positions enough. No weights are loaded.
 
     Args:
-        name: of the model.
-        positions: `max_position_embeddings` of its configuration; anything but an int is not looked at.
-        length: tokens of the longest prompt and completion together.
+        name: hub id or local directory, of a model or of a LoRA adapter.
+        revision: branch, tag or commit on the hub.
+        longest_sequence: tokens of the longest prompt and completion together.
+
+    Returns:
+        The model's configuration; {} of an adapter, whose base model is looked at when it is loaded.
 
     Raises:
-        KitError: naming both lengths.
+        KitError: it cannot be had, or is not fit for the recipe.
     """
-    if isinstance(positions, int) and positions < length:
+    with _in_words("model", name):
+        if find_adapter_config_file(name, revision=_revision(name, revision)) is not None:
+            return {}
+        config: dict[str, Any]
+        config, _ = PretrainedConfig.get_config_dict(name, revision=_revision(name, revision))
+        refuse_unloadable(name, config)
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and positions < longest_sequence:
         raise KitError(
-            f"{name} has {positions} positions; max_prompt_length and max_completion_length make {length}: "
+            f"{name} has {positions} positions; max_prompt_length and max_completion_length make {longest_sequence}: "
             "shorten max_completion_length"
         )
+    return config
 
 
 def refuse_other_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -16,7 +16,7 @@ from trl import create_reference_model
 from mini_r1.countdown import task
 from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import KitError
-from mini_r1.generation.model import device, load_model, load_tokenizer, refuse_few_positions, refuse_misfit
+from mini_r1.generation.model import check_configuration, device, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.recipe import Recipe
 from mini_r1.training import adapters, cpu, order, warm_start
@@ -90,13 +90,20 @@ class Policy:
 
 
 def find_model(recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None) -> Origin:
-    """Make a built-in model if need be, and load the recipe's tokenizer; `commit` as in `load_task_data`.
+    """Make a built-in model if need be, look at its configuration, and load the recipe's tokenizer.
+
+    Args:
+        recipe: names both.
+        data: for a built-in model's warm start.
+        console: for its progress.
+        commit: as in `load_task_data`.
 
     Raises:
-        KitError: the tokenizer cannot be had, or no built-in model can be made.
+        KitError: model or tokenizer cannot be had, or the model is not fit for the recipe.
     """
     source = model_source(recipe, data, console)
     revision = commit or recipe.model_revision
+    check_configuration(source, revision, recipe.longest_sequence)
     if recipe.tokenizer_name_or_path:  # another repository, where the model's revision means nothing
         return Origin(source, revision, load_tokenizer(recipe.tokenizer_name_or_path, None))
     return Origin(source, revision, load_tokenizer(source, revision))
@@ -113,9 +120,6 @@ def load_policy(recipe: Recipe, origin: Origin) -> Policy:
         origin.source, origin.revision, recipe.torch_dtype, recipe.attn_implementation, quantization
     )  # fmt: skip
     refuse_misfit(model, origin.tokenizer)
-    refuse_few_positions(
-        origin.source, getattr(model.config, "max_position_embeddings", None), recipe.longest_sequence
-    )  # fmt: skip
     model = adapters.with_adapter(model, recipe)
     reference = create_reference_model(model) if recipe.beta and not recipe.use_peft else None
     return Policy(model, reference, origin.tokenizer, origin.source, getattr(model.config, "_commit_hash", None))

@@ -105,21 +105,12 @@ class Probe:
         """The pinned transformers knows the model's kind, and its positions are enough for the recipe's lengths."""
         if self._recipe.built_in:
             return ok("qwen2, made by the kit")
-        from transformers import PretrainedConfig
-        from transformers.utils import find_adapter_config_file
+        from mini_r1.generation.model import check_configuration
 
-        from mini_r1.generation.architectures import refuse_unloadable
-        from mini_r1.generation.model import refuse_few_positions
-
-        name, revision = self._recipe.model_name_or_path, self._recipe.model_revision
-        try:
-            if find_adapter_config_file(name, revision=revision) is not None:
-                return ok(f"{name} is an adapter: its base model is looked at when it is loaded")
-            self._config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-        except (OSError, ValueError) as error:
-            raise KitError(f"the configuration of {name} cannot be had: {_first_line(error)}") from error
-        refuse_unloadable(name, self._config)
-        refuse_few_positions(name, self._config.get("max_position_embeddings"), self._recipe.longest_sequence)
+        recipe, name = self._recipe, self._recipe.model_name_or_path
+        self._config = check_configuration(name, recipe.model_revision, recipe.longest_sequence)
+        if not self._config:
+            return ok(f"{name} is an adapter: its base model is looked at when it is loaded")
         return ok(f"{self._config['model_type']}: known")
 
     def tokenizer(self) -> Finding:

@@ -18,7 +18,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import eos_token_ids
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import RunDir
-from mini_r1.starting import finished_step
+from mini_r1.starting import finished_step, say_finished
 from mini_r1.training import order, prepare, pushing, records
 from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
@@ -98,6 +98,7 @@ def train(
         world.from_main(lambda: stack.enter_context(run.claimed()))
         finished_at = world.from_main(lambda: finished_step(run, recipe))
         if finished_at is not None:
+            say_finished(job.console, run, finished_at)
             return Outcome(ExitCode.FINISHED, finished_at)
         world.from_main(lambda: pushing.refuse(recipe))
         data_commit, model_commit = world.from_main(lambda: records.commits(run))
