@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
-from mini_r1.console import shown_bytes
+from mini_r1.console import ProgressLine, shown_bytes
+from rich.console import Console
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,13 @@ from mini_r1.console import shown_bytes
 )
 def test_sizes_are_in_a_unit_that_shows_them(size: int, words: str) -> None:
     assert shown_bytes(size) == words
+
+
+def test_progress_begins_with_a_line_where_there_is_no_terminal() -> None:
+    out = io.StringIO()
+    with ProgressLine(Console(file=out), "problems", 3) as line:
+        line.update(1)
+        assert out.getvalue() == "problems 1/3\n"
+        line.update(2)
+        line.update(3, "done")
+    assert out.getvalue() == "problems 1/3\nproblems 3/3  done\n"
