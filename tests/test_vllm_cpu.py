@@ -172,7 +172,7 @@ def test_uvs_cache_keeps_its_files_when_the_environment_is_changed(script: Any, 
 def test_the_environment_runs_the_pinned_vllm_on_the_cpu_and_the_kit() -> None:
     python = ROOT / ".venv-vllm" / "bin" / "python"
     if not python.exists():
-        pytest.skip("there is no .venv-vllm: make vllm-cpu")
+        pytest.skip("no .venv-vllm: `make vllm-cpu`")
     check = (
         "import importlib.metadata as m, torch, vllm._C; from vllm.platforms import current_platform as p; "
         "print(m.version('vllm'), p.is_cpu(), hasattr(torch.ops._C, 'paged_attention_v1'))"

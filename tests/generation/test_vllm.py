@@ -26,7 +26,7 @@ REPO = Path(__file__).parent.parent.parent
 PYTHON = REPO / ".venv-vllm" / "bin" / "python"
 SESSION = Path(__file__).parent / "vllm_session.py"
 
-with_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-vllm: make vllm-cpu")
+with_vllm = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-cpu`")
 
 CONFIG = EngineConfig(
     model="some/model",

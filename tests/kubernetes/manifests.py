@@ -31,7 +31,9 @@ def _builder() -> list[str] | None:
     return next((command for command in KUSTOMIZE if shutil.which(command[0])), None)
 
 
-needs_kustomize = pytest.mark.skipif(_builder() is None, reason="neither kubectl nor kustomize is on PATH")
+needs_kustomize = pytest.mark.skipif(
+    _builder() is None, reason="neither kubectl nor kustomize is on PATH: `.ci/install-engine` (Debian 12, root)"
+)
 
 
 @functools.cache

@@ -33,7 +33,7 @@ from tests.kubernetes.wire import KUBEFLOW, KUEUE, Object
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not on PATH"),
+    pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl: `.ci/install-engine` (Debian 12, root)"),
 ]
 
 PAGE = (REPO / "docs" / "kubernetes.md").read_text()

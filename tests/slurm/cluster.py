@@ -82,7 +82,7 @@ def why_none() -> str | None:
     """Why this machine cannot have one; None if it can."""
     missing = [program for program in PROGRAMS if shutil.which(program, path=SYSTEM_PATH) is None]
     if missing:
-        return f"no Slurm here: {', '.join(missing)} missing (Debian: slurmctld slurmd slurm-client munge)"
+        return f"no {', '.join(missing)}: `apt-get install slurmctld slurmd slurm-client munge` (Debian)"
     if os.geteuid() != 0:
         return "no Slurm without root: its daemons make nodes of their own"
     probe = ["unshare", *APART, "sh", "-c", "hostname n1 && mount --bind /etc/hosts /etc/hosts"]
