@@ -21,7 +21,7 @@ from mini_r1.cluster.launching.job import Order
 from mini_r1.cluster.nodes import free_port
 from mini_r1.control_groups import usable_cores
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.rundir import RunDir
+from mini_r1.rundir import RunDir, write_json
 
 from tests.conftest import ASSETS, command, without_times
 
@@ -307,15 +307,21 @@ if os.environ.get("RANK") == "1":
 @pytest.mark.real
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_fault_that_only_workers_see_is_the_recipes(
-    launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher], workers: int
+    launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher], tmp_path: Path, workers: int
 ) -> None:
-    # Only rank 0 looks at what is in the run directory.
-    launcher = launch(recipe, "--gpus", workers, "--run-dir", finished[0].path, "--set", "learning_rate=2e-3")
+    # Only rank 0 compares the data with what the run began with.
+    run = RunDir(shutil.copytree(finished[0].path, tmp_path / "copy"))
+    record = run.read_record()
+    write_json(run.run_file, {**record, "data": {**record["data"], "source": "elsewhere"}})
+    run.write_state("interrupted", step=STEPS)
+    launcher = launch(recipe, "--gpus", workers, "--run-dir", run.path)
     assert launcher.wait() == 78
     assert "rank 0 on node 0" in launcher.said
     assert "ended with exit code 78; its last lines:" in launcher.said
-    assert "learning_rate" in launcher.said
-    assert finished[0].read_state()["state"] == "finished"
+    assert f"the data of {run.path} has changed since the run began" in launcher.said
+    assert [saved.step for saved in run.complete_checkpoints()] == [
+        saved.step for saved in finished[0].complete_checkpoints()
+    ]
 
 
 def test_a_recipe_that_is_wrong_starts_nothing(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:

@@ -207,9 +207,9 @@ class VllmEngine:
         """End the child, at once: it has nothing to save. Any number of times."""
         if self._connection.closed:
             return
-        self._connection.close()
         self._process.kill()
         self._process.wait()
+        self._connection.close()
         self._mapped = None
         os.close(self._block)
 
