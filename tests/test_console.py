@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from mini_r1.console import ProgressLine, shown_bytes
-from rich.console import Console
+from mini_r1.console import shown_bytes
 
 
 @pytest.mark.parametrize(
@@ -22,13 +19,3 @@ from rich.console import Console
 )
 def test_sizes_are_in_a_unit_that_shows_them(size: int, words: str) -> None:
     assert shown_bytes(size) == words
-
-
-def test_progress_begins_with_a_line_where_there_is_no_terminal() -> None:
-    out = io.StringIO()
-    with ProgressLine(Console(file=out), "problems", 3) as line:
-        line.update(1)
-        assert out.getvalue() == "problems 1/3\n"
-        line.update(2)
-        line.update(3, "done")
-    assert out.getvalue() == "problems 1/3\nproblems 3/3  done\n"

@@ -139,6 +139,15 @@ def test_a_command_says_what_it_loads_before_it_imports_torch(
     assert re.search(r"^loading torch", before, re.MULTILINE), done.stderr
 
 
+def test_data_says_what_it_generates_before_it_does(
+    start: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = start("data", "generate", "--rows", "3", "--out", tmp_path / "rows.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[0] == "generating 3 problems"
+    assert "importing" not in done.stderr
+
+
 def test_training_without_deepspeed_imports_none_and_prints_no_line_of_df() -> None:
     code = """
 import sys

@@ -267,6 +267,7 @@ def data_generate(rows: int, seed: int, out: Path) -> None:
     if rows < 1:
         raise KitError(f"--rows must be at least 1, found {rows}")
     console = progress_console()
+    console.print(f"generating {rows:,} problems")
     with data_errors(), ProgressLine(console, "problems", rows) as line:
         problems = []
         for problem in generate(rows, seed):

@@ -50,7 +50,7 @@ def _escaped(character: str) -> str:
 
 
 class ProgressLine:
-    """Progress of long work: a bar on a terminal; elsewhere a plain line at once, and then every few seconds.
+    """Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere.
 
     Args:
         console: where to draw.
@@ -65,7 +65,7 @@ class ProgressLine:
         self._console = console
         self._title = title
         self._total = total
-        self._printed = float("-inf")
+        self._printed = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description} {task.completed}/{task.total}"), BarColumn(24))
