@@ -11,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mini_r1.errors import KitError
 from mini_r1.heavy_imports import needs_extra
+from mini_r1.manifest import seal
+from mini_r1.recipe_file import dump_recipe, load_recipe
 from mini_r1.rundir import RunDir, write_json
+from mini_r1.starting import look_before_loading
 
 from tests.conftest import REPO
 
@@ -43,9 +47,6 @@ def start(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def a_run_with_a_step(path: Path, recipe: Path) -> RunDir:
     """Make what a run leaves after its first checkpoint, as far as a start looks at it."""
-    from mini_r1.manifest import seal
-    from mini_r1.recipe_file import dump_recipe, load_recipe
-
     run = RunDir(path)
     run.checkpoints.mkdir(parents=True)
     run.recipe_file.write_text(dump_recipe(load_recipe(recipe)))
@@ -84,6 +85,22 @@ def test_a_run_directory_in_use_is_refused_without_torch(
     assert done.returncode == 78, done.stderr
     assert "another process is training in" in done.stderr
     assert "importing" not in done.stderr
+
+
+def test_an_empty_run_directory_is_left_as_it_is(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """A volume may be mounted there."""
+    run = RunDir(tmp_path / "run")
+    recipe = load_recipe(small_recipe())
+    assert look_before_loading(run, recipe) is None
+    run.path.mkdir()
+    before = run.path.stat().st_ino
+    assert look_before_loading(run, recipe) is None
+    assert run.path.stat().st_ino == before
+    assert not list(run.path.iterdir())
+    other = RunDir(tmp_path / "file")
+    other.path.write_text("")
+    with pytest.raises(KitError, match="cannot use .* as run directory: "):
+        look_before_loading(other, recipe)
 
 
 def test_a_finished_run_is_finished_without_torch(
@@ -182,8 +199,6 @@ print(deepspeed.__version__)
 def test_a_deepspeed_that_cannot_be_imported_is_an_error_with_its_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mini_r1.errors import KitError
-
     (tmp_path / "deepspeed.py").write_text("raise AssertionError('CUDA_HOME does not exist')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))

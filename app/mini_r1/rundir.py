@@ -108,7 +108,8 @@ class RunDir:
             finally:
                 if [p.name for p in self.path.iterdir()] == [self._lock.name]:
                     self._lock.unlink()
-                    self.path.rmdir()
+                    with contextlib.suppress(OSError):  # a volume is mounted there
+                        self.path.rmdir()
 
     def start_attempt(self) -> Path:
         """Make the directory of the next attempt; an earlier one is never written again."""

@@ -32,8 +32,13 @@ def look_before_loading(run: RunDir, recipe: Recipe) -> int | None:
     Raises:
         KitError: as `finished_step` and `RunDir.claimed` do.
     """
-    if not run.path.exists():
+    try:
+        if not any(run.path.iterdir()):
+            return None  # claiming it would remove it afterwards, and it may be where a volume is mounted
+    except FileNotFoundError:
         return None
+    except OSError:
+        pass  # claiming it says what is wrong
     with run.claimed():
         return finished_step(run, recipe)
 

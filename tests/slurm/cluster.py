@@ -60,6 +60,7 @@ GresTypes=gpu
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait={kill_wait}
+MinJobAge=3600
 JobCompType=jobcomp/filetxt
 JobCompLoc={folder}/completed
 StateSaveLocation={folder}/state
