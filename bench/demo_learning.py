@@ -29,7 +29,7 @@ from typing import Any
 
 POINTS = 0.25
 SECONDS = 120.0
-"""Of the whole process, imports and both evaluations included."""
+"""Seconds of the whole process, imports and both evaluations included."""
 TIMED_RUNS = 3
 CONTROL = "rewards={random: 1.0}"
 

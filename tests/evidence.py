@@ -129,7 +129,7 @@ class EvidenceRecorder:
     def __init__(self, config: pytest.Config) -> None:
         self._root = config.rootpath
         self._page = self._root / "docs" / "verified.md"
-        # Then pytest does not collect the other cases of a file: nobody knows what is missing.
+        # Then pytest does not collect the other cases of a file, and what is missing is unknown.
         self._incomplete = any("::" in arg for arg in config.args) or bool(config.getoption("lf", False))
         self._collected: set[str] = set()
         self._passed: set[str] = set()

@@ -46,7 +46,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 def a_run_with_a_step(path: Path, recipe: Path) -> RunDir:
-    """Make what a run leaves after its first checkpoint, as far as a start looks at it."""
+    """Make the files of a run with a checkpoint that a new start reads."""
     run = RunDir(path)
     run.checkpoints.mkdir(parents=True)
     run.recipe_file.write_text(dump_recipe(load_recipe(recipe)))

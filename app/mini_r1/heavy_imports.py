@@ -28,7 +28,7 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
     Args:
         extra: of pyproject.toml; the error message names it.
         deepspeed: whether DeepSpeed is used. Otherwise TRL must not find it: it imports DeepSpeed wherever it is
-            installed, which takes a second. It never finds vLLM, which the kit runs in a process of its own.
+            installed, which takes a second. It never finds vLLM, which the kit runs in another process.
         console: where to say what is being loaded, since torch takes seconds.
 
     Raises:

@@ -177,7 +177,7 @@ CASES = {
     "unknown key": Case("learning_rat", (ONE, "lora-cpu", "--set", "learning_rat=1")),
     "unknown recipe": Case("no-such-recipe", (ONE, "no-such-recipe")),
     # Sweeps
-    # The script has an --array of its own.
+    # The script sets its own --array.
     "a sweep without an array": Case(
         "no array: sbatch --array=0-3", (SWEEP,), gpus=4, options=("--wrap=bash slurm/sweep.sh", "--output=%x-%j.log")
     ),

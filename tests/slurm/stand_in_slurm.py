@@ -22,7 +22,7 @@ PROGRAMS = {
 
 
 def job(gpus: int) -> dict[str, str | None]:
-    """What Slurm sets for a job on one node with so many GPUs, one task and a script of this kit."""
+    """Return what Slurm sets for a job on one node with this number of GPUs, one task and a script of this kit."""
     return {
         "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mini-r1", "SLURM_JOB_NUM_NODES": "1", "SLURM_TASKS_PER_NODE": "1",
         "SLURM_CPUS_PER_TASK": "8", "SLURM_GPUS_ON_NODE": str(gpus), "SLURM_GPUS_PER_NODE": str(gpus),

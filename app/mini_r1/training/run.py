@@ -122,7 +122,7 @@ class _Schedule:
     """How the whole run is divided into optimizer steps."""
 
     prompts: int
-    """Of a step, over all workers."""
+    """Prompts of one optimizer step, over all workers."""
     accumulation: int
     """Micro steps of each worker in a step."""
     steps: int
