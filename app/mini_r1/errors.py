@@ -35,3 +35,8 @@ class KitError(Exception):
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 240 characters; its type's name if it has none."""
+    return next((line.strip()[:240] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import KitError, first_line
 
 DEEPSPEED_FIX = (
     "where it misses CUDA_HOME or nvcc: install cuda-nvcc-12-4 and set CUDA_HOME; else install the lock: make install, "
@@ -85,8 +85,7 @@ def _import_deepspeed() -> None:
     except ModuleNotFoundError:
         raise
     except Exception as error:  # ImportError mostly; its look for a CUDA compiler raises others
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise KitError(f"DeepSpeed cannot be imported: {lines[0][:240]}: {DEEPSPEED_FIX}", ExitCode.CONFIG) from error
+        raise KitError(f"DeepSpeed cannot be imported: {first_line(error)}: {DEEPSPEED_FIX}") from error
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from mini_r1.errors import first_line
 from mini_r1.findings import Finding, as_error, fail, ok, worst
 
 INSTALL = "install the lock: make install, or use the image"
@@ -54,8 +55,9 @@ def _calculate(index: int) -> Finding:
     except RuntimeError as error:
         if "no kernel image" in str(error):
             return fail(f"{name}: torch {torch.__version__} has no code for it", "use a GPU of another kind", "recipe")
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return fail(f"{name} cannot be used: {first[:240]}", "take the node out of service: nvidia-smi -q", "node")
+        return fail(
+            f"{name} cannot be used: {first_line(error)}", "take the node out of service: nvidia-smi -q", "node"
+        )
     if not right:
         return fail(f"{name} calculates wrong", "take the node out of service", "node")
     return ok(f"torch {torch.__version__} calculates on {name}")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from mini_r1.errors import KitError
+from mini_r1.errors import KitError, first_line
 from mini_r1.findings import Finding, fail, of_error, ok, skip
 from mini_r1.heavy_imports import needs_extra, no_garbage_collection
 from mini_r1.recipe import Recipe
@@ -156,7 +156,7 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     except KitError as error:
         return of_error(error).named(name)
     except Exception as error:  # what a broken installation raises cannot be listed
-        return fail(f"{type(error).__name__}: {_first_line(error)}", INSTALL, "recipe").named(name)
+        return fail(f"{type(error).__name__}: {first_line(error)}", INSTALL, "recipe").named(name)
 
 
 def _imports(modules: Sequence[str], found: str, fix: str) -> Finding:
@@ -164,7 +164,7 @@ def _imports(modules: Sequence[str], found: str, fix: str) -> Finding:
         try:
             importlib.import_module(module)
         except Exception as error:  # ImportError mostly; native libraries and DeepSpeed's probing raise others
-            return fail(f"{module} cannot be imported: {_first_line(error)}", fix, "recipe")
+            return fail(f"{module} cannot be imported: {first_line(error)}", fix, "recipe")
     return ok(found)
 
 
@@ -173,11 +173,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:240] if lines else type(error).__name__
 
 
 def probe(recipe_name: str, overrides: Sequence[str], *, deepspeed: bool) -> list[Finding]:
