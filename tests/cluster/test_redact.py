@@ -130,7 +130,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("size", "timeout_s"), [(2**17, 120), pytest.param(2**19, 600, marks=pytest.mark.exhaustive)])
 def test_a_long_text_made_to_be_slow_is_not(size: int, timeout_s: int) -> None:
-    """Quadratic work on one of these would take minutes, or hours; a process of its own can be given up on."""
+    """Quadratic work on one of these would take minutes, or hours; a separate process can be given up on."""
     code = f"""if True:
         import json, sys
         from mini_r1.cluster.redact import redacted

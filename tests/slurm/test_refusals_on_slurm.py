@@ -34,7 +34,7 @@ def kit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Kit:
 
 @pytest.fixture(scope="module")
 def refused(make_kit: Callable[[str, Path], Kit], request: pytest.FixtureRequest) -> dict[str, tuple[Kit, Job]]:
-    """A job of each case whose test is in this run, in a checkout of its own; they run side by side."""
+    """Submit a job for each case whose test is in this run, each in a separate checkout; they run side by side."""
     jobs = {}
     for number, (name,) in enumerate(selected(request, "name")):
         case, kit = CASES[name], make_kit(f"refusal{number}", REPO / ".venv")

@@ -76,7 +76,7 @@ RUNTIMES = ("apptainer", "pyxis")
 
 @pytest.fixture(scope="module")
 def submit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Callable[..., tuple[Containers, Job]]:
-    """Submit a job in a checkout of its own; words and values may name its folder, {}."""
+    """Submit a job in a separate checkout; words and values may name its folder, {}."""
 
     def submit(runtime: str, *arguments: str, **site: str) -> tuple[Containers, Job]:
         kit = make_kit(runtime, REPO / ".venv")
