@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ SERVER_ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",  # these tests are about processes on the CPU, and a CUDA context survives no fork
     "DS_ACCELERATOR": "cpu",
 }
+# A start of multiprocessing reads the exit codes of all processes that have ended, also of those that another thread
+# waits for. Only one reader gets the code; the other one would report 255.
+EXIT_CODES = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +83,21 @@ class Workers:
             self._processes.append(context.Process(target=_begin, args=(own, Path.cwd(), logs, function, args)))
 
     def __enter__(self) -> Workers:
-        with patch.dict(os.environ, SERVER_ENVIRONMENT):  # the first start ever starts the server too
+        with EXIT_CODES, patch.dict(os.environ, SERVER_ENVIRONMENT):  # the first start ever starts the server too
             for process in self._processes:
                 process.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
+        with EXIT_CODES:
+            for process in self._processes:
+                process.kill()
+                process.join()
 
     def running(self) -> bool:
         """Whether any of them has not ended yet."""
-        return any(process.is_alive() for process in self._processes)
+        with EXIT_CODES:
+            return any(process.is_alive() for process in self._processes)
 
     def kill(self) -> None:
         """SIGKILL to all of them."""
@@ -99,9 +105,10 @@ class Workers:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to those that still run."""
-        for process in self._processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, number)
+        with EXIT_CODES:
+            for process in self._processes:
+                if process.is_alive() and process.pid is not None:
+                    os.kill(process.pid, number)
 
     def wait(self, timeout_s: float = 60) -> list[Ended]:
         """How each rank ended, by rank.
@@ -115,7 +122,8 @@ class Workers:
             left = deadline - time.monotonic()
             assert left > 0, f"a rank still runs after {timeout_s:g} s:\n{self._where()}"
             running -= set(connection.wait(running, left))
-        codes = [process.exitcode for process in self._processes]
+        with EXIT_CODES:
+            codes = [process.exitcode for process in self._processes]
         return [
             Ended(code, output.read_text(), errors.read_text())
             for code, (output, errors) in zip(codes, self._logs, strict=True)
@@ -124,9 +132,7 @@ class Workers:
 
     def _where(self) -> str:
         """What each rank has said, and where those that still run stand."""
-        for process in self._processes:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, signal.SIGUSR2)
+        self.send(signal.SIGUSR2)
         time.sleep(1)  # for the tracebacks to be written
         return "\n".join(
             f"--- rank {rank}\n{output.read_text()}{errors.read_text()}"
