@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from typing import Literal
 
+from .calculations import calculating_lines
 from .markup import END_THINK
 
 Manner = Literal["enumerating", "wordy", "neither"]
@@ -18,11 +19,6 @@ MIN_CALCULATIONS = 3
 """Lines of calculation that make an enumeration: a first guess and its repair are not a search yet."""
 MIN_WORDS = 30
 """Words that make a wordy thought: only saying the problem again takes 15 to 20."""
-
-# Every repetition is bounded, so a search is linear in the line; ASCII digits only, as in the scorer.
-_OPERATION = re.compile(r"[0-9][\s)]{0,4}(?:[-+*/×÷−·xX]|\\times|\\div|\\cdot)[\s(]{0,4}[-−]?[0-9]")
-_EQUALS = re.compile(r"[=≠≈]")
-_RESULT = re.compile(r"[\s$(]{0,4}[-−]?[0-9]")
 
 # A LaTeX command such as \times is a sign, not a word; "re-evaluate" and "let's" are one word each.
 _TOKEN = re.compile(
@@ -62,14 +58,10 @@ _REFLECTION = re.compile(REFLECTION_PATTERN, re.IGNORECASE)
 def tries(completion: str) -> int:
     """Count the calculations tried in the thought: its lines that work something out.
 
-    A line counts once, however long its chain: `8 + 2 = 10 - 3 = 7 (too low)` is one try. It counts when it holds
-    `number operator number ... = number`, where `≠`, `!=` and `≈` are as good as `=`, and `×`, `÷`, `x`, `\\times`
-    and brackets as good as plain operators. Not counted: a result in words (`8 plus 2 is 10`), an expression without
-    a result, an equation that starts with its result (`10 = 8 + 2`), whatever comes after the first `</think>`. A
-    thought that never ends counts to the end of the text. Two tries that share a line are one: a proxy, made
-    to be compared over the steps of a run, not between models that write differently.
+    A line counts once, however long its chain: `8 + 2 = 10 - 3 = 7 (too low)` is one try. See
+    `calculations.calculations` for what each of them calculates, and docs/metrics.md for what counts.
     """
-    return sum(map(_calculates, _thought(completion).split("\n")))
+    return sum(calculates for _, calculates in calculating_lines(completion))
 
 
 def reflections(completion: str) -> int:
@@ -103,7 +95,7 @@ def manner(completion: str) -> Manner:
     `neither`; a word is a run of letters, so the rule says little about languages without spaces.
     """
     lines = calculations = prose = total_words = 0
-    for line in _thought(completion).split("\n"):
+    for line, calculates in calculating_lines(completion):
         tokens = Counter(token.lastgroup for token in _TOKEN.finditer(line))
         words, numbers, signs = tokens["word"], tokens["number"], tokens["sign"]
         if not words and not numbers:
@@ -112,7 +104,7 @@ def manner(completion: str) -> Manner:
         total_words += words
         if words > numbers + signs:
             prose += 1
-        elif _calculates(line):
+        elif calculates:
             calculations += 1
     if calculations >= MIN_CALCULATIONS and 2 * calculations > lines:
         return "enumerating"
@@ -123,13 +115,3 @@ def manner(completion: str) -> Manner:
 
 def _thought(completion: str) -> str:
     return completion.split(END_THINK, 1)[0]
-
-
-def _calculates(line: str) -> bool:
-    """Whether some `=` of the line has an operation between it and the `=` before it, and a number behind it."""
-    start = 0
-    for equals in _EQUALS.finditer(line):
-        if _RESULT.match(line, equals.end()) and _OPERATION.search(line, start, equals.start()):
-            return True
-        start = equals.end()
-    return False

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import rewards, solver
 from .baselines import MOST_ENUMERATED, Chain, all_chains, draw_chains, random_solves, random_success, signed_sum_solves
+from .calculations import Equation, calculations
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
@@ -32,12 +33,14 @@ __all__ = [
     "REWARDS",
     "Chain",
     "DataError",
+    "Equation",
     "GeneratorSpec",
     "Problem",
     "TaskData",
     "Verdict",
     "Working",
     "all_chains",
+    "calculations",
     "draw_chains",
     "folded",
     "judge",
