@@ -318,8 +318,10 @@ def _reported(report: Report, *, as_json: bool) -> ExitCode:
 
 
 def say_interrupted(console: Console, step: int) -> None:
-    """What a run that was stopped in order leaves, and what to do."""
-    console.print(f"interrupted after step {step}, saved: the same command goes on from there", markup=False)
+    """Say what a run that was asked to stop has saved, and what to run."""
+    saved = f"interrupted after step {step}, saved: the same command resumes there"
+    nothing = "interrupted before the first step was finished, so nothing is saved: the same command starts it again"
+    console.print(saved if step else nothing, markup=False)
 
 
 @contextmanager

@@ -37,6 +37,17 @@ class KitError(Exception):
         self.exit_code = exit_code
 
 
+class Stopped(KitError):
+    """Raised where work was asked to stop: what can be kept is kept, and the command exits 143.
+
+    Args:
+        message: what was stopped, what is kept, and what to run.
+    """
+
+    def __init__(self, message: str = "stopped") -> None:
+        super().__init__(message, ExitCode.INTERRUPTED)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, at most 240 characters; its type's name if it has none."""
     return next((line.strip()[:240] for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -38,7 +38,8 @@ class Saved:
     path: Path
     step: int
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the manifest says besides: `run_id`, `world_size`, `zero_stage` (0 is without DeepSpeed)."""
+    """What the manifest says besides: `run_id`; of a checkpoint `world_size`, `zero_stage` (0 is without DeepSpeed) and
+    `evaluation_due`: a stop abandoned the evaluation of this step."""
 
 
 def digests(folder: Path, names: Iterable[str]) -> Files:

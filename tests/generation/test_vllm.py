@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import ExitCode, KitError, Stopped
+from mini_r1.generation import vllm_client
+from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.generation.vllm_child import start_fault
 from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, child_environment
 
@@ -331,3 +334,35 @@ def test_why_vllm_did_not_start_is_told_with_what_helps(error: Exception, code: 
     fault = start_fault("some/model", error)
     assert said in fault["error"]
     assert fault["exit_code"] == code
+
+
+NO_VLLM = """
+import sys, time
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+for _ in range(int(sys.argv[2])):
+    connection.recv_bytes()
+    connection.send_bytes(b"{}")
+time.sleep(600)
+"""
+"""A child that answers the first requests, and no more."""
+
+
+@pytest.mark.parametrize("answered", [0, 1], ids=["starting", "generating"])
+def test_a_child_that_is_busy_when_the_run_is_stopped_is_ended(
+    answered: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(engine: VllmEngine, descriptor: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", NO_VLLM, str(descriptor), str(answered)]
+        started.append(subprocess.Popen(command, pass_fds=(descriptor,)))
+        return started[-1]
+
+    monkeypatch.setattr(vllm_client, "refuse_environment", lambda config: None)
+    monkeypatch.setattr(VllmEngine, "_start", start)
+    with pytest.raises(Stopped):
+        VllmEngine(CONFIG, tmp_path / "log", 60, stop=lambda: not answered).generate(
+            [[1]], SamplingConfig(4, 1.0), eos_token_ids=[], seed=0, stop=lambda: True
+        )
+    assert [child.returncode for child in started] == [-signal.SIGKILL]

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,7 +23,7 @@ from mini_r1.training.world import World
 from safetensors.torch import load_file
 
 from tests.conftest import ASSETS
-from tests.training.workers import Ended, Workers, train
+from tests.training.workers import Ended, Workers, train, wait_until
 
 STEPS, PROMPTS, GENERATIONS = 4, 4, 4
 Start = Callable[..., list[Ended]]
@@ -34,7 +35,8 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
 
     Args:
         given: completions that depend on the prompt alone, in place of sampled ones: the same on whichever rank.
-        stop_at: the step during whose rollout the last rank, and no other, gets a signal.
+        stop_at: the step during whose rollout the last rank, and no other, gets a signal. No rank's rollout ends then,
+            unless that rank stops it. With minus that step, the last rank waits for the others when the signal comes.
         number: the signal.
         args: of the command.
     """
@@ -45,6 +47,10 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
         if last and len(calls) == stop_at:
             os.kill(os.getpid(), number)
+        if last and -len(calls) == stop_at:
+            threading.Timer(1, os.kill, (os.getpid(), number)).start()
+        elif len(calls) == abs(stop_at or 0) and number != signal.SIGKILL:
+            wait_until(kwargs["stop"])
         if not given:
             return sample(model, prompts, config, **kwargs)
         return [drawn(ids, i, kwargs["eos_token_ids"][0]) for ids in prompts for i in range(config.num_generations)]
@@ -201,15 +207,20 @@ def test_two_ranks_take_the_steps_of_one_with_twice_the_accumulation(trained: Tr
 # --- stopped and continued ---
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(trained: Trained) -> None:
-    run = trained(2, stop_at=3)
+def test_a_signal_to_one_rank_stops_the_rollouts_of_all_at_the_same_step(trained: Trained) -> None:
+    run = trained(2, stop_at=4)
     state = run.read_state()
     assert (state["state"], state["step"], state["exit_code"]) == ("interrupted", 3, 143)
     assert [saved.step for saved in run.complete_checkpoints()] == [3, 2]
 
 
+def test_a_rank_that_waits_for_the_others_tells_them_of_its_signal(trained: Trained) -> None:
+    state = trained(2, stop_at=-4).read_state()
+    assert (state["state"], state["step"], state["exit_code"]) == ("interrupted", 3, 143)
+
+
 def test_ranks_that_were_stopped_go_on_to_the_same_end(trained: Trained, start: Start, tmp_path: Path) -> None:
-    run, whole = copied(trained(2, stop_at=3), tmp_path), trained(2)
+    run, whole = copied(trained(2, stop_at=4), tmp_path), trained(2)
     all_ended(start(2, run.path), 0)
     assert lasting(run) == lasting(whole)
     assert list(run.completions()) == list(whole.completions())
@@ -237,7 +248,7 @@ def test_a_rank_that_outlives_another_exits_150_and_the_run_goes_on(
 def test_another_number_of_ranks_goes_on_with_steps_of_as_many_prompts(
     trained: Trained, start: Start, tmp_path: Path, before: int, after: int
 ) -> None:
-    run = copied(trained(before, given=True, stop_at=2), tmp_path)
+    run = copied(trained(before, given=True, stop_at=3), tmp_path)
     assert run.read_state()["step"] == 2
     all_ended(start(after, run.path, begun_with=before, given=True), 0)
     assert [attempt["workers"] for attempt in run.read_record()["attempts"]] == [before, after]
@@ -245,7 +256,7 @@ def test_another_number_of_ranks_goes_on_with_steps_of_as_many_prompts(
 
 
 def test_ranks_that_cannot_share_the_prompts_evenly_are_refused(trained: Trained, start: Start, tmp_path: Path) -> None:
-    run = copied(trained(2, given=True, stop_at=2), tmp_path)
+    run = copied(trained(2, given=True, stop_at=3), tmp_path)
     ranks = start(3, run.path, begun_with=2, given=True)
     all_ended(ranks, 78)
     assert f"an optimizer step of this run has {PROMPTS} prompts, and 3 workers" in ranks[0].errors

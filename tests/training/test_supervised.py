@@ -15,11 +15,11 @@ from mini_r1.training import engines
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
 
-from tests.training.workers import Workers, train
+from tests.training.workers import Workers, train, wait_until
 
 
 def train_and_be_signalled(at_call: int, *args: str | Path) -> None:
-    """`mini-r1 train ARGS`; in a rollout this process is asked for its stacks and told three times to stop."""
+    """`mini-r1 train ARGS`; in a rollout this process is asked for its stacks and signalled three times to stop."""
     sample, calls = engines.sample, []
 
     def signalled(*given: Any, **kwargs: Any) -> list[list[int]]:
@@ -47,26 +47,55 @@ def test_heartbeats_stacks_and_any_number_of_signals(small_recipe: Callable[...,
         (ended,) = workers.wait()
     assert ended.code == 143, ended.errors
     state = run.read_state()
-    assert (state["state"], state["step"]) == ("interrupted", 2)
-    assert run.complete_checkpoints()[0].step == 2
+    assert (state["state"], state["step"]) == ("interrupted", 1)
+    assert run.complete_checkpoints()[0].step == 1
     beat = heartbeat(launcher)
-    assert (beat["phase"], beat["step"], beat["attempt"]) == ("save", 2, 1)
+    assert (beat["phase"], beat["step"], beat["attempt"]) == ("save", 1, 1)
     assert "in signalled" in (launcher / "rank-0.stack").read_text()
 
 
-def test_the_launcher_s_stop_file_ends_a_run_at_the_end_of_its_step(
-    small_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def train_and_be_asked(at_call: int, launcher: Path, *args: str | Path) -> None:
+    """`mini-r1 train ARGS`; in a rollout, which does not end by itself, the launcher asks it to stop."""
+    sample, calls = engines.sample, []
+
+    def asked(*given: Any, **kwargs: Any) -> list[list[int]]:
+        calls.append(1)
+        if len(calls) == at_call:
+            (launcher / "stop").write_text("SIGUSR1")
+            wait_until(kwargs["stop"])
+        return sample(*given, **kwargs)
+
+    engines.sample = asked
+    train(*args)
+
+
+def test_the_launcher_s_stop_file_ends_a_rollout(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     launcher, run = tmp_path / "launcher", RunDir(tmp_path / "run")
     launcher.mkdir()
-    (launcher / "stop").write_text("SIGUSR1")
     args, environment = (small_recipe(), "--run-dir", run.path), {"MINI_R1_SUPERVISOR": str(launcher)}
-    with Workers(None, train, *args, folder=tmp_path / "logs", environment=environment) as workers:
+    with Workers(
+        None, train_and_be_asked, 2, launcher, *args, folder=tmp_path / "logs", environment=environment
+    ) as workers:
         (ended,) = workers.wait()
     assert ended.code == 143, ended.errors
     state = run.read_state()
     assert (state["state"], state["step"], state["reason"]) == ("interrupted", 1, "SIGUSR1")
     assert run.complete_checkpoints()[0].step == 1
+
+
+def test_asked_to_stop_before_its_attempt_a_start_leaves_nothing(
+    small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    launcher, run = tmp_path / "launcher", tmp_path / "run"
+    launcher.mkdir()
+    (launcher / "stop").write_text("SIGTERM")
+    args, environment = (small_recipe(), "--run-dir", run), {"MINI_R1_SUPERVISOR": str(launcher)}
+    with Workers(None, train, *args, folder=tmp_path / "logs", environment=environment) as workers:
+        (ended,) = workers.wait()
+    assert ended.code == 143, ended.errors
+    assert f"stopped before an attempt began in {run}: run the same command again" in ended.errors
+    assert "error" not in ended.errors
+    assert not run.exists()
 
 
 def test_without_a_launcher_nothing_is_written_and_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,18 @@ def run_forked(*args: str | Path, folder: Path, timeout_s: float = 300) -> Ended
     return ended
 
 
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    """Wait for a condition.
+
+    Raises:
+        AssertionError: it does not hold when the time is over.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"still not so after {timeout_s:g} s"
+        time.sleep(0.01)
+
+
 def _begin(
     environment: Mapping[str, str],
     folder: Path,

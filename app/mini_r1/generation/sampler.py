@@ -16,6 +16,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from mini_r1.errors import Stopped
+
+Stop = Callable[[], bool]
+"""Asked often, between two tokens, whether to stop: must be cheap."""
+
 COMPACT_EVERY = 8
 """Tokens between two removals of finished rows: copying the cache costs about as much as a few decoding steps."""
 
@@ -57,6 +62,11 @@ class RoomyCache(DynamicCache):
         return self._written[layer_idx or 0] if (layer_idx or 0) < len(self._written) else 0
 
 
+def never() -> bool:
+    """Return False: a `Stop` that never stops."""
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
     """How to sample.
@@ -92,6 +102,7 @@ def sample(
     pad_token_id: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    stop: Stop = never,
 ) -> list[list[int]]:
     """Sample completions.
 
@@ -103,10 +114,14 @@ def sample(
         pad_token_id: fills the left of shorter prompts; never attended to.
         seed: of this call's own random generator; torch's global state is neither used nor changed.
         progress: called with the number of completions finished since the last call.
+        stop: asked before each token.
 
     Returns:
         len(prompts) * num_generations lists of token ids, the generations of one prompt next to one another. A
         completion that does not end with one of eos_token_ids was cut at max_new_tokens.
+
+    Raises:
+        Stopped: `stop` returned true.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     prompts_at_once = max(1, config.batch_rows // config.num_generations)
@@ -118,7 +133,9 @@ def sample(
     try:
         for start in range(0, len(order), prompts_at_once):
             chosen = order[start : start + prompts_at_once]
-            rows = _sample_batch(model, [prompts[i] for i in chosen], config, eos_token_ids, pad_token_id, generator)
+            rows = _sample_batch(
+                model, [prompts[i] for i in chosen], config, eos_token_ids, pad_token_id, generator, stop
+            )
             for position, i in enumerate(chosen):
                 completions[i] = rows[position * config.num_generations : (position + 1) * config.num_generations]
             if progress is not None:
@@ -136,6 +153,7 @@ def _sample_batch(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     generator: torch.Generator,
+    stop: Stop,
 ) -> list[list[int]]:
     """Sample one batch; returns len(prompts) * num_generations lists of token ids."""
     device = model.device
@@ -165,6 +183,8 @@ def _sample_batch(
     lengths = torch.full((len(rows),), config.max_new_tokens, dtype=torch.long, device=device)
     active = torch.ones(len(rows), dtype=torch.bool, device=device)
     for step in range(config.max_new_tokens):
+        if stop():
+            raise Stopped
         token = next_token(logits, config.temperature, generator)
         tokens[rows, step] = token  # what a finished row goes on with is cut off at its length
         ended = active & torch.isin(token, eos)

@@ -24,13 +24,13 @@ from typing import Any, Final
 import torch
 
 from mini_r1.console import printable
-from mini_r1.errors import ExitCode, KitError
-from mini_r1.generation.sampler import SamplingConfig
+from mini_r1.errors import ExitCode, KitError, Stopped
+from mini_r1.generation.sampler import SamplingConfig, Stop, never
 
 SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """What the child ignores."""
 LOOK_EVERY_S: Final = 1.0
-"""Between two looks at whether the child still lives, besides the socket, which tells at once."""
+"""Between two looks at whether the child still lives or a stop was asked for; an answer is noticed at once."""
 LOG_TAIL_BYTES: Final = 16_384
 LOG_TAIL_LINES: Final = 12
 
@@ -81,13 +81,15 @@ class VllmEngine:
         config: what to run.
         log: file to which the child's output is appended.
         start_timeout_s: longest time to be ready in, the model's loading included.
+        stop: asked while the child starts.
 
     Raises:
         KitError: it cannot start: CONFIG for what the recipe or the environment causes, RETRY for the device's part.
             Also from every method: RETRY when the child has died.
+        Stopped: `stop` returned true.
     """
 
-    def __init__(self, config: EngineConfig, log: Path, start_timeout_s: float) -> None:
+    def __init__(self, config: EngineConfig, log: Path, start_timeout_s: float, stop: Stop = never) -> None:
         refuse_environment(config)
         self._config = config
         self._log = log
@@ -104,7 +106,7 @@ class VllmEngine:
             os.close(self._block)
             raise
         try:
-            self._exchange(asdict(config), "starting", time.monotonic() + start_timeout_s)
+            self._exchange(asdict(config), "starting", time.monotonic() + start_timeout_s, stop)
         except BaseException:
             self.close()
             raise
@@ -166,7 +168,13 @@ class VllmEngine:
         place.view(tensor.shape).copy_(tensor.detach())
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, eos_token_ids: Sequence[int], seed: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: SamplingConfig,
+        *,
+        eos_token_ids: Sequence[int],
+        seed: int,
+        stop: Stop = never,
     ) -> list[Generated]:
         """Sample completions, as `sampler.sample` does.
 
@@ -175,6 +183,7 @@ class VllmEngine:
             config: temperature, lengths and counts; vLLM finds its own batch size.
             eos_token_ids: any of these ends a completion (and stays as its last token).
             seed: with the same weights it gives the same completions, in a fresh child too.
+            stop: asked every LOOK_EVERY_S.
 
         Returns:
             len(prompts) * num_generations completions, the generations of one prompt next to one another. One that
@@ -182,6 +191,7 @@ class VllmEngine:
 
         Raises:
             KitError: a prompt leaves no room for max_new_tokens.
+            Stopped: `stop` returned true; the child is ended, because it cannot be told to stop generating.
         """
         if not prompts:
             return []
@@ -191,16 +201,16 @@ class VllmEngine:
                 f"a prompt of {longest:,} tokens and a completion of up to {config.max_new_tokens:,} do not fit in the "
                 f"{self._config.max_model_len:,} that vLLM was started with: max_prompt_length + max_completion_length"
             )
-        answer = self._ask(
-            "generate",
-            "generating",
-            prompts=[list(prompt) for prompt in prompts],
-            n=config.num_generations,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            eos_token_ids=list(eos_token_ids),
-            seed=seed,
-        )
+        request = {
+            "do": "generate",
+            "prompts": [list(prompt) for prompt in prompts],
+            "n": config.num_generations,
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": config.temperature,
+            "eos_token_ids": list(eos_token_ids),
+            "seed": seed,
+        }
+        answer = self._exchange(request, "generating", stop=stop)
         return [Generated(ids, logps) for ids, logps in zip(answer["ids"], answer["logps"], strict=True)]
 
     def close(self) -> None:
@@ -222,11 +232,14 @@ class VllmEngine:
     def _ask(self, what: str, doing: str, **values: Any) -> dict[str, Any]:
         return self._exchange({"do": what, **values}, doing)
 
-    def _exchange(self, message: dict[str, Any], doing: str, deadline: float | None = None) -> dict[str, Any]:
+    def _exchange(
+        self, message: dict[str, Any], doing: str, deadline: float | None = None, stop: Stop = never
+    ) -> dict[str, Any]:
         """Send one message and wait for its answer.
 
         Raises:
             KitError: the child says what is wrong, has died, or has not answered by the deadline (monotonic time).
+            Stopped: `stop` returned true before the answer came.
         """
         if self._connection.closed:
             raise KitError("vLLM's process has been ended already", ExitCode.RETRY)
@@ -238,6 +251,8 @@ class VllmEngine:
                     raise EOFError
                 if deadline is not None and time.monotonic() > deadline:
                     raise KitError(f"vLLM was not ready in time; {self._last_words()}", ExitCode.RETRY)
+                if stop():
+                    raise Stopped
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
             raise self._died(doing) from error

@@ -34,7 +34,7 @@ def grpo_config(
     *,
     max_steps: int,
     accumulation: int,
-    first_start: bool,
+    evaluate_first: bool,
     deepspeed: DeepSpeedFile | None,
 ) -> GRPOConfig:
     """GRPOConfig of a recipe for one run.
@@ -44,7 +44,7 @@ def grpo_config(
         run_path: the run directory.
         max_steps: optimizer steps of the whole run.
         accumulation: micro steps of each worker in an optimizer step.
-        first_start: whether the run has no step behind it: then eval_on_start holds.
+        evaluate_first: whether an evaluation comes before the first step of this attempt.
         deepspeed: the configuration. Building the object then changes how models are loaded from there on: sharded.
 
     Raises:
@@ -65,7 +65,7 @@ def grpo_config(
             output_dir=str(run_path),
             max_steps=max_steps,
             gradient_accumulation_steps=accumulation,
-            eval_on_start=recipe.eval_on_start and recipe.eval_every is not None and first_start,
+            eval_on_start=evaluate_first,
             use_cpu=cpu,
             tf32=None if cpu else recipe.tf32,
             report_to=reporters(recipe),

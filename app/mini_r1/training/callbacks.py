@@ -29,7 +29,7 @@ class RunCallback(TrainerCallback):
         recipe: for save_strategy, save_steps and eval_every.
         attempt: this attempt's directory.
         world: this process among the workers.
-        stop: set when a signal asked this worker to stop; one is enough to stop them all.
+        stop: whether a worker was asked to stop; one is enough to stop them all.
         phases: hears of every phase.
         steps_per_epoch: optimizer steps of one pass over the training problems.
         line: the terminal's.
@@ -77,7 +77,7 @@ class RunCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._step = state.global_step
         last = state.global_step >= state.max_steps
-        stop = self._world.any(bool(self._stop))
+        stop = self._world.any(self._stop.on_any_rank())
         periodic = self._recipe.save_strategy == "steps" and state.global_step % self._recipe.save_steps == 0
         every = self._recipe.eval_every
         control.should_evaluate = every is not None and (last or state.global_step % every == 0)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from rich.console import Console
 from safetensors import SafetensorError
@@ -20,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mini_r1.console import shown_bytes
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import Saved, seal, tidy, verify
+from mini_r1.manifest import Saved, digests, seal, tidy, verify
 from mini_r1.rundir import RunDir
+from mini_r1.training.world import World
 
 _OF_A_RANK = re.compile(
     r"(?:^|/)(?:rng_state_([0-9]+)\.pth|(?:bf16_)?zero_pp_rank_([0-9]+)_mp_rank_[0-9]+_(?:optim|model)_states\.pt)$"
@@ -93,6 +95,27 @@ def written_by(name: str, world_size: int) -> int:
     match = _OF_A_RANK.search(name)
     rank = int(match[1] or match[2]) if match else 0
     return rank if rank < world_size else 0
+
+
+def seal_together(folder: Path, run: RunDir, step: int, world: World, facts: dict[str, Any]) -> None:
+    """Make a checkpoint complete once every rank has written its part, and delete the oldest; every rank has to call.
+
+    Args:
+        folder: what transformers has written.
+        run: gets it as `checkpoints/step-N`.
+        step: the optimizer step just done.
+        world: this process among the workers.
+        facts: for the manifest, besides `world_size`.
+    """
+    world.wait()
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    own = digests(folder, [name for name in names if written_by(name, world.size) == world.rank])
+    files = {name: digest for part in gather_object([own]) for name, digest in part.items()}
+    if world.main:
+        facts = {"world_size": world.size, **facts}
+        seal(folder, run.checkpoints / f"step-{step}", run_id=run.run_id, files=files, **facts)
+        run.prune_checkpoints()
+    world.wait()
 
 
 def space_needed(run: RunDir, trained: int) -> int:

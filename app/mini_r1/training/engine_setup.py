@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mini_r1.generation.prompts import token_ids
+from mini_r1.generation.sampler import Stop
 from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
 from mini_r1.recipe import Recipe
 from mini_r1.training import verify_sync
@@ -20,7 +21,13 @@ VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
 
 
 def start_engine(
-    recipe: Recipe, policy: Policy, eos_token_ids: Sequence[int], world: World, log: Path, stack: ExitStack
+    recipe: Recipe,
+    policy: Policy,
+    eos_token_ids: Sequence[int],
+    world: World,
+    log: Path,
+    stack: ExitStack,
+    stop: Stop,
 ) -> Engine:
     """What samples completions; vLLM's process is rank 0's child, and gone when the stack is closed.
 
@@ -31,15 +38,17 @@ def start_engine(
         world: this process among the workers; every one has to call.
         log: where vLLM's own messages go.
         stack: closed at the end of the run.
+        stop: asked while vLLM starts, and in every rollout.
 
     Raises:
         KitError: vLLM does not start.
+        Stopped: `stop` returned true on rank 0; on every rank.
     """
     if not recipe.use_vllm:
-        return PolicyEngine(world, eos_token_ids, policy.tokenizer.pad_token_id)
+        return PolicyEngine(world, eos_token_ids, policy.tokenizer.pad_token_id, stop)
     vllm: list[VllmEngine] = []
-    world.from_main(lambda: vllm.append(stack.enter_context(_start_vllm(recipe, policy, log))))
-    return SharedEngine(world, vllm[0] if vllm else None, eos_token_ids)
+    world.from_main(lambda: vllm.append(stack.enter_context(_start_vllm(recipe, policy, log, stop))))
+    return SharedEngine(world, vllm[0] if vllm else None, eos_token_ids, stop)
 
 
 def sync_check(
@@ -52,7 +61,7 @@ def sync_check(
     return verify_sync.SyncCheck(own, engine, token_ids(policy.tokenizer, prompts))
 
 
-def _start_vllm(recipe: Recipe, policy: Policy, log: Path) -> VllmEngine:
+def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEngine:
     computed_in = "bfloat16" if recipe.bf16 else "float16" if recipe.fp16 else None
     config = EngineConfig(
         model=policy.source,
@@ -63,4 +72,4 @@ def _start_vllm(recipe: Recipe, policy: Policy, log: Path) -> VllmEngine:
         seed=recipe.seed,
         device=os.environ[VLLM_DEVICE],
     )
-    return VllmEngine(config, log, start_timeout_s=recipe.hang_timeout_s)
+    return VllmEngine(config, log, start_timeout_s=recipe.hang_timeout_s, stop=stop)

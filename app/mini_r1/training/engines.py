@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
 
-from mini_r1.generation.sampler import SamplingConfig, sample
+from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.generation.vllm_client import VllmEngine
 from mini_r1.training.world import World
 
@@ -46,7 +46,11 @@ class Engine(Protocol):
         config: SamplingConfig,
         seed: SeedOfRank,
     ) -> list[Sampled]:
-        """Completions of this rank's prompts, the generations of one prompt next to one another."""
+        """Return completions of this rank's prompts, the generations of one prompt next to one another.
+
+        Raises:
+            Stopped: on every rank, when any of them was asked to stop.
+        """
 
 
 class PolicyEngine:
@@ -56,14 +60,16 @@ class PolicyEngine:
         world: this process among the workers.
         eos_token_ids: tokens that end a completion.
         pad_token_id: of the tokenizer.
+        stop: asked before each token.
     """
 
     separate = False
 
-    def __init__(self, world: World, eos_token_ids: Sequence[int], pad_token_id: int) -> None:
+    def __init__(self, world: World, eos_token_ids: Sequence[int], pad_token_id: int, stop: Stop = never) -> None:
         self._world = world
         self._eos_token_ids = eos_token_ids
         self._pad_token_id = pad_token_id
+        self._stop = stop
 
     def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
         """Nothing: it samples from the very weights that are trained."""
@@ -77,17 +83,22 @@ class PolicyEngine:
         seed: SeedOfRank,
     ) -> list[Sampled]:
         """See `Engine`. Under ZeRO-3 every rank holds the whole weights meanwhile."""
-        with unwrap_model_for_generation(model_wrapped, accelerator) as model:
+
+        def own() -> list[list[int]]:
             if not prompts:  # an evaluation of fewer problems than ranks; the weights were gathered with the others
                 return []
-            completions = sample(
+            return sample(
                 model,
                 prompts,
                 config,
                 eos_token_ids=self._eos_token_ids,
                 pad_token_id=self._pad_token_id,
                 seed=seed(self._world.rank),
+                stop=self._stop,
             )
+
+        with unwrap_model_for_generation(model_wrapped, accelerator) as model:
+            completions = self._world.unless_stopped(own)
         return [Sampled(ids) for ids in completions]
 
 
@@ -98,14 +109,16 @@ class SharedEngine:
         world: this process among the workers.
         vllm: on rank 0 the engine, None on the others.
         eos_token_ids: tokens that end a completion.
+        stop: rank 0 asks it while vLLM generates.
     """
 
     separate = True
 
-    def __init__(self, world: World, vllm: VllmEngine | None, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, world: World, vllm: VllmEngine | None, eos_token_ids: Sequence[int], stop: Stop = never) -> None:
         self._world = world
         self._vllm = vllm
         self._eos_token_ids = eos_token_ids
+        self._stop = stop
 
     def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
         """Stream the weights to vLLM, one tensor at a time; under ZeRO-3 each is gathered, sent and let go of.
@@ -152,7 +165,7 @@ class SharedEngine:
     ) -> list[Sampled]:
         assert self._vllm is not None
         prompts = [list(prompt) for of_rank in of_ranks for prompt in of_rank]
-        generated = self._vllm.generate(prompts, config, eos_token_ids=self._eos_token_ids, seed=seed)
+        generated = self._vllm.generate(prompts, config, eos_token_ids=self._eos_token_ids, seed=seed, stop=self._stop)
         return [Sampled(each.ids, each.logps) for each in generated]
 
 

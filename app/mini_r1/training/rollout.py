@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from mini_r1.countdown import task
+from mini_r1.errors import Stopped
+from mini_r1.generation.sampler import Stop, never
 
 ADVANTAGE_EPSILON = 1e-4
 """Added to a group's standard deviation; TRL 0.14.0's value."""
@@ -76,9 +78,15 @@ class GroupStatistics:
     """Share of the groups whose rewards are all equal: they have no advantage and teach nothing."""
 
 
-def judge(completions: Sequence[Completion], plan: RewardPlan) -> None:
-    """Fill in verdicts and rewards."""
+def judge(completions: Sequence[Completion], plan: RewardPlan, stop: Stop = never) -> None:
+    """Fill in verdicts and rewards.
+
+    Raises:
+        Stopped: `stop`, asked before each completion, returned true.
+    """
     for c in completions:
+        if stop():
+            raise Stopped
         c.verdict = task.judge(c.text, c.problem)
         c.rewards = tuple(task.reward_values(plan.names, c.text, c.problem, c.verdict))
         c.reward = sum(weight * value for weight, value in zip(plan.weights, c.rewards, strict=True))

@@ -14,8 +14,9 @@ from transformers import set_seed
 
 from mini_r1.countdown import task
 from mini_r1.deepspeed_file import DeepSpeedFile
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.model import eos_token_ids
+from mini_r1.manifest import Saved
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import RunDir
 from mini_r1.starting import finished_step, say_finished
@@ -84,13 +85,14 @@ def train(
 
     Raises:
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
+        Stopped: asked to stop before an attempt began.
     """
     prepare.refuse_unlaunched(recipe, deepspeed)
     refuse_broken_gpu()
     prepare.tune_machine(recipe)
     world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
     shown = console if world.main else Console(quiet=True)
-    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor), deepspeed)
+    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor, world), deepspeed)
     with ExitStack() as stack:
         stack.enter_context(job.stop)
         stack.callback(world.leave)
@@ -108,13 +110,26 @@ def train(
         world.from_main(lambda: records.refuse_other_data(run, data))
         prepare.refuse_unsolvable(data)
         phases.begin("model")
+        _refuse_if_stopped(job)
         origin = world.main_first(lambda: prepare.find_model(recipe, data, job.console, model_commit))
+        _refuse_if_stopped(job)
         schedule = _schedule(job, data)
         # First, because loading a model's weights may take minutes.
         dataset = prepare.ordered_dataset(recipe, data, origin.tokenizer, schedule.steps * schedule.prompts)
         held_out = prepare.held_out_rows(recipe, data, origin.tokenizer)
         policy = world.main_first(lambda: prepare.load_policy(recipe, origin))
+        _refuse_if_stopped(job)
         return _attempt(job, data, schedule, dataset, held_out, policy, phases)
+
+
+def _refuse_if_stopped(job: _Job) -> None:
+    """Go no further when a worker was asked to stop; nothing is written yet.
+
+    Raises:
+        Stopped: on every rank.
+    """
+    if job.world.any(job.stop.on_any_rank()):
+        raise Stopped(f"stopped before an attempt began in {job.run.path}: run the same command again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +174,7 @@ def _attempt(
         run.path,
         max_steps=steps,
         accumulation=schedule.accumulation,
-        first_start=resume is None,
+        evaluate_first=_evaluate_first(recipe, resume),
         deepspeed=job.deepspeed,
     )
     attempt = world.from_main(run.start_attempt)
@@ -186,7 +201,8 @@ def _attempt(
         eos = eos_token_ids(policy.model, policy.tokenizer)
         try:
             phases.attempt(int(attempt.name), start)
-            engine = start_engine(recipe, policy, eos, world, attempt / "vllm.log", stack)
+            stop = job.stop.on_any_rank
+            engine = start_engine(recipe, policy, eos, world, attempt / "vllm.log", stack, stop)
             set_seed(recipe.seed)
             trainer = CountdownTrainer(
                 policy.model,
@@ -203,6 +219,7 @@ def _attempt(
                 ),
                 run=run,
                 world=world,
+                stop=stop,
                 watch=Watch(recipe.watch),
                 on_rollout=_both(log.write, curves.completions) if log and curves else None,
                 on_phase=callback.phase,
@@ -211,6 +228,8 @@ def _attempt(
             )
             with world.lost_in_words():
                 trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+        except Stopped:
+            return _interrupted(job, int(attempt.name), start)
         except BaseException as error:
             _failed(job, int(attempt.name), error)
             raise
@@ -219,6 +238,12 @@ def _attempt(
             Supervisor.from_environment().beat("push", outcome.step, int(attempt.name))
             push.finish(lambda: bool(job.stop))
         return outcome
+
+
+def _evaluate_first(recipe: Recipe, resume: Saved | None) -> bool:
+    if recipe.eval_every is None:
+        return False
+    return recipe.eval_on_start if resume is None else bool(resume.facts.get("evaluation_due"))
 
 
 def _both(*hearers: OnRollout) -> OnRollout:
@@ -244,10 +269,10 @@ def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Ou
     step, trouble = trainer.state.global_step, trainer.stopped_by
     if trouble is not None:
         state, code, reason = "failed", ExitCode.FAILED, trouble.sentence
-    elif step >= steps:
+    elif step >= steps and not trainer.evaluation_due:
         state, code, reason = "finished", ExitCode.FINISHED, "finished"
     else:
-        state, code, reason = "interrupted", ExitCode.INTERRUPTED, job.stop.signal_name or "a signal to another worker"
+        return _interrupted(job, attempt, step)
     if job.world.main:
         job.run.write_state(state, step=step, exit_code=int(code), reason=reason, attempt=attempt)
     if trouble is not None:
@@ -256,6 +281,14 @@ def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Ou
             f"checkpoint stands; the same command with --set watch.{trouble.name}=warn goes on",
             code,
         )
+    return Outcome(code, step)
+
+
+def _interrupted(job: _Job, attempt: int, step: int) -> Outcome:
+    """Record a run that was asked to stop after this step."""
+    code, reason = ExitCode.INTERRUPTED, job.stop.signal_name or "a signal to another worker"
+    if job.world.main:
+        job.run.write_state("interrupted", step=step, exit_code=int(code), reason=reason, attempt=attempt)
     return Outcome(code, step)
 
 

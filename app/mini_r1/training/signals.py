@@ -1,4 +1,4 @@
-"""Asked to stop, by a signal or by the launcher: the trainer saves at the next step boundary and ends.
+"""A request to stop, by a signal or by the launcher: a rollout is abandoned, an update is finished, then comes a save.
 
 Without a launcher a second signal stops at once. With one that is the launcher's to decide: a scheduler may signal
 every process, and the launcher hears of it too.
@@ -6,25 +6,45 @@ every process, and the launcher hears of it too.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import sys
+import threading
+import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from mini_r1.errors import ExitCode
 from mini_r1.training.supervised import Supervisor
 
+if TYPE_CHECKING:
+    from mini_r1.training.world import World
+
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )  # SIGUSR1 is what Slurm is told to send ahead of a time limit; Windows has none
+NOTICE = "mini-r1/stop"
+"""Left for the other ranks by one that was asked to stop."""
+LOOK_EVERY_S = 0.2
+"""Between two looks at the launcher's file and for the other ranks' notice: a token takes milliseconds."""
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was asked to stop while inside `with StopRequest(...) as stop`."""
+    """Whether, and by which signal, this process was asked to stop while inside `with StopRequest(...) as stop`.
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    Args:
+        supervisor: the launcher, if there is one.
+        world: this process among the workers; None where it is alone.
+    """
+
+    def __init__(self, supervisor: Supervisor, world: World | None = None) -> None:
         self._supervisor = supervisor
+        self._world = world
         self._own: str | None = None
+        self._known = False
+        self._looked_at = -LOOK_EVERY_S
 
     @property
     def signal_name(self) -> str | None:
@@ -34,11 +54,25 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
+    def on_any_rank(self) -> bool:
+        """Whether some rank was asked to stop, as far as this one has heard; cheap, and not a collective."""
+        now = time.monotonic()
+        if self._known or (self._own is None and now - self._looked_at < LOOK_EVERY_S):
+            return self._known
+        self._looked_at = now
+        self._known = bool(self) or (self._world is not None and self._world.is_posted(NOTICE))
+        return self._known
+
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._herald = (
+            _Herald(self._supervisor, self._world) if self._world is not None and self._world.size > 1 else None
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._herald is not None:
+            self._herald.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -50,5 +84,41 @@ class StopRequest:
             os._exit(ExitCode.INTERRUPTED)  # asked twice: the last complete checkpoint stands
         self._own = signal.Signals(number).name
         # os.write and not print: a handler may run in the middle of another print.
-        text = f"\n{self._own}: saving at the end of this step, then stopping; once more stops at once\n"
+        text = f"\n{self._own}: saving the last finished step, then exiting; a second signal exits without saving\n"
         os.write(sys.stderr.fileno(), text.encode())
+
+
+class _Herald:
+    """A thread that tells the other ranks of a request to stop at once.
+
+    The main thread may wait in a collective, where no Python runs, for a rank that samples for another minute. What the
+    interpreter's own handler writes to the wakeup descriptor arrives all the same.
+    """
+
+    def __init__(self, supervisor: Supervisor, world: World) -> None:
+        self._supervisor = supervisor
+        self._world = world
+        self._closing = False
+        self._ours, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        self._before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="stop request", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._closing:
+            ready, _, _ = select.select([self._ours], [], [], LOOK_EVERY_S)
+            signalled = bool(ready) and not set(SIGNALS).isdisjoint(os.read(self._ours, 64))
+            if signalled or self._supervisor.asked_to_stop() is not None:
+                with contextlib.suppress(RuntimeError):  # rank 0 is gone; the next collective says so
+                    self._world.post(NOTICE)
+                return
+
+    def close(self) -> None:
+        """End the thread."""
+        signal.set_wakeup_fd(self._before)
+        self._closing = True
+        os.write(self._wakeup, b"\0")
+        self._thread.join()
+        os.close(self._ours)
+        os.close(self._wakeup)

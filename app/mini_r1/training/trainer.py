@@ -8,6 +8,7 @@ and the loss sees prepared tensors. docs/trl-mends.md lists every difference.
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +27,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from mini_r1.countdown import task
+from mini_r1.errors import Stopped
 from mini_r1.generation.prompts import completion_texts, token_ids
-from mini_r1.generation.sampler import SamplingConfig, step_seed
-from mini_r1.manifest import digests, seal
+from mini_r1.generation.sampler import SamplingConfig, Stop, never, step_seed
 from mini_r1.rundir import RunDir
 from mini_r1.training.batches import Batch, micro_batches
-from mini_r1.training.checkpoints import check_space, save_snapshot, saving, space_needed, written_by
+from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
 from mini_r1.training.engines import Engine, SeedOfRank
 from mini_r1.training.gradients import GradientGuard
 from mini_r1.training.logprobs import completion_logps, plain_head
@@ -41,6 +42,8 @@ from mini_r1.training.verify_sync import SyncCheck
 from mini_r1.training.watch import Trouble, Watch
 from mini_r1.training.window import Window
 from mini_r1.training.world import World
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT_RANK = -2
 """The rank of an evaluation during training in `step_seed`, counted down from here by the workers; -1 is that of
@@ -71,6 +74,8 @@ class CountdownTrainer(GRPOTrainer):
         sync_check: looks whether an engine with weights of its own got them; None: nobody looks.
         run: where checkpoints and snapshots go.
         world: this process among the workers.
+        stop: whether a worker was asked to stop. A rollout, a scoring or an evaluation is abandoned then: the weights
+            are still those of the last finished step, and the resumed run draws the same completions.
         watch: what looks wrong.
         on_rollout: receives every completion of a step; None on the other ranks.
         on_phase: receives the phases.
@@ -93,6 +98,7 @@ class CountdownTrainer(GRPOTrainer):
         sync_check: SyncCheck | None = None,
         run: RunDir,
         world: World,
+        stop: Stop = never,
         watch: Watch,
         on_rollout: OnRollout | None,
         on_phase: OnPhase,
@@ -118,6 +124,8 @@ class CountdownTrainer(GRPOTrainer):
             self.accelerator.backward = partial(self.accelerator.backward, scale_wrt_gas=False)
         self.control: TrainerControl
         self.stopped_by: Trouble | None = None
+        self.evaluation_due = False
+        """Whether a stop abandoned the evaluation of the last finished step: a resume has to begin with it."""
         self._rewards = rewards
         self._held_out = held_out
         self._eos_token_ids = list(eos_token_ids)
@@ -126,6 +134,8 @@ class CountdownTrainer(GRPOTrainer):
         self._loaded_step: int | None = None
         self._run = run
         self._world = world
+        self._stop = stop
+        self._abandoned = False
         self._watch = watch
         self._on_rollout = on_rollout
         self._on_phase = on_phase
@@ -151,18 +161,36 @@ class CountdownTrainer(GRPOTrainer):
     # --- rollout ---
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int) -> tuple[list[Batch], None]:
-        """All micro-batches of the next optimizer step, with completions, advantages and reference."""
+        """Return the micro-batches of the next step, with completions, advantages and reference; none after a stop."""
+        if self._abandoned:  # transformers asks for all steps of the epoch before it looks whether to stop
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches)
         if not batches:  # transformers asks once more at the end of the data
             return [], None
-        rows = [row for batch in batches for row in batch]
+        try:
+            prepared, records = self._prepare([row for batch in batches for row in batch], len(batches))
+        except Stopped:
+            self._abandon("rollout")
+            return [], None
+        if self._on_rollout is not None:
+            self._on_rollout(self.state.global_step + 1, records)
+        self._on_phase("update")
+        self._update_started = time.perf_counter()
+        return prepared, None
+
+    def _prepare(self, rows: Sequence[dict[str, Any]], count: int) -> tuple[list[Batch], list[dict[str, Any]]]:
+        """Return the `count` micro-batches of a step over these rows, and the records of all ranks' completions.
+
+        Raises:
+            Stopped: on every rank.
+        """
         self._load_engine()
         with self._phase("rollout"):
             completions = self._complete(
                 rows, self.num_generations, lambda rank: step_seed(self.args.seed, self.state.global_step, rank)
             )
         with self._phase("score"):
-            judge(completions, self._rewards)
+            self._world.unless_stopped(lambda: judge(completions, self._rewards, self._stop))
             groups = compare(completions, self._rewards, self.num_generations)
             records = self._records(completions)
             counted = sum(c.group_differs or not self._rewards.drop_equal_groups for c in completions)
@@ -172,11 +200,9 @@ class CountdownTrainer(GRPOTrainer):
             self._step_values["tokens_per_second"] = (
                 sum(record["tokens"] for record in records) / self._step_values["time/rollout"]
             )
-            if self._on_rollout is not None:
-                self._on_rollout(self.state.global_step + 1, records)
         prepared = micro_batches(
             completions,
-            len(batches),
+            count,
             pad_token_id=self.processing_class.pad_token_id,
             device=self.accelerator.device,
             drop_equal_groups=self._rewards.drop_equal_groups,
@@ -185,10 +211,19 @@ class CountdownTrainer(GRPOTrainer):
         if self.beta:
             with self._phase("reference"), self._reference() as reference, torch.no_grad():
                 for batch in prepared:
+                    if self._world.any(self._stop()):
+                        raise Stopped
                     batch["reference_logps"] = self._completion_logps(reference, batch)
-        self._on_phase("update")
-        self._update_started = time.perf_counter()
-        return prepared, None
+        return prepared, records
+
+    def _abandon(self, what: str) -> None:
+        """End training after the last finished step; save it if that was not done. Every rank has to call it."""
+        self._abandoned = True
+        step = self.state.global_step
+        saved = self._world.from_main(lambda: [checkpoint.step for checkpoint in self._run.complete_checkpoints()])
+        logger.info("asked to stop: the %s after step %d is abandoned", what, step)
+        self.control.should_training_stop = True
+        self.control.should_save = step > max(saved, default=0)
 
     def _load_engine(self) -> None:
         """Bring an engine with weights of its own to those of this step; at a resume it has the untrained model's."""
@@ -324,12 +359,18 @@ class CountdownTrainer(GRPOTrainer):
 
         The same problems with the same luck each time, so that two steps can be compared.
         """
-        self._load_engine()
-        with self._phase("evaluate"):
-            own = self._held_out[self._world.rank :: self._world.size]
-            completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
-            judge(completions, self._rewards)
-            records = self._records(completions)
+        try:
+            self._load_engine()
+            with self._phase("evaluate"):
+                own = self._held_out[self._world.rank :: self._world.size]
+                completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
+                judge(completions, self._rewards)
+                records = self._records(completions)
+        except Stopped:
+            self.evaluation_due = True
+            self.control.should_evaluate = False
+            self._abandon("evaluation")
+            return {}
         metrics = {f"eval_{name}": value for name, value in summary(records).items()}
         metrics["eval_problems"] = len(records)
         self.log(metrics)
@@ -353,16 +394,11 @@ class CountdownTrainer(GRPOTrainer):
             folder = self._run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             if world.main:
                 self._window.save(folder, self._watch.state())
-            self.accelerator.wait_for_everyone()  # every rank has written its part
-            names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-            own = digests(folder, [name for name in names if written_by(name, world.size) == world.rank])
-            files = {name: digest for part in gather_object([own]) for name, digest in part.items()}
-            if world.main:
-                zero = self.accelerator.state.deepspeed_plugin
-                facts = {"world_size": world.size, "zero_stage": zero.zero_stage if zero else 0}
-                seal(folder, self._run.checkpoints / f"step-{step}", run_id=self._run.run_id, files=files, **facts)
-                self._run.prune_checkpoints()
-            self.accelerator.wait_for_everyone()
+            zero = self.accelerator.state.deepspeed_plugin
+            facts = {"zero_stage": zero.zero_stage if zero else 0}
+            if self.evaluation_due:
+                facts["evaluation_due"] = True
+            seal_together(folder, self._run, step, world, facts)
 
     def _save_snapshot(self, unwrapped: Any) -> None:
         """On rank 0. Weights gathered from ZeRO-3's shards are freed on return: the checkpoint gathers them anew."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.model import device
 
 T = TypeVar("T")
@@ -42,7 +42,9 @@ class World:
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self.main = self.rank == 0
-        self._device = state.device
+        self._state = state
+        # Rank 0 serves it in a thread, also while it computes.
+        self._store: Any = torch.distributed.distributed_c10d._get_default_store() if self.size > 1 else None
 
     def from_main(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 and return its result everywhere.
@@ -77,9 +79,35 @@ class World:
         """Whether the flag is set on any rank."""
         if self.size == 1:
             return flag
-        votes = torch.tensor([int(flag)], device=self._device)
+        votes = torch.tensor([int(flag)], device=self._state.device)
         torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
         return bool(votes.item())
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        self._state.wait_for_everyone()
+
+    def unless_stopped(self, function: Callable[[], T]) -> T:
+        """Call `function` on every rank and return this rank's result.
+
+        Raises:
+            Stopped: on every rank, where `function` raised it on any of them.
+        """
+        results: list[T] = []
+        with suppress(Stopped):
+            results.append(function())
+        if self.any(not results):
+            raise Stopped
+        return results[0]
+
+    def post(self, notice: str) -> None:
+        """Leave a notice for the other ranks, who look for it with `is_posted`; not a collective."""
+        if self._store is not None:
+            self._store.set(notice, "1")
+
+    def is_posted(self, notice: str) -> bool:
+        """Whether a rank has left this notice; not a collective."""
+        return self._store is not None and bool(self._store.check([notice]))
 
     @contextmanager
     def lost_in_words(self) -> Iterator[None]:
