@@ -205,6 +205,8 @@ class Recipe(BaseModel):
     """`no` saves at the end and when interrupted only."""
     save_steps: Count = 25
     """Optimizer steps between checkpoints; the seed's 25 are about 20 minutes, what a killed job loses at most."""
+    save_minutes: Annotated[Number, Field(ge=0)] | None = None
+    """A checkpoint, without a snapshot, also when this many minutes have passed since the last; null and 0: never."""
 
     # Evaluation while training, on the held-out problems
     eval_strategy: Annotated[Literal["no", "steps"], BeforeValidator(evaluation_strategy)] = "no"
@@ -347,6 +349,8 @@ class Recipe(BaseModel):
         idle = sorted(changed & {"bnb_4bit_quant_type", "use_bnb_nested_quant"})
         if idle and not self.load_in_4bit:
             found.append(f"{', '.join(idle)}: no effect without load_in_4bit: true")
+        if self.save_minutes and self.save_strategy == "no":
+            found.append("save_minutes: no effect without save_strategy: steps")
         idle = sorted(changed & {"eval_steps", "eval_on_start", "eval_problems"})
         if idle and self.eval_strategy == "no":
             found.append(f"{', '.join(idle)}: no effect without eval_strategy: steps")

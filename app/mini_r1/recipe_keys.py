@@ -72,7 +72,7 @@ UNUSED_TRL_KEYS: Final = frozenset({
 
 HARMLESS_KEYS: Final = frozenset({
     "output_dir", "run_name", "report_to",  # where results go
-    "logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps",
+    "logging_strategy", "logging_steps", "logging_first_step", "save_strategy", "save_steps", "save_minutes",
     "eval_strategy", "eval_steps", "eval_on_start", "eval_problems",  # measuring draws nothing from training's stream
     "watch",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",

@@ -26,7 +26,7 @@ class RunCallback(TrainerCallback):
     """Writes metrics.jsonl (rank 0), tells phases and asks for saves and evaluations.
 
     Args:
-        recipe: for save_strategy, save_steps and eval_every.
+        recipe: for save_strategy, save_steps, save_minutes and eval_every.
         attempt: this attempt's directory.
         world: this process among the workers.
         stop: whether a worker was asked to stop; one is enough to stop them all.
@@ -56,6 +56,12 @@ class RunCallback(TrainerCallback):
         self._on_saved = on_saved
         self._metrics = JsonLines(attempt / "metrics.jsonl") if world.main else None
         self._step = 0
+        self._saved_at = 0.0  # or training began: seconds of a clock that only goes forward
+        self._checkpoint_only = False
+
+    def checkpoint_only(self) -> bool:
+        """Whether the save of the last finished step is one that `save_minutes` adds: it has no snapshot."""
+        return self._checkpoint_only
 
     def phase(self, name: str) -> None:
         """Record that a phase begins: what a run that hangs was doing."""
@@ -72,6 +78,7 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._step = state.global_step
+        self._saved_at = time.monotonic()
         self._line.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -81,11 +88,20 @@ class RunCallback(TrainerCallback):
         periodic = self._recipe.save_strategy == "steps" and state.global_step % self._recipe.save_steps == 0
         every = self._recipe.eval_every
         control.should_evaluate = every is not None and (last or state.global_step % every == 0)
-        control.should_save = last or periodic or stop
+        regular = last or periodic or stop
+        self._checkpoint_only = self._minutes_have_passed() and not regular
+        control.should_save = regular or self._checkpoint_only
         if stop and not last:
             control.should_training_stop = True
         if last:
             control.should_log = control.should_training_stop = True
+
+    def _minutes_have_passed(self) -> bool:
+        """Whether `save_minutes` have passed since the last save by rank 0's clock; the same on every rank."""
+        if not self._recipe.save_minutes or self._recipe.save_strategy == "no":
+            return False
+        passed = time.monotonic() - self._saved_at >= 60 * self._recipe.save_minutes
+        return self._world.any(passed and self._world.main)
 
     def on_log(
         self,
@@ -101,6 +117,7 @@ class RunCallback(TrainerCallback):
         self._line.update(state.global_step, logs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._saved_at = time.monotonic()
         if self._world.main:
             self._on_saved()
 

@@ -118,7 +118,7 @@ def seal_together(folder: Path, run: RunDir, step: int, world: World, facts: dic
     world.wait()
 
 
-def space_needed(run: RunDir, trained: int) -> int:
+def space_needed(run: RunDir, trained: int, *, snapshot: bool = True) -> int:
     """Bytes that one more save takes, beside what is there: an old checkpoint goes only when the new one is complete.
 
     As much as the newest checkpoint and the newest snapshot take. Before there are any, (12 + 2) * `trained`: an upper
@@ -127,11 +127,13 @@ def space_needed(run: RunDir, trained: int) -> int:
     Args:
         run: where the last ones are.
         trained: parameters that are trained, over all workers.
+        snapshot: whether the save has one.
     """
-    checkpoint, snapshot = run.complete_checkpoints()[:1], run.complete_snapshots()[:1]
-    return (_size(checkpoint[0].path) if checkpoint else CHECKPOINT_BYTES * trained) + (
-        _size(snapshot[0].path) if snapshot else SNAPSHOT_BYTES * trained
-    )
+    checkpoints, snapshots = run.complete_checkpoints(), run.complete_snapshots()
+    needed = _size(checkpoints[0].path) if checkpoints else CHECKPOINT_BYTES * trained
+    if snapshot:
+        needed += _size(snapshots[0].path) if snapshots else SNAPSHOT_BYTES * trained
+    return needed
 
 
 def check_space(run: RunDir, needed: int) -> None:

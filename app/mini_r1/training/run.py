@@ -220,6 +220,7 @@ def _attempt(
                 run=run,
                 world=world,
                 stop=stop,
+                checkpoint_only=callback.checkpoint_only,
                 watch=Watch(recipe.watch),
                 on_rollout=_both(log.write, curves.completions) if log and curves else None,
                 on_phase=callback.phase,

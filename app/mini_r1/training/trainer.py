@@ -76,6 +76,7 @@ class CountdownTrainer(GRPOTrainer):
         world: this process among the workers.
         stop: whether a worker was asked to stop. A rollout, a scoring or an evaluation is abandoned then: the weights
             are still those of the last finished step, and the resumed run draws the same completions.
+        checkpoint_only: whether the save that is due has no snapshot; not asked at the end.
         watch: what looks wrong.
         on_rollout: receives every completion of a step; None on the other ranks.
         on_phase: receives the phases.
@@ -99,6 +100,7 @@ class CountdownTrainer(GRPOTrainer):
         run: RunDir,
         world: World,
         stop: Stop = never,
+        checkpoint_only: Callable[[], bool] = never,
         watch: Watch,
         on_rollout: OnRollout | None,
         on_phase: OnPhase,
@@ -136,6 +138,7 @@ class CountdownTrainer(GRPOTrainer):
         self._world = world
         self._stop = stop
         self._abandoned = False
+        self._checkpoint_only = checkpoint_only
         self._watch = watch
         self._on_rollout = on_rollout
         self._on_phase = on_phase
@@ -383,13 +386,15 @@ class CountdownTrainer(GRPOTrainer):
         return str(self._run.checkpoints)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """A full checkpoint and a 16-bit snapshot, both complete when this returns; then older checkpoints go."""
+        """Write a full checkpoint and a 16-bit snapshot, both complete on return; then delete older checkpoints."""
         step, world = self.state.global_step, self._world
+        snapshot = self.control.should_training_stop or not self._checkpoint_only()
         with self._phase("save"), saving(self._run, world.main):
             unwrapped = self.accelerator.unwrap_model(self.model)
             trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
-            world.from_main(lambda: check_space(self._run, space_needed(self._run, trained)))
-            self._save_snapshot(unwrapped)  # before the checkpoint: one that is complete has its snapshot
+            world.from_main(lambda: check_space(self._run, space_needed(self._run, trained, snapshot=snapshot)))
+            if snapshot:
+                self._save_snapshot(unwrapped)  # before the checkpoint: one that is complete has its snapshot
             super()._save_checkpoint(model, trial)
             folder = self._run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             if world.main:
