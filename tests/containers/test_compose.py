@@ -187,7 +187,7 @@ def test_the_demo_comes_up_is_seen_in_tensorboard_stops_saved_and_goes_on(compos
     compose.ok("exec", "demo", "sh", "-c", "kill -CONT -1")
     compose.ok("stop")
     assert compose.inspect("demo", "{{.State.ExitCode}}") == "143", compose.logs()
-    assert "saved: the same command goes on from there" in compose.logs()
+    assert "saved: the same command resumes there" in compose.logs()
     kept = compose.ok("run", "--rm", "--no-deps", "--entrypoint=sh", "demo", "-c", "ls runs/demo-cpu/checkpoints")
     assert re.search(r"^step-\d+$", kept, re.MULTILINE), kept
 

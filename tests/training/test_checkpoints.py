@@ -385,8 +385,8 @@ def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
     recipe, expected = whole
     run = RunDir(small_disk / "run")
 
-    def needed_after_others_wrote(run: RunDir, trained: int) -> int:
-        needed = space_needed(run, trained)
+    def needed_after_others_wrote(run: RunDir, trained: int, *, snapshot: bool) -> int:
+        needed = space_needed(run, trained, snapshot=snapshot)
         if run.has_steps():
             fill(small_disk, int(left * needed))
         return needed
