@@ -108,6 +108,13 @@ def plan(
         float | None, typer.Option("--gpu-memory", metavar="GIB", help="Of a GPU; default: as with --gpus.")
     ] = None,
     deepspeed: Annotated[str, typer.Option(help="auto, none, zero2, zero3, zero3-offload or a JSON file.")] = "auto",
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="From the request to stop to the kill: KillWait, GraceTime, terminationGracePeriodSeconds.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """What a recipe means on given devices, on one page: roles, batch, memory, disk, time, and what cannot work.
@@ -118,7 +125,7 @@ def plan(
     """
     from mini_r1.commands import plan as run_plan
 
-    _exit(run_plan(recipe, overrides or [], gpus, nodes, gpu_memory, deepspeed, as_json=as_json))
+    _exit(run_plan(recipe, overrides or [], gpus, nodes, gpu_memory, deepspeed, grace, as_json=as_json))
 
 
 @app.command()

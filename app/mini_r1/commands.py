@@ -84,17 +84,23 @@ def plan(
     nodes: int | None,
     gpu_memory_gib: float | None,
     deepspeed: str,
+    grace_s: float | None,
     *,
     as_json: bool,
 ) -> ExitCode:
     """`mini-r1 plan`."""
+    from mini_r1.cluster.planning.grace import given_grace, too_short
     from mini_r1.cluster.planning.recipes import plan_at, where
     from mini_r1.cluster.planning.show import show
     from mini_r1.recipe_file import find_recipe, load_recipe
 
     path = find_recipe(recipe_name)
     place = where(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory_gib, recipe=path)
+    grace = given_grace(os.environ, grace_s)
     made = plan_at(load_recipe(path, overrides), place, deepspeed)
+    short = too_short(made.timing, grace)
+    if short is not None:
+        made.warnings.append(short)
     if as_json:
         print(json.dumps({**made.to_dict(), "devices_from": place.source}))
     else:

@@ -34,7 +34,8 @@ def test_a_site_in_order_is_0_and_nothing_is_submitted(cluster: Cluster, small_r
     report = cluster.report(small_recipe(model_name_or_path="builtin:demo", dataset_id_or_path="generated"))
     assert report.exit_code == 0
     assert set(statuses(report).values()) == {"ok", "skip"}
-    assert [name for name, status in statuses(report).items() if status == "skip"] == ["image", "mounts", "cache"]
+    assert [name for name, status in statuses(report).items() if status == "skip"] == [
+        "time to save", "image", "mounts", "cache"]  # fmt: skip
     assert cluster.asked("sbatch") == ["--test-only slurm/train_4xh100.sh"]  # --version comes before the log
     assert sorted(path.name for path in cluster.kit.iterdir()) == [".venv", "slurm"]
 
@@ -42,7 +43,7 @@ def test_a_site_in_order_is_0_and_nothing_is_submitted(cluster: Cluster, small_r
 def test_without_a_recipe_only_what_depends_on_it_is_left_out(cluster: Cluster) -> None:
     told = statuses(cluster.report())
     assert [name for name, status in told.items() if status == "skip"] == [
-        "image", "mounts", "model", "data", "cache", "run directory"]  # fmt: skip
+        "time to save", "image", "mounts", "model", "data", "cache", "run directory"]  # fmt: skip
     assert list(told) == list(CHECKS)
 
 

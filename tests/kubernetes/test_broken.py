@@ -44,6 +44,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
         ("the runtime's /dev/shm", "MAIN/volumeMounts/shm/mountPath", "/scratch", "scratch-counted"),
         ("no deadline", "spec/activeDeadlineSeconds", GONE, "deadlines"),
         ("Kubernetes' own 30 s to save in", "POD/terminationGracePeriodSeconds", GONE, "deadlines"),
+        ("a grace that the launcher is told wrongly", "MAIN/env/MINI_R1_GRACE_S/value", "60", "deadlines"),
         ("root", "POD/securityContext/runAsNonRoot", GONE, "restricted"),
         ("a folder of the host", "POD/volumes/runs", {"name": "runs", "hostPath": {"path": "/data"}}, "restricted"),
         ("no seccomp profile", "POD/securityContext/seccompProfile", GONE, "restricted"),

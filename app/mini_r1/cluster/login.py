@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from mini_r1.cluster.checks import runtime, shared, site, slurm
+from mini_r1.cluster.checks import runtime, shared, site, slurm, stopping
 from mini_r1.cluster.checks.case import Case
 from mini_r1.cluster.checks.site import Site
 from mini_r1.cluster.devices import Devices
 from mini_r1.cluster.doctor import Report, looked
+from mini_r1.cluster.planning.plan import Plan
+from mini_r1.cluster.planning.recipes import plan_at, where
 from mini_r1.findings import Finding, skip
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import effective_output_dir, load_recipe
@@ -31,6 +33,7 @@ CHECKS: Final[dict[str, Callable[[Site], Finding]]] = {
     "scheduler": slurm.scheduler,
     "partition": slurm.partition,
     "submission": slurm.submission,
+    "time to save": stopping.time_to_save,
     "runtime": runtime.runtime,
     "image": runtime.image,
     "mounts": site.mounts,
@@ -40,7 +43,11 @@ CHECKS: Final[dict[str, Callable[[Site], Finding]]] = {
     "run directory": shared.run_directory,
 }
 """In the order of the table. docs/doctor.md says of each what it looks at."""
-TOLD_BY: Final = {"partition": ("scheduler",), "submission": ("scheduler", "partition")}
+TOLD_BY: Final = {
+    "partition": ("scheduler",),
+    "submission": ("scheduler", "partition"),
+    "time to save": ("scheduler", "partition"),
+}
 """One fault is told, and a silent controller waited for, once: what is not looked at after another check's failure."""
 
 
@@ -74,6 +81,8 @@ def examine(
     folder = Path.cwd()
     kit = Path(given.get("MINI_R1_HOME") or folder).absolute()
     login = Site(given, folder, kit, script or (SCRIPT if kit == folder else kit / SCRIPT), case, raw)
+    if recipe is not None and recipe_path is not None:
+        login = replace(login, plan=_plan(login, recipe, recipe_path))
     findings: dict[str, Finding] = {}
     for name, check in CHECKS.items():
         cause = next((other for other in TOLD_BY.get(name, ()) if findings[other].status == "fail"), None)
@@ -81,6 +90,12 @@ def examine(
     return Report(
         socket.gethostname(), "a login node", None if recipe_path is None else str(recipe_path), (*findings.values(),)
     )
+
+
+def _plan(site: Site, recipe: Recipe, recipe_path: Path) -> Plan:
+    """The recipe on the nodes and GPUs that the batch script asks for."""
+    nodes, gpus = slurm.wanted(site)
+    return plan_at(recipe, where(site.environment, gpus=gpus, nodes=nodes, gpu_memory_gib=None, recipe=recipe_path))
 
 
 def _run_dir(environment: Mapping[str, str], recipe: Recipe | None, recipe_path: Path | None) -> Path | None:

@@ -8,6 +8,7 @@ from tests.kubernetes.manifests import Manifest, pods, quantity
 from tests.kubernetes.rules.rule import leaves
 
 GPU = "nvidia.com/gpu"
+GRACE = "MINI_R1_GRACE_S"
 MIN_GRACE_S = 600
 """For what trains. tests/kubernetes/test_roles_in_pods.py holds it against the plan's step and save."""
 
@@ -80,6 +81,9 @@ def deadlines(manifests: Sequence[Manifest]) -> Iterator[str]:
     for one in pods(manifests):
         if one.component in ("train", "demo") and one.spec.get("terminationGracePeriodSeconds", 30) < MIN_GRACE_S:
             yield f"{one.where}: less than {MIN_GRACE_S} s to save in"
+        told = [env.get("value") for each in one.containers for env in each.get("env", []) if env["name"] == GRACE]
+        if one.component in ("train", "demo") and told != [str(one.spec.get("terminationGracePeriodSeconds", 30))]:
+            yield f"{one.where}: {GRACE} is not its terminationGracePeriodSeconds"
 
 
 def _is_quantity(value: object) -> bool:

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 from mini_r1.cluster.checks.case import Case
 from mini_r1.cluster.places import hub_home
+from mini_r1.cluster.planning.plan import Plan
 from mini_r1.findings import Finding, fail, ok, skip, worst
 
 RUNTIMES: Final = ("venv", "apptainer", "pyxis")
@@ -51,6 +52,7 @@ class Site:
         script: the batch script, as it was named.
         case: the node and the recipe, for the checks that the doctor has for any node.
         raw: the environment as it was.
+        plan: of the recipe on what the script asks for; None without a recipe.
     """
 
     environment: Mapping[str, str]
@@ -59,6 +61,7 @@ class Site:
     script: Path
     case: Case
     raw: Mapping[str, str]
+    plan: Plan | None = None
 
     @property
     def runtime(self) -> str | None:

@@ -107,12 +107,17 @@ def _all(kinds: list[NodeKind]) -> list[str]:
     return list(dict.fromkeys(kind.partition for kind in kinds))
 
 
+def names_of_partitions(site: Site) -> list[str]:
+    """Return the partitions that the job may go to; none where Slurm does not say."""
+    return _names(site, _kinds(site)[1])[0]
+
+
 def _names(site: Site, kinds: list[NodeKind]) -> tuple[list[str], str]:
     """The partitions that the job may go to (of several, the one that is free first), and where that comes from."""
     named = site.environment.get("SBATCH_PARTITION")
     if named:
         return named.split(","), ""
-    directive = directives(_script(site)).get("partition")
+    directive = directives(script_text(site)).get("partition")
     if directive:
         return directive.split(","), f" (of {site.script})"
     return _all([kind for kind in kinds if kind.default]), " (the cluster's default)"
@@ -199,7 +204,7 @@ def _no_such_nodes(site: Site, detail: str) -> Finding:
     _, kinds = _kinds(site)
     names, _ = _names(site, kinds)
     own = [kind for kind in kinds if kind.partition in names]
-    nodes, gpus = _wanted(site)
+    nodes, gpus = wanted(site)
     fitting = [kind for kind in own if kind.gpus >= gpus]
     if sum(kind.nodes for kind in fitting if kind.takes_jobs) < nodes <= sum(kind.nodes for kind in fitting):
         return fail(
@@ -215,9 +220,9 @@ def _no_such_nodes(site: Site, detail: str) -> Finding:
     )
 
 
-def _wanted(site: Site) -> tuple[int, int]:
-    """Nodes, and GPUs of each, that the script asks for; what is not written as a number is 1."""
-    given = directives(_script(site))
+def wanted(site: Site) -> tuple[int, int]:
+    """Return nodes, and GPUs of each, that the script asks for; what is not written as a number is 1."""
+    given = directives(script_text(site))
     nodes = given.get("nodes", "").partition("-")[0]
     gpus = (site.environment.get("SBATCH_GPUS_PER_NODE") or given.get("gpus-per-node", "")).rpartition(":")[2]
     return int(nodes) if nodes.isdecimal() else 1, int(gpus) if gpus.isdecimal() else 1
@@ -231,7 +236,7 @@ def _with_windows_line_ends(site: Site) -> list[str]:
 
 def _time(site: Site) -> Finding | None:
     """With Slurm's default (EnforcePartLimits=NO) a job of too much time is taken, and waits for ever."""
-    asked = site.environment.get("SBATCH_TIMELIMIT") or directives(_script(site)).get("time", "")
+    asked = site.environment.get("SBATCH_TIMELIMIT") or directives(script_text(site)).get("time", "")
     wanted = seconds(asked)
     _, kinds = _kinds(site)
     names, _ = _names(site, kinds)
@@ -250,7 +255,7 @@ def _time(site: Site) -> Finding | None:
 
 def _log_folder(site: Site) -> Finding | None:
     """A job whose log has no folder fails without a word."""
-    given = directives(_script(site))
+    given = directives(script_text(site))
     if "chdir" in given:
         return None
     for key in ("output", "error"):
@@ -265,7 +270,8 @@ def _log_folder(site: Site) -> Finding | None:
     return None
 
 
-def _script(site: Site) -> str:
+def script_text(site: Site) -> str:
+    """Return the batch script, or nothing where it cannot be read."""
     try:
         return (site.folder / site.script).read_text(errors="replace")
     except OSError:

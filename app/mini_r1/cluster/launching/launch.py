@@ -37,6 +37,7 @@ from mini_r1.cluster.launching.stopping import Stop
 from mini_r1.cluster.launching.supervise import Supervision
 from mini_r1.cluster.launching.workers import start_all
 from mini_r1.cluster.nodes import nodes_of
+from mini_r1.cluster.planning.grace import given_grace, too_short
 from mini_r1.cluster.planning.plan import make_plan
 from mini_r1.cluster.roles import Roles, assign
 from mini_r1.console import printable
@@ -215,7 +216,8 @@ def _deepspeed(job: Job, roles: Roles, say: Say | None = None) -> str | None:
     if plan.errors:
         raise KitError("\n".join(plan.errors))
     if say is not None:
-        for warning in plan.warnings:
+        short = too_short(plan.timing, given_grace(job.environment))
+        for warning in [*plan.warnings, *([short] if short else [])]:
             say(f"warning: {warning}")
     return plan.deepspeed
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from mini_r1.cluster.planning.grace import time_to_stop
 from mini_r1.cluster.planning.memory import GIB, PHASES
 from mini_r1.cluster.planning.plan import Plan
 from mini_r1.console import printable
@@ -63,6 +64,7 @@ def show(plan: Plan, console: Console, source: str) -> None:
         console.print(_storage(plan))
     if plan.timing is not None:
         text(_time(plan))
+        text(f"Stopping takes at most {time_to_stop(plan.timing)}")
         for line in plan.timing.assumptions:
             text(f"  {line}", style="dim")
     for warning in plan.warnings:

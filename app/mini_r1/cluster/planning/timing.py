@@ -73,7 +73,8 @@ class Timing:
     """An estimate.
 
     Attributes:
-        rollout, reference, update, save: seconds of one step's parts.
+        rollout, reference, update, save: seconds of one step's parts; of a save its share in each step.
+        whole_save: seconds of one save.
         steps: of the run; None where they are not known.
         assumptions: in words.
     """
@@ -82,6 +83,7 @@ class Timing:
     reference: float
     update: float
     save: float
+    whole_save: float
     steps: int | None
     assumptions: tuple[str, ...]
 
@@ -89,6 +91,11 @@ class Timing:
     def step_s(self) -> float:
         """Seconds of an optimizer step."""
         return self.rollout + self.reference + self.update + self.save
+
+    @property
+    def stop_s(self) -> float:
+        """Seconds from a request to stop to the end of its save, at most: an update is finished before."""
+        return self.update + self.whole_save
 
     @property
     def hours(self) -> float | None:
@@ -99,7 +106,14 @@ class Timing:
         """For --json."""
         parts = {name: round(getattr(self, name), 2) for name in ("rollout", "reference", "update", "save")}
         hours = None if self.hours is None else round(self.hours, 3)
-        return {"step_s": round(self.step_s, 2), **parts, "hours": hours, "assumptions": list(self.assumptions)}
+        return {
+            "step_s": round(self.step_s, 2),
+            **parts,
+            "hours": hours,
+            "whole_save": round(self.whole_save, 2),
+            "stop_s": round(self.stop_s, 2),
+            "assumptions": list(self.assumptions),
+        }
 
 
 def gpu_class(gpu_memory_gib: float | None) -> GpuClass:
@@ -140,13 +154,14 @@ def gpu_timing(
         update += 16 * shape.parameters / workers / OFFLOAD_BYTES_S
     rows = own * workers if recipe.use_vllm else own
     rollout = rollouts * _rollout(recipe, shape, gpu, rows / rollouts, prompt)
-    saves = storage.checkpoint + storage.snapshot
+    whole_save = (storage.checkpoint + storage.snapshot) * GIB / DISK_BYTES_S
     every = recipe.save_steps if recipe.save_strategy == "steps" else steps or 1
     return Timing(
         rollout=rollout,
         reference=forward if recipe.beta else 0.0,
         update=update,
-        save=saves * GIB / DISK_BYTES_S / every,
+        save=whole_save / every,
+        whole_save=whole_save,
         steps=steps,
         assumptions=(
             f"{gpu.name}: {gpu.flops / 1e12:.0f} TFLOPS, {gpu.bandwidth / 1e12:.2f} TB/s; of these "
@@ -188,6 +203,7 @@ def demo_timing(recipe: Recipe, steps: int | None) -> Timing | None:
         reference=0.0,
         update=seconds * 0.5,
         save=0.0,
+        whole_save=0.0,
         steps=steps,
         assumptions=(
             "measured on the demo: 2.7 ms for each completion of at most 96 tokens, on one core of an AMD EPYC; "
