@@ -100,6 +100,30 @@ def test_only_what_was_sealed_counts_and_the_newest_comes_first(parent: Path) ->
     assert [saved.step for saved in complete(parent)] == [100, 10, 9]
 
 
+SHARD = {"size": 14, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", "{", "[]", "null", b"\xff\xfe",
+        {}, {"files": []}, {"files": None}, {"files": "shard.pt"},
+        {"files": {"a": SHARD, "b": {"size": 1}}}, {"files": {"a": SHARD, "b": {"sha256": "0"}}},
+        {"files": {"a": SHARD, "b": {"size": "1", "sha256": "0"}}},
+        {"files": {"a": {"size": 1.5, "sha256": "0"}, "b": SHARD}},
+        {"files": {"a": SHARD, "b": {"size": 1, "sha256": None}}}, {"files": {"a": "b"}}, {"files": {"a": None}},
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_manifest_that_cannot_be_read_makes_nothing_complete(parent: Path, said: object) -> None:
+    path = save(parent, 6)
+    (saved,) = complete(parent)
+    raw = said if isinstance(said, bytes) else (said if isinstance(said, str) else json.dumps(said)).encode()
+    (path / MANIFEST).write_bytes(raw)
+    assert complete(parent) == []
+    assert verify(saved, RUN_ID) == "its manifest cannot be read"
+
+
 def test_a_step_saved_again_replaces_the_old_one(parent: Path) -> None:
     save(parent, 6, "old")
     save(parent, 6, "new")
@@ -226,6 +250,7 @@ def killed_anywhere(
         shutil.copytree(tmp_path / "prepared", folder)
         folders.append(folder)
         if not killed_at((len(folders) - 1) * stride, lambda folder=folder: function(folder)):  # type: ignore[misc]
+            assert len(folders) > 20 // stride, "hardly a line was found to kill it at"
             return folders
 
 

@@ -38,6 +38,31 @@ def logged(run: RunDir, begins: int | None, *metrics: dict[str, object]) -> Path
     return attempt
 
 
+# --- run.json ---
+
+
+@pytest.mark.parametrize(
+    ("record", "commit"),
+    [
+        (None, None),
+        ({}, None),
+        ({"attempts": []}, None),
+        ({"attempts": {"-1": {"model": {"revision": "abc"}}}}, None),
+        ({"attempts": [{"model": {"revision": "abc"}}]}, "abc"),
+        ({"attempts": [{"model": {"revision": "old"}}, {"model": {"revision": "new"}}]}, "new"),
+        ({"attempts": [{"model": {"revision": "old"}}, {"model": {"revision": None}}]}, None),
+        ({"attempts": [{"model": {"revision": 7}}]}, None),
+        ({"attempts": [{"model": "abc"}]}, None),
+        ({"attempts": [{}]}, None),
+        ({"attempts": ["abc"]}, None),
+    ],
+)
+def test_the_commit_of_the_model_is_the_newest_attempts(run: RunDir, record: object, commit: str | None) -> None:
+    if record is not None:
+        write_json(run.run_file, record)
+    assert run.model_commit() == commit
+
+
 # --- checkpoints and what a kill leaves ---
 
 

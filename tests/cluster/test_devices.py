@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+import pynvml
 import pytest
-from mini_r1.cluster.devices import given_devices
+from mini_r1.cluster.devices import device_index, driver_devices, given_devices
 from mini_r1.errors import KitError
 
 UUIDS = tuple(f"GPU-{digit * 8}-0000-1111-2222-{digit * 12}" for digit in "abcd")
@@ -24,7 +27,7 @@ def indices(count: int) -> tuple[str, ...]:
 def test_all_that_the_driver_sees_is_given_where_nothing_else_says_so(count: int) -> None:
     devices = given_devices({}, driver=seen(*indices(count)))
     assert (devices.ids, devices.on_cpu) == (indices(count), count == 0)
-    assert "NVIDIA library" in devices.source
+    assert devices.source == ("the NVIDIA library" if count else "the NVIDIA library sees none")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,7 @@ def test_all_that_the_driver_sees_is_given_where_nothing_else_says_so(count: int
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ()),
         ({"CUDA_VISIBLE_DEVICES": "0,1,-1,2"}, ("0", "1")),  # CUDA stops reading there
         ({"CUDA_VISIBLE_DEVICES": "0,1,9,2"}, ("0", "1")),  # and where there is no such GPU
+        ({"CUDA_VISIBLE_DEVICES": "7,8"}, ("7",)),
         ({"CUDA_VISIBLE_DEVICES": ",".join(UUIDS[:3])}, UUIDS[:3]),
         ({"CUDA_VISIBLE_DEVICES": "GPU-aaaa,GPU-b"}, ("GPU-aaaa", "GPU-b")),  # CUDA takes a beginning
         ({"CUDA_VISIBLE_DEVICES": SLICES[0]}, (SLICES[0],)),  # one slice is one GPU
@@ -122,6 +126,8 @@ def test_more_than_was_given_is_refused(
         ({"CUDA_VISIBLE_DEVICES": ""}, 2, 2),
         ({"CUDA_VISIBLE_DEVICES": "2,3"}, None, 2),
         ({"CUDA_VISIBLE_DEVICES": "2,3"}, 1, 1),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, 2, 2),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, 0, 0),
         ({"SLURM_GPUS_ON_NODE": "4"}, None, 4),
         ({"CUDA_VISIBLE_DEVICES": ",".join(SLICES)}, None, 2),  # on the CPU a slot is a slot
     ],
@@ -130,3 +136,130 @@ def test_the_switch_makes_devices_slots_of_the_cpu(environment: dict[str, str], 
     devices = given_devices({**CPU, **environment}, count, seen("0", "1", "2"))
     assert (devices.ids, devices.on_cpu) == (indices(slots), True)
     assert "MINI_R1_ACCELERATOR=cpu" in devices.source
+
+
+@pytest.mark.parametrize(
+    ("environment", "count", "source"),
+    [
+        ({}, None, "MINI_R1_ACCELERATOR=cpu"),
+        ({}, 2, "MINI_R1_ACCELERATOR=cpu and --gpus 2"),
+        ({"SLURM_GPUS_ON_NODE": "4"}, 2, "MINI_R1_ACCELERATOR=cpu and SLURM_GPUS_ON_NODE=4"),
+    ],
+)
+def test_where_slots_come_from(environment: dict[str, str], count: int | None, source: str) -> None:
+    assert given_devices({**CPU, **environment}, count, seen()).source == source
+
+
+# ---- the NVIDIA library, as far as it is asked: stand-in -------------------------------------------------------------
+
+
+@dataclass
+class Gpu:
+    """What the library knows of one: as bytes, its UUID is what older versions answer."""
+
+    uuid: str | bytes
+    divided: bool | None = False
+    """None: it cannot be."""
+    slices: list[str | None] = field(default_factory=list)
+    """None: no slice was made there."""
+
+
+class Library:
+    """The functions of pynvml that are asked; a handle is a GPU or a UUID."""
+
+    def __init__(self, gpus: list[Gpu], fails_at: str = "") -> None:
+        self.gpus, self.fails_at, self.opened = gpus, fails_at, 0
+
+    def answer(self, name: str, value: object) -> object:
+        if name == self.fails_at or value is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return value
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Library:
+        for name in ("nvmlInit", "nvmlShutdown", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex",
+                     "nvmlDeviceGetUUID", "nvmlDeviceGetMigMode", "nvmlDeviceGetMaxMigDeviceCount",
+                     "nvmlDeviceGetMigDeviceHandleByIndex"):  # fmt: skip
+            monkeypatch.setattr(pynvml, name, getattr(self, name))
+        return self
+
+    def nvmlInit(self) -> None:
+        self.answer("init", True)
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:
+        self.opened -= 1
+
+    def nvmlDeviceGetCount(self) -> object:
+        return self.answer("count", len(self.gpus))
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> object:
+        return self.answer("handle", self.gpus[index])
+
+    def nvmlDeviceGetUUID(self, handle: Gpu | str) -> object:
+        return handle.uuid if isinstance(handle, Gpu) else handle
+
+    def nvmlDeviceGetMigMode(self, gpu: Gpu) -> object:
+        enabled, disabled = pynvml.NVML_DEVICE_MIG_ENABLE, pynvml.NVML_DEVICE_MIG_DISABLE
+        # What it is now, and what it will be after a reset.
+        modes = {True: (enabled, disabled), False: (disabled, enabled), None: None}
+        return self.answer("mode", modes[gpu.divided])
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, gpu: Gpu) -> int:
+        return len(gpu.slices)
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, gpu: Gpu, number: int) -> object:
+        return self.answer("slice", gpu.slices[number])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "found"),
+    [
+        ([], []),
+        ([Gpu(UUIDS[0])], ["0"]),
+        ([Gpu(UUIDS[0], None), Gpu(UUIDS[1]), Gpu(UUIDS[2])], ["0", "1", "2"]),
+        ([Gpu(UUIDS[0], True, [None, *SLICES, None]), Gpu(UUIDS[1])], [*SLICES, "1"]),
+        ([Gpu(UUIDS[0]), Gpu(UUIDS[1], True, [])], ["0"]),
+    ],
+)
+def test_what_the_library_sees(gpus: list[Gpu], found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(gpus).install(monkeypatch)
+    assert driver_devices() == found
+    assert library.opened == 0
+
+
+@pytest.mark.parametrize("fails_at", ["init", "count", "handle"])
+def test_a_library_that_does_not_answer_sees_nothing(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library([Gpu(UUIDS[0])], fails_at).install(monkeypatch)
+    assert driver_devices() == []
+    assert library.opened == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "index"), [(UUIDS[0], "0"), (UUIDS[1], "1"), (UUIDS[2], "2"), ("GPU-c", "2"), ("3", "3")]
+)
+def test_the_index_of_a_gpu_named_by_its_uuid(device: str, index: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu(UUIDS[0]), Gpu(UUIDS[1].encode()), Gpu(UUIDS[2])]
+    library = Library(gpus).install(monkeypatch)
+    assert device_index(device) == index
+    assert library.opened == 0
+
+
+def test_an_index_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    Library([], "init").install(monkeypatch)
+    assert device_index("3") == "3"
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "words"),
+    [
+        ("", f"no GPU {UUIDS[3]} here: compare CUDA_VISIBLE_DEVICES with `nvidia-smi -L`"),
+        ("init", "the NVIDIA library does not answer (Not Supported): see nvidia-smi"),
+        ("count", "the NVIDIA library does not answer (Not Supported): see nvidia-smi"),
+    ],
+)
+def test_a_uuid_that_no_gpu_has_is_worth_a_retry(fails_at: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library([Gpu(UUIDS[0])], fails_at).install(monkeypatch)
+    with pytest.raises(KitError) as refused:
+        device_index(UUIDS[3])
+    assert (refused.value.message, refused.value.exit_code) == (words, 150)
+    assert library.opened == 0

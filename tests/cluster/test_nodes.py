@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from mini_r1.cluster.nodes import PORTS, Nodes, expand_hosts, job_port, nodes_of
+from mini_r1.cluster.nodes import MAX_NODES, PORTS, Nodes, expand_hosts, free_port, job_port, nodes_of
 from mini_r1.errors import KitError
 
 STEP = {
@@ -54,6 +58,40 @@ def test_what_a_scheduler_says(environment: dict[str, str], expected: tuple[int,
 
 
 @pytest.mark.parametrize(
+    ("environment", "source", "job_id"),
+    [
+        (STEP, "Slurm job 4711", "4711"),
+        (without(STEP, "SLURM_NODEID"), "Slurm job 4711", "4711"),
+        (OPERATOR, "the PyTorchJob operator", "mini-r1-master-0"),
+        (INDEXED, "an Indexed Job", "mini-r1-0.mini-r1"),
+    ],
+)
+def test_who_said_so_and_the_jobs_id(environment: dict[str, str], source: str, job_id: str) -> None:
+    nodes = nodes_of(environment)
+    assert (nodes.source, nodes.job_id) == (source, job_id)
+    assert nodes.index == (0 if "SLURM_NODEID" not in environment and "SLURM_JOB_ID" in environment else nodes.index)
+
+
+@pytest.mark.parametrize(
+    ("environment", "flags", "expected"),
+    [
+        ({}, {}, Nodes(1, 0, "127.0.0.1", 4000, "one node: no flag, no scheduler", None)),
+        ({}, {"count": 1}, Nodes(1, 0, "127.0.0.1", 4000, "--nodes 1", None)),
+        ({}, {"address": "gpu1"}, Nodes(1, 0, "gpu1", 4000, "one node: no flag, no scheduler", None)),
+        (BATCH, {"count": 1}, Nodes(1, 0, "127.0.0.1", 4000, "--nodes 1", None)),
+        ({"SLURM_JOB_ID": "7"}, {}, Nodes(1, 0, "127.0.0.1", 4000, "Slurm job 7", "7")),
+        # Nothing says how many nodes, which one this is, or their names.
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, {}, Nodes(1, 0, "127.0.0.1", 4000, "Slurm job 7", "7")),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEPID": "0"}, {"count": 1}, Nodes(1, 0, "127.0.0.1", 4000, "Slurm job 7", "7")),
+        ({"PET_NNODES": "1", "RANK": "0"}, {}, Nodes(1, 0, "127.0.0.1", 4000, "the PyTorchJob operator", None)),
+        ({"MINI_R1_NODES": "1"}, {}, Nodes(1, 0, "127.0.0.1", 4000, "MINI_R1_NODES=1", None)),
+    ],
+)
+def test_one_node_with_a_port_of_the_users(environment: dict[str, str], flags: dict[str, Any], expected: Nodes) -> None:
+    assert nodes_of(environment, port=4000, **flags) == expected
+
+
+@pytest.mark.parametrize(
     "environment",
     [
         {},
@@ -84,6 +122,36 @@ def test_all_nodes_of_a_job_take_the_same_port_below_the_ephemeral_ones() -> Non
     assert all(port in PORTS and port + 1 in PORTS and port % 2 == 0 for port in ports)
     assert len(ports) > 2000  # jobs beside each other seldom meet
     assert nodes_of(OPERATOR).port == 23456
+    assert nodes_of(INDEXED).port == job_port("mini-r1-0.mini-r1")
+    assert nodes_of({**INDEXED, "MASTER_PORT": "23456"}).port == 23456
+
+
+def test_nodes_with_other_versions_of_the_kit_take_the_same_port() -> None:
+    assert (PORTS[0], PORTS[-1]) == (15_000, 29_999)
+    assert [job_port(job) for job in ("4711", "mini-r1-0.mini-r1")] == [23_620, 22_984]
+
+
+def test_a_free_port_is_one_of_two_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen(port: int) -> None:
+        taken.enter_context(socket.socket()).bind(("", port))
+
+    asked: list[tuple[Sequence[int], int]] = []
+
+    def sample(population: Sequence[int], count: int) -> list[int]:
+        asked.append((population, count))
+        return candidates
+
+    with ExitStack() as taken:
+        listen(first := free_port())
+        listen((second := free_port()) + 1)
+        candidates = [first, second, third := free_port()]
+        monkeypatch.setattr(random, "sample", sample)
+        assert free_port() == third
+        candidates.pop()
+        with pytest.raises(KitError) as refused:
+            free_port()
+    assert asked == [(range(15_000, 29_999), 100)] * 2
+    assert (refused.value.exit_code, "--port" in refused.value.message) == (150, True)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +161,9 @@ def test_all_nodes_of_a_job_take_the_same_port_below_the_ephemeral_ones() -> Non
         ({"count": 2, "index": 0, "address": "gpu1", "port": 4000}, (2, 0, "gpu1", 4000)),
         ({"count": 1, "port": 4000}, (1, 0, "127.0.0.1", 4000)),
         ({"port": 4000}, (1, 0, "127.0.0.1", 4000)),
+        ({"port": 1024}, (1, 0, "127.0.0.1", 1024)),
+        ({"port": 65_534}, (1, 0, "127.0.0.1", 65_534)),
+        ({"count": 1024, "index": 1023, "address": "gpu1"}, (1024, 1023, "gpu1", 29500)),
     ],
 )
 def test_flags_name_nodes_where_no_scheduler_does(flags: dict[str, Any], expected: tuple[Any, ...]) -> None:
@@ -110,9 +181,35 @@ def test_a_shell_in_an_allocation_may_run_a_job_of_one_node() -> None:
 
 
 @pytest.mark.parametrize(
+    "environment",
+    [
+        {**OPERATOR, "PET_NNODES": "1024"},
+        {**INDEXED, "MINI_R1_NODES": "1024"},
+        {**STEP, "SLURM_STEP_NUM_NODES": "1024", "SLURM_STEP_NUM_TASKS": "1024", "SLURM_STEP_NODELIST": "n[1-1024]"},
+    ],
+)
+def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
+    assert nodes_of(environment).count == MAX_NODES == 1024
+
+
+@pytest.mark.parametrize(
     ("environment", "flags", "words"),
     [
         (BATCH, {}, "srun --ntasks-per-node=1"),
+        (BATCH, {"count": 2}, "srun --ntasks-per-node=1"),
+        ({**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "2"}, {}, "2 tasks on 1 node: mini-r1"),
+        ({**STEP, "SLURM_NODEID": "1000000000"}, {}, "SLURM_NODEID=1000000000: must be a whole number"),
+        ({**STEP, "SLURM_NODEID": "100000000"}, {}, "SLURM_NODEID 100000000: there are 2"),
+        ({**OPERATOR, "PET_NNODES": "1025"}, {}, "PET_NNODES=1025: must be between 1 and 1024"),
+        ({**OPERATOR, "PET_NNODES": ""}, {}, "PET_NNODES=0: must be between 1 and 1024"),
+        ({**OPERATOR, "PET_NNODES": "0"}, {}, "PET_NNODES=0: must be between 1 and 1024"),
+        (without(OPERATOR, "MASTER_PORT"), {}, "MASTER_PORT"),
+        (without(OPERATOR, "RANK", "PET_NODE_RANK"), {}, "RANK and PET_NODE_RANK"),
+        ({**INDEXED, "MINI_R1_NODES": "1025"}, {}, "MINI_R1_NODES=1025: must be between 1 and 1024"),
+        ({**INDEXED, "MINI_R1_NODES": ""}, {}, "MINI_R1_NODES=0: must be between 1 and 1024"),
+        ({}, {"count": 1025}, "--nodes 1025: must be between 1 and 1024"),
+        ({}, {"count": 2}, "--nodes 2 needs --node-index (0 to 1) and --address"),
+        ({}, {"port": 1023}, "between 1024 and 65534"),
         ({**STEP, "SLURM_STEP_NUM_TASKS": "8"}, {}, "8 tasks on 2 nodes"),
         ({**STEP, "SLURM_NODEID": "2"}, {}, "SLURM_NODEID 2"),
         ({**STEP, "SLURM_NODEID": "one"}, {}, "must be a whole number"),
@@ -162,6 +259,9 @@ def test_what_is_not_enough_or_contradicts_itself_is_refused(
         ("n[1-2,5]", ["n1", "n2", "n5"]),
         ("n[08-11]", ["n08", "n09", "n10", "n11"]),
         ("gpu07,n[1-2]-ib,login", ["gpu07", "n1-ib", "n2-ib", "login"]),
+        ("n[1023]", ["n1023"]),
+        ("n[600-1000]", [f"n{number}" for number in range(600, 1001)]),
+        ("n[1-1024]", [f"n{number}" for number in range(1, 1025)]),
         ("", []),
     ],
 )
@@ -169,7 +269,7 @@ def test_slurms_list_of_hosts(text: str, hosts: list[str]) -> None:
     assert expand_hosts(text) == hosts
 
 
-@pytest.mark.parametrize("text", ["n[1-", "n]1[", ",", "n[a-b]", "n[1-2]]", "n[1-99999999]", "n[1--2]"])
+@pytest.mark.parametrize("text", ["n[1-", "n]1[", ",", "n[a-b]", "n[1-2]]", "n[1-99999999]", "n[1-1025]", "n[1--2]"])
 def test_no_list_of_hosts(text: str) -> None:
     with pytest.raises(KitError):
         expand_hosts(text)

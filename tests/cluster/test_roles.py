@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from mini_r1.cluster.devices import OF_A_CONTAINER
 from mini_r1.cluster.roles import assign, shape
 from mini_r1.errors import KitError
 
@@ -53,12 +54,29 @@ def test_slots_of_the_cpu_have_the_same_roles() -> None:
 
 
 @pytest.mark.parametrize(
+    ("devices", "vllm", "sentence"),
+    [
+        ([["0"]], False, "1 worker, no vLLM"),
+        ([["0", "1"]], False, "2 workers, no vLLM"),
+        ([["0", "1"]], True, "1 worker, vLLM on node 0's last device (cuda:1)"),
+        ([["0", "1"], ["0", "1", "2"]], True, "4 workers on 2 nodes (1 + 3), vLLM on node 0's last device (cuda:1)"),
+    ],
+)
+def test_roles_in_one_sentence(devices: list[list[str]], vllm: bool, sentence: str) -> None:
+    assert assign(devices, use_vllm=vllm, on_cpu=False).words() == sentence
+
+
+ASIDE = "vLLM takes a device of its own beside at least one that trains"
+OR_NOT = "2 or more, or set use_vllm: false (--set use_vllm=false)"
+
+
+@pytest.mark.parametrize(
     ("devices", "vllm", "words"),
     [
-        ([["0"]], True, "use_vllm: true, but there is 1 GPU"),
+        ([["0"]], True, f"use_vllm: true, but there is 1 GPU: {ASIDE}. Give the job {OR_NOT}"),
         ([[]], True, "there is no GPU"),
-        ([[]], True, "nvidia.com/gpu in resources.limits"),
-        ([["0"], ["0", "1", "2"]], True, "node 0 has 1 GPU"),
+        ([[]], True, f"{OR_NOT}. {OF_A_CONTAINER}"),
+        ([["0"], ["0", "1"]], True, f"use_vllm: true, but node 0 has 1 GPU: {ASIDE}. Give node 0 {OR_NOT}"),
         ([["0", "1"], []], True, "node 1 of 2 has no GPU"),
         ([[], ["0"]], False, "node 0 of 2 has no GPU"),
         ([], False, "no nodes"),
@@ -68,6 +86,7 @@ def test_a_shape_that_cannot_work_is_refused_with_what_to_do(devices: list[list[
     with pytest.raises(KitError) as refused:
         assign(devices, use_vllm=vllm, on_cpu=True)
     assert words in refused.value.message
+    assert (OF_A_CONTAINER in refused.value.message) == (devices == [[]])
     assert refused.value.exit_code == 78
 
 

@@ -43,6 +43,7 @@ def test_every_service_has_a_profile_so_that_the_cpu_profile_starts_no_other(ser
 
 
 def test_every_service_is_confined_and_none_is_started_again(services: dict[str, Any]) -> None:
+    assert services
     for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name

@@ -306,7 +306,9 @@ def paper(tmp_path: Path) -> Node:
 def test_the_stand_in_knows_every_field_of_every_pod_and_shows_no_secret(paper: Node, overlay: str) -> None:
     manifests = manifests_of(overlay)
     maps = {one["metadata"]["name"]: one["data"] for one in manifests if one["kind"] == "ConfigMap"}
-    for one in pods(manifests):
+    found = list(pods(manifests))
+    assert found
+    for one in found:
         translated = paper.translate(copy.deepcopy(one.spec), maps)
         assert "--read-only" in translated.options
         assert not [option for option in translated.options if "planted" in option]

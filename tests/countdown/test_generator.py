@@ -53,7 +53,9 @@ def test_the_distribution_is_the_hub_sets(rows: list[Problem]) -> None:
 
 def test_a_small_specification() -> None:
     spec = GeneratorSpec(sizes=(2, 3), low=1, high=9, target_low=1, target_high=20, operators="+-", max_intermediate=15)
-    for problem in generate(300, seed=1, spec=spec):
+    problems = list(generate(300, seed=1, spec=spec))
+    assert len(problems) == 300
+    for problem in problems:
         assert len(problem.nums) in (2, 3)
         assert all(1 <= number <= 9 for number in problem.nums)
         assert 1 <= problem.target <= 20

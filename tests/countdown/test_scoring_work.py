@@ -14,7 +14,7 @@ from mini_r1.countdown.expression import parse
 from mini_r1.countdown.problem import Problem
 from mini_r1.countdown.rewards import REWARDS, judge
 
-PACKAGE = Path(mini_r1.countdown.__file__).parent
+FILES = sorted(Path(mini_r1.countdown.__file__).parent.glob("*.py"))
 STEPS_PER_CHARACTER = 20
 STEPS_AT_ALL = 3000
 """For an answer within the length limits, whatever the length of the completion."""
@@ -84,31 +84,67 @@ def test_optional_rewards_are_linear_too() -> None:
         assert steps(lambda name=name: REWARDS[name]("x " * 100_000, Problem((1, 2), 3))) < 50  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.name)
-def test_no_module_evaluates_text(file: Path) -> None:
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Name):
-            assert node.id not in {"eval", "exec", "compile", "__import__", "globals"}, node.lineno
-        if isinstance(node, ast.Attribute) and node.attr in {"eval", "exec", "compile", "literal_eval"}:
-            # A regular expression is compiled, code is not.
-            assert isinstance(node.value, ast.Name), node.lineno
-            assert (node.value.id, node.attr) == ("re", "compile"), node.lineno
+def evaluations(source: str) -> list[str]:
+    """What in a module evaluates text as code."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+        # A regular expression is compiled, code is not.
+        if name in {"eval", "exec", "compile", "__import__", "globals", "literal_eval"} and (
+            ast.unparse(node) != "re.compile"
+        ):
+            found.append(ast.unparse(node))
+    return found
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.name)
-def test_the_package_stands_alone(file: Path) -> None:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    top_level = {id(node) for node in tree.body}
-    late = {"pyarrow", "huggingface_hub"} if file.name == "data.py" else set()
+def foreign_imports(source: str, late: frozenset[str]) -> set[str]:
+    """What a module imports from outside its package and the standard library; `late` may be imported in functions."""
+    tree, found = ast.parse(source), set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            assert node.level == 1, node.lineno
-            continue
+        names: set[str] = set()
         if isinstance(node, ast.Import):
             names = {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names = {str(node.module).split(".")[0]}
-        else:
-            continue
-        allowed = sys.stdlib_module_names if id(node) in top_level else sys.stdlib_module_names | late
-        assert names <= allowed, node.lineno
+        elif isinstance(node, ast.ImportFrom) and node.level != 1:
+            names = {"." * node.level + str(node.module).split(".")[0]}
+        found |= names - sys.stdlib_module_names - (frozenset() if node in tree.body else late)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("eval(text)", ["eval"]),
+        ("import builtins\nbuiltins.exec(text)", ["builtins.exec"]),
+        ("import re\nre.compile(text)", []),
+        ("compile(text, '', 'eval')", ["compile"]),
+        ("from ast import literal_eval\nliteral_eval(text)", ["literal_eval"]),
+    ],
+)
+def test_evaluations_are_found(source: str, found: list[str]) -> None:
+    assert evaluations(source) == found
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import re, torch.nn", {"torch"}),
+        ("from . import data\nfrom .data import rows", set()),
+        ("from ..errors import KitError", {"..errors"}),
+        ("from torch import nn", {"torch"}),
+        ("import late", {"late"}),
+        ("def f():\n    import late\n    import torch", {"torch"}),
+    ],
+)
+def test_foreign_imports_are_found(source: str, found: set[str]) -> None:
+    assert foreign_imports(source, frozenset({"late"})) == found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_no_module_evaluates_text(file: Path) -> None:
+    assert evaluations(file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_package_stands_alone(file: Path) -> None:
+    late = frozenset({"pyarrow", "huggingface_hub"} if file.name == "data.py" else ())
+    assert foreign_imports(file.read_text(encoding="utf-8"), late) == set()

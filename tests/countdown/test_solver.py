@@ -15,6 +15,7 @@ from mini_r1.countdown.solver import (
     solvable_by_generator_rule,
     solve,
 )
+from mini_r1.countdown.splits import splits
 
 SMALL = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
@@ -88,6 +89,52 @@ def test_signed_sums_by_all_choices(nums: list[int], target: int) -> None:
         for signs in product((1, -1), repeat=len(nums))
     }
     assert needs_multiplication_or_division(nums, target) == (target not in sums)
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+def test_each_way_to_part_a_set_in_two_comes_once(count: int) -> None:
+    items = tuple("abcdef"[:count])
+    found = splits(items)
+    assert all(left and len(left) <= len(right) and sorted(left + right) == list(items) for left, right in found)
+    assert all(part == tuple(sorted(part)) for pair in found for part in pair)
+    assert len({frozenset(map(frozenset, pair)) for pair in found}) == len(found) == 2 ** (count - 1) - 1
+
+
+@pytest.mark.parametrize(
+    ("nums", "target", "operators", "limit", "reached"),
+    [
+        ([5, 5, 7], 0, "-*", None, True),  # (5 - 5) * 7
+        ([5, 5, 7], 0, "-/", None, True),  # (5 - 5) / 7
+        ([5, 5, 7], 0, "-+", None, False),
+        ([5, 5, 7], 7, "-+", None, True),
+        ([5, 5, 7], 1, "-/", None, False),  # 7 / (5 - 5) is nothing
+        ([5, 5, 6, 6], 0, "-/", None, True),
+        ([5, 5, 6, 8], 1, "-*", None, False),
+        ([6, 6, 9, 13], 1, "-/", None, False),
+        ([5, 5, 6, 7], 0, "/", None, False),
+        ([1, 2, 3, 4, 4], 0, "-*", None, True),  # (4 - 4) * what the others make
+        ([1, 2, 3, 4, 4], 0, "-/", None, True),
+        ([3, 1, 1, 1, 1, 1], 0, "*-", 1, True),  # (1 - 1) * ..., whatever 3 makes with the others
+        ([4, 4, 8, 8, 16, 16], 0, "/", None, False),
+        ([6, 7], 42, "*", 41, True),  # the limit is for what comes before the last step
+        ([2, 3, 7], 42, "*", 41, True),
+        ([2, 3, 7], 42, "*", 5, False),
+        ([2, 3, 7], 42, "*", 6, True),
+        ([9], 9, "+", 5, True),
+        ([9], 9, "+", None, True),
+        ([9], 8, "+", None, False),
+        ([9, 9], -1, "-", None, False),
+        ([8, 9], 1, "-", None, True),
+        ([8, 9], -1, "-", None, False),
+    ],
+)
+def test_the_generators_rule_at_its_edges(
+    nums: list[int], target: int, operators: str, limit: int | None, reached: bool
+) -> None:
+    assert solvable_by_generator_rule(nums, target, operators, limit) == reached
+    if target >= 0 and len(nums) <= 4:
+        values = enumerate_values([Fraction(number) for number in nums], "generator", operators, limit)
+        assert (target in values) == reached
 
 
 def test_more_numbers_and_zeros() -> None:

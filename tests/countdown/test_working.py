@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mini_r1.countdown import task
 from mini_r1.countdown.expression import check_answer
@@ -56,6 +56,8 @@ def test_a_solution_is_worked_out_to_the_target(nums: list[int], target: int) ->
 
 
 @given(st.text(alphabet="0123456789+-*/() =.", max_size=60), NUMBERS, st.integers(0, 100))
+@example("1 + 2", [1, 2], 3)
+@example("1 + 2", [1, 2], 4)
 def test_scorer_and_working_agree_on_any_text(answer: str, nums: list[int], target: int) -> None:
     found = work(answer, nums)
     fault = check_answer(answer, nums, target)

@@ -181,6 +181,7 @@ def test_more_samples_than_a_batch_holds_are_drawn_in_rounds(
 def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:
     model, tokenizer = loaded
     ours = evaluate(model, tokenizer, problems, **SETTINGS).greedy
+    assert ours
     for problem, greedy in zip(problems, ours, strict=True):
         chat = task.messages(problem, "script")
         text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)

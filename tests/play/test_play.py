@@ -187,7 +187,10 @@ def test_what_is_wrong_is_said_and_asked_again(playing: list[Player]) -> None:
 
 
 def test_the_end_of_the_input_ends_it(playing: list[Player]) -> None:
-    ask_and_answer(playing, Sampling(), Console(file=io.StringIO()), lambda question: None)
+    console, asked = Console(file=io.StringIO()), list[str]()
+    ask_and_answer(playing, Sampling(), console, asked.append)
+    assert len(asked) == 1
+    assert "exact solver" not in text_of(console)
 
 
 def test_a_number_that_the_tokenizer_does_not_know_is_refused(playing: list[Player]) -> None:

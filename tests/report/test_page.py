@@ -64,7 +64,9 @@ def test_the_policy_allows_the_pages_own_two_parts_and_nothing_else(page: Path) 
 
 
 def test_nothing_is_loaded_and_nothing_is_inline(page: Path) -> None:
-    for tag, attributes in Elements(page.read_text("utf-8")).found:
+    elements = Elements(page.read_text("utf-8")).found
+    assert {"script", "style", "svg"} <= {tag for tag, _ in elements}
+    for tag, attributes in elements:
         assert tag not in ("img", "iframe", "object", "embed", "audio", "video"), tag
         for name, value in attributes.items():
             assert name != "style", f"an inline style on {tag} would be refused"

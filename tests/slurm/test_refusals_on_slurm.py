@@ -147,6 +147,7 @@ def environments(make_kit: Callable[[str, Path], Kit]) -> dict[str, Job]:
 
 
 def test_the_environment_of_the_tests_without_slurm_is_the_one_that_slurm_gives(environments: dict[str, Job]) -> None:
+    assert environments
     for name, job in environments.items():
         assert job.wait() == "COMPLETED", str(job)
         found = dict(line.split("=", 1) for line in job.said.split("\0") if "=" in line)

@@ -35,7 +35,8 @@ def solver(**values: Any) -> Demonstrator:
 def test_every_step_is_calculated_right_and_every_remark_is_true(
     problems: list[task.Problem], given: Demonstrator
 ) -> None:
-    for problem, text in traces(problems, given, count=500, seed=0):
+    pairs, judged = list(traces(problems, given, count=500, seed=0)), 0
+    for problem, text in pairs:
         assert step_verdicts(text)
         assert all(step_verdicts(text))
         for line in text.split("</think>")[0].splitlines():
@@ -45,6 +46,8 @@ def test_every_step_is_calculated_right_and_every_remark_is_true(
             result = int(working.rsplit("= ", 1)[1])
             said = {"yes)": 0, "too low)": -1, "too high)": 1}[remark]
             assert said == (result > problem.target) - (result < problem.target)
+            judged += 1
+    assert judged >= len(pairs) == 500
 
 
 def test_the_teacher_gives_up_early_and_is_right_only_part_of_the_time() -> None:
@@ -60,7 +63,9 @@ def test_the_teacher_gives_up_early_and_is_right_only_part_of_the_time() -> None
 @given(st.permutations([3, 7, 2, 6]), st.integers(0, 2**32))
 def test_the_answer_is_the_working_as_one_expression(nums: list[int], seed: int) -> None:
     problem = task.Problem(tuple(nums), 1)
-    for attempt in islice(draw_tries(problem, SCRATCH.demonstrator, random.Random(seed)), 8):
+    attempts = list(islice(draw_tries(problem, SCRATCH.demonstrator, random.Random(seed)), 8))
+    assert len(attempts) == 8
+    for attempt in attempts:
         assert check_answer(answer(attempt), nums, attempt.values[-1]) is None
         assert working(attempt).endswith(f"= {attempt.values[-1]}")
 

@@ -1,0 +1,77 @@
+"""Where a completion keeps its parts: the format rule and the last answer against regular expressions, each fault."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from mini_r1.countdown.markup import final_answer, format_fault, thought
+
+FORMAT = re.compile(r"<think>(?:(?!</?think>)[\s\S])*</think>\n<answer>(?:(?!</?answer>)[\s\S])*</answer>")
+# In the text after the last </think>, the last <answer> that is closed, up to where it is closed first.
+BLOCK = re.compile(r"[\s\S]*<answer>([\s\S]*?)</answer>[\s\S]*")
+PIECES = ("</think>", "\n", "<answer>", "</answer>", "1", "<think>")
+TEXTS = ["".join(pieces) for count in range(7) for pieces in itertools.product(PIECES, repeat=count)]
+FRAMES = ("{}", "a{}", "</think>\n<answer>{}", "</think>\n<answer>1</answer>{}", "{}</think>\n<answer>1</answer>")
+
+
+def test_the_format_is_a_regular_expression() -> None:
+    texts = [frame.format(text) for frame in FRAMES for text in TEXTS[:2000]]
+    kept = [format_fault(text) is None for text in texts]
+    assert kept == [FORMAT.fullmatch(f"<think>{text}") is not None for text in texts]
+    assert 20 < sum(kept) < len(kept)
+
+
+def test_the_last_complete_block_after_the_last_thought_is_the_answer() -> None:
+    found = {text: final_answer(text)[0] for text in TEXTS}
+    for text, answer in found.items():
+        _, closed, after = text.rpartition("</think>")
+        match = BLOCK.fullmatch(after) if closed else None
+        assert answer == (match[1] if match else None), text
+    assert sum(answer is not None for answer in found.values()) > 100
+
+
+@pytest.mark.parametrize(
+    ("completion", "fault"),
+    [
+        ("", "no </think>"),
+        ("a\n<answer>1</answer>", "no </think>"),
+        ("<think></think>\n<answer>1</answer>", "a second <think> in the thought"),
+        ("a</think><answer>1</answer>", "</think> is not followed by one newline and <answer>"),
+        ("a</think>\n\n<answer>1</answer>", "</think> is not followed by one newline and <answer>"),
+        ("a</think>\n<answer>1", "no </answer>"),
+        ("</answer></think>\n<answer>1", "no </answer>"),
+        ("a</think>\n<answer>1</answer></answer>", "more than one answer block"),
+        ("a</think>\n<answer><answer>1</answer>", "more than one answer block"),
+        ("a</think>\n<answer>1</answer><answer>", "more than one answer block"),
+        ("a</think>\n<answer>1</answer>\n", "text after </answer>"),
+        ("</think>\n<answer></answer>", None),
+        ("a <answer>1</answer></think>\n<answer>1<think></think></answer>", None),
+    ],
+)
+def test_each_fault_of_the_format(completion: str, fault: str | None) -> None:
+    assert format_fault(completion) == fault
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("", (None, "no </think>")),
+        ("<answer>1</answer>", (None, "no </think>")),
+        ("</think>", (None, "no answer after </think>")),
+        ("<answer>1</answer></think>", (None, "no answer after </think>")),
+        ("</think><answer>1", (None, "no answer after </think>")),
+        ("</think><answer>1</answer><answer>2</answer><answer>3", ("2", "")),
+        ("</think><answer></answer>", ("", "")),
+    ],
+)
+def test_final_answer(completion: str, answer: tuple[str | None, str]) -> None:
+    assert final_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "text"), [("", None), ("ab", None), ("</think>", ""), ("a</think>b</think>", "a")]
+)
+def test_thought(completion: str, text: str | None) -> None:
+    assert thought(completion) == text
