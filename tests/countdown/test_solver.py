@@ -97,6 +97,7 @@ def test_each_way_to_part_a_set_in_two_comes_once(count: int) -> None:
     found = splits(items)
     assert all(left and len(left) <= len(right) and sorted(left + right) == list(items) for left, right in found)
     assert all(part == tuple(sorted(part)) for pair in found for part in pair)
+    assert all(items[0] in left for left, right in found if len(left) == len(right))
     assert len({frozenset(map(frozenset, pair)) for pair in found}) == len(found) == 2 ** (count - 1) - 1
 
 
