@@ -18,9 +18,13 @@ from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.heavy_imports import needs_extra
 
+SHOWN_ROWS = 5
+"""Rows that are named where many have the same fault."""
+
 if TYPE_CHECKING:
     from mini_r1.cluster.doctor import Report
     from mini_r1.cluster.launching.job import Order
+    from mini_r1.countdown.problem import Problem
 
 
 def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspeed: str = "none") -> ExitCode:
@@ -269,13 +273,19 @@ def data_generate(rows: int, seed: int, out: Path) -> None:
     """`mini-r1 data generate`."""
     from mini_r1.countdown.data import write_jsonl
     from mini_r1.countdown.generator import generate
+    from mini_r1.stopping import stopped_in_order
 
     if rows < 1:
         raise KitError(f"--rows must be at least 1, found {rows}")
     console = progress_console()
     console.print(f"generating {rows:,} problems")
-    with data_errors(), ProgressLine(console, "problems", rows) as line:
-        problems = []
+    problems: list[Problem] = []
+
+    def stopped() -> str:
+        done = f"{len(problems):,} of {rows:,} problems"
+        return f"stopped after {done}, and {out} was not written: the same command starts again"
+
+    with data_errors(), stopped_in_order(stopped), ProgressLine(console, "problems", rows) as line:
         for problem in generate(rows, seed):
             problems.append(problem)
             line.update(len(problems))
@@ -288,16 +298,35 @@ def data_inspect(file: Path, *, as_json: bool) -> None:
     from rich.table import Table
 
     from mini_r1.countdown.data import inspect, read_problems
+    from mini_r1.stopping import stopped_in_order
 
-    with data_errors():
-        facts = inspect(read_problems(file))
+    console = progress_console()
+    with data_errors(), stopped_in_order(lambda: f"stopped: {file} was not looked at to its end"):
+        problems = read_problems(file)
+        with ProgressLine(console, "rows", len(problems)) as line:
+            facts: dict[str, Any] = inspect(problems, line.update)
+    _say_unchecked(console, file, facts["unchecked_rows"])
     if as_json:
         print(json.dumps(facts))
         return
     table = Table("", str(file), title="Countdown problems", title_justify="left")
-    for key, value in _flat(facts):
+    for key, value in _flat({**facts, "unchecked_rows": len(facts["unchecked_rows"])}):
         table.add_row(key, value)
     Console().print(table)
+
+
+def _say_unchecked(console: Console, file: Path, rows: list[int]) -> None:
+    """Say which rows were not searched for a solution to the end."""
+    if not rows:
+        return
+    more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
+    named = ", ".join(map(str, rows[:SHOWN_ROWS])) + more
+    console.print(
+        f"{file}: row{'s' * (len(rows) > 1)} {named}: whether there is a solution was not checked to the end, because "
+        "the search takes too long; such rows are left out of the solvable share",
+        style="yellow",
+        markup=False,
+    )
 
 
 # --- shared ---

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from mini_r1.commands import say_interrupted
 from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.task import Problem, random_success, tries
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.heavy_imports import needs_extra
 from mini_r1.recipe import DEMO_MODEL, Recipe
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
@@ -72,14 +72,19 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
         from mini_r1.generation.model import load_model, load_tokenizer
         from mini_r1.training import prepare
         from mini_r1.training.run import train as run_training
+        from mini_r1.training.signals import StopRequest
+        from mini_r1.training.supervised import Supervisor
         from mini_r1.training.warm_start import making, of_recipe
 
-    data = prepare.load_task_data(recipe)
-    held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
-    prepare.tune_machine(recipe)
-    start = Path(prepare.model_source(recipe, data, console))
-    tokenizer = load_tokenizer(str(start), None)
-    before = _measure(load_model(str(start), None, None, None), tokenizer, held_out, recipe, console, "before")
+    with StopRequest(Supervisor(None, 0)) as stop:
+        data = prepare.load_task_data(recipe, None, console, stop.on_any_rank)
+        held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
+        prepare.tune_machine(recipe)
+        start = Path(prepare.model_source(recipe, data, console, stop.on_any_rank))
+        tokenizer = load_tokenizer(str(start), None)
+        before = _measure(
+            load_model(str(start), None, None, None), tokenizer, held_out, recipe, console, "before", stop.on_any_rank
+        )
 
     outcome = run_training(recipe, run, sys.argv, console, data)
     if outcome.exit_code != ExitCode.FINISHED:
@@ -87,7 +92,9 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
         return outcome.exit_code
 
     snapshot = run.complete_snapshots()[0].path
-    after = _measure(load_model(str(snapshot), None, "float32", None), tokenizer, held_out, recipe, console, "after")
+    trained = load_model(str(snapshot), None, "float32", None)
+    with StopRequest(Supervisor(None, 0)) as stop:
+        after = _measure(trained, tokenizer, held_out, recipe, console, "after", stop.on_any_rank)
     limit = of_recipe(recipe, ()).model.demonstrator.largest_value
     result = {
         "before": {**_figures(before), "random_solver": random_success(_tries(before), limit, recipe.seed)},
@@ -115,9 +122,20 @@ def seconds_of_steps(run: RunDir) -> float:
 
 
 def _measure(
-    model: Any, tokenizer: Any, problems: Sequence[Problem], recipe: Recipe, console: Console, when: str
+    model: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    recipe: Recipe,
+    console: Console,
+    when: str,
+    stop: Callable[[], bool],
 ) -> Evaluation:
     from mini_r1.evaluation.evaluate import evaluate
+
+    def measured(done: int) -> None:
+        if stop():
+            raise Stopped(f"stopped while the model was measured {when} training: the same command measures it again")
+        line.update(done)
 
     with ProgressLine(console, f"held-out problems, {when} training", len(problems) * (SAMPLES + 1)) as line:
         return evaluate(
@@ -129,7 +147,7 @@ def _measure(
             max_new_tokens=recipe.max_completion_length,
             prompt_style=recipe.prompt_style,
             seed=recipe.seed,
-            on_progress=line.update,
+            on_progress=measured,
             batch_rows=BATCH_ROWS,
         )
 

@@ -28,7 +28,7 @@ def evaluate(
     as_json: bool,
 ) -> ExitCode:
     """`mini-r1 evaluate`: all snapshots of a run, one of them, or a model."""
-    from mini_r1.evaluation.stopping import stopped_in_order
+    from mini_r1.stopping import stopped_in_order
 
     run = RunDir(Path(run_or_model).expanduser())
     kept = (
@@ -36,7 +36,7 @@ def evaluate(
         if run.is_run()
         else "nothing is kept of a model's figures"
     )
-    with stopped_in_order(f"stopped: {kept}"), data_errors():
+    with stopped_in_order(lambda: f"stopped: {kept}"), data_errors():
         with needs_extra("train", console=progress_console()):
             from mini_r1.evaluation.run import evaluate_run, evaluate_run_or_model
             from mini_r1.evaluation.source import Wish

@@ -175,6 +175,7 @@ def test_inspect() -> None:
         "rows": 5,
         "exact_duplicates": 1,
         "duplicate_keys": 2,
+        "unchecked_rows": [],
         "solvable_share": 0.8,
         "needs_mul_div_share": 0.4,
         "target": {"min": 3, "max": 1000},
@@ -186,6 +187,16 @@ def test_inspect() -> None:
     }
     with pytest.raises(DataError, match="no problems"):
         inspect([])
+
+
+def test_a_row_whose_search_takes_too_long_is_left_out_and_named() -> None:
+    hard = Problem((71, 73, 79, 83, 89, 97, 41, 43), 999_999_937)
+    looked_at: list[int] = []
+    facts = inspect([hard, Problem((1, 2), 3), Problem((1, 2), 7), hard], looked_at.append)
+    assert facts["unchecked_rows"] == [1, 4]
+    assert facts["solvable_share"] == 0.5
+    assert facts["by_size"]["8"]["solvable_share"] is None  # type: ignore[index]
+    assert looked_at == [1, 2, 3, 4]
 
 
 def test_the_hub_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import product
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini_r1.countdown.expression import check_answer
 from mini_r1.countdown.solver import (
+    MAX_STEPS,
     needs_multiplication_or_division,
     solvable,
     solvable_by_generator_rule,
     solve,
 )
 from mini_r1.countdown.splits import splits
+from mini_r1.countdown.work import OutOfWork, Work
 
 SMALL = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
@@ -136,6 +139,38 @@ def test_the_generators_rule_at_its_edges(
     if target >= 0 and len(nums) <= 4:
         values = enumerate_values([Fraction(number) for number in nums], "generator", operators, limit)
         assert (target in values) == reached
+
+
+HARD = [((71, 73, 79, 83, 89, 97, 41, 43), 999_999_937), ((3, 7, 13, 29, 31, 97, 11), -99_991)]
+"""Problems of 8 and 7 numbers without a solution: their whole search takes minutes."""
+
+
+@pytest.mark.parametrize(("nums", "target"), HARD)
+@pytest.mark.parametrize("steps", [0, 10, MAX_STEPS])
+def test_a_search_takes_no_more_steps_than_it_may(nums: tuple[int, ...], target: int, steps: int) -> None:
+    assert solvable(nums, target, steps) is None
+    work = Work(steps)
+    with pytest.raises(OutOfWork):
+        solve(nums, target, work)
+    with pytest.raises(OutOfWork):
+        solvable_by_generator_rule(nums, abs(target), work=Work(min(steps, 1_000)))
+
+
+def test_every_problem_of_five_numbers_is_decided_within_the_limit() -> None:
+    rng = Random(5)
+    for _ in range(6):
+        nums = [rng.randrange(1, 100) for _ in range(5)]
+        target = rng.choice([rng.randrange(10, 1000), 999_983])
+        found = solvable(nums, target)
+        assert found is not None
+        assert found == (solve(nums, target) is not None)
+
+
+def test_long_problems_that_are_like_those_of_the_data_are_decided_within_the_limit() -> None:
+    rng = Random(8)
+    for _ in range(20):
+        nums = [rng.randrange(1, 100) for _ in range(rng.choice([7, 8]))]
+        assert solvable(nums, rng.randrange(10, 1000)) is True
 
 
 def test_more_numbers_and_zeros() -> None:

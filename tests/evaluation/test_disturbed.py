@@ -23,10 +23,10 @@ from mini_r1.evaluation.engines import Engines
 from mini_r1.evaluation.rest import KNOWN_AFTER_S, Rest
 from mini_r1.evaluation.run import Series, evaluate_run
 from mini_r1.evaluation.source import Wish
-from mini_r1.evaluation.stopping import stopped_in_order
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.manifest import seal
 from mini_r1.rundir import JsonLines, RunDir
+from mini_r1.stopping import stopped_in_order
 from rich.console import Console
 
 from tests.training.workers import Workers, kit
@@ -202,7 +202,7 @@ def test_a_signal_is_told_as_a_stop_in_order(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def stopped() -> None:
-        with stopped_in_order("what was measured is kept"):
+        with stopped_in_order(lambda: "what was measured is kept"):
             os.kill(os.getpid(), number)
             time.sleep(60)
 

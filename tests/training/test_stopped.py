@@ -106,7 +106,7 @@ def test_a_run_stopped_within_its_steps_saves_the_last_finished_one_and_ends_as_
 
     first = stop("rollout", 1, step=0, saved=[])
     assert "interrupted before the first step was finished, so nothing is saved" in first.errors
-    assert "SIGTERM: saving the last finished step, then exiting" in first.errors
+    assert "SIGTERM: saving what is done, then exiting" in first.errors
     second = stop("rollout", 2, step=1, saved=[1], number=signal.SIGINT)
     assert "interrupted after step 1, saved: the same command resumes there" in second.errors
     written = (run.checkpoints / "step-1").stat().st_mtime_ns

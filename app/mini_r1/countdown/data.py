@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -181,31 +181,40 @@ def split(
     return train, held_out
 
 
-def inspect(problems: Sequence[Problem]) -> dict[str, object]:
+def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambda rows: None) -> dict[str, object]:
     """Describe a set of problems.
+
+    Args:
+        problems: the rows.
+        progress: called with the number of rows looked at so far.
 
     Returns:
         `rows`; `exact_duplicates` (rows whose numbers, in this order, and target came before); `duplicate_keys` (rows
-        whose sorted numbers and target came before); `solvable_share` and `needs_mul_div_share` (0..1, of all rows);
+        whose sorted numbers and target came before); `unchecked_rows` (those, counted from 1, whose search took too
+        many steps, see `solver.solvable`); `solvable_share` (0..1, of the other rows; None where there are none) and
+        `needs_mul_div_share` (0..1, of all rows);
         `target` and `number` (each {"min", "max"}); `by_size` ({"3": {"rows", "share", "solvable_share",
-        "needs_mul_div_share"}, ...}). About 50 microseconds a row.
+        "needs_mul_div_share"}, ...}). A row of 3 or 4 numbers takes about 50 microseconds, one without a solution 1 ms,
+        one of 6 or more without a solution 0.4 s.
 
     Raises:
         DataError: when there are no problems.
     """
     if not problems:
         raise DataError("no problems to describe")
-    facts: dict[tuple[tuple[int, ...], int], tuple[bool, bool]] = {}
-    for problem in problems:
+    facts: dict[tuple[tuple[int, ...], int], tuple[bool | None, bool]] = {}
+    for row, problem in enumerate(problems, start=1):
         if problem.key not in facts:
             facts[problem.key] = (
                 solvable(problem.nums, problem.target),
                 needs_multiplication_or_division(problem.nums, problem.target),
             )
+        progress(row)
 
     def shares(rows: Sequence[Problem]) -> dict[str, object]:
+        known = [found for row in rows if (found := facts[row.key][0]) is not None]
         return {
-            "solvable_share": sum(facts[row.key][0] for row in rows) / len(rows),
+            "solvable_share": sum(known) / len(known) if known else None,
             "needs_mul_div_share": sum(facts[row.key][1] for row in rows) / len(rows),
         }
 
@@ -218,6 +227,7 @@ def inspect(problems: Sequence[Problem]) -> dict[str, object]:
         "rows": len(problems),
         "exact_duplicates": len(problems) - len(set(problems)),
         "duplicate_keys": len(problems) - len(facts),
+        "unchecked_rows": [row for row, one in enumerate(problems, start=1) if facts[one.key][0] is None],
         **shares(problems),
         "target": {"min": min(targets), "max": max(targets)},
         "number": {

@@ -12,10 +12,15 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from .splits import splits
+from .work import Work
 
 
 def solvable_by_generator_rule(
-    nums: Sequence[int], target: int, operators: str = "+-*/", max_intermediate: int | None = None
+    nums: Sequence[int],
+    target: int,
+    operators: str = "+-*/",
+    max_intermediate: int | None = None,
+    work: Work | None = None,
 ) -> bool:
     """Whether the numbers reach the target with all of them, non-negative integers and exact division only.
 
@@ -24,17 +29,26 @@ def solvable_by_generator_rule(
         target: any int; a negative one is never reached.
         operators: those allowed, out of `+-*/`.
         max_intermediate: largest result of a step before the last one; None is no limit.
+        work: the steps that the search may take, one for each value that is looked for; None is no limit.
+
+    Raises:
+        OutOfWork: it takes more.
     """
-    return target >= 0 and _reaches_one(tuple(sorted(nums)), target, operators, max_intermediate)
+    if target < 0:
+        return False
+    ordered = tuple(sorted(nums))
+    if work is None:
+        return _reaches_one(ordered, target, operators, max_intermediate)
+    return _reaches(ordered, frozenset((target,)), operators, max_intermediate, work)
 
 
 # Three small numbers and a target come again and again: nine of ten questions of the demo's generator.
 @lru_cache(maxsize=1 << 14)
 def _reaches_one(nums: tuple[int, ...], target: int, operators: str, limit: int | None) -> bool:
-    return _reaches(nums, frozenset((target,)), operators, limit)
+    return _reaches(nums, frozenset((target,)), operators, limit, Work(None))
 
 
-def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, limit: int | None) -> bool:
+def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, limit: int | None, work: Work) -> bool:
     """Whether all of `nums` (sorted) give one of the targets (>= 0) by the rule; the limit spares the last step."""
     if len(nums) == 1:
         return nums[0] in targets
@@ -49,7 +63,8 @@ def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, lim
                 wanted = {y for target in targets for y in _partners(x, target, operators)}
                 if limit is not None:
                     wanted = {y for y in wanted if y <= limit}
-                if _reaches(right, frozenset(wanted), operators, limit):
+                work.spend(len(wanted))
+                if _reaches(right, frozenset(wanted), operators, limit, work):
                     return True
                 # Only for 0 does every value of the other part do, and then its whole value set is worth computing.
                 if x == 0 and 0 in targets and _joins(0, _values(right, operators, limit), 0, operators):

@@ -6,7 +6,7 @@ Training and evaluation import this module and nothing else of the package.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -27,6 +27,7 @@ from .style import REFLECTION_PATTERN, manner, reflections, tries
 from .working import Working, work_out
 
 __all__ = [
+    "GENERATED_ROWS",
     "MOST_ENUMERATED",
     "PREFILL",
     "REFLECTION_PATTERN",
@@ -98,8 +99,8 @@ def record(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any
     }
 
 
-def solvable(problem: Problem) -> bool:
-    """Whether the problem has a solution at all; see `solver.solvable`."""
+def solvable(problem: Problem) -> bool | None:
+    """Whether the problem has a solution at all, None where that takes too long to tell; see `solver.solvable`."""
     return solver.solvable(problem.nums, problem.target)
 
 
@@ -140,6 +141,7 @@ def load_data(
     test_fraction: float,
     split_by: str,
     generator: GeneratorSpec | None,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> TaskData:
     """Load problems and split them; the same arguments give the same split in every process.
 
@@ -152,6 +154,7 @@ def load_data(
         test_fraction: share of the keys to hold out; see `data.split`.
         split_by: `key` or `numbers`.
         generator: what to generate; None is the hub set's distribution.
+        progress: called with the number of rows generated so far; what it raises ends the work.
 
     Raises:
         DataError: for a source that does not exist or cannot be read, and for a bad row, naming it.
@@ -163,7 +166,10 @@ def load_data(
     spec = generator or DEFAULT_SPEC
     if source == GENERATED:
         kind = GENERATED
-        problems = list(generate(rows or GENERATED_ROWS, seed, spec))
+        problems = []
+        for problem in generate(rows or GENERATED_ROWS, seed, spec):
+            problems.append(problem)
+            progress(len(problems))
     else:
         path = Path(source).expanduser()
         if path.exists():

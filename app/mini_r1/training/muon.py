@@ -29,6 +29,11 @@ class Muon:
             by_shape.setdefault(matrix.shape, []).append(matrix)
         self._groups = [(group, torch.zeros_like(torch.stack(list(group)))) for group in by_shape.values()]
 
+    @property
+    def momenta(self) -> list[torch.Tensor]:
+        """The momentum of each shape, which `step` changes in place."""
+        return [momentum for _, momentum in self._groups]
+
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Update every matrix by its gradient."""

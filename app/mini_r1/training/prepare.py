@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 from trl import create_reference_model
 
+from mini_r1.console import ProgressLine
 from mini_r1.countdown import task
 from mini_r1.deepspeed_file import DeepSpeedFile
-from mini_r1.errors import KitError
+from mini_r1.errors import KitError, Stopped
 from mini_r1.generation.model import check_configuration, device, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
+from mini_r1.generation.sampler import Stop, never
 from mini_r1.recipe import Recipe
 from mini_r1.training import adapters, cpu, order, warm_start
 from mini_r1.training.rollout import RewardPlan
@@ -27,16 +29,33 @@ UNSOLVABLE_ROWS = 200
 """Problems looked at before data without any solution is refused; of the hub set every single one has a solution."""
 
 
-def load_task_data(recipe: Recipe, commit: str | None = None) -> task.TaskData:
+def load_task_data(
+    recipe: Recipe, commit: str | None = None, console: Console | None = None, stop: Stop = never
+) -> task.TaskData:
     """The recipe's problems, split; the same on every rank and at every start.
 
     Args:
         recipe: what to train.
         commit: of a hub data set, when a run has begun with it: its branch may have moved since.
+        console: for the progress of generated problems; None shows none.
+        stop: asked for each generated problem.
 
     Raises:
         KitError: the data cannot be had or is wrong.
+        Stopped: `stop` returned true.
     """
+    total = recipe.dataset_rows or task.GENERATED_ROWS
+    with ProgressLine(console or Console(quiet=True), "generating problems", total) as line:
+
+        def generated(rows: int) -> None:
+            if stop():
+                raise Stopped(f"stopped after generating {rows:,} of {total:,} problems: run the same command again")
+            line.update(rows)
+
+        return _load(recipe, commit, generated)
+
+
+def _load(recipe: Recipe, commit: str | None, generated: Callable[[int], None]) -> task.TaskData:
     try:
         return task.load_data(
             recipe.dataset_id_or_path,
@@ -46,16 +65,21 @@ def load_task_data(recipe: Recipe, commit: str | None = None) -> task.TaskData:
             test_fraction=recipe.test_fraction,
             split_by=recipe.split_by,
             generator=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else None,
+            progress=generated,
         )
     except task.DataError as error:
         raise KitError(str(error)) from error
 
 
-def model_source(recipe: Recipe, data: task.TaskData, console: Console) -> str:
-    """Where the model's files are: the recipe's name, or a built-in model, warm-started now if need be."""
+def model_source(recipe: Recipe, data: task.TaskData, console: Console, stop: Stop = never) -> str:
+    """Return where the model's files are: the recipe's name, or a built-in model, warm-started now if need be.
+
+    Raises:
+        Stopped: `stop` returned true in a warm start.
+    """
     if recipe.built_in is None:
         return recipe.model_name_or_path
-    return str(warm_start.for_recipe(recipe, data.train, console))
+    return str(warm_start.for_recipe(recipe, data.train, console, stop))
 
 
 def tune_machine(recipe: Recipe) -> None:
@@ -89,7 +113,9 @@ class Policy:
     """Its commit on the hub; None for a directory."""
 
 
-def find_model(recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None) -> Origin:
+def find_model(
+    recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None, stop: Stop = never
+) -> Origin:
     """Make a built-in model if need be, look at its configuration, and load the recipe's tokenizer.
 
     Args:
@@ -97,11 +123,13 @@ def find_model(recipe: Recipe, data: task.TaskData, console: Console, commit: st
         data: for a built-in model's warm start.
         console: for its progress.
         commit: as in `load_task_data`.
+        stop: asked in a warm start.
 
     Raises:
+        Stopped: `stop` returned true.
         KitError: model or tokenizer cannot be had, or the model is not fit for the recipe.
     """
-    source = model_source(recipe, data, console)
+    source = model_source(recipe, data, console, stop)
     revision = commit or recipe.model_revision
     check_configuration(source, revision, recipe.longest_sequence)
     if recipe.tokenizer_name_or_path:  # another repository, where the model's revision means nothing
@@ -177,17 +205,41 @@ def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedToke
     return prompts(recipe, data.held_out[: recipe.eval_problems], tokenizer)
 
 
-def refuse_unsolvable(data: task.TaskData) -> None:
-    """Rewards can only be had where some problem has a solution.
+def refuse_unsolvable(data: task.TaskData, console: Console | None = None, stop: Stop = never) -> None:
+    """Refuse data without solutions: there no reward can be had.
+
+    Args:
+        data: what is to be trained on.
+        console: for progress, and for a warning where the search is too long; None shows neither.
+        stop: asked for each problem.
 
     Raises:
-        KitError: none of the first problems has one.
+        KitError: none of the first problems has a solution.
+        Stopped: `stop` returned true.
     """
-    looked_at = data.train[:UNSOLVABLE_ROWS]
-    if looked_at and not any(task.solvable(problem) for problem in looked_at):
+    looked_at, unknown = data.train[:UNSOLVABLE_ROWS], 0
+    console = console or Console(quiet=True)
+    with ProgressLine(console, "looking for a problem with a solution", len(looked_at)) as line:
+        for row, problem in enumerate(looked_at, start=1):
+            if stop():
+                raise Stopped("stopped while the data was looked at: run the same command again")
+            found = task.solvable(problem)
+            if found:
+                return
+            unknown += found is None
+            line.update(row)
+    source = data.provenance["source"]
+    if unknown:
+        console.print(
+            f"warning: none of the first {len(looked_at)} training problems of {source} is known to have a solution; "
+            f"{unknown} of them were not checked to the end, because the search takes too long",
+            style="yellow",
+            markup=False,
+        )
+    elif looked_at:
         first = looked_at[0]
         raise KitError(
-            f"none of the first {len(looked_at)} training problems of {data.provenance['source']} has a solution "
+            f"none of the first {len(looked_at)} training problems of {source} has a solution "
             f"(the first: {list(first.nums)} -> {first.target}): there is nothing to learn from; "
             "`mini-r1 data inspect` counts them all"
         )

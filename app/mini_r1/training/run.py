@@ -106,12 +106,13 @@ def train(
         data_commit, model_commit = world.from_main(lambda: records.commits(run))
         phases = stack.enter_context(Phases(recipe, run, world, supervisor))
         phases.begin("data")
-        data = data or world.main_first(lambda: prepare.load_task_data(recipe, data_commit))
+        stop = job.stop.on_any_rank
+        data = data or world.main_first(lambda: prepare.load_task_data(recipe, data_commit, job.console, stop))
         world.from_main(lambda: records.refuse_other_data(run, data))
-        prepare.refuse_unsolvable(data)
+        world.from_main(lambda: prepare.refuse_unsolvable(data, job.console, stop))
         phases.begin("model")
         _refuse_if_stopped(job)
-        origin = world.main_first(lambda: prepare.find_model(recipe, data, job.console, model_commit))
+        origin = world.main_first(lambda: prepare.find_model(recipe, data, job.console, model_commit, stop))
         _refuse_if_stopped(job)
         schedule = _schedule(job, data)
         # First, because loading a model's weights may take minutes.

@@ -84,7 +84,7 @@ class StopRequest:
             os._exit(ExitCode.INTERRUPTED)  # asked twice: the last complete checkpoint stands
         self._own = signal.Signals(number).name
         # os.write and not print: a handler may run in the middle of another print.
-        text = f"\n{self._own}: saving the last finished step, then exiting; a second signal exits without saving\n"
+        text = f"\n{self._own}: saving what is done, then exiting; a second signal exits without saving\n"
         os.write(sys.stderr.fileno(), text.encode())
 
 

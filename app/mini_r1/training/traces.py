@@ -116,7 +116,7 @@ def close(answer: str, solver: Demonstrator, rng: random.Random) -> str:
 
 
 def traces(problems: Sequence[Problem], solver: Demonstrator, count: int, seed: int) -> Iterator[tuple[Problem, str]]:
-    """`count` pairs of a problem and a completion; deterministic for a seed."""
+    """Yield `count` pairs of a problem and a completion; deterministic for a seed."""
     rng = random.Random(seed)
     in_a_row = IN_A_ROW if solver.sums else 1
     for i in range(count):

@@ -15,10 +15,10 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -28,14 +28,17 @@ from transformers import PreTrainedTokenizerFast
 from mini_r1.builtin_models import BuiltinModel
 from mini_r1.console import ProgressLine
 from mini_r1.countdown.task import Problem
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.model import device
 from mini_r1.generation.prompts import completion_texts, render, token_ids
-from mini_r1.generation.sampler import SamplingConfig, sample
+from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.recipe import Recipe, WarmStartRecipe
 from mini_r1.rundir import write_json
-from mini_r1.training import from_scratch, traces
+from mini_r1.training import from_scratch, traces, warm_progress
 from mini_r1.training.muon import Muon
+from mini_r1.training.warm_progress import Training
+
+T = TypeVar("T")
 
 WARMUP = 50
 BETAS = (0.9, 0.98)
@@ -45,6 +48,9 @@ RECIPE_OF_RECIPES = 2
 
 MADE = "warm_start.json"
 """Written last: a model directory without it is not whole."""
+
+ENCODED_AT_ONCE = 4096
+"""Texts in one call of the tokenizer, which cannot be interrupted: about a tenth of a second."""
 
 OPERATIONS: dict[str, Callable[[int, int], float]] = {
     "+": operator.add,
@@ -84,6 +90,11 @@ class WarmStart:
         digest = hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()
         return cache_root() / "models" / f"{self.model.name.removeprefix('builtin:')}-{digest[:16]}"
 
+    def progress_file(self) -> Path:
+        """Where a stop leaves what was done, and the next start resumes it."""
+        directory = self.directory()
+        return directory.with_name(f"{directory.name}.progress.safetensors")
+
 
 def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
     """The warm start of a recipe with a built-in model.
@@ -104,8 +115,13 @@ def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
     return WarmStart(problems, recipe.prompt_style, model, recipe.warm_start or WarmStartRecipe())
 
 
-def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console) -> Path:
-    """The warm-started model of a recipe, from the cache or made now with a progress line."""
+def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console, stop: Stop = never) -> Path:
+    """Return the warm-started model of a recipe, from the cache or made now with a progress line.
+
+    Raises:
+        KitError: as `make`.
+        Stopped: `stop` returned true; what was done is kept, and the next call resumes it.
+    """
     job = of_recipe(recipe, problems)
     try:
         made = is_made(job.directory())
@@ -115,7 +131,7 @@ def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console) ->
         steps = job.settings.steps
         console.print(f"making {job.model.name}: {steps} steps on an impatient solver's traces (once, then cached)")
         with ProgressLine(console, "warm start", steps) as line:
-            make(job, lambda step, loss: line.update(step, f"loss {loss:.3f}"))
+            make(job, lambda step, loss: line.update(step, f"loss {loss:.3f}"), stop)
     return job.directory()
 
 
@@ -130,15 +146,17 @@ def making(directory: Path) -> dict[str, Any]:
     return record
 
 
-def make(job: WarmStart, progress: Progressed) -> None:
+def make(job: WarmStart, progress: Progressed, stop: Stop = never) -> None:
     """Train the model and put it into the cache, whole or not at all.
 
     Args:
         job: what to make.
         progress: called with the step and the loss.
+        stop: asked before each step, and often in between.
 
     Raises:
         KitError: the cache cannot be written, or the model came out too weak to start GRPO from.
+        Stopped: `stop` returned true.
     """
     directory = job.directory()
     try:
@@ -148,12 +166,13 @@ def make(job: WarmStart, progress: Progressed) -> None:
     except OSError as error:
         raise _unusable(error) from error
     try:
-        _make_in(scratch, job, progress)
+        _make_in(scratch, job, progress, stop)
         try:
             scratch.rename(directory)
         except OSError:  # another process was faster: its model is the same
             if not is_made(directory):
                 raise
+        warm_progress.delete(job.progress_file())
     except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
         raise _unusable(error) from error
     finally:
@@ -168,14 +187,20 @@ def _unusable(error: Exception) -> KitError:
     )
 
 
-def _make_in(folder: Path, job: WarmStart, progress: Progressed) -> None:
+def _make_in(folder: Path, job: WarmStart, progress: Progressed, stop: Stop) -> None:
     """Train the model and write it."""
     settings = job.settings
-    started = time.perf_counter()
     tokenizer = from_scratch.build_tokenizer(job.model)
     model = from_scratch.build_model(tokenizer, settings.seed, job.model).to(device())  # type: ignore[arg-type]
-    train(model, tokenizer, job, progress)
-    accuracy = arithmetic_accuracy(model, tokenizer, job)
+    training = begin(model, job)
+    warm_progress.load(job.progress_file(), training)
+    started = time.perf_counter() - training.seconds
+    try:
+        train(training, tokenizer, job, progress, stop)
+        accuracy = arithmetic_accuracy(model, tokenizer, job, stop=stop)
+    except Stopped:
+        training.seconds = time.perf_counter() - started
+        raise Stopped(_kept(job, training)) from None
     if accuracy < settings.min_accuracy:
         raise KitError(
             f"the warm start calculates right in {accuracy:.1%} of its steps, GRPO needs {settings.min_accuracy:.0%}: "
@@ -189,24 +214,50 @@ def _make_in(folder: Path, job: WarmStart, progress: Progressed) -> None:
     write_json(folder / MADE, {"seconds": seconds, "device": str(device()), "arithmetic_accuracy": accuracy})
 
 
-def train(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progressed) -> None:
-    """Train on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0."""
-    steps, seed, imitation = job.settings.steps, job.settings.seed, job.model.imitation
-    where = device()
-    pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, seed)
-    rows = encode(tokenizer, pairs, job.style)
-    rng = random.Random(seed)
+def _kept(job: WarmStart, training: Training) -> str:
+    """Keep what a stopped warm start has done, and say so."""
+    at = f"the warm start of {job.model.name} was stopped at step {training.step} of {job.settings.steps}"
+    if not training.step:
+        return f"{at}: run the same command again"
+    path = job.progress_file()
+    try:
+        warm_progress.save(path, training)
+    except (OSError, SafetensorError) as error:
+        return f"{at}, and {path} cannot be written ({error}): the same command starts it again"
+    return f"{at}, kept in {path}: the same command resumes it"
+
+
+def begin(model: Any, job: WarmStart) -> Training:
+    """Return a training of the model before its first step."""
+    imitation = job.model.imitation
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if imitation.matrix_learning_rate else []
-    muon = Muon(matrices)
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     adamw = torch.optim.AdamW(others, lr=imitation.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+    return Training(model, matrices, others, adamw, Muon(matrices), random.Random(job.settings.seed))
+
+
+def train(
+    training: Training, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progressed, stop: Stop = never
+) -> None:
+    """Train on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0.
+
+    Raises:
+        Stopped: `stop` returned true; `training` is as after its last step.
+    """
+    steps, imitation = job.settings.steps, job.model.imitation
+    if training.step == steps:  # stopped while its arithmetic was measured
+        return
+    model, adamw, where = training.model, training.adamw, device()
+    pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
+    rows = encode(tokenizer, pairs, job.style, stop)
     pad = tokenizer.pad_token_id
-    batches: list[list[int]] = []
     model.train()
-    for step in range(steps):
-        if not batches:
-            batches = batches_of_like_length([len(ids) for ids, _ in rows], imitation.batch, rng)
-        batch = [rows[i] for i in batches.pop()]
+    for step in range(training.step, steps):
+        if stop():
+            raise Stopped
+        if not training.batches:
+            training.batches = batches_of_like_length([len(ids) for ids, _ in rows], imitation.batch, training.rng)
+        batch = [rows[i] for i in training.batches.pop()]
         longest = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]).to(where)
         # Prompt and padding are read, not learned.
@@ -221,7 +272,8 @@ def train(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progre
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
-        muon.step(imitation.matrix_learning_rate * share)
+        training.muon.step(imitation.matrix_learning_rate * share)
+        training.step = step + 1
         progress(step + 1, loss.item())
 
 
@@ -243,20 +295,44 @@ def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Problem, str]], style: str
+    tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Problem, str]], style: str, stop: Stop = never
 ) -> list[tuple[list[int], int]]:
-    """For each pair, the token ids of prompt, completion and end token, and how many of them are the prompt's."""
-    pairs = list(pairs)
-    distinct = list({problem: None for problem, _ in pairs})  # a problem's prompt is encoded once for all its traces
-    prompts = dict(zip(distinct, token_ids(tokenizer, render(tokenizer, distinct, style)), strict=True))
-    completions = tokenizer([text for _, text in pairs], add_special_tokens=False)["input_ids"]
+    """Return, of each pair, the token ids of prompt, completion and end token, and how many of them are the prompt's.
+
+    Raises:
+        Stopped: `stop`, asked for each pair and every ENCODED_AT_ONCE texts, returned true.
+    """
+    drawn = []
+    for pair in pairs:
+        if stop():
+            raise Stopped
+        drawn.append(pair)
+    distinct = list({problem: None for problem, _ in drawn})  # a problem's prompt is encoded once for all its traces
+    prompts: dict[Problem, list[int]] = {}
+    for some in _parts(distinct, stop):
+        prompts |= zip(some, token_ids(tokenizer, render(tokenizer, some, style)), strict=True)
     return [
         (prompts[problem] + ids + [tokenizer.eos_token_id], len(prompts[problem]))
-        for (problem, _), ids in zip(pairs, completions, strict=True)
+        for some in _parts(drawn, stop)
+        for (problem, _), ids in zip(some, token_ids(tokenizer, [text for _, text in some]), strict=True)
     ]
 
 
-def arithmetic_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, rows: int = 256) -> float:
+def _parts(items: Sequence[T], stop: Stop) -> Iterator[Sequence[T]]:
+    """The items in parts of ENCODED_AT_ONCE.
+
+    Raises:
+        Stopped: `stop` returned true before a part.
+    """
+    for start in range(0, len(items), ENCODED_AT_ONCE):
+        if stop():
+            raise Stopped
+        yield items[start : start + ENCODED_AT_ONCE]
+
+
+def arithmetic_accuracy(
+    model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, rows: int = 256, stop: Stop = never
+) -> float:
     """Share of the calculation steps in sampled completions (`8 + 2 = 10`) that are right, over `rows` samples."""
     seed = job.settings.seed
     chosen = random.Random(seed).choices(job.problems, k=rows)
@@ -267,6 +343,7 @@ def arithmetic_accuracy(model: Any, tokenizer: PreTrainedTokenizerFast, job: War
         eos_token_ids=[tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id,
         seed=seed,
+        stop=stop,
     )
     right = total = 0
     for text in completion_texts(tokenizer, completions):

@@ -110,10 +110,7 @@ class Supervision:
             self._passed_on = True
             write_text(self._folder / "stop", self._stop.name, sync=False)
             if not self._workers_are_failing:
-                self._say(
-                    f"{self._stop.name}: saving the last finished step, then exiting; a second signal exits without "
-                    "saving"
-                )
+                self._say(f"{self._stop.name}: saving what is done, then exiting; a second signal exits without saving")
 
     def _attend_ends(self) -> None:
         for worker in self._workers:

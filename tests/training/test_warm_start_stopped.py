@@ -1,0 +1,134 @@
+"""A warm start that is stopped exits 143, keeps what it did, and is resumed to the bits of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1.console import ProgressLine
+from mini_r1.training import traces, warm_start
+
+from tests.training.workers import Ended, Workers, kit
+
+STEPS, TRACES = 12, 300
+DEMO = {
+    "model_name_or_path": "builtin:demo", "dataset_id_or_path": "generated", "dataset_rows": 40, "max_steps": 1,
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "num_generations": 2,
+    "max_completion_length": 8, "max_prompt_length": 128, "save_strategy": "no",
+    "warm_start": {"steps": STEPS, "traces": TRACES, "min_accuracy": 0},
+}  # fmt: skip
+SCRATCH = {
+    **DEMO, "model_name_or_path": "builtin:scratch",
+    # All weights are AdamW's here; in the demo's model the matrices are Muon's.
+    "warm_start": {**DEMO["warm_start"], "layers": 1, "hidden_size": 32, "batch": 32},  # type: ignore[dict-item]
+}  # fmt: skip
+
+
+def start_and_stop(moment: str, count: int, number: signal.Signals, *args: str | Path) -> None:
+    """`mini-r1 ARGS`, which gets a signal when a moment of its warm start comes for the `count`-th time.
+
+    Args:
+        moment: trace, step or sample (of the completions that its arithmetic is measured on).
+        count: 1 is the first time.
+        number: the signal.
+        args: of the command.
+    """
+    left = [count]
+
+    def reached(name: str) -> None:
+        left[0] -= name == moment
+        if name == moment and left[0] == 0:
+            os.kill(os.getpid(), number)
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **kwargs: Any) -> Any:
+            reached(name)
+            return function(*given, **kwargs)
+
+        return call
+
+    class WatchedLine(ProgressLine):
+        def update(self, *given: Any) -> None:
+            reached("step")
+            super().update(*given)
+
+    traces.trace, warm_start.ProgressLine = watched("trace", traces.trace), WatchedLine  # type: ignore[misc]
+    warm_start.sample = watched("sample", warm_start.sample)
+    kit(*args)
+
+
+@pytest.fixture(params=[DEMO, SCRATCH], ids=["Muon and AdamW", "AdamW"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Ended]:
+    """Train with a cache of some name to its end, or until a signal comes."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(request.param))
+
+    def run(cache: str, moment: str = "", count: int = 0, number: signal.Signals = signal.SIGTERM) -> Ended:
+        environment = {"MINI_R1_CACHE": str(tmp_path / cache)}
+        args = (moment, count, number, "train", recipe, "--run-dir", tmp_path / f"{cache}-run")
+        with Workers(None, start_and_stop, *args, folder=tmp_path / "logs", environment=environment) as workers:
+            (ended,) = workers.wait(120)
+        return ended
+
+    return run
+
+
+def kept(folder: Path) -> list[str]:
+    """Names in a cache's folder of models."""
+    return sorted(path.name for path in (folder / "models").iterdir())
+
+
+def test_it_is_resumed_to_the_same_bits(start: Callable[..., Ended], tmp_path: Path) -> None:
+    assert start("whole").code == 0
+    (made,) = kept(tmp_path / "whole")
+    stopped, progress = tmp_path / "stopped", f"{made}.progress.safetensors"
+
+    def stop(*moment: Any, said: str, files: list[str]) -> None:
+        ended = start("stopped", *moment)
+        assert ended.code == 143, ended.errors
+        assert said in ended.errors
+        assert "error" not in ended.errors
+        assert kept(stopped) == files
+        assert not (tmp_path / "stopped-run").exists()
+
+    where = f"kept in {stopped / 'models' / progress}: the same command resumes it"
+    stop("trace", 20, said=f"stopped at step 0 of {STEPS}: run the same command again", files=[])
+    stop("step", 3, signal.SIGINT, said=f"stopped at step 3 of {STEPS}, {where}", files=[progress])
+    stop("trace", 200, signal.SIGUSR1, said=f"stopped at step 3 of {STEPS}, {where}", files=[progress])
+    stop("step", 5, said=f"stopped at step 8 of {STEPS}, {where}", files=[progress])
+    stop("sample", 1, said=f"stopped at step {STEPS} of {STEPS}, {where}", files=[progress])
+    ended = start("stopped")
+    assert ended.code == 0, ended.errors
+    assert kept(stopped) == [made]
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        ours, theirs = ((cache / "models" / made / name).read_bytes() for cache in (stopped, tmp_path / "whole"))
+        assert ours == theirs, name
+
+
+def test_the_demo_stops_in_its_warm_start_too(tmp_path: Path) -> None:
+    environment = {"MINI_R1_CACHE": str(tmp_path / "cache")}
+    small = ("--quick", "--set", "warm_start.traces=300", "--set", "dataset_rows=40", "--run-dir", tmp_path / "run")
+    args = ("step", 4, signal.SIGTERM, "demo", *small)
+    with Workers(None, start_and_stop, *args, folder=tmp_path / "logs", environment=environment) as workers:
+        (ended,) = workers.wait(120)
+    assert ended.code == 143, ended.errors
+    assert "the warm start of builtin:demo was stopped at step 4 of 60, kept in" in ended.errors
+    assert len(kept(tmp_path / "cache")) == 1
+
+
+@pytest.mark.parametrize("start", [DEMO], indirect=True, ids=["demo"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "], ids=["empty", "text", "bare"]
+)
+def test_what_cannot_be_read_is_no_progress(start: Callable[..., Ended], tmp_path: Path, content: bytes) -> None:
+    assert start("cache", "step", 3).code == 143
+    (progress,) = (tmp_path / "cache" / "models").iterdir()
+    progress.write_bytes(content)
+    ended = start("cache", "step", 1)
+    assert ended.code == 143, ended.errors
+    assert f"stopped at step 1 of {STEPS}" in ended.errors
