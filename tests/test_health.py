@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -281,11 +282,13 @@ def test_the_health_of_a_real_run_from_its_warm_start_to_its_end(tmp_path: Path,
 
     state = run.read_state()
     assert state["state"] == "running"
-    assert check(run.path, state["heartbeat"] + 119).healthy  # nobody can know better before that
-    write_json(run.state_file, {**state, "heartbeat": time.time() - 121})
     dead = mini_r1("health", run.path)
     assert dead.returncode == 1
-    assert "is stuck or dead: step" in dead.stdout
+    assert re.search(r"is dead: step \d+, phase \w+, and its process is gone; the same command", dead.stdout)
+    write_json(run.state_file, {**state, "process": {**state["process"], "boot": "of another host"}})
+    assert check(run.path, state["heartbeat"] + 119).healthy  # nobody can know better before that
+    assert "is stuck or dead: step" in check(run.path, state["heartbeat"] + 121).sentence
+    write_json(run.state_file, state)
 
     again = Training(tmp_path / "another cache", *args)
     with again.workers:

@@ -236,10 +236,13 @@ def bundle(run_path: Path, out: Path | None, *, completions: int, as_json: bool)
     from rich.table import Table
 
     from mini_r1.cluster.bundle import bundle as make_bundle
+    from mini_r1.health import check
     from mini_r1.rundir import RunDir
 
-    target = out or Path(f"{run_path.absolute().name}-bundle.tar.gz")
-    made = make_bundle(RunDir(run_path), target, completions=completions, environment=os.environ)
+    target, run = out or Path(f"{run_path.absolute().name}-bundle.tar.gz"), RunDir(run_path)
+    if run.is_starting():
+        progress_console().print(check(run_path, time.time()).sentence, markup=False)
+    made = make_bundle(run, target, completions=completions, environment=os.environ)
     if as_json:
         print(json.dumps(made.to_dict()))
         return

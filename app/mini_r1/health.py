@@ -1,6 +1,7 @@
 """`mini-r1 health`: does a run make progress? Told from state.json alone, because a container asks every half a minute.
 
-state.json is replaced when a phase begins, and says how long one may last: what it says of itself can be checked
+state.json is replaced when a phase begins, and says how long one may last and which process says so: on that process's
+host a run that was killed is dead at once, elsewhere when the phase has lasted too long. What it says can be checked
 without the recipe, whose reader takes longer to import than all of this. The file is data: nothing in it is trusted.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode
+from mini_r1.processes import is_gone
 from mini_r1.rundir import RunDir
 
 MAX_BYTES = 1 << 20
@@ -89,6 +91,8 @@ def check(path: Path, now: float) -> Health:
     newest = max(signs, key=lambda sign: sign.at)
     among = f" (the newest of {len(signs)} runs)" if len(signs) > 1 else ""
     healthy, words, facts = _judged(newest, now)
+    if not healthy and facts.get("state") == "running":
+        healthy, words, facts = _judged(_sign(newest.run, now), now)  # it may have ended in order since it was read
     return Health(healthy, f"{_path(newest.run)}{among} {words}", newest.run, facts)
 
 
@@ -168,6 +172,8 @@ def _running(state: dict[str, Any], age: float, facts: dict[str, Any]) -> tuple[
         return False, "cannot be judged: its state.json does not say hang_timeout_s", facts
     facts |= {"phase": phase, "hang_timeout_s": limit}
     where = f"step {facts['step']}, phase {phase}"
+    if is_gone(state.get("process")):
+        return False, f"is dead: {where}, and its process is gone; the same command resumes it", facts
     if age < limit:
         return True, f"runs: {where} for {age:.0f} s (at most {limit:g})", facts
     return False, f"is stuck or dead: {where} began {age:.0f} s ago, and hang_timeout_s is {limit:g}", facts

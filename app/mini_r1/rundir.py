@@ -2,7 +2,7 @@
 
     recipe.yaml            the resolved recipe
     run.json               versions, devices, seeds, resolved revisions, the command        (rank 0, once an attempt)
-    state.json             state, step, phase, heartbeat (its start), exit code, reason; replaced atomically
+    state.json             state, step, phase, heartbeat (its start), process, exit code, reason; replaced atomically
     attempts/N/            one start of the program: metrics.jsonl, completions.jsonl, rank-R.log
     tensorboard/           TensorBoard events
     held_out.jsonl         the problems this run must not train on: evaluation uses them
@@ -34,8 +34,9 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import Saved, complete, discard, tidy
 from mini_r1.values import mapping
 
-OURS = frozenset({".lock", "attempts", "slurm", "state.json"})
-"""What may be there before a run: left by a start that came to nothing, or a batch script's own."""
+OURS = frozenset({".lock", "attempts", "report.html", "slurm", "state.json"})
+"""What may be there before a run's recipe: written by a start, left by one that came to nothing, a report of it, or a
+batch script's own."""
 SCRATCH = ".*.tmp"
 """Files that `write_text` had not given their name yet when it was killed."""
 KEEP_CHECKPOINTS = 2
@@ -67,6 +68,11 @@ class RunDir:
     def is_run(self) -> bool:
         """Whether a run has been started here."""
         return self.recipe_file.is_file()
+
+    def is_starting(self) -> bool:
+        """Whether a start has begun here and has not come to its first attempt, whose first file is recipe.yaml."""
+        begun = any(path.name != "0" for path in self.attempts.glob("*"))  # 0 has the stacks of one that hung before
+        return self.state_file.is_file() and not self.recipe_file.exists() and not begun
 
     def has_steps(self) -> bool:
         """Whether a start would go on from a checkpoint: then recipe, data and model are settled."""

@@ -1,6 +1,7 @@
 """`mini-r1 runs`: the runs of a folder, one line each: state, step, success, time, size. No torch, nothing trusted.
 
-A run that says it is running and whose heartbeat is older than its own limit is dead or stuck: `health` judges that. A
+A run that says it is running and whose process is gone, or whose heartbeat is older than its own limit, is dead or
+stuck: `health` judges that. A
 file that is missing or broken leaves its column unknown.
 """
 
@@ -34,8 +35,8 @@ class Row:
 
     Args:
         run: its directory.
-        state: running, saved (stopped in order: the same command goes on), finished, failed, dead (it says that it
-            runs, and its heartbeat is too old), not started, unknown.
+        state: running, saved (stopped in order: the same command resumes it), finished, failed, dead (it says that it
+            runs, and its process is gone or its heartbeat too old), not started, unknown.
         why: the reason, in a sentence; safe to print.
         step: the last one; None: unknown.
         steps: to be done in all, as far as a recipe says it.

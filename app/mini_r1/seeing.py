@@ -11,6 +11,7 @@ from rich.console import Console
 from mini_r1.commands import data_errors
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.health import check
 from mini_r1.heavy_imports import needs_extra
 from mini_r1.rundir import RunDir, open_run
 
@@ -31,6 +32,7 @@ def evaluate(
     from mini_r1.stopping import stopped_in_order
 
     run = RunDir(Path(run_or_model).expanduser())
+    _refuse_starting(run, "it has no snapshot to evaluate yet")
     kept = (
         f"what was measured is in {run.evaluation}, and the same command goes on"
         if run.is_run()
@@ -103,8 +105,12 @@ def samples(
     from mini_r1 import samples as room
 
     which = room.wanted(step, right, reason, grep)
-    run = open_run(run_path.expanduser())
+    run = RunDir(run_path.expanduser())
     out, say = Console(highlight=False), progress_console()
+    if run.is_starting():
+        say.print(check(run.path, time.time()).sentence, markup=False)
+    else:
+        open_run(run.path)
     with data_errors():
         room.show(
             run, which, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json, out=out, say=say
@@ -128,6 +134,7 @@ def play(
         raise KitError("--numbers and --target go together, such as --numbers 3,5,9 --target 1")
     if as_json and numbers is None:
         raise KitError("--json answers one problem: name it, such as --numbers 3,5,9 --target 1")
+    _refuse_starting(RunDir(run_path.expanduser()), "it has no snapshot to play with yet")
     run = open_run(run_path.expanduser())
     problem = None if numbers is None or target is None else problem_of(numbers, target)
     console, said = Console(highlight=False), progress_console()
@@ -163,6 +170,7 @@ def publish(run_path: Path, repo: str, snapshot: str | None, *, dry_run: bool, p
     from mini_r1.publishing import publish as room
 
     console = progress_console()
+    _refuse_starting(RunDir(run_path), "it has no snapshot to publish yet")
 
     def say(line: str) -> None:
         console.print(printable(line), markup=False)
@@ -173,3 +181,14 @@ def publish(run_path: Path, repo: str, snapshot: str | None, *, dry_run: bool, p
         return
     done = room.publish(run_path, repo, snapshot, public=public, say=say, bars=console.is_terminal and not as_json)
     print(json.dumps(done.to_dict()) if as_json else done.line())
+
+
+def _refuse_starting(run: RunDir, why: str) -> None:
+    """Say what a run does that has not come to its first attempt.
+
+    Raises:
+        KitError: there is such a run; retryable while it makes progress.
+    """
+    if run.is_starting():
+        found = check(run.path, time.time())
+        raise KitError(f"{found.sentence}: {why}", ExitCode.RETRY if found.healthy else ExitCode.CONFIG)

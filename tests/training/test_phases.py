@@ -41,7 +41,7 @@ def fail(run: RunDir, *, in_its_attempt: bool = False) -> None:
 
 
 def told(run: RunDir) -> dict[str, Any]:
-    return {key: value for key, value in run.read_state().items() if key not in ("heartbeat", "pid")}
+    return {key: value for key, value in run.read_state().items() if key not in ("heartbeat", "process")}
 
 
 def test_before_its_first_step_a_run_says_what_it_does_and_how_long_that_may_take(run: RunDir) -> None:

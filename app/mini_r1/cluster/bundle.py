@@ -69,8 +69,8 @@ def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str
     Raises:
         KitError: there is no run, or the archive cannot be written.
     """
-    if not run.is_run() and not run.attempts.is_dir():
-        raise KitError(f"{run.path} holds no run (no recipe.yaml and no attempts in it): name a run directory")
+    if not (run.is_run() or run.is_starting() or run.attempts.is_dir()):
+        raise KitError(f"{run.path} holds no run (no recipe.yaml, state.json or attempts in it): name a run directory")
     if out.is_dir():
         raise KitError(f"{out} is a directory: name a file with --out")
     texts = {**_texts(run, completions), **_facts(run, environment)}

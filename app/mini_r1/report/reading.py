@@ -16,6 +16,7 @@ from typing import Any
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.processes import is_gone
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, read_jsonl, read_object
 from mini_r1.values import duration, interval, mapping, number
@@ -105,6 +106,8 @@ class RunData:
     missing: list[str] = field(default_factory=list)
     """What is not there, a sentence each."""
     read_at: float = 0.0
+    gone: bool = False
+    """Whether it says that it is running, and its process has ended on this host."""
 
     def points(self, name: str) -> Points:
         """Steps and values of one figure, where it was logged as a number."""
@@ -136,16 +139,18 @@ class RunData:
 
     @property
     def state_name(self) -> str:
-        """running, interrupted, finished, failed, or unknown."""
-        said = self.state.get("state")
+        """running, interrupted, finished, failed (also one whose process is gone), or unknown."""
+        said = "failed" if self.gone else self.state.get("state")
         return said if said in ("running", "interrupted", "finished", "failed") else "unknown"
 
     def state_sentence(self) -> str:
         """State, step, and why it ended."""
-        state = text(self.state.get("state")) or "state unknown"
+        state = "dead" if self.gone else text(self.state.get("state")) or "state unknown"
         total = f" of {self.planned}" if self.planned else ""
         said = f"{state} at step {self.step}{total}"
         beat = drawable(self.state.get("heartbeat"))
+        if self.gone:
+            return f"{said} (phase {text(self.state.get('phase'))}): its process is gone; the same command resumes it"
         if state == "running" and beat is not None:
             silent = self.read_at - beat
             limit = number(self.state.get("hang_timeout_s")) or ASLEEP_S
@@ -174,6 +179,9 @@ def read_run(path: Path, name: str | None = None) -> RunData:
         raise KitError(f"{path} holds no run (no recipe.yaml, no state.json, no attempts)", ExitCode.CONFIG)
     data = RunData(run, text(name or path.absolute().name), read_at=time.time())
     data.state, data.record = run.read_state(), run.read_record()
+    if data.state.get("state") == "running" and is_gone(data.state.get("process")):
+        data.state = run.read_state()  # it may have ended in order since it was read
+        data.gone = data.state.get("state") == "running"
     if not data.state:
         data.missing.append("state.json cannot be read: whether the run goes on is not known")
     if not data.record:
@@ -181,6 +189,8 @@ def read_run(path: Path, name: str | None = None) -> RunData:
     try:
         if run.is_run():
             data.recipe = load_recipe(run.recipe_file).model_dump()
+        elif run.is_starting():
+            data.missing.append("the run is starting: recipe.yaml comes with its first attempt")
         else:
             data.missing.append("recipe.yaml is not there: the settings and the planned steps are not known")
     except KitError as error:

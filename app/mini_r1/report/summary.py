@@ -221,7 +221,7 @@ def attempt_rows(run: RunData) -> list[list[str]]:
     """Of each start: number, when, steps, how long, where on what."""
     rows = []
     following: list[Attempt | None] = [*run.attempts[1:], None]
-    for attempt, after in zip(run.attempts, following, strict=True):
+    for attempt, after in zip(run.attempts, following, strict=False):  # without any attempt there is still the None
         steps = "none" if attempt.first_step is None else f"{attempt.first_step} to {attempt.last_step}"
         if after is not None and after.first_step and attempt.last_step and after.first_step <= attempt.last_step:
             steps += f" (from {after.first_step} on done again)"

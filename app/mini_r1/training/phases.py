@@ -7,9 +7,9 @@ no recipe, which a first start writes down only after the longest of its phases,
 from __future__ import annotations
 
 import contextlib
-import os
 from types import TracebackType
 
+from mini_r1.processes import this_process
 from mini_r1.recipe import Recipe
 from mini_r1.rundir import RunDir, write_json
 from mini_r1.training.supervised import Supervisor
@@ -33,6 +33,7 @@ class Phases:
         self._run = run
         self._world = world
         self._supervisor = supervisor
+        self._process = this_process()
         self._before = run.read_state()
         self._attempt: int | None = None
 
@@ -50,7 +51,7 @@ class Phases:
         attempt = {} if self._attempt is None else {"attempt": self._attempt}
         try:
             self._run.write_state(
-                "running", step=known, phase=name, **attempt, pid=os.getpid(), hang_timeout_s=self._limit
+                "running", step=known, phase=name, **attempt, process=self._process, hang_timeout_s=self._limit
             )  # fmt: skip
         except OSError:
             if attempt:

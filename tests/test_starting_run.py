@@ -1,0 +1,124 @@
+"""A run is looked at while it makes its warm start, before there is any recipe or metric, and after it was killed."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mini_r1.rundir import RunDir
+
+from tests.training.workers import Ended, Workers, run_forked, train, wait_until
+
+OPTIONS = (
+    "warm_start.traces=300", "warm_start.min_accuracy=0", "dataset_rows=40", "max_steps=1", "warmup_steps=0",
+    "gradient_accumulation_steps=1", "per_device_train_batch_size=2",
+)  # fmt: skip
+
+
+class Starting:
+    """A run in the middle of a warm start that does not end soon."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.run = RunDir(folder / "runs" / "first")
+        self.cache = {"MINI_R1_CACHE": str(folder / "cache")}
+        self.workers = self.start("1000000")
+
+    def start(self, steps: str) -> Workers:
+        sets = [f"--set={option}" for option in (*OPTIONS, f"warm_start.steps={steps}")]
+        args = ("demo-cpu", "--run-dir", self.run.path, *sets)
+        return Workers(None, train, *args, folder=self.folder / "logs", environment=self.cache)
+
+    def kit(self, *args: str | Path) -> Ended:
+        """Run a command of the kit that looks at it."""
+        return run_forked(*args, folder=self.folder / "looks")
+
+
+@pytest.fixture(scope="module")
+def starting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starting]:
+    made = Starting(tmp_path_factory.mktemp("starting"))
+    with made.workers:
+        wait_until(lambda: made.run.read_state().get("phase") == "model")
+        yield made
+
+
+@pytest.fixture
+def doing(starting: Starting) -> str:
+    """How each look begins."""
+    assert starting.workers.running()
+    assert not starting.run.recipe_file.exists()
+    return f"{starting.run.path} runs: step 0, phase model for "
+
+
+def test_health_and_runs_say_what_it_does(starting: Starting, doing: str) -> None:
+    health = starting.kit("health", starting.run.path)
+    assert (health.code, health.output[: len(doing)]) == (0, doing)
+    (row,) = json.loads(starting.kit("runs", starting.run.path.parent, "--json").output)
+    assert (row["state"], row["step"]) == ("running", 0)
+
+
+def test_samples_says_what_it_does_and_that_there_are_none(starting: Starting, doing: str) -> None:
+    for options in ([], ["--held-out"], ["--json"]):
+        ended = starting.kit("samples", starting.run.path, *options)
+        assert (ended.code, ended.output) == (0, "")
+        said = ended.errors.splitlines()
+        assert said[0].startswith(doing)
+        assert "in it yet" in said[1]
+
+
+def test_a_bundle_has_its_state(starting: Starting, doing: str) -> None:
+    out = starting.folder / "bundle.tar.gz"
+    ended = starting.kit("bundle", starting.run.path, "--out", out)
+    assert ended.code == 0, ended.errors
+    assert ended.errors.startswith(doing)
+    with tarfile.open(out) as archive:
+        state = archive.extractfile("mini-r1-first/state.json")
+        assert state is not None
+        assert json.load(state)["phase"] == "model"
+
+
+@pytest.mark.parametrize(
+    "command", [("evaluate", "evaluate"), ("play", "play with"), ("publish", "publish")], ids=lambda value: value[0]
+)
+def test_what_needs_a_snapshot_says_what_it_does_and_is_to_be_retried(
+    starting: Starting, doing: str, command: tuple[str, str]
+) -> None:
+    name, verb = command
+    options = ["--repo", "me/model", "--dry-run"] if name == "publish" else []
+    ended = starting.kit(name, starting.run.path, *options)
+    assert ended.code == 150, ended.errors
+    assert doing in ended.errors
+    assert f"it has no snapshot to {verb} yet" in ended.errors
+    assert "loading torch" not in ended.errors
+
+
+def test_the_report_shows_what_there_is(starting: Starting, doing: str) -> None:
+    ended = starting.kit("report", starting.run.path)
+    assert ended.code == 0, ended.errors
+    assert ended.output.startswith("first: running at step 0 (model)")
+    assert "missing: the run is starting: recipe.yaml comes with its first attempt" in ended.output
+    page = (starting.run.path / "report.html").read_text()
+    assert "running at step 0 (model)" in page
+
+
+def test_killed_it_is_dead_at_once_and_the_same_command_starts_it(starting: Starting, doing: str) -> None:
+    starting.workers.kill()
+    starting.workers.wait()
+    health = starting.kit("health", starting.run.path)
+    assert health.code == 1
+    assert "is dead: step 0, phase model, and its process is gone; the same command resumes it" in health.output
+    (row,) = json.loads(starting.kit("runs", starting.run.path.parent, "--json").output)
+    assert row["state"] == "dead"
+    report = starting.kit("report", starting.run.path)
+    assert report.code == 0, report.errors
+    assert "first: dead at step 0 (phase model): its process is gone" in report.output
+    evaluated = starting.kit("evaluate", starting.run.path)
+    assert (evaluated.code, "is dead: step 0" in evaluated.errors) == (78, True)
+
+    with starting.start("4") as workers:  # the report in its directory is no reason to refuse
+        (ended,) = workers.wait(120)
+    assert ended.code == 0, ended.errors
+    assert starting.run.read_state()["state"] == "finished"
