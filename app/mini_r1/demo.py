@@ -6,28 +6,23 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mini_r1.commands import say_interrupted
-from mini_r1.console import ProgressLine, printable, progress_console
-from mini_r1.countdown.task import Problem, random_success, tries
-from mini_r1.errors import ExitCode, KitError, Stopped
+from mini_r1.console import printable, progress_console
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.heavy_imports import needs_extra
-from mini_r1.recipe import DEMO_MODEL, Recipe
+from mini_r1.recipe import DEMO_MODEL
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
-from mini_r1.rundir import RunDir
-
-if TYPE_CHECKING:
-    from mini_r1.evaluation.evaluate import Evaluation
+from mini_r1.rundir import RunDir, completions_of, read_jsonl
+from mini_r1.values import mapping
 
 RECIPE = "demo-cpu"
-SAMPLES = 4
-"""Sampled completions for each held-out problem."""
-BATCH_ROWS = 1024
-"""Sequences decoded at once: 125 MB of keys and values with this small model."""
+SAMPLES = 2
+"""Sampled completions for each held-out problem, of which many stand there in several orders."""
 SHOWN = 3
 """Problems whose completions are printed."""
 QUICK = (
@@ -39,14 +34,20 @@ QUICK = (
     "dataset_rows=600",
 )
 
-WHAT_IT_SHOWS = """\
+PATH = """\
 What this shows: the training path of the big run - prompt, rewards, rollout,
-GRPO, checkpoints - raises success on problems the model never saw. The model
-was taught to try things and to give up early, and learned by itself to keep
-searching: tries per answer go up. That is the 'aha moment' in miniature.
-What it does not show: reasoning. Its arithmetic is memorised, its search is
-random: compare it with the random solver that never repeats itself and makes
-as many tries. A false '(yes)' costs nothing, and may become more frequent."""
+GRPO, checkpoints - on a model of 120 thousand parameters."""
+NO_RISE = "Success on problems the model never saw did not rise in this run, as far as its interval can tell."
+RISE = "Success on problems the model never saw rose by {points:.1f} points."
+MORE_TRIES = """\
+The model was taught to try things and to give up early, and learned by itself
+to keep searching: {before:.1f} tries per answer became {after:.1f}. That is the 'aha
+moment' in miniature."""
+SEARCH = """\
+What it does not show: reasoning. Its arithmetic is memorised, and its tries
+{how}
+those of a solver that tries at random and never repeats itself. A false
+'(yes)' costs nothing, and may become more frequent."""
 
 
 def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json: bool) -> ExitCode:
@@ -69,38 +70,29 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
     run = RunDir(run_dir or effective_output_dir(recipe, stem))
     console = progress_console()
     with needs_extra("train", console=console):
-        from mini_r1.generation.model import load_model, load_tokenizer
-        from mini_r1.training import prepare
+        from mini_r1.evaluation.run import evaluate_run_or_model
         from mini_r1.training.run import train as run_training
-        from mini_r1.training.signals import StopRequest
-        from mini_r1.training.supervised import Supervisor
-        from mini_r1.training.warm_start import making, of_recipe
+        from mini_r1.training.start import starting_point
+        from mini_r1.training.warm_start import making
 
-    with StopRequest(Supervisor(None, 0)) as stop:
-        data = prepare.load_task_data(recipe, None, console, stop.on_any_rank)
-        held_out = list({p.key: p for p in data.held_out}.values())  # the same problem in another order counts once
-        prepare.tune_machine(recipe)
-        start = Path(prepare.model_source(recipe, data, console, stop.on_any_rank))
-        tokenizer = load_tokenizer(str(start), None)
-        before = _measure(
-            load_model(str(start), None, None, None), tokenizer, held_out, recipe, console, "before", stop.on_any_rank
-        )
-
-    outcome = run_training(recipe, run, sys.argv, console, data)
+    outcome = run_training(recipe, run, sys.argv, console)
     if outcome.exit_code != ExitCode.FINISHED:
         say_interrupted(console, outcome.step)
         return outcome.exit_code
 
-    snapshot = run.complete_snapshots()[0].path
-    trained = load_model(str(snapshot), None, "float32", None)
-    with StopRequest(Supervisor(None, 0)) as stop:
-        after = _measure(trained, tokenizer, held_out, recipe, console, "after", stop.on_any_rank)
-    limit = of_recipe(recipe, ()).model.demonstrator.largest_value
+    start = starting_point(run)
+    before, after = (
+        evaluate_run_or_model(
+            str(run.path), samples=SAMPLES, step=step, engine="transformers", start=start, console=console
+        )
+        for step in (0, None)
+    )
     result = {
-        "before": {**_figures(before), "random_solver": random_success(_tries(before), limit, recipe.seed)},
-        "after": {**_figures(after), "random_solver": random_success(_tries(after), limit, recipe.seed)},
-        "problems": len(held_out),
-        "seconds_warm_start": making(start).get("seconds"),
+        "before": _figures(before),
+        "after": _figures(after),
+        "rise": _rise(before, after),
+        "problems": after["problems"],
+        "seconds_warm_start": making(Path(str(start.source))).get("seconds"),
         "seconds_grpo": round(seconds_of_steps(run), 1),
         "run_dir": str(run.path),
     }
@@ -121,75 +113,86 @@ def seconds_of_steps(run: RunDir) -> float:
     return seconds
 
 
-def _measure(
-    model: Any,
-    tokenizer: Any,
-    problems: Sequence[Problem],
-    recipe: Recipe,
-    console: Console,
-    when: str,
-    stop: Callable[[], bool],
-) -> Evaluation:
-    from mini_r1.evaluation.evaluate import evaluate
-
-    def measured(done: int) -> None:
-        if stop():
-            raise Stopped(f"stopped while the model was measured {when} training: the same command measures it again")
-        line.update(done)
-
-    with ProgressLine(console, f"held-out problems, {when} training", len(problems) * (SAMPLES + 1)) as line:
-        return evaluate(
-            model,
-            tokenizer,
-            problems,
-            samples=SAMPLES,
-            temperature=recipe.temperature,
-            max_new_tokens=recipe.max_completion_length,
-            prompt_style=recipe.prompt_style,
-            seed=recipe.seed,
-            on_progress=measured,
-            batch_rows=BATCH_ROWS,
-        )
+def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
+    keys = ("sampled", "ci95", "greedy", "greedy_ci95", "tries", "format", "truncated", "completion_tokens")
+    return {**{key: evaluation[key] for key in keys}, "baselines": mapping(evaluation["baselines"])}
 
 
-def _figures(evaluation: Evaluation) -> dict[str, Any]:
-    facts = evaluation.to_json()
-    keys = ("sampled", "greedy", "ci95", "tries", "format", "truncated", "completion_tokens")
-    return {key: facts[key] for key in keys}
+def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """How much sampled success rose, with its 95 % interval: of the same problems, each compared with itself."""
+    from mini_r1.evaluation.figures import limits, mean
+    from mini_r1.evaluation.statistics import mean_interval
+
+    shares = [
+        [sum(row["rewards"]["equation"] for row in rows[1:]) / SAMPLES for rows in _answers(e)] for e in (before, after)
+    ]
+    differences = [then - first for first, then in zip(*shares, strict=True)]
+    clusters = [tuple(sorted(rows[0]["nums"])) for rows in _answers(after)]
+    return {"sampled": mean(differences), "ci95": limits(mean_interval(differences, clusters))}
 
 
-def _tries(evaluation: Evaluation) -> list[tuple[Problem, int]]:
-    """Problem and number of tries of every sampled completion."""
-    return [(answer.problem, tries(answer.text)) for answers in evaluation.sampled for answer in answers]
+def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Of each problem its greedy answer and its sampled ones, as an evaluation keeps them."""
+    rows = list(read_jsonl(completions_of(Path(evaluation["provenance"]["written_to"]))))
+    return [rows[i : i + 1 + SAMPLES] for i in range(0, len(rows), 1 + SAMPLES)]
 
 
-def _show(result: dict[str, Any], first: Evaluation, second: Evaluation) -> None:
+def _show(result: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+    from mini_r1.evaluation.table import over
+
     console = Console(highlight=False)
     table = Table("", "before", "after", title=f"{result['problems']} held-out problems", title_justify="left")
-    before, after = result["before"], result["after"]
-    interval = "{0[0]:.1%} - {0[1]:.1%}"
-    for label, key, form in (
-        ("success, sampled", "sampled", "{:.1%}"),
-        ("  95 % interval", "ci95", interval),
-        ("success, greedy", "greedy", "{:.1%}"),
-        ("random solver, as many tries", "random_solver", "{:.1%}"),
-        ("format right", "format", "{:.1%}"),
-        ("tries per answer", "tries", "{:.2f}"),
-        ("tokens per completion", "completion_tokens", "{:.1f}"),
-    ):
-        table.add_row(label, form.format(before[key]), form.format(after[key]))
+    rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+        ("success, sampled", lambda of: f"{of['sampled']:.1%}"),
+        ("  95 % interval", lambda of: f"{of['ci95'][0]:.1%} - {of['ci95'][1]:.1%}"),
+        ("success, greedy", lambda of: f"{of['greedy']:.1%}"),
+        ("tries per answer", lambda of: f"{of['tries']:.2f}"),
+        ("O/E against a random solver", lambda of: over(of["baselines"]["random_solver"])),
+        ("format right", lambda of: f"{of['format']:.1%}"),
+        ("tokens per completion", lambda of: f"{of['completion_tokens']:.1f}"),
+    )
+    for label, cell in rows:
+        table.add_row(label, cell(before), cell(after))
     console.print(table)
-    for pair in list(zip(first.sampled, second.sampled, strict=True))[:SHOWN]:
-        problem = pair[0][0].problem
-        console.print(f"\n[bold]{list(problem.nums)} -> {problem.target}[/bold]", markup=True)
+    at_tries = after["baselines"]["random_solver"]["success_at_tries"]
+    console.print(
+        "random solver, after so many tries: " + ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items())
+    )
+    rise = result["rise"]
+    console.print(
+        f"rise: {_points(rise['sampled'])} points"
+        + (f" (95 %: {_points(rise['ci95'][0])} to {_points(rise['ci95'][1])})" if rise["ci95"] else "")
+    )
+    for pair in list(zip(_answers(before), _answers(after), strict=True))[:SHOWN]:
+        problem = pair[0][0]
+        console.print(f"\n[bold]{problem['nums']} -> {problem['target']}[/bold]", markup=True)
         for when, answers in zip(("before", "after"), pair, strict=True):
             console.print(f"[dim]{when}:[/dim]", markup=True)
-            console.print("<think>" + printable(answers[0].text), markup=False)
-            console.print(f"-> {printable(answers[0].verdict.reason)}", style="dim", markup=False)
+            console.print("<think>" + printable(answers[1]["completion"]), markup=False)
+            console.print(f"-> {printable(answers[1]['reason'])}", style="dim", markup=False)
     console.print(
         f"\nwarm start {result['seconds_warm_start']:.0f} s (cached from now on), GRPO {result['seconds_grpo']:.0f} s\n"
         f"run directory: {result['run_dir']}\ncurves: tensorboard --logdir {result['run_dir']}/tensorboard\n",
         markup=False,
         soft_wrap=True,  # a path or a command is copied whole
     )
-    console.print(WHAT_IT_SHOWS, style="dim", markup=False)
+    console.print(what_it_shows(result), style="dim", markup=False)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def what_it_shows(result: dict[str, Any]) -> str:
+    """What may be concluded from a demo's figures, and what not."""
+    before, after, rise = result["before"], result["after"], result["rise"]
+    rose = rise["ci95"] is not None and rise["ci95"][0] > 0
+    said = [PATH, RISE.format(points=100 * rise["sampled"]) if rose else NO_RISE]
+    if rose and after["tries"] > before["tries"]:
+        said.append(MORE_TRIES.format(before=before["tries"], after=after["tries"]))
+    limits = after["baselines"]["random_solver"]["observed_over_expected_ci95"]
+    if rose and limits is not None:
+        low, high = limits
+        how = "hit less often than" if high < 1 else "hit more often than" if low > 1 else "hit about as often as"
+        said.append(SEARCH.format(how=how))
+    return "\n".join(said)

@@ -11,9 +11,9 @@ import torch
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.answers import Answer, judged
-from mini_r1.evaluation.baselines import Game
 from mini_r1.evaluation.evaluate import Evaluation, evaluate
 from mini_r1.evaluation.figures import failure
+from mini_r1.evaluation.search import Game
 from mini_r1.generation.model import load_model, load_tokenizer
 
 SETTINGS: dict[str, Any] = {
@@ -72,8 +72,8 @@ def test_figures_by_hand() -> None:
     assert figures["tries"] == pytest.approx(4 / 12, abs=1e-6)
     assert figures["completion_tokens"] == pytest.approx((20 + 30 * 3 + 8 * 10) / 12, abs=1e-6)
     assert figures["truncated"] == pytest.approx(1 / 12, abs=1e-6)
-    # The two problems over 2, 3 and 5 are one cluster: resampling can only draw clusters of mean 1/4 and 1/4.
-    assert figures["ci95"] == [0.25, 0.25]
+    # The two problems over 2, 3 and 5 are one cluster: both have mean 1/4, which is no certainty.
+    assert figures["ci95"] == pytest.approx([0.0549, 0.5719], abs=1e-4)  # Clopper and Pearson's of 3 of 12
     assert figures["by"]["numbers"]["3"]["n"] == 2
     assert figures["by"]["numbers"]["3"]["greedy"] == 0.5
     assert figures["by"]["numbers"]["4"]["sampled"] == 0.25
@@ -84,7 +84,7 @@ def test_figures_by_hand() -> None:
         ("number N is not among the numbers", 1),
     ]
     assert figures["by_size"]["3"] == {
-        "problems": 2, "sampled": 0.25, "ci95": [0.25, 0.25], "greedy": 0.5, "greedy_ci95": [0.5, 0.5],
+        "problems": 2, "sampled": 0.25, "ci95": None, "greedy": 0.5, "greedy_ci95": None,
     }  # fmt: skip
     assert {key: of["problems"] for key, of in figures["by_operators"].items()} == {
         "add_subtract_suffice": 2,
@@ -96,28 +96,29 @@ def test_figures_by_hand() -> None:
         "a number that was not given, or too often": 1,
         "cut off at the longest length while still thinking": 1,
     }
-    # Two tries for the answer that shows them, one for every other. 2 + 5 + 3 and 3 + 2 + 5 are the first signed sum;
-    # of the twin's sums 4 is the second (3 - 2 + 5 = 6, 3 + 2 - 5 = 0, 3 - 2 - 5 = -4: the fourth).
+    # Of (2, 5, 3) there are four signed sums. `right` makes two tries that leave a number out and answers with a third
+    # one: its chances are 1/4, 1/3 and 1/2; every other answer is one try. 31 is no signed sum.
     sums = figures["baselines"]["signed_sums"]
-    assert (sums["greedy"], sums["sampled"]) == (pytest.approx(1 / 3, abs=1e-6), pytest.approx(1 / 3, abs=1e-6))
-    assert sums["by_operators"]["needs_multiply_or_divide"]["sampled"] == 0
+    assert sums["expected"] == pytest.approx(2 * (1 / 4 + 1 / 3 + 1 / 2 + 3 / 4), abs=1e-3)
+    assert sums["observed"] == 3
+    assert sums["observed_over_expected"] == pytest.approx(3 / (11 / 3), abs=1e-3)
+    assert sums["success_at_tries"]["all"] == pytest.approx(2 / 3, abs=1e-6)
+    assert sums["by_operators"]["needs_multiply_or_divide"]["observed_over_expected"] is None
+    assert sums["by_operators"]["add_subtract_suffice"]["observed"] == 2
     assert set(figures["baselines"]) == {"random_solver", "signed_sums"}
-    assert set(figures["baselines"]["random_solver"]) == set(sums) >= {"pass_at_k", "by_size", "ci95", "greedy_ci95"}
+    assert set(figures["baselines"]["random_solver"]) == set(sums)
     assert json.loads(json.dumps(figures)) == figures
 
 
-def test_the_random_solver_gets_as_many_tries_as_the_answer_shows() -> None:
+def test_the_random_solver_follows_the_rule_of_the_game() -> None:
+    """2 and 3: by + - * five draws of six count, two of which are 6; by + - none is."""
     problem = task.Problem((2, 3), 6)
-    lazy, eager = "</think>", "2 + 3 = 5\n3 - 2 = 1\n2 * 3 = 6\n</think>"
-    game = Game("+-*")
-
-    def success_of(text: str) -> float:
-        rows = [answer(problem, text) for _ in range(500)]
-        figures = Evaluation(rows, [[row] for row in rows], 1.0, 0.0).to_json(game)
-        return figures["baselines"]["random_solver"]["sampled"]
-
-    assert success_of(lazy) == pytest.approx(2 / 5, abs=0.07)  # one try: of five draws that count two are 6
-    assert success_of(eager) == 1.0  # three tries, and there are three results
+    rows = [answer(problem, "</think>")]
+    for operators, share, every in (("+-*", 2 / 5, 1.0), ("+-", 0.0, 0.0)):
+        figures = Evaluation(rows, [rows], 1.0, 0.0).to_json(Game(operators))["baselines"]["random_solver"]
+        assert figures["success_at_tries"]["1"] == pytest.approx(share, abs=0.07)
+        assert figures["success_at_tries"]["4"] == every  # there are three results
+        assert figures["expected"] == pytest.approx(share, abs=1e-3)
 
 
 @pytest.mark.parametrize(

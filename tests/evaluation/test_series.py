@@ -205,7 +205,10 @@ def test_the_table_fits_80_columns(evaluate: Evaluate) -> None:
     lines = out.getvalue().splitlines()
     row = next(line.split() for line in lines if line.strip().startswith("untrained "))
     assert len(row) == 9
-    assert "…" not in "".join(lines[: lines.index(next(line for line in lines if line.startswith("random solver")))])
+    assert "…" not in out.getvalue()
+    assert "O/E: right answers over those to be expected" in out.getvalue()
+    told = [line.split() for line in lines if line.split()[1:2] in (["try"], ["tries"])]
+    assert [words[0] for words in told] == ["1", "2", "4", "8", "16", "32", "64", "all"]
 
 
 def test_on_a_narrow_terminal_no_figure_is_cut(evaluate: Evaluate) -> None:

@@ -31,7 +31,15 @@ FULL = {
     },
     "by_operators": {"needs_multiply_or_divide": {"problems": 200, "sampled": 0.123, "ci95": [0.1, 0.15]}},
     "failures": {"result is N, not N": 100, "number N is used twice": 20},
-    "baselines": {"signed_sums": {"sampled": 0.545}, "untrained": {"sampled": 0.02, "greedy": 0.03}},
+    "tries": 3.25,
+    "baselines": {
+        "signed_sums": {
+            "success_at_tries": {"1": 0.1, "2": 0.25, "all": 0.545},
+            "observed_over_expected": 0.873,
+            "observed_over_expected_ci95": [0.81, 0.94],
+        },
+        "untrained": {"sampled": 0.02, "greedy": 0.03},
+    },
     "provenance": {"selection": "all 500 problems", "date": "2025-02-01T00:00:00Z"},
 }
 HUB_BASE = Base("Qwen/Qwen2.5-3B-Instruct", "a" * 40, "Qwen/Qwen2.5-3B-Instruct", {"license": "other"})
@@ -59,7 +67,11 @@ def test_every_figure_stands_with_its_interval() -> None:
         "| 3 numbers | 250 | 82.0% | 80.0% (75.0% - 85.0%) |",
         "| 4 numbers | 250 | 40.0% | 30.0% (25.0% - 35.0%) |",
         "| needs × or ÷ | 200 |  | 12.3% (10.0% - 15.0%) |",
-        "| for comparison: sums and differences tried in order, as many tries |  |  | 54.5% |",
+        "- tries per answer: 3.2",
+        "- for comparison: sums and differences in random order, success after so many tries: 10.0% (1), 25.0% (2), "
+        "54.5% (all)",
+        "- right answers over those expected of sums and differences in random order, try by try in the model's place: "
+        "0.87 (0.81 - 0.94)",
         "| for comparison: the untrained model |  | 3.0% | 2.0% |",
         "- pass@8: 70.0% (66.0% - 74.0%)",
         "why answers failed: result is N, not N (100); number N is used twice (20)",

@@ -176,7 +176,8 @@ def _evaluation(rng: random.Random, step: int, of: int) -> dict[str, Any]:
         "format": min(1.0, 0.3 + step / 60), "tries": 1.5 + 4 * step / of, "completion_tokens": 400, "truncated": 0.01,
         "by": {"numbers": {"3": _group(share + 0.15), "4": _group(share - 0.1)},
                "operators": {"+ and - suffice": _group(share + 0.1), "needs × or ÷": _group(share / 3)}},
-        "baselines": {"random_solver": {"sampled": 0.31, "ci95": [0.28, 0.34]}, "signed_sums": {"sampled": 0.52}},
+        "baselines": {"random_solver": {"success_at_tries": {"1": 0.05, "4": 0.17, "8": 0.31, "16": 0.4, "all": 0.7},
+                                        "observed_over_expected": 1.2}},
         "reasons": {"result is N, not N": 300}, "seconds": 60.0,
         "provenance": {"step": step, "problems_sha256": "ab" * 32, "limit": None},
     }  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import string
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -15,7 +17,7 @@ from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL, SCRATCH_MODEL, Bu
 from mini_r1.countdown import task
 from mini_r1.countdown.expression import check_answer
 from mini_r1.training.from_scratch import build_tokenizer
-from mini_r1.training.traces import answer, draw_tries, traces, working
+from mini_r1.training.traces import answer, draw_tries, result_weights, traces, working
 from mini_r1.training.warm_start import step_verdicts
 
 DEMO = BUILTIN_MODELS[DEMO_MODEL]
@@ -100,12 +102,25 @@ def test_the_share_of_sums_is_what_is_asked_for() -> None:
     assert shares == pytest.approx([0.2, 0.8], abs=0.05)
 
 
-def test_a_random_solver_gets_further_with_more_tries() -> None:
-    few = task.random_success([(p, 1) for p in PROBLEMS * 200], 50, seed=0)
-    many = task.random_success([(p, 4) for p in PROBLEMS * 200], 50, seed=0)
-    assert 0 < few < many < 1
-    assert task.random_success([(p, 0) for p in PROBLEMS], 50, seed=0) == 0
-    assert task.random_success([(p, 1000) for p in PROBLEMS], 50, seed=0) == 1
+@pytest.mark.parametrize("sums", [0.0, 0.65])
+@pytest.mark.parametrize("nums", [(2, 3, 5), (7, 2, 6, 3)])
+def test_result_weights_are_what_the_next_new_try_is_drawn_by(nums: tuple[int, ...], sums: float) -> None:
+    problem, draws, rng = task.Problem(nums, 1), 4000, random.Random(1)
+    teacher = solver(largest_value=50, sums=sums)
+    weights = result_weights(problem, teacher)
+    assert weights is not None
+    assert set(weights) == {chain.values[-1] for chain in draw_tries(problem, teacher, random.Random(0))}
+    first, second = Counter[int](), Counter[int]()
+    for _ in range(draws):
+        one, two = (chain.values[-1] for chain in islice(draw_tries(problem, teacher, rng), 2))
+        first[one] += 1
+        second[two] += 1
+    total = sum(weights.values())
+    for result, weight in weights.items():
+        share = weight / total
+        assert first[result] / draws == pytest.approx(share, abs=5 * math.sqrt(share / draws))
+        later = sum(w / total * weight / (total - w) for other, w in weights.items() if other != result)
+        assert second[result] / draws == pytest.approx(later, abs=5 * math.sqrt(later / draws))
 
 
 def test_the_same_seed_gives_the_same_traces() -> None:

@@ -1,7 +1,7 @@
-"""Solvers that search without a thought, to hold a model's success against: with as many tries as the model made.
+"""Solvers that search without a thought, to hold a model's success against.
 
-Both calculate without mistakes and never try a result twice. Neither knows the target while it searches, so what a
-model has above them is more than search.
+They calculate without mistakes and never try a result twice. None knows the target while it searches, so what a model
+has above them is more than search.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .problem import Problem
 
 OPERATORS = "+-*/"
 """What a problem allows that says nothing else."""
-DRAWS = {3: 200}
-"""Draws before a problem counts as exhausted, by how many numbers it has: three make at most 36 tries by `+ - *`."""
-DRAWS_OF_MORE = 2_000
-"""With four numbers or more; four make 1,536 by `+ - * /`."""
+DRAWS = 2_000
+"""Draws before a problem counts as exhausted that has too many results to count."""
 MOST_ENUMERATED = 4
 """Numbers of which all chains are listed: 1,536 of four; five would be 30,720, which takes longer than drawing."""
+MOST_COUNTED = 500_000
+"""Values on the way, about a second of work: more than six numbers have by `+ - * /` up to a hundred."""
 
 
 def _exact_quotient(left: int, right: int) -> int:
@@ -53,19 +53,18 @@ def draw_chains(
 ) -> Iterator[Chain]:
     """Random chains by the rule of the hub's data set: non-negative whole numbers, exact division. No result twice.
 
-    On the demo's held-out problems random trees (any two values joined, until one is left) hit as often with as many
-    tries, to a percent.
-
     Args:
         problem: its numbers are used once each; its target is not looked at.
         operators: allowed ones, out of `+-*/`.
         max_value: largest value on the way; None is no limit.
         rng: the draws.
-        draws: after so many the problem counts as exhausted; None is enough for four operators.
+        draws: after so many it ends; None: when every result has come.
     """
+    counts = None if draws else chain_results(problem.numbers_key, operators, max_value)
     seen: set[int] = set()
-    nums = list(problem.nums)
-    for _ in range(draws or DRAWS.get(max(len(nums), 3), DRAWS_OF_MORE)):
+    nums, drawn = list(problem.nums), 0
+    while drawn < (draws or DRAWS) if counts is None else len(seen) < len(counts):
+        drawn += 1
         order = nums.copy()
         rng.shuffle(order)
         ops = tuple(rng.choice(operators) for _ in order[1:])
@@ -77,52 +76,44 @@ def draw_chains(
                 yield Chain(tuple(order), ops, values or (result,))
 
 
-def random_solves(problem: Problem, tries: int, operators: str, max_value: int | None, rng: random.Random) -> bool:
-    """Whether one of the first `tries` random chains reaches the target.
+@functools.lru_cache(maxsize=4096)
+def chain_results(numbers: tuple[int, ...], operators: str, max_value: int | None) -> dict[int, int] | None:
+    """The results of all chains that `draw_chains` may draw, and how many chains give each.
 
-    By the same rule as `draw_chains`, and without end: the chains of few numbers are all known beforehand, so that a
-    draw takes one of their results.
-    """
-    if len(problem.nums) > MOST_ENUMERATED:
-        drawn = itertools.islice(draw_chains(problem, operators, max_value, rng), tries)
-        return any(chain.values[-1] == problem.target for chain in drawn)
-    results, different = _results(problem.numbers_key, operators, max_value)
-    if problem.target not in different or tries >= len(different):
-        return problem.target in different and tries > 0
-    seen: set[int] = set()
-    while len(seen) < tries:
-        result = results[int(rng.random() * len(results))]
-        if result == problem.target:
-            return True
-        seen.add(result)
-    return False
-
-
-def random_success(
-    tries: Sequence[tuple[Problem, int]], max_value: int | None, seed: int, operators: str = "+-*"
-) -> float:
-    """Success of a solver that draws as many different results as the given number of tries, one after another.
-
-    As `random_solves` says it, drawn chain by chain: slow, and simple enough to check that one against.
+    Counted by which numbers are used up, not chain by chain: six numbers have 737,280 chains by four operators.
 
     Args:
-        tries: problem and number of tries, one pair for each answer to be compared with.
-        max_value: largest value a try may reach; None is no limit.
-        seed: of the draws.
-        operators: those it draws from.
+        numbers: in any order, which is best that of `Problem.numbers_key`: the last few thousand are kept.
+        operators: allowed ones.
+        max_value: largest value on the way; None is no limit.
+
+    Returns:
+        None where there are more than MOST_COUNTED values on the way: then nobody counts them.
     """
-    rng = random.Random(seed)
-    hits = 0
-    for problem, count in tries:
-        drawn = itertools.islice(draw_chains(problem, operators, max_value, rng), count)
-        hits += any(chain.values[-1] == problem.target for chain in drawn)
-    return round(hits / len(tries), 6)
+    every = (1 << len(numbers)) - 1
+    reached: dict[int, dict[int, int]] = {1 << i: {number: 1} for i, number in enumerate(numbers)}
+    total = 0
+    for used in range(1, every):
+        values = reached.get(used, {})
+        total += len(values)
+        if total > MOST_COUNTED:
+            return None
+        for i, number in enumerate(numbers):
+            if used & (1 << i):
+                continue
+            after = reached.setdefault(used | 1 << i, {})
+            for value, count in values.items():
+                for op in operators:
+                    result = _OPERATIONS[op](value, number)
+                    if _allowed(result, max_value):
+                        after[result] = after.get(result, 0) + count
+    return reached.get(every, {})
 
 
 def signed_sums(problem: Problem) -> list[int]:
-    """The different sums of the numbers with signs before them, in the order they are tried; none is negative.
+    """The different sums of the numbers with signs before them; a sum and its opposite are one, and not negative.
 
-    First all plus, then one minus, then two. A sum and its opposite are one try. At most 2**(n - 1): 8 of four numbers.
+    At most 2**(n - 1): 8 of four numbers.
     """
     first, *others = problem.nums
     sums: dict[int, None] = {}
@@ -131,11 +122,6 @@ def signed_sums(problem: Problem) -> list[int]:
             total = first + sum(-n if i in minus else n for i, n in enumerate(others))
             sums[abs(total)] = None
     return list(sums)
-
-
-def signed_sum_solves(problem: Problem, tries: int) -> bool:
-    """Whether one of the first `tries` signed sums is the target or its opposite."""
-    return abs(problem.target) in signed_sums(problem)[:tries]
 
 
 def all_chains(numbers: tuple[int, ...], operators: str, max_value: int | None) -> list[Chain]:
@@ -154,13 +140,6 @@ def all_chains(numbers: tuple[int, ...], operators: str, max_value: int | None) 
     for i, number in enumerate(numbers):
         go_on((number,), (), (), numbers[:i] + numbers[i + 1 :])
     return found
-
-
-@functools.lru_cache(maxsize=1024)
-def _results(numbers: tuple[int, ...], operators: str, max_value: int | None) -> tuple[tuple[int, ...], frozenset[int]]:
-    """The results of all chains: one for each chain, and each once."""
-    results = tuple(chain.values[-1] for chain in all_chains(numbers, operators, max_value))
-    return results, frozenset(results)
 
 
 def _allowed(value: int, max_value: int | None) -> bool:

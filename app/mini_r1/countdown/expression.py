@@ -78,6 +78,23 @@ def check_answer(text: str, nums: Sequence[int], target: int) -> str | None:
     return None
 
 
+def value_of(text: str, nums: Sequence[int]) -> Fraction | None:
+    """The exact value of an expression that uses each of the numbers once, whatever it claims after `=`.
+
+    Args:
+        text: as in `check_answer`.
+        nums: the given numbers.
+
+    Returns:
+        None where it is no such expression, or divides by zero.
+    """
+    parsed = parse(text.strip(_WHITESPACE))
+    if isinstance(parsed, str) or _numbers_fault(parsed.literals, nums) is not None:
+        return None
+    value = _evaluate(parsed.postfix)
+    return None if value is None else Fraction(*value)
+
+
 # The kit's and the seed's scorer see the same answer one after the other: the second one reuses the parse.
 @lru_cache(maxsize=4)
 def parse(text: str) -> Parsed | str:

@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from . import rewards, solver
-from .baselines import MOST_ENUMERATED, Chain, all_chains, draw_chains, random_solves, random_success, signed_sum_solves
+from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains, signed_sums
 from .calculations import Equation, calculations
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
@@ -24,6 +24,7 @@ from .problem import DataError, Problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, VERDICTS, Verdict, folded
 from .style import REFLECTION_PATTERN, manner, reflections, tries
+from .tried import answered_result, tried_results
 from .working import Working, work_out
 
 __all__ = [
@@ -41,22 +42,23 @@ __all__ = [
     "Verdict",
     "Working",
     "all_chains",
+    "answered_result",
     "calculations",
+    "chain_results",
     "draw_chains",
     "folded",
     "judge",
     "load_data",
     "manner",
     "messages",
-    "random_solves",
-    "random_success",
     "record",
     "reflections",
     "reward_values",
-    "signed_sum_solves",
+    "signed_sums",
     "solvable",
     "solve",
     "strata",
+    "tried_results",
     "tries",
     "work_out",
 ]

@@ -18,8 +18,15 @@ class Answer:
     truncated: bool
     """Cut at the longest length allowed, before the model ended it."""
     verdict: task.Verdict
-    tries: int
-    """Calculations in its thought."""
+    results: tuple[int | None, ...]
+    """Of each calculation in its thought what it truly comes to; see `task.tried_results`."""
+    answered: int | None
+    """The value of its answer, where that uses each number once and is whole."""
+
+    @property
+    def tries(self) -> int:
+        """Calculations in its thought."""
+        return len(self.results)
 
     def row(self, step: int, kind: str) -> dict[str, Any]:
         """As a file of completions has it."""
@@ -34,4 +41,6 @@ class Answer:
 
 def judged(problem: task.Problem, text: str, tokens: int, truncated: bool) -> Answer:
     """A completion with all that its text tells."""
-    return Answer(problem, text, tokens, truncated, task.judge(text, problem), task.tries(text))
+    results = tuple(task.tried_results(text, problem.nums))
+    answered = task.answered_result(text, problem.nums)
+    return Answer(problem, text, tokens, truncated, task.judge(text, problem), results, answered)

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.answers import Answer, judged
-from mini_r1.evaluation.baselines import Game, solver_baselines
 from mini_r1.evaluation.figures import OPERATOR_KEYS, counted, failure, mean, success
+from mini_r1.evaluation.search import Game, search_baselines
 from mini_r1.generation.completers import BATCH_ROWS, Completer, TransformersCompleter
 from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
@@ -53,14 +53,14 @@ class Evaluation:
             yield from (answer.row(step, "sampled") for answer in sampled[:KEPT_SAMPLES])
 
     def to_json(self, game: Game = ANY_PROBLEM) -> dict[str, Any]:
-        """All figures; shares are 0..1, intervals are 95 % by cluster bootstrap over problems with the same numbers.
+        """All figures; shares are 0..1, intervals are 95 % over clusters of problems with the same numbers.
 
         `problems`, `samples`, `temperature`; `greedy` and `greedy_ci95` (pass@1 of the greedy completion), `sampled`
         and `ci95` (pass@1 of the sampled ones), `pass_at_k`, `by_size`, `by_operators`: see `figures.success`. Of the
         sampled completions: `format` (share that keeps it), `tries` (mean calculations in the thought),
         `completion_tokens` (mean), `truncated` (share), `failures` (how many are wrong in which way, in words) and
         `reasons` (the scorer's own words for them, by `task.folded`), both most frequent first. `by` is `by_size`
-        and `by_operators` under the names of earlier versions. `baselines`: see `baselines.solver_baselines`.
+        and `by_operators` under the names of earlier versions. `baselines`: see `search.compared`.
         `seconds`.
 
         Args:
@@ -87,7 +87,7 @@ class Evaluation:
             "by": _earlier_names(figures),
             "failures": counted(failure(answer.verdict.reason, answer.truncated) for answer in wrong),
             "reasons": counted(task.folded(answer.verdict.reason) for answer in wrong),
-            "baselines": solver_baselines(self.greedy, self.sampled, game),
+            "baselines": search_baselines(self.sampled, game),
             "seconds": round(self.seconds, 1),
         }
 

@@ -1,4 +1,4 @@
-"""From right and wrong to figures: pass@1, pass@k, intervals, by size and by operators; of a model and of a solver."""
+"""From right and wrong to figures: pass@1, pass@k, intervals, by size and by operators; of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mini_r1.countdown import task
-from mini_r1.evaluation.statistics import cluster_bootstraps, pass_at_k
+from mini_r1.evaluation.statistics import Interval, pass_at_k, rate_interval
 
 MOST_K = 64
 """Largest k of pass@k: beyond it the estimate needs more samples than anyone draws."""
@@ -56,50 +56,55 @@ def success(
     Returns:
         `greedy`, `greedy_ci95`, `sampled`, `ci95`, `pass_at_k` ({"1": {"value", "ci95"}, ...}: powers of two up to
         `samples`, and `samples`, at most 64), `by_size` and `by_operators` ({key: {"problems", "sampled", "ci95",
-        "greedy", "greedy_ci95"}}).
+        "greedy", "greedy_ci95"}}). An interval is None where the problems are one cluster.
     """
     clusters = [problem.numbers_key for problem in problems]
     shares = [count / samples for count in right]
     most = min(samples, MOST_K)
     ks = sorted({*(2**i for i in range(most.bit_length())), most})
     at_k = [[pass_at_k(samples, count, k) for count in right] for k in ks]
-    of_greedy, of_shares, *of_k = intervals([greedy, shares, *at_k], clusters)
     strata = [task.strata(problem) for problem in problems]
     return {
         "greedy": mean(greedy),
-        "greedy_ci95": of_greedy,
+        "greedy_ci95": limits(rate_interval(greedy, 1, clusters)),
         "sampled": mean(shares),
-        "ci95": of_shares,
+        "ci95": limits(rate_interval(shares, samples, clusters)),
         "pass_at_k": {
-            str(k): {"value": mean(values), "ci95": limits} for k, values, limits in zip(ks, at_k, of_k, strict=True)
+            str(k): {"value": mean(values), "ci95": limits(rate_interval(values, samples, clusters))}
+            for k, values in zip(ks, at_k, strict=True)
         },
-        "by_size": _by([stratum["numbers"] for stratum in strata], clusters, greedy, shares),
-        "by_operators": _by([OPERATOR_KEYS[stratum["operators"]] for stratum in strata], clusters, greedy, shares),
+        "by_size": _by([stratum["numbers"] for stratum in strata], clusters, greedy, shares, samples),
+        "by_operators": _by(
+            [OPERATOR_KEYS[stratum["operators"]] for stratum in strata], clusters, greedy, shares, samples
+        ),
     }
 
 
 def _by(
-    keys: Sequence[str], clusters: Sequence[tuple[int, ...]], greedy: Sequence[float], shares: Sequence[float]
+    keys: Sequence[str],
+    clusters: Sequence[tuple[int, ...]],
+    greedy: Sequence[float],
+    shares: Sequence[float],
+    samples: int,
 ) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for key in sorted(set(keys)):
         rows = [i for i, other in enumerate(keys) if other == key]
         where = [clusters[i] for i in rows]
         of_greedy, of_shares = [greedy[i] for i in rows], [shares[i] for i in rows]
-        greedy_ci95, ci95 = intervals([of_greedy, of_shares], where)
         found[key] = {
             "problems": len(rows),
             "sampled": mean(of_shares),
-            "ci95": ci95,
+            "ci95": limits(rate_interval(of_shares, samples, where)),
             "greedy": mean(of_greedy),
-            "greedy_ci95": greedy_ci95,
+            "greedy_ci95": limits(rate_interval(of_greedy, 1, where)),
         }
     return found
 
 
-def intervals(columns: Sequence[Sequence[float]], clusters: Sequence[tuple[int, ...]]) -> list[list[float]]:
-    """95 % of each by cluster bootstrap over problems with the same numbers."""
-    return [[round(limit, 6) for limit in limits] for limits in cluster_bootstraps(columns, clusters)]
+def limits(interval: Interval | None) -> list[float] | None:
+    """An interval as JSON has it."""
+    return None if interval is None else [round(limit, 6) for limit in interval]
 
 
 def mean(values: Sequence[float]) -> float:

@@ -11,13 +11,13 @@ from typing import Any
 
 from mini_r1.countdown import task
 from mini_r1.errors import KitError
-from mini_r1.evaluation.baselines import Game
+from mini_r1.evaluation.search import Game
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.manifest import MANIFEST, Saved, verify
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, read_object
 
-FORMAT = 2
+FORMAT = 3
 """Of what is written; raised when figures are added, so that a file without them is made again."""
 
 # For a model that brings no recipe: the seed's own.

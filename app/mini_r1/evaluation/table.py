@@ -16,13 +16,15 @@ SHOWN_REASONS = 8
 """Kinds of failure in the table; the JSON has all of them."""
 WIDE = 74
 """Columns of a terminal that all of a series' figures need."""
-ONLY_WIDE = frozenset({"random\nsolver", "signed\nsums", "format"})
+SOLVERS = {"random_solver": "random solver", "signed_sums": "signed sums"}
+OVER_SOLVER = {name: f"O/E\n{words.split()[0]}" for name, words in SOLVERS.items()}
+"""Headings of a series, by solver."""
+ONLY_WIDE = frozenset({*OVER_SOLVER.values(), "format"})
 """Left out on a narrower one, where cut figures could not be read."""
-BASELINES = {
-    "random_solver": "random solver, as many tries",
-    "signed_sums": "signed sums, as many tries",
-    "untrained": "untrained model",
-}
+WHAT_OVER_IS = (
+    "O/E: right answers over those to be expected if each try of the model had been one of the solver's; above 1 the "
+    "model searches better"
+)
 
 
 def print_table(result: dict[str, Any], console: Console | None = None) -> None:
@@ -41,16 +43,17 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
             name = f"{value} {stratum}" if value.isdecimal() else value
             table.add_row(*_row(name, figures, figures["n"]))
     table.add_section()
-    for key, name in BASELINES.items():
-        figures = result.get("baselines", {}).get(key)
-        if figures is not None:
-            table.add_row(*_row(name, figures, result["problems"]))
+    untrained = result["baselines"].get("untrained")
+    if untrained is not None:
+        table.add_row(*_row("untrained model", untrained, result["problems"]))
     console.print(table)
+    _print_search(result, console)
 
     more = Table(show_header=False)
     for k, figures in result["pass_at_k"].items():
         if k != "1":
-            more.add_row(f"pass@{k}", f"{figures['value']:.1%}  ({_limits(figures['ci95'])})")
+            limits = f"  ({_limits(figures['ci95'])})" if figures["ci95"] else ""
+            more.add_row(f"pass@{k}", f"{figures['value']:.1%}{limits}")
     more.add_row("format kept", f"{result['format']:.1%}")
     more.add_row("tries per answer", f"{result['tries']:.1f}")
     more.add_row("tokens per answer", f"{result['completion_tokens']:.0f}, {result['truncated']:.1%} cut short")
@@ -67,8 +70,35 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
         console.print(_text(f"written to {provenance['written_to']}"), soft_wrap=True)
 
 
+def _print_search(result: dict[str, Any], console: Console) -> None:
+    """What search alone achieves, and what the model's own tries are worth beside it."""
+    solvers = {name: result["baselines"][name] for name in SOLVERS if name in result["baselines"]}
+    if not solvers:
+        console.print("search alone: not counted, these problems have too many results")
+        return
+    table = Table(
+        "search alone, after", *(SOLVERS[name] for name in solvers), title_justify="left", box=box.SIMPLE_HEAD
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for tries in next(iter(solvers.values()))["success_at_tries"]:
+        shares = (f"{figures['success_at_tries'][tries]:.1%}" for figures in solvers.values())
+        table.add_row(f"{tries} {'try' if tries == '1' else 'tries'}", *shares)
+    table.add_row("this model's O/E", *map(over, solvers.values()))
+    console.print(table)
+    console.print(WHAT_OVER_IS)
+
+
+def over(figures: dict[str, Any]) -> str:
+    """A solver's O/E with its interval: `0.87 (0.82-0.93)`; a dash where the solver is expected to hit nothing."""
+    ratio, limits = figures["observed_over_expected"], figures["observed_over_expected_ci95"]
+    if ratio is None:
+        return "-"
+    return f"{ratio:.2f}" + (f" ({limits[0]:.2f}-{limits[1]:.2f})" if limits else "")
+
+
 def print_series(series: Series, console: Console | None = None) -> None:
-    """A run's snapshots: success over the steps beside what search alone achieves, then the newest one in full."""
+    """A run's snapshots: success over the steps beside what its tries are worth, then the newest one in full."""
     console = console or Console()
     newest = series.results[-1]
     most = max(newest["pass_at_k"], key=int)
@@ -83,9 +113,7 @@ def print_series(series: Series, console: Console | None = None) -> None:
         table.add_row(*(cell for heading, cell in row.items() if wide or heading not in ONLY_WIDE))
     console.print(table)
     if wide:
-        console.print(
-            "random solver, signed sums: success of these on the same problems, with as many tries as the model made"
-        )
+        console.print(WHAT_OVER_IS)
     if series.untrained is not None:
         console.print(_text(f"untrained model: not measured: {series.untrained}"))
     for step, words in series.faults.items():
@@ -96,14 +124,14 @@ def print_series(series: Series, console: Console | None = None) -> None:
 def _series_row(result: dict[str, Any], most: str) -> dict[str, str]:
     """Cells by their headings."""
     step, solvers = result["provenance"]["step"], result["baselines"]
+    ratios = {heading: solvers.get(name, {}).get("observed_over_expected") for name, heading in OVER_SOLVER.items()}
     return {
         "step": str(step) if step else "untrained",
         "greedy": f"{result['greedy']:.1%}",
         "sampled": f"{result['sampled']:.1%}",
-        "95 %": f"{result['ci95'][0] * 100:.0f}-{result['ci95'][1]:.0%}",
+        "95 %": f"{result['ci95'][0] * 100:.0f}-{result['ci95'][1]:.0%}" if result["ci95"] else "",
         f"pass@{most}": f"{result['pass_at_k'][most]['value']:.1%}",
-        "random\nsolver": f"{solvers['random_solver']['sampled']:.1%}",
-        "signed\nsums": f"{solvers['signed_sums']['sampled']:.1%}",
+        **{heading: "-" if ratio is None else f"{ratio:.2f}" for heading, ratio in ratios.items()},
         "format": f"{result['format']:.0%}",
         "tries": f"{result['tries']:.1f}",
     }
@@ -120,8 +148,9 @@ def _row(name: str, figures: dict[str, Any], n: int) -> list[Text | str]:
     ]
 
 
-def _limits(interval: list[float]) -> str:
-    return f"{interval[0]:.1%} - {interval[1]:.1%}"
+def _limits(interval: list[float] | None) -> str:
+    """Nothing for problems over the same numbers, of which there is no interval."""
+    return f"{interval[0]:.1%} - {interval[1]:.1%}" if interval else ""
 
 
 def _text(text: str) -> Text:

@@ -23,11 +23,7 @@ from mini_r1.values import interval, mapping, number
 
 SHOWN_FAILURES = 6
 """Reasons why answers failed; the evaluation's file has all of them."""
-_BASELINES = {
-    "random_solver": "a random solver with as many tries",
-    "signed_sums": "sums and differences tried in order, as many tries",
-    "untrained": "the untrained model",
-}
+_SOLVERS = {"random_solver": "a random solver", "signed_sums": "sums and differences in random order"}
 _OPERATORS = {
     "add_subtract_suffice": "solvable with + and - alone",
     "needs_multiply_or_divide": "needs × or ÷",
@@ -179,8 +175,8 @@ def _success(step: int, figure: Figure | None, *, is_best: bool) -> Iterator[str
     notes = []
     if any("%)" in row for row in rows):
         notes.append(
-            "Intervals are 95 %, bootstrapped over groups of problems with the same numbers; where all or none were "
-            "right, the exact binomial one. They hold no luck of training: another seed may differ by more."
+            "Intervals are 95 %, over groups of problems with the same numbers (Korn and Graubard 1998). They hold no "
+            "luck of training: another seed may differ by more."
         )
     if is_best:
         notes.append("This snapshot was chosen as the best on these very problems, so its figure is somewhat too high.")
@@ -205,8 +201,8 @@ def _rows(values: dict[str, Any]) -> Iterator[str]:
         yield _row(f"{as_markdown(size)} numbers", mapping(figures))
     for kind, figures in mapping(values.get("by_operators") or mapping(values.get("by")).get("operators")).items():
         yield _row(_OPERATORS.get(kind, as_markdown(kind)), mapping(figures))
-    for name, figures in mapping(values.get("baselines")).items():
-        yield _row(f"for comparison: {_BASELINES.get(name, as_markdown(name))}", mapping(figures))
+    if untrained := mapping(mapping(values.get("baselines")).get("untrained")):
+        yield _row("for comparison: the untrained model", untrained)
 
 
 def _row(name: str, figures: dict[str, Any], problems: object = None) -> str:
@@ -235,11 +231,25 @@ def _more(values: dict[str, Any]) -> Iterator[str]:
             yield f"{words}: {shown}"
     if (tries := number(values.get("tries"))) is not None:
         yield f"tries per answer: {tries:.1f}"
+    for name, words in _SOLVERS.items():
+        yield from _search(words, mapping(mapping(values.get("baselines")).get(name)))
     failures = mapping(values.get("failures") or values.get("reasons"))
     known = sorted(((count, reason) for reason, n in failures.items() if (count := number(n))), reverse=True)
     if known:
         shown = "; ".join(f"{as_markdown(reason)} ({count:.0f})" for count, reason in known[:SHOWN_FAILURES])
         yield f"why answers failed: {shown}"
+
+
+def _search(words: str, figures: dict[str, Any]) -> Iterator[str]:
+    """What search alone achieves, and how the model's tries compare with it."""
+    at_tries = {as_markdown(k): number(v) for k, v in mapping(figures.get("success_at_tries")).items()}
+    shares = [f"{share:.1%} ({tries})" for tries, share in at_tries.items() if share is not None]
+    if shares:
+        yield f"for comparison: {words}, success after so many tries: {', '.join(shares)}"
+    ratio, limits = number(figures.get("observed_over_expected")), interval(figures.get("observed_over_expected_ci95"))
+    if ratio is not None:
+        shown = f" ({limits[0]:.2f} - {limits[1]:.2f})" if limits else ""
+        yield f"right answers over those expected of {words}, try by try in the model's place: {ratio:.2f}{shown}"
 
 
 # --- the rest ---

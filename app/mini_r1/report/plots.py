@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from mini_r1.report import seed
 from mini_r1.report.reading import Evaluated, Points, RunData, drawable
+from mini_r1.values import mapping
 
 SERIES = ("a", "b", "c", "d", "e", "f")
 """Names of the colours (Okabe and Ito 2008, told apart by the colour-blind), for a run or for a curve of one run."""
@@ -239,24 +240,28 @@ def wilson(share: float, count: float) -> tuple[float, float] | None:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+SHOWN_BUDGETS = ("1", "4", "16")
+"""Tries of the random solver that have a line of their own."""
+
+
 def _baselines(run: RunData) -> list[Curve]:
-    """What takes no learning: a random solver and one of signed sums with as many tries; the untrained model."""
-    names = {"random_solver": "random solver", "signed_sums": "signed sums", "untrained": "untrained"}
-    curves = []
-    for key, label in names.items():
-        levels: Points = ([], [])
-        for evaluated in main_series(run):
-            found = evaluated.values.get("baselines")
-            figures = found.get(key) if isinstance(found, dict) else None
-            level = drawable(figures.get("sampled", figures.get("greedy"))) if isinstance(figures, dict) else None
-            if level is not None:
-                levels[0].append(float(evaluated.step))
-                levels[1].append(level)
-        if len(levels[0]) == 1:
-            levels = [0.0, max(levels[0][0], float(run.step))], levels[1] * 2
-        if levels[0]:
-            curves.append(Curve(label, levels, "ink", None, "dotted"))
-    return curves
+    """What takes no learning: a random solver after some numbers of tries; the untrained model."""
+    measured = main_series(run)
+    if not measured:
+        return []
+    ends = [0.0, max(float(measured[-1].step), float(run.step))]
+    found = mapping(measured[-1].values.get("baselines"))
+    at_tries = mapping(mapping(found.get("random_solver")).get("success_at_tries"))
+    untrained = mapping(found.get("untrained"))
+    levels = {
+        f"random solver, {tries} {'try' if tries == '1' else 'tries'}": at_tries.get(tries) for tries in SHOWN_BUDGETS
+    }
+    levels["untrained"] = untrained.get("sampled", untrained.get("greedy"))
+    return [
+        Curve(label, (ends, [level] * 2), "ink", None, "dotted")
+        for label, value in levels.items()
+        if (level := drawable(value)) is not None
+    ]
 
 
 def _published(made: list[Plot]) -> None:

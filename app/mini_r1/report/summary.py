@@ -10,7 +10,7 @@ from typing import Any
 from mini_r1.recipe import Recipe
 from mini_r1.report import seed
 from mini_r1.report.plots import main_series, wilson
-from mini_r1.report.reading import Attempt, RunData, text
+from mini_r1.report.reading import Attempt, Evaluated, RunData, text
 from mini_r1.values import duration, interval, mapping, number
 
 SHOWN_REASONS = 12
@@ -78,7 +78,9 @@ def summarise(run: RunData, price: float | None) -> Summary:
     gpu_hours = sum((a.seconds or 0.0) * a.gpus for a in run.attempts) / 3600
     cost = gpu_hours * price if price is not None else None
     tiles = [*_held_out(run), *_training(run), *_time(run, gpu_hours, cost, price)]
-    return Summary(run, _sentence(run), tiles, seed.standings(run), seed.caveat(run), gpu_hours, cost)
+    caveat = seed.caveat(run)
+    standings = [] if caveat else seed.standings(run)
+    return Summary(run, _sentence(run), tiles, standings, caveat, gpu_hours, cost)
 
 
 def percent(share: float) -> str:
@@ -107,6 +109,9 @@ def _sentence(run: RunData) -> str:
     limits = end.interval("ci95")
     if limits:
         said += f" (95 %: {between(limits)})"
+    if search := random_search(end):
+        tries, share = search
+        said += f"; a random solver solves {percent(share)} of them in {tries} {'try' if tries == 1 else 'tries'}"
     if len(held) > 1:
         said += f"; at step {held[0].step} it solved {percent(held[0].figure('sampled') or 0.0)}"
     first_tries, last_tries = held[0].figure("tries"), end.figure("tries")
@@ -115,6 +120,21 @@ def _sentence(run: RunData) -> str:
         if len(held) > 1 and first_tries is not None:
             said += f"; at step {held[0].step} it made {first_tries:.1f}"
     return said + "."
+
+
+def random_search(evaluated: Evaluated) -> tuple[int, float] | None:
+    """The random solver's success, after as many tries as an answer of the model makes or the next more that is told.
+
+    Returns:
+        The tries, and the share of problems solved by then; None where it was not measured.
+    """
+    solver = mapping(mapping(evaluated.values.get("baselines")).get("random_solver"))
+    at_tries = {int(k): number(v) for k, v in mapping(solver.get("success_at_tries")).items() if _is_count(k)}
+    made = evaluated.figure("tries")
+    for tries, share in sorted(at_tries.items()):
+        if share is not None and made is not None and tries >= made:
+            return tries, share
+    return None
 
 
 def _held_out(run: RunData) -> list[Tile]:

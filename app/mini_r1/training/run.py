@@ -70,7 +70,6 @@ def train(
     run: RunDir,
     command: Sequence[str],
     console: Console,
-    data: task.TaskData | None = None,
     deepspeed: DeepSpeedFile | None = None,
 ) -> Outcome:
     """Train until the run is finished or the process is asked to stop: one worker's part of it.
@@ -80,7 +79,6 @@ def train(
         run: where; a run that is already there is gone on with.
         command: the command line, for run.json.
         console: for progress; rank 0's is used.
-        data: the recipe's data, if the caller has loaded it already.
         deepspeed: how to shard the training state over the workers; None: every worker holds all of it.
 
     Raises:
@@ -107,7 +105,7 @@ def train(
         phases = stack.enter_context(Phases(recipe, run, world, supervisor))
         phases.begin("data")
         stop = job.stop.on_any_rank
-        data = data or world.main_first(lambda: prepare.load_task_data(recipe, data_commit, job.console, stop))
+        data = world.main_first(lambda: prepare.load_task_data(recipe, data_commit, job.console, stop))
         world.from_main(lambda: records.refuse_other_data(run, data))
         world.from_main(lambda: prepare.refuse_unsolvable(data, job.console, stop))
         phases.begin("model")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from mini_r1.builtin_models import Demonstrator
 from mini_r1.countdown import task
@@ -43,10 +44,55 @@ def answer(chain: Chain) -> str:
 def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterator[Chain]:
     """Random calculations over the problem's numbers, no two with the same result.
 
-    Where the solver has a share of `sums`, the next one only adds and subtracts with that chance, and else does not;
-    where none of a kind is left, the other is drawn from alone.
+    Where the solver has a share of `sums`, each draw only adds and subtracts with that chance, and else does not; one
+    whose result was there already is drawn anew. Where a kind has no new result, the other is drawn from alone.
     """
-    kinds = _kinds(problem, solver, rng)
+    if not solver.sums or len(problem.nums) > task.MOST_ENUMERATED:
+        yield from _drawn(problem, solver, rng)
+        return
+    kinds = list(zip(_listed(problem.nums, solver.operators, solver.largest_value), _shares(solver), strict=True))
+    seen: set[int] = set()
+    while kinds := [(chains, share) for chains, share in kinds if not chains.results <= seen]:
+        chains = kinds[-1 if len(kinds) == 1 or rng.random() < kinds[-1][1] else 0][0]
+        chain = rng.choice(chains.chains)
+        if chain.values[-1] not in seen:
+            seen.add(chain.values[-1])
+            yield chain
+
+
+def result_weights(problem: Problem, solver: Demonstrator) -> dict[int, float] | None:
+    """How likely each result is, relative to the others, to be the next one of `draw_tries` that is new.
+
+    Returns:
+        None where there are too many to count.
+    """
+    counts = task.chain_results(problem.numbers_key, solver.operators, solver.largest_value)
+    sums = task.chain_results(problem.numbers_key, SUMS, solver.largest_value)
+    if counts is None or sums is None:
+        return None
+    if not solver.sums:
+        return {result: float(count) for result, count in counts.items()}
+    others = {result: count - sums.get(result, 0) for result, count in counts.items()}
+    weights = dict.fromkeys(counts, 0.0)
+    for kind, share in zip((others, sums), _shares(solver), strict=True):
+        for result, count in kind.items():
+            weights[result] += share * count / max(1, sum(kind.values()))
+    return {result: weight for result, weight in weights.items() if weight}
+
+
+def _shares(solver: Demonstrator) -> tuple[float, float]:
+    """Of products and of sums."""
+    return 1 - solver.sums, solver.sums
+
+
+def _drawn(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterator[Chain]:
+    """Tries that are not listed: of one kind alone, or of more numbers than are listed."""
+    limit = solver.largest_value
+    if not solver.sums:
+        yield from task.draw_chains(problem, solver.operators, limit, rng)
+        return
+    mixed = task.draw_chains(problem, solver.operators, limit, rng, DRAWS)
+    kinds = [(chain for chain in mixed if not _is_sum(chain)), task.draw_chains(problem, SUMS, limit, rng, DRAWS)]
     seen: set[int] = set()
     while kinds:
         kind = kinds[-1] if len(kinds) == 1 or rng.random() < solver.sums else kinds[0]
@@ -58,33 +104,24 @@ def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> It
             yield chain
 
 
-def _kinds(problem: Problem, solver: Demonstrator, rng: random.Random) -> list[Iterator[Chain]]:
-    """Where tries are drawn from: products and sums, or all of them together."""
-    limit = solver.largest_value
-    if not solver.sums:
-        return [task.draw_chains(problem, solver.operators, limit, rng)]
-    if len(problem.nums) <= task.MOST_ENUMERATED:
-        return [_in_random_order(chains, rng) for chains in _listed(problem.nums, solver.operators, limit)]
-    mixed = task.draw_chains(problem, solver.operators, limit, rng, DRAWS)
-    return [(chain for chain in mixed if not _is_sum(chain)), task.draw_chains(problem, SUMS, limit, rng, DRAWS)]
+class _Chains(NamedTuple):
+    """All calculations of one kind."""
+
+    chains: list[Chain]
+    results: frozenset[int]
 
 
 @functools.lru_cache(maxsize=1)  # for the answers in a row
-def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> tuple[list[Chain], list[Chain]]:
+def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> tuple[_Chains, _Chains]:
+    """Products, and sums."""
     chains = task.all_chains(numbers, operators, limit)
-    return [chain for chain in chains if not _is_sum(chain)], [chain for chain in chains if _is_sum(chain)]
+    kinds = [chain for chain in chains if not _is_sum(chain)], [chain for chain in chains if _is_sum(chain)]
+    products, sums = (_Chains(kind, frozenset(chain.values[-1] for chain in kind)) for kind in kinds)
+    return products, sums
 
 
 def _is_sum(chain: Chain) -> bool:
     return set(chain.ops) <= set(SUMS)
-
-
-def _in_random_order(chains: Sequence[Chain], rng: random.Random) -> Iterator[Chain]:
-    left = list(chains)
-    while left:
-        i = rng.randrange(len(left))
-        left[i], left[-1] = left[-1], left[i]
-        yield left.pop()
 
 
 def trace(problem: Problem, solver: Demonstrator, rng: random.Random) -> str:
