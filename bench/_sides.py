@@ -114,7 +114,7 @@ def turns(parent: Connection) -> Any:
     return Turns()
 
 
-def train_kit(recipe: Any, data: Any, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
+def train_kit(recipe: Any, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
     """Train through `mini_r1.training.run.train`, as the command line does it.
 
     Returns:
@@ -126,7 +126,7 @@ def train_kit(recipe: Any, data: Any, folder: Path) -> tuple[Any, Any, dict[str,
     from rich.console import Console
 
     run = RunDir(folder / "run")
-    train(recipe, run, ["bench"], Console(file=sys.stdout), data)
+    train(recipe, run, ["bench"], Console(file=sys.stdout))
     rows = [row for row in run.metrics() if "loss" in row]
     # Not the kit's own figure for the update: its clock runs on while this side waits for its turn.
     phases = {

@@ -123,12 +123,11 @@ def work_kit(side: str, task: dict[str, Any], folder: Path, parent: Connection) 
     """Train through the kit's own `train`, saves and logs included."""
     import transformers.trainer
     from mini_r1.recipe_file import find_recipe, load_recipe
-    from mini_r1.training import prepare
     from safetensors.torch import save_model
 
     transformers.trainer.DEFAULT_CALLBACKS.append(turns(parent))
     recipe = load_recipe(find_recipe("demo-cpu"), task["overrides"])
-    model, _, report = train_kit(recipe, prepare.load_task_data(recipe), folder)
+    model, _, report = train_kit(recipe, folder)
     save_model(model, str(folder / "model.safetensors"))
     return report
 

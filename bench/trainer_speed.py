@@ -68,7 +68,7 @@ def work(side: str, seed: int, steps: int, run_folder: str, parent: Connection) 
             keep_freed_memory()
         start = prepare.model_source(recipe, data, Console(file=log))
         if side == KIT:
-            model, tokenizer, report = train_kit(recipe, data, folder)
+            model, tokenizer, report = train_kit(recipe, folder)
         else:
             model, tokenizer, report = train_stock(recipe, data, start, folder)
         parent.send({**report, "evaluation": held_out(model, tokenizer, data, recipe)})

@@ -6,8 +6,10 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mini_r1.demo import what_it_shows
 
 from tests.training.workers import run_forked
 
@@ -22,24 +24,57 @@ def test_the_quick_demo_goes_the_whole_way(mini_r1: Kit, tmp_path: Path, monkeyp
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # one object and nothing else
     for when in ("before", "after"):
-        assert {"sampled", "greedy", "ci95", "tries", "random_solver"} <= set(result[when])
+        assert {"sampled", "greedy", "ci95", "tries", "baselines"} <= set(result[when])
         low, high = result[when]["ci95"]
         assert 0 <= low <= result[when]["sampled"] <= high <= 1
     assert result["problems"] > 50
+    assert result["rise"]["sampled"] == pytest.approx(
+        result["after"]["sampled"] - result["before"]["sampled"], abs=1e-5
+    )
+    newest = tmp_path / "run" / "evaluation" / "step-2.json"
+    assert json.loads(newest.read_text())["sampled"] == result["after"]["sampled"]
+    assert "held out, step 2" in mini_r1("runs", tmp_path / "run", "--json").stdout
     assert result["seconds_warm_start"] > 0
     assert result["seconds_grpo"] > 0
     assert result["run_dir"] == str(tmp_path / "run")
     assert "going on" not in done.stderr
 
-    again = run_forked(*command, folder=tmp_path)  # finished, and the model cached: only measured and shown
+    again = run_forked(*command, folder=tmp_path)  # finished and measured: only shown
     assert again.code == 0, again.errors
     assert "nothing to do" in again.errors
+    assert again.errors.count("has it already, with the same settings") == 2
     assert "warm start" not in again.errors
     assert "held-out problems" in again.output
     assert again.output.count("before:") == again.output.count("after:") == 3
     assert "tries per answer" in again.output
     assert f"tensorboard --logdir {tmp_path / 'run'}/tensorboard" in again.output
-    assert "What it does not show" in again.output
+    assert "did not rise in this run" in again.output  # two small steps show nothing
+    assert "What it does not show" not in again.output
+
+
+def figures(tries: float, over: list[float] | None) -> dict[str, Any]:
+    return {"tries": tries, "baselines": {"random_solver": {"observed_over_expected_ci95": over}}}
+
+
+@pytest.mark.parametrize(
+    ("rise", "tries", "over", "said", "unsaid"),
+    [
+        ([0.3, 0.4], 3.6, [0.7, 0.9], ["rose by 35.0 points", "1.4 tries", "hit less often than"], ["did not rise"]),
+        ([0.3, 0.4], 3.6, [0.9, 1.1], ["hit about as often as"], ["less often"]),
+        ([0.3, 0.4], 3.6, [1.1, 1.3], ["hit more often than"], ["less often"]),
+        ([0.3, 0.4], 1.2, [0.7, 0.9], ["rose by 35.0 points"], ["aha moment"]),
+        ([0.3, 0.4], 3.6, None, ["rose by 35.0 points"], ["What it does not show"]),
+        ([-0.1, 0.1], 3.6, [0.7, 0.9], ["did not rise"], ["aha moment", "reasoning"]),
+        (None, 3.6, [0.7, 0.9], ["did not rise"], ["aha moment", "reasoning"]),
+    ],
+)
+def test_the_closing_text_claims_what_happened(
+    rise: list[float] | None, tries: float, over: list[float] | None, said: list[str], unsaid: list[str]
+) -> None:
+    result = {"before": figures(1.4, None), "after": figures(tries, over), "rise": {"sampled": 0.35, "ci95": rise}}
+    text = what_it_shows(result)
+    assert all(words in text for words in said), text
+    assert not any(words in text for words in unsaid), text
 
 
 @pytest.mark.parametrize("where", ["a file/models", "full"])

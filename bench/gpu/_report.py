@@ -189,16 +189,14 @@ def smoke(name: str, result: dict[str, Any]) -> list[str]:
 # --- scratch
 
 NEEDS = "needs_multiply_or_divide"
-EVERY_SUM = 8
-"""Four numbers have no more signed sums than that."""
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "sampled": lambda seen: f"{seen['sampled']:.1%}",
     "         95 %": lambda seen: f"{seen['ci95'][0]:.1%}-{seen['ci95'][1]:.1%}",
     "greedy": lambda seen: f"{seen['greedy']:.1%}",
     "needs × ÷": lambda seen: f"{seen['by_operators'][NEEDS]['sampled']:.1%}",
-    "signed sums": lambda seen: f"{seen['solvers']['signed_sums']['sampled']:.1%}",
-    "random": lambda seen: f"{seen['solvers']['random_solver']['sampled']:.1%}",
-    "patient": lambda seen: f"{seen['patient']:.1%}",
+    "O/E sums": lambda seen: _over(seen, "signed_sums"),
+    "O/E random": lambda seen: _over(seen, "random_solver"),
+    "O/E patient": lambda seen: _over(seen, "patient"),
     "format": lambda seen: f"{seen['format']:.1%}",
     "tries": lambda seen: f"{seen['tries']:.2f}",
     "repeated": lambda seen: f"{seen['repeated']:.1%}",
@@ -224,11 +222,20 @@ def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
         cells = (f"  {shown(seen):>{len(heading)}}" for heading, shown in COLUMNS.items())
         yield f"{problems + ', ' + when:18}" + "".join(cells)
     counts = ", ".join(f"{sets['after']['problems']} {problems}" for problems, sets in result["measured"].items())
-    yield "signed sums, random, patient (the imitated solver, never giving up): with as many tries as each answer made"
+    yield "O/E: right answers over those expected if each try were the solver's; patient: the imitated one"
+    for problems, sets in result["measured"].items():
+        for name, figures in sets["after"]["solvers"].items():
+            shares = ", ".join(f"{tries}: {share:.1%}" for tries, share in figures["success_at_tries"].items())
+            yield f"{problems}, {name}, success after so many tries: {shares}"
     yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
     rows = read_problems(common.HUB_ROWS)
-    solved = sum(task.signed_sum_solves(row, EVERY_SUM) for row in rows)
-    yield f"all signed sums, at most {EVERY_SUM}, solve {solved / len(rows):.1%} of the {len(rows)} hub rows"
+    solved = sum(abs(row.target) in task.signed_sums(row) for row in rows)
+    yield f"all signed sums, at most 8, solve {solved / len(rows):.1%} of the {len(rows)} hub rows"
+
+
+def _over(seen: dict[str, Any], solver: str) -> str:
+    ratio = seen["solvers"][solver]["observed_over_expected"]
+    return "-" if ratio is None else f"{ratio:.2f}"
 
 
 def _seen(result: dict[str, Any]) -> Iterator[tuple[str, tuple[str, dict[str, Any]]]]:
@@ -242,7 +249,10 @@ def scratch_bars(result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
     for problems, sets in result["measured"].items():
         before, after = sets["before"], sets["after"]
         rise, needs = after["sampled"] - before["sampled"], after["by_operators"][NEEDS]["sampled"]
-        best = max(figures["sampled"] for figures in after["solvers"].values())
+        over = {
+            name: after["solvers"][name]["observed_over_expected_ci95"] for name in ("signed_sums", "random_solver")
+        }
+        least = min(limits[0] if limits else 0.0 for limits in over.values())
         apart = before["ci95"][1] < after["ci95"][0]
         yield (
             f"{problems}: warm start {LEAST_BEFORE:.0%} to {MOST_BEFORE:.0%} ({before['sampled']:.1%})",
@@ -251,7 +261,7 @@ def scratch_bars(result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield f"{problems}: after >= {LEAST_AFTER:.0%} ({after['sampled']:.1%})", after["sampled"] >= LEAST_AFTER
         yield (f"{problems}: rise >= {LEAST_RISE:.0%} with intervals apart ({rise:+.1%})", rise >= LEAST_RISE and apart)
         yield f"{problems}: where × or ÷ is needed >= {LEAST_NEEDS:.0%} ({needs:.1%})", needs >= LEAST_NEEDS
-        yield (f"{problems}: above both solvers with as many tries ({best:.1%})", after["sampled"] > best)
+        yield f"{problems}: above signed sums and the random solver, try by try (O/E from {least:.2f})", least > 1
 
 
 PARTS = {"step-time": step_time, "memory": memory, "mends": mends, "scratch": scratch, "smoke": smoke}

@@ -12,7 +12,6 @@ import io
 import itertools
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -27,11 +26,13 @@ import _common as common
 from mini_r1.countdown import task
 from mini_r1.countdown.data import read_problems
 from mini_r1.demo import seconds_of_steps
+from mini_r1.evaluation.answers import judged
+from mini_r1.evaluation.search import Solver, compared
 from mini_r1.recipe import Recipe
 from mini_r1.recipe_file import load_recipe
 from mini_r1.rundir import RunDir, completions_of, read_jsonl, write_json
 from mini_r1.training import prepare
-from mini_r1.training.traces import draw_tries
+from mini_r1.training.traces import result_weights
 from mini_r1.training.warm_start import making, of_recipe, step_verdicts
 
 RECIPE = "scratch-1gpu"
@@ -155,12 +156,8 @@ def figures(deadline: float, run: RunDir, *arguments: Any) -> dict[str, Any]:
     solvers = {name: facts["baselines"][name] for name in ("signed_sums", "random_solver")}
     return {
         **{key: facts[key] for key in KEPT},
-        "solvers": {
-            name: {key: figures[key] for key in ("sampled", "ci95", "by_operators")}
-            for name, figures in solvers.items()
-        },
+        "solvers": {**solvers, "patient": patient(rows, load_recipe(run.recipe_file))},
         **worth_of_tries(rows),
-        "patient": patient(rows, load_recipe(run.recipe_file)),
     }
 
 
@@ -190,24 +187,17 @@ def worth_of_tries(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def patient(rows: Iterable[dict[str, Any]], recipe: Recipe) -> float:
-    """Success of the imitated solver with as many tries as each answer made, if it did not give up before.
+def patient(rows: Iterable[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
+    """The imitated solver, if it did not give up: its success, and its chances at the model's tries.
 
-    A model with no more than that has learned to go on, and not to search better.
+    A model that does no better at its tries has learned to go on, and not to search better.
     """
-    solver = of_recipe(recipe, ()).model.demonstrator
-    rng = random.Random(0)
-    hits = [
-        any(
-            chain.values[-1] == row["target"]
-            for chain in itertools.islice(
-                draw_tries(task.Problem(tuple(row["nums"]), row["target"]), solver, rng),
-                max(1, row["tries"]),
-            )
-        )
-        for row in rows
+    teacher = of_recipe(recipe, ()).model.demonstrator
+    sampled = [
+        [judged(problem, row["completion"], row["tokens"], row["truncated"]) for row in of_problem]
+        for problem, of_problem in itertools.groupby(rows, lambda row: task.Problem(tuple(row["nums"]), row["target"]))
     ]
-    return common.mean(hits)
+    return compared(sampled, Solver(lambda problem: result_weights(problem, teacher)))
 
 
 def calculations(completion: str) -> Iterator[tuple[str, str]]:

@@ -100,7 +100,7 @@ def work(side: str, job: dict[str, Any], parent: Connection) -> None:
         drawn = common.DrawnLengths(table, policy.tokenizer.eos_token_id)
         turns = Turns(parent, Stopwatch(), policy, park=job["park"] == side)
         transformers.trainer.DEFAULT_CALLBACKS.append(turns.callback())
-        {KIT: train_kit, STOCK: train_stock}[side](recipe, data, policy, rows, drawn, turns, folder)
+        {KIT: train_kit, STOCK: train_stock}[side](recipe, policy, rows, drawn, turns, folder)
 
 
 def lengths_of(job: dict[str, Any], row: int) -> list[int]:
@@ -178,7 +178,7 @@ class Turns:
         return [tensor for tensor in tensors if tensor.device.type != "cpu"]
 
 
-def train_kit(recipe: Any, data: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:
+def train_kit(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:
     """Through `mini_r1.training.run.train`, as the command line does it, with the model that is loaded already."""
     from mini_r1.training import run
     from mini_r1.training.callbacks import RunCallback
@@ -197,10 +197,10 @@ def train_kit(recipe: Any, data: Any, policy: Any, rows: Any, drawn: Any, turns:
 
     RunCallback.phase, run.CompletionLog.write = phase, write
     run.prepare.load_policy = lambda *_: policy
-    run.train(recipe, RunDir(folder / "run"), ["bench"], Console(file=sys.stdout), data)
+    run.train(recipe, RunDir(folder / "run"), ["bench"], Console(file=sys.stdout))
 
 
-def train_stock(recipe: Any, data: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:
+def train_stock(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:
     """TRL's GRPOTrainer as it comes, but for the order of its rows, the lengths, and stopwatches around its parts."""
     import torch
     from torch.utils.data import SequentialSampler

@@ -161,3 +161,14 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     low, high = wilson(81 / 263, 263) or (0, 0)
     assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
     assert wilson(0.5, 0) is None
+
+
+def test_the_headline_names_what_search_alone_achieves(tmp_path: Path) -> None:
+    """After as many tries as an answer makes, or the next number that is told: 1.7 tries here, so 4."""
+    run = read_run(make_run(tmp_path / "run", steps=20, evaluate_every=10).path)
+    assert main_series(run)[-1].figure("tries") == pytest.approx(1.68, abs=0.01)
+    said = summarise(run, None).sentence
+    assert "; a random solver solves 17 % of them in 4 tries" in said
+    for evaluated in run.evaluations:
+        del evaluated.values["baselines"]
+    assert "random solver" not in summarise(run, None).sentence

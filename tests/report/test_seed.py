@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mini_r1.report import seed
 from mini_r1.report.reading import RunData, read_run
+from mini_r1.report.summary import summarise
 from mini_r1.rundir import RunDir
 
 from tests.report.made_run import make_run
@@ -72,3 +73,7 @@ def test_another_model_or_other_problems_are_said(tmp_path: Path) -> None:
     assert "another model" in (seed.caveat(read_run(other.path)) or "")
     problems = make_run(tmp_path / "mine", steps=1, overrides=("dataset_id_or_path=mine.jsonl",))
     assert "other problems" in (seed.caveat(read_run(problems.path)) or "")
+    # What the curve is no measure for is not told that it is behind.
+    assert [standing.step for standing in summarise(same, None).standings] == [50, 100, 200]
+    for run in (other, problems):
+        assert summarise(read_run(run.path), None).standings == []
