@@ -21,8 +21,8 @@ from mini_r1.rundir import RunDir, completions_of, read_jsonl
 from mini_r1.values import mapping
 
 RECIPE = "demo-cpu"
-SAMPLES = 2
-"""Sampled completions for each held-out problem, of which many stand there in several orders."""
+SAMPLES = 1
+"""Sampled completions for each held-out row: most problems stand there in several orders of their numbers."""
 SHOWN = 3
 """Problems whose completions are printed."""
 QUICK = (
@@ -81,9 +81,10 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
         return outcome.exit_code
 
     start = starting_point(run)
+    samples = None if any(run.held_out_results()) else SAMPLES  # None: as many as there are, which may be more
     before, after = (
         evaluate_run_or_model(
-            str(run.path), samples=SAMPLES, step=step, engine="transformers", start=start, console=console
+            str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
         )
         for step in (0, None)
     )
@@ -124,7 +125,8 @@ def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     from mini_r1.evaluation.statistics import mean_interval
 
     shares = [
-        [sum(row["rewards"]["equation"] for row in rows[1:]) / SAMPLES for rows in _answers(e)] for e in (before, after)
+        [sum(row["rewards"]["equation"] for row in sampled) / len(sampled) for _, *sampled in _answers(evaluation)]
+        for evaluation in (before, after)
     ]
     differences = [then - first for first, then in zip(*shares, strict=True)]
     clusters = [tuple(sorted(rows[0]["nums"])) for rows in _answers(after)]
@@ -132,9 +134,13 @@ def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Of each problem its greedy answer and its sampled ones, as an evaluation keeps them."""
-    rows = list(read_jsonl(completions_of(Path(evaluation["provenance"]["written_to"]))))
-    return [rows[i : i + 1 + SAMPLES] for i in range(0, len(rows), 1 + SAMPLES)]
+    """Of each problem its greedy answer and the sampled ones that are kept."""
+    answers: list[list[dict[str, Any]]] = []
+    for row in read_jsonl(completions_of(Path(evaluation["provenance"]["written_to"]))):
+        if row["kind"] == "greedy":
+            answers.append([])
+        answers[-1].append(row)
+    return answers
 
 
 def _show(result: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
