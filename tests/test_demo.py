@@ -59,9 +59,9 @@ def figures(tries: float, over: list[float] | None) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("rise", "tries", "over", "said", "unsaid"),
     [
-        ([0.3, 0.4], 3.6, [0.7, 0.9], ["rose by 35.0 points", "1.4 tries", "hit less often than"], ["did not rise"]),
-        ([0.3, 0.4], 3.6, [0.9, 1.1], ["hit about as often as"], ["less often"]),
-        ([0.3, 0.4], 3.6, [1.1, 1.3], ["hit more often than"], ["less often"]),
+        ([0.3, 0.4], 3.6, [0.7, 0.9], ["rose by 35.0 points", "1.4 tries", "less often than"], ["did not rise"]),
+        ([0.3, 0.4], 3.6, [0.9, 1.1], ["about as often as"], ["less often"]),
+        ([0.3, 0.4], 3.6, [1.1, 1.3], ["more often than"], ["less often"]),
         ([0.3, 0.4], 1.2, [0.7, 0.9], ["rose by 35.0 points"], ["aha moment"]),
         ([0.3, 0.4], 3.6, None, ["rose by 35.0 points"], ["What it does not show"]),
         ([-0.1, 0.1], 3.6, [0.7, 0.9], ["did not rise"], ["aha moment", "reasoning"]),

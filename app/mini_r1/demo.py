@@ -44,10 +44,10 @@ The model was taught to try things and to give up early, and learned by itself
 to keep searching: {before:.1f} tries per answer became {after:.1f}. That is the 'aha
 moment' in miniature."""
 SEARCH = """\
-What it does not show: reasoning. Its arithmetic is memorised, and its tries
-{how}
-those of a solver that tries at random and never repeats itself. A false
-'(yes)' costs nothing, and may become more frequent."""
+What it does not show: reasoning. Its arithmetic is memorised. Try by try it
+hits {how} a solver that tries at random and never
+gets a result twice. A false '(yes)' costs nothing, and may become more
+frequent."""
 
 
 def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json: bool) -> ExitCode:
@@ -199,6 +199,6 @@ def what_it_shows(result: dict[str, Any]) -> str:
     limits = after["baselines"]["random_solver"]["observed_over_expected_ci95"]
     if rose and limits is not None:
         low, high = limits
-        how = "hit less often than" if high < 1 else "hit more often than" if low > 1 else "hit about as often as"
+        how = "less often than" if high < 1 else "more often than" if low > 1 else "about as often as"
         said.append(SEARCH.format(how=how))
     return "\n".join(said)
