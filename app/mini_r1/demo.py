@@ -18,6 +18,7 @@ from mini_r1.heavy_imports import needs_extra
 from mini_r1.recipe import DEMO_MODEL
 from mini_r1.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.rundir import RunDir, completions_of, read_jsonl
+from mini_r1.stopping import stopped_in_order
 from mini_r1.values import mapping
 
 RECIPE = "demo-cpu"
@@ -82,12 +83,13 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
 
     start = starting_point(run)
     samples = None if any(run.held_out_results()) else SAMPLES  # None: as many as there are, which may be more
-    before, after = (
-        evaluate_run_or_model(
-            str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
+    with stopped_in_order(lambda: f"stopped: {run.path} is trained, and the same command goes on with measuring it"):
+        before, after = (
+            evaluate_run_or_model(
+                str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
+            )
+            for step in (0, None)
         )
-        for step in (0, None)
-    )
     result = {
         "before": _figures(before),
         "after": _figures(after),
