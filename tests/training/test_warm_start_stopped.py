@@ -33,7 +33,8 @@ def start_and_stop(moment: str, count: int, number: signal.Signals, *args: str |
     """`mini-r1 ARGS`, which gets a signal when a moment of its warm start comes for the `count`-th time.
 
     Args:
-        moment: trace, step or sample (of the completions that its arithmetic is measured on).
+        moment: trace, loss (in the middle of a step), step (its end) or sample (of the completions that its arithmetic
+            is measured on).
         count: 1 is the first time.
         number: the signal.
         args: of the command.
@@ -58,6 +59,8 @@ def start_and_stop(moment: str, count: int, number: signal.Signals, *args: str |
             super().update(*given)
 
     traces.trace, warm_start.ProgressLine = watched("trace", traces.trace), WatchedLine  # type: ignore[misc]
+    functional = warm_start.torch.nn.functional
+    functional.cross_entropy = watched("loss", functional.cross_entropy)
     warm_start.sample = watched("sample", warm_start.sample)
     kit(*args)
 
@@ -100,7 +103,8 @@ def test_it_is_resumed_to_the_same_bits(start: Callable[..., Ended], tmp_path: P
     stop("trace", 20, said=f"stopped at step 0 of {STEPS}: run the same command again", files=[])
     stop("step", 3, signal.SIGINT, said=f"stopped at step 3 of {STEPS}, {where}", files=[progress])
     stop("trace", 200, signal.SIGUSR1, said=f"stopped at step 3 of {STEPS}, {where}", files=[progress])
-    stop("step", 5, said=f"stopped at step 8 of {STEPS}, {where}", files=[progress])
+    stop("loss", 3, said=f"stopped at step 5 of {STEPS}, {where}", files=[progress])
+    stop("step", 3, said=f"stopped at step 8 of {STEPS}, {where}", files=[progress])
     stop("sample", 1, said=f"stopped at step {STEPS} of {STEPS}, {where}", files=[progress])
     ended = start("stopped")
     assert ended.code == 0, ended.errors

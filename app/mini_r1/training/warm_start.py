@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -257,24 +258,50 @@ def train(
             raise Stopped
         if not training.batches:
             training.batches = batches_of_like_length([len(ids) for ids, _ in rows], imitation.batch, training.rng)
-        batch = [rows[i] for i in training.batches.pop()]
+        batch = [rows[i] for i in training.batches[-1]]
         longest = max(len(ids) for ids, _ in batch)
         ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]).to(where)
         # Prompt and padding are read, not learned.
         learned = torch.tensor([[n <= i < len(ids) for i in range(1, longest)] for ids, n in batch]).to(where)
-        with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            logits = model.lm_head(hidden[learned])  # of the prompt and the padding none are needed
-            loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
+        model.zero_grad()
+        with _stopped_at_layers(model, stop):
+            with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+                logits = model.lm_head(hidden[learned])  # of the prompt and the padding none are needed
+                loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
+            loss.backward()
         share = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         adamw.param_groups[0]["lr"] = imitation.learning_rate * share
-        model.zero_grad()
-        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
         training.muon.step(imitation.matrix_learning_rate * share)
+        training.batches.pop()
         training.step = step + 1
         progress(step + 1, loss.item())
+
+
+@contextmanager
+def _stopped_at_layers(model: Any, stop: Stop) -> Iterator[None]:
+    """Ask whether to stop at each layer, forward and backward: on a CPU a large model's step takes minutes.
+
+    Raises:
+        Stopped: `stop` returned true; the weights are as before.
+    """
+
+    def look(*given: object) -> None:
+        if stop():
+            raise Stopped
+
+    def passed(layer: Any, given: Any, output: Any) -> None:
+        look()
+        output[0].register_hook(look)
+
+    hooks = [layer.register_forward_hook(passed) for layer in model.model.layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
