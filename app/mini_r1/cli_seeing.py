@@ -35,8 +35,8 @@ def evaluate(
     """Measure success on held-out problems: greedy and sampled pass@1, pass@k, intervals, by size and operators.
 
     Of a run: the untrained model and every snapshot, each written to RUN/evaluation as soon as it is measured. Stopped
-    or called again it measures what is missing. Beside the model stand two solvers that make as many tries and no
-    thought, and the untrained model.
+    or called again it measures what is missing. Beside the model stand the untrained one, and two solvers that
+    search without a thought: their success after 1, 2, 4, ... tries, and how the model's tries compare with theirs.
 
     Examples: `mini-r1 evaluate runs/demo-cpu` - `mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200` -
     `mini-r1 evaluate path/to/model --problems held_out.jsonl --samples 8 --json`

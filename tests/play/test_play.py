@@ -109,6 +109,18 @@ def test_a_problem_without_a_solution_says_so(playing: list[Player]) -> None:
     assert text_of(console).splitlines()[-1] == "exact solver: there is no solution"
 
 
+def test_a_search_for_a_solution_that_takes_minutes_is_given_up_and_said(
+    playing: list[Player], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mini_r1.countdown.solver.MAX_STEPS", 1)
+    monkeypatch.setattr("mini_r1.countdown.solver.solvable.__defaults__", (1,))
+    problem, console = task.Problem((8, 3, 7, 5), 9999), Console(file=io.StringIO(), width=100)
+    one(playing, problem, Sampling(), console)
+    assert text_of(console).splitlines()[-1] == "exact solver: no solution found, and the search was given up"
+    found = one_as_json(playing, problem, Sampling())
+    assert (found["solution"], found["solvable"]) == (None, None)
+
+
 def test_a_models_text_is_text_while_it_comes_and_at_the_end(playing: list[Player]) -> None:
     answer = Answer("trained", PROBLEM, [1, 2], HOSTILE)
     coming = Console(file=io.StringIO(), width=120)
@@ -234,6 +246,7 @@ def test_sampling_out_of_range(temperature: float, seed: int) -> None:
 def test_json_is_one_object(playing: list[Player]) -> None:
     found = json.loads(json.dumps(one_as_json(playing, PROBLEM, Sampling())))
     assert (found["nums"], found["target"], found["solution"]) == ([3, 5, 9], 1, "(9 - 5) - 3")
+    assert found["solvable"] is True
     assert set(found["answers"]) == {"untrained", "trained"}
     answer = found["answers"]["trained"]
     assert answer["right"] == bool(task.judge(answer["completion"], PROBLEM).equation)

@@ -25,6 +25,7 @@ from .prompt import PREFILL, messages
 from .rewards import REWARDS, VERDICTS, Verdict, folded
 from .style import REFLECTION_PATTERN, manner, reflections, tries
 from .tried import answered_result, tried_results
+from .work import OutOfWork, Work
 from .working import Working, work_out
 
 __all__ = [
@@ -107,8 +108,11 @@ def solvable(problem: Problem) -> bool | None:
 
 
 def solve(problem: Problem) -> str | None:
-    """An exact answer, or None when there is none; see `solver.solve`."""
-    return solver.solve(problem.nums, problem.target)
+    """An exact answer, None when none was found; `solvable` tells whether there is none. See `solver.solve`."""
+    try:
+        return solver.solve(problem.nums, problem.target, Work(solver.MAX_STEPS))
+    except OutOfWork:
+        return None
 
 
 def reward_values(names: Sequence[str], completion: str, problem: Problem, verdict: Verdict) -> list[float]:

@@ -52,7 +52,8 @@ def one(playing: Sequence[Player], problem: task.Problem, sampling: Sampling, co
 
 
 def one_as_json(playing: Sequence[Player], problem: task.Problem, sampling: Sampling) -> dict[str, Any]:
-    """Answer one problem for a script: `nums`, `target`, `temperature`, `seed`, `answers` and `solution`.
+    """Answer one problem for a script: `nums`, `target`, `temperature`, `seed`, `answers`, `solution` and
+    `solvable` (None where the search was given up).
 
     Raises:
         KitError: a model cannot read one of its numbers.
@@ -68,6 +69,7 @@ def one_as_json(playing: Sequence[Player], problem: task.Problem, sampling: Samp
         "models": {player.name: player.words for player in playing},
         "answers": {answer.name: answer.to_json() for answer in done},
         "solution": task.solve(problem),
+        "solvable": task.solvable(problem),
     }
 
 

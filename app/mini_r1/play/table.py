@@ -65,7 +65,10 @@ class Screen:
         """All of both, and the exact solver's answer."""
         self._console.print(side_by_side(answers, self._titles, self._console, most_lines=None))
         solution = task.solve(problem)
-        answer = "there is no solution" if solution is None else f"{solution} = {problem.target}"
+        answer = f"{solution} = {problem.target}"
+        if solution is None:
+            unknown = task.solvable(problem) is None
+            answer = "no solution found, and the search was given up" if unknown else "there is no solution"
         self._console.print(Text(f"exact solver: {answer}"))
 
 
