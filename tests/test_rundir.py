@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from mini_r1.append_file import JsonLines
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import seal
-from mini_r1.rundir import JsonLines, RunDir, open_run, read_jsonl, write_json, write_jsonl, write_text
+from mini_r1.rundir import RunDir, open_run, read_jsonl, write_json, write_jsonl, write_text
+
+from tests.power_cut import recorded_syncs
 
 
 @pytest.fixture
@@ -285,6 +288,17 @@ def test_a_start_that_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), run.claimed():
         raise ZeroDivisionError
     assert not run.path.exists()
+
+
+def test_a_file_that_was_replaced_is_there_after_a_power_cut(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with recorded_syncs(tmp_path / "folder") as recording:
+        for value in ("old", "new"):
+            write_text(tmp_path / "folder" / "some.txt", value)
+        write_text(tmp_path / "folder" / "other.txt", "not waited for", sync=False)
+    recording.cut(len(recording.synced), tmp_path / "left")
+    recording.close()
+    assert [(path.name, path.read_text()) for path in (tmp_path / "left").iterdir()] == [("some.txt", "new")]
 
 
 def test_a_file_that_could_not_be_written_leaves_nothing_behind(

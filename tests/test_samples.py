@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 from mini_r1 import samples as room
+from mini_r1.append_file import JsonLines
 from mini_r1.errors import KitError
-from mini_r1.rundir import JsonLines, RunDir, write_jsonl
+from mini_r1.rundir import RunDir, write_jsonl
 from mini_r1.samples import SHOWN_CHARACTERS, Wanted, matching, show, wanted
 from rich.console import Console
 

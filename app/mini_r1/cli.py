@@ -5,6 +5,7 @@ The commands that show a run are declared in cli_seeing.py.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from typer.core import TyperArgument
 from mini_r1 import cli_seeing
 from mini_r1.cli_options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, Set
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.standard_streams import BestEffortStream, flush_output
 
 app = typer.Typer(
     name="mini-r1",
@@ -315,6 +317,17 @@ CTRL_C = 130
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 78, usage errors included."""
+    if sys.stderr is not None:  # None where it is closed
+        sys.stderr = BestEffortStream(sys.stderr)  # type: ignore[assignment]
+    code = _run()
+    unwritten = flush_output()
+    if unwritten is not None:
+        code = _unwritten(unwritten)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command and return its exit code; a disk that fails is one sentence and exit code 150."""
     try:
         result = _without_empty_defaults(typer.main.get_command(app))(prog_name="mini-r1", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -332,13 +345,28 @@ def main() -> None:
         code = _fail(error.format_message() + hint, ExitCode.CONFIG)
     except KitError as error:
         code = _fail(error.message, error.exit_code)
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
-        code = int(ExitCode.FAILED)
+    except BrokenPipeError as error:
+        code = _unwritten(error)
     except Exception as error:
-        _say_in_json(f"{type(error).__name__}: {error}", ExitCode.FAILED)
-        raise  # a defect: the traceback is what a report of it needs
-    sys.exit(code)
+        from mini_r1.disk_errors import disk_error
+
+        described = disk_error(error) if isinstance(error, OSError) else None
+        if described is None:
+            _say_in_json(f"{type(error).__name__}: {error}", ExitCode.FAILED)
+            raise  # a defect: the traceback is what a report of it needs
+        code = _fail(described.message, described.exit_code)
+    return code
+
+
+def _unwritten(error: OSError) -> int:
+    """Return the exit code for output that could not be written."""
+    from mini_r1.disk_errors import disk_error
+
+    described = disk_error(error)
+    if isinstance(error, BrokenPipeError) or described is None:  # the reader of our output has gone
+        sys.stderr.close()
+        return int(ExitCode.FAILED)
+    return _fail(described.message, described.exit_code)
 
 
 def _without_empty_defaults(command: click.Command) -> click.Command:
@@ -364,7 +392,8 @@ def _say_in_json(message: str, code: ExitCode) -> None:
     if "--json" in sys.argv:
         import json
 
-        print(json.dumps({"error": message, "exit_code": int(code)}))
+        with contextlib.suppress(OSError):
+            print(json.dumps({"error": message, "exit_code": int(code)}))
 
 
 def _exit(code: ExitCode) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from mini_r1.console import ProgressLine, printable, progress_console
 from mini_r1.countdown.problem import DataError
+from mini_r1.disk_errors import disk_error, named
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.heavy_imports import needs_extra
 
@@ -292,7 +293,8 @@ def data_generate(rows: int, seed: int, out: Path) -> None:
         for problem in generate(rows, seed):
             problems.append(problem)
             line.update(len(problems))
-        write_jsonl(problems, out)
+        with named(out):
+            write_jsonl(problems, out)
     console.print(f"{rows:,} problems written to {out}", markup=False)
 
 
@@ -364,7 +366,7 @@ def say_interrupted(console: Console, step: int) -> None:
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """Turn the game's errors, and files that cannot be read or written, into exit code 78."""
+    """Turn the game's errors, and files that cannot be read or written, into exit code 78; a full disk into 150."""
     try:
         yield
     except DataError as error:
@@ -372,7 +374,7 @@ def data_errors() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise KitError(f"{error.filename or 'file'}: {error.strerror}") from error
+        raise disk_error(error) or KitError(f"{error.filename or 'file'}: {error.strerror}") from error
 
 
 @contextmanager

@@ -74,19 +74,19 @@ def seal(scratch: Path, final: Path, *, run_id: str, files: Files | None = None,
     for name in sorted(names ^ files.keys()):
         raise OSError(errno.EIO, "the parts of this save do not fit together", str(scratch / name))
     for folder in (path for path in entries if not _is_content(path)):
-        _sync(folder)
+        sync_path(folder)
     manifest = scratch / UNFINISHED
     manifest.write_text(json.dumps({"run_id": run_id, **facts, "files": dict(sorted(files.items()))}, indent=2) + "\n")
-    _sync(manifest)
+    sync_path(manifest)
     manifest.rename(scratch / MANIFEST)
-    _sync(scratch)
+    sync_path(scratch)
     aside = final.with_name(f"{ASIDE}{final.name}")
     if final.exists():
         discard(aside)
         final.rename(aside)
     scratch.rename(final)
-    _sync(final.parent)
-    _sync(final.parent.parent)
+    sync_path(final.parent)
+    sync_path(final.parent.parent)
     discard(aside)
 
 
@@ -195,7 +195,8 @@ def _digest(handle: IO[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk: a power cut keeps it then."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

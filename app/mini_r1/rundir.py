@@ -3,6 +3,7 @@
     recipe.yaml            the resolved recipe
     run.json               versions, devices, seeds, resolved revisions, the command        (rank 0, once an attempt)
     state.json             state, step, phase, heartbeat (its start), process, exit code, reason; replaced atomically
+                           (overwritten in place when a full disk ends the run)
     attempts/N/            one start of the program: metrics.jsonl, completions.jsonl, rank-R.log
     tensorboard/           TensorBoard events
     held_out.jsonl         the problems this run must not train on: evaluation uses them
@@ -21,17 +22,18 @@ and reports read runs too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
+from mini_r1.disk_errors import FULL, disk_error, named
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import Saved, complete, discard, tidy
+from mini_r1.manifest import Saved, complete, discard, sync_path, tidy
 from mini_r1.values import mapping
 
 OURS = frozenset({".lock", "attempts", "report.html", "slurm", "state.json"})
@@ -87,7 +89,7 @@ class RunDir:
                 this machine is writing it.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.path)
             ours = {*OURS, *(p.name for p in self.path.glob(SCRATCH))}
             if not self.is_run() and any(p.name not in ours for p in self.path.iterdir()):
                 raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
@@ -95,7 +97,8 @@ class RunDir:
         except (FileExistsError, NotADirectoryError) as error:
             raise KitError(f"cannot use {self.path} as run directory: {error.strerror}") from error
         except OSError as error:  # another node, or this one in order, may write there
-            raise KitError(
+            full = disk_error(error, self.path) if error.errno in FULL else None
+            raise full or KitError(
                 f"cannot use {self.path} as run directory: {error.strerror}: give this user (uid {os.getuid()}) the "
                 "right to write there, mount the volume, or choose another --run-dir",
                 ExitCode.RETRY,
@@ -112,16 +115,16 @@ class RunDir:
             try:
                 yield
             finally:
-                if [p.name for p in self.path.iterdir()] == [self._lock.name]:
-                    self._lock.unlink()
-                    with contextlib.suppress(OSError):  # a volume is mounted there
+                with contextlib.suppress(OSError):  # a volume is mounted there, or the directory is gone
+                    if [p.name for p in self.path.iterdir()] == [self._lock.name]:
+                        self._lock.unlink()
                         self.path.rmdir()
 
     def start_attempt(self) -> Path:
         """Make the directory of the next attempt; an earlier one is never written again."""
         number = 1 + max((int(p.name) for p in self.attempts.glob("*") if p.name.isdecimal()), default=0)
         attempt = self.attempts / str(number)
-        attempt.mkdir(parents=True)
+        _make_folder(attempt)
         return attempt
 
     # --- state.json ---
@@ -146,10 +149,40 @@ class RunDir:
         """What a manifest of this very run says; empty before its first attempt."""
         return str(self.read_record().get("run_id", ""))
 
+    def require_id(self) -> str:
+        """Return `run_id` of a run that has begun.
+
+        Raises:
+            FileNotFoundError: run.json is not here any more; a save would make the directory anew.
+        """
+        if not self.run_id:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_file))
+        return self.run_id
+
     def write_state(self, state: str, **fields: Any) -> None:
         """Replace state.json; `state` is one of running, interrupted, finished, failed."""
-        # Several times a step, and worth nothing after a power cut: not worth waiting for the disk.
-        write_json(self.state_file, {"state": state, **fields, "heartbeat": time.time()}, sync=False)
+        # A heartbeat comes several times a step and is worth nothing after a power cut: nothing waits for the disk.
+        values = {"state": state, **fields, "heartbeat": time.time()}
+        write_json(self.state_file, values, sync=state != "running")
+
+    def write_last_state(self, state: str, **fields: Any) -> bool:
+        """Replace state.json after a failure; return whether that was possible.
+
+        A full disk has no room for a second file, so the old one is overwritten there. If the disk is read-only or the
+        directory is gone, nothing is written and nothing is raised.
+        """
+        return self.restore_state({"state": state, **fields, "heartbeat": time.time()})
+
+    def restore_state(self, values: dict[str, Any]) -> bool:
+        """Do what `write_last_state` does, with values that `read_state` returned."""
+        with contextlib.suppress(OSError):
+            write_json(self.state_file, values, sync=False)
+            return True
+        with contextlib.suppress(OSError), self.state_file.open("r+b", buffering=0) as handle:
+            handle.write(_json(values).encode())
+            handle.truncate()
+            return True
+        return False
 
     def write_held_out(self, problems: list[dict[str, Any]]) -> None:
         """Replace held_out.jsonl."""
@@ -256,16 +289,22 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
         path: the file.
         text: its new content.
         sync: wait for the disk, so that this holds after a power cut too.
+
+    Raises:
+        OSError: with the name of the file.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        scratch.unlink(missing_ok=True)  # in a run of a stranger's it may be a link to a file of yours
-        with scratch.open("x", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
+        with named(path):
+            scratch.unlink(missing_ok=True)  # in a run of a stranger's it may be a link to a file of yours
+            with scratch.open("x", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                if sync:
+                    os.fsync(handle.fileno())
+            scratch.replace(path)
             if sync:
-                os.fsync(handle.fileno())
-        scratch.replace(path)
+                sync_path(path.parent)
     except OSError:
         with contextlib.suppress(OSError):
             scratch.unlink()  # a full disk needs the room
@@ -274,7 +313,7 @@ def write_text(path: Path, text: str, *, sync: bool = True) -> None:
 
 def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
     """Replace a JSON file atomically; see `write_text`."""
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n", sync=sync)
+    write_text(path, _json(value), sync=sync)
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -306,26 +345,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-class JsonLines:
-    """An append-only JSONL file; each call's rows reach the kernel before it returns, so a kill loses none of them."""
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"
 
-    def __init__(self, path: Path) -> None:
-        self._handle: IO[bytes] = path.open("ab")
 
-    def write(self, *rows: dict[str, Any]) -> None:
-        """Append rows. Lone surrogates, NUL and line separators in text arrive as JSON escapes."""
-        self._handle.write(b"".join(json.dumps(row).encode("ascii") + b"\n" for row in rows))
-        self._handle.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._handle.close()
-
-    def __enter__(self) -> JsonLines:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+def _make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that a power cut keeps them."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        with contextlib.suppress(PermissionError):  # a folder may be writable and not readable
+            sync_path(folder.parent)
 
 
 def _has_step(row: dict[str, Any]) -> bool:

@@ -20,6 +20,7 @@ from mini_r1.findings import Finding
 from mini_r1.recipe import Recipe
 
 from tests.conftest import ASSETS
+from tests.small_disk import small_disk
 
 GPUS = Devices(("0", "1"), False, "a test")
 NO_GPU = Devices((), True, "a test")
@@ -94,12 +95,8 @@ def test_the_real_host_has_memory() -> None:
 @pytest.fixture
 def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 1 MiB."""
-    folder = tmp_path / "small"
-    (folder).mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("mounting is not permitted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with small_disk(tmp_path / "small", "1m") as folder:
+        yield folder
 
 
 def test_shared_memory_too_small_for_the_plan_or_for_nccl(tmp_path: Path, small_tmpfs: Path) -> None:

@@ -30,6 +30,7 @@ from safetensors.torch import load, save
 from tests.cluster.real_stack import Launch, needs_vllm, random_model, write_recipe
 from tests.conftest import ASSETS, command, rows
 from tests.hub import Hub, Repo, files_of
+from tests.small_disk import small_disk
 
 MODEL_COMMIT, DATA_COMMIT, WORDS_COMMIT = "a" * 40, "b" * 40, "c" * 40
 INDEX = "model.safetensors.index.json"
@@ -429,21 +430,17 @@ def test_a_disk_that_is_too_small_is_refused_before_the_weights(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 1 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("mounting is not permitted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with small_disk(tmp_path / "small", "1m") as folder:
+        yield folder
 
 
-def test_a_disk_that_fills_up_meanwhile_is_worth_a_retry(small_recipe: Recipe, fetch: Fetch, small_disk: Path) -> None:
+def test_a_disk_that_fills_up_meanwhile_is_worth_a_retry(small_recipe: Recipe, fetch: Fetch, disk: Path) -> None:
     repo = of_tiny({"model.safetensors": os.urandom(3 << 20)}, announced={"model.safetensors": 1000})
     with Hub(repo) as hub:
-        done = fetch(hub, small_recipe(model_name_or_path="nobody/tiny"), "--json", HF_HOME=str(small_disk))
-    refused(done, 150, f"the disk of {small_disk}/hub is full", "start the same command again")
+        done = fetch(hub, small_recipe(model_name_or_path="nobody/tiny"), "--json", HF_HOME=str(disk))
+    refused(done, 150, f"the disk of {disk}/hub is full", "start the same command again")
 
 
 def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(

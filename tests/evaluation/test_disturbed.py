@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.append_file import JsonLines
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import claims, measuring
 from mini_r1.evaluation.engines import Engines
@@ -25,11 +26,12 @@ from mini_r1.evaluation.run import Series, evaluate_run
 from mini_r1.evaluation.source import Wish
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.manifest import seal
-from mini_r1.rundir import JsonLines, RunDir
+from mini_r1.rundir import RunDir
 from mini_r1.stopping import stopped_in_order
 from rich.console import Console
 
-from tests.training.workers import Workers, kit
+from tests.small_disk import PAGE, fill, make_room, small_disk
+from tests.training.workers import Workers, kit, run_forked
 
 UNKNOWN = StartingPoint(None, None, "nobody kept it")
 
@@ -159,23 +161,35 @@ def test_a_claim_goes_with_its_process(tmp_path: Path) -> None:
 # --- disks ---
 
 
-def test_a_disk_that_is_full_is_named_and_may_be_tried_again(
-    run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("pages", [0, 1, 5])
+def test_a_full_disk_is_a_sentence_and_with_room_the_same_command_measures_what_is_missing(
+    run: RunDir, tmp_path: Path, evaluate: Evaluate, pages: int
 ) -> None:
-    write = measuring.write_json
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        full = RunDir(Path(shutil.copytree(run.path, disk / "run")))
+        fill(disk, pages * PAGE)
+        arguments = ("evaluate", full.path, "--samples", "1", "--limit", "2")
+        ended = run_forked(*arguments, folder=tmp_path / "logs")
+        assert ended.code == 150, ended.errors
+        assert "Traceback" not in ended.errors
+        (sentence,) = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
+        assert re.search(rf"cannot write {full.evaluation}/step-\S+\.jsonl?: No space left .* KiB left\)", sentence)
+        assert sentence.endswith("then run the same command again: what was measured before is kept.")
+        assert [path.name for path in full.evaluation.glob(".*")] == []
+        before = len(list(full.held_out_results()))
+        make_room(disk)
+        ended = run_forked(*arguments, "--json", folder=tmp_path / "logs")
+        assert ended.code == 0, ended.errors
+        series = json.loads(ended.output)["series"]
+        assert len(series["already_there"]) == before == (pages == 5)
+        assert sorted(series["measured"] + series["already_there"]) == [5, 10]
+        assert list(full.held_out_completions()) == written_by_one(evaluate, run)
 
-    def full(path: Path, value: Any) -> None:
-        if path.name.startswith("step-5"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, value)
 
-    monkeypatch.setattr(measuring, "write_json", full)
-    with pytest.raises(KitError, match=r"cannot write .*step-5-limit-2.json: No space left on device") as caught:
-        evaluate()
-    assert caught.value.exit_code == ExitCode.RETRY
-    monkeypatch.undo()
-    series, _ = evaluate()
-    assert (series.there, series.measured) == ([10], [5])
+def written_by_one(evaluate: Evaluate, run: RunDir) -> list[dict[str, Any]]:
+    """What an evaluation that nothing happens to keeps."""
+    evaluate()
+    return list(run.held_out_completions())
 
 
 def test_a_run_that_cannot_be_written_is_refused_before_a_model_is_loaded(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import without_times, write_recipe
+from tests.small_disk import fill, make_room, small_disk
 
 RUN_ID = "0123456789abcdef"
 MIB = 1 << 20
@@ -184,10 +184,10 @@ def test_the_estimate_of_the_first_save_is_an_upper_bound(small_recipe: Callable
 def test_too_little_room_is_said_before_a_byte_is_written(run: RunDir) -> None:
     free = shutil.disk_usage(run.path).free
     check_space(run, 1)
-    with pytest.raises(KitError, match=r"it goes on from the beginning") as caught:
+    with pytest.raises(KitError, match=r"it starts from the beginning") as caught:
         check_space(run, free + (1 << 40))
     save(run, 6)
-    with pytest.raises(KitError, match=r"it goes on from step 6") as caught:
+    with pytest.raises(KitError, match=r"it resumes from step 6") as caught:
         check_space(run, free + (1 << 40))
     assert caught.value.exit_code == ExitCode.RETRY
     assert str(run.path) in caught.value.message
@@ -313,35 +313,23 @@ def test_whole_state_is_gone_on_with_by_any_number_of_workers(run: RunDir) -> No
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty filesystem of 64 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if shutil.which("mount") is None:
-        pytest.skip("this system has no mount")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"a filesystem can be mounted by root only: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def fill(disk: Path, leave: int) -> None:
-    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - leave))
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("write", [torch.save, save_file], ids=["torch", "safetensors"])
-def test_a_failed_write_is_an_os_error_and_leaves_its_room(
-    run: RunDir, small_disk: Path, write: Callable[[Any, Path], None]
-) -> None:
-    run = RunDir(small_disk)
+def test_a_failed_write_is_a_sentence_and_leaves_its_room(disk: Path, write: Callable[[Any, Path], None]) -> None:
+    run = RunDir(disk)
     scratch = run.checkpoints / "checkpoint-2"
     scratch.mkdir(parents=True)
-    fill(small_disk, MIB // 2)
-    with pytest.raises(OSError, match="No space left on device"), saving(run, main=True):
+    fill(disk, MIB // 2)
+    expected = rf"cannot write {scratch}: No space left on device \(its disk has"
+    with pytest.raises(KitError, match=expected) as caught, saving(run, main=True):
         write({"weight": torch.zeros(MIB)}, scratch / "weights")
+    assert caught.value.exit_code == ExitCode.RETRY
     assert not scratch.exists()
-    assert shutil.disk_usage(small_disk).free >= MIB // 4
+    assert shutil.disk_usage(disk).free >= MIB // 4
 
 
 def test_an_error_that_no_disk_made_stays_what_it_is(run: RunDir) -> None:
@@ -376,19 +364,19 @@ def whole(untrained: Path, one_thread: None, tmp_path_factory: pytest.TempPathFa
 )
 def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
     whole: tuple[str, RunDir],
-    small_disk: Path,
+    disk: Path,
     monkeypatch: pytest.MonkeyPatch,
     left: float,
     hidden: type[Exception] | None,
 ) -> None:
     """The second save finds room for a part of what it needs: seen before it begins, or hidden in a library's error."""
     recipe, expected = whole
-    run = RunDir(small_disk / "run")
+    run = RunDir(disk / "run")
 
     def needed_after_others_wrote(run: RunDir, trained: int, *, snapshot: bool) -> int:
         needed = space_needed(run, trained, snapshot=snapshot)
         if run.has_steps():
-            fill(small_disk, int(left * needed))
+            fill(disk, int(left * needed))
         return needed
 
     with monkeypatch.context() as patched:
@@ -399,17 +387,17 @@ def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
             train(recipe, [], run.path)
     assert caught.value.exit_code == ExitCode.RETRY
     if hidden is None:
-        assert "make space and start the same command again, it goes on from step 2" in caught.value.message
+        assert "Make room on that disk" in caught.value.message
     else:
         assert "No space left on device" in caught.value.message
-        assert caught.value.__cause__ is not None
-        assert isinstance(caught.value.__cause__.__cause__, hidden)
+        assert isinstance(caught.value.__cause__, hidden)
+    assert caught.value.message.endswith("then run the same command again: it resumes from step 2.")
     state = run.read_state()
     assert (state["state"], state["exit_code"]) == ("failed", 150)
     assert state["reason"] in caught.value.message
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-2"]
 
-    (small_disk / "filler").unlink()
+    make_room(disk)
     assert train(recipe, [], run.path) == ExitCode.FINISHED
     assert without_times(run.metrics()) == without_times(expected.metrics())
     assert list(run.completions()) == list(expected.completions())

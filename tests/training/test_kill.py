@@ -7,7 +7,6 @@ most saves find a half-full window of metrics. Six such runs are quick, the 24 a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import signal
@@ -17,13 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mini_r1.manifest import verify
 from mini_r1.rundir import RunDir
 
-from tests.conftest import ASSETS, without_times
+from tests.conftest import ASSETS
+from tests.training.outcome import outcome
 from tests.training.workers import Workers, train
 
 STEPS = 8
@@ -150,27 +148,3 @@ def test_a_run_killed_at_any_moment_ends_as_an_uninterrupted_one(
     assert sum(any(one.signal == signal.SIGKILL for one in each) for each in kills) >= killed, kills
     assert len({one.step for one in hit}) >= steps, kills
     assert sum(one.in_a_save for one in hit) >= in_a_save, kills
-
-
-def outcome(run: RunDir) -> dict[str, Any]:
-    """All that must not depend on kills."""
-    last = run.complete_checkpoints()[0]
-    assert last.step == STEPS
-    assert verify(last, run.run_id) is None
-    snapshot = run.complete_snapshots()[0]
-    assert verify(snapshot, run.run_id) is None
-    state = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-    return {
-        "metrics": without_times(run.metrics()),
-        "completions": list(run.completions()),
-        "state at the end": {name: hash_of(last.path / name) for name in state},
-        "snapshot": hash_of(snapshot.path / "model.safetensors"),
-        "watch": json.loads((last.path / "window.json").read_text())["watch"],
-        "checkpoints": [saved.step for saved in run.complete_checkpoints()],
-        "snapshots": [saved.step for saved in run.complete_snapshots()],
-        "state": [run.read_state()[key] for key in ("state", "step", "exit_code")],
-    }
-
-
-def hash_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -11,9 +11,9 @@ from typing import Final
 
 from mini_r1.cluster import hub
 from mini_r1.cluster.hub import Kind
-from mini_r1.cluster.places import existing
 from mini_r1.console import shown_bytes
 from mini_r1.countdown.problem import DataError
+from mini_r1.disk_errors import existing
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub_answers import NETWORK, cause
 

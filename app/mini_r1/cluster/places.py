@@ -44,9 +44,3 @@ def expanded(path: str, environment: Mapping[str, str]) -> Path:
         return Path(home + path[1:] if home and (path == "~" or path.startswith("~/")) else path).expanduser()
     except RuntimeError:
         return Path(path)
-
-
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next((folder for folder in (path, *path.parents) if folder.exists()), Path("/"))

@@ -23,9 +23,10 @@ from mini_r1.cluster import hub
 from mini_r1.cluster.hub import DATA, MODEL
 from mini_r1.cluster.hub_errors import AGAIN, cut_short, disk_error, in_words
 from mini_r1.cluster.hub_parts import Part, asked, named
-from mini_r1.cluster.places import existing, hub_cache, hub_home, is_offline
+from mini_r1.cluster.places import hub_cache, hub_home, is_offline
 from mini_r1.console import shown_bytes
 from mini_r1.countdown.data import fetch_hub
+from mini_r1.disk_errors import existing
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.model_kinds import later_kind_by_name, unknown_kind
 from mini_r1.provenance import utc_now

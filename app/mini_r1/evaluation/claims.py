@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from mini_r1.disk_errors import disk_error
 from mini_r1.errors import KitError
 from mini_r1.rundir import RunDir, locked
 
@@ -45,6 +46,9 @@ def refuse_unwritable(run: RunDir) -> None:
     try:
         run.evaluation.mkdir(exist_ok=True)
     except OSError as error:
+        full = disk_error(error)
+        if full is not None:
+            raise full from error
         fault = error.strerror
     if fault is None and not os.access(run.evaluation, os.W_OK):
         fault = "not ours to write, or a read-only filesystem"

@@ -13,7 +13,8 @@ from rich.console import Console
 
 import mini_r1
 from mini_r1.console import ProgressLine, printable
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.disk_errors import disk_errors
+from mini_r1.errors import KitError
 from mini_r1.evaluation import source as sources
 from mini_r1.evaluation.claims import claimed
 from mini_r1.evaluation.engines import Engines
@@ -133,15 +134,9 @@ def _measured(work: Work, chosen: Source, path: Path | None, title: str, steps_a
     result = {**figures, "provenance": _provenance(chosen, work.problems, completer, work.source)}
     if path is not None:
         result["provenance"]["written_to"] = str(path)
-        try:
+        with disk_errors(path.parent, lambda: "what was measured before is kept"):
             write_jsonl(completions_of(path), evaluation.rows(step_of(chosen)))
             write_json(path, result)  # last: with it the step counts as measured
-        except OSError as error:
-            raise KitError(
-                f"cannot write {path}: {error.strerror}. What was measured before is kept; once there is room, the "
-                "same command goes on",
-                ExitCode.RETRY,
-            ) from error
     return result
 
 

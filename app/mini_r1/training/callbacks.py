@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mini_r1.append_file import JsonLines
 from mini_r1.recipe import Recipe
-from mini_r1.rundir import JsonLines
 from mini_r1.training.phases import Phases
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.terminal import TrainingLine

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,13 +16,14 @@ import torch
 from accelerate.utils import gather_object
 from peft import PeftModel
 from rich.console import Console
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from mini_r1.console import shown_bytes
+from mini_r1.disk_errors import disk_error, disk_errors, hidden_disk_error
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.manifest import Saved, digests, seal, tidy, verify
 from mini_r1.rundir import RunDir
+from mini_r1.training.run_logs import LOGS, lost_logs, sync_logs
 from mini_r1.training.world import World
 
 _OF_A_RANK = re.compile(
@@ -35,8 +36,6 @@ CHECKPOINT_BYTES = 4 + 2 * 4
 writes the model's weights on top, ZeRO-2 twice."""
 SNAPSHOT_BYTES = 2
 """For each trained parameter: 16 bits."""
-FULL_BYTES = 1 << 20
-"""With less than this left after a failed write, a disk is called full."""
 
 
 def save_snapshot(
@@ -78,7 +77,7 @@ def save_snapshot(
         model.save_pretrained(scratch, state_dict=saved, safe_serialization=True)
         _write_dtype(scratch / "config.json", dtype)
     tokenizer.save_pretrained(scratch)
-    seal(scratch, run.snapshots / f"step-{step}", run_id=run.run_id)
+    seal(scratch, run.snapshots / f"step-{step}", run_id=run.require_id())
 
 
 def _write_dtype(config: Path, dtype: torch.dtype) -> None:
@@ -112,8 +111,8 @@ def seal_together(folder: Path, run: RunDir, step: int, world: World, facts: dic
     own = digests(folder, [name for name in names if written_by(name, world.size) == world.rank])
     files = {name: digest for part in gather_object([own]) for name, digest in part.items()}
     if world.main:
-        facts = {"world_size": world.size, **facts}
-        seal(folder, run.checkpoints / f"step-{step}", run_id=run.run_id, files=files, **facts)
+        facts = {"world_size": world.size, **facts, LOGS: sync_logs(run)}  # synced before the manifest is written
+        seal(folder, run.checkpoints / f"step-{step}", run_id=run.require_id(), files=files, **facts)
         run.prune_checkpoints()
     world.wait()
 
@@ -140,51 +139,68 @@ def check_space(run: RunDir, needed: int) -> None:
     """Look for room before a save writes its first byte. A quota is not seen here: it fails the write itself.
 
     Raises:
-        KitError: the disk has less than `needed` bytes left; retryable, because the run can go on once there is space.
+        KitError: the disk has less than `needed` bytes left, or the run directory is gone; retryable.
     """
+    with disk_errors(run.path, lambda: next_start(run)):
+        run.require_id()
     free = shutil.disk_usage(run.path).free
     if free >= needed:
         return
-    newest = run.complete_checkpoints()[:1]
-    start = f"from step {newest[0].step}" if newest else "from the beginning"
     raise KitError(
         f"a checkpoint and its snapshot need {shown_bytes(needed)}, and the disk of {run.path} has "
-        f"{shown_bytes(free)} left: make space and start the same command again, it goes on {start}",
+        f"{shown_bytes(free)} left. Make room on that disk, then run the same command again: {next_start(run)}.",
         ExitCode.RETRY,
     )
 
 
+def next_start(run: RunDir) -> str:
+    """Return what the next start does, for the end of an error message."""
+    with suppress(OSError):
+        if os.path.isdir(run.path):
+            newest = run.complete_checkpoints()[:1]
+            return f"it resumes from step {newest[0].step}" if newest else "it starts from the beginning"
+    return "it resumes from the last complete checkpoint"
+
+
 @contextmanager
 def saving(run: RunDir, main: bool) -> Iterator[None]:
-    """Delete what a failed save has written so far, and say what failed it.
-
-    On a full disk, safetensors raises its own error and torch.save a RuntimeError about positions in a file.
+    """Delete what a failed save has written so far, and describe an error of the disk.
 
     Args:
         run: whose half-written save rank 0 deletes: state.json and the log need room to tell what happened.
         main: whether this is rank 0.
 
     Raises:
-        OSError: ENOSPC or EIO, in place of those two.
+        KitError: the disk failed; retryable.
     """
     try:
         yield
     except Exception as error:
-        number = errno.ENOSPC if shutil.disk_usage(run.path).free < FULL_BYTES else errno.EIO
+        failed = hidden_disk_error(error, _unfinished(run))
+        # Before room is made: it says how much there was.
+        described = None if failed is None else disk_error(failed, run.path, next_start(run))
         if main:
+            _close_files(error)
             with suppress(OSError):  # a disk that has become read-only; the first error says more
                 tidy(run.checkpoints)
                 tidy(run.snapshots)
-        if _hides_a_failed_write(error):
-            raise OSError(number, os.strerror(number), str(run.path)) from error
-        raise
+        if described is None:
+            raise
+        raise described from error
 
 
-def _hides_a_failed_write(error: Exception) -> bool:
-    if isinstance(error, SafetensorError):
-        return "IoError" in str(error)
-    # torch 2.5.1's writer: "[enforce fail at inline_container.cc:603] . unexpected pos 384 vs 342"
-    return isinstance(error, RuntimeError) and any(x in str(error) for x in ("inline_container", "PytorchStreamWriter"))
+def _close_files(error: BaseException | None) -> None:
+    """Free what the functions that failed held: torch.save's writer holds its file, and that its room on the disk."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def _unfinished(run: RunDir) -> Path:
+    """Return the folder that a save is writing, the run's where that is not known."""
+    with suppress(OSError):
+        return next(iter([*run.checkpoints.glob("checkpoint-*"), *run.snapshots.glob(".step-*")]), run.path)
+    return run.path
 
 
 def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_stage: int = 0) -> Saved | None:
@@ -208,6 +224,9 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_st
         if fault is None:
             _refuse_other_shards(saved, world_size, zero_stage)
             run.prune_checkpoints()  # a kill may have come between the last save and its pruning
+            warning = lost_logs(run, saved)
+            if warning is not None:
+                console.print(warning, style="yellow", markup=False)
             return saved
         aside = run.set_aside(saved)
         console.print(

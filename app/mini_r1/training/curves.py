@@ -6,12 +6,21 @@ controls and invisible characters written out.
 
 from __future__ import annotations
 
+import itertools
+import os
+import platform
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-from torch.utils.tensorboard.writer import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import writer
 from transformers.integrations import TensorBoardCallback
 
+from mini_r1.append_file import AppendFile
 from mini_r1.console import printable
 from mini_r1.rundir import RunDir
 
@@ -21,6 +30,43 @@ OF_EACH = 2
 """Completions of a step that are right, and as many that are not."""
 SHOWN_CHARACTERS = 4_000
 """Of one; completions.jsonl has all of them."""
+_NUMBERS = itertools.count()
+"""Part of an event file's name: one process may write several."""
+
+
+class EventFile:
+    """A file of TensorBoard events, written by the thread that adds them.
+
+    Has the methods of tensorboard 2.18's EventFileWriter, whose own thread prints a traceback when the disk is full.
+
+    Args:
+        folder: where.
+        unused: limits of a queue that is not here.
+    """
+
+    def __init__(self, folder: str, *unused: Any) -> None:
+        self._folder = folder
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time():010.0f}.{platform.node()}.{os.getpid()}.{next(_NUMBERS)}"
+        self._file = AppendFile(Path(folder) / name)
+        self._records = RecordWriter(self._file)
+        self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def get_logdir(self) -> str:
+        """Return the folder."""
+        return self._folder
+
+    def add_event(self, event: Event) -> None:
+        """Append an event."""
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Do nothing: every event is written at once."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class Curves(TensorBoardCallback):
@@ -34,7 +80,8 @@ class Curves(TensorBoardCallback):
     """
 
     def __init__(self, run: RunDir, start: int, steps: int) -> None:
-        super().__init__(SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None))
+        with patch.object(writer, "EventFileWriter", EventFile):
+            super().__init__(writer.SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None))
         self._every = max(1, steps // TEXTS)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from mini_r1.processes import this_process
 from mini_r1.recipe import Recipe
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.rundir import RunDir
 from mini_r1.training.supervised import Supervisor
 from mini_r1.training.world import World
 
@@ -63,8 +63,8 @@ class Phases:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None or self._attempt is not None or not self._world.main:
             return
-        with contextlib.suppress(OSError):
-            if self._before:
-                write_json(self._run.state_file, self._before, sync=False)
-            else:
+        if self._before:
+            self._run.restore_state(self._before)
+        else:
+            with contextlib.suppress(OSError):
                 self._run.state_file.unlink(missing_ok=True)

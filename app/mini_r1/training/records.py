@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,12 +131,26 @@ def _devices() -> list[str]:
     return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
+class LogFile(logging.FileHandler):
+    """A log file that loses lines on a full disk, silently: what a run can't do without reports the disk itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Report an error other than the disk's; the lines are kept and written with a later one, if there is room."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file; the last error must not replace the one that ended the run."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Log this rank's messages to a file meanwhile; the terminal shows progress and errors only."""
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from transformers import set_seed
 
 from mini_r1.countdown import task
 from mini_r1.deepspeed_file import DeepSpeedFile
+from mini_r1.disk_errors import disk_error, disk_errors
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.model import eos_token_ids
 from mini_r1.manifest import Saved
@@ -23,11 +23,12 @@ from mini_r1.starting import finished_step, say_finished
 from mini_r1.training import order, prepare, pushing, records
 from mini_r1.training.arguments import grpo_config
 from mini_r1.training.callbacks import RunCallback
-from mini_r1.training.checkpoints import checkpoint_to_resume
+from mini_r1.training.checkpoints import checkpoint_to_resume, next_start
 from mini_r1.training.curves import Curves
 from mini_r1.training.engine_setup import start_engine, sync_check
 from mini_r1.training.gpu_check import refuse_broken_gpu
 from mini_r1.training.phases import Phases
+from mini_r1.training.run_logs import cut_samples
 from mini_r1.training.samples import CompletionLog
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 OnRollout = Callable[[int, list[dict[str, Any]]], None]
 """Takes a step and its completions."""
-RETRYABLE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE})
-"""Disk full, quota, I/O error, stale network file: the machine's fault, not the recipe's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,7 @@ def train(
         stack.enter_context(job.stop)
         stack.callback(world.leave)
         stack.enter_context(world.lost_in_words())
+        stack.enter_context(disk_errors(run.path, lambda: next_start(run)))
         world.from_main(lambda: stack.enter_context(run.claimed()))
         finished_at = world.from_main(lambda: finished_step(run, recipe))
         if finished_at is not None:
@@ -195,6 +195,8 @@ def _attempt(
             recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line, push.saved if push else _nothing
         )
         stack.callback(callback.close)
+        if world.main:
+            cut_samples(run, resume)
         log = stack.enter_context(CompletionLog(attempt, run.completion_samples)) if world.main else None
         curves = Curves(run, start, steps) if world.main else None
         eos = eos_token_ids(policy.model, policy.tokenizer)
@@ -264,7 +266,7 @@ def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Ou
     """Record a run that reached its last step, or stopped in order before it.
 
     Raises:
-        KitError: the run stopped because of what its recipe watches for.
+        KitError: the run stopped because of what its recipe watches for, or its end cannot be recorded.
     """
     step, trouble = trainer.state.global_step, trainer.stopped_by
     if trouble is not None:
@@ -273,8 +275,7 @@ def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Ou
         state, code, reason = "finished", ExitCode.FINISHED, "finished"
     else:
         return _interrupted(job, attempt, step)
-    if job.world.main:
-        job.run.write_state(state, step=step, exit_code=int(code), reason=reason, attempt=attempt)
+    _record_end(job, state, step=step, exit_code=int(code), reason=reason, attempt=attempt)
     if trouble is not None:
         raise KitError(
             f"stopped at step {step} because the recipe says watch.{trouble.name}: stop: {reason}. The last complete "
@@ -287,9 +288,25 @@ def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Ou
 def _interrupted(job: _Job, attempt: int, step: int) -> Outcome:
     """Record a run that was asked to stop after this step."""
     code, reason = ExitCode.INTERRUPTED, job.stop.signal_name or "a signal to another worker"
-    if job.world.main:
-        job.run.write_state("interrupted", step=step, exit_code=int(code), reason=reason, attempt=attempt)
+    _record_end(job, "interrupted", step=step, exit_code=int(code), reason=reason, attempt=attempt)
     return Outcome(code, step)
+
+
+def _record_end(job: _Job, state: str, *, attempt: int, **facts: Any) -> None:
+    """Record how a run ended; every rank has to call it, because they end alike.
+
+    Raises:
+        KitError: the disk failed, and so the run did.
+    """
+
+    def record() -> None:
+        try:
+            job.run.write_state(state, attempt=attempt, **facts)
+        except OSError as error:
+            _failed(job, attempt, error)
+            raise
+
+    job.world.from_main(record)
 
 
 def _failed(job: _Job, attempt: int, error: BaseException) -> None:
@@ -298,15 +315,15 @@ def _failed(job: _Job, attempt: int, error: BaseException) -> None:
     Raises:
         KitError: the machine was at fault: the same command may succeed later.
     """
+    described = disk_error(error, job.run.path, next_start(job.run)) if isinstance(error, OSError) else None
     logger.exception("training failed")
-    retry = isinstance(error, OSError) and error.errno in RETRYABLE_ERRNOS
-    code = ExitCode.RETRY if retry else error.exit_code if isinstance(error, KitError) else ExitCode.FAILED
-    reason = error.message if isinstance(error, KitError) else f"{type(error).__name__}: {error}"
+    failure = described or error
+    code, reason = ExitCode.FAILED, f"{type(error).__name__}: {error}"
+    if isinstance(failure, KitError):
+        code, reason = failure.exit_code, failure.message
     if job.world.main:
         step = job.run.read_state().get("step", 0)
-        try:
-            job.run.write_state("failed", step=step, exit_code=int(code), reason=reason, attempt=attempt)
-        except OSError:
-            logger.exception("state.json could not be written either")
-    if retry:
-        raise KitError(f"{reason}; the last complete checkpoint stands: mend that and start again", code) from error
+        if not job.run.write_last_state("failed", step=step, exit_code=int(code), reason=reason, attempt=attempt):
+            logger.error("state.json cannot be written either")
+    if described is not None:
+        raise described from error

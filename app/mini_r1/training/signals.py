@@ -85,7 +85,8 @@ class StopRequest:
         self._own = signal.Signals(number).name
         # os.write and not print: a handler may run in the middle of another print.
         text = f"\n{self._own}: saving what is done, then exiting; a second signal exits without saving\n"
-        os.write(sys.stderr.fileno(), text.encode())
+        with contextlib.suppress(OSError):  # a full disk under it
+            os.write(sys.stderr.fileno(), text.encode())
 
 
 class _Herald:

@@ -29,10 +29,12 @@ from transformers import PreTrainedTokenizerFast
 from mini_r1.builtin_models import BuiltinModel
 from mini_r1.console import ProgressLine
 from mini_r1.countdown.task import Problem
+from mini_r1.disk_errors import disk_error, hidden_disk_error
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.model import device
 from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
+from mini_r1.manifest import sync_path
 from mini_r1.recipe import Recipe, WarmStartRecipe
 from mini_r1.rundir import write_json
 from mini_r1.training import from_scratch, traces, warm_progress
@@ -170,20 +172,27 @@ def make(job: WarmStart, progress: Progressed, stop: Stop = never) -> None:
         _make_in(scratch, job, progress, stop)
         try:
             scratch.rename(directory)
+            sync_path(directory.parent)
         except OSError:  # another process was faster: its model is the same
             if not is_made(directory):
                 raise
         warm_progress.delete(job.progress_file())
-    except (OSError, SafetensorError) as error:  # the latter is safetensors' word for a full disk
-        raise _unusable(error) from error
+    except Exception as error:
+        failed = hidden_disk_error(error, scratch)
+        if failed is None:
+            raise
+        raise _unusable(failed) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _unusable(error: Exception) -> KitError:
+def _unusable(error: OSError) -> KitError:
+    root = cache_root()
+    full = disk_error(error)
+    cause = full.message if full else f"{error.filename}: {error.strerror}."
     return KitError(
-        f"a model made here cannot be kept in {cache_root()} ({error}): make room or mount a volume there, or set "
-        "MINI_R1_CACHE to a folder that this user can write",
+        f"a model made here cannot be kept in {root}: {cause} Or set MINI_R1_CACHE to a folder that this user can "
+        "write, with room for it.",
         ExitCode.RETRY,
     )
 
@@ -211,6 +220,8 @@ def _make_in(folder: Path, job: WarmStart, progress: Progressed, stop: Stop) -> 
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():  # else a power cut may leave the last file, and an empty model
+        sync_path(path)
     seconds = round(time.perf_counter() - started, 1)
     write_json(folder / MADE, {"seconds": seconds, "device": str(device()), "arithmetic_accuracy": accuracy})
 

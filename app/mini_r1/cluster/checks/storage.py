@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.cluster.checks.case import GIB, Case
-from mini_r1.cluster.places import cache_home, existing, expanded, hub_cache, is_offline
+from mini_r1.cluster.places import cache_home, expanded, hub_cache, is_offline
 from mini_r1.console import shown_bytes
+from mini_r1.disk_errors import existing
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.rundir import OURS, SCRATCH, RunDir
 

@@ -299,10 +299,7 @@ def _record(run: RunDir, ending: Ending, step: int) -> None:
     how = "interrupted" if ending.code == ExitCode.INTERRUPTED else "failed"
     reason = ending.text.partition("\n")[0] or "the workers ended without a word"
     facts = {"step": max(step, int(state.get("step", 0))), "exit_code": int(ending.code), "reason": reason}
-    try:
-        run.write_state(how, **facts, attempt=state.get("attempt"))
-    except OSError:
-        return  # a disk that is gone or full: the exit code says as much
+    run.write_last_state(how, **facts, attempt=state.get("attempt"))
 
 
 def _devices_in_words(devices: Devices) -> str:

@@ -1,0 +1,40 @@
+"""What a run leaves at its end, as far as it must not depend on how it got there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mini_r1.manifest import verify
+from mini_r1.rundir import RunDir
+
+from tests.conftest import without_times
+
+STATE = ("model.safetensors", "optimizer.pt", "scheduler.pt")
+"""Files of a checkpoint, besides the random states of every rank."""
+
+
+def outcome(run: RunDir) -> dict[str, Any]:
+    """Return all that must be as in an uninterrupted run, by what it is."""
+    last, snapshot = run.complete_checkpoints()[0], run.complete_snapshots()[0]
+    assert verify(last, run.run_id) is None
+    assert verify(snapshot, run.run_id) is None
+    names = [*STATE, *sorted(path.name for path in last.path.glob("rng_state*.pth"))]
+    return {
+        "metrics": without_times(run.metrics()),
+        "completions": list(run.completions()),
+        "samples": {path.name: path.read_text() for path in run.completion_samples.iterdir()},
+        "state at the end": {name: hash_of(last.path / name) for name in names},
+        "snapshot": hash_of(snapshot.path / "model.safetensors"),
+        "watch": json.loads((last.path / "window.json").read_text())["watch"],
+        "checkpoints": [saved.step for saved in run.complete_checkpoints()],
+        "snapshots": [saved.step for saved in run.complete_snapshots()],
+        "state": [run.read_state()[key] for key in ("state", "step", "exit_code")],
+    }
+
+
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
