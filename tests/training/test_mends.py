@@ -16,7 +16,7 @@ from mini_r1.commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation import sampler
 from mini_r1.rundir import RunDir
-from mini_r1.training import engines
+from mini_r1.training import checkpoints, engines
 from mini_r1.training import trainer as kit_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -101,13 +101,14 @@ def test_older_checkpoints_go_only_after_the_new_one_is_complete(
     assert seen == [["checkpoint-1"], ["checkpoint-2"]]
 
     run, at_seal = RunDir(tmp_path / "run"), []
-    seal = kit_trainer.seal
+    seal = checkpoints.seal
 
-    def look(*args: Any, **kwargs: Any) -> None:
-        at_seal.append([saved.step for saved in run.complete_checkpoints()])
-        seal(*args, **kwargs)
+    def look(scratch: Path, final: Path, **kwargs: Any) -> None:
+        if final.parent == run.checkpoints:
+            at_seal.append([saved.step for saved in run.complete_checkpoints()])
+        seal(scratch, final, **kwargs)
 
-    monkeypatch.setattr(kit_trainer, "seal", look)
+    monkeypatch.setattr(checkpoints, "seal", look)
     train(str(small_recipe(save_steps=1)), [], run.path)
     assert at_seal == [[], [1], [2, 1], [3, 2]]
     assert [saved.step for saved in run.complete_checkpoints()] == [4, 3]
