@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 from mini_r1.console import as_markdown
-from mini_r1.errors import KitError
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.report import drawing, markdown
 from mini_r1.report.build import MAX_BYTES, build, json_for_page
 from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
@@ -26,6 +26,7 @@ from mini_r1.report.summary import summarise
 from mini_r1.rundir import RunDir, write_json
 
 from tests.report.made_run import HOSTILE, make_run
+from tests.small_disk import fill, small_disk
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.usefixtures("drawn")
@@ -182,6 +183,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(RunDir, "metrics", refused)
     with pytest.raises(KitError, match=r"attempts/1/metrics.jsonl: cannot be read: Permission denied"):
         build([run])
+
+
+def test_a_full_disk_under_the_page_or_the_markdown_is_worth_a_retry(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=2).path
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        (disk / "folder").mkdir()
+        fill(disk, 0)
+        for out, images in ((disk / "page.html", None), (tmp_path / "page.html", disk / "folder")):
+            with pytest.raises(KitError, match=f"cannot write {disk}/.*: No space left on device") as caught:
+                build([run], out, markdown=images)
+            assert caught.value.exit_code == ExitCode.RETRY
+        assert [path.name for path in disk.rglob("*") if path.is_file()] == ["filler"]
 
 
 def test_plots_are_only_what_a_strict_page_takes(run_path: Path) -> None:

@@ -29,6 +29,7 @@ from tests.training.outcome import outcome
 from tests.training.workers import Ended, Workers, train
 
 Action = Callable[..., object]
+NOBODY = 65534
 
 
 def train_until(opened: int, action: Action, arguments: tuple[Any, ...], *args: Any) -> None:
@@ -237,7 +238,7 @@ def forbidden(run: Path) -> None:
     root = os.geteuid() == 0
     os.chmod(run.parent, 0o700 if root else 0o000)
     if root:  # whose rights are those of another user from here on, as far as files are concerned
-        ctypes.CDLL(None).setfsuid(65534)
+        ctypes.CDLL(None).setfsuid(NOBODY)
 
 
 def renamed(run: Path) -> None:
@@ -280,6 +281,9 @@ SAID = {
 def test_a_run_directory_that_can_no_longer_be_written_is_150(
     recipe: Path, disk: Path, whole: Callable[..., Whole], action: Action, numbers: range
 ) -> None:
+    others = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    if action is forbidden and os.geteuid() == 0 and all(int(first) + int(size) <= NOBODY for first, _, size in others):
+        pytest.skip("no other user in this user namespace, whose rights could be missing")
     for number in numbers:
         folder = disk / str(number)
         folder.mkdir()

@@ -17,6 +17,7 @@ from typing import Any
 
 import mini_r1
 from mini_r1.countdown import task
+from mini_r1.disk_errors import disk_error
 from mini_r1.errors import KitError
 from mini_r1.report import drawing, samples, seed, summary
 from mini_r1.report import markdown as markdown_room
@@ -124,7 +125,7 @@ def _said_if_not_read(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # no right to it, or a disk's fault: what is missing would be half of the truth
-        raise KitError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+        raise disk_error(error) or KitError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -132,7 +133,7 @@ def _said_if_not_written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:  # its own name is that of a scratch file, which nobody asked for
-        raise KitError(f"{path}: cannot be written: {error.strerror}") from error
+        raise disk_error(error) or KitError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _check_target(target: Path) -> None:
