@@ -151,7 +151,9 @@ def read(module: str, session: Path) -> Iterator[Mutant]:
             if result.worker_outcome != WorkerOutcome.NORMAL:
                 raise RuntimeError(f"{module}:{lines[job]}: {result.worker_outcome}: {result.output}")
             changed = [line for line in result.diff.splitlines() if not line.startswith(("---", "+++"))]
-            before, after = (" ".join(line[1:].strip() for line in changed if line[:1] == sign) for sign in "-+")
+            before, after = (
+                " ".join(filter(None, (line[1:].strip() for line in changed if line[:1] == sign))) for sign in "-+"
+            )
             yield Mutant(module, lines[job], before, after, result.test_outcome == TestOutcome.KILLED)
 
 

@@ -15,6 +15,11 @@ def test_each_pass_uses_every_row_once() -> None:
     assert len(set(order[20:])) == 5
 
 
+def test_a_seed_is_an_order_with_every_version_of_the_kit() -> None:
+    """A run that is resumed goes on with the next problem, so this may not change."""
+    assert run_order(rows=5, count=12, seed=1) == [2, 1, 0, 4, 3, 1, 4, 2, 0, 3, 4, 1]
+
+
 def test_a_longer_run_begins_like_a_shorter_one() -> None:
     assert run_order(10, 40, 1)[:25] == run_order(10, 25, 1)
     assert run_order(10, 25, 1) != run_order(10, 25, 2)
@@ -22,6 +27,8 @@ def test_a_longer_run_begins_like_a_shorter_one() -> None:
 
 def test_epochs_become_whole_optimizer_steps() -> None:
     assert total_steps(max_steps=450, epochs=3.0, rows=10, prompts_per_step=4) == 450
+    assert total_steps(max_steps=1, epochs=3.0, rows=10, prompts_per_step=4) == 1
+    assert total_steps(max_steps=0, epochs=3.0, rows=10, prompts_per_step=4) == 8
     assert total_steps(max_steps=-1, epochs=1.0, rows=10, prompts_per_step=4) == 3
     assert total_steps(max_steps=-1, epochs=0.01, rows=10, prompts_per_step=4) == 1
 
