@@ -132,6 +132,7 @@ def test_no_text_of_the_grammars_own_characters_raises(text: str) -> None:
         ("7 + 7", [7, 5], 14, "number 7 used twice"),
         ("7 + 7 + 7", [7, 7], 14, "number 7 used 3 times, given twice"),
         ("7 + 5", [7, 5, 7], 14, "number 7 used once, given twice"),
+        ("5 + 7", [5, 7, 7], 12, "number 7 used once, given twice"),
         ("7", [7, 5], 7, "number 5 not used"),
         ("7 + 5 + 9", [7, 5], 21, "number 9 is not among the numbers"),
         ("9" * 400, [7], 21, f"number {'9' * 24}... is not among the numbers"),
