@@ -152,6 +152,7 @@ def test_length() -> None:
 def test_random_is_a_fair_and_fixed_coin() -> None:
     tosses = [REWARDS["random"](f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
     assert set(tosses) == {0.0, 1.0}
+    assert tosses[:12] == [0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 1, 0]  # with every version: it is an experiment's control
     assert abs(sum(tosses) / 4000 - 0.5) < 0.04
     assert tosses == [REWARDS["random"](f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
     assert tosses != [REWARDS["random"](f"completion {i}", Problem((1, 2), 4)) for i in range(4000)]
