@@ -29,6 +29,20 @@ def test_every_reward_has_a_weight() -> None:
         judge([Completion(PROBLEM, "", [1], [1], False, RIGHT)], RewardPlan(("equation", "format"), (2.0,)))
 
 
+def test_what_nobody_has_judged_has_no_reward_and_is_not_left_out() -> None:
+    (found,) = completions(*[Completion(PROBLEM, "", [1], [1], False).reward])
+    assert (found.reward, found.advantage, found.group_differs) == (0.0, 0.0, True)
+    plan = RewardPlan(("equation",), (1.0,))
+    assert (plan.scale, plan.drop_equal_groups) == (True, False)
+
+
+def test_a_row_needs_a_name_for_each_reward() -> None:
+    (found,) = completions(0.0)
+    judge([found], RewardPlan(("equation", "words"), (1.0, 1.0)))
+    with pytest.raises(ValueError, match="zip"):
+        found.record(1, ["equation"])
+
+
 def test_a_row_has_what_is_known_of_a_completion() -> None:
     (found,) = [Completion(PROBLEM, "a prompt", [1, 2], [3, 4, 5], True, RIGHT, advantage=0.5)]
     judge([found], RewardPlan(("words",), (4.0,)))
