@@ -39,7 +39,7 @@ def test_a_module_and_its_tests_are_there(module: str) -> None:
 
 @pytest.mark.parametrize("entry", EQUIVALENT, ids=lambda entry: f"{entry['module']}: {entry['before']}")
 def test_a_line_whose_mutants_are_equivalent_is_there(entry: dict[str, Any]) -> None:
-    assert len(entry["reason"]) > 20
+    assert entry["reason"].endswith(".")
     assert entry["after"]
     assert entry["before"] not in entry["after"]
     names = list(MODULES) if entry["module"] == "*" else [entry["module"]]

@@ -30,7 +30,7 @@ def test_every_reward_has_a_weight() -> None:
 
 
 def test_what_nobody_has_judged_has_no_reward_and_is_not_left_out() -> None:
-    (found,) = completions(*[Completion(PROBLEM, "", [1], [1], False).reward])
+    found = Completion(PROBLEM, "", [1], [1], False)
     assert (found.reward, found.advantage, found.group_differs) == (0.0, 0.0, True)
     plan = RewardPlan(("equation",), (1.0,))
     assert (plan.scale, plan.drop_equal_groups) == (True, False)
