@@ -201,7 +201,7 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
         run.prepare.load_policy = lambda *_: policy
         # The longest prompt of all the run's problems may be longer than of these rows.
         run.prepare.ordered_dataset = lambda *_: rows
-        run.train(recipe, RunDir(scratch / f"run-{out.stem}"), ["bench"], Console(file=sys.stderr), data)
+        run.train(recipe, RunDir(scratch / f"run-{out.stem}"), ["bench"], Console(file=sys.stderr))
 
 
 def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str, int], longest: int) -> dict[str, Any]:

@@ -254,12 +254,12 @@ def on_two_ranks(stage: int, policy: Path, run: RunDir) -> None:
 @pytest.mark.parametrize("stage", [2, 3])
 def test_sharded_checkpoints_are_whole_and_gone_on_from_exactly(untrained: Path, tmp_path: Path, stage: int) -> None:
     run = RunDir(tmp_path / "run")
-    run.path.mkdir()
+    run.attempts.mkdir(parents=True)
     write_json(run.run_file, {"run_id": "5" * 32})
     on_two_ranks(stage, untrained, run)
     newest, first = run.complete_checkpoints()
     assert (newest.step, first.step) == (2, 1)
-    assert newest.facts == {"run_id": "5" * 32, "world_size": RANKS, "zero_stage": stage}
+    assert newest.facts == {"run_id": "5" * 32, "world_size": RANKS, "zero_stage": stage, "logs": {}}
     assert verify(newest, run.run_id) is None
     files = json.loads((newest.path / "manifest.json").read_text())["files"]
     written = {rank: [name for name in files if written_by(name, RANKS) == rank] for rank in range(RANKS)}
