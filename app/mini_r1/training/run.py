@@ -88,6 +88,7 @@ def train(
     refuse_broken_gpu()
     prepare.tune_machine(recipe)
     world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
+    world.on_done = supervisor.beat_again
     shown = console if world.main else Console(quiet=True)
     job = _Job(recipe, run, command, shown, world, StopRequest(supervisor, world), deepspeed)
     with ExitStack() as stack:

@@ -33,6 +33,7 @@ class Supervisor:
     def __init__(self, folder: Path | None, rank: int) -> None:
         self._folder = folder
         self._rank = rank
+        self._last: tuple[str, int, int | None] = ("start", 0, None)
 
     @classmethod
     def from_environment(cls) -> Supervisor:
@@ -56,12 +57,17 @@ class Supervisor:
 
     def beat(self, phase: str, step: int = 0, attempt: int | None = None) -> None:
         """Tell the launcher that a phase begins."""
+        self._last = (phase, step, attempt)
         if self._folder is None:
             return
         facts = {"step": step, "phase": phase, "attempt": attempt, "time": time.time(), "pid": os.getpid()}
         # A disk that is full is told by whoever has something to save, and a heartbeat left out ends in a hang's words.
         with contextlib.suppress(OSError):
             write_json(self._folder / f"rank-{self._rank}.heartbeat", facts, sync=False)
+
+    def beat_again(self) -> None:
+        """Tell the launcher that this worker has done its part of the phase: who is silent for longer is waited for."""
+        self.beat(*self._last)
 
     def asked_to_stop(self) -> str | None:
         """The name of the signal that the launcher got, None if it got none."""

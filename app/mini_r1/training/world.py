@@ -43,6 +43,8 @@ class World:
         self.size: int = state.num_processes
         self.main = self.rank == 0
         self._state = state
+        self.on_done: Callable[[], None] = lambda: None
+        """Called by `unless_stopped` when this rank's part is done, before it waits for the others."""
         # Rank 0 serves it in a thread, also while it computes.
         self._store: Any = torch.distributed.distributed_c10d._get_default_store() if self.size > 1 else None
 
@@ -96,6 +98,7 @@ class World:
         results: list[T] = []
         with suppress(Stopped):
             results.append(function())
+        self.on_done()
         if self.any(not results):
             raise Stopped
         return results[0]
