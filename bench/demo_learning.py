@@ -120,7 +120,7 @@ def over_seeds(learned: list[dict[str, Any]]) -> list[str]:
         told("rise", [r["rise"]["sampled"] for r in learned], "+.1%"),
         told("tries per answer after", [r["after"]["tries"] for r in learned], ".2f"),
         told("O/E after, against the random solver", [s["observed_over_expected"] for s in solvers], ".2f"),
-        "random solver, success after so many tries, median: "
+        "random solver, success by number of tries, median: "
         + ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items()),
     ]
 

@@ -104,7 +104,7 @@ def main() -> int:
         print(json.dumps({"alone": alone, "as a model": models, "bars": {bar: fair}}))
         return 0 if fair else 1
     for name, of in alone.items():
-        print(f"{name}: success after so many tries")
+        print(f"{name}: success by number of tries")
         print(f"{'':15}" + "".join(f"{tries:>8}" for tries in next(iter(of.values()))))
         for solver, found in of.items():
             print(f"{solver:15}" + "".join(f"{share:8.1%}" for share in found.values()))

@@ -38,7 +38,7 @@ QUICK = (
 PATH = """\
 What this shows: the training path of the big run - prompt, rewards, rollout,
 GRPO, checkpoints - on a model of 120 thousand parameters."""
-NO_RISE = "Success on problems the model never saw did not rise in this run, as far as its interval can tell."
+NO_RISE = "Success on problems the model never saw did not rise in this run: the interval of the rise includes 0."
 RISE = "Success on problems the model never saw rose by {points:.1f} points."
 MORE_TRIES = """\
 The model was taught to try things and to give up early, and learned by itself
@@ -83,7 +83,7 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
 
     start = starting_point(run)
     samples = None if any(run.held_out_results()) else SAMPLES  # None: as many as there are, which may be more
-    with stopped_in_order(lambda: f"stopped: {run.path} is trained, and the same command goes on with measuring it"):
+    with stopped_in_order(lambda: f"stopped: {run.path} is trained, and the same command measures it"):
         before, after = (
             evaluate_run_or_model(
                 str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
@@ -136,7 +136,7 @@ def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Of each problem its greedy answer and the sampled ones that are kept."""
+    """Return the greedy answer of each problem, followed by the sampled ones that are kept."""
     answers: list[list[dict[str, Any]]] = []
     for row in read_jsonl(completions_of(Path(evaluation["provenance"]["written_to"]))):
         if row["kind"] == "greedy":
@@ -164,7 +164,8 @@ def _show(result: dict[str, Any], before: dict[str, Any], after: dict[str, Any])
     console.print(table)
     at_tries = after["baselines"]["random_solver"]["success_at_tries"]
     console.print(
-        "random solver, after so many tries: " + ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items())
+        "random solver, success by number of tries: "
+        + ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items())
     )
     rise = result["rise"]
     console.print(

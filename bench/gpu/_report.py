@@ -226,7 +226,7 @@ def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
     for problems, sets in result["measured"].items():
         for name, figures in sets["after"]["solvers"].items():
             shares = ", ".join(f"{tries}: {share:.1%}" for tries, share in figures["success_at_tries"].items())
-            yield f"{problems}, {name}, success after so many tries: {shares}"
+            yield f"{problems}, {name}, success by number of tries: {shares}"
     yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
     rows = read_problems(common.HUB_ROWS)
     solved = sum(abs(row.target) in task.signed_sums(row) for row in rows)

@@ -68,7 +68,7 @@ def test_every_figure_stands_with_its_interval() -> None:
         "| 4 numbers | 250 | 40.0% | 30.0% (25.0% - 35.0%) |",
         "| needs × or ÷ | 200 |  | 12.3% (10.0% - 15.0%) |",
         "- tries per answer: 3.2",
-        "- for comparison: sums and differences in random order, success after so many tries: 10.0% (1), 25.0% (2), "
+        "- for comparison: sums and differences in random order, success by number of tries: 10.0% (1), 25.0% (2), "
         "54.5% (all)",
         "- right answers over those expected of sums and differences in random order, try by try in the model's place: "
         "0.87 (0.81 - 0.94)",

@@ -58,7 +58,7 @@ def draw_chains(
         operators: allowed ones, out of `+-*/`.
         max_value: largest value on the way; None is no limit.
         rng: the draws.
-        draws: after so many it ends; None: when every result has come.
+        draws: how many random chains to try at most; None ends when every result has come.
     """
     counts = None if draws else chain_results(problem.numbers_key, operators, max_value)
     seen: set[int] = set()
@@ -88,7 +88,7 @@ def chain_results(numbers: tuple[int, ...], operators: str, max_value: int | Non
         max_value: largest value on the way; None is no limit.
 
     Returns:
-        None where there are more than MOST_COUNTED values on the way: then nobody counts them.
+        None where there are more than MOST_COUNTED values on the way: counting them takes too long.
     """
     every = (1 << len(numbers)) - 1
     reached: dict[int, dict[int, int]] = {1 << i: {number: 1} for i, number in enumerate(numbers)}

@@ -19,11 +19,12 @@ _SIGNS = str.maketrans("×·xX÷−[]{}", "****/-()()")
 
 
 def tried_results(completion: str, nums: Sequence[int]) -> list[int | None]:
-    """Of each calculation in the thought, in their order, its true result.
+    """Return the true result of each calculation in the thought, in their order.
 
-    The model's arithmetic plays no part: `8 + 2 = 11 - 3 = 8` is 7. A line that goes on after a result is one
-    expression as far as that needs: `8 + 2 = 10 - 3 = 7` is (8 + 2) - 3, and of `6 * 4 - 5 = 24 - 5 = 19` all numbers
-    are used before the first `=`. Of several on one line it is the first that uses all numbers.
+    The arithmetic of the model does not count: `8 + 2 = 11 - 3 = 8` is 7. A line that
+    calculates with its own result is one expression: `8 + 2 = 10 - 3 = 7` is (8 + 2) - 3. It ends when all numbers are
+    used: `6 * 4 - 5 = 24 - 5 = 19` is 6 * 4 - 5. Of several expressions on one line, the first that uses all numbers
+    counts.
 
     Args:
         completion: the model's text after the prefill.
@@ -37,7 +38,7 @@ def tried_results(completion: str, nums: Sequence[int]) -> list[int | None]:
 
 
 def answered_result(completion: str, nums: Sequence[int]) -> int | None:
-    """What the last answer comes to; None as in `tried_results`, and where there is no answer."""
+    """Return the value of the last answer; None as in `tried_results`, and where there is no answer."""
     text, _ = final_answer(completion)
     return None if text is None else _whole(value_of(text, nums))
 

@@ -19,7 +19,7 @@ class Answer:
     """Cut at the longest length allowed, before the model ended it."""
     verdict: task.Verdict
     results: tuple[int | None, ...]
-    """Of each calculation in its thought what it truly comes to; see `task.tried_results`."""
+    """True results of the calculations in its thought; see `task.tried_results`."""
     answered: int | None
     """The value of its answer, where that uses each number once and is whole."""
 

@@ -26,7 +26,7 @@ BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 DRAWS = 256
 """Searches of one problem that its success is averaged over: of 500 problems to a few thousandths."""
 SEED = 0
-"""Of the solvers' draws: a baseline does not follow the model's seed."""
+"""Seed of the solvers' draws; the same whatever the seed of the model is."""
 
 Weights = Mapping[int, float]
 """Each result that a solver may get from a problem's numbers, and how likely it is, relative to the others, to be next
@@ -48,7 +48,7 @@ class Solver:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """What a random solver may try: the rule that the problems were made by, as far as it is known."""
+    """What a random solver may try: the rule by which the problems were made, if it is known."""
 
     operators: str = "+-*/"
     max_value: int | None = None
@@ -110,7 +110,7 @@ def compared(sampled: Sequence[Sequence[Answer]], solver: Solver) -> dict[str, A
 def tries_of(answer: Answer, *, signless: bool = False) -> list[int | None]:
     """The results of an answer's tries, in their order; None is a try that can hit no target.
 
-    Its last one is the answer itself where no calculation before it has the answer's value: it is a guess of its own.
+    The answer itself is the last try, unless a calculation before it has the answer's value.
     """
     found = list(answer.results)
     if not found or (answer.answered is not None and answer.answered not in found):
@@ -122,7 +122,7 @@ def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rn
     """The sum over tries, through the first that hits, of the solver's chance to hit there if it has not yet.
 
     What the solver has behind it at a try are the model's tries before it. For one that the solver would never have
-    made (a result that it cannot get, one that it had already) it draws one of its own that misses. So a model that is
+    made (a result that it cannot get, one that it had already) it draws a result that misses. So a model that is
     this solver is expected to hit exactly as often as it does, on average, by whatever rule it stops: the sum
     compensates its hits (it makes their difference a martingale).
 
@@ -145,7 +145,7 @@ def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rn
         if result == target or len(left) == 1:  # it is the only one left: the solver would have hit
             break
         if result is None or result not in left:
-            if order is None:  # in a random order of its own, the next one first
+            if order is None:
                 keys = {other: rng.expovariate(weight) for other, weight in weights.items() if other != target}
                 order = sorted(keys, key=keys.__getitem__, reverse=True)
             result = next(other for other in iter(order.pop, None) if other in left)
@@ -154,11 +154,11 @@ def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rn
 
 
 def success_at_tries(weights: Weights, target: int, rng: np.random.Generator) -> dict[str, float]:
-    """The solver's chance to have hit after so many tries, from DRAWS searches; `all`: after all of them.
+    """The solver's chance to have hit within each of BUDGETS tries, from DRAWS searches; `all`: after all of them.
 
     A draw without repetition in proportion to weights is a race: result i arrives after an exponential time of rate
-    w_i. So given the target's time, how many arrived before it is a sum of independent draws, and results of equal
-    weight are one binomial.
+    w_i. Given the target's time, the number of results before it is a sum of independent draws, and results of equal
+    weight are one binomial draw.
     """
     aim = weights.get(target, 0.0)
     if not aim:
@@ -198,7 +198,7 @@ def _ratio_limits(rows: Sequence[_Row], observed: int, expected: float) -> list[
         return None
     if observed:
         return limits(ratio_interval([row.observed for row in rows], [row.expected for row in rows], clusters))
-    # That of no success in so many answers, over what an answer is expected to bring.
+    # The interval of no success in all answers, divided by the expected hits of one answer.
     none = rate_interval([0.0] * len(rows), rows[0].answers, clusters)
     return None if none is None else limits((0.0, none[1] * sum(row.answers for row in rows) / expected))
 

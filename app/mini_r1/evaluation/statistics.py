@@ -144,7 +144,7 @@ def _margin(above: Floats, below: Floats, ratio: float) -> float | None:
 
 
 def _totals(columns: Sequence[Sequence[float]], clusters: Sequence[Hashable]) -> list[Floats]:
-    """Of each column the sum in each cluster."""
+    """Return the sums of each column by cluster."""
     for values in columns:
         if not values or len(values) != len(clusters):
             raise ValueError(f"{len(values)} values and {len(clusters)} clusters: need as many, and at least one")
@@ -157,6 +157,6 @@ def _totals(columns: Sequence[Sequence[float]], clusters: Sequence[Hashable]) ->
 
 
 def _variance(above: Floats, below: Floats, ratio: float) -> float:
-    """Of the ratio of two sums over clusters; 0 of one cluster."""
+    """Return the variance of the ratio of two sums over clusters; 0 if there is one cluster."""
     number = len(above)
     return float(number / max(1, number - 1) * np.sum((above - ratio * below) ** 2) / np.sum(below) ** 2)

@@ -245,7 +245,7 @@ def _search(words: str, figures: dict[str, Any]) -> Iterator[str]:
     at_tries = {as_markdown(k): number(v) for k, v in mapping(figures.get("success_at_tries")).items()}
     shares = [f"{share:.1%} ({tries})" for tries, share in at_tries.items() if share is not None]
     if shares:
-        yield f"for comparison: {words}, success after so many tries: {', '.join(shares)}"
+        yield f"for comparison: {words}, success by number of tries: {', '.join(shares)}"
     ratio, limits = number(figures.get("observed_over_expected")), interval(figures.get("observed_over_expected_ci95"))
     if ratio is not None:
         shown = f" ({limits[0]:.2f} - {limits[1]:.2f})" if limits else ""
