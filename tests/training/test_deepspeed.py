@@ -222,11 +222,15 @@ def gather_large_and_small(mended: bool, folder: Path) -> None:
 
 @pytest.mark.parametrize("mended", [False, True], ids=["DeepSpeed", "kit"])
 def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits(mended: bool, tmp_path: Path) -> None:
-    environment = {"LOCAL_WORLD_SIZE": str(RANKS)}
-    with Workers(RANKS, gather_large_and_small, mended, tmp_path, folder=tmp_path, environment=environment) as workers:
-        for ended in workers.wait():
-            assert ended.code == 0, ended.errors + ended.output
-    early = sum(int(file.read_text()) for file in tmp_path.glob("early-*"))
+    environment, early = {"LOCAL_WORLD_SIZE": str(RANKS)}, 0
+    for attempt in range(1 if mended else 5):  # the fault is a race: DeepSpeed wins it now and then
+        folder = tmp_path / str(attempt)
+        with Workers(RANKS, gather_large_and_small, mended, folder, folder=folder, environment=environment) as workers:
+            for ended in workers.wait():
+                assert ended.code == 0, ended.errors + ended.output
+        early += sum(int(file.read_text()) for file in folder.glob("early-*"))
+        if early:
+            break
     assert (early == 0) == mended
 
 
