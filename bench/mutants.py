@@ -39,8 +39,8 @@ BIN = Path(sys.executable).parent
 
 BAR = 0.92
 """Smallest share of the mutants that the tests must kill."""
-TIMEOUT_FACTOR, LEAST_TIMEOUT_S = 5, 30
-"""A mutant whose tests take this many times as long as without it never ends: killed."""
+TIMEOUT_FACTOR, LEAST_TIMEOUT_S = 8, 60
+"""A mutant whose tests take this many times as long as without it is taken for one that never ends: killed."""
 
 
 class Mutant(NamedTuple):
@@ -51,6 +51,7 @@ class Mutant(NamedTuple):
     before: str
     after: str
     killed: bool
+    timed_out: bool
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line}\n    - {self.before}\n    + {self.after}"
@@ -66,7 +67,7 @@ class Result(NamedTuple):
 
 def run(command: Sequence[str | Path], tree: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in a copy of the checkout; its package comes before the installed one."""
-    environment = {**os.environ, "PYTHONPATH": str(tree / "app"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{tree / 'app'}:{CONFIG}", "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return subprocess.run(
         [str(word) for word in command], cwd=tree, env=environment, capture_output=True, text=True, check=False
@@ -81,7 +82,7 @@ def mutate(module: str, tests: Sequence[str], operators: Sequence[str], tree: Pa
     """
     started = time.monotonic()
     source = f"app/mini_r1/{module}"
-    options = "-x -q -p no:xdist -p no:cacheprovider --hypothesis-seed=0 -m".split()
+    options = "-x -q -p no_shrinking -p no:xdist -p no:cacheprovider --hypothesis-seed=0 -m".split()
     tests_command = [sys.executable, "-m", "pytest", *options, "not real and not exhaustive"]
     tests_command += [f"tests/{file}" for file in tests]
     # The first run leaves the compiled files of all other modules behind; cosmic-ray's own write none.
@@ -154,7 +155,8 @@ def read(module: str, session: Path) -> Iterator[Mutant]:
             before, after = (
                 " ".join(filter(None, (line[1:].strip() for line in changed if line[:1] == sign))) for sign in "-+"
             )
-            yield Mutant(module, lines[job], before, after, result.test_outcome == TestOutcome.KILLED)
+            killed = result.test_outcome == TestOutcome.KILLED
+            yield Mutant(module, lines[job], before, after, killed, result.output == "timeout")
 
 
 @contextmanager
@@ -202,7 +204,7 @@ def main() -> int:
             finally:
                 trees.put(tree)
 
-        print(f"{'module':30} mutants  equivalent  killed  share  minutes")
+        print(f"{'module':30} mutants  equivalent  killed  timed out  share  minutes")
         equivalent = {(entry["module"], entry["before"], after) for entry in listed for after in entry["after"]}
         for result in pool.map(one, chosen):
             results.append(result)
@@ -231,8 +233,10 @@ def line(name: str, mutants: Sequence[Mutant], equivalent: set[tuple[str, str, s
     """One row of the table."""
     counted = [mutant for mutant in mutants if not is_equivalent(mutant, equivalent)]
     killed = sum(mutant.killed for mutant in counted)
+    timed_out = sum(mutant.timed_out for mutant in counted)
     share = f"{killed / len(counted):6.1%}" if counted else "     -"
-    return f"{name:30} {len(mutants):7} {len(mutants) - len(counted):11} {killed:7} {share} {seconds / 60:8.1f}"
+    columns = f"{len(mutants):7} {len(mutants) - len(counted):11} {killed:7} {timed_out:10} {share} {seconds / 60:8.1f}"
+    return f"{name:30} {columns}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mini_r1.countdown.expression import MAX_DEPTH, MAX_LENGTH, check_answer
+from mini_r1.countdown.expression import MAX_DEPTH, MAX_LENGTH, check_answer, value_of
 
 NUMBERS = st.lists(st.integers(1, 99), min_size=1, max_size=6)
 
@@ -135,6 +135,10 @@ def test_no_text_of_the_grammars_own_characters_raises(text: str) -> None:
         ("5 + 7", [5, 7, 7], 12, "number 7 used once, given twice"),
         ("7", [7, 5], 7, "number 5 not used"),
         ("7 + 5 + 9", [7, 5], 21, "number 9 is not among the numbers"),
+        ("9" * 24, [7], 21, f"number {'9' * 24} is not among the numbers"),
+        ("9" * 25, [7], 21, f"number {'9' * 24}... is not among the numbers"),
+        ("5" + " " * (MAX_LENGTH - 2) + "5", [5], 5, "operator missing before 5"),
+        ("5" + " " * (MAX_LENGTH - 1) + "5", [5], 5, "answer is longer than 512 characters"),
         ("9" * 400, [7], 21, f"number {'9' * 24}... is not among the numbers"),
         ("5 / (3 - 3)", [5, 3, 3], 5, "division by zero"),
         ("(3 - 3) / (5 - 5)", [5, 3, 3, 5], 5, "division by zero"),
@@ -147,3 +151,25 @@ def test_no_text_of_the_grammars_own_characters_raises(text: str) -> None:
 )
 def test_reasons_in_words(text: str, nums: list[int], target: int, reason: str | None) -> None:
     assert check_answer(text, nums, target) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1 + 2", 3),
+        (" 2 - 1\n", 1),
+        ("1 / 2", Fraction(1, 2)),
+        ("1 + 2 = 9", 3),
+        ("1", None),
+        ("1 + 2 + 2", None),
+        ("1 + 3", None),
+        ("1 + two", None),
+        ("", None),
+    ],
+)
+def test_the_value_of_an_expression(text: str, value: Fraction | None) -> None:
+    assert value_of(text, [1, 2]) == value
+
+
+def test_a_division_by_zero_has_no_value() -> None:
+    assert value_of("1 / (2 - 2)", [1, 2, 2]) is None
