@@ -153,7 +153,8 @@ def read(module: str, session: Path) -> Iterator[Mutant]:
                 raise RuntimeError(f"{module}:{lines[job]}: {result.worker_outcome}: {result.output}")
             changed = [line for line in result.diff.splitlines() if not line.startswith(("---", "+++"))]
             before, after = (
-                " ".join(filter(None, (line[1:].strip() for line in changed if line[:1] == sign))) for sign in "-+"
+                " ".join(re.sub(r"^ *(#.*)?", "", line[1:]).strip() for line in changed if line[:1] == sign).strip()
+                for sign in "-+"
             )
             killed = result.test_outcome == TestOutcome.KILLED
             yield Mutant(module, lines[job], before, after, killed, result.output == "timeout")
