@@ -1,0 +1,162 @@
+"""The files of a run directory one by one: how far a start has come, its state, its lock, and what is no file."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini_r1 import rundir
+from mini_r1.errors import KitError
+from mini_r1.manifest import seal
+from mini_r1.rundir import RunDir, locked, read_jsonl, read_object, write_json
+
+from tests.power_cut import recorded_syncs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    return run
+
+
+@pytest.mark.parametrize(
+    ("there", "starting"),
+    [
+        ([], False),
+        (["state.json"], True),
+        (["state.json", "attempts/0"], True),
+        (["state.json", "attempts/1"], False),
+        (["state.json", "attempts/0", "attempts/1"], False),
+        (["state.json", "recipe.yaml"], False),
+        (["attempts/0"], False),
+        (["recipe.yaml"], False),
+    ],
+)
+def test_how_far_a_start_has_come(run: RunDir, there: list[str], starting: bool) -> None:
+    for name in there:
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_text("")
+    assert run.is_starting() == starting
+
+
+def test_a_run_without_run_json_has_no_id_to_save_under(run: RunDir) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        run.require_id()
+    assert missing.value.filename == str(run.run_file)
+    write_json(run.run_file, {"run_id": "abc"})
+    assert run.require_id() == "abc"
+
+
+def test_a_run_has_snapshots_or_says_that_it_has_none_yet(run: RunDir) -> None:
+    with pytest.raises(KitError, match="has no complete snapshot yet"):
+        run.some_snapshots()
+    (run.snapshots / "written").mkdir(parents=True)
+    seal(run.snapshots / "written", run.snapshots / "step-2", run_id="")
+    assert [saved.step for saved in run.some_snapshots()] == [2]
+
+
+# --- state.json ---
+
+
+@pytest.mark.parametrize(("state", "waits"), [("running", False), ("finished", True), ("failed", True)])
+def test_only_the_last_state_waits_for_the_disk(run: RunDir, state: str, waits: bool) -> None:
+    with recorded_syncs(run.path) as recording:
+        run.write_state(state)
+    recording.close()
+    assert bool(recording.synced) == waits
+    assert run.read_state()["state"] == state
+
+
+def test_after_a_failure_the_state_waits_for_no_disk(run: RunDir) -> None:
+    with recorded_syncs(run.path) as recording:
+        assert run.write_last_state("failed", reason="full") is True
+        assert run.restore_state({"state": "interrupted"}) is True
+    recording.close()
+    assert recording.synced == []
+    assert run.read_state() == {"state": "interrupted"}
+
+
+def test_without_room_for_a_second_file_the_old_state_is_overwritten(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(rundir, "write_json", full)
+    assert run.restore_state({"state": "failed"}) is False
+    assert not run.state_file.exists()
+    run.state_file.write_text(json.dumps({"state": "running", "phase": "x" * 100}))
+    assert run.restore_state({"state": "failed"}) is True
+    assert json.loads(run.state_file.read_text()) == {"state": "failed"}
+
+
+# --- files ---
+
+
+def test_json_is_written_to_be_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "some.json", {"a": [1], "path": Path("b")})
+    assert (tmp_path / "some.json").read_text() == '{\n  "a": [\n    1\n  ],\n  "path": "b"\n}\n'
+
+
+def test_lines_behind_a_broken_one_are_read(tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_bytes(b'{"a": 1}\n{"b": \n\x00\x00\n[2]\n' + b"[" * 100_000 + b'\n{"c": 3}\n')
+    assert list(read_jsonl(tmp_path / "some.jsonl")) == [{"a": 1}, {"c": 3}]
+
+
+@pytest.mark.parametrize(("size", "read"), [(16 * 1024 * 1024, True), (16 * 1024 * 1024 + 1, False)])
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path, size: int, read: bool) -> None:
+    (tmp_path / "some.json").write_bytes(b'{"a": 1}'.ljust(size))
+    assert read_object(tmp_path / "some.json") == ({"a": 1} if read else {})
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"opened {path}, where it might wait for ever"))
+    os.mkfifo(tmp_path / "pipe")
+    assert read_object(tmp_path / "pipe") == {}
+    assert read_object(tmp_path) == {}
+    assert read_object(tmp_path / "none") == {}
+
+
+def test_folders_that_were_made_are_there_after_a_power_cut(tmp_path: Path) -> None:
+    with recorded_syncs(tmp_path) as recording:
+        attempt = RunDir(tmp_path / "some" / "run").start_attempt()
+    recording.cut(len(recording.synced), tmp_path.with_name(f"{tmp_path.name}-left"))
+    recording.close()
+    assert (tmp_path.with_name(f"{tmp_path.name}-left") / attempt.relative_to(tmp_path)).is_dir()
+
+
+# --- the lock ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "ours"),
+    [(None, True), (BlockingIOError(errno.EWOULDBLOCK, ""), False), (OSError(errno.ENOLCK, ""), True)],
+)
+@pytest.mark.parametrize(("wait", "flags"), [(False, fcntl.LOCK_EX | fcntl.LOCK_NB), (True, fcntl.LOCK_EX)])
+def test_a_lock_is_ours_unless_another_process_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: OSError | None, ours: bool, wait: bool, flags: int
+) -> None:
+    asked: list[int] = []
+
+    def flock(handle: Any, operation: int) -> None:
+        asked.append(operation)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (tmp_path / ".lock").open("w") as handle:
+        assert locked(handle, wait=wait) is ours
+    assert asked == [flags]
+
+
+def test_where_there_are_no_locks_a_lock_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with (tmp_path / ".lock").open("w") as handle:
+        assert locked(handle)
