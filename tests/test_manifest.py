@@ -20,6 +20,8 @@ from mini_r1 import manifest
 from mini_r1.manifest import MANIFEST, complete, digests, discard, seal, tidy, verify
 from mini_r1.rundir import RunDir
 
+from tests.power_cut import recorded_syncs
+
 RUN_ID = "0123456789abcdef"
 
 
@@ -72,6 +74,22 @@ def test_the_manifest_names_every_file_and_keeps_the_facts(parent: Path) -> None
     (saved,) = complete(parent)
     assert saved.facts == {"run_id": RUN_ID, "world_size": 3, "zero_stage": 2}
     assert verify(saved, RUN_ID) is None
+
+
+def test_the_manifest_can_be_read_by_people(parent: Path) -> None:
+    text = (save(parent, 6) / MANIFEST).read_text()
+    assert text.startswith('{\n  "run_id": "0123456789abcdef",\n  "files": {\n    "global_step/deep/shard.pt": {\n')
+    assert text.endswith("}\n")
+
+
+def test_a_save_is_whole_after_a_power_cut(parent: Path, tmp_path: Path) -> None:
+    """Each folder in it was synced, and the folders around it."""
+    with recorded_syncs(tmp_path) as recording:
+        save(parent, 6)
+    left = tmp_path.with_name(f"{tmp_path.name}-left")
+    recording.cut(len(recording.synced), left)
+    recording.close()
+    assert found(left / parent.name) == {6: "weights"}
 
 
 def test_digests_of_several_ranks_make_one_manifest(parent: Path) -> None:

@@ -114,6 +114,9 @@ def test_each_way_to_part_a_set_in_two_comes_once(count: int) -> None:
         ([5, 5, 7], 1, "-/", None, False),  # 7 / (5 - 5) is nothing
         ([5, 5, 6, 6], 0, "-/", None, True),
         ([5, 5, 6, 8], 1, "-*", None, False),
+        ([24, 1, 1, 4], 4, "/+", None, True),  # 24 / (1 + 1 + 4)
+        ([1, 2, 3, 5, 5], 0, "-/", 4, True),  # 0 by the others
+        ([1, 2, 3, 5, 5], 0, "-/", None, True),
         ([6, 6, 9, 13], 1, "-/", None, False),
         ([5, 5, 6, 7], 0, "/", None, False),
         ([1, 2, 3, 4, 4], 0, "-*", None, True),  # (4 - 4) * what the others make

@@ -66,9 +66,6 @@ def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, lim
                 work.spend(len(wanted))
                 if _reaches(right, frozenset(wanted), operators, limit, work):
                     return True
-                # Only for 0 does every value of the other part do, and then its whole value set is worth computing.
-                if x == 0 and 0 in targets and _joins(0, _values(right, operators, limit), 0, operators):
-                    return True
     return False
 
 
@@ -81,12 +78,11 @@ def _joins(x: int, values: frozenset[int], target: int, operators: str) -> bool:
         return True
     if "-" in operators and (target + x in values or x - target in values):
         return True
-    if x:
-        if "*" in operators and target % x == 0 and target // x in values:
-            return True
-        return "/" in operators and (target * x in values or (target > 0 and x % target == 0 and x // target in values))
-    # 0 * y, and 0 / y for y > 0: any value of the other part will do.
-    return target == 0 and (("*" in operators and bool(values)) or ("/" in operators and any(values)))
+    if not x:
+        return False  # 0 * y and 0 / y are 0, as is a number of y times 0 or 0 by it: another way to part the numbers
+    if "*" in operators and target % x == 0 and target // x in values:
+        return True
+    return "/" in operators and (target * x in values or (target > 0 and x % target == 0 and x // target in values))
 
 
 @lru_cache(maxsize=1 << 14)
