@@ -144,6 +144,8 @@ def test_no_text_raises(text: str) -> None:
         ("5" + " " * MAX_EQUATION + "+ 1", [5, 1], 6, 0),
         ("1.5", [1, 5], 2, 0),
         ("9**999//1", [9, 999, 1], 10**400, 0),
+        ("1 + 2", [1, 3], 3, 0),
+        ("3//1", [3, 2], 3, 0),
         # A power and a product of 2**18 bits are computed, and one of a bit more is not.
         ("2**262144//2**262143", [2, 262144, 2, 262143], 2, 1),
         ("2**262145//2**262144", [2, 262145, 2, 262144], 2, 0),
@@ -151,6 +153,7 @@ def test_no_text_raises(text: str) -> None:
         ("2**131071*2**131072//2**262142", [2, 131071, 2, 131072, 2, 262142], 2, 1),
         ("2**131072*2**131072//2**262143", [2, 131072, 2, 131072, 2, 262143], 2, 0),
         ("(0**999999)**999999", [0, 999999, 999999], 0, 1),
+        ("(2**262144+2**262144)**1//2**262144", [2, 262144, 2, 262144, 1, 2, 262144], 2, 0),
         # 1,000 characters are read, and no more.
         ("(5" + " " * 997 + ")", [5], 5, 1),
         ("(5" + " " * 998 + ")", [5], 5, 0),
@@ -161,6 +164,12 @@ def test_no_text_raises(text: str) -> None:
 )
 def test_what_stalls_or_is_odd_in_the_seed_returns(equation: str, nums: list[int], target: int, paid: int) -> None:
     assert equation_seed(in_answer(equation), nums, target) == paid
+
+
+def test_an_answer_may_be_all_there_is() -> None:
+    assert equation_seed("<answer>1+2</answer>", [1, 2], 3) == 1
+    assert equation_seed("<answer>1\n</answer><answer>1+2</answer>", [1, 2], 3) == 1
+    assert equation_seed("<answer></answer>", [], 0) == 0
 
 
 def test_no_integer_beyond_the_bound_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:

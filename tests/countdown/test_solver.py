@@ -115,6 +115,9 @@ def test_each_way_to_part_a_set_in_two_comes_once(count: int) -> None:
         ([5, 5, 6, 6], 0, "-/", None, True),
         ([5, 5, 6, 8], 1, "-*", None, False),
         ([24, 1, 1, 4], 4, "/+", None, True),  # 24 / (1 + 1 + 4)
+        ([2, 3, 7, 8], 36, "+*", 18, True),
+        ([4, 5, 7, 9], 3, "+/", None, True),
+        ([4, 4, 6, 9], 60, "+-", 25, False),
         ([1, 2, 3, 5, 5], 0, "-/", 4, True),  # 0 by the others
         ([1, 2, 3, 5, 5], 0, "-/", None, True),
         ([6, 6, 9, 13], 1, "-/", None, False),
