@@ -17,7 +17,7 @@ from typer.core import TyperArgument
 from mini_r1 import cli_seeing
 from mini_r1.cli_options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, Set
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.standard_streams import BestEffortStream, flush_output
+from mini_r1.standard_streams import BestEffortStream, exit_process, flush_output
 
 app = typer.Typer(
     name="mini-r1",
@@ -319,11 +319,15 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 78, usage errors included."""
     if sys.stderr is not None:  # None where it is closed
         sys.stderr = BestEffortStream(sys.stderr)  # type: ignore[assignment]
-    code = _run()
+    try:
+        code = _run()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = int(ExitCode.FAILED)
     unwritten = flush_output()
     if unwritten is not None:
         code = _unwritten(unwritten)
-    sys.exit(code)
+    exit_process(code)
 
 
 def _run() -> int:
