@@ -115,14 +115,14 @@ def turns(parent: Connection) -> Any:
 
 
 def train_kit(recipe: Any, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """Train through `mini_r1.training.run.train`, as the command line does it.
+    """Train through `mini_r1.training.attempt.train`, as the command line does it.
 
     Returns:
         The trained model, its tokenizer, and `phases` (seconds a step), `lengths` and `rewards` (means of each step).
     """
     from mini_r1.generation.model import load_model, load_tokenizer
-    from mini_r1.rundir import RunDir
-    from mini_r1.training.run import train
+    from mini_r1.run.run_dir import RunDir
+    from mini_r1.training.attempt import train
     from rich.console import Console
 
     run = RunDir(folder / "run")
@@ -145,7 +145,7 @@ def train_kit(recipe: Any, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 def reward_function(name: str) -> Callable[..., list[float]]:
     """One of the kit's rewards as TRL calls it: texts and the columns of the data set in, floats out."""
-    from mini_r1.countdown import task
+    from mini_r1.tasks.countdown import task
 
     def reward(completions: list[str], nums: list[list[int]], target: list[int], **_: Any) -> list[float]:
         values = []

@@ -122,7 +122,7 @@ def work(side: str, task: dict[str, Any], run_folder: str, parent: Connection) -
 def work_kit(side: str, task: dict[str, Any], folder: Path, parent: Connection) -> dict[str, Any]:
     """Train through the kit's own `train`, saves and logs included."""
     import transformers.trainer
-    from mini_r1.recipe_file import find_recipe, load_recipe
+    from mini_r1.recipe.recipe_file import find_recipe, load_recipe
     from safetensors.torch import save_model
 
     transformers.trainer.DEFAULT_CALLBACKS.append(turns(parent))
@@ -180,7 +180,7 @@ def prepare_task(seed: int, steps: int, folder: Path) -> tuple[dict[str, Any], A
     """
     from mini_r1.generation.model import load_tokenizer
     from mini_r1.generation.prompts import token_ids
-    from mini_r1.recipe_file import find_recipe, load_recipe
+    from mini_r1.recipe.recipe_file import find_recipe, load_recipe
     from mini_r1.training import prepare
     from rich.console import Console
 

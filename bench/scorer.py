@@ -24,10 +24,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from mini_r1.countdown.generator import generate
-from mini_r1.countdown.problem import Problem
-from mini_r1.countdown.rewards import equation_reward, format_reward, judge
-from mini_r1.countdown.solver import solve
+from mini_r1.tasks.countdown.generator import generate
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import equation_reward, format_reward, judge
+from mini_r1.tasks.countdown.solver import solve
 
 COMPLETIONS = 20_000
 PROBLEMS = 2_000

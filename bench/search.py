@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mini_r1.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
-from mini_r1.countdown import task
-from mini_r1.countdown.data import read_problems
-from mini_r1.countdown.generator import GeneratorSpec, generate
 from mini_r1.evaluation.answers import judged
 from mini_r1.evaluation.search import Game, Solver, compared, solvers, success_at_tries
-from mini_r1.recipe_file import find_recipe, load_recipe
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe
+from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.data import read_problems
+from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
 from mini_r1.training.prepare import load_task_data
 from mini_r1.training.traces import answer, result_weights, working
 

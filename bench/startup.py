@@ -47,7 +47,7 @@ def main() -> None:
 # Both are imported and called, as a console script does it: Python caches the bytecode of either.
 START = "import sys; sys.argv = ['app', '--help']; sys.path.insert(0, {path!r}); from {module} import main; main()"
 LOADED = (
-    "import sys\nfrom mini_r1.cli import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    "import sys\nfrom mini_r1.cli.app import main\ntry: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
 )
 LAUNCHES = 5
 CPU_BAR = 1.5
@@ -119,7 +119,7 @@ def measure(pairs: int) -> tuple[list[float], list[float]]:
     """Seconds of `pairs` starts each: (mini-r1, bare)."""
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "bare_app.py").write_text(BARE)
-        kit = [sys.executable, "-c", START.format(path=directory, module="mini_r1.cli")]
+        kit = [sys.executable, "-c", START.format(path=directory, module="mini_r1.cli.app")]
         bare = [sys.executable, "-c", START.format(path=directory, module="bare_app")]
         seconds(kit), seconds(bare)  # fill the caches of disk and bytecode
         measured = [(seconds(kit), seconds(bare)) for _ in range(pairs)]

@@ -54,7 +54,7 @@ def work(side: str, seed: int, steps: int, run_folder: str, parent: Connection) 
     with (folder / "log.txt").open("w") as log, redirect_stdout(log):
         import torch
         import transformers.trainer
-        from mini_r1.recipe_file import find_recipe, load_recipe
+        from mini_r1.recipe.recipe_file import find_recipe, load_recipe
         from mini_r1.training import prepare
         from rich.console import Console
 

@@ -169,7 +169,7 @@ def disk_full_at(step: int) -> Iterator[None]:
 
 def command() -> list[str]:
     """The console script, through this interpreter."""
-    return [sys.executable, "-c", "from mini_r1.cli import main; main()"]
+    return [sys.executable, "-c", "from mini_r1.cli.app import main; main()"]
 
 
 def without_times(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:

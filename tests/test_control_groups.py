@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mini_r1 import control_groups
+from mini_r1.machine import control_groups
 
 V1 = "9:memory:/slice/job\n4:cpu,cpuacct:/slice/job\n1:name=systemd:/slice/job\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.countdown import data, generator
+from mini_r1.tasks.countdown import data, generator
 
 from tests.training.workers import Workers, kit, run_forked
 

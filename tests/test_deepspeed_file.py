@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.deepspeed_file import find_deepspeed, shipped_deepspeed
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.recipe.deepspeed_file import find_deepspeed, shipped_deepspeed
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.demo import what_it_shows
+from mini_r1.cli.demo import what_it_shows
 
 from tests.training.workers import run_forked
 

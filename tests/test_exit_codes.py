@@ -40,9 +40,9 @@ class Library:
         os.abort()
 sys.modules["torch"] = types.ModuleType("torch")
 sys.modules["torch"].library = Library()
-import mini_r1.cli
+import mini_r1.cli.app
 {change}
-mini_r1.cli.main()
+mini_r1.cli.app.main()
 """
 
 
@@ -50,7 +50,7 @@ mini_r1.cli.main()
     ("change", "code", "said"),
     [
         ("", 0, "mini-r1 [OPTIONS]"),
-        ("mini_r1.cli._run = lambda: 150", 150, ""),
+        ("mini_r1.cli.app._run = lambda: 150", 150, ""),
         ("def defect(): raise ValueError('a defect')\nmini_r1.cli._run = defect", 1, "ValueError: a defect"),
     ],
 )

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.countdown.data import read_problems
-from mini_r1.countdown.task import Problem, tries
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.fields import Recipe
+from mini_r1.tasks.countdown.data import read_problems
+from mini_r1.tasks.countdown.task import Problem, tries
 
 GPU = Path(__file__).resolve().parents[1] / "bench" / "gpu"
 

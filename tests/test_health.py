@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mini_r1.cli.demo import QUICK
 from mini_r1.console import printable
-from mini_r1.demo import QUICK
-from mini_r1.health import Health, check
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.run.health import Health, check
+from mini_r1.run.run_dir import RunDir, write_json
 
 from tests.training.workers import Workers, train
 

@@ -9,13 +9,13 @@ import sys
 import time
 
 import pytest
-from mini_r1.lifeline import Lifeline
+from mini_r1.machine.lifeline import Lifeline
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel's part is Linux's alone")
 
 FAMILY = """
 import os, subprocess, sys, time
-from mini_r1.lifeline import Lifeline
+from mini_r1.machine.lifeline import Lifeline
 tie = Lifeline(os.getpid())
 tied = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=lambda: tie() or os._exit(1))
 free = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])

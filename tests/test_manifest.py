@@ -16,9 +16,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from mini_r1 import manifest
-from mini_r1.manifest import MANIFEST, complete, digests, discard, seal, tidy, verify
-from mini_r1.rundir import RunDir
+from mini_r1.run import manifest
+from mini_r1.run.manifest import MANIFEST, complete, digests, discard, seal, tidy, verify
+from mini_r1.run.run_dir import RunDir
 
 from tests.power_cut import recorded_syncs
 

@@ -97,7 +97,8 @@ def test_a_mutant_that_no_test_notices_is_seen(mutants: ModuleType, tmp_path: Pa
 def test_a_copy_has_what_git_knows_and_nothing_that_it_ignores(mutants: ModuleType) -> None:
     with mutants.copies(1) as trees:
         tree = trees.get()
-        assert (tree / "app" / "mini_r1" / "recipe.py").read_text() == (REPO / "app/mini_r1/recipe.py").read_text()
+        fields = "app/mini_r1/recipe/fields.py"
+        assert (tree / fields).read_text() == (REPO / fields).read_text()
         assert not (tree / ".venv").exists()
         assert isinstance(trees, queue.SimpleQueue)
     assert not tree.exists()

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1 import processes
-from mini_r1.processes import is_gone, this_process
+from mini_r1.machine import processes
+from mini_r1.machine.processes import is_gone, this_process
 
-PRINT = "import json; from mini_r1.processes import this_process as t; print(json.dumps(t()), flush=True); input()"
+PRINT = (
+    "import json; from mini_r1.machine.processes import this_process as t; print(json.dumps(t()), flush=True); input()"
+)
 
 
 @contextmanager

@@ -9,10 +9,11 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from mini_r1 import recipe_keys
 from mini_r1.errors import ExitCode
-from mini_r1.recipe import REWARD_NAMES, GeneratorRecipe, Recipe, WarmStartRecipe, WatchRecipe
-from mini_r1.recipe_file import (
+from mini_r1.recipe import keys
+from mini_r1.recipe.field_types import Optimizer, Scheduler
+from mini_r1.recipe.fields import REWARD_NAMES, GeneratorRecipe, Recipe, WarmStartRecipe, WatchRecipe
+from mini_r1.recipe.recipe_file import (
     MAX_BYTES,
     RecipeError,
     differences,
@@ -21,7 +22,6 @@ from mini_r1.recipe_file import (
     find_recipe,
     load_recipe,
 )
-from mini_r1.recipe_types import Optimizer, Scheduler
 from pydantic import ValidationError
 
 SEED_RECIPE = Path(__file__).parent / "assets" / "recipes" / "seed-3b.yaml"
@@ -157,15 +157,15 @@ def test_constants_equal_the_pinned_libraries():
     from transformers.training_args import OptimizerNames
     from trl import GRPOConfig, ModelConfig
 
-    assert set(recipe_keys.REPORT_INTEGRATIONS) == set(INTEGRATION_TO_CALLBACK)
+    assert set(keys.REPORT_INTEGRATIONS) == set(INTEGRATION_TO_CALLBACK)
     assert set(Scheduler.__args__) == {item.value for item in SchedulerType}
     assert set(Optimizer.__args__) <= {item.value for item in OptimizerNames}
     assert set(Recipe.model_fields["hub_strategy"].annotation.__args__) == {item.value for item in HubStrategy}
     pinned = {field.name for kind in (GRPOConfig, ModelConfig) for field in dataclasses.fields(kind)} - {"_n_gpu"}
-    answered = set(Recipe.model_fields) | set(recipe_keys.REFUSED_KEYS)
-    assert pinned - answered == recipe_keys.UNUSED_KEYS | recipe_keys.UNUSED_TRL_KEYS
-    assert not recipe_keys.LATER_TRL_KEYS & (pinned | set(Recipe.model_fields))
-    assert set(Recipe.model_fields) >= recipe_keys.HARMLESS_KEYS
+    answered = set(Recipe.model_fields) | set(keys.REFUSED_KEYS)
+    assert pinned - answered == keys.UNUSED_KEYS | keys.UNUSED_TRL_KEYS
+    assert not keys.LATER_TRL_KEYS & (pinned | set(Recipe.model_fields))
+    assert set(Recipe.model_fields) >= keys.HARMLESS_KEYS
 
 
 @pytest.mark.parametrize("model", [Recipe, GeneratorRecipe, WarmStartRecipe, WatchRecipe])
@@ -174,9 +174,7 @@ def test_every_field_has_a_docstring(model):
 
 
 def test_loading_needs_no_torch():
-    code = (
-        "import sys, mini_r1.recipe, mini_r1.recipe_file; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
-    )
+    code = "import sys, mini_r1.recipe.recipe_file; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
@@ -474,7 +472,7 @@ def test_run_directory():
 
 
 def test_find_recipe(monkeypatch, tmp_path):
-    from mini_r1 import recipe_file
+    from mini_r1.recipe import recipe_file
 
     shipped = tmp_path / "demo-cpu.yaml"
     monkeypatch.setattr(recipe_file, "shipped_recipes", lambda: {"demo-cpu": shipped})
@@ -563,14 +561,14 @@ def test_a_reward_is_added_by_one_function_and_one_line(tmp_path):
     """What docs/rewards.md promises, in a process of its own so that the registry here stays as it is."""
     program = """
 from pathlib import Path
-from mini_r1.countdown import task
-from mini_r1.countdown.rewards import reward
+from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.rewards import reward
 
 @reward("brief")
 def brief(completion, problem):
     return float(len(completion) <= 200)
 
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.fields import Recipe
 recipe = Recipe(model_name_or_path="builtin:demo", rewards={"brief": 0.5})
 problem = task.Problem((1, 2), 3)
 print(recipe.resolved_rewards(), task.reward_values(["brief"], "x", problem, task.judge("x", problem)))

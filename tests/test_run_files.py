@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1 import rundir
 from mini_r1.errors import KitError
-from mini_r1.manifest import seal
-from mini_r1.rundir import RunDir, locked, read_jsonl, read_object, write_json
+from mini_r1.run import run_dir
+from mini_r1.run.manifest import seal
+from mini_r1.run.run_dir import RunDir, locked, read_jsonl, read_object, write_json
 
 from tests.power_cut import recorded_syncs
 
@@ -89,7 +89,7 @@ def test_without_room_for_a_second_file_the_old_state_is_overwritten(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(rundir, "write_json", full)
+    monkeypatch.setattr(run_dir, "write_json", full)
     assert run.restore_state({"state": "failed"}) is False
     assert not run.state_file.exists()
     run.state_file.write_text(json.dumps({"state": "running", "phase": "x" * 100}))

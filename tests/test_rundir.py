@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from mini_r1.append_file import JsonLines
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import seal
-from mini_r1.rundir import RunDir, open_run, read_jsonl, write_json, write_jsonl, write_text
+from mini_r1.run.append_file import JsonLines
+from mini_r1.run.manifest import seal
+from mini_r1.run.run_dir import RunDir, open_run, read_jsonl, write_json, write_jsonl, write_text
 
 from tests.power_cut import recorded_syncs
 
@@ -265,7 +265,7 @@ def test_reading_a_run_that_is_not_one(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(run: RunDir) -> None:
     program = (
-        "import sys; from pathlib import Path; from mini_r1.rundir import RunDir\n"
+        "import sys; from pathlib import Path; from mini_r1.run.run_dir import RunDir\n"
         "with RunDir(Path(sys.argv[1])).claimed():\n    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

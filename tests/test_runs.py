@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mini_r1.append_file import JsonLines
 from mini_r1.errors import KitError
-from mini_r1.rundir import RunDir, write_json
-from mini_r1.runs import Row, row, rows, table, to_json
+from mini_r1.run.append_file import JsonLines
+from mini_r1.run.listing import Row, row, rows, table, to_json
+from mini_r1.run.run_dir import RunDir, write_json
 from rich.console import Console
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]

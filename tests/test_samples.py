@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1 import samples as room
-from mini_r1.append_file import JsonLines
 from mini_r1.errors import KitError
-from mini_r1.rundir import RunDir, write_jsonl
-from mini_r1.samples import SHOWN_CHARACTERS, Wanted, matching, show, wanted
+from mini_r1.run import completions as room
+from mini_r1.run.append_file import JsonLines
+from mini_r1.run.completions import SHOWN_CHARACTERS, Wanted, matching, show, wanted
+from mini_r1.run.run_dir import RunDir, write_jsonl
 from rich.console import Console
 
 from tests.conftest import command
@@ -257,6 +257,8 @@ def test_the_command(mini_r1: Kit, run: RunDir, tmp_path: Path) -> None:
 
 
 def test_it_needs_no_torch(run: RunDir) -> None:
-    code = "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None; from mini_r1.cli import main; main()"
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['numpy'] = None; from mini_r1.cli.app import main; main()"
+    )
     done = subprocess.run([sys.executable, "-c", code, "samples", str(run.path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -105,7 +105,7 @@ def test_nothing_in_the_kit_turns_data_into_code() -> None:
 
 
 def test_yaml_is_read_by_a_loader_that_makes_plain_values_alone() -> None:
-    from mini_r1.recipe_file import _Loader
+    from mini_r1.recipe.recipe_file import _Loader
     from yaml import SafeLoader
 
     assert issubclass(_Loader, SafeLoader)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.heavy_imports import needs_extra
-from mini_r1.manifest import seal
-from mini_r1.recipe_file import dump_recipe, load_recipe
-from mini_r1.rundir import RunDir, write_json
-from mini_r1.starting import look_before_loading
+from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.recipe.recipe_file import dump_recipe, load_recipe
+from mini_r1.run.finished import look_before_loading
+from mini_r1.run.manifest import seal
+from mini_r1.run.run_dir import RunDir, write_json
 
 from tests.conftest import REPO
 
@@ -28,7 +28,7 @@ class Watch:
         if name in ("torch", "deepspeed", "vllm"):
             print("importing", name, file=sys.stderr, flush=True)
 sys.meta_path.insert(0, Watch())
-from mini_r1.cli import main
+from mini_r1.cli.app import main
 main()
 """
 
@@ -168,9 +168,9 @@ def test_data_says_what_it_generates_before_it_does(
 def test_training_without_deepspeed_imports_none_and_prints_no_line_of_df() -> None:
     code = """
 import sys
-from mini_r1.heavy_imports import needs_extra
+from mini_r1.machine.heavy_imports import needs_extra
 with needs_extra("train"):
-    import mini_r1.training.run
+    import mini_r1.training.attempt
 assert sys.modules["deepspeed"] is None and sys.modules["vllm"] is None
 assert "torch" in sys.modules
 """
@@ -183,9 +183,9 @@ assert "torch" in sys.modules
 def test_training_with_deepspeed_prints_no_line_of_df_either(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux only")
     code = """
-from mini_r1.heavy_imports import needs_extra
+from mini_r1.machine.heavy_imports import needs_extra
 with needs_extra("train", deepspeed=True):
-    import mini_r1.training.run
+    import mini_r1.training.attempt
 import deepspeed
 print(deepspeed.__version__)
 """

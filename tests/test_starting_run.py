@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 from tests.training.workers import Ended, Workers, run_forked, train, wait_until
 

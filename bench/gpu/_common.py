@@ -21,9 +21,9 @@ BENCH = Path(__file__).resolve().parents[1]
 # For trainer_speed.py and _record.py; and for the kit, where it is not installed.
 sys.path[:0] = [str(BENCH), str(BENCH.parent / "app")]
 
-from mini_r1.cluster.planning.shapes import KNOWN, ModelShape  # noqa: E402
-from mini_r1.recipe import Recipe  # noqa: E402
-from mini_r1.recipe_file import find_recipe, load_recipe  # noqa: E402
+from mini_r1.plan.shapes import KNOWN, ModelShape  # noqa: E402
+from mini_r1.recipe.fields import Recipe  # noqa: E402
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe  # noqa: E402
 
 SHAPES: dict[str, ModelShape] = {
     "0.5b": KNOWN["Qwen/Qwen2.5-0.5B-Instruct"],
@@ -60,7 +60,7 @@ def words(count: int) -> dict[str, int]:
     import re
     import string
 
-    from mini_r1.countdown.prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES
+    from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES
 
     text = "\n".join([SYSTEM_MESSAGE, *USER_MESSAGES.values(), PREFILL, "system\nuser\nassistant\n"])
     known = dict.fromkeys(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>", *sorted(string.printable)])

@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import _common  # noqa: F401  (the path of the kit)
-from mini_r1.cluster.planning.memory import kv_bytes_per_token
-from mini_r1.cluster.planning.timing import (
-    BANDWIDTH_SHARE,
-    GPU_CLASSES,
-    PREFILL_SHARE,
-    VLLM_ROW_S,
-    VLLM_TOKEN_S,
-)
+from mini_r1.plan.memory import kv_bytes_per_token
+from mini_r1.plan.timing import BANDWIDTH_SHARE, GPU_CLASSES, PREFILL_SHARE, VLLM_ROW_S, VLLM_TOKEN_S
 
 H100 = GPU_CLASSES[0]
 BYTES = 2

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.run.run_dir import RunDir, write_json
 
 BAR = 0.10
 """Relative error of the plan's largest moment."""
@@ -169,7 +169,7 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
     import transformers.trainer
     from _meter import CudaMeter, StandIn
     from mini_r1.generation.prompts import token_ids
-    from mini_r1.training import prepare, run
+    from mini_r1.training import attempt, prepare
     from rich.console import Console
 
     cuda = torch.cuda.is_available()
@@ -198,19 +198,19 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
             os._exit(0)
 
         transformers.trainer.DEFAULT_CALLBACKS.append(watcher.callback(done))
-        run.prepare.load_policy = lambda *_: policy
+        attempt.prepare.load_policy = lambda *_: policy
         # The longest prompt of all the run's problems may be longer than of these rows.
-        run.prepare.ordered_dataset = lambda *_: rows
-        run.train(recipe, RunDir(scratch / f"run-{out.stem}"), ["bench"], Console(file=sys.stderr))
+        attempt.prepare.ordered_dataset = lambda *_: rows
+        attempt.train(recipe, RunDir(scratch / f"run-{out.stem}"), ["bench"], Console(file=sys.stderr))
 
 
 def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str, int], longest: int) -> dict[str, Any]:
     """Measured and planned, in bytes; each a dictionary by item."""
-    from mini_r1.cluster.planning.memory import PHASES, STEP
-    from mini_r1.cluster.planning.memory import ROLLOUT as AT_ROLLOUT
-    from mini_r1.cluster.planning.memory import UPDATE as AT_UPDATE
-    from mini_r1.cluster.planning.plan import make_plan
-    from mini_r1.cluster.roles import assign
+    from mini_r1.machine.roles import assign
+    from mini_r1.plan.memory import PHASES, STEP
+    from mini_r1.plan.memory import ROLLOUT as AT_ROLLOUT
+    from mini_r1.plan.memory import UPDATE as AT_UPDATE
+    from mini_r1.plan.planner import make_plan
 
     found, meter = watcher.found, watcher.meter
     plan = make_plan(
@@ -271,8 +271,8 @@ def planned_parts(recipe: Any, shape: Any) -> dict[str, float]:
 
     `inputs of the layers` are there throughout, `one layer` and `its gradients` only after the `logits` are gone.
     """
-    from mini_r1.cluster.planning.activations import layer_bytes, logits_bytes
-    from mini_r1.cluster.planning.memory import compute_bytes, micro_batch, weight_bytes
+    from mini_r1.plan.activations import layer_bytes, logits_bytes
+    from mini_r1.plan.memory import compute_bytes, micro_batch, weight_bytes
 
     batch, each, residual = micro_batch(recipe), compute_bytes(recipe, shape), weight_bytes(recipe, shape)
     layer = layer_bytes(shape, recipe.attn_implementation, residual=residual, compute=each)

@@ -28,7 +28,7 @@ from typing import Any
 from unittest.mock import patch
 
 import _common as common
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.run.run_dir import RunDir, write_json
 
 GENERATIONS, PROMPTS = common.GENERATIONS, 2
 TEMPERATURE, BETA = 0.9, 0.001
@@ -93,9 +93,9 @@ class Case:
 
     def __init__(self, folder: Path, limit: int, scratch: Path) -> None:
         import torch
-        from mini_r1.countdown import task
         from mini_r1.generation.model import load_tokenizer
         from mini_r1.generation.prompts import render, token_ids
+        from mini_r1.tasks.countdown import task
         from mini_r1.training.rollout import Completion, RewardPlan, compare
 
         self.folder, self.scratch = folder, scratch
@@ -155,10 +155,10 @@ class Case:
     def _kit(self, variant: Variant) -> Seen:
         import datasets
         import torch
-        from mini_r1.recipe import WatchRecipe
+        from mini_r1.recipe.fields import WatchRecipe
         from mini_r1.training.batches import collate
-        from mini_r1.training.engines import PolicyEngine
         from mini_r1.training.rollout import RewardPlan
+        from mini_r1.training.rollout_engines import PolicyEngine
         from mini_r1.training.trainer import CountdownTrainer
         from mini_r1.training.watch import Watch
         from mini_r1.training.world import World

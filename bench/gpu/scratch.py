@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
-from mini_r1.countdown import task
-from mini_r1.countdown.data import read_problems
-from mini_r1.demo import seconds_of_steps
+from mini_r1.cli.demo import seconds_of_steps
 from mini_r1.evaluation.answers import judged
 from mini_r1.evaluation.search import Solver, compared
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir, completions_of, read_jsonl, write_json
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.run.run_dir import RunDir, completions_of, read_jsonl, write_json
+from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.training import prepare
 from mini_r1.training.traces import result_weights
 from mini_r1.training.warm_start import making, of_recipe, step_verdicts

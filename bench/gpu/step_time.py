@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
-from mini_r1.rundir import RunDir, read_object, write_json
+from mini_r1.run.run_dir import RunDir, read_object, write_json
 
 BAR = 3.0
 """Stock / kit, seconds of a step."""
@@ -179,13 +179,13 @@ class Turns:
 
 
 def train_kit(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:
-    """Through `mini_r1.training.run.train`, as the command line does it, with the model that is loaded already."""
-    from mini_r1.training import run
+    """Through `mini_r1.training.attempt.train`, as the command line does it, with the model that is loaded already."""
+    from mini_r1.training import attempt
     from mini_r1.training.callbacks import RunCallback
     from rich.console import Console
 
     drawn.into_the_kit()
-    told, judged = RunCallback.phase, run.CompletionLog.write
+    told, judged = RunCallback.phase, attempt.CompletionLog.write
 
     def phase(self: RunCallback, name: str) -> None:
         turns.watch.begin(name)
@@ -195,9 +195,9 @@ def train_kit(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, fol
         turns.rolled += [record["tokens"] for record in records]
         judged(self, step, records)
 
-    RunCallback.phase, run.CompletionLog.write = phase, write
-    run.prepare.load_policy = lambda *_: policy
-    run.train(recipe, RunDir(folder / "run"), ["bench"], Console(file=sys.stdout))
+    RunCallback.phase, attempt.CompletionLog.write = phase, write
+    attempt.prepare.load_policy = lambda *_: policy
+    attempt.train(recipe, RunDir(folder / "run"), ["bench"], Console(file=sys.stdout))
 
 
 def train_stock(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from mini_r1 import __version__
-from mini_r1.cluster.checks.case import Case
-from mini_r1.cluster.checks.site import Site
-from mini_r1.cluster.devices import Devices
-from mini_r1.cluster.doctor import Report
-from mini_r1.cluster.login import examine
+from mini_r1.doctor.case import Case
+from mini_r1.doctor.login import examine
+from mini_r1.doctor.report_checks import Report
+from mini_r1.doctor.site_file import Site
 from mini_r1.findings import Finding
+from mini_r1.machine.devices import Devices
 
 # --- what Slurm 22.05.8 printed ---
 

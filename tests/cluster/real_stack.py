@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from mini_r1.deepspeed_file import find_deepspeed
-from mini_r1.rundir import RunDir
+from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
 from tests.conftest import ASSETS, REPO, rows, without_times

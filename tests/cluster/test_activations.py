@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from mini_r1.cluster.planning.activations import (
+from mini_r1.plan.activations import (
     LOGITS_CHUNK_BYTES,
     LOGITS_COPIES,
     MicroBatch,
@@ -19,7 +19,7 @@ from mini_r1.cluster.planning.activations import (
     passing_bytes,
     score_bytes,
 )
-from mini_r1.cluster.planning.shapes import KNOWN, ModelShape
+from mini_r1.plan.shapes import KNOWN, ModelShape
 from mini_r1.training import logprobs
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM

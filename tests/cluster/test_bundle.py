@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.cluster import bundle as room
-from mini_r1.cluster.bundle import bundle
+from mini_r1.doctor import bundle as room
+from mini_r1.doctor.bundle import bundle
 from mini_r1.errors import KitError
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 SECRET = "pineapple-upside-down"
 HF = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster.checks import CHECKS
-from mini_r1.cluster.checks.probe import probe
-from mini_r1.cluster.devices import Devices
-from mini_r1.cluster.doctor import Report, examine
-from mini_r1.cluster.nodes import Nodes
+from mini_r1.doctor.checks import CHECKS
+from mini_r1.doctor.report_checks import Report, examine
+from mini_r1.doctor.torch_checks import probe
 from mini_r1.findings import Finding, exit_code, fail, ok, warn, worst
-from mini_r1.recipe import Recipe
+from mini_r1.machine.devices import Devices
+from mini_r1.machine.nodes import Nodes
+from mini_r1.recipe.fields import Recipe
 
 from tests.conftest import REPO
 from tests.hub import Hub, Repo
@@ -105,7 +105,7 @@ def test_a_recipe_that_cannot_be_read_is_a_sentence(mini_r1: Kit) -> None:
 
 
 def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mini_r1.cluster.devices import driver_devices
+    from mini_r1.machine.devices import driver_devices
 
     if driver_devices():
         pytest.skip("this machine has GPUs")
@@ -179,10 +179,10 @@ def test_words_of_a_device_or_an_environment_cannot_write_to_the_terminal() -> N
 
 ASK = """if True:
     import json, sys
-    from mini_r1.cluster.checks import inputs
-    from mini_r1.cluster.checks.case import Case
-    from mini_r1.cluster.devices import Devices
-    from mini_r1.recipe import Recipe
+    from mini_r1.doctor import inputs
+    from mini_r1.doctor.case import Case
+    from mini_r1.machine.devices import Devices
+    from mini_r1.recipe.fields import Recipe
     import os
     for name in sys.argv[1:]:
         recipe = Recipe(model_name_or_path=name, max_steps=1)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster.launching.environment import Start, starts_as_json, starts_as_text, starts_of, train_command
-from mini_r1.cluster.nodes import Nodes
-from mini_r1.cluster.roles import assign
+from mini_r1.launch.worker_environment import Start, starts_as_json, starts_as_text, starts_of, train_command
+from mini_r1.machine.nodes import Nodes
+from mini_r1.machine.roles import assign
 
 TWO = Nodes(2, 0, "n1", 15_000, "a test", "7")
 COMMAND = train_command(Path("my.yaml"), ["seed=7", "run_name=a b"], Path("runs/my"), "zero3")

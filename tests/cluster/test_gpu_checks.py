@@ -9,11 +9,11 @@ from typing import Any
 
 import pynvml
 import pytest
-from mini_r1.cluster.checks import gpus
-from mini_r1.cluster.checks.case import GIB, Case
-from mini_r1.cluster.checks.nvidia import read_driver
-from mini_r1.cluster.devices import Devices
-from mini_r1.recipe import Recipe
+from mini_r1.doctor import gpus
+from mini_r1.doctor.case import GIB, Case
+from mini_r1.machine.devices import Devices
+from mini_r1.machine.nvidia import read_driver
+from mini_r1.recipe.fields import Recipe
 
 H100 = "NVIDIA H100 80GB HBM3"
 

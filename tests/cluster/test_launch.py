@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import yaml
-from mini_r1.cluster.launching import launch as launching
-from mini_r1.cluster.launching.job import Order
-from mini_r1.cluster.nodes import free_port
-from mini_r1.control_groups import usable_cores
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.launch import launcher as launching
+from mini_r1.launch.job import Order
+from mini_r1.machine.control_groups import usable_cores
+from mini_r1.machine.nodes import free_port
+from mini_r1.run.run_dir import RunDir, write_json
 
 from tests.conftest import ASSETS, command, without_times
 
@@ -278,7 +278,7 @@ def hanging(function, calls=[]):
     return hanging_function
 
 def wait_for_module():
-    while "mini_r1.training.run" not in sys.modules:  # which imports it
+    while "mini_r1.training.attempt" not in sys.modules:  # which imports it
         time.sleep(0.001)
     module = None
     while not hasattr(module, "{function}"):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.cluster.login import CHECKS
+from mini_r1.doctor.login import CHECKS
 
 from tests.cluster.login_node import DOWN, SIF, Cluster, is_fault_of, statuses
 from tests.conftest import REPO
@@ -214,7 +214,7 @@ def test_the_command_needs_neither_torch_nor_a_gpu_and_says_so_in_json(
     assert done.returncode == told["exit_code"]
     done = mini_r1("doctor", "--login", "--script", "slurm/train_4xh100.sh", cwd=cluster.kit)
     assert "Slurm would take slurm/train_4xh100.sh" in " ".join(done.stdout.replace("│", " ").split())
-    code = "import sys, mini_r1.cluster.login; print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    code = "import sys, mini_r1.doctor.login; print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "\n"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mini_r1.cluster.checks import slurm
+from mini_r1.doctor import slurm
 
 from tests.cluster.login_node import (
     DOWN,

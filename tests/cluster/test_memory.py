@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
-from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL
-from mini_r1.cluster.planning import memory
-from mini_r1.cluster.planning.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory
-from mini_r1.cluster.planning.memory_vllm import vllm_memory
-from mini_r1.cluster.planning.shapes import KNOWN, of_built_in
-from mini_r1.cluster.planning.storage import OFFLOAD_BUFFER, disk, host_memory_gib, shared_memory_gib
-from mini_r1.cluster.planning.zero import LIVE, NO_ZERO, zero_of
-from mini_r1.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.generation import sampler
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import load_recipe
+from mini_r1.plan import memory
+from mini_r1.plan.disk_space import OFFLOAD_BUFFER, disk, host_memory_gib, shared_memory_gib
+from mini_r1.plan.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory
+from mini_r1.plan.shapes import KNOWN, of_built_in
+from mini_r1.plan.vllm_memory import vllm_memory
+from mini_r1.plan.zero_memory import LIVE, NO_ZERO, zero_of
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe
 
 from tests.conftest import ASSETS
 
@@ -209,8 +209,8 @@ def test_disk_is_the_seed_s_43_gb_a_checkpoint_under_zero3() -> None:
 
 
 def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path, small_recipe: Any) -> None:
-    from mini_r1.commands import train
-    from mini_r1.rundir import RunDir
+    from mini_r1.cli.train_commands import train
+    from mini_r1.run.run_dir import RunDir
 
     path = small_recipe(max_steps=2)
     run = RunDir(tmp_path / "run")

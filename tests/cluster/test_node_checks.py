@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster import places
-from mini_r1.cluster.checks import inputs, machine, network, software, storage
-from mini_r1.cluster.checks.case import Case, Needs
-from mini_r1.cluster.devices import Devices
+from mini_r1.doctor import host, inputs, local_storage, network, software
+from mini_r1.doctor.case import Case, Needs
 from mini_r1.findings import Finding
-from mini_r1.recipe import Recipe
+from mini_r1.machine import cache_paths
+from mini_r1.machine.devices import Devices
+from mini_r1.recipe.fields import Recipe
 
 from tests.conftest import ASSETS
 from tests.small_disk import small_disk
@@ -75,19 +75,19 @@ def groups(root: Path, cgroup: str, limits: dict[str, str]) -> Path:
     ],
 )  # fmt: skip
 def test_the_smallest_limit_on_memory_counts(tmp_path: Path, cgroup: str, limits: dict[str, str], found: str) -> None:
-    assert found in machine.host_memory(case(root=groups(tmp_path, cgroup, limits))).detail
+    assert found in host.host_memory(case(root=groups(tmp_path, cgroup, limits))).detail
 
 
 def test_host_memory_against_the_plan(tmp_path: Path) -> None:
     root = groups(tmp_path, "0::/\n", {"memory.max": str(60 * GIB), "memory.current": str(20 * GIB)})
     for need, status in ((30, "ok"), (55, "warn"), (61, "fail")):
-        finding = machine.host_memory(case(root=root, needs=Needs(0, need, 0)))
+        finding = host.host_memory(case(root=root, needs=Needs(0, need, 0)))
         assert finding.status == status
         assert finding.fault == ("node" if status == "fail" else None)
 
 
 def test_the_real_host_has_memory() -> None:
-    finding = machine.host_memory(case())
+    finding = host.host_memory(case())
     assert finding.status == "ok"
     assert float(finding.detail.split(" of ")[1].split(" GiB")[0]) > 0.1
 
@@ -102,20 +102,20 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
 def test_shared_memory_too_small_for_the_plan_or_for_nccl(tmp_path: Path, small_tmpfs: Path) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/shm").symlink_to(small_tmpfs)
-    finding = machine.shared_memory(case(root=tmp_path, needs=Needs(0, 0, 0.5)))
+    finding = host.shared_memory(case(root=tmp_path, needs=Needs(0, 0, 0.5)))
     assert is_fault_of(finding, "node")
     assert "the plan needs 0.50" in finding.detail
     assert "--shm-size" in finding.fix
-    assert is_fault_of(machine.shared_memory(case(GPUS, root=tmp_path)), "node")
-    assert machine.shared_memory(case(root=tmp_path)).status == "ok"
-    assert is_fault_of(machine.shared_memory(case(root=tmp_path / "nowhere")), "node")
+    assert is_fault_of(host.shared_memory(case(GPUS, root=tmp_path)), "node")
+    assert host.shared_memory(case(root=tmp_path)).status == "ok"
+    assert is_fault_of(host.shared_memory(case(root=tmp_path / "nowhere")), "node")
 
 
 def test_infiniband_wants_memory_locked_without_limit(tmp_path: Path) -> None:
-    assert machine.locked_memory(case(root=tmp_path)).status == "skip"
+    assert host.locked_memory(case(root=tmp_path)).status == "skip"
     files(tmp_path, sys__class__infiniband__mlx5_0="")
     unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
-    finding = machine.locked_memory(case(root=tmp_path))
+    finding = host.locked_memory(case(root=tmp_path))
     assert finding.status == ("ok" if unlimited else "warn")
     assert "mlx5_0" in finding.detail
 
@@ -129,7 +129,7 @@ def test_a_capability_locks_memory_only_where_it_is_in_effect(
     text = f"Name:\tpython\nCapPrm:\t{effective}\nCapEff:\t{effective}\nCapBnd:\t0000000000004000\n"
     files(tmp_path, proc__self__status=text)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (65_536, 65_536))
-    finding = machine.locked_memory(case(root=tmp_path))
+    finding = host.locked_memory(case(root=tmp_path))
     assert finding.status == status
     assert ("LimitMEMLOCK" in finding.fix) == (status == "warn")
 
@@ -138,7 +138,7 @@ def test_few_open_files_are_warned_of() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-        finding = machine.open_files(case())
+        finding = host.open_files(case())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert finding.status == "warn"
@@ -147,36 +147,36 @@ def test_few_open_files_are_warned_of() -> None:
 
 def test_a_container_with_few_processes_is_warned_of(tmp_path: Path) -> None:
     root = groups(tmp_path, "0::/\n", {"pids.max": "300", "pids.current": "100"})
-    assert machine.processes(case(root=root, workers=1)).status == "warn"
+    assert host.processes(case(root=root, workers=1)).status == "warn"
     (root / "sys/fs/cgroup/pids.max").write_text("max\n")
-    assert machine.processes(case(root=root, workers=1)).status == "ok"
+    assert host.processes(case(root=root, workers=1)).status == "ok"
 
 
 def test_a_user_without_a_name_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
-    assert machine.user(case()).status == "warn"
+    assert host.user(case()).status == "warn"
     monkeypatch.setenv("USER", "trainer")
-    assert machine.user(case()).detail == "trainer"
+    assert host.user(case()).detail == "trainer"
 
 
 # --- disks ---
 
 
 def test_a_writable_run_directory_is_left_as_it_was(tmp_path: Path) -> None:
-    finding = storage.run_directory(case(run_dir=tmp_path / "deep/run"))
+    finding = local_storage.run_directory(case(run_dir=tmp_path / "deep/run"))
     assert finding.status == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_run_can_be_gone_on_with_and_other_files_are_no_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    finding = storage.run_directory(case(run_dir=tmp_path))
+    finding = local_storage.run_directory(case(run_dir=tmp_path))
     assert is_fault_of(finding, "recipe")
     assert "holds no run" in finding.detail
     (tmp_path / "recipe.yaml").write_text("")
-    assert storage.run_directory(case(run_dir=tmp_path)).status == "ok"
+    assert local_storage.run_directory(case(run_dir=tmp_path)).status == "ok"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "recipe.yaml"]
 
 
@@ -184,7 +184,7 @@ def test_a_file_in_the_way_is_the_commands_fault(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     for path in (file, file / "run"):
-        assert is_fault_of(storage.run_directory(case(run_dir=path)), "recipe")
+        assert is_fault_of(local_storage.run_directory(case(run_dir=path)), "recipe")
 
 
 def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: P
             if os.geteuid() == 0:  # who may write anywhere, so somebody else looks
                 os.setgid(65_534)
                 os.setuid(65_534)
-            found = storage.run_directory(case(run_dir=tmp_path / "run"))
+            found = local_storage.run_directory(case(run_dir=tmp_path / "run"))
             said = f"give this user ({os.geteuid()}) the right" in found.fix and "fsGroup" in found.fix
             code = 0 if is_fault_of(found, "node") and "Permission denied" in found.detail and said else 1
         finally:
@@ -206,7 +206,7 @@ def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: P
 
 def test_a_claim_that_is_mounted_read_only_is_the_nodes_fault(small_tmpfs: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
-    finding = storage.run_directory(case(run_dir=small_tmpfs / "runs/first"))
+    finding = local_storage.run_directory(case(run_dir=small_tmpfs / "runs/first"))
     assert is_fault_of(finding, "node")
     assert "Read-only file system" in finding.detail
     assert "readOnly on claim or mount" in finding.fix
@@ -215,28 +215,28 @@ def test_a_claim_that_is_mounted_read_only_is_the_nodes_fault(small_tmpfs: Path)
 def test_a_read_only_cache_is_no_matter_without_a_network(small_tmpfs: Path, tmp_path: Path) -> None:
     """As in the pods that train: what overlays/prefetch has filled is not theirs to change."""
     subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
-    local = {name: f"{tmp_path}/{name}" for name in storage.NODE_CACHES}
+    local = {name: f"{tmp_path}/{name}" for name in local_storage.NODE_CACHES}
     offline = {"HOME": str(tmp_path), "HF_HOME": str(small_tmpfs / "hf"), "HF_HUB_OFFLINE": "1", **local}
-    finding = storage.caches(case(environment=offline))
+    finding = local_storage.caches(case(environment=offline))
     assert (finding.status, finding.detail) == ("ok", f"the hub's cache {small_tmpfs / 'hf/hub'} (tmpfs)")
     online = {name: value for name, value in offline.items() if name != "HF_HUB_OFFLINE"}
-    assert storage.caches(case(environment=online)).status == "warn"
+    assert local_storage.caches(case(environment=online)).status == "warn"
 
 
 def test_a_disk_too_small_for_the_plan(small_tmpfs: Path) -> None:
     run = small_tmpfs / "run"
-    finding = storage.disk(case(run_dir=run, needs=Needs(2.0, 0, 0)))
+    finding = local_storage.disk(case(run_dir=run, needs=Needs(2.0, 0, 0)))
     assert is_fault_of(finding, "node")
     assert "the plan needs 2.0" in finding.detail
-    assert storage.disk(case(run_dir=run, needs=Needs(0.0001, 0, 0))).status == "ok"
+    assert local_storage.disk(case(run_dir=run, needs=Needs(0.0001, 0, 0))).status == "ok"
 
 
 def test_what_a_resumed_run_has_already_is_not_needed_again(small_tmpfs: Path) -> None:
     run = small_tmpfs / "run"
     run.mkdir()
     (run / "shard").write_bytes(b"x" * 700_000)
-    assert storage.disk(case(run_dir=run, needs=Needs(900_000 / GIB, 0, 0))).status == "ok"
-    assert storage.disk(case(run_dir=run, needs=Needs(1_700_000 / GIB, 0, 0))).status == "fail"
+    assert local_storage.disk(case(run_dir=run, needs=Needs(900_000 / GIB, 0, 0))).status == "ok"
+    assert local_storage.disk(case(run_dir=run, needs=Needs(1_700_000 / GIB, 0, 0))).status == "fail"
 
 
 MOUNTS = """\
@@ -263,19 +263,19 @@ MOUNTS = """\
 )
 def test_the_filesystem_of_a_path(tmp_path: Path, path: str, kind: str, network: bool) -> None:
     root = files(tmp_path, proc__self__mountinfo=MOUNTS)
-    assert storage.filesystem(case(root=root), Path(path)) == kind
-    assert storage.is_network(kind) == network
+    assert local_storage.filesystem(case(root=root), Path(path)) == kind
+    assert local_storage.is_network(kind) == network
 
 
 def test_caches_on_a_network_filesystem_are_warned_of(tmp_path: Path) -> None:
     root = files(tmp_path, proc__self__mountinfo=MOUNTS)
-    finding = storage.caches(case(root=root))
+    finding = local_storage.caches(case(root=root))
     assert finding.status == "warn"
     for said in ("/home/me/.cache/huggingface/hub is on nfs4", "TRITON_CACHE_DIR: /home/me/.triton/cache is on nfs4"):
         assert said in finding.detail
-    local = {name: f"{tmp_path}/{name}" for name in storage.NODE_CACHES}
+    local = {name: f"{tmp_path}/{name}" for name in local_storage.NODE_CACHES}
     offline = case(root=root, environment={"HOME": "/home/me", "HF_HUB_OFFLINE": "1", **local})
-    assert storage.caches(offline).status == "ok"
+    assert local_storage.caches(offline).status == "ok"
 
 
 def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
@@ -283,14 +283,14 @@ def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
     for environment in ({}, {"HF_HOME": "~/hf"}, {"XDG_CACHE_HOME": "/x"}, {"HF_HUB_CACHE": "/h"}):
         given = {"HOME": "/home/me", "PATH": os.environ["PATH"], **environment}
         done = subprocess.run([os.sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)  # type: ignore[attr-defined]
-        assert str(places.hub_cache(given)) == done.stdout.strip()
+        assert str(cache_paths.hub_cache(given)) == done.stdout.strip()
 
 
 def test_a_user_without_a_home_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
-    assert storage.caches(case(environment={})).status in ("ok", "warn")
-    assert places.hub_cache({}) == Path("~/.cache/huggingface/hub")
+    assert local_storage.caches(case(environment={})).status in ("ok", "warn")
+    assert cache_paths.hub_cache({}) == Path("~/.cache/huggingface/hub")
 
 
 # --- network ---

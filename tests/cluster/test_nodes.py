@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from mini_r1.cluster.nodes import MAX_NODES, PORTS, Nodes, expand_hosts, free_port, job_port, nodes_of
 from mini_r1.errors import KitError
+from mini_r1.machine.nodes import MAX_NODES, PORTS, Nodes, expand_hosts, free_port, job_port, nodes_of
 
 STEP = {
     "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURM_NNODES": "2",

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster.checks.nvidia import Driver, Gpu
-from mini_r1.cluster.planning.plan import HUB_ROWS, Plan, choose_deepspeed, make_plan, steps_of
-from mini_r1.cluster.planning.plan_faults import LOST_BELOW
-from mini_r1.cluster.planning.recipes import plan_at, where
-from mini_r1.cluster.planning.shapes import KNOWN
-from mini_r1.cluster.roles import assign, shape
 from mini_r1.errors import KitError
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import find_recipe, load_recipe
+from mini_r1.machine.nvidia import Driver, Gpu
+from mini_r1.machine.roles import assign, shape
+from mini_r1.plan.plan_errors import LOST_BELOW
+from mini_r1.plan.planner import HUB_ROWS, Plan, choose_deepspeed, make_plan, steps_of
+from mini_r1.plan.recipe_plans import plan_at, where
+from mini_r1.plan.shapes import KNOWN
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
 from tests.conftest import ASSETS, REPO
 
@@ -361,7 +361,7 @@ import atexit, socket, sys
 def refuse(*args): raise AssertionError("asked the network")
 socket.socket.connect = refuse
 atexit.register(lambda: print("loaded", *sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr))
-from mini_r1.cli import main
+from mini_r1.cli.app import main
 sys.argv = ["mini-r1", "plan", {str(SEED_FILE)!r}, "--gpus", "4", "--gpu-memory", "80",
             "--set", "model_name_or_path=somebody/unknown"]
 main()

@@ -20,11 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mini_r1.cluster import prefetch
-from mini_r1.cluster.hub import MODEL
-from mini_r1.cluster.hub_errors import in_words
-from mini_r1.cluster.hub_parts import File, Part
 from mini_r1.errors import KitError
+from mini_r1.hub import prefetch
+from mini_r1.hub.fetch_errors import in_words
+from mini_r1.hub.hub_access import MODEL
+from mini_r1.hub.recipe_downloads import File, Part
 from safetensors.torch import load, save
 
 from tests.cluster.real_stack import Launch, needs_vllm, random_model, write_recipe

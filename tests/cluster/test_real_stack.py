@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
 from tests.cluster.real_stack import (

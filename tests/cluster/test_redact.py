@@ -10,7 +10,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.cluster.redact import REDACTED, is_secret, redacted, shown_environment
+from mini_r1.machine.redact import REDACTED, is_secret, redacted, shown_environment
 
 WANDB = "0123456789abcdef0123456789abcdef01234567"
 
@@ -133,7 +133,7 @@ def test_a_long_text_made_to_be_slow_is_not(size: int, timeout_s: int) -> None:
     """Quadratic work on one of these would take minutes, or hours; a separate process can be given up on."""
     code = f"""if True:
         import json, sys
-        from mini_r1.cluster.redact import redacted
+        from mini_r1.machine.redact import redacted
         for piece in json.load(sys.stdin):
             print(len(redacted(piece * ({size} // len(piece)), {{"A_TOKEN": "aaaaab"}})))
             print(len(redacted("token" + piece * ({size} // len(piece)), {{}})))

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster.launching import rendezvous
-from mini_r1.cluster.launching.channel import Channel, Gone
-from mini_r1.cluster.launching.peers import Ending, Peers, agreed
-from mini_r1.cluster.launching.rendezvous import Introduction, Meeting
-from mini_r1.cluster.nodes import Nodes, free_port
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.launch import rendezvous
+from mini_r1.launch.channel import Channel, Gone
+from mini_r1.launch.peers import Ending, Peers, agreed
+from mini_r1.launch.rendezvous import Introduction, Meeting
+from mini_r1.machine.nodes import Nodes, free_port
 
 HELLO = Introduction(
     index=0, host="h", devices=("0",), on_cpu=True, recipe={"seed": 1, "beta": 0.1}, options={"--deepspeed": "auto"},

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from mini_r1.cluster.devices import OF_A_CONTAINER
-from mini_r1.cluster.roles import assign, shape
 from mini_r1.errors import KitError
+from mini_r1.machine.devices import OF_A_CONTAINER
+from mini_r1.machine.roles import assign, shape
 
 
 @pytest.mark.parametrize("vllm", [True, False])

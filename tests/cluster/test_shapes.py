@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL
-from mini_r1.cluster.planning.shapes import KNOWN, ModelShape, find_shape, of_built_in
+from mini_r1.plan.shapes import KNOWN, ModelShape, find_shape, of_built_in
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.training.from_scratch import save_untrained
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.cluster.planning.recipes import VARIANTS, Where, declared, largest_that_fits, plan_at
-from mini_r1.cluster.planning.show import summary
-from mini_r1.cluster.roles import shape
 from mini_r1.errors import KitError
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import load_recipe, shipped_recipes
+from mini_r1.machine.roles import shape
+from mini_r1.plan.plan_tables import summary
+from mini_r1.plan.recipe_plans import VARIANTS, Where, declared, largest_that_fits, plan_at
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe, shipped_recipes
 
 from tests.conftest import ASSETS
 

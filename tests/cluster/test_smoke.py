@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster import smoke as parts
+from mini_r1.doctor import smoke as parts
 
 from tests.cluster.real_stack import ENVIRONMENT, PYTHON, needs_vllm
 
@@ -51,7 +51,7 @@ def test_weights_that_do_not_arrive_are_found(tmp_path: Path) -> None:
 import sys, threading, time
 
 def lose():
-    while "mini_r1.training.run" not in sys.modules:
+    while "mini_r1.training.attempt" not in sys.modules:
         time.sleep(0.001)
     client = None
     while not hasattr(client, "VllmEngine"):

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.cluster.launching.environment import Start, Variable
-from mini_r1.cluster.launching.hang import Heartbeats, top_frame
-from mini_r1.cluster.launching.peers import Ending, Peers
-from mini_r1.cluster.launching.stopping import Stop
-from mini_r1.cluster.launching.supervise import Supervision
-from mini_r1.cluster.launching.workers import start_all
 from mini_r1.errors import ExitCode
-from mini_r1.rundir import RunDir
+from mini_r1.launch.hang import Heartbeats, top_frame
+from mini_r1.launch.peers import Ending, Peers
+from mini_r1.launch.stop_order import Stop
+from mini_r1.launch.supervise import Supervision
+from mini_r1.launch.worker_environment import Start, Variable
+from mini_r1.launch.workers import start_all
+from mini_r1.run.run_dir import RunDir
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
 SECRET = "hf_" + "x" * 30

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mini_r1.cluster.planning.plan import make_plan
-from mini_r1.cluster.planning.shapes import KNOWN
-from mini_r1.cluster.planning.storage import disk
-from mini_r1.cluster.planning.timing import GPU_CLASSES, Timing, gpu_class, gpu_timing
-from mini_r1.cluster.planning.zero import zero_of
-from mini_r1.cluster.roles import assign, shape
-from mini_r1.deepspeed_file import find_deepspeed
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import find_recipe, load_recipe
+from mini_r1.machine.roles import assign, shape
+from mini_r1.plan.disk_space import disk
+from mini_r1.plan.planner import make_plan
+from mini_r1.plan.shapes import KNOWN
+from mini_r1.plan.timing import GPU_CLASSES, Timing, gpu_class, gpu_timing
+from mini_r1.plan.zero_memory import zero_of
+from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
 from tests.conftest import ASSETS
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 from tests.cluster.hosts import LINKS, NAMES, Host, two_hosts, why_none
 from tests.cluster.real_stack import (

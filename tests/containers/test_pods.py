@@ -268,7 +268,7 @@ def test_workers_share_the_cores_of_the_pod_and_not_those_of_the_node(node: Node
     def small(spec: Manifest) -> Manifest:
         return _with(spec, "containers/0/resources/limits/cpu", 1)
 
-    ask = "from mini_r1.control_groups import usable_cores; print(usable_cores())"
+    ask = "from mini_r1.machine.control_groups import usable_cores; print(usable_cores())"
     assert node.pod("job-4xh100", admission=small).python(ask).stdout == "1\n"
 
 
@@ -402,7 +402,7 @@ def _with(spec: Manifest, path: str, value: object) -> Manifest:
 def _saved(pod: Pod, run: str) -> dict[str, list[str]]:
     """The names of a run's complete checkpoints and snapshots."""
     done = pod.python(
-        f"import json, pathlib; from mini_r1.rundir import RunDir; run = RunDir(pathlib.Path({run!r}));"
+        f"import json, pathlib; from mini_r1.run.run_dir import RunDir; run = RunDir(pathlib.Path({run!r}));"
         " kept = {'checkpoints': run.complete_checkpoints(), 'snapshots': run.complete_snapshots()};"
         " print(json.dumps({kind: [one.path.name for one in saved] for kind, saved in kept.items()}))"
     )

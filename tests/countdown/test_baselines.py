@@ -11,10 +11,10 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.countdown.baselines import all_chains, chain_results, draw_chains, signed_sums
-from mini_r1.countdown.expression import check_answer
-from mini_r1.countdown.problem import Problem
-from mini_r1.countdown.solver import needs_multiplication_or_division
+from mini_r1.tasks.countdown.baselines import all_chains, chain_results, draw_chains, signed_sums
+from mini_r1.tasks.countdown.expression import check_answer
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.solver import needs_multiplication_or_division
 
 NUMBERS = st.lists(st.integers(1, 99), min_size=1, max_size=5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from mini_r1.countdown import task
+from mini_r1.tasks.countdown import task
 
 from tests.conftest import REPO
 

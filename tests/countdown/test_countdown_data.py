@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.countdown import data
-from mini_r1.countdown.data import fetch_hub, inspect, missing_parts, read_problems, split, write_jsonl
-from mini_r1.countdown.problem import DataError, Problem, parse_problem
+from mini_r1.tasks.countdown import data
+from mini_r1.tasks.countdown.data import fetch_hub, inspect, missing_parts, read_problems, split, write_jsonl
+from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
 GOOD = '{"target": 98, "nums": [44, 19, 35]}\n'

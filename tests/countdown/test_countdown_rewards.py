@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mini_r1.countdown.problem import Problem
-from mini_r1.countdown.rewards import REWARDS, VERDICTS, folded, judge, reward
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, folded, judge, reward
 
 GOOD = "Let me add.</think>\n<answer>1 + 2</answer>"
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "</think>\n<answer>", "1 + 2", "<", "\ud800", "\x00"]
@@ -159,8 +159,8 @@ def test_random_is_a_fair_and_fixed_coin() -> None:
 
 
 def test_adding_a_reward_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mini_r1.countdown.rewards.REWARDS", dict(REWARDS))
-    from mini_r1.countdown import rewards
+    monkeypatch.setattr("mini_r1.tasks.countdown.rewards.REWARDS", dict(REWARDS))
+    from mini_r1.tasks.countdown import rewards
 
     @reward("loud")
     def loud(completion: str, problem: Problem) -> float:

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mini_r1.countdown.expression import MAX_DEPTH, MAX_LENGTH, check_answer, value_of
+from mini_r1.tasks.countdown.expression import MAX_DEPTH, MAX_LENGTH, check_answer, value_of
 
 NUMBERS = st.lists(st.integers(1, 99), min_size=1, max_size=6)
 

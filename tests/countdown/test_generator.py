@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from mini_r1.countdown.data import inspect, read_problems
-from mini_r1.countdown.generator import GeneratorSpec, generate
-from mini_r1.countdown.problem import DataError, Problem
-from mini_r1.countdown.solver import solvable_by_generator_rule, solve
+from mini_r1.tasks.countdown.data import inspect, read_problems
+from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
+from mini_r1.tasks.countdown.problem import DataError, Problem
+from mini_r1.tasks.countdown.solver import solvable_by_generator_rule, solve
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from mini_r1.countdown.markup import final_answer, format_fault, thought
+from mini_r1.tasks.countdown.markup import final_answer, format_fault, thought
 
 FORMAT = re.compile(r"<think>(?:(?!</?think>)[\s\S])*</think>\n<answer>(?:(?!</?answer>)[\s\S])*</answer>")
 # In the text after the last </think>, the last <answer> that is closed, up to where it is closed first.

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import mini_r1.countdown
+import mini_r1.tasks.countdown
 import pytest
-from mini_r1.countdown.expression import parse
-from mini_r1.countdown.problem import Problem
-from mini_r1.countdown.rewards import REWARDS, judge
+from mini_r1.tasks.countdown.expression import parse
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import REWARDS, judge
 
-FILES = sorted(Path(mini_r1.countdown.__file__).parent.glob("*.py"))
+FILES = sorted(Path(mini_r1.tasks.countdown.__file__).parent.glob("*.py"))
 STEPS_PER_CHARACTER = 20
 STEPS_AT_ALL = 3000
 """For an answer within the length limits, whatever the length of the completion."""

@@ -10,7 +10,8 @@ import warnings
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from mini_r1.countdown.seed_scoring import MAX_BITS, MAX_EQUATION, equation_seed, format_seed
+from mini_r1.tasks.countdown import original_scoring
+from mini_r1.tasks.countdown.original_scoring import MAX_BITS, MAX_EQUATION, equation_seed, format_seed
 
 FORMAT = re.compile(r"^<think>([^<]*(?:<(?!/?think>)[^<]*)*)<\/think>\n<answer>([\s\S]*?)<\/answer>$")
 FRAGMENTS = [
@@ -173,8 +174,6 @@ def test_an_answer_may_be_all_there_is() -> None:
 
 
 def test_no_integer_beyond_the_bound_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mini_r1.countdown import seed_scoring
-
     largest = 0
 
     def watch(value: object) -> object:
@@ -182,7 +181,7 @@ def test_no_integer_beyond_the_bound_is_computed(monkeypatch: pytest.MonkeyPatch
         largest = max(largest, value.bit_length()) if isinstance(value, int) else largest
         return value
 
-    monkeypatch.setattr(seed_scoring, "_real", watch)
+    monkeypatch.setattr(original_scoring, "_real", watch)
     for equation in ("99**98**7", "3**82000*3**82000*3**82000", "9**9**9", "2**262144", "7**(9**5)"):
         nums = [int(digits) for digits in re.findall(r"\d+", equation)]
         equation_seed(in_answer(equation), nums, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from mini_r1.countdown import task
+from mini_r1.tasks.countdown import task
 
 ONE = [
     "8 + 2 = 10 - 3 = 7 (too low)\n",

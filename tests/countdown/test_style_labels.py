@@ -13,7 +13,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
-from mini_r1.countdown import task
+from mini_r1.tasks.countdown import task
 
 from tests.conftest import ASSETS, REPO, rows
 

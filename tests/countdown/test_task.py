@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.countdown import task
-from mini_r1.countdown.generator import GeneratorSpec, generate
-from mini_r1.countdown.lines import score_line
-from mini_r1.countdown.problem import DataError, Problem
-from mini_r1.countdown.prompt import PREFILL, SYSTEM_MESSAGE, messages
+from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
+from mini_r1.tasks.countdown.problem import DataError, Problem
+from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, messages
+from mini_r1.tasks.countdown.score_lines import score_line
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
 PROBLEM = Problem((44, 19, 35), 98)
@@ -169,7 +169,7 @@ def test_any_line_is_judged_or_refused(line: str) -> None:
 
 def test_the_seam_imports_nothing_heavy() -> None:
     check = (
-        "import sys, mini_r1.countdown.task, mini_r1.countdown.lines;"
+        "import sys, mini_r1.tasks.countdown.task, mini_r1.tasks.countdown.score_lines;"
         "heavy = ('torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'huggingface_hub', 'pydantic');"
         "print([name for name in heavy if name in sys.modules])"
     )

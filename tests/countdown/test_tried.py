@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.countdown.style import tries
-from mini_r1.countdown.tried import answered_result, tried_results
+from mini_r1.tasks.countdown.style import tries
+from mini_r1.tasks.countdown.tries import answered_result, tried_results
 
 
 @pytest.mark.parametrize(

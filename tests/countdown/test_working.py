@@ -6,9 +6,9 @@ from fractions import Fraction
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mini_r1.countdown import task
-from mini_r1.countdown.expression import check_answer
-from mini_r1.countdown.solver import solve
+from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.expression import check_answer
+from mini_r1.tasks.countdown.solver import solve
 
 NUMBERS = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from mini_r1.countdown.data import write_jsonl
-from mini_r1.countdown.generator import generate
-from mini_r1.countdown.problem import Problem
-from mini_r1.manifest import seal
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import seal
+from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown.data import write_jsonl
+from mini_r1.tasks.countdown.generator import generate
+from mini_r1.tasks.countdown.problem import Problem
 
 RECIPE = """\
 model_name_or_path: builtin:demo

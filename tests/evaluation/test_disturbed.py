@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.append_file import JsonLines
+from mini_r1.cli.stop_signals import stopped_in_order
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import claims, measuring
-from mini_r1.evaluation.engines import Engines
-from mini_r1.evaluation.rest import KNOWN_AFTER_S, Rest
-from mini_r1.evaluation.run import Series, evaluate_run
+from mini_r1.evaluation.answer_engines import Engines
+from mini_r1.evaluation.evaluate_run import Series, evaluate_run
 from mini_r1.evaluation.source import Wish
+from mini_r1.evaluation.time_left import KNOWN_AFTER_S, Rest
 from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.manifest import seal
-from mini_r1.rundir import RunDir
-from mini_r1.stopping import stopped_in_order
+from mini_r1.run.append_file import JsonLines
+from mini_r1.run.manifest import seal
+from mini_r1.run.run_dir import RunDir
 from rich.console import Console
 
 from tests.small_disk import PAGE, fill, make_room, small_disk

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.evaluation import engines as room
-from mini_r1.evaluation.engines import Engines
-from mini_r1.evaluation.run import evaluate_run
+from mini_r1.evaluation import answer_engines as room
+from mini_r1.evaluation.answer_engines import Engines
+from mini_r1.evaluation.evaluate_run import evaluate_run
 from mini_r1.evaluation.source import Wish
 from mini_r1.generation import completers
 from mini_r1.generation.completers import stored_tensors, vllm_device
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.generation.vllm_client import EngineConfig, Generated
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
 REPO = Path(__file__).parent.parent.parent

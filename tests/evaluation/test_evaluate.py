@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.answers import Answer, judged
 from mini_r1.evaluation.evaluate import Evaluation, evaluate
-from mini_r1.evaluation.figures import failure
+from mini_r1.evaluation.measures import failure
 from mini_r1.evaluation.search import Game
 from mini_r1.generation.model import load_model, load_tokenizer
+from mini_r1.tasks.countdown import task
 
 SETTINGS: dict[str, Any] = {
     "samples": 3,

@@ -8,12 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from mini_r1.countdown.problem import DataError
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.evaluation.run import evaluate_run_or_model
-from mini_r1.evaluation.table import print_table
-from mini_r1.manifest import MANIFEST
-from mini_r1.rundir import RunDir
+from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
+from mini_r1.evaluation.results_table import print_table
+from mini_r1.run.manifest import MANIFEST
+from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown.problem import DataError
 from rich.console import Console
 
 from tests.evaluation.conftest import RECIPE

@@ -7,17 +7,17 @@ import json
 import time
 from pathlib import Path
 
-from mini_r1 import runs
-from mini_r1.countdown import task
 from mini_r1.evaluation.evaluate import KEPT_SAMPLES
-from mini_r1.evaluation.run import evaluate_run
+from mini_r1.evaluation.evaluate_run import evaluate_run
 from mini_r1.evaluation.source import Wish
 from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.publishing import contents
-from mini_r1.report.reading import read_run
-from mini_r1.report.samples import KINDS, collect
-from mini_r1.rundir import RunDir, read_jsonl
-from mini_r1.samples import Wanted, show
+from mini_r1.hub import branch_contents
+from mini_r1.report.samples_browser import KINDS, collect
+from mini_r1.run import listing
+from mini_r1.run.completions import Wanted, show
+from mini_r1.run.reader import read_run
+from mini_r1.run.run_dir import RunDir, read_jsonl
+from mini_r1.tasks.countdown import task
 from mini_r1.training.rollout import Completion
 from rich.console import Console
 
@@ -73,13 +73,13 @@ def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_termina
 
 def test_who_looks_for_figures_takes_none_of_it(run: RunDir, model_directory: Path) -> None:
     evaluated(run, model_directory, limit=2)
-    assert sorted(file.name for file in contents.logs(run)) == [
+    assert sorted(file.name for file in branch_contents.logs(run)) == [
         f"logs/evaluation/step-{step}-limit-2.json" for step in (0, 10, 5)
     ]
     read = read_run(run.path)
     assert len(read.evaluations) == 3
     assert not [sentence for sentence in read.missing if "evaluation/" in sentence or "were kept" in sentence]
-    assert runs.row(run.path, time.time()).success_from == "held out, step 10"
+    assert listing.row(run.path, time.time()).success_from == "held out, step 10"
     for path in run.evaluation.glob("*-completions.jsonl"):
         path.unlink()
     (told,) = [sentence for sentence in read_run(run.path).missing if "were kept" in sentence]

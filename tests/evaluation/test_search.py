@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from mini_r1.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
-from mini_r1.countdown import task
-from mini_r1.countdown.generator import GeneratorSpec, generate
 from mini_r1.evaluation.answers import Answer, judged
 from mini_r1.evaluation.search import (
     Game,
@@ -23,6 +20,9 @@ from mini_r1.evaluation.search import (
     success_at_tries,
     tries_of,
 )
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
+from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
 from mini_r1.training.traces import answer as expression
 from mini_r1.training.traces import draw_tries, result_weights, working
 

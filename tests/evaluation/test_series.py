@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.evaluation import measuring as room
-from mini_r1.evaluation.run import Series, evaluate_run, evaluate_run_or_model
+from mini_r1.evaluation.evaluate_run import Series, evaluate_run, evaluate_run_or_model
+from mini_r1.evaluation.results_table import print_series
 from mini_r1.evaluation.source import Wish
-from mini_r1.evaluation.table import print_series
 from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.manifest import seal
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import seal
+from mini_r1.run.run_dir import RunDir
 from rich.console import Console
 
 UNKNOWN = StartingPoint(None, None, "nobody kept it")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
-from mini_r1.model_kinds import FIRST_VERSION, TRANSFORMERS
+from mini_r1.recipe.model_kinds import FIRST_VERSION, TRANSFORMERS
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, __version__

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.countdown.problem import Problem
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import load_tokenizer
 from mini_r1.generation.prompts import render
+from mini_r1.tasks.countdown.problem import Problem
 
 Template = Callable[[str], str]
 

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cluster.devices import given_devices
-from mini_r1.cluster.nodes import Nodes, nodes_of
-from mini_r1.cluster.planning.plan import Plan, make_plan
-from mini_r1.cluster.planning.recipes import Where, declared
-from mini_r1.cluster.planning.storage import host_memory_gib, shared_memory_gib
-from mini_r1.cluster.planning.zero import NO_ZERO, zero_of
-from mini_r1.cluster.roles import Roles, assign
-from mini_r1.deepspeed_file import find_deepspeed
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import load_recipe
+from mini_r1.machine.devices import given_devices
+from mini_r1.machine.nodes import Nodes, nodes_of
+from mini_r1.machine.roles import Roles, assign
+from mini_r1.plan.disk_space import host_memory_gib, shared_memory_gib
+from mini_r1.plan.planner import Plan, make_plan
+from mini_r1.plan.recipe_plans import Where, declared
+from mini_r1.plan.zero_memory import NO_ZERO, zero_of
+from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe
 
 from tests.conftest import command
 from tests.kubernetes.environment import SECRET, Pod, gib, pods_of, recipe_file
@@ -353,7 +353,7 @@ def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Pat
 def test_the_stand_in_is_what_the_command_asks(tmp_path: Path) -> None:
     """Without it the tests above would count the GPUs of the machine that they run on."""
     (tmp_path / "pynvml.py").write_text(NVML)
-    code = "from mini_r1.cluster.devices import driver_devices; print(driver_devices())"
+    code = "from mini_r1.machine.devices import driver_devices; print(driver_devices())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "STAND_IN_GPUS": "3"},

@@ -7,9 +7,9 @@ import contextlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.countdown.problem import Problem
 from mini_r1.errors import KitError
 from mini_r1.play.asking import in_one_line, problem_of
+from mini_r1.tasks.countdown.problem import Problem
 
 
 @pytest.mark.parametrize("line", ["3 5 9 -> 1", "3,5,9=1", "[3, 5, 9] → 1", " 3; 5 ,9 to 1 ", "3 5 9 => +1"])

@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.generation.stream import stream
-from mini_r1.manifest import seal
 from mini_r1.play.models import Answer, Player, answers, players
+from mini_r1.play.screen import Screen, side_by_side
 from mini_r1.play.session import Sampling, ask_and_answer, one, one_as_json
-from mini_r1.play.table import Screen, side_by_side
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import seal
+from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown import task
 from rich.console import Console
 
 from tests.conftest import command
@@ -112,8 +112,8 @@ def test_a_problem_without_a_solution_says_so(playing: list[Player]) -> None:
 def test_a_search_for_a_solution_that_takes_minutes_is_given_up_and_said(
     playing: list[Player], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mini_r1.countdown.solver.MAX_STEPS", 1)
-    monkeypatch.setattr("mini_r1.countdown.solver.solvable.__defaults__", (1,))
+    monkeypatch.setattr("mini_r1.tasks.countdown.solver.MAX_STEPS", 1)
+    monkeypatch.setattr("mini_r1.tasks.countdown.solver.solvable.__defaults__", (1,))
     problem, console = task.Problem((8, 3, 7, 5), 9999), Console(file=io.StringIO(), width=100)
     one(playing, problem, Sampling(), console)
     assert text_of(console).splitlines()[-1] == "exact solver: no solution found, and the search was given up"

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 from mini_r1.console import as_markdown
-from mini_r1.publishing import contents
-from mini_r1.publishing.card import card
-from mini_r1.publishing.contents import EXAMPLE, Base
-from mini_r1.publishing.figures import Figure
-from mini_r1.recipe import Recipe
+from mini_r1.hub import branch_contents
+from mini_r1.hub.branch_contents import EXAMPLE, Base
+from mini_r1.hub.card_figures import Figure
+from mini_r1.hub.model_card import card
+from mini_r1.recipe.fields import Recipe
 from tensorboard.plugin_util import markdown_to_safe_html
 
 FULL = {
@@ -190,6 +190,6 @@ def test_places_of_this_machine_do_not_leave_it(tmp_path: Path) -> None:
         model_name_or_path=str(tmp_path / "models" / "mine"), dataset_id_or_path=str(tmp_path / "rows.jsonl"),
         output_dir=str(tmp_path), tokenizer_name_or_path=str(tmp_path),
     )  # fmt: skip
-    shown = contents.public_recipe(recipe)
+    shown = branch_contents.public_recipe(recipe)
     assert (shown.model_name_or_path, shown.dataset_id_or_path, shown.output_dir) == ("mine", "rows.jsonl", None)
     assert str(tmp_path) not in str(shown.model_dump())

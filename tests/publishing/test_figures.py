@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.publishing import figures
-from mini_r1.rundir import RunDir
+from mini_r1.hub import card_figures
+from mini_r1.run.run_dir import RunDir
 
 from tests.publishing.conftest import evaluation
 
@@ -36,7 +36,7 @@ def test_the_highest_evaluation_is_the_best(run: RunDir) -> None:
     evaluation(run, 4, 0.6)
     evaluation(run, 6, 0.5)
     curve(run, s2=0.9, s4=0.1)
-    best = figures.best(run, STEPS)
+    best = card_figures.best(run, STEPS)
     assert best is not None
     assert (best.step, best.success, best.source) == (4, 0.6, "evaluation/step-4.json")
 
@@ -44,13 +44,13 @@ def test_the_highest_evaluation_is_the_best(run: RunDir) -> None:
 def test_pass_at_1_goes_before_an_older_key(run: RunDir) -> None:
     evaluation(run, 2, 0.3, pass_at_k={"1": {"value": 0.8, "ci95": [0.7, 0.9]}})
     evaluation(run, 4, 0.6)
-    assert figures.chosen_step(run, "BEST", STEPS) == 2
+    assert card_figures.chosen_step(run, "BEST", STEPS) == 2
 
 
 def test_the_earlier_of_two_alike(run: RunDir) -> None:
     evaluation(run, 6, 0.5)
     evaluation(run, 4, 0.5)
-    assert figures.chosen_step(run, "BEST", STEPS) == 4
+    assert card_figures.chosen_step(run, "BEST", STEPS) == 4
 
 
 def test_other_problems_and_snapshots_that_are_gone_do_not_count(run: RunDir) -> None:
@@ -58,7 +58,7 @@ def test_other_problems_and_snapshots_that_are_gone_do_not_count(run: RunDir) ->
     evaluation(run, 6, 0.9, "step-6-limit-10.json")
     evaluation(run, 8, 0.9)
     evaluation(run, 2, 0.1)
-    assert figures.chosen_step(run, "BEST", STEPS) == 2
+    assert card_figures.chosen_step(run, "BEST", STEPS) == 2
 
 
 def test_what_is_found_does_not_depend_on_the_order_of_the_files(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,12 +67,12 @@ def test_what_is_found_does_not_depend_on_the_order_of_the_files(run: RunDir, mo
     files = sorted(run.held_out_results(), key=lambda found: found[1] is None)
     for order in (files, files[::-1]):
         monkeypatch.setattr(RunDir, "held_out_results", lambda self, order=order: iter(order))
-        assert [figure.step for figure in figures.evaluations(run)] == [2]
+        assert [figure.step for figure in card_figures.evaluations(run)] == [2]
 
 
 def test_without_evaluations_the_runs_own_curve_decides(run: RunDir) -> None:
     curve(run, s2=0.2, s4=0.4, s5=0.8, s6=None)
-    best = figures.best(run, STEPS)
+    best = card_figures.best(run, STEPS)
     assert best is not None
     assert (best.step, best.source, best.problems) == (4, "the run's own curve", 20)
 
@@ -87,15 +87,15 @@ def test_without_evaluations_the_runs_own_curve_decides(run: RunDir) -> None:
 def test_a_broken_evaluation_counts_as_none(run: RunDir, text: str) -> None:
     run.evaluation.mkdir()
     (run.evaluation / "step-6.json").write_text(text)
-    assert figures.best(run, STEPS) is None
+    assert card_figures.best(run, STEPS) is None
     evaluation(run, 2, 0.1)
-    assert figures.chosen_step(run, "BEST", STEPS) == 2
+    assert card_figures.chosen_step(run, "BEST", STEPS) == 2
 
 
 def test_evaluations_are_in_the_order_of_their_steps(run: RunDir) -> None:
     for step in (10, 2, 9):
         evaluation(run, step, step / 100)
-    found = figures.evaluations(run)
+    found = card_figures.evaluations(run)
     assert [figure.step for figure in found] == [2, 9, 10]
     assert found[0].evaluation["sampled"] == 0.02
 
@@ -104,7 +104,7 @@ def test_evaluations_are_in_the_order_of_their_steps(run: RunDir) -> None:
 def test_how_many_problems_were_asked(run: RunDir, problems: object, count: int | None) -> None:
     evaluation(run, 2, 0.5, problems=problems)
     curve(run, s4=0.5)
-    (own,) = figures.evaluations(run)
+    (own,) = card_figures.evaluations(run)
     assert own.problems == count
     assert type(own.problems) is type(count)
 
@@ -112,14 +112,14 @@ def test_how_many_problems_were_asked(run: RunDir, problems: object, count: int 
 def test_a_curve_may_lack_its_count_and_its_values(run: RunDir) -> None:
     rows = [{"step": 1, "eval_success": 0.1}, {"step": 2, "eval_problems": 7}, {"step": 3, "eval_success": "0.3"}]
     (run.attempts / "1" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [(figure.step, figure.success, figure.problems) for figure in figures.curve(run)] == [(1, 0.1, None)]
+    assert [(figure.step, figure.success, figure.problems) for figure in card_figures.curve(run)] == [(1, 0.1, None)]
 
 
 def test_what_is_known_of_one_step(run: RunDir) -> None:
     evaluation(run, 2, 0.3)
     evaluation(run, 4, 0.6)
     curve(run, s2=0.9, s6=0.1)
-    found = [figures.of_step(run, step) for step in (2, 4, 6, 8)]
+    found = [card_figures.of_step(run, step) for step in (2, 4, 6, 8)]
     assert [figure and (figure.success, figure.source) for figure in found] == [
         (0.3, "evaluation/step-2.json"), (0.6, "evaluation/step-4.json"), (0.1, "the run's own curve"), None,
     ]  # fmt: skip
@@ -128,14 +128,14 @@ def test_what_is_known_of_one_step(run: RunDir) -> None:
 def test_evaluations_of_other_steps_leave_the_choice_to_the_curve(run: RunDir) -> None:
     evaluation(run, 8, 0.9)
     curve(run, s2=0.2, s4=0.1)
-    assert [figure.source for figure in figures.measured(run, STEPS)] == ["the run's own curve"] * 2
-    assert figures.measured(run, [3]) == []
+    assert [figure.source for figure in card_figures.measured(run, STEPS)] == ["the run's own curve"] * 2
+    assert card_figures.measured(run, [3]) == []
 
 
 @pytest.mark.parametrize(("wanted", "step"), [("best", 2), ("BEST", 2), ("4", 4), ("06", 6)])
 def test_a_snapshot_that_is_there_can_be_chosen(run: RunDir, wanted: str, step: int) -> None:
     evaluation(run, 2, 0.5)
-    assert figures.chosen_step(run, wanted, STEPS) == step
+    assert card_figures.chosen_step(run, wanted, STEPS) == step
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,11 @@ def test_a_snapshot_that_is_there_can_be_chosen(run: RunDir, wanted: str, step: 
 def test_a_snapshot_that_cannot_be_chosen_is_refused(run: RunDir, wanted: str, words: str) -> None:
     (run.snapshots / "step-8").mkdir(parents=True)
     with pytest.raises(KitError) as refused:
-        figures.chosen_step(run, wanted, STEPS)
+        card_figures.chosen_step(run, wanted, STEPS)
     assert words in refused.value.message
     assert refused.value.exit_code == 78
 
 
 def test_an_incomplete_snapshot_of_a_step_that_is_there_does_not_count(run: RunDir) -> None:
     (run.snapshots / "step-4").mkdir(parents=True)
-    assert figures.chosen_step(run, "4", STEPS) == 4
+    assert card_figures.chosen_step(run, "4", STEPS) == 4

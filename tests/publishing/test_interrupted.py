@@ -31,7 +31,7 @@ PASSING = {
 def test_what_passes_is_tried_again(
     hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr("mini_r1.publishing.words.random", lambda: 0.5)
+    monkeypatch.setattr("mini_r1.hub.upload_errors.random", lambda: 0.5)
     hub.faults = [Fault(**vars(fault)) for fault in PASSING[what]]
     tries = sum(fault.times for fault in hub.faults)
     publish(made_run())

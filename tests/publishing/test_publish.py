@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.manifest import MANIFEST
-from mini_r1.publishing import publish as room
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.hub import publish as room
+from mini_r1.run.manifest import MANIFEST
+from mini_r1.run.run_dir import RunDir, write_json
 
 from tests.hub_upload import Fault, WritableHub
 from tests.publishing.conftest import TOKEN, Run, evaluation, publish, refusal, resave, said
@@ -172,8 +172,8 @@ assert tokenizer.chat_template == AutoTokenizer.from_pretrained(f"{snapshots}/st
 from huggingface_hub import hf_hub_download
 card = open(hf_hub_download("anna/first", "README.md")).read()
 exec(card.split("```python")[1].split("```")[0])
-from mini_r1.countdown.problem import Problem
-from mini_r1.generation.prompts import render, token_ids
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.generation.prompts import (render, token_ids)
 assert ids.tolist() == token_ids(tokenizer, render(tokenizer, [Problem((4, 6), 24)], "script"))
 assert revision == "step-6" and out.shape[1] > ids.shape[1]
 print("loaded", ours.config._commit_hash)

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mini_r1.manifest import MANIFEST, seal
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import MANIFEST, seal
+from mini_r1.run.run_dir import RunDir
 
 from tests.hub_upload import WritableHub
 from tests.publishing.conftest import Run, publish, refusal

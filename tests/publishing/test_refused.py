@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import MANIFEST
-from mini_r1.publishing import publish as room
-from mini_r1.rundir import RunDir
+from mini_r1.hub import publish as room
+from mini_r1.run.manifest import MANIFEST
+from mini_r1.run.run_dir import RunDir
 
 from tests.hub_upload import Fault, WritableHub
 from tests.publishing.conftest import TOKEN, Run, publish, refusal, said, waited

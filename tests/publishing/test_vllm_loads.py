@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.publishing.publish import publish
-from mini_r1.rundir import RunDir
+from mini_r1.hub.publish import publish
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import REPO
 from tests.hub_upload import WritableHub

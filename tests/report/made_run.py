@@ -11,10 +11,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from mini_r1.append_file import JsonLines
-from mini_r1.countdown import task
-from mini_r1.recipe_file import dump_recipe, find_recipe, load_recipe
-from mini_r1.rundir import RunDir, write_json, write_text
+from mini_r1.recipe.recipe_file import dump_recipe, find_recipe, load_recipe
+from mini_r1.run.append_file import JsonLines
+from mini_r1.run.run_dir import RunDir, write_json, write_text
+from mini_r1.tasks.countdown import task
 
 START = 1_738_000_000.0
 HOSTILE = {

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.rundir import completions_of, write_jsonl
+from mini_r1.run.run_dir import completions_of, write_jsonl
 
 from tests.report.conftest import Opened
 from tests.report.made_run import HOSTILE, make_run

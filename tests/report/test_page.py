@@ -21,9 +21,9 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.report import drawing, markdown
 from mini_r1.report.build import MAX_BYTES, build, json_for_page
 from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
-from mini_r1.report.reading import read_run
 from mini_r1.report.summary import summarise
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.run.reader import read_run
+from mini_r1.run.run_dir import RunDir, write_json
 
 from tests.report.made_run import HOSTILE, make_run
 from tests.small_disk import fill, small_disk

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from mini_r1.append_file import JsonLines
-from mini_r1.report.reading import read_run
-from mini_r1.report.samples import FORMAT, REFLECTS_WAIT, RIGHT, SEED, Samples, collect
+from mini_r1.report.samples_browser import FORMAT, REFLECTS_WAIT, RIGHT, SEED, Samples, collect
+from mini_r1.run.append_file import JsonLines
+from mini_r1.run.reader import read_run
 
 from tests.report.made_run import HOSTILE, make_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import ASSETS, REPO
 from tests.slurm.cluster import Job, Slurm, a_cluster, why_none

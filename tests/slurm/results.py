@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 import psutil
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
 from tests.conftest import without_times

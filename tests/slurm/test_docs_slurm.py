@@ -27,11 +27,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mini_r1.cluster.checks.case import Case
-from mini_r1.cluster.checks.shared import FLEETING
-from mini_r1.cluster.checks.storage import filesystem
-from mini_r1.cluster.devices import Devices
-from mini_r1.rundir import RunDir
+from mini_r1.doctor.case import Case
+from mini_r1.doctor.local_storage import filesystem
+from mini_r1.doctor.shared_storage import FLEETING
+from mini_r1.machine.devices import Devices
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import ASSETS, REPO, rows
 from tests.hub import Hub, Repo, files_of
@@ -50,7 +50,7 @@ cp -r "$ORIGIN" "$(basename "$2" .git)"
     "make": """[ "$*" = install ] && [ -f Makefile ] || exit 2
 "$PYTHON" -m venv --without-pip .venv
 printf '%s\\n' "$PWD/app" "$PACKAGES" >"$(echo .venv/lib/python3.*/site-packages)/checkout.pth"
-printf '#!%s\\nfrom mini_r1.cli import main\\nmain()\\n' "$PWD/.venv/bin/python" >.venv/bin/mini-r1
+printf '#!%s\\nfrom mini_r1.cli.app import main\\nmain()\\n' "$PWD/.venv/bin/python" >.venv/bin/mini-r1
 chmod +x .venv/bin/mini-r1
 """,
     "apptainer": """[ "$1" = build ] && [ $# = 3 ] && [[ $3 == docker://* ]] || exit 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import REPO
 from tests.slurm.cluster import SYSTEM_PATH, Job

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mini_r1.manifest import verify
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import verify
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import without_times
 

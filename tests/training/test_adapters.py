@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.evaluation.run import evaluate_run_or_model
+from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
 from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.adapters import quantization, with_adapter
 from peft import PeftModel, PrefixTuningConfig
 from safetensors.torch import load, load_file

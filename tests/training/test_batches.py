@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.countdown import task
+from mini_r1.tasks.countdown import task
 from mini_r1.training.batches import Batch, collate, micro_batches
 from mini_r1.training.rollout import Completion
 

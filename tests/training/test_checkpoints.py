@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import MANIFEST, seal, verify
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.run.manifest import MANIFEST, seal, verify
+from mini_r1.run.run_dir import RunDir, write_json
 from mini_r1.training.checkpoints import (
     check_space,
     checkpoint_to_resume,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training import curves
 from mini_r1.training.curves import Curves, as_code
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -18,16 +18,16 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from mini_r1.countdown import task
-from mini_r1.deepspeed_file import find_deepspeed
 from mini_r1.errors import KitError
-from mini_r1.manifest import verify
-from mini_r1.recipe import WatchRecipe
-from mini_r1.rundir import RunDir, write_json
-from mini_r1.training import engines, logprobs, zero
+from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.recipe.fields import WatchRecipe
+from mini_r1.run.manifest import verify
+from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.tasks.countdown import task
+from mini_r1.training import deepspeed_patches, logprobs, rollout_engines
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
-from mini_r1.training.engines import PolicyEngine
 from mini_r1.training.rollout import Completion, RewardPlan, judge
+from mini_r1.training.rollout_engines import PolicyEngine
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Watch
 from mini_r1.training.world import World
@@ -85,7 +85,7 @@ def fixed_completions(tokenizer: Any, prompt: str) -> list[Completion]:
 
 def kit(args: GRPOConfig, model: Any, reference: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> CountdownTrainer:
     completions = fixed_completions(tokenizer, rows[0]["prompt"])
-    engines.sample = lambda *args, **kwargs: [c.ids for c in completions]
+    rollout_engines.sample = lambda *args, **kwargs: [c.ids for c in completions]
     world = World(60)
     return CountdownTrainer(
         model, reference=reference, rewards=REWARDS, args=args,
@@ -130,7 +130,7 @@ def built(
 def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> None:
     """Take one SGD step at learning rate 1; write the gradient's norm and the gradient, which is what it took off."""
     if stage:
-        zero.prepare(on_cpu=True)
+        deepspeed_patches.prepare(on_cpu=True)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
     # A few tokens a chunk: the backward pass then calculates logits again, with weights that ZeRO-3 has let go of.
     logprobs.CHUNK_BYTES = 7 * 4 * len(before["lm_head.weight"])
@@ -197,11 +197,11 @@ def gather_large_and_small(mended: bool, folder: Path) -> None:
     """Gather a large weight and many small ones, and count the times that one is read before it has arrived."""
     import deepspeed
 
-    waiting = zero.wait_for_every_gather
+    waiting = deepspeed_patches.wait_for_every_gather
     if not mended:
-        zero.wait_for_every_gather = lambda: None
-    zero.prepare(on_cpu=True)
-    zero.wait_for_every_gather = waiting
+        deepspeed_patches.wait_for_every_gather = lambda: None
+    deepspeed_patches.prepare(on_cpu=True)
+    deepspeed_patches.wait_for_every_gather = waiting
     World(60)
     deepspeed.init_distributed("gloo")
     ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
@@ -236,7 +236,7 @@ def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits
 
 def two_steps(stage: int, policy: Path, folder: Path) -> None:
     """Train to step 2 and save at each step, from the newest checkpoint in `folder` if there is one."""
-    zero.prepare(on_cpu=True)
+    deepspeed_patches.prepare(on_cpu=True)
     run = RunDir(folder)
     newest = run.complete_checkpoints()[:1]
     # Adam, so that there is something in the optimizer's shards.

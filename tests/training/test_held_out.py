@@ -8,9 +8,9 @@ from typing import Any
 
 import datasets
 import pytest
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer

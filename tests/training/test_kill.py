@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import ASSETS
 from tests.training.outcome import outcome

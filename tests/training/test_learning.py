@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 SMALL = [
     "warm_start.steps=80", "warm_start.traces=3000", "warm_start.min_accuracy=0", "dataset_rows=600",

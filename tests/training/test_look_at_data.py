@@ -7,9 +7,9 @@ from io import StringIO
 
 import pytest
 from mini_r1.console import ProgressLine
-from mini_r1.countdown import task
 from mini_r1.errors import ExitCode, KitError, Stopped
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.fields import Recipe
+from mini_r1.tasks.countdown import task
 from mini_r1.training import prepare
 from rich.console import Console
 

@@ -12,11 +12,11 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation import sampler
-from mini_r1.rundir import RunDir
-from mini_r1.training import checkpoints, engines
+from mini_r1.run.run_dir import RunDir
+from mini_r1.training import checkpoints, rollout_engines
 from mini_r1.training import trainer as kit_trainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
@@ -51,7 +51,7 @@ def test_one_rollout_serves_all_micro_batches(
     """Row 1: stock generates once for every micro-batch."""
     trainer = stock(untrained, tmp_path / "stock", max_steps=2)
     calls = {"stock": 0, "kit": 0}
-    generate, sample = trainer.model.generate, engines.sample
+    generate, sample = trainer.model.generate, rollout_engines.sample
 
     def counted(side: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ def test_one_rollout_serves_all_micro_batches(
 
     trainer.model.generate = counted("stock", generate)
     trainer.train()
-    monkeypatch.setattr(engines, "sample", counted("kit", sample))
+    monkeypatch.setattr(rollout_engines, "sample", counted("kit", sample))
     train(str(small_recipe(max_steps=2, gradient_accumulation_steps=2)), [], tmp_path / "run")
     assert calls == {"stock": 4, "kit": 2}
 
@@ -237,7 +237,7 @@ def test_stock_decodes_without_a_cache_under_checkpointing_and_the_kit_with_one(
     trainer = stock(untrained, tmp_path / "stock", max_steps=1, gradient_accumulation_steps=1, **checkpointing)
     trainer.model.generate = watched("stock", trainer.model.generate, trainer.model)
     trainer.train()
-    monkeypatch.setattr(engines, "sample", watched("kit", engines.sample))
+    monkeypatch.setattr(rollout_engines, "sample", watched("kit", rollout_engines.sample))
     recipe = small_recipe(max_steps=1, gradient_accumulation_steps=1, **checkpointing)
     assert train(str(recipe), [], tmp_path / "run") == ExitCode.FINISHED
     prompt, *later = read["stock"]

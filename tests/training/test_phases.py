@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.recipe import Recipe
-from mini_r1.rundir import RunDir
+from mini_r1.recipe.fields import Recipe
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.phases import Phases
 from mini_r1.training.supervised import Supervisor
 from mini_r1.training.world import World

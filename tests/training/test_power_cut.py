@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import verify
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import verify
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.run_logs import lost_logs
 from mini_r1.training.trainer import CountdownTrainer
 

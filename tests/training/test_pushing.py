@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mini_r1.errors import ExitCode
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import command
 from tests.hub_upload import Fault, WritableHub
@@ -64,7 +64,7 @@ def output(run: RunDir) -> str:
 
 
 def pushers(run: RunDir) -> list[psutil.Process]:
-    arguments = ["mini_r1.publishing.push", str(run.path)]
+    arguments = ["mini_r1.hub.push", str(run.path)]
     return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-2:] == arguments]
 
 

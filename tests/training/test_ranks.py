@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
-from mini_r1.rundir import RunDir
-from mini_r1.training import engines
+from mini_r1.run.run_dir import RunDir
+from mini_r1.training import rollout_engines
 from mini_r1.training.world import World
 from safetensors.torch import load_file
 
@@ -40,7 +40,7 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
         number: the signal.
         args: of the command.
     """
-    sample, calls = engines.sample, []
+    sample, calls = rollout_engines.sample, []
 
     def told(model: Any, prompts: Any, config: Any, **kwargs: Any) -> list[list[int]]:
         calls.append(1)
@@ -55,7 +55,7 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
             return sample(model, prompts, config, **kwargs)
         return [drawn(ids, i, kwargs["eos_token_ids"][0]) for ids in prompts for i in range(config.num_generations)]
 
-    engines.sample = told
+    rollout_engines.sample = told
     train(*args)
 
 

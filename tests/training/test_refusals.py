@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.commands import train
-from mini_r1.countdown import task
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.rundir import RunDir, read_jsonl, write_json
+from mini_r1.run.run_dir import RunDir, read_jsonl, write_json
+from mini_r1.tasks.countdown import task
 from transformers import AutoTokenizer
 
 from tests.conftest import disk_full_at

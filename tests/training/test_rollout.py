@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from mini_r1.countdown import task
+from mini_r1.tasks.countdown import task
 from mini_r1.training.rollout import ADVANTAGE_EPSILON, Completion, RewardPlan, compare, judge
 
 PROBLEM = task.Problem((6, 7), 42)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.manifest import verify
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import verify
+from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

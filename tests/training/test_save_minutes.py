@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mini_r1.rundir import RunDir
-from mini_r1.training import callbacks, engines
+from mini_r1.run.run_dir import RunDir
+from mini_r1.training import callbacks, rollout_engines
 from safetensors.torch import load_file
 
 from tests.conftest import without_times
@@ -27,7 +27,7 @@ def train_by_the_clock(killed_at: int | None, *args: str | Path) -> None:
         args: of the command.
     """
     minutes = itertools.count() if os.environ["RANK"] == "0" else itertools.repeat(0)
-    sample, calls = engines.sample, itertools.count(1)
+    sample, calls = rollout_engines.sample, itertools.count(1)
 
     class Clock:
         time = staticmethod(callbacks.time.time)
@@ -38,7 +38,7 @@ def train_by_the_clock(killed_at: int | None, *args: str | Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return sample(*given, **kwargs)
 
-    callbacks.time, engines.sample = Clock, killed
+    callbacks.time, rollout_engines.sample = Clock, killed
     train(*args)
 
 

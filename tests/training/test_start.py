@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir, write_json
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.run.run_dir import RunDir, write_json
 from mini_r1.training import prepare, warm_start
-from mini_r1.training.start import starting_point
+from mini_r1.training.base_model import starting_point
 
 DEMO = """\
 model_name_or_path: builtin:demo

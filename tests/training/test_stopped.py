@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.rundir import RunDir
-from mini_r1.training import engines, rollout
+from mini_r1.run.run_dir import RunDir
+from mini_r1.training import rollout, rollout_engines
 from mini_r1.training.trainer import CountdownTrainer
 from safetensors.torch import load_file
 
@@ -43,7 +43,7 @@ def train_and_stop(moment: str, count: int, number: signal.Signals, *args: str |
         os.kill(os.getpid(), number)
         return True
 
-    sample, judge, completion_logps = engines.sample, rollout.task.judge, CountdownTrainer._completion_logps
+    sample, judge, completion_logps = rollout_engines.sample, rollout.task.judge, CountdownTrainer._completion_logps
 
     def sampled(model: Any, prompts: Any, config: Any, **kwargs: Any) -> Any:
         if reached("evaluate" if config.num_generations == 1 else "rollout"):
@@ -59,7 +59,7 @@ def train_and_stop(moment: str, count: int, number: signal.Signals, *args: str |
             reached("reference")
         return completion_logps(self, *args)
 
-    engines.sample, rollout.task.judge, CountdownTrainer._completion_logps = sampled, judged, logps
+    rollout_engines.sample, rollout.task.judge, CountdownTrainer._completion_logps = sampled, judged, logps
     train(*args)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.rundir import RunDir
-from mini_r1.training import engines
+from mini_r1.run.run_dir import RunDir
+from mini_r1.training import rollout_engines
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
 
@@ -20,7 +20,7 @@ from tests.training.workers import Workers, train, wait_until
 
 def train_and_be_signalled(at_call: int, *args: str | Path) -> None:
     """`mini-r1 train ARGS`; in a rollout this process is asked for its stacks and signalled three times to stop."""
-    sample, calls = engines.sample, []
+    sample, calls = rollout_engines.sample, []
 
     def signalled(*given: Any, **kwargs: Any) -> list[list[int]]:
         calls.append(1)
@@ -29,7 +29,7 @@ def train_and_be_signalled(at_call: int, *args: str | Path) -> None:
                 os.kill(os.getpid(), number)
         return sample(*given, **kwargs)
 
-    engines.sample = signalled
+    rollout_engines.sample = signalled
     train(*args)
 
 
@@ -56,7 +56,7 @@ def test_heartbeats_stacks_and_any_number_of_signals(small_recipe: Callable[...,
 
 def train_and_be_asked(at_call: int, launcher: Path, *args: str | Path) -> None:
     """`mini-r1 train ARGS`; in a rollout, which does not end by itself, the launcher asks it to stop."""
-    sample, calls = engines.sample, []
+    sample, calls = rollout_engines.sample, []
 
     def asked(*given: Any, **kwargs: Any) -> list[list[int]]:
         calls.append(1)
@@ -65,7 +65,7 @@ def train_and_be_asked(at_call: int, launcher: Path, *args: str | Path) -> None:
             wait_until(kwargs["stop"])
         return sample(*given, **kwargs)
 
-    engines.sample = asked
+    rollout_engines.sample = asked
     train(*args)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from mini_r1.countdown import task
-from mini_r1.recipe import WatchRecipe
-from mini_r1.rundir import RunDir
+from mini_r1.recipe.fields import WatchRecipe
+from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown import task
 from mini_r1.training.batches import Batch, collate, micro_batches
-from mini_r1.training.engines import PolicyEngine
 from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
+from mini_r1.training.rollout_engines import PolicyEngine
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Watch
 from mini_r1.training.world import World

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mini_r1.training.engines import Sampled
+from mini_r1.training.rollout_engines import Sampled
 from mini_r1.training.verify_sync import SyncCheck
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mini_r1.countdown.generator import generate
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.fields import Recipe
+from mini_r1.tasks.countdown.generator import generate
 from mini_r1.training import warm_start
 
 from tests.small_disk import PAGE, fill, make_room, small_disk

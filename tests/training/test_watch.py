@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.commands import train
+from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.recipe import WatchRecipe
-from mini_r1.rundir import RunDir
+from mini_r1.recipe.fields import WatchRecipe
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Trouble, Watch
 from safetensors.torch import load_file

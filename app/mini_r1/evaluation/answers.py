@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from mini_r1.countdown import task
+from mini_r1.tasks.countdown import task
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import KitError
-from mini_r1.rundir import RunDir, locked
+from mini_r1.run.run_dir import RunDir, locked
 
 
 @contextlib.contextmanager

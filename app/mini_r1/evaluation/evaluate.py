@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.answers import Answer, judged
-from mini_r1.evaluation.figures import OPERATOR_KEYS, counted, failure, mean, success
+from mini_r1.evaluation.measures import OPERATOR_KEYS, counted, failure, mean, success
 from mini_r1.evaluation.search import Game, search_baselines
 from mini_r1.generation.completers import BATCH_ROWS, Completer, TransformersCompleter
 from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
+from mini_r1.tasks.countdown import task
 
 EVALUATION_RANK = -1
 """The rank of evaluation in `step_seed`: no training rank has it, so an evaluation never repeats a rollout's draws."""

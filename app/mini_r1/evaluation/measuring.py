@@ -16,15 +16,15 @@ from mini_r1.console import ProgressLine, printable
 from mini_r1.disk_errors import disk_errors
 from mini_r1.errors import KitError
 from mini_r1.evaluation import source as sources
+from mini_r1.evaluation.answer_engines import Engines
 from mini_r1.evaluation.claims import claimed
-from mini_r1.evaluation.engines import Engines
 from mini_r1.evaluation.evaluate import measure
-from mini_r1.evaluation.rest import Rest
 from mini_r1.evaluation.source import Problems, Source
+from mini_r1.evaluation.time_left import Rest
 from mini_r1.generation.completers import Completer
 from mini_r1.generation.model import device
-from mini_r1.provenance import utc_now, versions
-from mini_r1.rundir import completions_of, write_json, write_jsonl
+from mini_r1.machine.provenance import utc_now, versions
+from mini_r1.run.run_dir import completions_of, write_json, write_jsonl
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from mini_r1.countdown import task
 from mini_r1.evaluation.answers import Answer
-from mini_r1.evaluation.figures import OPERATOR_KEYS, limits, mean
+from mini_r1.evaluation.measures import OPERATOR_KEYS, limits, mean
 from mini_r1.evaluation.statistics import rate_interval, ratio_interval
+from mini_r1.tasks.countdown import task
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 """Tries that a solver's success is told for."""

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.evaluation.search import Game
 from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.manifest import MANIFEST, Saved, verify
-from mini_r1.recipe_file import load_recipe
-from mini_r1.rundir import RunDir, read_object
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.run.manifest import MANIFEST, Saved, verify
+from mini_r1.run.run_dir import RunDir, read_object
+from mini_r1.tasks.countdown import task
 
 FORMAT = 3
 """Of what is written; raised when figures are added, so that a file without them is made again."""

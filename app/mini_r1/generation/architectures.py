@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mini_r1.errors import KitError
-from mini_r1.model_kinds import unknown_kind
+from mini_r1.recipe.model_kinds import unknown_kind
 
 
 def refuse_unloadable(name: str, config: Mapping[str, Any]) -> None:

@@ -12,8 +12,8 @@ from jinja2.filters import FILTERS
 from transformers import PreTrainedTokenizerBase
 
 from mini_r1.console import printable
-from mini_r1.countdown import task
 from mini_r1.errors import KitError
+from mini_r1.tasks.countdown import task
 
 
 @pass_environment

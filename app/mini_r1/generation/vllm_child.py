@@ -26,8 +26,8 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from mini_r1.errors import ExitCode
-from mini_r1.heavy_imports import no_garbage_collection
-from mini_r1.lifeline import Lifeline
+from mini_r1.machine.heavy_imports import no_garbage_collection
+from mini_r1.machine.lifeline import Lifeline
 
 ADVICE: Final = {
     "Head size": "take a model with one of these, or set use_vllm: false",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mini_r1.countdown.problem import DataError, Problem, parse_problem
 from mini_r1.errors import KitError
+from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
 
 MOST_NUMBERS = 6
 """The exact solver answers last, and takes seconds for six numbers, minutes for seven."""

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from mini_r1.console import printable
-from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.play.asking import in_one_line, problem_of
 from mini_r1.play.models import Player, answers
-from mini_r1.play.table import Screen
+from mini_r1.play.screen import Screen
+from mini_r1.tasks.countdown import task
 
 WELCOME = "Numbers and a target, such as 3 5 9 -> 1; nothing or q ends it."
 ENDS = frozenset({"", "q", "quit", "exit"})

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import mini_r1
-from mini_r1.countdown import task
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import KitError
-from mini_r1.report import drawing, samples, seed, summary
+from mini_r1.report import drawing, original_curve, samples_browser, summary
 from mini_r1.report import markdown as markdown_room
 from mini_r1.report.plots import Plot, plots
-from mini_r1.report.reading import RunData, read_run, text
-from mini_r1.rundir import write_text
+from mini_r1.run.reader import RunData, read_run, text
+from mini_r1.run.run_dir import write_text
+from mini_r1.tasks.countdown import task
 
 MAX_RUNS = 6
 """Runs on one page: as many as there are colours to tell them apart by."""
@@ -175,10 +175,10 @@ def _drawn(plot: Plot) -> dict[str, Any]:
     return drawn
 
 
-def _packed(runs: Sequence[RunData], limit: int, say: Say) -> tuple[samples.Samples, str]:
+def _packed(runs: Sequence[RunData], limit: int, say: Say) -> tuple[samples_browser.Samples, str]:
     """The completions, fewer of them where their text is long, compressed as text of a script element."""
     while True:
-        chosen = samples.collect(runs, limit, lambda count: say(f"reading completions: {count:,}"))
+        chosen = samples_browser.collect(runs, limit, lambda count: say(f"reading completions: {count:,}"))
         raw = json.dumps(chosen.to_json(), separators=(",", ":")).encode("ascii")
         packed = base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
         if len(packed) <= PACKED_BYTES or len(chosen) <= len(runs):
@@ -191,7 +191,7 @@ def _page(
     summaries: Sequence[summary.Summary],
     made: Sequence[Plot],
     drawn: Mapping[str, dict[str, Any]],
-    chosen: samples.Samples,
+    chosen: samples_browser.Samples,
     packed: str,
 ) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -218,7 +218,7 @@ def _page(
         places=[text(str(run.run.path), 1_000) for run in runs],
         plots=made,
         drawn={name: {k: Markup(v) for k, v in d.items() if k in ("svg", "narrow")} for name, d in drawn.items()},
-        seed=seed.published(),
+        seed=original_curve.published(),
         recipe=summary.recipe_table(runs),
         provenance=summary.provenance_table(runs),
         attempts=[summary.attempt_rows(run) for run in runs],

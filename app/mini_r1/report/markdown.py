@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mini_r1.console import as_markdown
-from mini_r1.report import drawing, seed, summary
+from mini_r1.report import drawing, original_curve, summary
 from mini_r1.report.plots import Plot
-from mini_r1.rundir import write_text
+from mini_r1.run.run_dir import write_text
 
 FILE = "report.md"
 
@@ -48,7 +48,7 @@ def write(folder: Path, summaries: Sequence[summary.Summary], made: Sequence[Plo
         rows = [[key, *values] for key, values, differ, _ in summary.recipe_table([s.run for s in summaries]) if differ]
         lines += ["## Where the recipes differ", "", *table(["key", *names], rows)] if rows else []
     lines += [line for picture in pictures.values() for line in picture]
-    published = seed.published()
+    published = original_curve.published()
     what, source = as_markdown(published["what"]), as_markdown(published["source"])
     lines += [f"The seed's figures are {what}. Source: {source}.", ""]
     write_text(files[0], "\n".join(lines), sync=False)

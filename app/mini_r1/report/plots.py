@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mini_r1.report import seed
-from mini_r1.report.reading import Evaluated, Points, RunData, drawable
+from mini_r1.report import original_curve
+from mini_r1.run.reader import Evaluated, Points, RunData, drawable
 from mini_r1.values import mapping
 
 SERIES = ("a", "b", "c", "d", "e", "f")
@@ -203,7 +203,7 @@ def success(runs: Sequence[RunData]) -> Plot:
         if one:
             curves += _baselines(run)
     last = max((run.planned or run.step for run in runs), default=0)
-    published = seed.published()
+    published = original_curve.published()
     seeds = Curve(
         "the seed: training reward, T 0.9",
         ([float(s) for s, _ in published["success"]], [float(v) for _, v in published["success"]]),
@@ -266,7 +266,7 @@ def _baselines(run: RunData) -> list[Curve]:
 
 def _published(made: list[Plot]) -> None:
     """The seed's other figures, where the run is long enough for them to be on the same axis."""
-    published = seed.published()
+    published = original_curve.published()
     for plot, figure in (("length", "completion_length"), ("kl", "kl")):
         found = next(p for p in made if p.name == plot)
         reach = max((c.points[0][-1] for c in found.curves if c.points[0]), default=0)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mini_r1.recipe import Recipe
-from mini_r1.report import seed
+from mini_r1.recipe.fields import Recipe
+from mini_r1.report import original_curve
 from mini_r1.report.plots import main_series, wilson
-from mini_r1.report.reading import Attempt, Evaluated, RunData, text
+from mini_r1.run.reader import Attempt, Evaluated, RunData, text
 from mini_r1.values import duration, interval, mapping, number
 
 SHOWN_REASONS = 12
@@ -35,7 +35,7 @@ class Summary:
     run: RunData
     sentence: str
     tiles: list[Tile] = field(default_factory=list)
-    standings: list[seed.Standing] = field(default_factory=list)
+    standings: list[original_curve.Standing] = field(default_factory=list)
     caveat: str | None = None
     gpu_hours: float = 0.0
     cost: float | None = None
@@ -78,8 +78,8 @@ def summarise(run: RunData, price: float | None) -> Summary:
     gpu_hours = sum((a.seconds or 0.0) * a.gpus for a in run.attempts) / 3600
     cost = gpu_hours * price if price is not None else None
     tiles = [*_held_out(run), *_training(run), *_time(run, gpu_hours, cost, price)]
-    caveat = seed.caveat(run)
-    standings = [] if caveat else seed.standings(run)
+    caveat = original_curve.caveat(run)
+    standings = [] if caveat else original_curve.standings(run)
     return Summary(run, _sentence(run), tiles, standings, caveat, gpu_hours, cost)
 
 

@@ -27,7 +27,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from mini_r1.errors import KitError
 from mini_r1.generation.model import device
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.fields import Recipe
 
 ALL_LINEAR = "all-linear"
 """peft's word for every linear layer but the output layer."""

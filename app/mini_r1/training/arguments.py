@@ -9,11 +9,11 @@ from pathlib import Path
 
 from trl import GRPOConfig
 
-from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import KitError
 from mini_r1.generation.model import device
-from mini_r1.recipe import Recipe
-from mini_r1.training import zero
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile
+from mini_r1.recipe.fields import Recipe
+from mini_r1.training import deepspeed_patches
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def grpo_config(
     values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
     cpu = device().type == "cpu"
     if deepspeed is not None:
-        zero.prepare(on_cpu=cpu)
+        deepspeed_patches.prepare(on_cpu=cpu)
     if cpu and recipe.fp16:
         raise KitError("fp16 needs a GPU: set fp16: false (bf16: true works on a CPU)")
     if cpu and recipe.tf32:

@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mini_r1.append_file import JsonLines
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.fields import Recipe
+from mini_r1.run.append_file import JsonLines
 from mini_r1.training.phases import Phases
 from mini_r1.training.signals import StopRequest
-from mini_r1.training.terminal import TrainingLine
+from mini_r1.training.training_line import TrainingLine
 from mini_r1.training.watch import Trouble
 from mini_r1.training.world import World
 

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from mini_r1.console import shown_bytes
 from mini_r1.disk_errors import disk_error, disk_errors, hidden_disk_error
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.manifest import Saved, digests, seal, tidy, verify
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import Saved, digests, seal, tidy, verify
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.run_logs import LOGS, lost_logs, sync_logs
 from mini_r1.training.world import World
 

@@ -7,8 +7,8 @@ import os
 
 import torch
 
-from mini_r1.builtin_models import SMALL_MODEL_THREADS
-from mini_r1.control_groups import usable_cores
+from mini_r1.machine.control_groups import usable_cores
+from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3), from glibc's malloc.h."""

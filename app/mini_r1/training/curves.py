@@ -20,9 +20,9 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import writer
 from transformers.integrations import TensorBoardCallback
 
-from mini_r1.append_file import AppendFile
 from mini_r1.console import printable
-from mini_r1.rundir import RunDir
+from mini_r1.run.append_file import AppendFile
+from mini_r1.run.run_dir import RunDir
 
 TEXTS = 50
 """Steps of a run that show completions; the event files stay below some megabytes."""

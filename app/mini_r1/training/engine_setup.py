@@ -10,10 +10,10 @@ from pathlib import Path
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import Stop
 from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.fields import Recipe
 from mini_r1.training import verify_sync
-from mini_r1.training.engines import Engine, PolicyEngine, SharedEngine
 from mini_r1.training.prepare import Policy
+from mini_r1.training.rollout_engines import Engine, PolicyEngine, SharedEngine
 from mini_r1.training.world import World
 
 VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"

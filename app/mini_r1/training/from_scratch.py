@@ -14,8 +14,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from mini_r1.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
-from mini_r1.countdown.prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
+from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES
 
 PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
 """Qwen's own marks: padding, start and end of a turn. END closes a completion."""

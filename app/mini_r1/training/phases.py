@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 from types import TracebackType
 
-from mini_r1.processes import this_process
-from mini_r1.recipe import Recipe
-from mini_r1.rundir import RunDir
+from mini_r1.machine.processes import this_process
+from mini_r1.recipe.fields import Recipe
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.supervised import Supervisor
 from mini_r1.training.world import World
 

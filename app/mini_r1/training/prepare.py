@@ -14,13 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from trl import create_reference_model
 
 from mini_r1.console import ProgressLine
-from mini_r1.countdown import task
-from mini_r1.deepspeed_file import DeepSpeedFile
 from mini_r1.errors import KitError, Stopped
 from mini_r1.generation.model import check_configuration, device, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
-from mini_r1.recipe import Recipe
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile
+from mini_r1.recipe.fields import Recipe
+from mini_r1.tasks.countdown import task
 from mini_r1.training import adapters, cpu, order, warm_start
 from mini_r1.training.rollout import RewardPlan
 from mini_r1.training.supervised import Supervisor

@@ -20,9 +20,9 @@ from typing import Any
 
 from mini_r1.errors import KitError, first_line
 from mini_r1.findings import Finding, fail, of_error, ok, skip
-from mini_r1.heavy_imports import needs_extra, no_garbage_collection
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import find_recipe, load_recipe
+from mini_r1.machine.heavy_imports import needs_extra, no_garbage_collection
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
 INSTALL = "install the lock: make install, or use the image"
 

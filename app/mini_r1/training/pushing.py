@@ -19,12 +19,12 @@ from rich.console import Console
 
 from mini_r1.console import printable
 from mini_r1.errors import KitError
-from mini_r1.publishing.contents import is_on_hub
-from mini_r1.publishing.hub import TOKENLESS, find_token, is_offline
-from mini_r1.publishing.publish import default_name
-from mini_r1.publishing.push import END, RECORD, SAVED
-from mini_r1.recipe import Recipe
-from mini_r1.rundir import RunDir, read_object
+from mini_r1.hub.branch_contents import is_on_hub
+from mini_r1.hub.publish import default_name
+from mini_r1.hub.push import END, RECORD, SAVED
+from mini_r1.hub.upload import TOKENLESS, find_token, is_offline
+from mini_r1.recipe.fields import Recipe
+from mini_r1.run.run_dir import RunDir, read_object
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Pushing:
         try:
             with (self._attempt / "hub.log").open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-m", "mini_r1.publishing.push", str(self._run.path)],
+                    [sys.executable, "-m", "mini_r1.hub.push", str(self._run.path)],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

@@ -18,13 +18,13 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 import mini_r1
-from mini_r1.countdown import task
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device
-from mini_r1.provenance import code_revision, utc_now, versions
-from mini_r1.recipe import Recipe
-from mini_r1.recipe_file import dump_recipe
-from mini_r1.rundir import RunDir, write_json, write_text
+from mini_r1.machine.provenance import code_revision, utc_now, versions
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import dump_recipe
+from mini_r1.run.run_dir import RunDir, write_json, write_text
+from mini_r1.tasks.countdown import task
 
 logger = logging.getLogger(__name__)
 

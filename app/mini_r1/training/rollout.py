@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from mini_r1.countdown import task
 from mini_r1.errors import Stopped
 from mini_r1.generation.sampler import Stop, never
+from mini_r1.tasks.countdown import task
 
 ADVANTAGE_EPSILON = 1e-4
 """Added to a group's standard deviation; TRL 0.14.0's value."""

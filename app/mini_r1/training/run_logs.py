@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mini_r1.manifest import Saved, sync_path
-from mini_r1.rundir import RunDir
+from mini_r1.run.manifest import Saved, sync_path
+from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping
 
 LOGS = "logs"

@@ -13,9 +13,9 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from mini_r1.builtin_models import Demonstrator
-from mini_r1.countdown import task
-from mini_r1.countdown.task import Chain, Problem
+from mini_r1.recipe.builtin_models import Demonstrator
+from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.task import Chain, Problem
 
 SUMS = "+-"
 DRAWS = 300

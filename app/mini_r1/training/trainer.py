@@ -26,18 +26,18 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
-from mini_r1.countdown import task
 from mini_r1.errors import Stopped
 from mini_r1.generation.prompts import completion_texts, token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, step_seed
-from mini_r1.rundir import RunDir
+from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown import task
 from mini_r1.training.batches import Batch, micro_batches
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
-from mini_r1.training.engines import Engine, SeedOfRank
 from mini_r1.training.gradients import GradientGuard
 from mini_r1.training.logprobs import completion_logps, plain_head
 from mini_r1.training.metrics import summary
 from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
+from mini_r1.training.rollout_engines import Engine, SeedOfRank
 from mini_r1.training.verify_sync import SyncCheck
 from mini_r1.training.watch import Trouble, Watch
 from mini_r1.training.window import Window

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.training.engines import Engine, Sampled
+from mini_r1.training.rollout_engines import Engine, Sampled
 
 VARIABLE = "MINI_R1_VERIFY_SYNC"
 TOKENS = 16

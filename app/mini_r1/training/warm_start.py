@@ -26,17 +26,17 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerFast
 
-from mini_r1.builtin_models import BuiltinModel
 from mini_r1.console import ProgressLine
-from mini_r1.countdown.task import Problem
 from mini_r1.disk_errors import disk_error, hidden_disk_error
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.model import device
 from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
-from mini_r1.manifest import sync_path
-from mini_r1.recipe import Recipe, WarmStartRecipe
-from mini_r1.rundir import write_json
+from mini_r1.recipe.builtin_models import BuiltinModel
+from mini_r1.recipe.fields import Recipe, WarmStartRecipe
+from mini_r1.run.manifest import sync_path
+from mini_r1.run.run_dir import write_json
+from mini_r1.tasks.countdown.task import Problem
 from mini_r1.training import from_scratch, traces, warm_progress
 from mini_r1.training.muon import Muon
 from mini_r1.training.warm_progress import Training

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mini_r1.recipe import WatchRecipe
+from mini_r1.recipe.fields import WatchRecipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mini_r1.rundir import write_json
+from mini_r1.run.run_dir import write_json
 
 FILE = "window.json"
 """In a checkpoint, beside the files of the transformers Trainer."""

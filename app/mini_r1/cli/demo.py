@@ -1,0 +1,207 @@
+"""`mini-r1 demo`: held-out success before, GRPO on the kit's own path, held-out success after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mini_r1.cli.stop_signals import stopped_in_order
+from mini_r1.cli.train_commands import say_interrupted
+from mini_r1.console import printable, progress_console
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.recipe.fields import DEMO_MODEL
+from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
+from mini_r1.run.run_dir import RunDir, completions_of, read_jsonl
+from mini_r1.values import mapping
+
+RECIPE = "demo-cpu"
+SAMPLES = 1
+"""Sampled completions for each held-out row: most problems stand there in several orders of their numbers."""
+SHOWN = 3
+"""Problems whose completions are printed."""
+QUICK = (
+    "max_steps=2",
+    "warmup_steps=0",
+    "gradient_accumulation_steps=1",
+    "warm_start.steps=60",
+    "warm_start.min_accuracy=0",
+    "dataset_rows=600",
+)
+
+PATH = """\
+What this shows: the training path of the big run - prompt, rewards, rollout,
+GRPO, checkpoints - on a model of 120 thousand parameters."""
+NO_RISE = "Success on problems the model never saw did not rise in this run: the interval of the rise includes 0."
+RISE = "Success on problems the model never saw rose by {points:.1f} points."
+MORE_TRIES = """\
+The model was taught to try things and to give up early, and learned by itself
+to keep searching: {before:.1f} tries per answer became {after:.1f}. That is the 'aha
+moment' in miniature."""
+SEARCH = """\
+What it does not show: reasoning. Its arithmetic is memorised. Try by try it
+hits {how} a solver that tries at random and never
+gets a result twice. A false '(yes)' costs nothing, and may become more
+frequent."""
+
+
+def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json: bool) -> ExitCode:
+    """Run the demo.
+
+    Args:
+        overrides: `key=value` for the recipe.
+        run_dir: where; default is the recipe's.
+        quick: two small steps: shows the path, not the rise.
+        as_json: end with one JSON object on standard output.
+
+    Raises:
+        KitError: as `train` does.
+    """
+    path = find_recipe(RECIPE)
+    recipe = load_recipe(path, [*(QUICK if quick else ()), *overrides])
+    if recipe.model_name_or_path != DEMO_MODEL:
+        raise KitError(f"the demo is about its own model, {DEMO_MODEL}: for another one use `mini-r1 train`")
+    stem = path.with_stem(f"{RECIPE}-quick") if quick else path
+    run = RunDir(run_dir or effective_output_dir(recipe, stem))
+    console = progress_console()
+    with needs_extra("train", console=console):
+        from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
+        from mini_r1.training.attempt import train as run_training
+        from mini_r1.training.base_model import starting_point
+        from mini_r1.training.warm_start import making
+
+    outcome = run_training(recipe, run, sys.argv, console)
+    if outcome.exit_code != ExitCode.FINISHED:
+        say_interrupted(console, outcome.step)
+        return outcome.exit_code
+
+    start = starting_point(run)
+    samples = None if any(run.held_out_results()) else SAMPLES  # None: as many as there are, which may be more
+    with stopped_in_order(lambda: f"stopped: {run.path} is trained, and the same command measures it"):
+        before, after = (
+            evaluate_run_or_model(
+                str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
+            )
+            for step in (0, None)
+        )
+    result = {
+        "before": _figures(before),
+        "after": _figures(after),
+        "rise": _rise(before, after),
+        "problems": after["problems"],
+        "seconds_warm_start": making(Path(str(start.source))).get("seconds"),
+        "seconds_grpo": round(seconds_of_steps(run), 1),
+        "run_dir": str(run.path),
+    }
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _show(result, before, after)
+    return ExitCode.FINISHED
+
+
+def seconds_of_steps(run: RunDir) -> float:
+    """Seconds in optimizer steps over all attempts: rollout, score, update and save."""
+    phases = ("time/rollout", "time/score", "time/update", "time/save")
+    seconds, before = 0.0, 0
+    for row in run.metrics():  # a row is the mean over the steps since the one before it
+        seconds += (row["step"] - before) * sum(row.get(phase, 0.0) for phase in phases)
+        before = row["step"]
+    return seconds
+
+
+def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
+    keys = ("sampled", "ci95", "greedy", "greedy_ci95", "tries", "format", "truncated", "completion_tokens")
+    return {**{key: evaluation[key] for key in keys}, "baselines": mapping(evaluation["baselines"])}
+
+
+def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """How much sampled success rose, with its 95 % interval: of the same problems, each compared with itself."""
+    from mini_r1.evaluation.measures import limits, mean
+    from mini_r1.evaluation.statistics import mean_interval
+
+    shares = [
+        [sum(row["rewards"]["equation"] for row in sampled) / len(sampled) for _, *sampled in _answers(evaluation)]
+        for evaluation in (before, after)
+    ]
+    differences = [then - first for first, then in zip(*shares, strict=True)]
+    clusters = [tuple(sorted(rows[0]["nums"])) for rows in _answers(after)]
+    return {"sampled": mean(differences), "ci95": limits(mean_interval(differences, clusters))}
+
+
+def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return the greedy answer of each problem, followed by the sampled ones that are kept."""
+    answers: list[list[dict[str, Any]]] = []
+    for row in read_jsonl(completions_of(Path(evaluation["provenance"]["written_to"]))):
+        if row["kind"] == "greedy":
+            answers.append([])
+        answers[-1].append(row)
+    return answers
+
+
+def _show(result: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+    from mini_r1.evaluation.results_table import over
+
+    console = Console(highlight=False)
+    table = Table("", "before", "after", title=f"{result['problems']} held-out problems", title_justify="left")
+    rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
+        ("success, sampled", lambda of: f"{of['sampled']:.1%}"),
+        ("  95 % interval", lambda of: f"{of['ci95'][0]:.1%} - {of['ci95'][1]:.1%}"),
+        ("success, greedy", lambda of: f"{of['greedy']:.1%}"),
+        ("tries per answer", lambda of: f"{of['tries']:.2f}"),
+        ("O/E against a random solver", lambda of: over(of["baselines"]["random_solver"])),
+        ("format right", lambda of: f"{of['format']:.1%}"),
+        ("tokens per completion", lambda of: f"{of['completion_tokens']:.1f}"),
+    )
+    for label, cell in rows:
+        table.add_row(label, cell(before), cell(after))
+    console.print(table)
+    at_tries = after["baselines"]["random_solver"]["success_at_tries"]
+    console.print(
+        "random solver, success by number of tries: "
+        + ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items())
+    )
+    rise = result["rise"]
+    console.print(
+        f"rise: {_points(rise['sampled'])} points"
+        + (f" (95 %: {_points(rise['ci95'][0])} to {_points(rise['ci95'][1])})" if rise["ci95"] else "")
+    )
+    for pair in list(zip(_answers(before), _answers(after), strict=True))[:SHOWN]:
+        problem = pair[0][0]
+        console.print(f"\n[bold]{problem['nums']} -> {problem['target']}[/bold]", markup=True)
+        for when, answers in zip(("before", "after"), pair, strict=True):
+            console.print(f"[dim]{when}:[/dim]", markup=True)
+            console.print("<think>" + printable(answers[1]["completion"]), markup=False)
+            console.print(f"-> {printable(answers[1]['reason'])}", style="dim", markup=False)
+    console.print(
+        f"\nwarm start {result['seconds_warm_start']:.0f} s (cached from now on), GRPO {result['seconds_grpo']:.0f} s\n"
+        f"run directory: {result['run_dir']}\ncurves: tensorboard --logdir {result['run_dir']}/tensorboard\n",
+        markup=False,
+        soft_wrap=True,  # a path or a command is copied whole
+    )
+    console.print(what_it_shows(result), style="dim", markup=False)
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def what_it_shows(result: dict[str, Any]) -> str:
+    """What may be concluded from a demo's figures, and what not."""
+    before, after, rise = result["before"], result["after"], result["rise"]
+    rose = rise["ci95"] is not None and rise["ci95"][0] > 0
+    said = [PATH, RISE.format(points=100 * rise["sampled"]) if rose else NO_RISE]
+    if rose and after["tries"] > before["tries"]:
+        said.append(MORE_TRIES.format(before=before["tries"], after=after["tries"]))
+    limits = after["baselines"]["random_solver"]["observed_over_expected_ci95"]
+    if rose and limits is not None:
+        low, high = limits
+        how = "less often than" if high < 1 else "more often than" if low > 1 else "about as often as"
+        said.append(SEARCH.format(how=how))
+    return "\n".join(said)

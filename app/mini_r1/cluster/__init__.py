@@ -1,1 +1,0 @@
-"""WHERE a recipe runs: devices, nodes, roles, plan, preflight, launch. No torch."""

@@ -1,0 +1,1 @@
+"""Checks of a machine and a recipe before a run, and the smoke run."""

@@ -1,0 +1,168 @@
+"""`mini-r1 bundle`: what somebody else needs to see what became of a run, in one archive, without secrets.
+
+No weights, no data, and none of the model's text unless it is asked for. Every file goes through `redact`; links are
+not followed. Names of hosts, users and paths stay: they are what a cluster's trouble is often about.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import re
+import stat
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mini_r1 import __version__
+from mini_r1.doctor.report_checks import examine
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.devices import Devices, given_devices
+from mini_r1.machine.provenance import code_revision
+from mini_r1.machine.redact import redacted, shown_environment
+from mini_r1.run.manifest import MANIFEST
+from mini_r1.run.run_dir import RunDir
+
+TAIL = 2 * 2**20
+"""Bytes kept of each file: its end, where the trouble is."""
+CUT_IN = 8_192
+"""Bytes left out where a file without line breaks is cut: half a secret would not be known as one."""
+_LOG = re.compile(r"[\w.-]{1,100}\.(?:log|out|stack)")
+METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """An archive that was written.
+
+    Args:
+        path: of it.
+        size: of it, in bytes.
+        files: name and size in bytes of each file in it, in its order.
+    """
+
+    path: Path
+    size: int
+    files: tuple[tuple[str, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The --json."""
+        return {"path": str(self.path), "bytes": self.size, "files": dict(self.files)}
+
+
+def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str, str]) -> Bundle:
+    """Write the archive; it is there whole or not at all.
+
+    Args:
+        run: whose files are taken.
+        out: the archive.
+        completions: how many of the last completions go with it.
+        environment: of this process.
+
+    Raises:
+        KitError: there is no run, or the archive cannot be written.
+    """
+    if not (run.is_run() or run.is_starting() or run.attempts.is_dir()):
+        raise KitError(f"{run.path} holds no run (no recipe.yaml, state.json or attempts in it): name a run directory")
+    if out.is_dir():
+        raise KitError(f"{out} is a directory: name a file with --out")
+    texts = {**_texts(run, completions), **_facts(run, environment)}
+    files = {name: redacted(text, environment).encode("utf-8", "replace") for name, text in sorted(texts.items())}
+    folder = re.sub(r"[^\w.-]", "_", f"mini-r1-{run.path.absolute().name}")
+    size = _write(out, {f"{folder}/{name}": content for name, content in files.items()})
+    return Bundle(out, size, tuple((name, len(content)) for name, content in files.items()))
+
+
+def _texts(run: RunDir, completions: int) -> dict[str, str]:
+    """The run's own files by their names in it."""
+    found = {path: _tail(path) for path in (run.recipe_file, run.run_file, run.state_file)}
+    for parent in (run.checkpoints, run.snapshots):
+        found |= {folder / MANIFEST: _tail(folder / MANIFEST) for folder in _folders(parent)}
+    for attempt in _folders(run.attempts):
+        logs = (entry for entry in _entries(attempt) if _LOG.fullmatch(entry.name) or entry.name == METRICS)
+        found |= {path: _tail(path) for path in logs}
+        if completions:
+            rows = (_tail(attempt / COMPLETIONS) or "").splitlines()[-completions:]
+            found[attempt / COMPLETIONS] = "".join(f"{row}\n" for row in rows) or None
+    return {path.relative_to(run.path).as_posix(): text for path, text in found.items() if text is not None}
+
+
+def _facts(run: RunDir, environment: Mapping[str, str]) -> dict[str, str]:
+    """What is known of this machine now."""
+    packages = {
+        (dist.metadata["Name"] or "unknown").lower(): dist.version for dist in importlib.metadata.distributions()
+    }
+    versions = {
+        "mini-r1": __version__,
+        "code_revision": code_revision(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": dict(sorted(packages.items())),
+    }
+    try:
+        devices = given_devices(environment)
+    except KitError as error:
+        devices = Devices((), on_cpu=True, source=error.message)
+    # Without the recipe: the hub would be asked for its model.
+    report = examine(None, devices=devices, run_dir=run.path, probe=False, environment=environment).to_dict()
+    facts = {"versions": versions, "doctor": report, "environment": shown_environment(environment)}
+    return {f"{name}.json": json.dumps(value, indent=2) + "\n" for name, value in facts.items()}
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Folders in a folder, without links."""
+    return [path for path in _entries(parent) if stat.S_ISDIR(path.lstat().st_mode)]
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """What is in a folder that is none of a link's, in order of names."""
+    if folder.is_dir() and not folder.is_symlink():
+        yield from sorted(folder.iterdir())
+
+
+def _tail(path: Path) -> str | None:
+    """The end of a plain file; None where there is none. Neither a link is followed nor a pipe waited for."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as handle:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            return None
+        cut = max(facts.st_size - TAIL, 0)
+        handle.seek(cut)
+        content = handle.read(TAIL)
+    if cut:
+        _, line_break, rest = content.partition(b"\n")
+        content = rest if line_break else content[CUT_IN:]
+        content = f"[the first {facts.st_size - len(content):,} bytes are left out]\n".encode() + content
+    return content.decode("utf-8", "replace")
+
+
+def _write(out: Path, files: Mapping[str, bytes]) -> int:
+    """Write a .tar.gz in which the same contents make the same bytes; returns its size."""
+    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with scratch.open("wb") as raw:
+            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+                for name, content in files.items():
+                    entry = tarfile.TarInfo(name)
+                    entry.size = len(content)
+                    tar.addfile(entry, io.BytesIO(content))
+            raw.flush()
+            os.fsync(raw.fileno())
+        scratch.replace(out)
+        return out.stat().st_size
+    except OSError as error:
+        code = ExitCode.RETRY if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ExitCode.CONFIG
+        raise KitError(f"cannot write {out}: {error.strerror}; name another place with --out", code) from error
+    finally:
+        scratch.unlink(missing_ok=True)

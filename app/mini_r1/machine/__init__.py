@@ -1,0 +1,1 @@
+"""What this machine has: devices, nodes, roles, control groups, processes. No torch."""

@@ -1,0 +1,196 @@
+"""The shipped recipes on given devices, the shape that each was made for, and the largest one that fits.
+
+A recipe never names a GPU. What it was made for stands in its header, in one line that this module reads:
+
+    # Shape: 1 node x 4 GPUs of 80 GiB
+    # Shape: 1 node, no GPU
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mini_r1.errors import KitError
+from mini_r1.machine.devices import CPU_SWITCH, given_devices
+from mini_r1.machine.nvidia import Driver, read_driver, smallest_gpu_gib
+from mini_r1.machine.roles import assign, shape
+from mini_r1.plan.planner import AUTO, Plan, impossible, make_plan
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe, shipped_recipes
+
+_SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
+HEADER_LINES: Final = 40
+"""Lines of a recipe that are looked at for its shape."""
+VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
+"""Another recipe with one thing changed, to ask what comes of it: `largest_that_fits` takes the one that it varies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The devices of a plan.
+
+    Attributes:
+        devices: of each node.
+        on_cpu: whether they are slots of a CPU, or none.
+        gpu_memory_gib: of the smallest; None where it is not known.
+        source: in words, where that comes from.
+    """
+
+    devices: list[list[str]]
+    on_cpu: bool
+    gpu_memory_gib: float | None
+    source: str
+
+    @property
+    def gpus(self) -> int:
+        """All of them."""
+        return 0 if self.on_cpu else sum(map(len, self.devices))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A recipe and why it was taken, in one sentence."""
+
+    path: Path
+    words: str
+
+
+def declared(path: Path) -> Where | None:
+    """What a recipe was made for, by its header."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            header = [file.readline(200).rstrip() for _ in range(HEADER_LINES)]
+    except OSError:
+        return None
+    for line in header:
+        found = _SHAPE.fullmatch(line)
+        if found:
+            nodes, gpus, memory = (int(number or 0) for number in found.groups())
+            words = f"the shape in the header of {path.name}: {line.removeprefix('# Shape: ')}"
+            return Where(shape(gpus, nodes or 1), gpus == 0, float(memory) or None, words)
+    return None
+
+
+def where(
+    environment: Mapping[str, str],
+    *,
+    gpus: int | None,
+    nodes: int | None,
+    gpu_memory_gib: float | None,
+    recipe: Path | None,
+    driver: Callable[[Sequence[str]], Driver | None] = read_driver,
+) -> Where:
+    """The devices to plan for: the ones asked for, else those given to this process, else the recipe's own, else a CPU.
+
+    Args:
+        environment: of this process.
+        gpus: asked for, on each node; 0 is a CPU.
+        nodes: asked for; None is 1, or what the recipe was made for.
+        gpu_memory_gib: asked for.
+        recipe: whose header says what it was made for.
+        driver: tells about GPUs by their ids.
+
+    Raises:
+        KitError: there is no such shape, or the environment names no devices that there are.
+    """
+    if gpu_memory_gib is not None and not gpu_memory_gib > 0:
+        raise KitError(f"--gpu-memory {gpu_memory_gib:g}: must be above 0, in GiB")
+    made_for = declared(recipe) if recipe else None
+    on_cpu = environment.get("MINI_R1_ACCELERATOR") == "cpu"
+    if gpus is not None:
+        memory = gpu_memory_gib or (made_for.gpu_memory_gib if made_for else None)
+        words = "as asked for" + (f", {CPU_SWITCH}" if on_cpu else "")
+        if memory and not gpu_memory_gib and gpus and not on_cpu:
+            words += f"; {memory:g} GiB from the recipe's header"
+        return Where(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, words)
+    given = given_devices(environment)
+    if given.ids or on_cpu:
+        memory = gpu_memory_gib or (None if given.on_cpu else smallest_gpu_gib(driver(given.ids)))
+        return Where([list(given.ids)] * (nodes or 1), given.on_cpu, memory, f"this machine's devices ({given.source})")
+    if made_for is not None:
+        devices = made_for.devices if nodes is None else [made_for.devices[0]] * nodes
+        memory = gpu_memory_gib or made_for.gpu_memory_gib
+        return Where(devices, made_for.on_cpu, memory, f"no GPU here, so {made_for.source}")
+    return Where([[]] * (nodes or 1), True, None, "no GPU here, and the recipe's header names no shape: the CPU")
+
+
+def plan_at(recipe: Recipe, place: Where, deepspeed: str = AUTO) -> Plan:
+    """The plan of a recipe on these devices, also where no roles can be given."""
+    try:
+        roles = assign(place.devices, use_vllm=recipe.use_vllm, on_cpu=place.on_cpu)
+    except KitError as error:
+        return impossible(recipe, error.message, gpu_memory_gib=place.gpu_memory_gib, on_cpu=place.on_cpu)
+    return make_plan(
+        recipe, roles, gpu_memory_gib=place.gpu_memory_gib, deepspeed=deepspeed, on_cpu=place.on_cpu
+    )  # fmt: skip
+
+
+def shipped_plans(place: Where | None) -> list[tuple[Path, Where, Plan]]:
+    """Every shipped recipe on these devices, or each on what it was made for."""
+    plans = []
+    for path in shipped_recipes().values():
+        own = place or declared(path) or Where([[]], True, None, "the CPU")
+        plans.append((path, own, plan_at(load_recipe(path), own)))
+    return plans
+
+
+def listed(plans: Sequence[tuple[Path, Where, Plan]]) -> list[dict[str, Any]]:
+    """The --json of `mini-r1 recipes`."""
+    rows = []
+    for path, place, plan in plans:
+        made_for = declared(path)
+        rows.append(
+            {
+                "name": path.stem,
+                "model": plan.recipe.model_name_or_path,
+                "adapter": plan.recipe.use_peft,
+                "made_for": made_for.source.split(": ", 1)[1] if made_for else None,
+                "devices": [len(node) for node in place.devices],
+                "gpu_memory_gib": plan.gpu_memory_gib,
+                "deepspeed": plan.deepspeed,
+                "fits": not plan.errors,
+                "errors": plan.errors,
+                "hours": round(plan.timing.hours, 2) if plan.timing and plan.timing.hours is not None else None,
+                "disk_gib": round(plan.disk.total, 1) if plan.disk else None,
+                "completions_per_step": plan.completions_per_step,
+            }
+        )
+    return rows
+
+
+def largest_that_fits(place: Where) -> Choice:
+    """The shipped recipe that `launch auto` takes.
+
+    Of those that were made for at most so many GPUs, or for a CPU where there is none, and whose plan has no errors:
+    the one that trains most parameters; at equal size all weights before an adapter, then the one made for most GPUs,
+    then the one with most completions a step. VARIANTS are left out.
+
+    Raises:
+        KitError: none fits.
+    """
+    best: tuple[tuple[int, bool, int, int], Path, Plan] | None = None
+    for path, _, plan in shipped_plans(place):
+        made_for = declared(path)
+        if made_for is None or plan.errors or plan.shape is None or path.stem in VARIANTS:
+            continue
+        if made_for.gpus > place.gpus or made_for.on_cpu != place.on_cpu:
+            continue
+        size = (plan.shape.parameters, not plan.recipe.use_peft, made_for.gpus, plan.completions_per_step)
+        if best is None or size > best[0]:
+            best = (size, path, plan)
+    if best is None:
+        raise KitError(
+            f"no shipped recipe fits {place.source}: `mini-r1 recipes` says of each why; name one, and change it with "
+            "--set"
+        )
+    _, path, plan = best
+    what = "an adapter of" if plan.recipe.use_peft else "all weights of"
+    return Choice(
+        path,
+        f"{path.stem} is the largest shipped recipe that fits ({place.source}): it trains {what} "
+        f"{plan.recipe.model_name_or_path}, {plan.completions_per_step} completions a step",
+    )

@@ -1,0 +1,1 @@
+"""What to train: the recipe, its keys and files, and the built-in models. No torch."""

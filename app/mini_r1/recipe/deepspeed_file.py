@@ -1,0 +1,86 @@
+"""DeepSpeed configurations: the shipped ones by name, a user's own by path. No torch, no DeepSpeed.
+
+find_deepspeed("zero3").stage  # 3
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mini_r1.errors import KitError
+from mini_r1.recipe.keys import did_you_mean
+
+STAGES = (2, 3)
+"""ZeRO stages that the kit's trainer is tested with."""
+RECIPE_DECIDES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+"""What DeepSpeed wants to know and the recipe says: `auto` in every configuration."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSpeedFile:
+    """One DeepSpeed configuration."""
+
+    name: str
+    """As it was asked for: `zero3`, or a path."""
+    path: Path
+    values: dict[str, Any]
+    """What is in the file."""
+
+    @property
+    def stage(self) -> int:
+        """The ZeRO stage."""
+        return int(self.values["zero_optimization"]["stage"])
+
+    @property
+    def offloads(self) -> bool:
+        """Whether optimizer or parameters are kept in the host's memory."""
+        zero = self.values["zero_optimization"]
+        devices = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
+        return any(device != "none" for device in devices)
+
+
+def shipped_deepspeed() -> dict[str, Path]:
+    """Names and files of the configurations that come with the kit: in an installed wheel, or in a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_configs" / "deepspeed", package.parents[1] / "configs" / "deepspeed"):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)}
+    return {}
+
+
+def find_deepspeed(name_or_path: str) -> DeepSpeedFile:
+    """A configuration given as the bare name of a shipped one (`zero3`) or as a path.
+
+    Raises:
+        KitError: there is none, it is no JSON object, its ZeRO stage is not one of STAGES, or it decides what the
+            recipe decides.
+    """
+    shipped = shipped_deepspeed()
+    path = shipped.get(name_or_path, Path(name_or_path))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise KitError(
+            f"DeepSpeed configuration {name_or_path}: {error.strerror}{did_you_mean(name_or_path, shipped)}; "
+            f"shipped are {', '.join(shipped)}, or give the path of a JSON file"
+        ) from error
+    except ValueError as error:
+        raise KitError(f"DeepSpeed configuration {path}: is not valid JSON ({error})") from error
+    zero = values.get("zero_optimization") if isinstance(values, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") not in STAGES:
+        stages = " or ".join(map(str, STAGES))
+        raise KitError(
+            f"DeepSpeed configuration {path}: zero_optimization.stage must be {stages}; see configs/deepspeed"
+        )
+    fixed = [key for key in RECIPE_DECIDES if values.get(key) != "auto"]
+    if fixed:
+        raise KitError(f'DeepSpeed configuration {path}: {", ".join(fixed)} must be "auto", the recipe decides it')
+    if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
+        raise KitError(
+            f"DeepSpeed configuration {path}: set zero_optimization.stage3_gather_16bit_weights_on_model_save: true, "
+            "without it a save holds no whole weights"
+        )
+    return DeepSpeedFile(name_or_path, path, values)

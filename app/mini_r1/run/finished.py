@@ -1,0 +1,61 @@
+"""What recipe and run directory alone decide about a start of training; asked before torch is imported."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from mini_r1.errors import KitError
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import differences, load_recipe
+from mini_r1.run.run_dir import RunDir
+
+
+def finished_step(run: RunDir, recipe: Recipe) -> int | None:
+    """Return the last step of a run that is finished, None for one to start or to resume.
+
+    Raises:
+        KitError: the run was started with another recipe.
+    """
+    refuse_other_recipe(run, recipe)
+    state = run.read_state()
+    return int(state["step"]) if state.get("state") == "finished" else None
+
+
+def say_finished(console: Console, run: RunDir, step: int) -> None:
+    """Say that a run was finished before this start."""
+    console.print(f"{run.path} is finished at step {step}: nothing to do", markup=False)
+
+
+def look_before_loading(run: RunDir, recipe: Recipe) -> int | None:
+    """Do `finished_step` before torch is loaded; training repeats it while it holds the run directory.
+
+    Raises:
+        KitError: as `finished_step` and `RunDir.claimed` do.
+    """
+    try:
+        if not any(run.path.iterdir()):
+            return None  # claiming it would remove it afterwards, and it may be where a volume is mounted
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # claiming it says what is wrong
+    with run.claimed():
+        return finished_step(run, recipe)
+
+
+def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
+    """Refuse to resume a run under another recipe; before its first checkpoint a recipe may still be corrected.
+
+    Raises:
+        KitError: naming the keys that mean something else now.
+    """
+    if not run.has_steps():
+        return
+    changed = differences(load_recipe(run.recipe_file), recipe)
+    if changed:
+        lines = [f"  {key}: the run has {old!r}, the recipe now says {new!r}" for key, (old, new) in changed.items()]
+        raise KitError(
+            f"{run.path} was started with another recipe:\n"
+            + "\n".join(lines)
+            + "\nchoose another --run-dir, or undo the change"
+        )

@@ -1,0 +1,1 @@
+"""The tasks a model is trained on. Pure Python."""

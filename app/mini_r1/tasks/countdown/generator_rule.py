@@ -1,0 +1,130 @@
+"""Which targets can be reached by the rule of the generator behind the hub data set (Stream of Search, 2024):
+all numbers, every step a non-negative integer, division only where it is exact.
+
+The search runs backwards: for each way to part the numbers and each value x of the smaller part, invert the last
+operation and ask whether the larger part reaches one of the at most five values that would do. The value sets of small
+parts are cached, because a generator asks about the same pairs again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from .splits import splits
+from .work_limit import Work
+
+
+def solvable_by_generator_rule(
+    nums: Sequence[int],
+    target: int,
+    operators: str = "+-*/",
+    max_intermediate: int | None = None,
+    work: Work | None = None,
+) -> bool:
+    """Whether the numbers reach the target with all of them, non-negative integers and exact division only.
+
+    Args:
+        nums: 1 to 8 positive ints.
+        target: any int; a negative one is never reached.
+        operators: those allowed, out of `+-*/`.
+        max_intermediate: largest result of a step before the last one; None is no limit.
+        work: the steps that the search may take, one for each value that is looked for; None is no limit.
+
+    Raises:
+        OutOfWork: it takes more.
+    """
+    if target < 0:
+        return False
+    ordered = tuple(sorted(nums))
+    if work is None:
+        return _reaches_one(ordered, target, operators, max_intermediate)
+    return _reaches(ordered, frozenset((target,)), operators, max_intermediate, work)
+
+
+# Three small numbers and a target come again and again: nine of ten questions of the demo's generator.
+@lru_cache(maxsize=1 << 14)
+def _reaches_one(nums: tuple[int, ...], target: int, operators: str, limit: int | None) -> bool:
+    return _reaches(nums, frozenset((target,)), operators, limit, Work(None))
+
+
+def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, limit: int | None, work: Work) -> bool:
+    """Whether all of `nums` (sorted) give one of the targets (>= 0) by the rule; the limit spares the last step."""
+    if len(nums) == 1:
+        return nums[0] in targets
+    for left, right in splits(nums):
+        values = _values(right, operators, limit) if len(right) <= 2 else None
+        for x in _values(left, operators, limit):
+            if values is not None:
+                for target in targets:
+                    if _joins(x, values, target, operators):
+                        return True
+            else:
+                wanted = {y for target in targets for y in _partners(x, target, operators)}
+                if limit is not None:
+                    wanted = {y for y in wanted if y <= limit}
+                work.spend(len(wanted))
+                if _reaches(right, frozenset(wanted), operators, limit, work):
+                    return True
+    return False
+
+
+def _joins(x: int, values: frozenset[int], target: int, operators: str) -> bool:
+    """Whether one operation on x and some value of the other part, in either order, gives the target.
+
+    The generator spends its time here: single look-ups in place of `_partners`, which builds a set.
+    """
+    if "+" in operators and target - x in values:
+        return True
+    if "-" in operators and (target + x in values or x - target in values):
+        return True
+    if not x:
+        return False  # 0 * y and 0 / y are 0, as is a number of y times 0 or 0 by it: another way to part the numbers
+    if "*" in operators and target % x == 0 and target // x in values:
+        return True
+    return "/" in operators and (target * x in values or (target > 0 and x % target == 0 and x // target in values))
+
+
+@lru_cache(maxsize=1 << 14)
+def _partners(x: int, target: int, operators: str) -> frozenset[int]:
+    """The y >= 0 for which x and y give the target in one operation, in either order; 0 * y and 0 / y are left out."""
+    partners = []
+    if "+" in operators and x <= target:
+        partners.append(target - x)
+    if "-" in operators:
+        partners.append(target + x)
+        if x >= target:
+            partners.append(x - target)
+    if x:
+        if "*" in operators and target % x == 0:
+            partners.append(target // x)
+        if "/" in operators:
+            partners.append(target * x)
+            if target and x % target == 0:
+                partners.append(x // target)
+    return frozenset(partners)
+
+
+# 99 numbers and 4,950 pairs of 1..99: every small part of the default generator stays cached.
+@lru_cache(maxsize=1 << 13)
+def _values(nums: tuple[int, ...], operators: str, limit: int | None) -> frozenset[int]:
+    """Every value of all of `nums` (sorted) by the rule; a given number is no step and has no limit."""
+    if len(nums) == 1:
+        return frozenset(nums)
+    found = set()
+    for left, right in splits(nums):
+        for x in _values(left, operators, limit):
+            for y in _values(right, operators, limit):
+                small, large = (x, y) if x <= y else (y, x)
+                if "+" in operators:
+                    found.add(large + small)
+                if "-" in operators:
+                    found.add(large - small)
+                if "*" in operators:
+                    found.add(large * small)
+                if "/" in operators:
+                    if small and large % small == 0:
+                        found.add(large // small)
+                    if large and not small:
+                        found.add(0)
+    return frozenset(found if limit is None else (value for value in found if value <= limit))

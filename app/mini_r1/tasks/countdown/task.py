@@ -1,0 +1,224 @@
+"""The one seam between the game and the rest of the kit: rows, prompt, rewards, strata.
+
+Training and evaluation import this module and nothing else of the package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from . import rewards, solver
+from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains, signed_sums
+from .calculations import Equation, calculations
+from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
+from .generator import DEFAULT_SPEC, GeneratorSpec, generate
+from .problem import DataError, Problem
+from .prompt import PREFILL, messages
+from .rewards import REWARDS, VERDICTS, Verdict, folded
+from .style import REFLECTION_PATTERN, manner, reflections, tries
+from .tries import answered_result, tried_results
+from .work_limit import OutOfWork, Work
+from .worked_solution import Working, work_out
+
+__all__ = [
+    "GENERATED_ROWS",
+    "MOST_ENUMERATED",
+    "PREFILL",
+    "REFLECTION_PATTERN",
+    "REWARDS",
+    "Chain",
+    "DataError",
+    "Equation",
+    "GeneratorSpec",
+    "Problem",
+    "TaskData",
+    "Verdict",
+    "Working",
+    "all_chains",
+    "answered_result",
+    "calculations",
+    "chain_results",
+    "draw_chains",
+    "folded",
+    "judge",
+    "load_data",
+    "manner",
+    "messages",
+    "record",
+    "reflections",
+    "reward_values",
+    "signed_sums",
+    "solvable",
+    "solve",
+    "strata",
+    "tried_results",
+    "tries",
+    "work_out",
+]
+
+GENERATED = "generated"
+"""The source that needs no file and no network."""
+GENERATED_ROWS = 50_000
+"""Rows of the generated source when none are asked for: what the seed trains on."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Problems to train on, problems held out, and where they came from."""
+
+    train: list[Problem]
+    held_out: list[Problem]
+    provenance: dict[str, object]
+    """`source`, `kind` (generated, file, hub), `revision` (the hub's commit), `sha256` (of a local file), `rows`,
+    `seed`, `test_fraction`, `split_by`, `generator`, `train_rows`, `held_out_rows`; None where it does not apply."""
+
+
+def judge(completion: str, problem: Problem) -> Verdict:
+    """All four verdicts on a completion; see `rewards.judge`."""
+    return rewards.judge(completion, problem.nums, problem.target)
+
+
+def record(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any]:
+    """What a file of completions says of one: its problem and text, the verdicts and their reason, its style."""
+    return {
+        "nums": list(problem.nums),
+        "target": problem.target,
+        "completion": completion,
+        "rewards": {name: getattr(verdict, name) for name in VERDICTS},
+        "reason": verdict.reason,
+        "tries": tries(completion),
+        "reflections": reflections(completion),
+        "manner": manner(completion),
+    }
+
+
+def solvable(problem: Problem) -> bool | None:
+    """Whether the problem has a solution at all, None where that takes too long to tell; see `solver.solvable`."""
+    return solver.solvable(problem.nums, problem.target)
+
+
+def solve(problem: Problem) -> str | None:
+    """An exact answer, None when none was found; `solvable` tells whether there is none. See `solver.solve`."""
+    try:
+        return solver.solve(problem.nums, problem.target, Work(solver.MAX_STEPS))
+    except OutOfWork:
+        return None
+
+
+def reward_values(names: Sequence[str], completion: str, problem: Problem, verdict: Verdict) -> list[float]:
+    """The named rewards of one completion, in the order of `names`; a verdict already given is not computed again.
+
+    Raises:
+        DataError: for a name that is not in REWARDS.
+    """
+    values = []
+    for name in names:
+        if name in VERDICTS:
+            values.append(float(getattr(verdict, name)))
+        elif name in REWARDS:
+            values.append(REWARDS[name](completion, problem))
+        else:
+            raise DataError(f"unknown reward '{name}'; known rewards: {', '.join(REWARDS)}")
+    return values
+
+
+def strata(problem: Problem) -> dict[str, str]:
+    """The groups that success is reported by: how many numbers, and which operators the problem needs."""
+    needs = _needs_multiplication_or_division(problem)
+    return {"numbers": str(len(problem.nums)), "operators": "needs × or ÷" if needs else "+ and - suffice"}
+
+
+def load_data(
+    source: str,
+    *,
+    revision: str | None,
+    rows: int | None,
+    seed: int,
+    test_fraction: float,
+    split_by: str,
+    generator: GeneratorSpec | None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> TaskData:
+    """Load problems and split them; the same arguments give the same split in every process.
+
+    Args:
+        source: `generated`, a local file or folder (see `data.read_problems`), or a hub data set `owner/name`.
+        revision: of the hub data set.
+        rows: how many rows to take; None is all of them (generated: 50,000). A file or hub set is shuffled with the
+            seed before rows are taken, and one with fewer rows gives all it has: `provenance` holds the count.
+        seed: of generator, shuffle and split.
+        test_fraction: share of the keys to hold out; see `data.split`.
+        split_by: `key` or `numbers`.
+        generator: what to generate; None is the hub set's distribution.
+        progress: called with the number of rows generated so far; what it raises ends the work.
+
+    Raises:
+        DataError: for a source that does not exist or cannot be read, and for a bad row, naming it.
+    """
+    if rows is not None and rows < 1:
+        raise DataError(f"the number of rows must be at least 1, found {rows}")
+    commit: str | None = None
+    digest: str | None = None
+    spec = generator or DEFAULT_SPEC
+    if source == GENERATED:
+        kind = GENERATED
+        problems = []
+        for problem in generate(rows or GENERATED_ROWS, seed, spec):
+            problems.append(problem)
+            progress(len(problems))
+    else:
+        path = Path(source).expanduser()
+        if path.exists():
+            kind = "file"
+            digest = _sha256(data_files(path))
+        elif _HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
+            kind = "hub"
+            path, commit = fetch_hub(source, revision)
+        else:
+            raise DataError(
+                f"the data set '{source}' is neither a file nor a hub id (owner/name): "
+                f"check the path, or use '{GENERATED}' for generated problems"
+            )
+        problems = read_problems(path)
+        Random(seed).shuffle(problems)
+        problems = list(islice(problems, rows))
+    train, held_out = split(problems, test_fraction, seed, split_by)
+    provenance: dict[str, object] = {
+        "source": source,
+        "kind": kind,
+        "revision": commit,
+        "sha256": digest,
+        "rows": len(problems),
+        "seed": seed,
+        "test_fraction": test_fraction,
+        "split_by": split_by,
+        "generator": asdict(spec) if kind == GENERATED else None,
+        "train_rows": len(train),
+        "held_out_rows": len(held_out),
+    }
+    return TaskData(train, held_out, provenance)
+
+
+@lru_cache(maxsize=1 << 16)
+def _needs_multiplication_or_division(problem: Problem) -> bool:
+    return solver.needs_multiplication_or_division(problem.nums, problem.target)
+
+
+def _sha256(files: Iterable[Path]) -> str:
+    """Of the files' bytes one after the other; of one file, what `sha256sum` prints."""
+    digest = sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
