@@ -430,7 +430,7 @@ def dry(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
     monkeypatch.setenv("RUN_SECRET", "swordfish")
 
-    def run(*args: str | int) -> str:
+    def run(*args: str | int | Path) -> str:
         done = mini_r1("launch", recipe, "--dry-run", *map(str, args))
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -445,6 +445,19 @@ def test_a_dry_run_shows_every_worker_with_reasons(dry: Callable[..., str]) -> N
     assert "    RANK=3  # this worker among all" in text
     assert "TORCHELASTIC_RUN_ID  # torchrun's" in text
     assert "-m mini_r1 train" in text
+
+
+def test_a_dry_run_prints_only_the_run_directory(dry: Callable[..., str], tmp_path: Path) -> None:
+    assert dry("--print-run-dir", "--run-dir", tmp_path / "of Zoë") == f"{tmp_path}/of Zoë\n"
+
+
+@pytest.mark.parametrize("options", [["--print-run-dir"], ["--print-run-dir", "--dry-run", "--json"]])
+def test_printing_the_run_directory_needs_a_dry_run_without_json(
+    recipe: Path, mini_r1: Callable[..., subprocess.CompletedProcess[str]], options: list[str]
+) -> None:
+    done = mini_r1("launch", recipe, *options)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "--print-run-dir needs --dry-run, without --json" in done.stderr
 
 
 def test_a_worker_with_a_built_in_model_gets_at_most_two_threads(

@@ -81,6 +81,9 @@ def launch(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Start nothing: show every node's commands and environment.")
     ] = False,
+    print_run_dir: Annotated[
+        bool, typer.Option("--print-run-dir", help="With --dry-run: check everything, print only the run directory.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: as JSON, and nothing else.")] = False,
 ) -> None:
     """Train a recipe on all devices of this node, and with several nodes on all of them: start it once on each.
@@ -95,7 +98,7 @@ def launch(
     order = Order(
         recipe, overrides or [], run_dir, gpus, nodes, node_index, address, port, deepspeed, gpu_memory
     )  # fmt: skip
-    _exit(run_launch(order, dry_run=dry_run, as_json=as_json))
+    _exit(run_launch(order, dry_run=dry_run, print_run_dir=print_run_dir, as_json=as_json))
 
 
 @app.command()

@@ -62,7 +62,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
     return outcome.exit_code
 
 
-def launch(order: Order, *, dry_run: bool, as_json: bool) -> ExitCode:
+def launch(order: Order, *, dry_run: bool, print_run_dir: bool, as_json: bool) -> ExitCode:
     """`mini-r1 launch`."""
     from mini_r1.launch import launcher as room
 
@@ -71,8 +71,10 @@ def launch(order: Order, *, dry_run: bool, as_json: bool) -> ExitCode:
     def say(line: str) -> None:
         console.print(printable(line), markup=False)
 
+    if print_run_dir and (as_json or not dry_run):
+        raise KitError("--print-run-dir needs --dry-run, without --json")
     if dry_run:
-        print(room.dry_run(order, os.environ, say, as_json=as_json))
+        print(room.dry_run(order, os.environ, say, print_run_dir=print_run_dir, as_json=as_json))
         return ExitCode.FINISHED
     if as_json:
         raise KitError("--json goes with --dry-run: a launch prints its progress, and its run directory is the result")

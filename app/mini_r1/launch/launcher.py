@@ -45,15 +45,19 @@ TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed"
 """Packages that must be the same on all nodes; vLLM runs on node 0 only."""
 
 
-def dry_run(order: Order, environment: Mapping[str, str], say: Say, *, as_json: bool) -> str:
-    """How every node's workers would be started; the other nodes are taken to have what this one has.
+def dry_run(order: Order, environment: Mapping[str, str], say: Say, *, print_run_dir: bool, as_json: bool) -> str:
+    """Return how every node's workers would be started, or the run directory alone.
+
+    The other nodes are assumed to have the same devices as this one.
 
     Raises:
-        KitError: it cannot work.
+        KitError: the launch cannot work.
     """
     job = read_job(order, environment, say)
     roles = _roles(job, [job.devices.ids] * job.nodes.count)
     deepspeed = _deepspeed(job, roles)
+    if print_run_dir:
+        return str(job.run.path)
     folder = Path(tempfile.gettempdir()) / "mini-r1-XXXXXXXX"
     starts = [start for node in roles.nodes for start in _starts(job, roles, node.index, deepspeed, folder)]
     if as_json:
