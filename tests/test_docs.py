@@ -9,24 +9,24 @@ import pytest
 
 from tests.conftest import REPO
 
-MENDS = REPO / "docs" / "trl-mends.md"
+FIXES = REPO / "docs" / "trl-fixes.md"
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 TEST = re.compile(r"`(?P<file>test_\w+\.py)(?:::(?P<name>test_\w+))?`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 IN_CODE = re.compile(r"`((?:tests|bench|configs|docs|app)/[\w./-]+)`")
 
 
-def mend_rows() -> list[str]:
-    return [line for line in MENDS.read_text().splitlines() if re.match(r"\| (?:\d+|-) \|", line)]
+def fix_rows() -> list[str]:
+    return [line for line in FIXES.read_text().splitlines() if re.match(r"\| (?:\d+|-) \|", line)]
 
 
 def test_no_numbered_row_is_missing() -> None:
-    numbers = {row.split("|")[1].strip() for row in mend_rows()}
+    numbers = {row.split("|")[1].strip() for row in fix_rows()}
     assert numbers - {"-"} == {str(n) for n in range(1, 24)}
 
 
-@pytest.mark.parametrize("row", mend_rows(), ids=lambda row: row[2:40])
-def test_every_mend_names_a_test_that_is_there(row: str) -> None:
+@pytest.mark.parametrize("row", fix_rows(), ids=lambda row: row[2:40])
+def test_every_fix_names_an_existing_test(row: str) -> None:
     column = row.rstrip(" |").rsplit("|", 1)[1]
     found = list(TEST.finditer(column))
     assert found, "its last column names no test"

@@ -172,20 +172,20 @@ def test_a_unit_runs_at_a_tiny_size_and_is_not_run_again_when_it_is_complete(tmp
 
 @pytest.mark.real
 def test_the_units_that_reach_into_the_trainer_run_at_a_tiny_size(tmp_path: Path) -> None:
-    bench(tmp_path, "memory-tiny-1,mends")
-    assert sorted(results_in(tmp_path)) == ["memory-tiny-1", "mends-tiny"]
+    bench(tmp_path, "memory-tiny-1,trl-fixes")
+    assert sorted(results_in(tmp_path)) == ["memory-tiny-1", "trl-fixes-tiny"]
 
 
 @pytest.mark.exhaustive
 def test_every_unit_runs_at_a_tiny_size(tmp_path: Path) -> None:
-    first = bench(tmp_path, "step-time,memory,mends,scratch")
+    first = bench(tmp_path, "step-time,memory,trl-fixes,scratch")
     results = results_in(tmp_path)
-    assert sorted(results) == ["memory-tiny-1", "memory-tiny-4", "mends-tiny", "scratch-tiny", "step-time-tiny"]
+    assert sorted(results) == ["memory-tiny-1", "memory-tiny-4", "trl-fixes-tiny", "scratch-tiny", "step-time-tiny"]
     assert all(seen["measured"] > 0 for seen in results["memory-tiny-1"]["moments"].values())
     measured = results["scratch-tiny"]["measured"]
     assert {when: seen["problems"] for when, seen in measured["held out"].items()} == {"before": 20, "after": 20}
     assert measured["hub rows"]["after"]["problems"] + results["scratch-tiny"]["hub_rows_seen_in_training"] == 200
-    again = bench(tmp_path, "step-time,memory,mends,scratch")
+    again = bench(tmp_path, "step-time,memory,trl-fixes,scratch")
     assert again.stdout.count(": is there") == 5  # units print side by side
     assert "begins" not in again.stdout
     assert (tmp_path / "out" / "RESULTS.md").read_text() in first.stdout

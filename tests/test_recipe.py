@@ -382,7 +382,7 @@ def test_overrides(write):
     recipe = load_recipe(
         path, ["seed=7", "generator.high=12", "learning_rate=5e-7", "report_to=[wandb]", "seed=8", "rewards.words=0.1"]
     )
-    assert recipe.seed == 8  # the later one wins, and mends the file's bad value
+    assert recipe.seed == 8  # the later one wins, and corrects the file's bad value
     assert recipe.generator == GeneratorRecipe(low=2, high=12)
     assert recipe.learning_rate == 5e-7
     assert recipe.report_to == ["tensorboard", "wandb"]

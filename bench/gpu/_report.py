@@ -163,10 +163,10 @@ def _row(label: str, planned: float | None, measured: float) -> str:
     return f"{label:34}{planned / MIB:10,.0f}{measured / MIB:10,.0f}{error}"
 
 
-# --- mends, smoke
+# --- fixes of TRL, smoke
 
 
-def mends(name: str, result: dict[str, Any]) -> Iterator[str]:
+def trl_fixes(name: str, result: dict[str, Any]) -> Iterator[str]:
     """Each variant against its truth."""
     batch = result["batch"]
     yield (
@@ -264,4 +264,4 @@ def scratch_bars(result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield f"{problems}: above signed sums and the random solver, try by try (O/E from {least:.2f})", least > 1
 
 
-PARTS = {"step-time": step_time, "memory": memory, "mends": mends, "scratch": scratch, "smoke": smoke}
+PARTS = {"step-time": step_time, "memory": memory, "trl-fixes": trl_fixes, "scratch": scratch, "smoke": smoke}

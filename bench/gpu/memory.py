@@ -267,7 +267,7 @@ def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str
 
 
 def planned_parts(recipe: Any, shape: Any) -> dict[str, float]:
-    """The formula's own parts, for whoever mends it: what is there at once is not all of them.
+    """The formula's own parts, to correct it by: what is there at once is not all of them.
 
     `inputs of the layers` are there throughout, `one layer` and `its gradients` only after the `logits` are gone.
     """

@@ -78,7 +78,7 @@ def units(scale: str, rounds: int) -> list[Unit]:
             Unit("step-time-tiny", "step_time.py", {"shape": "tiny", "limit": 64, "rounds": rounds}, 60),
             Unit("memory-tiny-1", "memory.py", {"shape": "tiny", "limit": 64}, 30),
             Unit("memory-tiny-4", "memory.py", {"shape": "tiny", "limit": 64, "prompts": 4, "accumulation": 2}, 30),
-            Unit("mends-tiny", "mends.py", {"shape": "tiny", "limit": 64}, 30),
+            Unit("trl-fixes-tiny", "trl_fixes.py", {"shape": "tiny", "limit": 64}, 30),
             Unit("scratch-tiny", "scratch.py", {"seed": 0, "scale": "tiny"}, 120),
             Unit(SMOKE, "", expected_s=150),
         ]
@@ -87,7 +87,7 @@ def units(scale: str, rounds: int) -> list[Unit]:
         Unit("memory-0.5b-1", "memory.py", {"shape": "0.5b"}, 45),
         Unit("memory-0.5b-8", "memory.py", {"shape": "0.5b", "prompts": 8, "accumulation": 4}, 50),
         Unit("memory-1.5b-2", "memory.py", {"shape": "1.5b", "prompts": 2}, 65),
-        Unit("mends-0.5b", "mends.py", {"shape": "0.5b"}, 70),
+        Unit("trl-fixes-0.5b", "trl_fixes.py", {"shape": "0.5b"}, 70),
         Unit("scratch-0", "scratch.py", {"seed": 0}, 600, 200),
         Unit("scratch-1", "scratch.py", {"seed": 1}, 600, 200),
         Unit("step-time-1.5b", "step_time.py", {"shape": "1.5b", "rounds": rounds}, 115 + 175 * rounds, 290),

@@ -3,7 +3,7 @@
 TRL 0.14.0 generates inside the loss, once for every micro-batch, and calculates log-probabilities without the attention
 mask and without the temperature that the completions were sampled with. Here one rollout serves all micro-batches of
 an optimizer step (`get_batch_samples` of transformers 4.48 hands them over together), rewards and advantages follow,
-and the loss sees prepared tensors. docs/trl-mends.md lists every difference.
+and the loss sees prepared tensors. docs/trl-fixes.md lists every difference.
 """
 
 from __future__ import annotations

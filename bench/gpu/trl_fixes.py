@@ -1,6 +1,6 @@
 """What bfloat16 does to log-probabilities, KL and gradients, and what stock's faults do to them.
 
-    .venv/bin/python bench/gpu/run.py --out FOLDER --only mends
+    .venv/bin/python bench/gpu/run.py --out FOLDER --only trl-fixes
 
 Sixteen completions of different length of two prompts of different length, made once; a policy that differs from its
 reference, so that the KL is not zero. The truth is the kit's trainer with float32 weights, eager attention and no
@@ -138,7 +138,7 @@ class Case:
         from trl import GRPOConfig
 
         return GRPOConfig(
-            output_dir=str(self.scratch / "mends"), per_device_train_batch_size=PROMPTS,
+            output_dir=str(self.scratch / "trl-fixes"), per_device_train_batch_size=PROMPTS,
             gradient_accumulation_steps=1, num_generations=GENERATIONS, max_completion_length=4096,
             max_prompt_length=4096, beta=BETA, temperature=1.0 if variant.alone else TEMPERATURE, report_to=[],
             disable_tqdm=True, bf16=variant.autocast, use_cpu=self.device.type == "cpu", seed=common.SEED,
@@ -170,7 +170,7 @@ class Case:
             rewards=RewardPlan(("format",), (1.0,)), args=args, held_out=[],
             train_dataset=datasets.Dataset.from_list([{"prompt": "", "nums": [1], "target": 1}] * PROMPTS),
             processing_class=self.tokenizer, eos_token_ids=end, engine=PolicyEngine(world, end, pad),
-            run=RunDir(self.scratch / "mends"), world=world, watch=Watch(WatchRecipe()), on_rollout=None,
+            run=RunDir(self.scratch / "trl-fixes"), world=world, watch=Watch(WatchRecipe()), on_rollout=None,
             on_phase=lambda phase: None, on_trouble=lambda step, troubles: None, callbacks=[],
         )  # fmt: skip
         completions = self.of(variant)
