@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.recipe.deepspeed_file import find_deepspeed, shipped_deepspeed
+from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.recipe.shipped_files import shipped_deepspeed
 
 
 @pytest.mark.parametrize(

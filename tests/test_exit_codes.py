@@ -51,7 +51,7 @@ mini_r1.cli.app.main()
     [
         ("", 0, "mini-r1 [OPTIONS]"),
         ("mini_r1.cli.app._run = lambda: 150", 150, ""),
-        ("def defect(): raise ValueError('a defect')\nmini_r1.cli._run = defect", 1, "ValueError: a defect"),
+        ("def defect(): raise ValueError('a defect')\nmini_r1.cli.app._run = defect", 1, "ValueError: a defect"),
     ],
 )
 def test_a_native_library_that_aborts_at_the_end_changes_no_exit_code(change: str, code: int, said: str) -> None:

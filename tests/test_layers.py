@@ -26,7 +26,7 @@ def test_import_layers() -> None:
     [
         # pydantic alone takes longer to import than the rest of --help together.
         ("mini_r1.cli.app", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub"]),
-        ("mini_r1.countdown", [*HEAVY, "pydantic"]),
+        ("mini_r1.tasks.countdown", [*HEAVY, "pydantic"]),
         ("mini_r1.recipe.fields", HEAVY),
         ("mini_r1.recipe.recipe_file", HEAVY),
         ("mini_r1.run.run_dir", HEAVY),

@@ -16,7 +16,8 @@ from mini_r1.errors import KitError
 from mini_r1.machine.roles import assign, shape
 from mini_r1.plan.grace_period import given_grace, too_short
 from mini_r1.plan.planner import make_plan
-from mini_r1.recipe.recipe_file import load_recipe, shipped_recipes
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.recipe.shipped_files import shipped_recipes
 
 from tests.cluster.login_node import SCRIPT, UP, Cluster
 

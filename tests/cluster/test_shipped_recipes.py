@@ -14,7 +14,8 @@ from mini_r1.machine.roles import shape
 from mini_r1.plan.plan_tables import summary
 from mini_r1.plan.recipe_plans import VARIANTS, Where, declared, largest_that_fits, plan_at
 from mini_r1.recipe.fields import Recipe
-from mini_r1.recipe.recipe_file import load_recipe, shipped_recipes
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.recipe.shipped_files import shipped_recipes
 
 from tests.conftest import ASSETS
 

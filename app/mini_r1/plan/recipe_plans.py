@@ -20,7 +20,8 @@ from mini_r1.machine.nvidia import Driver, read_driver, smallest_gpu_gib
 from mini_r1.machine.roles import assign, shape
 from mini_r1.plan.planner import AUTO, Plan, impossible, make_plan
 from mini_r1.recipe.fields import Recipe
-from mini_r1.recipe.recipe_file import load_recipe, shipped_recipes
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.recipe.shipped_files import shipped_recipes
 
 _SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
 HEADER_LINES: Final = 40

@@ -12,6 +12,7 @@ from typing import Any
 
 from mini_r1.errors import KitError
 from mini_r1.recipe.keys import did_you_mean
+from mini_r1.recipe.shipped_files import shipped_deepspeed
 
 STAGES = (2, 3)
 """ZeRO stages that the kit's trainer is tested with."""
@@ -40,15 +41,6 @@ class DeepSpeedFile:
         zero = self.values["zero_optimization"]
         devices = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
         return any(device != "none" for device in devices)
-
-
-def shipped_deepspeed() -> dict[str, Path]:
-    """Names and files of the configurations that come with the kit: in an installed wheel, or in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "_configs" / "deepspeed", package.parents[1] / "configs" / "deepspeed"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)}
-    return {}
 
 
 def find_deepspeed(name_or_path: str) -> DeepSpeedFile:

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from mini_r1.errors import KitError
 from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, GeneratorRecipe, Recipe, WarmStartRecipe, WatchRecipe
 from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, unknown_key
+from mini_r1.recipe.shipped_files import shipped_recipes
 
 MAX_BYTES = 2**16
 """Of a recipe file; a real one has one or two thousand. The pure-Python YAML reader takes about 1 s for this many."""
@@ -158,15 +159,6 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # a name that is too long, or has a NUL in it
         return False
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Names and files of the recipes that come with the kit: in an installed wheel, or in a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "_configs" / "recipes", package.parents[1] / "configs" / "recipes"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-    return {}
 
 
 def _missing(path: Path) -> str:
