@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mini_r1.errors import ExitCode, KitError
 
 Status = Literal["ok", "warn", "fail", "skip"]
-Fault = Literal["recipe", "node"]
+Cause = Literal["recipe", "node"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Finding:
             apply here or could not be looked at.
         detail: what was found.
         fix: what to do about it.
-        fault: of a failure. `recipe`: the recipe, the command or the installation, which no other node mends (exit code
+        cause: of a failure. `recipe`: the recipe, the command or the installation, which no other node mends (exit code
             78). `node`: this machine, where a retry on another may succeed (150).
     """
 
@@ -30,7 +30,7 @@ class Finding:
     status: Status
     detail: str
     fix: str = ""
-    fault: Fault | None = None
+    cause: Cause | None = None
 
     def named(self, check: str) -> Finding:
         """The same under the name of its check."""
@@ -56,23 +56,23 @@ def warn(detail: str, fix: str) -> Finding:
     return Finding("", "warn", detail, fix)
 
 
-def fail(detail: str, fix: str, fault: Fault) -> Finding:
+def fail(detail: str, fix: str, cause: Cause) -> Finding:
     """Something that a run would end with."""
-    return Finding("", "fail", detail, fix, fault)
+    return Finding("", "fail", detail, fix, cause)
 
 
-def of_error(error: KitError) -> Finding:
+def from_error(error: KitError) -> Finding:
     """An error's sentence, which says what to do too; its exit code says whose fault it is."""
     return fail(error.message, "", "node" if error.exit_code == ExitCode.RETRY else "recipe")
 
 
-def of_dict(value: Mapping[str, Any]) -> Finding:
+def from_dict(value: Mapping[str, Any]) -> Finding:
     """What `to_dict` gave.
 
     Raises:
         KeyError, TypeError: it is something else.
     """
-    return Finding(**{name: value[name] for name in ("check", "status", "detail", "fix", "fault")})
+    return Finding(**{name: value[name] for name in ("check", "status", "detail", "fix", "cause")})
 
 
 def worst(findings: Iterable[Finding]) -> Finding:
@@ -81,10 +81,10 @@ def worst(findings: Iterable[Finding]) -> Finding:
     every = list(findings)
     top = max(every, key=lambda finding: order[finding.status])
     alike = [finding for finding in every if finding.status == top.status]
-    fault: Fault | None = "recipe" if any(finding.fault == "recipe" for finding in alike) else top.fault
+    cause: Cause | None = "recipe" if any(finding.cause == "recipe" for finding in alike) else top.cause
     details = "; ".join(dict.fromkeys(finding.detail for finding in alike))
     fixes = "; ".join(dict.fromkeys(finding.fix for finding in alike if finding.fix))
-    return replace(top, detail=details, fix=fixes, fault=fault)
+    return replace(top, detail=details, fix=fixes, cause=cause)
 
 
 def as_error(findings: Iterable[Finding]) -> KitError:
@@ -100,7 +100,7 @@ def sentence(finding: Finding) -> str:
 
 def exit_code(findings: Iterable[Finding]) -> ExitCode:
     """78 if the recipe is at fault anywhere, else 150 if this node is, else 0."""
-    faults = {finding.fault for finding in findings if finding.status == "fail"}
-    if "recipe" in faults:
+    causes = {finding.cause for finding in findings if finding.status == "fail"}
+    if "recipe" in causes:
         return ExitCode.CONFIG
-    return ExitCode.RETRY if faults else ExitCode.FINISHED
+    return ExitCode.RETRY if causes else ExitCode.FINISHED

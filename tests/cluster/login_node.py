@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from mini_r1 import __version__
 from mini_r1.doctor.case import Case
-from mini_r1.doctor.login import examine
-from mini_r1.doctor.report_checks import Report
+from mini_r1.doctor.login_checks import examine
+from mini_r1.doctor.node_checks import Report
 from mini_r1.doctor.site_file import Site
 from mini_r1.findings import Finding
 from mini_r1.machine.devices import Devices
@@ -139,8 +139,8 @@ class Cluster:
         return Site(self.environment, self.kit, self.kit, self.script, case, self.environment)
 
 
-def is_fault_of(finding: Finding, fault: str) -> bool:
-    return (finding.status, finding.fault) == ("fail", fault)
+def is_failure(finding: Finding, fault: str) -> bool:
+    return (finding.status, finding.cause) == ("fail", fault)
 
 
 def statuses(report: Report) -> dict[str, str]:

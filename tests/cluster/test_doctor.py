@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from mini_r1.doctor.checks import CHECKS
-from mini_r1.doctor.report_checks import Report, examine
+from mini_r1.doctor.node_checks import Report, examine
 from mini_r1.doctor.torch_checks import probe
 from mini_r1.findings import Finding, exit_code, fail, ok, warn, worst
 from mini_r1.machine.devices import Devices
@@ -78,7 +78,7 @@ def test_every_fault_of_a_recipe_is_told_at_once_with_its_fix(
     assert done.returncode == 78, done.stderr
     found = failures(json.loads(done.stdout)["findings"])
     assert set(found) == {"plan", "driver", "attention", "problems", "prompts"}
-    assert {finding["fault"] for finding in found.values()} == {"recipe"}
+    assert {finding["cause"] for finding in found.values()} == {"recipe"}
     assert "raise it to at least" in found["prompts"]["detail"]
     assert "has a solution" in found["problems"]["detail"]
     assert "sdpa" in found["attention"]["fix"]
@@ -113,7 +113,7 @@ def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypat
     done = mini_r1("doctor", "--json")
     assert done.returncode == 150
     (finding,) = failures(json.loads(done.stdout)["findings"]).values()
-    assert (finding["check"], finding["fault"]) == ("driver", "node")
+    assert (finding["check"], finding["cause"]) == ("driver", "node")
 
 
 # --- examine ---
@@ -161,7 +161,7 @@ def test_a_recipes_fault_outweighs_a_nodes() -> None:
 
 def test_the_worst_of_several_speaks_for_all_that_are_as_bad() -> None:
     finding = worst([ok("one"), fail("two", "mend", "node"), fail("three", "mend", "recipe"), warn("four", "look")])
-    assert (finding.status, finding.detail, finding.fix, finding.fault) == ("fail", "two; three", "mend", "recipe")
+    assert (finding.status, finding.detail, finding.fix, finding.cause) == ("fail", "two; three", "mend", "recipe")
 
 
 def test_words_of_a_device_or_an_environment_cannot_write_to_the_terminal() -> None:
@@ -226,7 +226,7 @@ ANSWERS = {
 
 def test_what_the_hub_says_of_a_model(hub: str, tmp_path: Path) -> None:
     for finding, (name, (fault, said)) in zip(asked(hub, list(ANSWERS), tmp_path), ANSWERS.items(), strict=True):
-        assert finding["fault"] == fault, name
+        assert finding["cause"] == fault, name
         assert said in finding["detail"]
 
 
@@ -235,7 +235,7 @@ def test_a_hub_that_cannot_be_reached_is_the_nodes_fault(tmp_path: Path) -> None
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     (finding,) = asked(f"http://127.0.0.1:{port}", ["a/whole"], tmp_path)
-    assert finding["fault"] == "node"
+    assert finding["cause"] == "node"
     assert "HF_HUB_OFFLINE=1" in finding["fix"]
 
 
@@ -257,7 +257,7 @@ def test_a_process_that_dies_is_a_finding(tmp_path: Path, script: str, fault: st
     python.chmod(0o755)
     (finding,) = probe(Path("x.yaml"), [], deepspeed=None, devices=CPU, environment=dict(os.environ),
                        python=str(python), timeout_s=2.0 if "sleep" in script else 60.0)  # fmt: skip
-    assert (finding.check, finding.status, finding.fault) == ("probe", "fail", fault)
+    assert (finding.check, finding.status, finding.cause) == ("probe", "fail", fault)
     assert said in finding.detail
     assert "pineapple" not in finding.detail
 

@@ -138,19 +138,19 @@ def on_cpu(**recipe: Any) -> Case:
 )
 def test_the_driver_must_run_cuda_12_4(version: str | bytes, cuda: int, status: str) -> None:
     finding = gpus.driver(case(version=version, cuda=cuda))
-    assert (finding.status, finding.fault) == (status, "node" if status == "fail" else None)
+    assert (finding.status, finding.cause) == (status, "node" if status == "fail" else None)
     assert ("550.54.14" in finding.fix) == (status != "ok")
 
 
 def test_gpus_that_were_given_without_a_driver_are_the_nodes_fault() -> None:
     finding = gpus.driver(Case({}, Devices(("0",), False, "CUDA_VISIBLE_DEVICES=0"), None))
-    assert (finding.status, finding.fault) == ("fail", "node")
+    assert (finding.status, finding.cause) == ("fail", "node")
     assert "CUDA_VISIBLE_DEVICES=0" in finding.detail
 
 
 def test_a_gpu_that_fell_off_the_bus_is_named() -> None:
     finding = gpus.driver(case(StandInGpu(), StandInGpu(lost=True)))
-    assert (finding.status, finding.fault) == ("fail", "node")
+    assert (finding.status, finding.cause) == ("fail", "node")
     assert "for 1 (" in finding.detail
 
 
@@ -159,7 +159,7 @@ def test_without_a_gpu_a_recipe_trains_on_the_cpu_unless_it_needs_one() -> None:
     for keys in ({"load_in_4bit": True, "use_peft": True}, {"attn_implementation": "flash_attention_2", "bf16": True},
                  {"optim": "paged_adamw_8bit"}, {"fp16": True}, {"tf32": True}):  # fmt: skip
         finding = gpus.driver(on_cpu(**keys))
-        assert (finding.status, finding.fault) == ("fail", "recipe")
+        assert (finding.status, finding.cause) == ("fail", "recipe")
         assert next(iter(keys)) in finding.detail
 
 
@@ -192,7 +192,7 @@ def test_compute_capability_against_the_recipe(
     if said is None:
         assert finding.status == "ok"
     else:
-        assert (finding.status, finding.fault) == ("fail", "recipe")
+        assert (finding.status, finding.cause) == ("fail", "recipe")
         assert said in finding.detail
         assert "GPU 1" in finding.detail
         assert "GPU 0" not in finding.detail
@@ -208,7 +208,7 @@ def test_gpus_of_several_kinds_are_told() -> None:
 @pytest.mark.parametrize(("used", "status"), [(0.5, "ok"), (3.9, "ok"), (5.0, "warn"), (15.9, "warn"), (17.0, "fail")])
 def test_memory_that_others_hold_is_judged_by_its_share(used: float, status: str) -> None:
     finding = gpus.gpu_memory(case(StandInGpu(used=int(used * GIB), pids=(4711,))))
-    assert (finding.status, finding.fault) == (status, "node" if status == "fail" else None)
+    assert (finding.status, finding.cause) == (status, "node" if status == "fail" else None)
     assert "by process 4711" in finding.detail
     assert ("ps -p 4711" in finding.fix) == (status != "ok")
 
@@ -230,7 +230,7 @@ def test_memory_that_others_hold_is_judged_by_its_share(used: float, status: str
 )
 def test_memory_faults_that_the_driver_counts(gpu: StandInGpu, status: str, said: str) -> None:
     finding = gpus.ecc(case(gpu))
-    assert (finding.status, finding.fault) == (status, "node" if status == "fail" else None)
+    assert (finding.status, finding.cause) == (status, "node" if status == "fail" else None)
     assert said in finding.detail
 
 

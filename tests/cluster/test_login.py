@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.doctor.login import CHECKS
+from mini_r1.doctor.login_checks import CHECKS
 
-from tests.cluster.login_node import DOWN, SIF, Cluster, is_fault_of, statuses
+from tests.cluster.login_node import DOWN, SIF, Cluster, is_failure, statuses
 from tests.conftest import REPO
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
@@ -77,17 +77,17 @@ def test_windows_line_ends_are_named_and_stop_no_other_check(cluster: Cluster) -
     (cluster.kit / "slurm/site.env").write_bytes(b"export MINI_R1_RUNTIME=venv\r\nexport SBATCH_PARTITION=priv\r\n")
     report = cluster.report(MINI_R1_RUNTIME="venv\r", SBATCH_PARTITION="priv\r")
     assert [finding.check for finding in report.findings if finding.status == "fail"] == ["site file"]
-    assert is_fault_of(report.findings[0], "recipe")
+    assert is_failure(report.findings[0], "recipe")
     for words in ("slurm/site.env has Windows line ends", "MINI_R1_RUNTIME, SBATCH_PARTITION in this shell"):
         assert words in report.findings[0].detail
     assert "sed -i 's/\\r$//' slurm/site.env" in report.findings[0].fix
     (cluster.kit / "slurm/site.env").unlink()
-    assert is_fault_of(cluster.found("site file", SBATCH_QOS="high\r"), "recipe")
+    assert is_failure(cluster.found("site file", SBATCH_QOS="high\r"), "recipe")
 
 
 def test_an_empty_partition_is_what_sbatch_refuses(cluster: Cluster) -> None:
     finding = cluster.found("site file", SBATCH_PARTITION="")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "unset SBATCH_PARTITION" in finding.fix
     assert "default" in cluster.found("partition", SBATCH_PARTITION="").detail
     assert cluster.found("site file", SBATCH_ACCOUNT="", SBATCH_RESERVATION="").status == "ok"
@@ -96,7 +96,7 @@ def test_an_empty_partition_is_what_sbatch_refuses(cluster: Cluster) -> None:
 def test_a_tilde_within_quotes_is_told(cluster: Cluster) -> None:
     for variable in ("MINI_R1_VENV", "MINI_R1_MOUNTS", "HF_HOME"):
         finding = cluster.found("site file", **{variable: "~/here"})
-        assert is_fault_of(finding, "recipe"), variable
+        assert is_failure(finding, "recipe"), variable
         assert variable in finding.detail
 
 
@@ -124,11 +124,11 @@ def on_hub(small_recipe: Callable[..., Path]) -> Path:
 def test_what_is_not_in_the_cache_is_told_with_prefetch(cluster: Cluster, on_hub: Path) -> None:
     for check in ("model", "data", "cache"):
         finding = cluster.found(check, on_hub, HF_HOME=str(cluster.disk / "hf"))
-        assert is_fault_of(finding, "recipe"), finding
+        assert is_failure(finding, "recipe"), finding
         assert "mini-r1 prefetch RECIPE" in finding.fix
         assert "HF_HUB_OFFLINE=0" in finding.fix
         told = cluster.found(check, on_hub, HF_HOME=str(cluster.disk / "hf"), HF_HUB_OFFLINE="1")
-        assert is_fault_of(told, "recipe")
+        assert is_failure(told, "recipe")
         assert "HF_HUB_OFFLINE=0" not in told.fix
 
 
@@ -143,7 +143,7 @@ def test_what_is_whole_in_a_shared_cache_is_ok(cluster: Cluster, on_hub: Path) -
     told = statuses(cluster.report(on_hub, HF_HOME=str(home)))
     assert (told["model"], told["data"], told["cache"]) == ("ok", "ok", "warn")
     cluster.mount("tmpfs", home)
-    assert is_fault_of(cluster.found("cache", on_hub, HF_HOME=str(home)), "recipe")
+    assert is_failure(cluster.found("cache", on_hub, HF_HOME=str(home)), "recipe")
 
 
 def test_a_container_sees_the_cache_only_where_it_is_mounted(cluster: Cluster, on_hub: Path, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_container_sees_the_cache_only_where_it_is_mounted(cluster: Cluster, o
     assert cluster.found("cache", on_hub, **pyxis, HF_HUB_OFFLINE="0").status == "ok"  # where it is without HF_HOME
     elsewhere = {"HF_HOME": str(cluster.disk / "other"), "HF_HUB_CACHE": f"{home}/hub"}
     finding = cluster.found("cache", on_hub, **pyxis, **elsewhere)
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "is not mounted in the container" in finding.detail
     assert cluster.found("cache", on_hub, **pyxis, **elsewhere, MINI_R1_MOUNTS=home).status == "ok"
     assert cluster.found("cache", on_hub, **pyxis, **elsewhere, MINI_R1_MOUNTS=f"{home}:/hf").status == "fail"
@@ -169,10 +169,10 @@ def test_a_model_in_a_folder_is_where_the_nodes_and_a_container_see_it(
     (folder / "model.safetensors").write_text("")
     recipe = small_recipe(model_name_or_path=str(folder))
     assert cluster.found("model", recipe).status == "ok"
-    assert is_fault_of(cluster.found("model", recipe, MINI_R1_RUNTIME="apptainer"), "recipe")
+    assert is_failure(cluster.found("model", recipe, MINI_R1_RUNTIME="apptainer"), "recipe")
     assert cluster.found("model", recipe, MINI_R1_RUNTIME="apptainer", MINI_R1_MOUNTS=str(folder)).status == "ok"
     cluster.mount("tmpfs", folder)
-    assert is_fault_of(cluster.found("model", recipe), "recipe")
+    assert is_failure(cluster.found("model", recipe), "recipe")
 
 
 def test_the_run_directory_is_where_the_scripts_put_it(
@@ -185,10 +185,10 @@ def test_the_run_directory_is_where_the_scripts_put_it(
     assert cluster.found("run directory", **runs).status == "ok"
     away = small_recipe("away", output_dir=str(tmp_path / "away"))
     assert cluster.found("run directory", away).status == "ok"
-    assert is_fault_of(cluster.found("run directory", away, MINI_R1_RUNTIME="pyxis"), "recipe")
+    assert is_failure(cluster.found("run directory", away, MINI_R1_RUNTIME="pyxis"), "recipe")
     mounted = {"MINI_R1_RUNTIME": "pyxis", "MINI_R1_MOUNTS": f"{tmp_path}:{tmp_path}:ro"}
     finding = cluster.found("run directory", away, **mounted)
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "is not mounted to be written in the container" in finding.detail
     mounted["MINI_R1_MOUNTS"] = f"{tmp_path}:{tmp_path}:rw"
     assert cluster.found("run directory", away, **mounted).status == "ok"
@@ -214,7 +214,7 @@ def test_the_command_needs_neither_torch_nor_a_gpu_and_says_so_in_json(
     assert done.returncode == told["exit_code"]
     done = mini_r1("doctor", "--login", "--script", "slurm/train_4xh100.sh", cwd=cluster.kit)
     assert "Slurm would take slurm/train_4xh100.sh" in " ".join(done.stdout.replace("│", " ").split())
-    code = "import sys, mini_r1.doctor.login; print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    code = "import sys, mini_r1.doctor.login_checks; print(*{'torch', 'transformers', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "\n"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mini_r1 import __version__
 
-from tests.cluster.login_node import PYXIS_HELP, SIF, SQUASHFS, SRUN_HELP, Cluster, is_fault_of, stand_in
+from tests.cluster.login_node import PYXIS_HELP, SIF, SQUASHFS, SRUN_HELP, Cluster, is_failure, stand_in
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def test_a_runtime_that_there_is_not(cluster: Cluster) -> None:
     finding = cluster.found("runtime", MINI_R1_RUNTIME="aptainer")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "did you mean 'apptainer'" in finding.detail
 
 
@@ -42,14 +42,14 @@ def test_a_runtime_that_there_is_not(cluster: Cluster) -> None:
 def test_a_virtual_environment(cluster: Cluster, out: str, err: str, code: int, status: str, said: str) -> None:
     python = stand_in(cluster.kit / ".venv/bin/python", out, err, code)
     finding = cluster.found("runtime")
-    assert (finding.status, finding.fault) == (status, "recipe" if status == "fail" else None)
+    assert (finding.status, finding.cause) == (status, "recipe" if status == "fail" else None)
     assert said in finding.detail
     assert Path(f"{python}.asked").read_text().startswith("-m mini_r1 version\n")
 
 
 def test_a_virtual_environment_that_is_not_there_or_lost_its_interpreter(cluster: Cluster) -> None:
     finding = cluster.found("runtime", MINI_R1_VENV="/nowhere")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "no interpreter at /nowhere/bin/python" in finding.detail
     python = cluster.kit / ".venv/bin/python"
     python.unlink()
@@ -61,7 +61,7 @@ def test_the_core_alone_cannot_train(cluster: Cluster) -> None:
     python = cluster.kit / ".venv/bin/python"
     python.write_text(f'#!/bin/sh\n[ "$1" = -m ] && echo {__version__}\n')  # -c asks for torch, and fails
     finding = cluster.found("runtime")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "without torch" in finding.detail
 
 
@@ -96,12 +96,12 @@ def test_where_the_kit_its_environment_and_the_runs_are(cluster: Cluster, kind: 
     for check, extra in (("runtime", {}), ("run directory", {"MINI_R1_RUNS": str(cluster.disk / "runs")})):
         finding = cluster.found(check, **extra)
         assert finding.status == status, finding
-        assert finding.fault == ("recipe" if status == "fail" else None)
+        assert finding.cause == ("recipe" if status == "fail" else None)
         assert kind in finding.detail
 
 
 def test_apptainer_and_its_modules(cluster: Cluster) -> None:
-    assert is_fault_of(cluster.found("runtime", MINI_R1_RUNTIME="apptainer"), "recipe")
+    assert is_failure(cluster.found("runtime", MINI_R1_RUNTIME="apptainer"), "recipe")
     assert cluster.found("runtime", MINI_R1_RUNTIME="apptainer", MINI_R1_MODULES="apptainer").status == "warn"
     cluster.program("singularity", "singularity-ce version 4.1.0\n")
     assert "singularity-ce version 4.1.0" in cluster.found("runtime", MINI_R1_RUNTIME="apptainer").detail
@@ -111,7 +111,7 @@ def test_apptainer_and_its_modules(cluster: Cluster) -> None:
 
 def test_a_slurm_without_pyxis_has_two_other_runtimes(cluster: Cluster) -> None:
     finding = cluster.found("runtime", MINI_R1_RUNTIME="pyxis")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "pyxis is not installed in this Slurm" in finding.detail
     assert "apptainer or venv" in finding.fix
     cluster.program("srun", SRUN_HELP + PYXIS_HELP)
@@ -146,7 +146,7 @@ def test_an_image(cluster: Cluster, runtime: str, name: str, content: bytes | No
     if content is not None:
         (cluster.kit / name).write_bytes(content)
     finding = cluster.found("image", MINI_R1_RUNTIME=runtime, MINI_R1_IMAGE=name)
-    assert (finding.status, finding.fault) == (status, "recipe" if status == "fail" else None), finding
+    assert (finding.status, finding.cause) == (status, "recipe" if status == "fail" else None), finding
     assert said in finding.detail
 
 
@@ -168,14 +168,14 @@ def test_a_sandbox_is_apptainers(cluster: Cluster) -> None:
     assert "without a container's root" in cluster.found("image", MINI_R1_RUNTIME="apptainer", **box).detail
     (cluster.kit / "box/usr").mkdir()
     assert cluster.found("image", MINI_R1_RUNTIME="apptainer", **box).status == "ok"
-    assert is_fault_of(cluster.found("image", MINI_R1_RUNTIME="pyxis", **box), "recipe")
+    assert is_failure(cluster.found("image", MINI_R1_RUNTIME="pyxis", **box), "recipe")
 
 
 def test_an_image_in_memory_is_not_on_the_nodes(cluster: Cluster) -> None:
     (cluster.kit / "mini-r1.sif").write_bytes(SIF)
     cluster.mount("tmpfs")
     finding = cluster.found("image", MINI_R1_RUNTIME="apptainer", MINI_R1_IMAGE="mini-r1.sif")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
 
 
 # --- mounts ---
@@ -197,7 +197,7 @@ def test_an_image_in_memory_is_not_on_the_nodes(cluster: Cluster) -> None:
 def test_mounts(cluster: Cluster, runtime: str, mounts: str, status: str, said: str) -> None:
     given = mounts.format(disk=cluster.disk)
     finding = cluster.found("mounts", MINI_R1_RUNTIME=runtime, MINI_R1_MOUNTS=given)
-    assert (finding.status, finding.fault) == (status, "recipe" if status == "fail" else None)
+    assert (finding.status, finding.cause) == (status, "recipe" if status == "fail" else None)
     assert said.format(disk=cluster.disk) in finding.detail
     assert cluster.found("mounts", MINI_R1_MOUNTS=given).status == "skip"
 
@@ -209,7 +209,7 @@ def test_what_the_scripts_mount_has_no_sign_that_parts_mounts(
 ) -> None:
     path = f"{cluster.disk}/a{sign}b"
     finding = cluster.found("mounts", MINI_R1_RUNTIME="pyxis", **{variable: path})
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert f"{variable} {path} has a {name}" in finding.detail
     apptainer = cluster.found("mounts", MINI_R1_RUNTIME="apptainer", **{variable: path})
     assert apptainer.status == ("ok" if sign == " " else "fail")

@@ -24,7 +24,7 @@ from tests.cluster.login_node import (
     SILENT,
     UP,
     Cluster,
-    is_fault_of,
+    is_failure,
     statuses,
 )
 from tests.conftest import REPO
@@ -57,7 +57,7 @@ def test_a_controller_that_does_not_answer_is_150_and_asked_once(
     cluster.program("scontrol", out, err, 1)
     report = cluster.report()
     finding = {finding.check: finding for finding in report.findings}["scheduler"]
-    assert (report.exit_code, finding.fault) == (150, "node")
+    assert (report.exit_code, finding.cause) == (150, "node")
     assert said in finding.detail
     assert "*" not in finding.detail
     assert "scontrol:" not in finding.detail
@@ -90,7 +90,7 @@ def test_a_second_controller_may_be_down(cluster: Cluster) -> None:
 )
 def test_a_partition(cluster: Cluster, name: str | None, status: str, fault: str | None, said: str) -> None:
     finding = cluster.found("partition", SBATCH_PARTITION=name)
-    assert (finding.status, finding.fault) == (status, fault)
+    assert (finding.status, finding.cause) == (status, fault)
     assert said in finding.detail
 
 
@@ -118,7 +118,7 @@ def test_no_default_and_none_named(cluster: Cluster) -> None:
 def test_nodes_out_of_service_are_the_nodes_fault(cluster: Cluster, sinfo: str) -> None:
     cluster.program("sinfo", sinfo)
     finding = cluster.found("partition")
-    assert is_fault_of(finding, "node")
+    assert is_failure(finding, "node")
     assert "out of service: 1 " in finding.detail
 
 
@@ -152,7 +152,7 @@ def test_slurms_own_words_are_told(cluster: Cluster) -> None:
     assert "Job 1 to start at 2026-11-26T08:55:19" in cluster.found("submission").detail
     cluster.sbatch(NO_ACCOUNT, 1)
     finding = cluster.found("submission")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "Invalid account or account/partition combination specified" in finding.detail
     cluster.sbatch(NOT_A_SCRIPT, 1)
     assert "must start with #! followed by the path" in cluster.found("submission").detail
@@ -160,23 +160,23 @@ def test_slurms_own_words_are_told(cluster: Cluster) -> None:
 
 def test_a_controller_that_goes_away_meanwhile_is_the_nodes_fault(cluster: Cluster) -> None:
     cluster.sbatch(NO_CONTROLLER, 1)
-    assert is_fault_of(cluster.found("submission"), "node")
+    assert is_failure(cluster.found("submission"), "node")
 
 
 def test_too_much_asked_is_told_apart_from_nodes_that_are_away(cluster: Cluster) -> None:
     cluster.sbatch(NO_NODES, 1)
     finding = cluster.found("submission")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "there: 2 nodes with 4 GPUs (h100) each" in finding.detail
     cluster.program("sinfo", f"{DRAINED}gpu*|up|1-00:00:00|1|gpu:h100:2|idle\n")  # the one in service is too small
     finding = cluster.found("submission")
-    assert is_fault_of(finding, "node")
+    assert is_failure(finding, "node")
     assert "out of service: 1 draining, 1 drained" in finding.detail
-    assert is_fault_of(cluster.found("submission", SBATCH_GPUS_PER_NODE="h100:8"), "recipe")  # nor has any other eight
+    assert is_failure(cluster.found("submission", SBATCH_GPUS_PER_NODE="h100:8"), "recipe")  # nor has any other eight
     cluster.script.write_text(SCRIPT.replace("#SBATCH --job-name=mini-r1", "#SBATCH -N 3"))
-    assert is_fault_of(cluster.found("submission"), "recipe")
+    assert is_failure(cluster.found("submission"), "recipe")
     cluster.program("sinfo", f"{DRAINED}gpu*|up|1-00:00:00|3|gpu:h100:4|idle\n")  # enough are there: it is memory, say
-    assert is_fault_of(cluster.found("submission"), "recipe")
+    assert is_failure(cluster.found("submission"), "recipe")
 
 
 def test_no_script_here_is_skipped_with_a_sentence(cluster: Cluster) -> None:
@@ -206,14 +206,14 @@ def test_the_kit_may_be_in_another_folder(cluster: Cluster, monkeypatch: pytest.
 def test_a_script_with_windows_line_ends_is_named(cluster: Cluster, name: str) -> None:
     (cluster.kit / "slurm" / name).write_bytes(SCRIPT.replace("\n", "\r\n").encode())
     finding = cluster.found("submission")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert f"slurm/{name}: Windows line ends" in finding.detail
     assert finding.fix == f"sed -i 's/\\r$//' slurm/{name}"
 
 
 def test_a_job_that_would_wait_for_ever_is_told_where_slurm_does_not(cluster: Cluster) -> None:
     finding = cluster.found("submission", SBATCH_PARTITION="mixed")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "asks for 12:00:00, and mixed allows 2:00:00" in finding.detail
     assert cluster.found("submission", SBATCH_PARTITION="mixed", SBATCH_TIMELIMIT="90").status == "ok"
     assert cluster.found("submission", SBATCH_PARTITION="mixed,gpu").status == "ok"  # the other one will take it
@@ -223,7 +223,7 @@ def test_a_job_that_would_wait_for_ever_is_told_where_slurm_does_not(cluster: Cl
 def test_a_log_without_a_folder_would_end_the_job_without_a_word(cluster: Cluster) -> None:
     cluster.script.write_text(SCRIPT.replace("%x-%j.log", "logs/%x-%j.log"))
     finding = cluster.found("submission")
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert finding.fix == "mkdir -p logs"
     (cluster.kit / "logs").mkdir()
     assert cluster.found("submission").status == "ok"

@@ -15,7 +15,7 @@ import pytest
 from mini_r1.doctor import host, inputs, local_storage, network, software
 from mini_r1.doctor.case import Case, Needs
 from mini_r1.findings import Finding
-from mini_r1.machine import cache_paths
+from mini_r1.machine import paths
 from mini_r1.machine.devices import Devices
 from mini_r1.recipe.fields import Recipe
 
@@ -32,8 +32,8 @@ def case(devices: Devices = NO_GPU, recipe: dict[str, Any] | None = None, **fact
     return Case(devices=devices, driver=None, recipe=None if recipe is None else Recipe(**values), **facts)
 
 
-def is_fault_of(finding: Finding, fault: str) -> bool:
-    return (finding.status, finding.fault) == ("fail", fault)
+def is_failure(finding: Finding, fault: str) -> bool:
+    return (finding.status, finding.cause) == ("fail", fault)
 
 
 def files(root: Path, **texts: str) -> Path:
@@ -83,7 +83,7 @@ def test_host_memory_against_the_plan(tmp_path: Path) -> None:
     for need, status in ((30, "ok"), (55, "warn"), (61, "fail")):
         finding = host.host_memory(case(root=root, needs=Needs(0, need, 0)))
         assert finding.status == status
-        assert finding.fault == ("node" if status == "fail" else None)
+        assert finding.cause == ("node" if status == "fail" else None)
 
 
 def test_the_real_host_has_memory() -> None:
@@ -103,12 +103,12 @@ def test_shared_memory_too_small_for_the_plan_or_for_nccl(tmp_path: Path, small_
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/shm").symlink_to(small_tmpfs)
     finding = host.shared_memory(case(root=tmp_path, needs=Needs(0, 0, 0.5)))
-    assert is_fault_of(finding, "node")
+    assert is_failure(finding, "node")
     assert "the plan needs 0.50" in finding.detail
     assert "--shm-size" in finding.fix
-    assert is_fault_of(host.shared_memory(case(GPUS, root=tmp_path)), "node")
+    assert is_failure(host.shared_memory(case(GPUS, root=tmp_path)), "node")
     assert host.shared_memory(case(root=tmp_path)).status == "ok"
-    assert is_fault_of(host.shared_memory(case(root=tmp_path / "nowhere")), "node")
+    assert is_failure(host.shared_memory(case(root=tmp_path / "nowhere")), "node")
 
 
 def test_infiniband_wants_memory_locked_without_limit(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_writable_run_directory_is_left_as_it_was(tmp_path: Path) -> None:
 def test_an_existing_run_can_be_gone_on_with_and_other_files_are_no_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     finding = local_storage.run_directory(case(run_dir=tmp_path))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "holds no run" in finding.detail
     (tmp_path / "recipe.yaml").write_text("")
     assert local_storage.run_directory(case(run_dir=tmp_path)).status == "ok"
@@ -184,7 +184,7 @@ def test_a_file_in_the_way_is_the_commands_fault(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     for path in (file, file / "run"):
-        assert is_fault_of(local_storage.run_directory(case(run_dir=path)), "recipe")
+        assert is_failure(local_storage.run_directory(case(run_dir=path)), "recipe")
 
 
 def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: P
                 os.setuid(65_534)
             found = local_storage.run_directory(case(run_dir=tmp_path / "run"))
             said = f"give this user ({os.geteuid()}) the right" in found.fix and "fsGroup" in found.fix
-            code = 0 if is_fault_of(found, "node") and "Permission denied" in found.detail and said else 1
+            code = 0 if is_failure(found, "node") and "Permission denied" in found.detail and said else 1
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -207,7 +207,7 @@ def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: P
 def test_a_claim_that_is_mounted_read_only_is_the_nodes_fault(small_tmpfs: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
     finding = local_storage.run_directory(case(run_dir=small_tmpfs / "runs/first"))
-    assert is_fault_of(finding, "node")
+    assert is_failure(finding, "node")
     assert "Read-only file system" in finding.detail
     assert "readOnly on claim or mount" in finding.fix
 
@@ -226,7 +226,7 @@ def test_a_read_only_cache_is_no_matter_without_a_network(small_tmpfs: Path, tmp
 def test_a_disk_too_small_for_the_plan(small_tmpfs: Path) -> None:
     run = small_tmpfs / "run"
     finding = local_storage.disk(case(run_dir=run, needs=Needs(2.0, 0, 0)))
-    assert is_fault_of(finding, "node")
+    assert is_failure(finding, "node")
     assert "the plan needs 2.0" in finding.detail
     assert local_storage.disk(case(run_dir=run, needs=Needs(0.0001, 0, 0))).status == "ok"
 
@@ -283,14 +283,14 @@ def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
     for environment in ({}, {"HF_HOME": "~/hf"}, {"XDG_CACHE_HOME": "/x"}, {"HF_HUB_CACHE": "/h"}):
         given = {"HOME": "/home/me", "PATH": os.environ["PATH"], **environment}
         done = subprocess.run([os.sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)  # type: ignore[attr-defined]
-        assert str(cache_paths.hub_cache(given)) == done.stdout.strip()
+        assert str(paths.hub_cache(given)) == done.stdout.strip()
 
 
 def test_a_user_without_a_home_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
     assert local_storage.caches(case(environment={})).status in ("ok", "warn")
-    assert cache_paths.hub_cache({}) == Path("~/.cache/huggingface/hub")
+    assert paths.hub_cache({}) == Path("~/.cache/huggingface/hub")
 
 
 # --- network ---
@@ -302,7 +302,7 @@ def test_a_port_that_somebody_listens_on_is_the_nodes_fault() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         finding = network.ports(case(ports=(port,)))
-    assert is_fault_of(finding, "node")
+    assert is_failure(finding, "node")
     assert f"port {port} is taken" in finding.detail
     assert network.ports(case(ports=(port,))).status == "ok"
     assert network.ports(case()).status == "skip"
@@ -326,7 +326,7 @@ def test_an_interface_that_is_not_there_is_named(tmp_path: Path, variable: str, 
     finding = network.interfaces(case(root=root, environment={variable: value}))
     assert finding.status == status
     if status == "fail":
-        assert finding.fault == "node"
+        assert finding.cause == "node"
         assert "eth0, lo" in finding.detail
         assert f"unset {variable}" in finding.fix
 
@@ -349,14 +349,14 @@ def test_another_version_of_what_is_mended_is_refused(monkeypatch: pytest.Monkey
     assert finding.status == "warn"
     assert "torch 2.6.0 instead of 2.5.1" in finding.detail
     versions["trl"] = "0.15.0"
-    assert is_fault_of(software.versions(case(recipe={})), "recipe")
+    assert is_failure(software.versions(case(recipe={})), "recipe")
     assert "trl 0.15.0 instead of 0.14.0" in software.versions(case(recipe={})).detail
 
 
 def test_what_a_recipe_needs_and_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "_installed", lambda name: None)
     finding = software.versions(case(recipe={"use_vllm": True}))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "vllm 0.7.0" in finding.detail
     assert "bitsandbytes" not in finding.detail
     assert software.versions(case()).status == "ok"
@@ -376,7 +376,7 @@ def test_a_deepspeed_configuration_that_cannot_be_used_is_the_recipes_fault(tmp_
     file = tmp_path / "mine.json"
     file.write_text("{")
     for name in ("zero4", str(file)):
-        assert is_fault_of(software.deepspeed(case(deepspeed=name)), "recipe")
+        assert is_failure(software.deepspeed(case(deepspeed=name)), "recipe")
 
 
 def test_vllms_other_engine_is_told() -> None:
@@ -389,7 +389,7 @@ def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path) -> None:
     recipe = {"push_to_hub": True}
     home = {"HF_HOME": str(tmp_path)}
     assert software.hub_token(case(recipe={}, environment=home)).status == "skip"
-    assert is_fault_of(software.hub_token(case(recipe=recipe, environment=home)), "recipe")
+    assert is_failure(software.hub_token(case(recipe=recipe, environment=home)), "recipe")
     finding = software.hub_token(case(recipe=recipe, environment={**home, "HF_TOKEN": "pineapple"}))
     assert finding.detail == "a token from HF_TOKEN"
     (tmp_path / "token").write_text("pineapple\n")
@@ -397,7 +397,7 @@ def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path) -> None:
     assert finding.status == "ok"
     assert "pineapple" not in str(finding)
     finding = software.hub_token(case(recipe=recipe, environment={**home, "HF_HUB_OFFLINE": "1"}))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "HF_HUB_OFFLINE" in finding.detail
 
 
@@ -440,7 +440,7 @@ def test_a_model_on_disk_must_be_whole_and_known(
     if said is None:
         assert finding.status == "ok"
     else:
-        assert is_fault_of(finding, "recipe")
+        assert is_failure(finding, "recipe")
         assert said in finding.detail
 
 
@@ -448,13 +448,13 @@ def test_a_directory_without_a_model_and_one_with_pickles_only(tmp_path: Path) -
     assert "no config.json" in inputs.model(case(recipe={"model_name_or_path": str(tmp_path)})).detail
     files(tmp_path, **{"config.json": '{"model_type": "qwen2"}', "pytorch_model.bin": ""})
     finding = inputs.model(case(recipe={"model_name_or_path": str(tmp_path)}))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "no safetensors" in finding.detail
 
 
 def test_a_later_kind_is_known_by_its_name_without_any_file() -> None:
     finding = inputs.model(case(recipe={"model_name_or_path": "Qwen/Qwen3-1.7B"}))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "qwen3" in finding.detail
 
 
@@ -468,7 +468,7 @@ def test_a_misspelt_name_offline_is_a_sentence_with_the_likely_one(tmp_path: Pat
     )
     wrong = {"model_name_or_path": "Qwen/Qwen2.5-3B-Instuct"}
     finding = inputs.model(case(recipe=wrong, environment=environment))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "did you mean Qwen/Qwen2.5-3B-Instruct" in finding.detail
     assert "mini-r1 prefetch RECIPE" in finding.fix
 
@@ -480,7 +480,7 @@ def test_an_empty_cache_in_a_pod_names_the_job_that_fills_it(tmp_path: Path, pod
         inputs.model(case(recipe={"model_name_or_path": "a/b"}, environment=environment)),
         inputs.data(case(recipe={}, environment=environment)),
     ):
-        assert is_fault_of(finding, "recipe")
+        assert is_failure(finding, "recipe")
         assert f"is not in the cache {tmp_path}/hub" in finding.detail
         assert ("k8s/overlays/prefetch" in finding.fix) == bool(pod)
 
@@ -490,14 +490,14 @@ def test_data_is_a_file_generated_or_in_the_cache(tmp_path: Path) -> None:
     rows = str(ASSETS / "countdown_rows.jsonl")
     assert inputs.data(case(recipe={"dataset_id_or_path": rows})).status == "ok"
     assert inputs.data(case(recipe={"dataset_id_or_path": "generated", "dataset_rows": 9})).status == "ok"
-    assert is_fault_of(inputs.data(case(recipe={"dataset_id_or_path": "nowhere.jsonl"})), "recipe")
+    assert is_failure(inputs.data(case(recipe={"dataset_id_or_path": "nowhere.jsonl"})), "recipe")
     finding = inputs.data(case(recipe={}, environment=offline))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "mini-r1 prefetch RECIPE" in finding.fix
     files(cached_repo(tmp_path, "datasets--Jiayi-Pan--Countdown-Tasks-3to4"), **{"data__x.parquet": ""})
     assert inputs.data(case(recipe={}, environment=offline)).status == "ok"
     finding = inputs.data(case(recipe={"dataset_revision": "v2"}, environment=offline))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "at revision v2 is not in the cache" in finding.detail
     assert inputs.data(case(recipe={"dataset_revision": "0" * 40}, environment=offline)).status == "ok"
 
@@ -507,7 +507,7 @@ def test_data_of_which_a_part_is_in_the_cache_is_not_there(tmp_path: Path) -> No
     snapshot = cached_repo(tmp_path, "datasets--Jiayi-Pan--Countdown-Tasks-3to4")
     files(snapshot, **{"data__train-00001-of-00002.parquet": ""})
     finding = inputs.data(case(recipe={}, environment=offline))
-    assert is_fault_of(finding, "recipe")
+    assert is_failure(finding, "recipe")
     assert "a part of it is" in finding.detail
     assert "mini-r1 prefetch RECIPE" in finding.fix
     files(snapshot, **{"data__train-00000-of-00002.parquet": ""})

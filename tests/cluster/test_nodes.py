@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.machine.nodes import MAX_NODES, PORTS, Nodes, expand_hosts, free_port, job_port, nodes_of
+from mini_r1.machine.nodes import MAX_NODES, PORTS, Nodes, expand_hosts, find_nodes, free_port, job_port
 
 STEP = {
     "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURM_NNODES": "2",
@@ -52,7 +52,7 @@ def place(nodes: Nodes) -> tuple[int, int, str]:
     ],
 )
 def test_what_a_scheduler_says(environment: dict[str, str], expected: tuple[int, int, str]) -> None:
-    nodes = nodes_of(environment)
+    nodes = find_nodes(environment)
     assert place(nodes) == expected
     assert nodes.control_port == nodes.port + 1
 
@@ -67,7 +67,7 @@ def test_what_a_scheduler_says(environment: dict[str, str], expected: tuple[int,
     ],
 )
 def test_who_said_so_and_the_jobs_id(environment: dict[str, str], source: str, job_id: str) -> None:
-    nodes = nodes_of(environment)
+    nodes = find_nodes(environment)
     assert (nodes.source, nodes.job_id) == (source, job_id)
     assert nodes.index == (0 if "SLURM_NODEID" not in environment and "SLURM_JOB_ID" in environment else nodes.index)
 
@@ -88,7 +88,7 @@ def test_who_said_so_and_the_jobs_id(environment: dict[str, str], source: str, j
     ],
 )
 def test_one_node_with_a_port_of_the_users(environment: dict[str, str], flags: dict[str, Any], expected: Nodes) -> None:
-    assert nodes_of(environment, port=4000, **flags) == expected
+    assert find_nodes(environment, port=4000, **flags) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,21 +109,21 @@ def test_one_node_with_a_port_of_the_users(environment: dict[str, str], flags: d
     ],
 )
 def test_one_node_meets_nobody_and_takes_a_free_port(environment: dict[str, str]) -> None:
-    nodes = nodes_of(environment)
+    nodes = find_nodes(environment)
     assert place(nodes) == (1, 0, "127.0.0.1")
     assert 1024 <= nodes.port <= 65_534
 
 
 def test_all_nodes_of_a_job_take_the_same_port_below_the_ephemeral_ones() -> None:
-    first, second = nodes_of({**STEP, "SLURM_NODEID": "0"}), nodes_of(STEP)
+    first, second = find_nodes({**STEP, "SLURM_NODEID": "0"}), find_nodes(STEP)
     assert first.port == second.port == job_port("4711")
     assert first.job_id == second.job_id == "4711"
     ports = {job_port(str(job)) for job in range(3000)}
     assert all(port in PORTS and port + 1 in PORTS and port % 2 == 0 for port in ports)
     assert len(ports) > 2000  # jobs beside each other seldom meet
-    assert nodes_of(OPERATOR).port == 23456
-    assert nodes_of(INDEXED).port == job_port("mini-r1-0.mini-r1")
-    assert nodes_of({**INDEXED, "MASTER_PORT": "23456"}).port == 23456
+    assert find_nodes(OPERATOR).port == 23456
+    assert find_nodes(INDEXED).port == job_port("mini-r1-0.mini-r1")
+    assert find_nodes({**INDEXED, "MASTER_PORT": "23456"}).port == 23456
 
 
 def test_nodes_with_other_versions_of_the_kit_take_the_same_port() -> None:
@@ -167,17 +167,17 @@ def test_a_free_port_is_one_of_two_beside_each_other(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_flags_name_nodes_where_no_scheduler_does(flags: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    nodes = nodes_of({}, **flags)
+    nodes = find_nodes({}, **flags)
     assert (*place(nodes), nodes.port) == expected
 
 
 def test_address_and_port_may_be_given_in_place_of_the_schedulers() -> None:
-    nodes = nodes_of(STEP, count=2, index=1, address="ib-n1", port=5000)
+    nodes = find_nodes(STEP, count=2, index=1, address="ib-n1", port=5000)
     assert (*place(nodes), nodes.port) == (2, 1, "ib-n1", 5000)
 
 
 def test_a_shell_in_an_allocation_may_run_a_job_of_one_node() -> None:
-    assert place(nodes_of(BATCH, count=1)) == (1, 0, "127.0.0.1")
+    assert place(find_nodes(BATCH, count=1)) == (1, 0, "127.0.0.1")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_shell_in_an_allocation_may_run_a_job_of_one_node() -> None:
     ],
 )
 def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
-    assert nodes_of(environment).count == MAX_NODES == 1024
+    assert find_nodes(environment).count == MAX_NODES == 1024
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_what_is_not_enough_or_contradicts_itself_is_refused(
     environment: dict[str, str], flags: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(KitError) as refused:
-        nodes_of(environment, **flags)
+        find_nodes(environment, **flags)
     assert words in refused.value.message
     assert refused.value.message.isprintable()
     assert refused.value.exit_code == 78

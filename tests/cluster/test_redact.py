@@ -10,7 +10,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.machine.redact import REDACTED, is_secret, redacted, shown_environment
+from mini_r1.machine.redact import REDACTED, is_secret, redact, redact_environment
 
 WANDB = "0123456789abcdef0123456789abcdef01234567"
 
@@ -23,8 +23,8 @@ WANDB = "0123456789abcdef0123456789abcdef01234567"
 )  # fmt: skip
 def test_a_variable_whose_name_says_so_is_secret(name: str) -> None:
     assert is_secret(name, "pineapple")
-    assert redacted("it is pineapple.", {name: "pineapple"}) == f"it is {REDACTED}."
-    assert shown_environment({name: "pineapple"}) == {name: REDACTED}
+    assert redact("it is pineapple.", {name: "pineapple"}) == f"it is {REDACTED}."
+    assert redact_environment({name: "pineapple"}) == {name: REDACTED}
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_a_variable_whose_name_says_so_is_secret(name: str) -> None:
 )  # fmt: skip
 def test_a_variable_that_holds_none_is_shown(name: str, value: str) -> None:
     assert not is_secret(name, value)
-    assert shown_environment({name: value}) == {name: value}
-    assert redacted(f"with {value}", {name: value}) == f"with {value}"
+    assert redact_environment({name: value}) == {name: value}
+    assert redact(f"with {value}", {name: value}) == f"with {value}"
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_a_variable_that_holds_none_is_shown(name: str, value: str) -> None:
     ],
 )  # fmt: skip
 def test_what_looks_like_a_secret_goes_whoever_brought_it(text: str, secret: str) -> None:
-    clean = redacted(text, {})
+    clean = redact(text, {})
     assert secret not in clean
     assert REDACTED in clean
-    assert redacted(clean, {}) == clean
+    assert redact(clean, {}) == clean
 
 
 @pytest.mark.parametrize(
@@ -86,20 +86,20 @@ def test_what_looks_like_a_secret_goes_whoever_brought_it(text: str, secret: str
     ],
 )  # fmt: skip
 def test_what_is_no_secret_stays_readable(text: str) -> None:
-    assert redacted(text, {}) == text
+    assert redact(text, {}) == text
 
 
 def test_a_secret_is_found_in_the_spellings_of_json_python_and_urls() -> None:
     environment = {"DB_PASSWORD": 'a"b\\c d/é\n'}
     for text in (json.dumps(environment), repr([*environment.values()]), "http://h/?p=a%22b%5Cc%20d%2F%C3%A9%0A"):
-        clean = redacted(text, environment)
+        clean = redact(text, environment)
         assert "c d" not in clean
         assert "c%20d" not in clean
 
 
 def test_json_stays_json() -> None:
     value = {"command": ["mini-r1", "--token", "pineapple"], "env": {"HF_TOKEN": "banana split", "n": 3}, "token": None}
-    clean = json.loads(redacted(json.dumps(value, indent=2), {"X_TOKEN": "banana split"}))
+    clean = json.loads(redact(json.dumps(value, indent=2), {"X_TOKEN": "banana split"}))
     assert clean == {"command": ["mini-r1", "--token", REDACTED], "env": {"HF_TOKEN": REDACTED, "n": 3}, "token": None}
 
 
@@ -112,14 +112,14 @@ def test_no_value_of_a_secret_variable_survives_in_any_text(secrets: list[str], 
     parts = [*secrets, *words]
     seed.shuffle(parts)  # type: ignore[attr-defined]
     for text in ("\n".join(parts), json.dumps(parts), repr(parts)):
-        clean = redacted(text, environment)
+        clean = redact(text, environment)
         assert not any(value in clean for value in secrets)
 
 
 @given(st.text(), st.dictionaries(st.text(max_size=12), st.text(max_size=12), max_size=4))
 def test_any_text_and_any_environment_can_be_redacted_and_shown(text: str, environment: dict[str, str]) -> None:
-    assert isinstance(redacted(text, environment), str)
-    assert list(shown_environment(environment)) == sorted(environment)
+    assert isinstance(redact(text, environment), str)
+    assert list(redact_environment(environment)) == sorted(environment)
 
 
 HOSTILE = [
@@ -133,10 +133,10 @@ def test_a_long_text_made_to_be_slow_is_not(size: int, timeout_s: int) -> None:
     """Quadratic work on one of these would take minutes, or hours; a separate process can be given up on."""
     code = f"""if True:
         import json, sys
-        from mini_r1.machine.redact import redacted
+        from mini_r1.machine.redact import redact
         for piece in json.load(sys.stdin):
-            print(len(redacted(piece * ({size} // len(piece)), {{"A_TOKEN": "aaaaab"}})))
-            print(len(redacted("token" + piece * ({size} // len(piece)), {{}})))
+            print(len(redact(piece * ({size} // len(piece)), {{"A_TOKEN": "aaaaab"}})))
+            print(len(redact("token" + piece * ({size} // len(piece)), {{}})))
     """
     given = json.dumps(HOSTILE)
     done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, timeout=timeout_s)

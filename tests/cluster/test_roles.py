@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.machine.devices import OF_A_CONTAINER
+from mini_r1.machine.devices import CONTAINER_HINT
 from mini_r1.machine.roles import assign, shape
 
 
@@ -63,7 +63,7 @@ def test_slots_of_the_cpu_have_the_same_roles() -> None:
     ],
 )
 def test_roles_in_one_sentence(devices: list[list[str]], vllm: bool, sentence: str) -> None:
-    assert assign(devices, use_vllm=vllm, on_cpu=False).words() == sentence
+    assert assign(devices, use_vllm=vllm, on_cpu=False).describe() == sentence
 
 
 ASIDE = "vLLM takes a device of its own beside at least one that trains"
@@ -75,7 +75,7 @@ OR_NOT = "2 or more, or set use_vllm: false (--set use_vllm=false)"
     [
         ([["0"]], True, f"use_vllm: true, but there is 1 GPU: {ASIDE}. Give the job {OR_NOT}"),
         ([[]], True, "there is no GPU"),
-        ([[]], True, f"{OR_NOT}. {OF_A_CONTAINER}"),
+        ([[]], True, f"{OR_NOT}. {CONTAINER_HINT}"),
         ([["0"], ["0", "1"]], True, f"use_vllm: true, but node 0 has 1 GPU: {ASIDE}. Give node 0 {OR_NOT}"),
         ([["0", "1"], []], True, "node 1 of 2 has no GPU"),
         ([[], ["0"]], False, "node 0 of 2 has no GPU"),
@@ -86,7 +86,7 @@ def test_a_shape_that_cannot_work_is_refused_with_what_to_do(devices: list[list[
     with pytest.raises(KitError) as refused:
         assign(devices, use_vllm=vllm, on_cpu=True)
     assert words in refused.value.message
-    assert (OF_A_CONTAINER in refused.value.message) == (devices == [[]])
+    assert (CONTAINER_HINT in refused.value.message) == (devices == [[]])
     assert refused.value.exit_code == 78
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from mini_r1.machine.devices import given_devices
-from mini_r1.machine.nodes import Nodes, nodes_of
+from mini_r1.machine.nodes import Nodes, find_nodes
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.disk_space import host_memory_gib, shared_memory_gib
 from mini_r1.plan.planner import Plan, make_plan
@@ -116,7 +116,7 @@ def planned(manifests: Sequence[Manifest], folder: Path, gpus: Sequence[int] | N
     """
     found = pods_of(manifests)
     listed = [pod.gpus for pod in found] if gpus is None else gpus
-    nodes = [nodes_of(pod.environment) for pod in found]
+    nodes = [find_nodes(pod.environment) for pod in found]
     devices = [
         given_devices(pod.environment, driver=lambda count=count: [str(i) for i in range(count)])  # type: ignore[misc]
         for pod, count in zip(found, listed, strict=True)
@@ -195,7 +195,7 @@ def test_the_pods_of_an_indexed_job_have_the_name_that_they_look_for() -> None:
     manifests = overlay_of("indexed-job-2x8h100")
     pod = pods_of(manifests)[0]
     job, service = pod.of.of["metadata"]["name"], pod.of.spec["subdomain"]
-    assert nodes_of(pod.environment).address == f"{job}-0.{service}"
+    assert find_nodes(pod.environment).address == f"{job}-0.{service}"
     [headless] = [one for one in manifests if one["kind"] == "Service"]
     assert headless["metadata"]["name"] == service
     assert headless["spec"]["clusterIP"] == "None"
@@ -204,10 +204,10 @@ def test_the_pods_of_an_indexed_job_have_the_name_that_they_look_for() -> None:
 
 def test_pods_that_are_told_different_jobs_are_noticed() -> None:
     manifests = overlay_of("indexed-job-2x8h100")
-    first, second = (nodes_of(pod.environment) for pod in pods_of(manifests))
+    first, second = (find_nodes(pod.environment) for pod in pods_of(manifests))
     assert together([first, second])
     assert not together([first, first])
-    moved = nodes_of({**pods_of(manifests)[1].environment, "MINI_R1_MASTER_ADDR": "another-0.another"})
+    moved = find_nodes({**pods_of(manifests)[1].environment, "MINI_R1_MASTER_ADDR": "another-0.another"})
     assert not together([first, moved])
 
 
@@ -330,7 +330,7 @@ def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Pat
     manifests, gpus = overlay_of(overlay), TRAINING[overlay]
     pod = pods_of(manifests)[index]
     told = dry_run(pod, manifests, tmp_path)
-    node_0 = nodes_of(pods_of(manifests)[0].environment)
+    node_0 = find_nodes(pods_of(manifests)[0].environment)
     spared = 1 if overlay in WITH_VLLM else 0
     assert told["num_processes"] == len(told["workers"]) == sum(gpus) - spared
     assert told["vllm_device"] == (f"cuda:{gpus[0] - 1}" if spared else None)

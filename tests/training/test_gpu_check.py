@@ -53,7 +53,7 @@ def test_a_worker_checks_its_own_gpu_and_the_doctor_all(monkeypatch: pytest.Monk
     gpu_check.refuse_broken_gpu()
     assert set(gpus.asked) == {1}
     found = gpu_check.check_gpus()
-    assert (found.status, found.fault) == ("fail", "node")
+    assert (found.status, found.cause) == ("fail", "node")
     assert set(gpus.asked) == {0, 1}
 
 

@@ -23,7 +23,7 @@ SHOWN_ROWS = 5
 """Rows that are named where many have the same fault."""
 
 if TYPE_CHECKING:
-    from mini_r1.doctor.report_checks import Report
+    from mini_r1.doctor.node_checks import Report
     from mini_r1.launch.job import Order
     from mini_r1.tasks.countdown.problem import Problem
 
@@ -157,16 +157,16 @@ def doctor(
     as_json: bool,
 ) -> ExitCode:
     """`mini-r1 doctor`."""
-    from mini_r1.doctor.report_checks import examine
+    from mini_r1.doctor.node_checks import examine
     from mini_r1.machine.devices import given_devices
-    from mini_r1.machine.nodes import nodes_of
+    from mini_r1.machine.nodes import find_nodes
     from mini_r1.recipe.recipe_file import find_recipe
 
     if recipe_name is None and overrides:
         raise KitError("--set changes a recipe: name one")
     console = progress_console()
     try:
-        nodes = nodes_of(os.environ)
+        nodes = find_nodes(os.environ)
     except KitError as error:  # in a batch script's own shell, for one: the node can be looked at all the same
         console.print(f"warning: {printable(error.message)}; looking at this node alone", markup=False)
         nodes = None
@@ -189,7 +189,7 @@ def doctor_login(
     recipe_name: str | None, overrides: list[str], run_dir: Path | None, script: Path | None, *, as_json: bool
 ) -> ExitCode:
     """`mini-r1 doctor --login`."""
-    from mini_r1.doctor.login import examine
+    from mini_r1.doctor.login_checks import examine
 
     if recipe_name is None and overrides:
         raise KitError("--set changes a recipe: name one")
@@ -202,10 +202,10 @@ def smoke(run_dir: Path | None, *, gpus: int | None, as_json: bool) -> ExitCode:
     from mini_r1.doctor import smoke as room
     from mini_r1.findings import exit_code
     from mini_r1.machine.devices import given_devices
-    from mini_r1.machine.nodes import nodes_of
+    from mini_r1.machine.nodes import find_nodes
 
     console = progress_console()
-    devices, nodes = given_devices(os.environ, gpus), nodes_of(os.environ)
+    devices, nodes = given_devices(os.environ, gpus), find_nodes(os.environ)
     setup = room.set_up(room.scratch_folder(run_dir, nodes), devices, nodes, gpus)
     findings = []
     for finding in room.smoke(setup, os.environ, lambda line: console.print(printable(line), style="dim")):

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1 import __version__
-from mini_r1.doctor.report_checks import examine
+from mini_r1.doctor.node_checks import examine
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.devices import Devices, given_devices
 from mini_r1.machine.provenance import code_revision
-from mini_r1.machine.redact import redacted, shown_environment
+from mini_r1.machine.redact import redact, redact_environment
 from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
 
@@ -74,7 +74,7 @@ def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str
     if out.is_dir():
         raise KitError(f"{out} is a directory: name a file with --out")
     texts = {**_texts(run, completions), **_facts(run, environment)}
-    files = {name: redacted(text, environment).encode("utf-8", "replace") for name, text in sorted(texts.items())}
+    files = {name: redact(text, environment).encode("utf-8", "replace") for name, text in sorted(texts.items())}
     folder = re.sub(r"[^\w.-]", "_", f"mini-r1-{run.path.absolute().name}")
     size = _write(out, {f"{folder}/{name}": content for name, content in files.items()})
     return Bundle(out, size, tuple((name, len(content)) for name, content in files.items()))
@@ -112,7 +112,7 @@ def _facts(run: RunDir, environment: Mapping[str, str]) -> dict[str, str]:
         devices = Devices((), on_cpu=True, source=error.message)
     # Without the recipe: the hub would be asked for its model.
     report = examine(None, devices=devices, run_dir=run.path, probe=False, environment=environment).to_dict()
-    facts = {"versions": versions, "doctor": report, "environment": shown_environment(environment)}
+    facts = {"versions": versions, "doctor": report, "environment": redact_environment(environment)}
     return {f"{name}.json": json.dumps(value, indent=2) + "\n" for name, value in facts.items()}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 from mini_r1.doctor.case import GIB, Case
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
-from mini_r1.machine.devices import OF_A_CONTAINER
+from mini_r1.machine.devices import CONTAINER_HINT
 from mini_r1.machine.nvidia import Gpu
 from mini_r1.recipe.fields import Recipe
 
@@ -43,7 +43,7 @@ def driver(case: Case) -> Finding:
     if case.driver is None:
         return fail(
             f"GPUs were given ({case.devices.source}), but no NVIDIA driver answers",
-            f"see whether nvidia-smi works here. {OF_A_CONTAINER}",
+            f"see whether nvidia-smi works here. {CONTAINER_HINT}",
             "node",
         )
     if case.driver.silent:

@@ -12,7 +12,7 @@ from mini_r1.doctor.case import Case
 from mini_r1.findings import Finding, fail, ok, skip, warn
 from mini_r1.hub import hub_access
 from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, INDEX, MODEL, WEIGHTS, Kind
-from mini_r1.machine.cache_paths import hub_cache, in_pod, is_offline
+from mini_r1.machine.paths import hub_cache, in_pod, is_offline
 from mini_r1.recipe.fields import GENERATED
 from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
 from mini_r1.tasks.countdown.data import missing_parts
@@ -118,7 +118,7 @@ def _on_hub(case: Case, kind: Kind, name: str, revision: str | None, find: Calla
             "recipe",
         )
     answer = _ask_hub(case, kind, name, revision)
-    if answer.status == "fail" and answer.fault == "node" and in_cache:
+    if answer.status == "fail" and answer.cause == "node" and in_cache:
         return warn(
             f"{answer.detail}; {name} is in the cache", "set HF_HUB_OFFLINE=1, so that nobody waits for the hub"
         )

@@ -14,7 +14,7 @@ from mini_r1.console import shown_bytes
 from mini_r1.disk_errors import existing
 from mini_r1.doctor.case import GIB, Case
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
-from mini_r1.machine.cache_paths import cache_home, expanded, hub_cache, is_offline
+from mini_r1.machine.paths import cache_home, expand_user, hub_cache, is_offline
 from mini_r1.run.run_dir import OURS, SCRATCH, RunDir
 
 NETWORK = frozenset({"nfs", "nfs4", "lustre", "beegfs", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "9p"})
@@ -156,7 +156,7 @@ def node_caches(environment: Mapping[str, str]) -> dict[str, Path]:
     """The caches of compiled code, by their variable; those without one whose place nobody set are not looked at."""
     places = {variable: environment.get(variable) or default for variable, default in NODE_CACHES.items()}
     return {
-        variable: expanded(place.replace("{XDG_CACHE_HOME}", cache_home(environment)), environment)
+        variable: expand_user(place.replace("{XDG_CACHE_HOME}", cache_home(environment)), environment)
         for variable, place in places.items()
         if place
     }

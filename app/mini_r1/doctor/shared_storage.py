@@ -15,7 +15,7 @@ from mini_r1.doctor.site_file import Site, is_mounted
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.hub import hub_access
 from mini_r1.hub.recipe_downloads import named
-from mini_r1.machine.cache_paths import expanded, hub_cache
+from mini_r1.machine.paths import expand_user, hub_cache
 from mini_r1.recipe.fields import GENERATED
 
 SHARED: Final = local_storage.NETWORK | {"afs", "dvs", "gfs2", "ocfs2", "panfs", "pvfs2", "virtiofs", "wekafs"}
@@ -87,7 +87,7 @@ def data(site: Site) -> Finding:
 def _input(site: Site, what: str, found: Finding, name: str | None) -> Finding:
     if found.status == "fail":
         return _assumed(site, found)
-    path = expanded(name, site.environment) if name else None
+    path = expand_user(name, site.environment) if name else None
     if path is not None and path.exists():
         return worst([found, seen_by_jobs(site, path, what)])
     return found

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from mini_r1.doctor.case import Case
 from mini_r1.findings import Finding, fail, ok, skip, worst
-from mini_r1.machine.cache_paths import hub_home
+from mini_r1.machine.paths import hub_home
 from mini_r1.plan.planner import Plan
 
 RUNTIMES: Final = ("venv", "apptainer", "pyxis")

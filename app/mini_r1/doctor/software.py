@@ -12,8 +12,8 @@ from pathlib import Path
 from mini_r1.console import printable
 from mini_r1.doctor.case import Case
 from mini_r1.errors import KitError
-from mini_r1.findings import Finding, fail, of_error, ok, skip, warn
-from mini_r1.machine.cache_paths import expanded, hub_home, is_offline
+from mini_r1.findings import Finding, fail, from_error, ok, skip, warn
+from mini_r1.machine.paths import expand_user, hub_home, is_offline
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 
 MENDED = ("trl", "transformers", "vllm", "deepspeed")
@@ -125,7 +125,7 @@ def deepspeed(case: Case) -> Finding:
     try:
         found = find_deepspeed(case.deepspeed)
     except KitError as error:
-        return of_error(error)
+        return from_error(error)
     return ok(f"{found.name}: ZeRO stage {found.stage}{', offloaded' if found.offloads else ''}")
 
 
@@ -154,7 +154,7 @@ def _token_source(environment: Mapping[str, str]) -> str | None:
             return variable
     file = hub_home(environment) / "token"
     if environment.get("HF_TOKEN_PATH"):
-        file = expanded(environment["HF_TOKEN_PATH"], environment)
+        file = expand_user(environment["HF_TOKEN_PATH"], environment)
     try:
         return str(file) if file.read_text().strip() else None
     except OSError:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mini_r1.findings import Finding, fail, of_dict
+from mini_r1.findings import Finding, fail, from_dict
 from mini_r1.machine.devices import Devices
-from mini_r1.machine.redact import redacted
+from mini_r1.machine.redact import redact
 
 TIMEOUT_S = 600.0
 """Seconds. Imports take some 20 on a busy machine with cold caches; beyond this a disk or a driver hangs."""
@@ -61,7 +61,7 @@ def probe(
             ).named("probe")
         ]
     try:
-        return [of_dict(finding) for finding in json.loads(done.stdout)["findings"]]
+        return [from_dict(finding) for finding in json.loads(done.stdout)["findings"]]
     except (ValueError, KeyError, TypeError):
         return [_died(done, environment)]
 
@@ -76,7 +76,7 @@ def _environment(devices: Devices, environment: Mapping[str, str]) -> dict[str, 
 
 def _died(done: subprocess.CompletedProcess[str], environment: Mapping[str, str]) -> Finding:
     last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-3:])
-    words = redacted(last, environment) or "nothing"
+    words = redact(last, environment) or "nothing"
     if done.returncode < 0:  # a signal: the kernel short of memory, or native code that crashed
         return fail(
             f"the process that imports torch was killed by signal {-done.returncode}; its last words: {words}",

@@ -52,7 +52,7 @@ def in_words(kind: Kind, name: str, revision: str | None, cache: Path) -> Iterat
         if not isinstance(began, OSError | ValueError):
             raise
         finding = hub_access.refused(kind, name, revision, began)
-        if finding.fault == "node":
+        if finding.cause == "node":
             raise KitError(f"{finding.detail}: {NETWORK} and {AGAIN}", ExitCode.RETRY) from error
         raise KitError(f"{finding.detail}: {finding.fix}") from error
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from mini_r1.findings import Finding, fail
 from mini_r1.hub.hub_answers import no_name, not_there, status, unanswered
-from mini_r1.machine.cache_paths import hub_cache
+from mini_r1.machine.paths import hub_cache
 
 TIMEOUT_S = 10.0
 """Seconds for the hub's answer."""

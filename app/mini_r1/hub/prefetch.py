@@ -26,7 +26,7 @@ from mini_r1.hub import hub_access
 from mini_r1.hub.fetch_errors import AGAIN, cut_short, disk_error, in_words
 from mini_r1.hub.hub_access import DATA, MODEL
 from mini_r1.hub.recipe_downloads import Part, asked, named
-from mini_r1.machine.cache_paths import hub_cache, hub_home, is_offline
+from mini_r1.machine.paths import hub_cache, hub_home, is_offline
 from mini_r1.machine.provenance import utc_now
 from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind
 from mini_r1.recipe.recipe_file import load_recipe

@@ -16,7 +16,7 @@ from mini_r1.errors import KitError
 from mini_r1.hub import hub_access
 from mini_r1.hub.fetch_errors import in_words
 from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, INDEX, MODEL, TOKENIZER, WEIGHTS, Kind
-from mini_r1.machine.cache_paths import expanded, hub_cache
+from mini_r1.machine.paths import expand_user, hub_cache
 from mini_r1.recipe.fields import GENERATED, Recipe
 from mini_r1.recipe.model_kinds import FIRST_VERSION, unknown_kind
 from mini_r1.tasks.countdown.data import missing_parts
@@ -106,7 +106,7 @@ def named(recipe: Recipe, environment: Mapping[str, str]) -> list[Part]:
     """Model, tokenizer and data of a recipe; those with a kind are on the hub."""
 
     def place(part: str, name: str, kind: Kind, revision: str | None) -> Part:
-        here = expanded(name, environment).exists()
+        here = expand_user(name, environment).exists()
         if here or hub_access.is_path(name) or (kind is DATA and not recipe.data_on_hub):
             return Part(part, name, note=f"a path, nothing to fetch{'' if here else '; not on this machine'}")
         return Part(part, name, kind, revision)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mini_r1.machine.devices import Devices, given_devices
-from mini_r1.machine.nodes import Nodes, nodes_of
+from mini_r1.machine.nodes import Nodes, find_nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.plan.planner import AUTO
 from mini_r1.plan.recipe_plans import Where, largest_that_fits
@@ -75,7 +75,7 @@ def read_job(order: Order, environment: Mapping[str, str], say: Say) -> Job:
         KitError: recipe, devices or nodes cannot be made sense of.
     """
     devices = given_devices(environment, order.gpus)
-    nodes = nodes_of(environment, count=order.nodes, index=order.node_index, address=order.address, port=order.port)
+    nodes = find_nodes(environment, count=order.nodes, index=order.node_index, address=order.address, port=order.port)
     memory = order.gpu_memory_gib
     if memory is None and not devices.on_cpu:
         memory = smallest_gpu_gib(read_driver(devices.ids))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
-from mini_r1.machine.cache_paths import in_pod
+from mini_r1.machine.paths import in_pod
 
 NO_NAME = (
     "In Kubernetes: is node 0's pod running, does a headless Service with publishNotReadyAddresses: true give it this"

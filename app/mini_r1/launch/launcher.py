@@ -18,7 +18,7 @@ from typing import Any
 
 import mini_r1
 from mini_r1.console import printable
-from mini_r1.doctor.report_checks import examine
+from mini_r1.doctor.node_checks import examine
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.launch.channel import Channel
 from mini_r1.launch.hang import Heartbeats
@@ -32,7 +32,7 @@ from mini_r1.launch.worker_environment import Start, starts_as_json, starts_as_t
 from mini_r1.launch.workers import start_all
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.machine.devices import Devices, device_index
-from mini_r1.machine.nodes import nodes_of
+from mini_r1.machine.nodes import find_nodes
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.grace_period import given_grace, too_short
@@ -74,7 +74,7 @@ def dry_run(order: Order, environment: Mapping[str, str], say: Say, *, print_run
     others = "; the other nodes are taken to have what this one has" if job.nodes.count > 1 else ""
     head = [
         f"{_devices_in_words(job.devices)}; {job.nodes.source}{others}",
-        f"{roles.words()}; DeepSpeed: {deepspeed or 'none'}; run directory {printable(str(job.run.path))}",
+        f"{roles.describe()}; DeepSpeed: {deepspeed or 'none'}; run directory {printable(str(job.run.path))}",
     ]
     return "\n".join([*head, "", starts_as_text(starts, environment)])
 
@@ -103,7 +103,7 @@ def launch(order: Order, environment: Mapping[str, str], say: Say) -> Ending:
             say(f"warning: {warning}")
         say(f"{job.words}: {_devices_in_words(job.devices)}; {job.nodes.source}")
         channels, roles, deepspeed = _meet(job, say, stop)
-        say(f"{roles.words()}; DeepSpeed: {deepspeed or 'none'}; run directory {job.run.path}")
+        say(f"{roles.describe()}; DeepSpeed: {deepspeed or 'none'}; run directory {job.run.path}")
         return _run(job, roles, deepspeed, channels, stop, say)
 
 
@@ -116,7 +116,7 @@ def _excuse(order: Order, environment: Mapping[str, str], error: KitError, say: 
     Raises:
         KitError: what all nodes end with; returns where there is no other node.
     """
-    nodes = nodes_of(
+    nodes = find_nodes(
         environment, count=order.nodes, index=order.node_index, address=order.address, port=order.port
     )  # fmt: skip
     if nodes.count == 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mini_r1.console import printable
 from mini_r1.machine.nodes import Nodes
-from mini_r1.machine.redact import redacted
+from mini_r1.machine.redact import redact
 from mini_r1.machine.roles import NodeRoles, Roles
 
 JOB_TOKEN = "MINI_R1_JOB_TOKEN"  # noqa: S105  the variable's name
@@ -209,8 +209,8 @@ def starts_as_json(starts: Sequence[Start], launchers: Mapping[str, str]) -> dic
             {
                 "rank": start.rank,
                 "node": start.node,
-                "command": [redacted(part, launchers) for part in start.command],
-                "environment": {variable.name: redacted(variable.value, launchers) for variable in start.variables},
+                "command": [redact(part, launchers) for part in start.command],
+                "environment": {variable.name: redact(variable.value, launchers) for variable in start.variables},
                 "reasons": {variable.name: variable.reason for variable in start.variables},
             }
             for start in starts
@@ -236,7 +236,7 @@ def _taken_out(launchers: Mapping[str, str]) -> dict[str, str]:
 
 
 def _shown(text: str, launchers: Mapping[str, str]) -> str:
-    return printable(redacted(text, launchers))
+    return printable(redact(text, launchers))
 
 
 def _quoted(text: str) -> str:

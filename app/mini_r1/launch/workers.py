@@ -16,7 +16,7 @@ from mini_r1.console import printable
 from mini_r1.errors import ExitCode
 from mini_r1.launch.worker_environment import Start
 from mini_r1.machine.lifeline import Lifeline
-from mini_r1.machine.redact import redacted
+from mini_r1.machine.redact import redact
 
 LAST_LINES = 40
 LINE_BYTES = 4_000
@@ -104,7 +104,7 @@ class Worker:
             while line := pipe.readline(LINE_BYTES):
                 # A progress bar writes over itself; its last state is the one that counts.
                 text = line.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
-                text = printable(redacted(text, self._launchers))
+                text = printable(redact(text, self._launchers))
                 self._last.append(text)
                 self._log.write(text + "\n")
                 if self._show is not None:

@@ -17,7 +17,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 GRANTED = "SLURM_GPUS_ON_NODE"
 ACCELERATOR = "MINI_R1_ACCELERATOR"
 CPU_SWITCH = f"{ACCELERATOR}=cpu"
-OF_A_CONTAINER = (
+CONTAINER_HINT = (
     "A container has the GPUs that it is started with: docker run --gpus all; Kubernetes: nvidia.com/gpu in"
     " resources.limits, and runtimeClassName: nvidia where that is not the node's default"
 )
@@ -92,7 +92,7 @@ def given_devices(
         raise KitError(f"--gpus {count}: {here}; ask for fewer, or set {CPU_SWITCH} for {count} slots on the CPU")
     ids = ids if count is None else ids[:count]
     if accelerator == "cuda" and not ids:
-        raise KitError(f"{ACCELERATOR}=cuda, but no GPU was given ({source}). {OF_A_CONTAINER}", ExitCode.RETRY)
+        raise KitError(f"{ACCELERATOR}=cuda, but no GPU was given ({source}). {CONTAINER_HINT}", ExitCode.RETRY)
     return Devices(ids, on_cpu=not ids, source=source)
 
 

@@ -51,7 +51,7 @@ class Nodes:
         return self.port + 1
 
 
-def nodes_of(
+def find_nodes(
     environment: Mapping[str, str],
     *,
     count: int | None = None,

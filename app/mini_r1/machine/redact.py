@@ -59,7 +59,7 @@ _VALUE = re.compile(
 """What is assigned, without the scheme of an Authorization header before it."""
 
 
-def redacted(text: str, environment: Mapping[str, str]) -> str:
+def redact(text: str, environment: Mapping[str, str]) -> str:
     """The text with every secret that can be known replaced by `[redacted]`.
 
     Args:
@@ -74,10 +74,10 @@ def redacted(text: str, environment: Mapping[str, str]) -> str:
     return _without_values_of(_OPTION, _without_values_of(_ASSIGNED, text))
 
 
-def shown_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def redact_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment that may be shown: sorted by name, secrets replaced."""
     return {
-        name: REDACTED if is_secret(name, value) else redacted(value, environment)
+        name: REDACTED if is_secret(name, value) else redact(value, environment)
         for name, value in sorted(environment.items())
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mini_r1.errors import KitError
-from mini_r1.machine.devices import OF_A_CONTAINER
+from mini_r1.machine.devices import CONTAINER_HINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Roles:
     num_processes: int
     vllm_device: str | None
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """One sentence of it."""
         workers = " + ".join(str(node.workers) for node in self.nodes)
         training = f"{self.num_processes} worker{'s' * (self.num_processes > 1)}"
@@ -87,7 +87,7 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
         raise KitError(
             f"use_vllm: true, but {where} {has}: vLLM takes a device of its own beside at least one that trains. Give"
             f" {'node 0' if len(devices) > 1 else 'the job'} 2 or more, or set use_vllm: false (--set use_vllm=false)"
-            f"{'' if devices[0] else f'. {OF_A_CONTAINER}'}"
+            f"{'' if devices[0] else f'. {CONTAINER_HINT}'}"
         )
     nodes: list[NodeRoles] = []
     rank = 0

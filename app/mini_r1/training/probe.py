@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from mini_r1.errors import KitError, first_line
-from mini_r1.findings import Finding, fail, of_error, ok, skip
+from mini_r1.findings import Finding, fail, from_error, ok, skip
 from mini_r1.machine.heavy_imports import needs_extra, no_garbage_collection
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
@@ -154,7 +154,7 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check().named(name)
     except KitError as error:
-        return of_error(error).named(name)
+        return from_error(error).named(name)
     except Exception as error:  # what a broken installation raises cannot be listed
         return fail(f"{type(error).__name__}: {first_line(error)}", INSTALL, "recipe").named(name)
 
@@ -180,7 +180,7 @@ def probe(recipe_name: str, overrides: Sequence[str], *, deepspeed: bool) -> lis
     try:
         recipe = load_recipe(find_recipe(recipe_name), overrides)
     except KitError as error:
-        return [of_error(error).named("recipe")]
+        return [from_error(error).named("recipe")]
     return Probe(recipe, deepspeed=deepspeed).findings()
 
 

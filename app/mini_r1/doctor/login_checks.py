@@ -17,7 +17,7 @@ from typing import Final
 
 from mini_r1.doctor import container_runtime, grace_times, shared_storage, site_file, slurm
 from mini_r1.doctor.case import Case
-from mini_r1.doctor.report_checks import Report, looked
+from mini_r1.doctor.node_checks import Report, looked
 from mini_r1.doctor.site_file import Site
 from mini_r1.findings import Finding, skip
 from mini_r1.machine.devices import Devices

@@ -22,7 +22,7 @@ from mini_r1.doctor.case import Case, Needs
 from mini_r1.doctor.checks import CHECKS
 from mini_r1.doctor.torch_checks import probe as run_probe
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, as_error, exit_code, fail, of_error, ok, sentence, skip, warn
+from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
@@ -171,11 +171,11 @@ def _plan(
     try:
         roles = _roles(recipe, devices, nodes)
     except KitError as error:
-        return of_error(error), None
+        return from_error(error), None
     plan = make_plan(recipe, roles, gpu_memory_gib=gpu_memory_gib, deepspeed=deepspeed, on_cpu=devices.on_cpu)
     if plan.errors:
         return fail("; ".join(plan.errors), "mini-r1 plan shows all of it", "recipe"), plan
-    words = f"{roles.words()}, DeepSpeed: {plan.deepspeed or 'none'}"
+    words = f"{roles.describe()}, DeepSpeed: {plan.deepspeed or 'none'}"
     if plan.warnings:
         return warn(f"{words}; {'; '.join(plan.warnings)}", ""), plan
     return ok(words), plan

@@ -10,13 +10,13 @@ def hub_cache(environment: Mapping[str, str]) -> Path:
     """Where huggingface_hub keeps models and data."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environment.get(variable):
-            return expanded(environment[variable], environment)
+            return expand_user(environment[variable], environment)
     return hub_home(environment) / "hub"
 
 
 def hub_home(environment: Mapping[str, str]) -> Path:
     """Where huggingface_hub keeps what is its own, a token for one."""
-    return expanded(environment.get("HF_HOME") or f"{cache_home(environment)}/huggingface", environment)
+    return expand_user(environment.get("HF_HOME") or f"{cache_home(environment)}/huggingface", environment)
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:
@@ -37,7 +37,7 @@ def cache_home(environment: Mapping[str, str]) -> str:
     return environment.get("XDG_CACHE_HOME") or "~/.cache"
 
 
-def expanded(path: str, environment: Mapping[str, str]) -> Path:
+def expand_user(path: str, environment: Mapping[str, str]) -> Path:
     """A path with its `~` as HOME, else as the user's entry has it; as it is for a user with neither."""
     home = environment.get("HOME", "")
     try:
