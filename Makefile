@@ -70,8 +70,11 @@ image: ## build the container image for GPUs (TARGET=cpu: the demo's; BASE=local
 	docker build --target $(TARGET) --tag $(TAG) $(if $(filter local,$(BASE)),$(LOCAL_BASE)) \
 		--build-arg REVISION=$(shell git describe --always --dirty=+changes --abbrev=40 --exclude='*') .
 
-manifests: ## build k8s/overlays into k8s/rendered, for `kubectl apply -f` (needs kubectl or kustomize, no cluster)
-	@k8s/render.sh
+# Two are committed, for `kubectl apply -f` from a checkout; a release attaches all of them.
+RENDERED := job-4xh100 pytorchjob-2x8h100
+manifests: ## build k8s/overlays into build/manifests, for `kubectl apply -f` (needs kubectl or kustomize, no cluster)
+	@k8s/render.sh build/manifests
+	@cp $(RENDERED:%=build/manifests/%.yaml) k8s/rendered
 
 clean: ## remove caches and build output (.venv, runs and the demo's cached model stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

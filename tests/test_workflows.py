@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -382,6 +383,22 @@ def test_the_identity_is_the_release_workflow_on_a_tag_and_nothing_else(tmp_path
         f"https://example.com/?{signer}tags/v1.2.3",
     ):
         assert not re.search(pattern, other), other
+
+
+@pytest.mark.real
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl: `.ci/install-engine` (Debian 12, root)")
+def test_the_manifests_of_a_release_name_its_images(tmp_path: Path) -> None:
+    for folder in ("k8s", "configs"):
+        shutil.copytree(REPO / folder, tmp_path / folder)
+    done = bash(script_of("Write the manifests"), tmp_path, **RELEASE)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / "mini-r1-manifests.tar.gz") as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    files = {path.stem: path.read_text() for path in (tmp_path / "unpacked" / "manifests").iterdir()}
+    assert files.keys() == {path.parent.name for path in (REPO / "k8s" / "overlays").glob("*/kustomization.yaml")}
+    for name, digest in {"job-4xh100": "RUNTIME_DIGEST", "prefetch": "CPU_DIGEST"}.items():
+        (image,) = re.findall(r"image: (\S+)", files[name])
+        assert image == f"{RELEASE['IMAGE']}@{RELEASE[digest]}"
 
 
 @pytest.mark.parametrize("name", RELEASE)

@@ -1,4 +1,4 @@
-"""Every overlay, built by the real kustomize: a strict schema, the kit's own rules, and the copy in k8s/rendered/."""
+"""Every overlay, built by the real kustomize: strict schemas, the kit's rules, and the two copies in k8s/rendered."""
 
 from __future__ import annotations
 
@@ -34,17 +34,22 @@ def test_an_overlay_breaks_no_rule(name: str) -> None:
     assert breaches(manifests) == {}
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_the_rendered_copy_is_what_kustomize_builds(name: str) -> None:
+RENDERED = ("job-4xh100", "pytorchjob-2x8h100")
+"""The overlays that are committed as one file, for `kubectl apply -f` from a checkout."""
+
+
+@pytest.mark.parametrize("name", RENDERED)
+def test_a_rendered_file_equals_its_overlay(name: str) -> None:
     rendered = K8S / "rendered" / f"{name}.yaml"
     assert load(rendered.read_text()) == overlay(name), "run `make manifests`"
 
 
-def test_nothing_else_is_rendered() -> None:
-    assert {path.name for path in (K8S / "rendered").iterdir()} == {f"{name}.yaml" for name in OVERLAYS}
+def test_two_overlays_are_committed_as_rendered_files() -> None:
+    assert {path.name for path in (K8S / "rendered").iterdir()} == {f"{name}.yaml" for name in RENDERED}
+    assert f"RENDERED := {' '.join(RENDERED)}\n" in (REPO / "Makefile").read_text()
 
 
-def test_render_sh_writes_each_of_them_and_removes_what_is_no_overlay_any_more(tmp_path: Path) -> None:
+def test_render_sh_writes_every_overlay_and_removes_old_files(tmp_path: Path) -> None:
     (tmp_path / "gone.yaml").write_text("kind: Job\n")
     done = subprocess.run([K8S / "render.sh", tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
