@@ -166,7 +166,7 @@ def test_of_a_data_set_only_parquet_is_fetched() -> None:
     (fetch,) = [
         call
         for call in kit_calls()
-        if call.place.startswith("app/mini_r1/countdown/") and "snapshot_download" in call.name
+        if call.place.startswith("app/mini_r1/tasks/countdown/") and "snapshot_download" in call.name
     ]
     (text,) = re.findall(r"allow_patterns=(\[[^]]*\])", (REPO / fetch.place.partition(":")[0]).read_text())
     assert all(pattern.endswith(".parquet") for pattern in ast.literal_eval(text))
