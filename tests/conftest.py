@@ -15,9 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from tests.evidence import EvidenceRecorder
 from tests.tiers import TierReport
+
+# A busy machine must not fail a test: no time limit for an example, nor for making one.
+settings.register_profile("kit", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kit")
 
 ASSETS = Path(__file__).parent / "assets"
 REPO = Path(__file__).parent.parent

@@ -534,7 +534,7 @@ FILES = st.lists(st.tuples(KEYS, VALUES), max_size=6).map(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=FILES | st.text() | st.binary(),
     overrides=st.lists(st.text() | st.tuples(KEYS, VALUES).map("=".join), max_size=2),

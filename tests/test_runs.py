@@ -145,7 +145,7 @@ BROKEN = {
 }
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.sampled_from(FILES), what=st.one_of(st.binary(max_size=60), st.sampled_from(sorted(BROKEN))))
 def test_no_file_of_a_run_stops_the_table(
     tmp_path_factory: pytest.TempPathFactory, name: str, what: bytes | str

@@ -52,7 +52,7 @@ def enumerate_values(
 
 
 @given(SMALL.filter(lambda nums: len(nums) < 4), st.integers(-30, 60))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_solver_is_complete_and_right(nums: list[int], target: int) -> None:
     values = enumerate_values([Fraction(number) for number in nums], "rational")
     expected = target in values or -target in values
@@ -77,7 +77,7 @@ def test_four_numbers_against_enumeration(nums: list[int]) -> None:
     st.sampled_from(["+-*/", "+-", "*/", "/", "-", "+*", "-/"]),
     st.sampled_from([None, 5, 20]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_generators_rule_against_enumeration(
     nums: list[int], target: int, operators: str, limit: int | None
 ) -> None:
