@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import assign, shape
-from mini_r1.plan.grace_period import given_grace, too_short
 from mini_r1.plan.planner import make_plan
+from mini_r1.plan.timing import given_grace, grace_warning
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_recipes
 
@@ -65,9 +65,9 @@ def test_less_time_than_that_is_a_warning_with_the_numbers(
 def test_enough_time_is_no_warning() -> None:
     roles = assign(shape(4, 1), use_vllm=True, on_cpu=False)
     timing = make_plan(load_recipe(RECIPE), roles, gpu_memory_gib=80).timing
-    assert too_short(timing, (900, "GraceTime")) is None
-    assert too_short(timing, None) is None
-    assert too_short(None, (0, "GraceTime")) is None
+    assert grace_warning(timing, (900, "GraceTime")) is None
+    assert grace_warning(timing, None) is None
+    assert grace_warning(None, (0, "GraceTime")) is None
 
 
 @pytest.mark.parametrize("text", ["five minutes", "-1", "nan", "inf"])

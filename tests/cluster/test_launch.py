@@ -18,7 +18,7 @@ import pytest
 import yaml
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.launch import launcher as launching
-from mini_r1.launch.job import Order
+from mini_r1.launch.job import LaunchOptions
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.machine.nodes import free_port
 from mini_r1.run.run_dir import RunDir, write_json
@@ -198,7 +198,7 @@ def test_signalled_while_it_looks_at_the_node_it_was_interrupted(
         return looked(*args, **options)
 
     monkeypatch.setattr(launching, "examine", signalled)
-    order = Order(str(recipe), gpus=2, run_dir=tmp_path / "run")
+    order = LaunchOptions(str(recipe), gpus=2, run_dir=tmp_path / "run")
     with pytest.raises(KitError, match="stopped before anything was started") as stopped:
         launching.launch(order, {"PATH": os.environ["PATH"], "MINI_R1_ACCELERATOR": "cpu"}, print)
     assert stopped.value.exit_code == ExitCode.INTERRUPTED

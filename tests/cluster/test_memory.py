@@ -11,9 +11,9 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from mini_r1.generation import sampler
 from mini_r1.plan import memory
-from mini_r1.plan.disk_space import OFFLOAD_BUFFER, disk, host_memory_gib, shared_memory_gib
+from mini_r1.plan.disk_space import OFFLOAD_BUFFER, disk_use, host_memory_gib, shared_memory_gib
 from mini_r1.plan.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory
-from mini_r1.plan.shapes import KNOWN, of_built_in
+from mini_r1.plan.shapes import KNOWN, builtin_shape
 from mini_r1.plan.vllm_memory import vllm_memory
 from mini_r1.plan.zero_memory import LIVE, NO_ZERO, zero_of
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
@@ -25,7 +25,7 @@ from tests.conftest import ASSETS
 
 SEED = load_recipe(ASSETS / "recipes" / "seed-3b.yaml")
 SHAPE = KNOWN[SEED.model_name_or_path]
-DEMO = of_built_in(BUILTIN_MODELS[DEMO_MODEL])
+DEMO = builtin_shape(BUILTIN_MODELS[DEMO_MODEL])
 
 
 def table(recipe: Recipe, deepspeed: str | None = None, workers: int = 1, on_cpu: bool = False) -> Memory:
@@ -201,7 +201,7 @@ def test_shared_memory_holds_one_tensor_at_a_time() -> None:
 
 def test_disk_is_the_seed_s_43_gb_a_checkpoint_under_zero3() -> None:
     """Its 18 checkpoints took about 780 GB."""
-    found = disk(SEED, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
+    found = disk_use(SEED, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
     assert found.checkpoint * GIB / 1e9 == pytest.approx(43, abs=0.5)
     assert found.checkpoints == 3 * found.checkpoint
     assert found.snapshots == 18 * found.snapshot
@@ -215,7 +215,7 @@ def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path,
     path = small_recipe(max_steps=2)
     run = RunDir(tmp_path / "run")
     train(str(path), [], run.path)
-    found = disk(load_recipe(path), DEMO, NO_ZERO, 2, 16)
+    found = disk_use(load_recipe(path), DEMO, NO_ZERO, 2, 16)
     for saved, expected in (
         (run.complete_checkpoints()[0], found.checkpoint),
         (run.complete_snapshots()[0], found.snapshot),

@@ -15,7 +15,7 @@ from mini_r1.machine.nvidia import Driver, Gpu
 from mini_r1.machine.roles import assign, shape
 from mini_r1.plan.plan_errors import LOST_BELOW
 from mini_r1.plan.planner import HUB_ROWS, Plan, choose_deepspeed, make_plan, steps_of
-from mini_r1.plan.recipe_plans import plan_at, where
+from mini_r1.plan.recipe_plans import find_hardware, plan_for
 from mini_r1.plan.shapes import KNOWN
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
@@ -252,32 +252,32 @@ def test_unknown_gpu_memory_is_said() -> None:
 def test_devices_are_those_asked_for_then_those_here_then_the_recipe_s_own() -> None:
     nothing = {"CUDA_VISIBLE_DEVICES": ""}
     path = find_recipe("mini-r1-3b")
-    asked = where(nothing, gpus=2, nodes=3, gpu_memory_gib=40, recipe=path)
+    asked = find_hardware(nothing, gpus=2, nodes=3, gpu_memory_gib=40, recipe=path)
     assert (asked.devices, asked.gpu_memory_gib, asked.on_cpu) == ([["0", "1"]] * 3, 40, False)
     # What the NVIDIA library would say of a card that it does not have here.
     driver = Driver("550.54.14", (12, 4), gpus=tuple(Gpu(str(i), "made up", (9, 0), 40 * 2**30, 0) for i in range(2)))
     slurm = {"SLURM_GPUS_ON_NODE": "2"}
-    here = where(slurm, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path, driver=lambda ids: driver)
+    here = find_hardware(slurm, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path, driver=lambda ids: driver)
     assert (here.gpu_memory_gib, here.gpus) == (40, 2)
     assert "SLURM_GPUS_ON_NODE=2" in here.source
-    own = where(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
+    own = find_hardware(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
     assert (own.devices, own.gpu_memory_gib) == ([["0", "1", "2", "3"]], 80)
     assert "the shape in the header of mini-r1-3b.yaml: 1 node x 4 GPUs of 80 GiB" in own.source
-    none = where(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=SEED_FILE)
+    none = find_hardware(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=SEED_FILE)
     assert (none.devices, none.on_cpu) == ([[]], True)
     slots = {"MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "0,1,2"}
-    cpu = where(slots, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
+    cpu = find_hardware(slots, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
     assert (len(cpu.devices[0]), cpu.on_cpu, cpu.gpus) == (3, True, 0)
-    assert where(slots, gpus=2, nodes=None, gpu_memory_gib=None, recipe=path).on_cpu
+    assert find_hardware(slots, gpus=2, nodes=None, gpu_memory_gib=None, recipe=path).on_cpu
 
 
 def test_roles_that_cannot_be_given_are_an_error_of_the_plan() -> None:
-    place = where({}, gpus=1, nodes=None, gpu_memory_gib=80, recipe=None)
-    plan = plan_at(SEED, place)
+    place = find_hardware({}, gpus=1, nodes=None, gpu_memory_gib=80, recipe=None)
+    plan = plan_for(SEED, place)
     assert "set use_vllm: false (--set use_vllm=false)" in refusal(plan)
     assert plan.to_dict()["nodes"] == []
     with pytest.raises(KitError, match="GPUs must be 0 or more"):
-        where({}, gpus=-1, nodes=None, gpu_memory_gib=None, recipe=None)
+        find_hardware({}, gpus=-1, nodes=None, gpu_memory_gib=None, recipe=None)
 
 
 # --- as a command ---

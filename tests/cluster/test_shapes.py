@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mini_r1.plan.shapes import KNOWN, ModelShape, find_shape, of_built_in
+from mini_r1.plan.shapes import KNOWN, ModelShape, builtin_shape, find_shape
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.training.from_scratch import save_untrained
 from peft import LoraConfig, get_peft_model
@@ -53,12 +53,12 @@ def test_a_built_in_model_s_shape_is_that_of_the_model_that_is_made(name: str, t
     assert of_files is not None
     for field in ("hidden", "layers", "heads", "kv_heads", "head_size", "intermediate", "vocabulary", "tied",
                   "max_positions", "dtype", "qkv_bias", "parameters"):  # fmt: skip
-        assert getattr(of_files, field) == getattr(of_built_in(kind), field), field
+        assert getattr(of_files, field) == getattr(builtin_shape(kind), field), field
 
 
 @pytest.mark.parametrize("modules", [None, ["all-linear"], ["q_proj", "model.layers.0.mlp.down_proj"]])
 def test_an_adapter_has_as_many_parameters_as_peft_makes(modules: list[str] | None) -> None:
-    shape = of_built_in(BUILTIN_MODELS[DEMO_MODEL])
+    shape = builtin_shape(BUILTIN_MODELS[DEMO_MODEL])
     targets = (
         "all-linear" if modules == ["all-linear"] else [m.rsplit(".", 1)[-1] for m in modules] if modules else None
     )

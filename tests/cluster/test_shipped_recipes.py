@@ -12,7 +12,7 @@ import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import shape
 from mini_r1.plan.plan_tables import summary
-from mini_r1.plan.recipe_plans import VARIANTS, Where, declared, largest_that_fits, plan_at
+from mini_r1.plan.recipe_plans import VARIANTS, Hardware, declared_hardware, largest_that_fits, plan_for
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_recipes
@@ -24,8 +24,8 @@ Kit = Callable[..., subprocess.CompletedProcess[str]]
 SHIPPED = shipped_recipes()
 
 
-def at(gpus: int, gib: float | None = None, nodes: int = 1) -> Where:
-    return Where(shape(gpus, nodes), gpus == 0, gib, "these devices")
+def at(gpus: int, gib: float | None = None, nodes: int = 1) -> Hardware:
+    return Hardware(shape(gpus, nodes), gpus == 0, gib, "these devices")
 
 
 def different(one: Recipe, other: Recipe) -> set[str]:
@@ -52,12 +52,12 @@ def test_a_recipe_works_on_what_it_was_made_for(name: str, mini_r1: Kit) -> None
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_header_says_what_the_plan_says_today(name: str) -> None:
-    place = declared(SHIPPED[name])
+    place = declared_hardware(SHIPPED[name])
     assert place is not None
     header = [
         line.removeprefix("# Plan: ") for line in SHIPPED[name].read_text().splitlines() if line.startswith("# Plan: ")
     ]
-    assert header == summary(plan_at(load_recipe(SHIPPED[name]), place))
+    assert header == summary(plan_for(load_recipe(SHIPPED[name]), place))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -79,8 +79,8 @@ def test_a_header_names_its_source_and_fits_the_page(name: str) -> None:
         ("qlora-notebook", at(0), "load_in_4bit needs an NVIDIA GPU"),
     ],
 )
-def test_on_less_it_says_what_does_not_fit(name: str, place: Where, said: str) -> None:
-    plan = plan_at(load_recipe(SHIPPED[name]), place)
+def test_on_less_it_says_what_does_not_fit(name: str, place: Hardware, said: str) -> None:
+    plan = plan_for(load_recipe(SHIPPED[name]), place)
     assert any(said in error for error in plan.errors), plan.errors
 
 
@@ -141,7 +141,7 @@ def test_the_list_for_given_devices_says_what_does_not_fit_and_why(mini_r1: Kit)
         (at(4, 16), "mini-r1-3b"),
     ],
 )
-def test_the_largest_that_fits(place: Where, name: str) -> None:
+def test_the_largest_that_fits(place: Hardware, name: str) -> None:
     choice = largest_that_fits(place)
     assert choice.path.stem == name
     assert f"{name} is the largest shipped recipe that fits (these devices)" in choice.words
@@ -160,5 +160,5 @@ def test_nothing_that_fits_is_an_error() -> None:
 def test_a_recipe_without_a_header_was_made_for_nothing_known(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("model_name_or_path: builtin:demo\n")
-    assert declared(path) is None
-    assert declared(tmp_path / "none.yaml") is None
+    assert declared_hardware(path) is None
+    assert declared_hardware(tmp_path / "none.yaml") is None

@@ -15,7 +15,7 @@ import pytest
 from mini_r1.errors import ExitCode
 from mini_r1.launch.hang import Heartbeats, top_frame
 from mini_r1.launch.peers import Ending, Peers
-from mini_r1.launch.stop_order import Stop
+from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.supervise import Supervision
 from mini_r1.launch.worker_environment import Start, Variable
 from mini_r1.launch.workers import start_all
@@ -32,7 +32,7 @@ class Node:
         self.folder = tmp_path / "scratch"
         self.folder.mkdir()
         self.run = RunDir(tmp_path / "run")
-        self.stop = Stop()
+        self.stop = StopOrder()
         self.said: list[str] = []
         self.hang_timeout_s = hang_timeout_s
 
@@ -175,7 +175,7 @@ def test_a_second_signal_stops_at_once(node: Node) -> None:
 )
 def test_which_signals_mean_at_once(signals: list[tuple[float, signal.Signals]], at_once: bool) -> None:
     now = 0.0
-    stop = Stop(lambda: now)
+    stop = StopOrder(lambda: now)
     assert not stop.asked
     for now, number in signals:  # noqa: B007  the clock reads it
         stop.take(number)

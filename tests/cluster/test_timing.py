@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from mini_r1.machine.roles import assign, shape
-from mini_r1.plan.disk_space import disk
+from mini_r1.plan.disk_space import disk_use
 from mini_r1.plan.planner import make_plan
 from mini_r1.plan.shapes import KNOWN
 from mini_r1.plan.timing import GPU_CLASSES, Timing, gpu_class, gpu_timing
@@ -24,7 +24,7 @@ PUBLISHED_H = 6.0
 
 
 def timing(recipe: Recipe = SEED, workers: int = 3, *, rollouts: int = 1, gib: float = 80) -> Timing:
-    storage = disk(recipe, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
+    storage = disk_use(recipe, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
     return gpu_timing(
         recipe, SHAPE, workers, steps=450, storage=storage, offloaded=False, gpu_memory_gib=gib, rollouts=rollouts
     )

@@ -21,7 +21,7 @@ from mini_r1.machine.nodes import Nodes, find_nodes
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.disk_space import host_memory_gib, shared_memory_gib
 from mini_r1.plan.planner import Plan, make_plan
-from mini_r1.plan.recipe_plans import Where, declared
+from mini_r1.plan.recipe_plans import Hardware, declared_hardware
 from mini_r1.plan.zero_memory import NO_ZERO, zero_of
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import Recipe
@@ -96,7 +96,7 @@ class Planned:
     pods: list[Pod]
     nodes: list[Nodes]
     recipe: Recipe
-    made_for: Where
+    made_for: Hardware
     plan: Plan
 
     @property
@@ -122,7 +122,7 @@ def planned(manifests: Sequence[Manifest], folder: Path, gpus: Sequence[int] | N
         for pod, count in zip(found, listed, strict=True)
     ]
     path = recipe_file(found[0], manifests, folder)
-    recipe, made_for = load_recipe(path), declared(path)
+    recipe, made_for = load_recipe(path), declared_hardware(path)
     assert made_for is not None
     on_cpu = devices[0].on_cpu
     roles = assign([given.ids for given in devices], use_vllm=recipe.use_vllm, on_cpu=on_cpu)

@@ -93,9 +93,9 @@ def launch(
     `mini-r1 launch my.yaml --nodes 2 --node-index 0 --address gpu1`
     """
     from mini_r1.cli.train_commands import launch as run_launch
-    from mini_r1.launch.job import Order
+    from mini_r1.launch.job import LaunchOptions
 
-    order = Order(
+    order = LaunchOptions(
         recipe, overrides or [], run_dir, gpus, nodes, node_index, address, port, deepspeed, gpu_memory
     )  # fmt: skip
     _exit(run_launch(order, dry_run=dry_run, print_run_dir=print_run_dir, as_json=as_json))

@@ -24,7 +24,7 @@ SHOWN_ROWS = 5
 
 if TYPE_CHECKING:
     from mini_r1.doctor.node_checks import Report
-    from mini_r1.launch.job import Order
+    from mini_r1.launch.job import LaunchOptions
     from mini_r1.tasks.countdown.problem import Problem
 
 
@@ -62,7 +62,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
     return outcome.exit_code
 
 
-def launch(order: Order, *, dry_run: bool, print_run_dir: bool, as_json: bool) -> ExitCode:
+def launch(order: LaunchOptions, *, dry_run: bool, print_run_dir: bool, as_json: bool) -> ExitCode:
     """`mini-r1 launch`."""
     from mini_r1.launch import launcher as room
 
@@ -96,40 +96,40 @@ def plan(
     as_json: bool,
 ) -> ExitCode:
     """`mini-r1 plan`."""
-    from mini_r1.plan.grace_period import given_grace, too_short
-    from mini_r1.plan.plan_tables import show
-    from mini_r1.plan.recipe_plans import plan_at, where
+    from mini_r1.plan.plan_tables import print_plan
+    from mini_r1.plan.recipe_plans import find_hardware, plan_for
+    from mini_r1.plan.timing import given_grace, grace_warning
     from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
     path = find_recipe(recipe_name)
-    place = where(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory_gib, recipe=path)
+    place = find_hardware(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory_gib, recipe=path)
     grace = given_grace(os.environ, grace_s)
-    made = plan_at(load_recipe(path, overrides), place, deepspeed)
-    short = too_short(made.timing, grace)
+    made = plan_for(load_recipe(path, overrides), place, deepspeed)
+    short = grace_warning(made.timing, grace)
     if short is not None:
         made.warnings.append(short)
     if as_json:
         print(json.dumps({**made.to_dict(), "devices_from": place.source}))
     else:
-        show(made, Console(highlight=False), place.source)
+        print_plan(made, Console(highlight=False), place.source)
     return ExitCode.CONFIG if made.errors else ExitCode.FINISHED
 
 
 def recipes(gpus: int | None, nodes: int | None, gpu_memory_gib: float | None, *, as_json: bool) -> None:
     """`mini-r1 recipes`."""
-    from mini_r1.plan.plan_tables import show_recipes
-    from mini_r1.plan.recipe_plans import listed, shipped_plans, where
+    from mini_r1.plan.plan_tables import print_recipes
+    from mini_r1.plan.recipe_plans import find_hardware, recipe_rows, shipped_plans
 
     if gpus is None and (nodes is not None or gpu_memory_gib is not None):
         raise KitError("--nodes and --gpu-memory go with --gpus: say how many")
     place = None
     if gpus is not None:
-        place = where(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory_gib, recipe=None)
-    rows = listed(shipped_plans(place))
+        place = find_hardware(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory_gib, recipe=None)
+    rows = recipe_rows(shipped_plans(place))
     if as_json:
         print(json.dumps(rows))
     else:
-        show_recipes(rows, Console(highlight=False))
+        print_recipes(rows, Console(highlight=False))
 
 
 def prefetch(recipe_name: str, overrides: list[str], *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mini_r1.doctor.site_file import Site
 from mini_r1.doctor.slurm import directives, names_of_partitions, script_text
 from mini_r1.findings import Finding, ok, skip, warn
-from mini_r1.plan.grace_period import time_to_stop
+from mini_r1.plan.timing import time_to_stop
 
 _FIELD: Final = re.compile(r"(\w+)\s*=\s*(\S+)")
 _LEAD: Final = re.compile(r"@(\d+)")

@@ -22,7 +22,7 @@ from mini_r1.doctor.site_file import Site
 from mini_r1.findings import Finding, skip
 from mini_r1.machine.devices import Devices
 from mini_r1.plan.planner import Plan
-from mini_r1.plan.recipe_plans import plan_at, where
+from mini_r1.plan.recipe_plans import find_hardware, plan_for
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import effective_output_dir, load_recipe
 
@@ -95,7 +95,9 @@ def examine(
 def _plan(site: Site, recipe: Recipe, recipe_path: Path) -> Plan:
     """The recipe on the nodes and GPUs that the batch script asks for."""
     nodes, gpus = slurm.wanted(site)
-    return plan_at(recipe, where(site.environment, gpus=gpus, nodes=nodes, gpu_memory_gib=None, recipe=recipe_path))
+    return plan_for(
+        recipe, find_hardware(site.environment, gpus=gpus, nodes=nodes, gpu_memory_gib=None, recipe=recipe_path)
+    )
 
 
 def _run_dir(environment: Mapping[str, str], recipe: Recipe | None, recipe_path: Path | None) -> Path | None:

@@ -11,7 +11,7 @@ from mini_r1.machine.devices import Devices, given_devices
 from mini_r1.machine.nodes import Nodes, find_nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.plan.planner import AUTO
-from mini_r1.plan.recipe_plans import Where, largest_that_fits
+from mini_r1.plan.recipe_plans import Hardware, largest_that_fits
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.run.run_dir import RunDir
@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class LaunchOptions:
     """What was asked for on the command line.
 
     Args:
@@ -53,7 +53,7 @@ class Order:
 class Job:
     """What this node knows before it has met the others."""
 
-    order: Order
+    order: LaunchOptions
     path: Path
     recipe: Recipe
     run: RunDir
@@ -68,7 +68,7 @@ class Job:
         return f"node {self.nodes.index} ({socket.gethostname()})"
 
 
-def read_job(order: Order, environment: Mapping[str, str], say: Say) -> Job:
+def read_job(order: LaunchOptions, environment: Mapping[str, str], say: Say) -> Job:
     """What is to run here.
 
     Raises:
@@ -80,7 +80,7 @@ def read_job(order: Order, environment: Mapping[str, str], say: Say) -> Job:
     if memory is None and not devices.on_cpu:
         memory = smallest_gpu_gib(read_driver(devices.ids))
     if order.recipe == AUTO:
-        place = Where([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source)
+        place = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source)
         choice = largest_that_fits(place)
         path = choice.path
         say(choice.words)

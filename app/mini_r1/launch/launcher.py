@@ -22,11 +22,11 @@ from mini_r1.doctor.node_checks import examine
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.launch.channel import Channel
 from mini_r1.launch.hang import Heartbeats
-from mini_r1.launch.job import Job, Order, Say, read_job
+from mini_r1.launch.job import Job, LaunchOptions, Say, read_job
 from mini_r1.launch.network_interface import interface_of
 from mini_r1.launch.peers import Ending, Peers
 from mini_r1.launch.rendezvous import Introduction, Meeting
-from mini_r1.launch.stop_order import Stop
+from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.supervise import Supervision
 from mini_r1.launch.worker_environment import Start, starts_as_json, starts_as_text, starts_of, train_command
 from mini_r1.launch.workers import start_all
@@ -35,8 +35,8 @@ from mini_r1.machine.devices import Devices, device_index
 from mini_r1.machine.nodes import find_nodes
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
-from mini_r1.plan.grace_period import given_grace, too_short
 from mini_r1.plan.planner import make_plan
+from mini_r1.plan.timing import given_grace, grace_warning
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
 from mini_r1.run.finished import look_before_loading
 from mini_r1.run.run_dir import RunDir
@@ -45,7 +45,9 @@ TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed"
 """Packages that must be the same on all nodes; vLLM runs on node 0 only."""
 
 
-def dry_run(order: Order, environment: Mapping[str, str], say: Say, *, print_run_dir: bool, as_json: bool) -> str:
+def dry_run(
+    order: LaunchOptions, environment: Mapping[str, str], say: Say, *, print_run_dir: bool, as_json: bool
+) -> str:
     """Return how every node's workers would be started, or the run directory alone.
 
     The other nodes are assumed to have the same devices as this one.
@@ -79,7 +81,7 @@ def dry_run(order: Order, environment: Mapping[str, str], say: Say, *, print_run
     return "\n".join([*head, "", starts_as_text(starts, environment)])
 
 
-def launch(order: Order, environment: Mapping[str, str], say: Say) -> Ending:
+def launch(order: LaunchOptions, environment: Mapping[str, str], say: Say) -> Ending:
     """Train a recipe on this node, and together with the launchers of the others.
 
     Args:
@@ -93,7 +95,7 @@ def launch(order: Order, environment: Mapping[str, str], say: Say) -> Ending:
     Raises:
         KitError: nothing was started.
     """
-    with Stop() as stop:
+    with StopOrder() as stop:
         try:
             job = read_job(order, environment, say)
         except KitError as error:
@@ -110,7 +112,7 @@ def launch(order: Order, environment: Mapping[str, str], say: Say) -> Ending:
 # --- before the workers ---
 
 
-def _excuse(order: Order, environment: Mapping[str, str], error: KitError, say: Say, stop: Stop) -> None:
+def _excuse(order: LaunchOptions, environment: Mapping[str, str], error: KitError, say: Say, stop: StopOrder) -> None:
     """Tell the other nodes that this one cannot take part: they would wait for it.
 
     Raises:
@@ -128,7 +130,7 @@ def _excuse(order: Order, environment: Mapping[str, str], error: KitError, say: 
     Meeting(nodes, Path(), environment, say, lambda: stop.asked).hold(me, lambda introductions: {})
 
 
-def _meet(job: Job, say: Say, stop: Stop) -> tuple[dict[int, Channel], Roles, str | None]:
+def _meet(job: Job, say: Say, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | None]:
     """Agree with the other nodes; a node alone agrees with itself."""
 
     def decide(introductions: Sequence[Introduction]) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _meet(job: Job, say: Say, stop: Stop) -> tuple[dict[int, Channel], Roles, st
     return channels, _roles(job, decision["devices"]), decision["deepspeed"]
 
 
-def _introduction(job: Job, say: Say, stop: Stop) -> Introduction:
+def _introduction(job: Job, say: Say, stop: StopOrder) -> Introduction:
     problem = _preflight(job, say)
     if stop.asked:  # a scheduler that signals every process may have ended a check; the meeting says that it was asked
         problem = None
@@ -214,7 +216,7 @@ def _deepspeed(job: Job, roles: Roles, say: Say | None = None) -> str | None:
     if plan.errors:
         raise KitError("\n".join(plan.errors))
     if say is not None:
-        short = too_short(plan.timing, given_grace(job.environment))
+        short = grace_warning(plan.timing, given_grace(job.environment))
         for warning in [*plan.warnings, *([short] if short else [])]:
             say(f"warning: {warning}")
     return plan.deepspeed
@@ -224,7 +226,7 @@ def _deepspeed(job: Job, roles: Roles, say: Say | None = None) -> str | None:
 
 
 def _run(
-    job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, Channel], stop: Stop, say: Say
+    job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, Channel], stop: StopOrder, say: Say
 ) -> Ending:
     node = roles.nodes[job.nodes.index]
     peers = Peers(node.index, channels)

@@ -17,8 +17,8 @@ SAME_S = 2.0
 """Seconds in which a request may come twice."""
 
 
-class Stop:
-    """What this process was asked, inside `with Stop() as stop`.
+class StopOrder:
+    """What this process was asked, inside `with StopOrder() as stop`.
 
     Args:
         clock: seconds that only go forward.
@@ -47,7 +47,7 @@ class Stop:
         elif self._clock() - self._ordered_at > SAME_S:
             self.at_once = True
 
-    def __enter__(self) -> Stop:
+    def __enter__(self) -> StopOrder:
         self._before = {number: signal.signal(number, self._handle) for number in (*ORDERS, NOTICE)}
         return self
 

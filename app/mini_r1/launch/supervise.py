@@ -13,7 +13,7 @@ from pathlib import Path
 from mini_r1.errors import ExitCode
 from mini_r1.launch.hang import Heartbeats, keep_stacks, waits, words, write_stacks
 from mini_r1.launch.peers import Ending, Peers, agreed
-from mini_r1.launch.stop_order import Stop
+from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.workers import Worker, how_it_ended, verdict
 from mini_r1.run.run_dir import RunDir, write_text
 
@@ -48,7 +48,7 @@ class Supervision:
         folder: Path,
         run: RunDir,
         peers: Peers,
-        stop: Stop,
+        stop: StopOrder,
         node: str,
         hang_timeout_s: float,
         say: Callable[[str], None],

@@ -28,7 +28,7 @@ and about half of the completions' room is used."""
 
 
 @dataclass(frozen=True, slots=True)
-class Disk:
+class DiskUse:
     """What a whole run leaves on the disk, in GiB."""
 
     checkpoint: float
@@ -52,7 +52,7 @@ class Disk:
         return {name: round(getattr(self, name), 3) for name in names}
 
 
-def disk(recipe: Recipe, shape: ModelShape, zero: Zero, steps: int | None, completions_per_step: int) -> Disk:
+def disk_use(recipe: Recipe, shape: ModelShape, zero: Zero, steps: int | None, completions_per_step: int) -> DiskUse:
     """Disk of a run.
 
     A checkpoint has the trained weights and their optimizer states. ZeRO's shards are float32 weights and moments; on
@@ -76,7 +76,7 @@ def disk(recipe: Recipe, shape: ModelShape, zero: Zero, steps: int | None, compl
     saves = 1 if recipe.save_strategy == "no" or steps is None else math.ceil(steps / recipe.save_steps)
     checkpoint, snapshot = trained * each / GIB, trained * 2 / GIB
     each_logged = LOG_BYTES + LOG_BYTES_PER_TOKEN * recipe.max_completion_length
-    return Disk(
+    return DiskUse(
         checkpoint=checkpoint,
         checkpoints=checkpoint * min(saves, KEPT_CHECKPOINTS + 1),
         snapshot=snapshot,

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mini_r1.console import printable
-from mini_r1.plan.grace_period import time_to_stop
 from mini_r1.plan.memory import GIB, PHASES
 from mini_r1.plan.planner import Plan
+from mini_r1.plan.timing import time_to_stop
 
 
 def summary(plan: Plan) -> list[str]:
@@ -44,7 +44,7 @@ def duration(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 0.95 else f"{hours * 60:.0f} min"
 
 
-def show(plan: Plan, console: Console, source: str) -> None:
+def print_plan(plan: Plan, console: Console, source: str) -> None:
     """Print the page.
 
     Args:
@@ -75,7 +75,7 @@ def show(plan: Plan, console: Console, source: str) -> None:
     text(verdict if plan.errors else f"{verdict}; figures are estimates: docs/plan.md")
 
 
-def show_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print what `recipes.listed` says.
 
     Args:

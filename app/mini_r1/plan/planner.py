@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import Roles
-from mini_r1.plan.disk_space import Disk, disk, host_memory_gib, shared_memory_gib
+from mini_r1.plan.disk_space import DiskUse, disk_use, host_memory_gib, shared_memory_gib
 from mini_r1.plan.memory import Memory, training_memory
 from mini_r1.plan.plan_errors import faults, misfits, remarks
-from mini_r1.plan.shapes import Found, ModelShape, find_shape, of_built_in
+from mini_r1.plan.shapes import Found, ModelShape, builtin_shape, find_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
 from mini_r1.plan.vllm_memory import VllmMemory, vllm_memory
 from mini_r1.plan.zero_memory import IN_ORDER, NO_ZERO, Zero, zero_of
@@ -45,7 +45,7 @@ class Plan:
     vllm: VllmMemory | None = None
     host_memory_gib: float | None = None
     shm_gib: float | None = None
-    disk: Disk | None = None
+    disk: DiskUse | None = None
     timing: Timing | None = None
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -133,7 +133,7 @@ def make_plan(
     if on_cpu is None:
         on_cpu = roles.vllm_device == "cpu" or not roles.nodes[0].devices
     if recipe.built_in:
-        found = Found(of_built_in(recipe.built_in))
+        found = Found(builtin_shape(recipe.built_in))
     else:
         found = find_shape(recipe.model_name_or_path, recipe.model_revision)
     return _planned(recipe, roles, found, None if on_cpu else gpu_memory_gib, deepspeed, on_cpu)
@@ -171,7 +171,7 @@ def _planned(
     vllm = vllm_memory(recipe, shape, available_gib=gpu_memory_gib, on_cpu=on_cpu) if recipe.use_vllm else None
     errors += misfits(recipe, shape, zero, chosen, workers, memory, vllm, on_cpu=on_cpu)
     per_step = workers * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    storage = disk(recipe, shape, zero, steps, per_step * recipe.num_generations)
+    storage = disk_use(recipe, shape, zero, steps, per_step * recipe.num_generations)
     if on_cpu:
         timing = demo_timing(recipe, steps)
     else:

@@ -31,7 +31,7 @@ VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class Hardware:
     """The devices of a plan.
 
     Attributes:
@@ -60,7 +60,7 @@ class Choice:
     words: str
 
 
-def declared(path: Path) -> Where | None:
+def declared_hardware(path: Path) -> Hardware | None:
     """What a recipe was made for, by its header."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -72,11 +72,11 @@ def declared(path: Path) -> Where | None:
         if found:
             nodes, gpus, memory = (int(number or 0) for number in found.groups())
             words = f"the shape in the header of {path.name}: {line.removeprefix('# Shape: ')}"
-            return Where(shape(gpus, nodes or 1), gpus == 0, float(memory) or None, words)
+            return Hardware(shape(gpus, nodes or 1), gpus == 0, float(memory) or None, words)
     return None
 
 
-def where(
+def find_hardware(
     environment: Mapping[str, str],
     *,
     gpus: int | None,
@@ -84,7 +84,7 @@ def where(
     gpu_memory_gib: float | None,
     recipe: Path | None,
     driver: Callable[[Sequence[str]], Driver | None] = read_driver,
-) -> Where:
+) -> Hardware:
     """The devices to plan for: the ones asked for, else those given to this process, else the recipe's own, else a CPU.
 
     Args:
@@ -100,26 +100,28 @@ def where(
     """
     if gpu_memory_gib is not None and not gpu_memory_gib > 0:
         raise KitError(f"--gpu-memory {gpu_memory_gib:g}: must be above 0, in GiB")
-    made_for = declared(recipe) if recipe else None
+    made_for = declared_hardware(recipe) if recipe else None
     on_cpu = environment.get("MINI_R1_ACCELERATOR") == "cpu"
     if gpus is not None:
         memory = gpu_memory_gib or (made_for.gpu_memory_gib if made_for else None)
         words = "as asked for" + (f", {CPU_SWITCH}" if on_cpu else "")
         if memory and not gpu_memory_gib and gpus and not on_cpu:
             words += f"; {memory:g} GiB from the recipe's header"
-        return Where(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, words)
+        return Hardware(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, words)
     given = given_devices(environment)
     if given.ids or on_cpu:
         memory = gpu_memory_gib or (None if given.on_cpu else smallest_gpu_gib(driver(given.ids)))
-        return Where([list(given.ids)] * (nodes or 1), given.on_cpu, memory, f"this machine's devices ({given.source})")
+        return Hardware(
+            [list(given.ids)] * (nodes or 1), given.on_cpu, memory, f"this machine's devices ({given.source})"
+        )
     if made_for is not None:
         devices = made_for.devices if nodes is None else [made_for.devices[0]] * nodes
         memory = gpu_memory_gib or made_for.gpu_memory_gib
-        return Where(devices, made_for.on_cpu, memory, f"no GPU here, so {made_for.source}")
-    return Where([[]] * (nodes or 1), True, None, "no GPU here, and the recipe's header names no shape: the CPU")
+        return Hardware(devices, made_for.on_cpu, memory, f"no GPU here, so {made_for.source}")
+    return Hardware([[]] * (nodes or 1), True, None, "no GPU here, and the recipe's header names no shape: the CPU")
 
 
-def plan_at(recipe: Recipe, place: Where, deepspeed: str = AUTO) -> Plan:
+def plan_for(recipe: Recipe, place: Hardware, deepspeed: str = AUTO) -> Plan:
     """The plan of a recipe on these devices, also where no roles can be given."""
     try:
         roles = assign(place.devices, use_vllm=recipe.use_vllm, on_cpu=place.on_cpu)
@@ -130,20 +132,20 @@ def plan_at(recipe: Recipe, place: Where, deepspeed: str = AUTO) -> Plan:
     )  # fmt: skip
 
 
-def shipped_plans(place: Where | None) -> list[tuple[Path, Where, Plan]]:
+def shipped_plans(place: Hardware | None) -> list[tuple[Path, Hardware, Plan]]:
     """Every shipped recipe on these devices, or each on what it was made for."""
     plans = []
     for path in shipped_recipes().values():
-        own = place or declared(path) or Where([[]], True, None, "the CPU")
-        plans.append((path, own, plan_at(load_recipe(path), own)))
+        own = place or declared_hardware(path) or Hardware([[]], True, None, "the CPU")
+        plans.append((path, own, plan_for(load_recipe(path), own)))
     return plans
 
 
-def listed(plans: Sequence[tuple[Path, Where, Plan]]) -> list[dict[str, Any]]:
+def recipe_rows(plans: Sequence[tuple[Path, Hardware, Plan]]) -> list[dict[str, Any]]:
     """The --json of `mini-r1 recipes`."""
     rows = []
     for path, place, plan in plans:
-        made_for = declared(path)
+        made_for = declared_hardware(path)
         rows.append(
             {
                 "name": path.stem,
@@ -163,7 +165,7 @@ def listed(plans: Sequence[tuple[Path, Where, Plan]]) -> list[dict[str, Any]]:
     return rows
 
 
-def largest_that_fits(place: Where) -> Choice:
+def largest_that_fits(place: Hardware) -> Choice:
     """The shipped recipe that `launch auto` takes.
 
     Of those that were made for at most so many GPUs, or for a CPU where there is none, and whose plan has no errors:
@@ -175,7 +177,7 @@ def largest_that_fits(place: Where) -> Choice:
     """
     best: tuple[tuple[int, bool, int, int], Path, Plan] | None = None
     for path, _, plan in shipped_plans(place):
-        made_for = declared(path)
+        made_for = declared_hardware(path)
         if made_for is None or plan.errors or plan.shape is None or path.stem in VARIANTS:
             continue
         if made_for.gpus > place.gpus or made_for.on_cpu != place.on_cpu:

@@ -141,7 +141,7 @@ KNOWN: Final[dict[str, ModelShape]] = {
 """Models of the shipped recipes and their relatives."""
 
 
-def of_built_in(model: BuiltinModel) -> ModelShape:
+def builtin_shape(model: BuiltinModel) -> ModelShape:
     """As training/from_scratch.py makes it."""
     heads = model.hidden_size // model.head_size
     return ModelShape(

@@ -8,10 +8,13 @@ memory's bandwidth bounds it (Pope et al., arXiv:2211.05102, section 2), and the
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.plan.disk_space import Disk
+from mini_r1.errors import KitError
+from mini_r1.plan.disk_space import DiskUse
 from mini_r1.plan.memory import GIB, SAMPLER_ROWS, compute_bytes, kv_bytes_per_token
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.vllm_memory import MAX_SEQUENCES
@@ -66,6 +69,9 @@ OFFLOAD_BYTES_S: Final = 1e10
 DEMO_COMPLETION_S: Final = 2.7e-3
 """For each completion of the demo, at most 96 tokens long, rollout and update, on one core: 116 s for 85 steps of 512
 (bench/RESULTS.md)."""
+
+GRACE_VARIABLE: Final = "MINI_R1_GRACE_S"
+"""Set in a pod to its terminationGracePeriodSeconds, which it cannot see otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ def gpu_timing(
     workers: int,
     *,
     steps: int | None,
-    storage: Disk,
+    storage: DiskUse,
     offloaded: bool,
     gpu_memory_gib: float | None,
     rollouts: int = 1,
@@ -209,4 +215,54 @@ def demo_timing(recipe: Recipe, steps: int | None) -> Timing | None:
             "measured on the demo: 2.7 ms for each completion of at most 96 tokens, on one core of an AMD EPYC; "
             "without the warm start, which takes about a minute once",
         ),
+    )
+
+
+def given_grace(environment: Mapping[str, str], asked: float | None = None) -> tuple[float, str] | None:
+    """Return the seconds that a run is given, and what gives them; None where nobody says.
+
+    Args:
+        environment: of this process.
+        asked: of the option --grace, which counts first.
+
+    Raises:
+        KitError: not a number of seconds.
+    """
+    if asked is not None:
+        if not (math.isfinite(asked) and asked >= 0):
+            raise KitError(f"--grace {asked:g}: must be seconds, 0 or more")
+        return asked, "the grace period (--grace)"
+    text = environment.get(GRACE_VARIABLE, "")
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise KitError(f"{GRACE_VARIABLE} is {text!r}: set it to the pod's terminationGracePeriodSeconds, or unset it")
+    return seconds, f"terminationGracePeriodSeconds ({GRACE_VARIABLE})"
+
+
+def time_to_stop(timing: Timing) -> str:
+    """Return how long a run needs from a request to stop to the end of its save."""
+    return f"{timing.stop_s:.0f} s (update {timing.update:.0f}, save {timing.whole_save:.0f})"
+
+
+def grace_warning(timing: Timing | None, given: tuple[float, str] | None) -> str | None:
+    """Return a sentence where a run is given less time to stop than it needs, None where it has enough."""
+    if timing is None or given is None or given[0] >= timing.stop_s:
+        return None
+    seconds, what = given
+    return (
+        f"asked to stop, the run needs up to {time_to_stop(timing)}, and {what} is {seconds:g} s: a run that is killed "
+        f"before it has saved repeats the steps since its last checkpoint: {grace_advice(timing, what)}"
+    )
+
+
+def grace_advice(timing: Timing, what: str) -> str:
+    """Return what to set where `what` is too short."""
+    return (
+        f"set {what} to {math.ceil(timing.stop_s / 10) * 10} s or more, or bound the loss with save_minutes or a "
+        "smaller save_steps"
     )
