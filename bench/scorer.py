@@ -5,10 +5,10 @@
 20,000 completions made by this script (seeded: 50 % right, 30 % with a wrong answer, 20 % with a broken format, each
 after a thought of 1,100-1,500 characters, which is 300-400 tokens) are scored by four scorers in turn, several rounds:
 
-    eval            format + equation as the seed's functions judge them, by regular expression and eval
+    eval            format + equation as the original's functions judge them, by regular expression and eval
     kit             the kit's format + equation: the two rewards that train a run
     kit, equation   the kit's equation alone
-    kit, all four   rewards.judge: what is logged for every completion, the seed's verdicts included
+    kit, all four   rewards.judge: what is logged for every completion, the original's verdicts included
 
 Each figure is the best round of a scorer. Bar: kit at least 0.8 times eval's completions per second; exit code 1 below.
 First the baseline is checked: its verdicts are those of the kit's own seed scoring on every completion.
@@ -37,7 +37,7 @@ BAR = 0.8
 
 Row = tuple[str, Problem]
 
-# --- the baseline: the seed's semantics in our own words. ---
+# --- the baseline: the original's semantics in our own words. ---
 
 FORMAT = re.compile(r"^<think>([^<]*(?:<(?!/?think>)[^<]*)*)</think>\n<answer>([\s\S]*?)</answer>$")
 ANSWER = re.compile(r"<answer>(.*?)</answer>")
@@ -45,12 +45,12 @@ ARITHMETIC = re.compile(r"[\d+\-*/().\s]+")
 
 
 def eval_format(completion: str) -> float:
-    """The seed's format rule: one regular expression over the prefilled tag and the completion."""
+    """The original's format rule: one regular expression over the prefilled tag and the completion."""
     return float(FORMAT.search("<think>" + completion) is not None)
 
 
 def eval_equation(completion: str, problem: Problem) -> float:
-    """The seed's equation rule: the first answer's numbers as a multiset, its characters, then Python's own value."""
+    """The original's equation rule: the first answer's numbers as a multiset, its characters, then Python's value."""
     try:
         match = ANSWER.search("<think>" + completion)
         if match is None:
@@ -145,15 +145,15 @@ def thinking(problem: Problem, rng: random.Random) -> str:
 
 
 def check_baseline(rows: list[Row]) -> None:
-    """The baseline gives the seed's verdicts, so it is the right thing to compare with.
+    """The baseline gives the original's verdicts, so it is the right thing to compare with.
 
     Raises:
         SystemExit: it does not.
     """
     for text, problem in rows:
         verdict = judge(text, problem.nums, problem.target)
-        if (eval_format(text), eval_equation(text, problem)) != (verdict.format_seed, verdict.equation_seed):
-            sys.exit(f"the baseline and seed_scoring disagree on {text[-200:]!r} {problem}")
+        if (eval_format(text), eval_equation(text, problem)) != (verdict.format_original, verdict.equation_original):
+            sys.exit(f"the baseline and original_scoring disagree on {text[-200:]!r} {problem}")
 
 
 def scored_by_eval(rows: list[Row]) -> float:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# An array over a table of overrides, a run for each row: the seed's ablation of learning rate and beta.
+# An array over a table of overrides, a run for each row: the original's ablation of learning rate and beta.
 #
 # Needs    for each row what train_4xh100.sh needs; %2 below: two rows at a time
 # Submit   sbatch slurm/sweep.sh [TABLE] [RECIPE] [OPTIONS OF mini-r1 launch]    (slurm/sweep.txt, mini-r1-3b)

@@ -83,7 +83,7 @@ def test_score_prints_one_json_line_for_each_line(mini_r1: Kit) -> None:
     done = mini_r1("score", stdin=jsonl(RIGHT, WRONG))
     assert done.returncode == 0, done.stderr
     right, wrong = (json.loads(line) for line in done.stdout.splitlines())
-    assert right == {"format": 1, "equation": 1, "format_seed": 1, "equation_seed": 1, "reason": "correct"}
+    assert right == {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "reason": "correct"}
     assert (wrong["equation"], wrong["reason"]) == (0, "number 7 used twice")
 
 

@@ -24,7 +24,7 @@ from mini_r1.recipe.recipe_file import (
 )
 from pydantic import ValidationError
 
-SEED_RECIPE = Path(__file__).parent / "assets" / "recipes" / "seed-3b.yaml"
+PUBLISHED_RECIPE = Path(__file__).parent / "assets" / "recipes" / "published-3b.yaml"
 DEMO = "model_name_or_path: builtin:demo\n"
 
 
@@ -56,8 +56,8 @@ def faults(write):
 
 
 def test_the_published_recipe_loads_unchanged():
-    recipe = load_recipe(SEED_RECIPE)
-    written = yaml.safe_load(SEED_RECIPE.read_text())
+    recipe = load_recipe(PUBLISHED_RECIPE)
+    written = yaml.safe_load(PUBLISHED_RECIPE.read_text())
     loaded = recipe.model_dump()
     assert written.pop("vllm_device") == 3
     assert loaded["vllm_device"] == "cuda:3"
@@ -115,11 +115,23 @@ def test_tensorboard_is_always_on(write, written, meant):
     assert load_recipe(write(DEMO + f"report_to: {written}\n")).report_to == meant
 
 
+def test_an_old_name_is_refused_with_the_new_one(faults):
+    text = DEMO + "scoring: seed\nrewards: {format: 1, equation_seed: 1}\n"
+    assert faults(text) == [
+        "x:2: scoring: 'seed' was renamed: write 'original'",
+        "x:3: rewards.equation_seed: 'equation_seed' was renamed: write 'equation_original'",
+    ]
+    assert faults(DEMO, "rewards.format_seed=1", "scoring=seed") == [
+        "--set rewards.format_seed=1: rewards.format_seed: 'format_seed' was renamed: write 'format_original'",
+        "--set scoring=seed: 'seed' was renamed: write 'original'",
+    ]
+
+
 def test_rewards_by_scoring(write):
-    seed = load_recipe(write(DEMO + "scoring: seed\n"))
-    assert seed.resolved_rewards() == {"format_seed": 1, "equation_seed": 1}
-    mixed = load_recipe(write(DEMO + "scoring: seed\nrewards: {equation: 2, words: 0.1}\n"))
-    assert mixed.resolved_rewards() == {"equation_seed": 2, "words": 0.1}
+    original = load_recipe(write(DEMO + "scoring: original\n"))
+    assert original.resolved_rewards() == {"format_original": 1, "equation_original": 1}
+    mixed = load_recipe(write(DEMO + "scoring: original\nrewards: {equation: 2, words: 0.1}\n"))
+    assert mixed.resolved_rewards() == {"equation_original": 2, "words": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -304,7 +316,10 @@ def test_one_fault(faults, line, sentence):
             "push_to_hub: true\nhub_strategy: checkpoint",
             "x:3: hub_strategy: checkpoints are pickles",
         ),
-        ("scoring: seed\nrewards: {format: 1, format_seed: 1}", "x:3: rewards: under scoring: seed 'format' means"),
+        (
+            "scoring: original\nrewards: {format: 1, format_original: 1}",
+            "x:3: rewards: under scoring: original 'format' means",
+        ),
     ],
 )
 def test_contradictions(faults, text, sentence):
@@ -357,9 +372,9 @@ def test_files_that_are_no_recipe(write, tmp_path, faults):
 
 def test_a_missing_file_names_what_is_near():
     with pytest.raises(RecipeError) as caught:
-        load_recipe(SEED_RECIPE.with_name("seed-3B.yaml"))
-    assert "no such recipe; did you mean 'seed-3b'?" in caught.value.message
-    assert f"recipes beside it: {SEED_RECIPE}" in caught.value.message
+        load_recipe(PUBLISHED_RECIPE.with_name("published-3B.yaml"))
+    assert "no such recipe; did you mean 'published-3b'?" in caught.value.message
+    assert f"recipes beside it: {PUBLISHED_RECIPE}" in caught.value.message
     assert "ConfigMap" not in caught.value.message
 
 
@@ -421,7 +436,9 @@ def test_bad_overrides(faults, override, sentence):
 
 
 def test_round_trip(write):
-    recipe = load_recipe(SEED_RECIPE, ["rewards.words=-0.5", "lora_target_modules=all-linear", "run_name='1e5 × ü'"])
+    recipe = load_recipe(
+        PUBLISHED_RECIPE, ["rewards.words=-0.5", "lora_target_modules=all-linear", "run_name='1e5 × ü'"]
+    )
     text = dump_recipe(recipe)
     assert load_recipe(write(text)) == recipe
     assert dump_recipe(load_recipe(write(text))) == text
@@ -434,9 +451,9 @@ def test_every_default_round_trips(write):
 
 
 def test_differences_are_those_that_change_what_is_learned():
-    old = load_recipe(SEED_RECIPE)
+    old = load_recipe(PUBLISHED_RECIPE)
     new = load_recipe(
-        SEED_RECIPE, ["output_dir=elsewhere", "save_steps=5", "beta=0.04", "rewards={format: 1, equation: 1}"]
+        PUBLISHED_RECIPE, ["output_dir=elsewhere", "save_steps=5", "beta=0.04", "rewards={format: 1, equation: 1}"]
     )
     assert differences(old, new) == {"beta": (0.001, 0.04)}
     assert differences(old, old) == {}
@@ -454,7 +471,7 @@ def test_a_run_may_go_on_with_other_evaluation_and_other_watchers_but_not_with_a
 
 
 def test_the_recipe_of_a_run_older_than_a_key_still_loads_and_means_the_same(write):
-    recipe = load_recipe(SEED_RECIPE)
+    recipe = load_recipe(PUBLISHED_RECIPE)
     newer = {
         "eval_steps", "eval_on_start", "eval_problems", "scale_rewards", "drop_zero_variance_groups", "watch",
         "bnb_4bit_quant_type", "use_bnb_nested_quant",
@@ -468,7 +485,9 @@ def test_the_recipe_of_a_run_older_than_a_key_still_loads_and_means_the_same(wri
 def test_run_directory():
     demo = Recipe(model_name_or_path="builtin:demo")
     assert effective_output_dir(demo, Path("configs/recipes/demo-cpu.yaml")) == Path("runs/demo-cpu")
-    assert effective_output_dir(load_recipe(SEED_RECIPE), SEED_RECIPE) == Path("runs/qwen-2.5-3b-r1-countdown")
+    assert effective_output_dir(load_recipe(PUBLISHED_RECIPE), PUBLISHED_RECIPE) == Path(
+        "runs/qwen-2.5-3b-r1-countdown"
+    )
 
 
 def test_find_recipe(monkeypatch, tmp_path):
@@ -476,7 +495,7 @@ def test_find_recipe(monkeypatch, tmp_path):
 
     shipped = tmp_path / "demo-cpu.yaml"
     monkeypatch.setattr(recipe_file, "shipped_recipes", lambda: {"demo-cpu": shipped})
-    assert find_recipe(str(SEED_RECIPE)) == SEED_RECIPE
+    assert find_recipe(str(PUBLISHED_RECIPE)) == PUBLISHED_RECIPE
     assert find_recipe("demo-cpu") == find_recipe("demo-cpu.yaml") == shipped
     with pytest.raises(RecipeError, match=r"no such recipe; did you mean 'demo-cpu'\?\n(.|\n)*of the kit: demo-cpu"):
         find_recipe("demo-gpu")

@@ -36,13 +36,13 @@ SHAPES: dict[str, ModelShape] = {
 """`tiny` is for a CPU: it shows that the bench works, and measures nothing."""
 
 MEDIAN, SIGMA, LIMIT = 345, 0.51, 1024
-"""Completion lengths in tokens: log-normal, cut at LIMIT, the seed's max_completion_length.
+"""Completion lengths in tokens: log-normal, cut at LIMIT, the original's max_completion_length.
 
-The seed published the mean over its run: 480 tokens at first, 350 at step 100, 450 at step 130, 310 at step 450; by
+The original published the mean over its run: 480 tokens at first, 350 at step 100, 450 at step 130, 310 at step 450; by
 straight lines between them 389 over the 450 steps. It published no distribution. The tail is an assumption: one
 completion in 64, a step of one worker, runs into the limit of 1,024. The two give median and sigma."""
 PROMPTS, GENERATIONS = 8, 8
-"""Prompts of a step of one worker, and completions of each: the seed's recipe."""
+"""Prompts of a step of one worker, and completions of each: the published recipe."""
 PROMPT = 177
 """Tokens of a prompt with `make_tokenizer`'s tokenizer, in the mean; Qwen's own takes about as many."""
 WARM_UP = 8
@@ -135,7 +135,7 @@ def make_model(name: str, scratch: Path) -> None:
 
 
 def bench_recipe(folder: Path, **changes: Any) -> Recipe:
-    """The seed's recipe on one worker that generates for itself: 8 prompts x 8 completions a step.
+    """The published recipe on one worker that generates for itself: 8 prompts x 8 completions a step.
 
     Generated problems, sdpa unless a change says otherwise, nothing saved. A random model is never right: a coin
     gives the groups something to differ in.

@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/gpu/run.py --out FOLDER --only memory
 
-Two optimizer steps of the kit's trainer through its own `train`, by the seed's recipe without vLLM: a random bfloat16
+Two steps of the kit's trainer through its own `train`, by the published recipe without vLLM: a random bfloat16
 model of a real shape, gradient checkpointing, no DeepSpeed. Every completion of the second step has the full
 `max_completion_length`, and `max_prompt_length` is the longest prompt's, so that the plan's limits are what runs. The
 allocator's peak is read wherever a phase ends; inside a phase too, where something known begins:

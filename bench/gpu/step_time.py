@@ -2,7 +2,7 @@
 
     .venv/bin/python bench/gpu/run.py --out FOLDER --only step-time
 
-Both train the same random bfloat16 model of a real shape by the seed's recipe on one worker: 8 prompts x 8 completions
+Both train the same random bfloat16 model by the published recipe on one worker: 8 prompts x 8 completions
 a step, accumulation 8, generation by transformers. The kit runs through its own `train`; stock is TRL's GRPOTrainer
 with the kit's rewards as plain functions. Same problems in the same order, and each completion has the same length on
 both sides: drawn in advance (`_common.py`), because a random model never ends by itself.

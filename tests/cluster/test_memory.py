@@ -23,8 +23,8 @@ from mini_r1.recipe.recipe_file import load_recipe
 
 from tests.conftest import ASSETS
 
-SEED = load_recipe(ASSETS / "recipes" / "seed-3b.yaml")
-SHAPE = KNOWN[SEED.model_name_or_path]
+PUBLISHED = load_recipe(ASSETS / "recipes" / "published-3b.yaml")
+SHAPE = KNOWN[PUBLISHED.model_name_or_path]
 DEMO = builtin_shape(BUILTIN_MODELS[DEMO_MODEL])
 
 
@@ -39,7 +39,7 @@ def gib(found: Memory) -> dict[str, float]:
 
 
 def changed(**changes: Any) -> Recipe:
-    return Recipe.model_validate({**SEED.model_dump(), **changes})
+    return Recipe.model_validate({**PUBLISHED.model_dump(), **changes})
 
 
 # --- DeepSpeed's estimator ---
@@ -49,7 +49,7 @@ def changed(**changes: Any) -> Recipe:
 def test_zero2_s_model_states_are_what_deepspeed_estimates(workers: int) -> None:
     """2P + 18P/N, the float32 gradients of the step included: equal to a byte in a parameter."""
     _, theirs = estimate_zero2_model_states_mem_needs(SHAPE.parameters, workers, 1, cpu_offload=False)
-    ours = sum(item.bytes for item in table(SEED, "zero2", workers).items if item.counted)
+    ours = sum(item.bytes for item in table(PUBLISHED, "zero2", workers).items if item.counted)
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
@@ -61,7 +61,7 @@ def test_zero3_s_model_states_are_what_deepspeed_estimates_and_its_gradients(wor
     _, theirs, layer = estimate_zero3_model_states_mem_needs(
         SHAPE.parameters, SHAPE.embedding_parameters, workers, 1, cpu_offload=False, cpu_offload_params=False
     )
-    counted = {item.name: item.bytes for item in table(SEED, "zero3", workers).items if item.counted}
+    counted = {item.name: item.bytes for item in table(PUBLISHED, "zero3", workers).items if item.counted}
     assert counted.pop("gradients") == 2 * SHAPE.parameters / workers
     assert sum(counted.values()) == pytest.approx(theirs - layer, rel=tolerance)
 
@@ -72,7 +72,7 @@ def test_zero3_s_gathered_weights_are_more_than_deepspeed_s_one_layer_and_less_t
         SHAPE.parameters, SHAPE.embedding_parameters, 3, 1, cpu_offload=True, cpu_offload_params=True
     )
     assert offloaded == layer == 4 * SHAPE.embedding_parameters
-    ours = gib(table(SEED, "zero3-offload", 3))
+    ours = gib(table(PUBLISHED, "zero3-offload", 3))
     assert not {"weights", "optimizer states", "float32 weights", "gradients"} & set(ours)
     whole = (ours["gathered weights"] + ours["largest gradient"]) * GIB
     assert layer < whole < layer + 2 * LIVE * 1.01
@@ -110,11 +110,11 @@ def test_autocast_keeps_sixteen_bit_copies_of_float32_weights() -> None:
     assert gib(table(changed(torch_dtype="float32")))["16-bit copies of the weights (autocast)"] == pytest.approx(
         5.75, abs=0.01
     )
-    assert "16-bit copies of the weights (autocast)" not in gib(table(SEED))
+    assert "16-bit copies of the weights (autocast)" not in gib(table(PUBLISHED))
 
 
 def test_several_workers_have_the_gradients_twice() -> None:
-    one, two = gib(table(SEED)), gib(table(SEED, workers=2))
+    one, two = gib(table(PUBLISHED)), gib(table(PUBLISHED, workers=2))
     assert "DDP's gradient buckets" not in one
     assert two["DDP's gradient buckets"] == two["gradients"]
 
@@ -146,7 +146,7 @@ def test_every_moment_has_its_own_sum_and_the_largest_counts() -> None:
     found = table(changed(use_vllm=False))
     assert found.total_gib == max(found.at(phase) for phase in (ROLLOUT, UPDATE, STEP)) == found.at(found.phase)
     assert "key-value cache" in gib(found)
-    assert "key-value cache" not in gib(table(SEED))
+    assert "key-value cache" not in gib(table(PUBLISHED))
     crowded = table(changed(num_generations=64, gradient_checkpointing=False))
     assert crowded.phase == UPDATE
     assert not replace(crowded, available_gib=crowded.total_gib - 0.1).fits
@@ -179,19 +179,19 @@ def test_a_token_of_the_cache_takes_keys_and_values_of_all_layers(untrained: Pat
 
 
 def test_vllm_fills_its_share_with_the_cache() -> None:
-    found = vllm_memory(SEED, SHAPE, available_gib=80, on_cpu=False)
+    found = vllm_memory(PUBLISHED, SHAPE, available_gib=80, on_cpu=False)
     graphs = next(item.bytes for item in found.items if item.name == "CUDA graphs") / GIB
     assert found.total_gib - graphs == pytest.approx(0.5 * 80)
     cache = next(item.bytes for item in found.items if item.name == "key-value cache")
     assert found.sequences == int(cache // (1280 * 36_864))
-    assert vllm_memory(SEED, SHAPE, available_gib=12, on_cpu=False).sequences == 0
-    assert vllm_memory(SEED, SHAPE, available_gib=None, on_cpu=False).sequences is None
+    assert vllm_memory(PUBLISHED, SHAPE, available_gib=12, on_cpu=False).sequences == 0
+    assert vllm_memory(PUBLISHED, SHAPE, available_gib=None, on_cpu=False).sequences is None
     odd = changed(max_completion_length=1025)  # the last block is taken whole
     assert (vllm_memory(odd, SHAPE, available_gib=80, on_cpu=False).sequences or 0) == int(cache // (1296 * 36_864))
 
 
 def test_shared_memory_holds_one_tensor_at_a_time() -> None:
-    need = shared_memory_gib(SEED, SHAPE, workers=1, on_cpu=False)
+    need = shared_memory_gib(PUBLISHED, SHAPE, workers=1, on_cpu=False)
     assert need == pytest.approx(151_936 * 2_048 * 2 / GIB)
     assert shared_memory_gib(changed(use_vllm=False), SHAPE, workers=1, on_cpu=False) == 0
 
@@ -201,7 +201,7 @@ def test_shared_memory_holds_one_tensor_at_a_time() -> None:
 
 def test_disk_is_the_seed_s_43_gb_a_checkpoint_under_zero3() -> None:
     """Its 18 checkpoints took about 780 GB."""
-    found = disk_use(SEED, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
+    found = disk_use(PUBLISHED, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
     assert found.checkpoint * GIB / 1e9 == pytest.approx(43, abs=0.5)
     assert found.checkpoints == 3 * found.checkpoint
     assert found.snapshots == 18 * found.snapshot

@@ -24,12 +24,12 @@ from tests.conftest import ASSETS, REPO
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
-SEED_FILE = ASSETS / "recipes" / "seed-3b.yaml"
-SEED = load_recipe(SEED_FILE)
+PUBLISHED_FILE = ASSETS / "recipes" / "published-3b.yaml"
+PUBLISHED = load_recipe(PUBLISHED_FILE)
 DEMO = load_recipe(find_recipe("demo-cpu"))
 
 
-def recipe(base: Recipe = SEED, **changes: Any) -> Recipe:
+def recipe(base: Recipe = PUBLISHED, **changes: Any) -> Recipe:
     return Recipe.model_validate({**base.model_dump(), **changes})
 
 
@@ -48,7 +48,7 @@ def refusal(plan: Plan) -> str:
 
 
 def test_the_seed_on_four_gpus() -> None:
-    plan = planned(SEED)
+    plan = planned(PUBLISHED)
     assert plan.errors == []
     assert (plan.num_processes, plan.vllm_device, plan.deepspeed) == (3, "cuda:3", "zero2")
     assert (plan.prompts_per_step, plan.completions_per_step, plan.steps) == (24, 192, 450)
@@ -124,7 +124,7 @@ def test_no_deepspeed_on_a_cpu_unless_it_is_named() -> None:
 
 
 def test_a_deepspeed_that_does_not_exist_is_an_error() -> None:
-    assert "did you mean 'zero3'?" in refusal(planned(SEED, deepspeed="zero33"))
+    assert "did you mean 'zero3'?" in refusal(planned(PUBLISHED, deepspeed="zero33"))
 
 
 # --- what cannot work ---
@@ -159,8 +159,8 @@ def test_the_change_that_is_advised_makes_it_fit() -> None:
 
 
 def test_a_named_deepspeed_that_does_not_fit_names_the_one_that_does() -> None:
-    assert "--deepspeed zero3" in refusal(planned(SEED, gib=30, deepspeed="zero2"))
-    assert planned(SEED, gib=30, deepspeed="zero3").errors == []
+    assert "--deepspeed zero3" in refusal(planned(PUBLISHED, gib=30, deepspeed="zero2"))
+    assert planned(PUBLISHED, gib=30, deepspeed="zero3").errors == []
 
 
 def test_a_cache_that_holds_no_sequence_is_an_error_with_the_share_that_would_do() -> None:
@@ -241,7 +241,7 @@ def test_a_model_that_is_not_known_is_planned_without_figures() -> None:
 
 
 def test_unknown_gpu_memory_is_said() -> None:
-    plan = planned(SEED, gib=None)
+    plan = planned(PUBLISHED, gib=None)
     assert plan.errors == []
     assert any("give --gpu-memory" in warning for warning in plan.warnings)
 
@@ -263,7 +263,7 @@ def test_devices_are_those_asked_for_then_those_here_then_the_recipe_s_own() -> 
     own = find_hardware(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
     assert (own.devices, own.gpu_memory_gib) == ([["0", "1", "2", "3"]], 80)
     assert "the shape in the header of mini-r1-3b.yaml: 1 node x 4 GPUs of 80 GiB" in own.source
-    none = find_hardware(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=SEED_FILE)
+    none = find_hardware(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=PUBLISHED_FILE)
     assert (none.devices, none.on_cpu) == ([[]], True)
     slots = {"MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "0,1,2"}
     cpu = find_hardware(slots, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
@@ -273,7 +273,7 @@ def test_devices_are_those_asked_for_then_those_here_then_the_recipe_s_own() -> 
 
 def test_roles_that_cannot_be_given_are_an_error_of_the_plan() -> None:
     place = find_hardware({}, gpus=1, nodes=None, gpu_memory_gib=80, recipe=None)
-    plan = plan_for(SEED, place)
+    plan = plan_for(PUBLISHED, place)
     assert "set use_vllm: false (--set use_vllm=false)" in refusal(plan)
     assert plan.to_dict()["nodes"] == []
     with pytest.raises(KitError, match="GPUs must be 0 or more"):
@@ -284,7 +284,7 @@ def test_roles_that_cannot_be_given_are_an_error_of_the_plan() -> None:
 
 
 def test_the_page_has_everything_and_exits_0(mini_r1: Kit) -> None:
-    done = mini_r1("plan", SEED_FILE, "--gpus", "4", "--gpu-memory", "80")
+    done = mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--gpu-memory", "80")
     assert done.returncode == 0, done.stderr
     parts = ["3 training GPUs + vLLM on cuda:3", "192 completions a step", "Roles", "Batch", "optimizer states"]
     for part in [
@@ -301,7 +301,7 @@ def test_the_page_has_everything_and_exits_0(mini_r1: Kit) -> None:
 
 
 def test_json_is_alone_on_standard_output_also_for_a_plan_that_cannot_work(mini_r1: Kit) -> None:
-    good = json.loads(mini_r1("plan", SEED_FILE, "--gpus", "4", "--gpu-memory", "80", "--json").stdout)
+    good = json.loads(mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--gpu-memory", "80", "--json").stdout)
     assert good["num_processes"] == 3
     assert good["vllm_device"] == "cuda:3"
     assert good["nodes"][0]["workers"] == 3
@@ -309,23 +309,23 @@ def test_json_is_alone_on_standard_output_also_for_a_plan_that_cannot_work(mini_
     assert good["memory_gib"]["training_device"]["total"] > 20
     assert good["disk_gib"]["total"] > 100
     assert good["errors"] == []
-    bad = mini_r1("plan", SEED_FILE, "--gpus", "1", "--gpu-memory", "80", "--json")
+    bad = mini_r1("plan", PUBLISHED_FILE, "--gpus", "1", "--gpu-memory", "80", "--json")
     assert bad.returncode == 78
     found = json.loads(bad.stdout)
     assert set(found) == set(good)
     assert "use_vllm: true, but there is 1 GPU" in found["errors"][0]
-    wrong = mini_r1("plan", SEED_FILE, "--set", "num_generations=1", "--json")
+    wrong = mini_r1("plan", PUBLISHED_FILE, "--set", "num_generations=1", "--json")
     assert wrong.returncode == 78
     assert "must be at least 2" in json.loads(wrong.stdout)["error"]
 
 
 def test_a_plan_that_cannot_work_exits_78_and_says_why(mini_r1: Kit) -> None:
     large = ["--set", "num_generations=16", "--set", "gradient_checkpointing=false"]
-    done = mini_r1("plan", SEED_FILE, "--gpus", "4", "--gpu-memory", "80", *large)
+    done = mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--gpu-memory", "80", *large)
     assert done.returncode == 78
     assert "it fits with gradient_checkpointing: true" in done.stdout
     assert "this plan cannot work" in done.stdout
-    qwen3 = mini_r1("plan", SEED_FILE, "--gpus", "4", "--set", "model_name_or_path=Qwen/Qwen3-1.7B")
+    qwen3 = mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--set", "model_name_or_path=Qwen/Qwen3-1.7B")
     assert qwen3.returncode == 78
     assert "transformers 4.51.0 was the first that does" in qwen3.stdout
 
@@ -342,13 +342,13 @@ def test_the_commands_have_help_with_an_example(mini_r1: Kit, command: str) -> N
     ("option", "said"), [("--gpu-memory=0", "must be above 0"), ("--gpus=-1", "must be 0 or more")]
 )
 def test_numbers_that_mean_nothing_are_refused(mini_r1: Kit, option: str, said: str) -> None:
-    done = mini_r1("plan", SEED_FILE, option)
+    done = mini_r1("plan", PUBLISHED_FILE, option)
     assert done.returncode == 78
     assert said in done.stderr
 
 
 def test_hostile_names_stay_text(mini_r1: Kit) -> None:
-    done = mini_r1("plan", SEED_FILE, "--gpus", "4", "--set", 'model_name_or_path="[red]a[/red]b"')
+    done = mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--set", 'model_name_or_path="[red]a[/red]b"')
     assert done.returncode == 0, done.stderr
     assert "[red]a[/red]b" in done.stdout
 
@@ -362,7 +362,7 @@ def refuse(*args): raise AssertionError("asked the network")
 socket.socket.connect = refuse
 atexit.register(lambda: print("loaded", *sorted(set({heavy!r}) & set(sys.modules)), file=sys.stderr))
 from mini_r1.cli.app import main
-sys.argv = ["mini-r1", "plan", {str(SEED_FILE)!r}, "--gpus", "4", "--gpu-memory", "80",
+sys.argv = ["mini-r1", "plan", {str(PUBLISHED_FILE)!r}, "--gpus", "4", "--gpu-memory", "80",
             "--set", "model_name_or_path=somebody/unknown"]
 main()
 """

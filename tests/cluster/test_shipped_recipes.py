@@ -64,7 +64,7 @@ def test_a_header_says_what_the_plan_says_today(name: str) -> None:
 def test_a_header_names_its_source_and_fits_the_page(name: str) -> None:
     lines = SHIPPED[name].read_text().splitlines()
     assert max(map(len, lines)) <= 120
-    assert any(line.startswith(("# Source: ", "# The seed's notebook")) for line in lines)
+    assert any(line.startswith(("# Source: ", "# The original's notebook")) for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_on_less_it_says_what_does_not_fit(name: str, place: Hardware, said: str
 
 
 def test_the_seed_s_recipe_is_the_published_one_without_pushing() -> None:
-    kit, seed = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(ASSETS / "recipes" / "seed-3b.yaml")
+    kit, seed = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(ASSETS / "recipes" / "published-3b.yaml")
     assert different(kit, seed) == {"push_to_hub", "output_dir", "vllm_device"}
     assert kit.push_to_hub is False
 

@@ -17,13 +17,13 @@ from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
 from tests.conftest import ASSETS
 
-SEED = load_recipe(ASSETS / "recipes" / "seed-3b.yaml")
-SHAPE = KNOWN[SEED.model_name_or_path]
+PUBLISHED = load_recipe(ASSETS / "recipes" / "published-3b.yaml")
+SHAPE = KNOWN[PUBLISHED.model_name_or_path]
 PUBLISHED_H = 6.0
-"""Of 450 steps on 4 H100, as the seed says: about 6 h, 45 to 60 s a step."""
+"""Of 450 steps on 4 H100, as the original says: about 6 h, 45 to 60 s a step."""
 
 
-def timing(recipe: Recipe = SEED, workers: int = 3, *, rollouts: int = 1, gib: float = 80) -> Timing:
+def timing(recipe: Recipe = PUBLISHED, workers: int = 3, *, rollouts: int = 1, gib: float = 80) -> Timing:
     storage = disk_use(recipe, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
     return gpu_timing(
         recipe, SHAPE, workers, steps=450, storage=storage, offloaded=False, gpu_memory_gib=gib, rollouts=rollouts
@@ -31,12 +31,12 @@ def timing(recipe: Recipe = SEED, workers: int = 3, *, rollouts: int = 1, gib: f
 
 
 def changed(**changes: Any) -> Recipe:
-    return SEED.model_copy(update=changes)
+    return PUBLISHED.model_copy(update=changes)
 
 
 def test_the_seed_s_published_run_is_estimated_within_a_factor_of_two() -> None:
     """As it ran: stock TRL 0.14.0 calls vLLM once for each of 8 micro steps."""
-    hours = timing(rollouts=SEED.gradient_accumulation_steps).hours
+    hours = timing(rollouts=PUBLISHED.gradient_accumulation_steps).hours
     assert hours is not None
     assert PUBLISHED_H / 2 < hours < PUBLISHED_H * 2
 

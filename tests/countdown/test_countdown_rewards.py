@@ -19,7 +19,7 @@ def test_a_good_completion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "nums", "target", "kit", "seed"),
+    ("answer", "nums", "target", "kit", "original"),
     [
         ("(1 + 2) / 3 = 1", (1, 2, 3), 1, 1, 0),
         ("65 + 7//99", (65, 7, 99), 65, 0, 1),
@@ -37,24 +37,24 @@ def test_a_good_completion() -> None:
         ("3 * 5", (3, 5), 15, 1, 1),
     ],
 )
-def test_the_table_of_known_answers(answer: str, nums: tuple[int, ...], target: int, kit: int, seed: int) -> None:
+def test_the_table_of_known_answers(answer: str, nums: tuple[int, ...], target: int, kit: int, original: int) -> None:
     verdict = judge(f"so</think>\n<answer>{answer}</answer>", nums, target)
-    assert (verdict.equation, verdict.equation_seed) == (kit, seed)
-    assert (verdict.format, verdict.format_seed) == (1, 1)
+    assert (verdict.equation, verdict.equation_original) == (kit, original)
+    assert (verdict.format, verdict.format_original) == (1, 1)
 
 
-def test_the_seed_takes_the_first_answer_and_the_kit_the_last() -> None:
+def test_the_original_takes_the_first_answer_and_the_kit_the_last() -> None:
     first_right = "maybe <answer>1 + 2</answer> or</think>\n<answer>2 - 1</answer>"
     verdict = judge(first_right, (1, 2), 3)
-    assert (verdict.equation, verdict.equation_seed) == (0, 1)
+    assert (verdict.equation, verdict.equation_original) == (0, 1)
     assert verdict.reason == "result is 1, not 3"
     last_right = "maybe <answer>2 - 1</answer> or</think>\n<answer>1 + 2</answer>"
     verdict = judge(last_right, (1, 2), 3)
-    assert (verdict.equation, verdict.equation_seed) == (1, 0)
+    assert (verdict.equation, verdict.equation_original) == (1, 0)
 
 
 @pytest.mark.parametrize(
-    ("completion", "kit", "seed", "why"),
+    ("completion", "kit", "original", "why"),
     [
         (GOOD + "\n", 0, 1, "text after </answer>"),
         (GOOD + "!", 0, 0, "text after </answer>"),
@@ -67,9 +67,9 @@ def test_the_seed_takes_the_first_answer_and_the_kit_the_last() -> None:
         (GOOD.replace("add", "<b> <answer>"), 1, 1, None),
     ],
 )
-def test_format(completion: str, kit: int, seed: int, why: str | None) -> None:
+def test_format(completion: str, kit: int, original: int, why: str | None) -> None:
     verdict = judge(completion, (1, 2), 3)
-    assert (verdict.format, verdict.format_seed, verdict.equation) == (kit, seed, 1)
+    assert (verdict.format, verdict.format_original, verdict.equation) == (kit, original, 1)
     assert verdict.reason == ("correct" if why is None else f"correct, but the format is broken: {why}")
 
 
@@ -129,8 +129,8 @@ def test_no_text_raises_and_the_verdicts_agree(completion: str) -> None:
     verdict = judge(completion, problem.nums, problem.target)
     assert verdict.reason
     assert (verdict.reason == "correct") == (verdict.format == verdict.equation == 1)
-    # The kit's format is the seed's with two more conditions.
-    assert verdict.format <= verdict.format_seed
+    # The kit's format is the original's with two more conditions.
+    assert verdict.format <= verdict.format_original
     for name in VERDICTS:
         assert REWARDS[name](completion, problem) == float(getattr(verdict, name))
     for function in REWARDS.values():

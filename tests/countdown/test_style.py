@@ -157,43 +157,43 @@ NEITHER = {
 
 @pytest.mark.parametrize("kind", ENUMERATING)
 def test_enumerating(kind: str) -> None:
-    assert task.manner(ENUMERATING[kind]) == "enumerating"
+    assert task.classify_style(ENUMERATING[kind]) == "enumerating"
 
 
 @pytest.mark.parametrize("kind", WORDY)
 def test_wordy(kind: str) -> None:
-    assert task.manner(WORDY[kind]) == "wordy"
+    assert task.classify_style(WORDY[kind]) == "wordy"
 
 
 @pytest.mark.parametrize("kind", NEITHER)
 def test_neither(kind: str) -> None:
-    assert task.manner(NEITHER[kind]) == "neither"
+    assert task.classify_style(NEITHER[kind]) == "neither"
 
 
 def test_manner_at_its_limits() -> None:
     """Three calculations, thirty words, and more than half of the lines."""
     calculation, word = "8 + 2 = 10\n", "word "
-    assert task.manner(calculation * 2) == "neither"
-    assert task.manner(calculation * 3) == "enumerating"
-    assert task.manner(calculation * 3 + "so it is\n" * 2) == "enumerating"
-    assert task.manner(calculation * 3 + "so it is\n" * 3) == "neither"
-    assert task.manner(word * 29) == "neither"
-    assert task.manner(word * 30) == "wordy"
-    assert task.manner(word * 30 + "\n" + calculation) == "neither"
-    assert task.manner(word * 30 + "\nso it is\n" + calculation) == "wordy"
+    assert task.classify_style(calculation * 2) == "neither"
+    assert task.classify_style(calculation * 3) == "enumerating"
+    assert task.classify_style(calculation * 3 + "so it is\n" * 2) == "enumerating"
+    assert task.classify_style(calculation * 3 + "so it is\n" * 3) == "neither"
+    assert task.classify_style(word * 29) == "neither"
+    assert task.classify_style(word * 30) == "wordy"
+    assert task.classify_style(word * 30 + "\n" + calculation) == "neither"
+    assert task.classify_style(word * 30 + "\nso it is\n" + calculation) == "wordy"
     # Of equally many words and numbers and signs it is a calculation.
-    assert task.manner("a b c d e 8 + 2 = 10\n" * 3) == "enumerating"
-    assert task.manner("a b c d e f 8 + 2 = 10\n" * 10) == "wordy"
+    assert task.classify_style("a b c d e 8 + 2 = 10\n" * 3) == "enumerating"
+    assert task.classify_style("a b c d e f 8 + 2 = 10\n" * 10) == "wordy"
     # A word with an apostrophe or a hyphen is one word, a LaTeX command none.
-    assert task.manner("let's don't we’ve re-do b 8 + 2 = 10\n" * 3) == "enumerating"
-    assert task.manner("a b c d e \\quad 8 \\times 2 = 16\n" * 3) == "enumerating"
+    assert task.classify_style("let's don't we’ve re-do b 8 + 2 = 10\n" * 3) == "enumerating"
+    assert task.classify_style("a b c d e \\quad 8 \\times 2 = 16\n" * 3) == "enumerating"
 
 
 LENGTH = 100_000
 
 
 @pytest.mark.parametrize(
-    ("piece", "tries", "reflections", "manner"),
+    ("piece", "tries", "reflections", "style"),
     [
         ("=", 0, 0, "neither"),
         ("1 + 1 ", 0, 0, "neither"),
@@ -219,7 +219,7 @@ LENGTH = 100_000
         ("\N{LATIN SMALL LETTER LONG S} ", 0, 0, "wordy"),
     ],
 )
-def test_hostile_text(piece: str, tries: int, reflections: int, manner: str) -> None:
+def test_hostile_text(piece: str, tries: int, reflections: int, style: str) -> None:
     """A hundred thousand characters of one piece: every figure comes back, and is right."""
     text = piece * (LENGTH // len(piece))
-    assert (task.tries(text), task.reflections(text), task.manner(text)) == (tries, reflections, manner)
+    assert (task.tries(text), task.reflections(text), task.classify_style(text)) == (tries, reflections, style)

@@ -19,7 +19,7 @@ from tests.conftest import ASSETS, REPO, rows
 
 LABELS = rows(ASSETS / "style_labels.jsonl")
 STATED = re.compile(
-    r"^\| (?P<measure>manner|reflects) \| (?P<open>\d+) % \((?P<open_kappa>[\d.]+)\) \| "
+    r"^\| (?P<measure>style|reflects) \| (?P<open>\d+) % \((?P<open_kappa>[\d.]+)\) \| "
     r"(?P<held>\d+) % \((?P<held_kappa>[\d.]+)\) \|$",
     re.MULTILINE,
 )
@@ -30,7 +30,7 @@ def half(name: str) -> list[dict[str, Any]]:
 
 
 def measured(measure: str, completion: str) -> Hashable:
-    return task.manner(completion) if measure == "manner" else task.reflections(completion) > 0
+    return task.classify_style(completion) if measure == "style" else task.reflections(completion) > 0
 
 
 def kappa(left: Sequence[Hashable], right: Sequence[Hashable]) -> float:
@@ -52,13 +52,13 @@ def test_the_labels_are_what_they_are_said_to_be() -> None:
     assert len(LABELS) == 72
     assert {name: len(half(name)) for name in ("open", "held")} == {"open": 36, "held": 36}
     for name in ("open", "held"):
-        for manner in ("enumerating", "wordy", "neither"):
-            assert sum(row["manner"] == manner for row in half(name)) >= 9
+        for style in ("enumerating", "wordy", "neither"):
+            assert sum(row["style"] == style for row in half(name)) >= 9
         assert sum(row["reflects"] for row in half(name)) >= 9
     assert len({json.dumps(row["completion"]) for row in LABELS}) == len(LABELS)
 
 
-@pytest.mark.parametrize("measure", ["manner", "reflects"])
+@pytest.mark.parametrize("measure", ["style", "reflects"])
 def test_agreement_is_what_the_page_states(measure: str) -> None:
     page = (REPO / "docs" / "metrics.md").read_text()
     (stated,) = [match for match in STATED.finditer(page) if match["measure"] == measure]

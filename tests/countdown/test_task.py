@@ -54,7 +54,7 @@ def test_reward_values_follow_the_names_and_the_verdict() -> None:
     assert task.reward_values(["equation", "format", "length"], GOOD, PROBLEM, verdict) == [1.0, 1.0, 1.0]
     # A verdict that is given is taken, not computed again.
     wrong = task.judge("", PROBLEM)
-    assert task.reward_values(["format_seed", "equation_seed"], GOOD, PROBLEM, wrong) == [0.0, 0.0]
+    assert task.reward_values(["format_original", "equation_original"], GOOD, PROBLEM, wrong) == [0.0, 0.0]
     with pytest.raises(DataError, match="unknown reward 'formt'; known rewards: format, equation"):
         task.reward_values(["formt"], GOOD, PROBLEM, verdict)
 
@@ -134,7 +134,7 @@ def test_rows_must_be_positive() -> None:
 
 def test_score_line() -> None:
     line = json.dumps({"completion": GOOD, "nums": [44, 19, 35], "target": 98})
-    verdict = {"format": 1, "equation": 1, "format_seed": 1, "equation_seed": 1, "reason": "correct"}
+    verdict = {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "reason": "correct"}
     assert score_line(line) == verdict
     assert list(score_line(line)) == list(verdict)
     hostile = '{"completion": "\\ud800</think>\\n<answer>\\u0000</answer>", "nums": [1], "target": 1}'

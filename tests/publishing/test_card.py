@@ -103,7 +103,7 @@ def recipe_of(**values: Any) -> Recipe:
             recipe_of(rewards={"equation": 1.0, "words": 0.2}),
             "Rules rewarded `equation` (weight 1), `words` (weight 0.2);",
         ),
-        (recipe_of(scoring="seed"), "`equation_seed` (weight 1)"),
+        (recipe_of(scoring="original"), "`equation_original` (weight 1)"),
     ],
 )  # fmt: skip
 def test_it_tells_this_run_and_not_the_seeds(recipe: Recipe, said: str) -> None:

@@ -108,14 +108,14 @@ def _row(rng: random.Random, step: int, problem: task.Problem, text: str | None,
     verdict = task.judge(completion, problem)
     rewards = {
         "format": verdict.format, "equation": verdict.equation,
-        "format_seed": verdict.format_seed, "equation_seed": verdict.equation_seed,
+        "format_original": verdict.format_original, "equation_original": verdict.equation_original,
     }  # fmt: skip
     return {
         "step": step, "nums": list(problem.nums), "target": problem.target, "prompt": "made up",
         "completion": completion, "rewards": rewards, "reward": float(verdict.format + verdict.equation),
         "reason": verdict.reason, "advantage": 0.0, "tokens": max(1, len(completion) // 4), "truncated": False,
         "tries": task.tries(completion), "reflections": task.reflections(completion),
-        "manner": task.manner(completion),
+        "style": task.classify_style(completion),
     }  # fmt: skip
 
 
@@ -160,8 +160,8 @@ def _metrics(rng: random.Random, rows: list[dict[str, Any]], step: int, attempt:
         **{f"rewards/{n}": mean(r["rewards"][n] for r in rows) for n in rows[0]["rewards"]},
         "completion_length": mean(r["tokens"] for r in rows), "frac_truncated": 0.02 / (1 + step / 40),
         "tries": mean(r["tries"] for r in rows), "reflections": mean(r["reflections"] for r in rows),
-        "frac_enumerating": mean(r["manner"] == "enumerating" for r in rows),
-        "frac_wordy": mean(r["manner"] == "wordy" for r in rows), "frac_groups_all_equal": 0.5 - 0.2 * rng.random(),
+        "frac_enumerating": mean(r["style"] == "enumerating" for r in rows),
+        "frac_wordy": mean(r["style"] == "wordy" for r in rows), "frac_groups_all_equal": 0.5 - 0.2 * rng.random(),
         "tokens_per_second": 9_000 + 800 * rng.random(), "time/rollout": 18 + 2 * rng.random(),
         "time/update": 22 + rng.random(), "time/reference": 4.0, "time/score": 0.1, "time/sync": 1.1, "step": step,
         "time": START + 50 * step + (5_400 if attempt > 1 else 0),

@@ -128,7 +128,7 @@ def test_20_000_samples_are_listed_filtered_and_searched(large_page: Path, opene
     tab.fill("#f-len0", "100")
     tab.wait_for_timeout(50)
     long = number(there.count())
-    tab.select_option("#f-manner", "2")
+    tab.select_option("#f-style", "2")
     tab.wait_for_timeout(50)
     assert number(there.count()) <= long < late
     tab.click("#filters [type=reset]")

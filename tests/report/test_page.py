@@ -256,13 +256,13 @@ def test_a_cpu_has_no_gpu_hours(tmp_path: Path) -> None:
     assert "gpu-hours" not in [plot.name for plot in plots([read_run(run.path)], 2.5)]
 
 
-def test_a_short_run_has_the_seeds_curve_beside_and_a_long_one_on_its_axis(run_path: Path, tmp_path: Path) -> None:
+def test_a_short_run_has_the_originals_curve_beside_and_a_long_one_on_its_axis(run_path: Path, tmp_path: Path) -> None:
     short = plots([read_run(run_path)])[0]
-    assert [curve.colour for curve in short.beside] == ["seed"]
+    assert [curve.colour for curve in short.beside] == ["original"]
     long = make_run(tmp_path / "long", steps=3, overrides=("max_steps=450",))
     success = plots([read_run(long.path)])[0]
     assert success.beside == []
-    assert "seed" in [curve.colour for curve in success.curves]
+    assert "original" in [curve.colour for curve in success.curves]
 
 
 def test_the_markdown_shows_plots_for_both_themes(run_path: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mini_r1.report.samples_browser import FORMAT, REFLECTS_WAIT, RIGHT, SEED, Samples, collect
+from mini_r1.report.samples_browser import FORMAT, ORIGINAL, REFLECTS_WAIT, RIGHT, Samples, collect
 from mini_r1.run.append_file import JsonLines
 from mini_r1.run.reader import read_run
 
@@ -27,7 +27,7 @@ def test_all_are_taken_where_there_is_room(run_path: Path) -> None:
     for i, row in enumerate(rows):
         assert bool(samples.columns["flags"][i] & RIGHT) == bool(row["rewards"]["equation"])
         assert bool(samples.columns["flags"][i] & FORMAT) == bool(row["rewards"]["format"])
-        assert bool(samples.columns["flags"][i] & SEED) == bool(row["rewards"]["equation_seed"])
+        assert bool(samples.columns["flags"][i] & ORIGINAL) == bool(row["rewards"]["equation_original"])
         assert samples.reasons[samples.columns["reason"][i]]
         assert sorted(samples.problems[samples.columns["problem"][i]][0]) == sorted(row["nums"])
 
@@ -107,7 +107,7 @@ def test_rows_that_are_no_completions_are_counted(tmp_path: Path) -> None:
     with JsonLines(run.attempts / "1" / "completions.jsonl") as lines:
         good = next(iter(run.completions()))
         lines.write({"step": 2}, {**good, "nums": "many"}, {**good, "completion": 7}, {**good, "target": 10**30})
-        lines.write({**good, "rewards": None, "reason": None, "tokens": "x", "manner": ["wordy"], "tries": -3})
+        lines.write({**good, "rewards": None, "reason": None, "tokens": "x", "style": ["wordy"], "tries": -3})
     samples = collect([read_run(run.path)], 20_000)
     assert samples.unreadable == 4
     assert samples.reasons[samples.columns["reason"][-1]] == "no reason was logged"

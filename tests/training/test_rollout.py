@@ -49,7 +49,7 @@ def test_a_row_has_what_is_known_of_a_completion() -> None:
     row = found.record(7, ["words"])
     assert row == {
         **task.record(PROBLEM, RIGHT, task.judge(RIGHT, PROBLEM)), "step": 7, "prompt": "a prompt",
-        "rewards": {"format": 1, "equation": 1, "format_seed": 1, "equation_seed": 1, "words": 0.05},
+        "rewards": {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "words": 0.05},
         "reward": 0.2, "advantage": 0.5, "tokens": 3, "truncated": True,
     }  # fmt: skip
 

@@ -91,7 +91,7 @@ def test_every_completion_is_recorded_with_its_verdicts(finished: tuple[RunDir, 
     records = list(run.completions())
     assert len(records) == 6 * 4 * 4  # steps x prompts x generations
     for record in records:
-        assert {"format", "equation", "format_seed", "equation_seed", "random"} <= set(record["rewards"])
+        assert {"format", "equation", "format_original", "equation_original", "random"} <= set(record["rewards"])
         assert record["reward"] == sum(record["rewards"][name] for name in ("format", "equation", "random"))
         assert record["reason"]
         assert str(record["nums"]) in record["prompt"]
@@ -114,7 +114,9 @@ def test_metrics_keep_trl_s_names_and_log_all_four_verdicts(finished: tuple[RunD
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
     for row in metrics:
         assert {"loss", "grad_norm", "learning_rate", "reward", "reward_std", "kl", "completion_length"} <= set(row)
-        assert {f"rewards/{n}" for n in ("format", "equation", "format_seed", "equation_seed", "random")} <= set(row)
+        assert {
+            f"rewards/{n}" for n in ("format", "equation", "format_original", "equation_original", "random")
+        } <= set(row)
     assert metrics[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # before the first update policy and reference are one
     assert metrics[-1]["kl"] > 0
 

@@ -16,7 +16,7 @@ from mini_r1.run.run_dir import RunDir
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scoring": "seed", "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0}},
+        {"scoring": "original", "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0}},
         {"rewards": {"words": 0.5, "length": 0.5, "random": 1.0}},
         {"prompt_style": "notebook"},
         {"bf16": True},
@@ -38,9 +38,9 @@ def test_two_steps(small_recipe: Callable[..., Path], tmp_path: Path, changes: d
         assert all(math.isfinite(row[key]) for key in ("loss", "grad_norm", "reward", "completion_length"))
         assert row["grad_norm"] > 0
     record = next(iter(run.completions()))
-    assert {"format", "equation", "format_seed", "equation_seed"} <= set(record["rewards"])
-    if changes.get("scoring") == "seed":
-        chosen = ("format_seed", "equation_seed", "random")
+    assert {"format", "equation", "format_original", "equation_original"} <= set(record["rewards"])
+    if changes.get("scoring") == "original":
+        chosen = ("format_original", "equation_original", "random")
         assert record["reward"] == sum(record["rewards"][name] for name in chosen)
     if changes.get("prompt_style") == "notebook":
         assert "(1 + 2) / 3 = 1 </answer>" in record["prompt"]

@@ -66,7 +66,7 @@ def report(
     samples: Annotated[int, typer.Option(min=0, help="Completions on the page at most.")] = 20_000,
     as_json: Json = False,
 ) -> None:
-    """Make one page of a run to look at: curves with intervals, the seed's beside them, and its answers to read.
+    """Make one page of a run to look at: curves with intervals, the original's beside them, and its answers to read.
 
     The page is one file of at most 15 MB that loads nothing. Works while a run goes on and on what is left of a broken
     one: what is missing is said. Needs no torch and no network.

@@ -85,7 +85,7 @@ def evaluate_run_or_model(
         samples: sampled completions for each problem; None: as many as the run was measured with before, else 4.
         limit: take this many problems of a seeded shuffle.
         step: which snapshot; None is the newest complete one; 0 is the untrained model.
-        prompt_style: this and what follows: None is the run's recipe, else the seed's script prompt, temperature 0.9,
+        prompt_style: this and what follows: None is the run's recipe, else the original's: script prompt, 0.9,
             1,024 tokens and seed 42.
         temperature: of the sampled completions.
         max_new_tokens: longest completion.

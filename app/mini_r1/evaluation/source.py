@@ -20,7 +20,7 @@ from mini_r1.tasks.countdown import task
 FORMAT = 3
 """Of what is written; raised when figures are added, so that a file without them is made again."""
 
-# For a model that brings no recipe: the seed's own.
+# For a model that brings no recipe: the original's own.
 DEFAULT_STYLE = "script"
 DEFAULT_TEMPERATURE = 0.9
 DEFAULT_MAX_NEW_TOKENS = 1024
@@ -34,7 +34,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a user may say of how to measure; None is the run's recipe, else the seed's values."""
+    """What a user may say of how to measure; None is the run's recipe, else the original's values."""
 
     samples: int | None = None
     """None is what the run was measured with before, else DEFAULT_SAMPLES."""

@@ -24,7 +24,7 @@ from mini_r1.recipe.fields import GENERATED, Recipe
 
 AUTO: Final = "auto"
 HUB_SET, HUB_ROWS = "Jiayi-Pan/Countdown-Tasks-3to4", 490_364
-"""The seed's data set and how many rows it has."""
+"""The original's data set and how many rows it has."""
 ASSUMED_GIB: Final = 80.0
 """Memory of a GPU by which DeepSpeed is chosen where nobody says how much there is."""
 
@@ -236,7 +236,7 @@ def choose_deepspeed(
 
 
 def steps_of(recipe: Recipe, workers: int) -> int | None:
-    """Optimizer steps of the run; None where only the data can tell: a file, or a hub set other than the seed's.
+    """Optimizer steps of the run; None where only the data can tell: a file, or a hub set other than the original's.
 
     Counted by epochs it is `training.order.total_steps` of the rows that are not held out; the split keeps the rows of
     one problem together, so it can be a step or two more or less.

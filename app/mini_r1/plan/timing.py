@@ -52,8 +52,8 @@ PREFILL_SHARE: Final = 0.4
 BANDWIDTH_SHARE: Final = 0.6
 """Of the peak bandwidth while decoding."""
 MEAN_COMPLETION: Final = 0.4
-"""Mean completion as a share of max_completion_length: the seed's were 310 to 480 of 1,024. The longest is taken as the
-whole."""
+"""Mean completion as a share of max_completion_length: the original's were 310 to 480 of 1,024. The longest is taken as
+the whole."""
 MEAN_PROMPT: Final = 150
 """Tokens of a prompt, at most max_prompt_length."""
 VLLM_TOKEN_S, VLLM_ROW_S = 5e-3, 8e-5

@@ -19,10 +19,15 @@ from mini_r1.tasks.countdown.rewards import REWARDS
 REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
 if TYPE_CHECKING:
     RewardName = str
-else:
-    RewardName = Literal[REWARD_NAMES]  # the game's registry is the only list of rewards
+else:  # the game's registry is the only list of rewards
+    RewardName = Annotated[
+        Literal[REWARD_NAMES],
+        BeforeValidator(
+            lambda name: refuse_old(name, format_seed="format_original", equation_seed="equation_original")
+        ),
+    ]
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
-"""What `rewards` means when it is not written; the seed's sum of two verdicts."""
+"""What `rewards` means when it is not written; the original's sum of two verdicts."""
 
 GENERATED = "generated"
 LOCAL_ENDINGS = (".jsonl", ".parquet")
@@ -87,6 +92,17 @@ def only(allowed: object, why: str) -> BeforeValidator:
         return value
 
     return BeforeValidator(check)
+
+
+def refuse_old(value: object, **new_names: str) -> object:
+    """Return the value, unless it is an old name: the error gives the new one."""
+    if isinstance(value, str) and value in new_names:
+        raise ValueError(f"'{value}' was renamed: write '{new_names[value]}'")
+    return value
+
+
+def scoring_name(value: object) -> object:
+    return refuse_old(value, seed="original")
 
 
 def text_list(value: object) -> object:

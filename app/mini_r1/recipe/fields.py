@@ -40,6 +40,7 @@ from mini_r1.recipe.field_types import (
     only,
     report_names,
     reward_weights,
+    scoring_name,
     steps_or_epochs,
     text_list,
     watch_mapping,
@@ -78,17 +79,17 @@ class Recipe(BaseModel):
 
     # Data
     dataset_id_or_path: Annotated[Text, AfterValidator(data_source)] = "Jiayi-Pan/Countdown-Tasks-3to4"
-    """Hub id, local .jsonl or .parquet file, or `generated` (offline). The default is the seed's."""
+    """Hub id, local .jsonl or .parquet file, or `generated` (offline). The default is the original's."""
     dataset_revision: Text | None = None
     """Branch, tag or commit of the hub set; null is the newest, and what it was is recorded."""
     dataset_splits: Annotated[Literal["train"], only("train", "the set has this split only")] = "train"
-    """The hub set's split; a key of the seed's script, with one possible value."""
+    """The hub set's split; a key of the original's script, with one possible value."""
     dataset_rows: Annotated[Whole, Field(ge=2)] | None = 50_000
-    """Rows used, drawn by `dataset_seed`; null is all. The default is the seed's."""
+    """Rows used, drawn by `dataset_seed`; null is all. The default is the original's."""
     dataset_seed: Seed = 42
     """Of choice and split; apart from `seed`, so that runs with other seeds share the held-out part."""
     test_fraction: Share = 0.1
-    """Share of the rows held out; the seed's 90/10."""
+    """Share of the rows held out; the original's 90/10."""
     split_by: Literal["key", "numbers"] = "key"
     """What never stands in both parts: the key (sorted numbers, target), or the numbers with any target."""
     generator: GeneratorRecipe | None = None
@@ -96,11 +97,11 @@ class Recipe(BaseModel):
 
     # Task
     prompt_style: Literal["script", "notebook"] = "script"
-    """Which of the seed's two user messages is asked; its published recipe ran with the script's."""
-    scoring: Literal["kit", "seed"] = "kit"
-    """`kit` is the exact scorer, `seed` the seed's own verdicts, holes included. All four are logged either way."""
+    """Which of the original's two user messages is asked; its published recipe ran with the script's."""
+    scoring: Annotated[Literal["kit", "original"], BeforeValidator(scoring_name)] = "kit"
+    """`kit` is the exact scorer, `original` that of the original, errors included. All four are logged either way."""
     rewards: Annotated[dict[RewardName, Number], AfterValidator(reward_weights)] | None = None
-    """Weight of each reward in the sum; null is format 1 and equation 1, as in the seed."""
+    """Weight of each reward in the sum; null is format 1 and equation 1, as in the original."""
 
     # Length and batch
     max_steps: Annotated[Whole, AfterValidator(steps_or_epochs)] = -1
@@ -114,11 +115,11 @@ class Recipe(BaseModel):
     gradient_checkpointing: Flag = False
     """Recompute activations in the backward pass: about a third more time for far less memory."""
     gradient_checkpointing_kwargs: Kwargs | None = None
-    """Arguments of torch's checkpoint; `use_reentrant: false` in the seed's recipe."""
+    """Arguments of torch's checkpoint; `use_reentrant: false` in the published recipe."""
 
     # Optimizer
     learning_rate: Annotated[Number, Field(gt=0)] = 1e-6
-    """Peak learning rate; TRL's default. The seed lowered it to 5e-7: 1e-6 with beta 0.04 is unstable past step 150."""
+    """Peak learning rate; TRL's default. The original has 5e-7: 1e-6 with beta 0.04 is unstable past step 150."""
     lr_scheduler_type: Scheduler = "linear"
     """Course of the learning rate after the warm-up."""
     lr_scheduler_kwargs: Kwargs | None = None
@@ -148,9 +149,9 @@ class Recipe(BaseModel):
 
     # GRPO and generation
     beta: Annotated[Number, Field(ge=0)] = 0.04
-    """Weight of the KL term; TRL's default, the seed has 0.001. 0 needs no reference model."""
+    """Weight of the KL term; TRL's default, the original has 0.001. 0 needs no reference model."""
     temperature: Annotated[Number, Field(gt=0)] = 0.9
-    """Sampling temperature; TRL 0.14.0's default, and the seed's."""
+    """Sampling temperature; TRL 0.14.0's default, and the original's."""
     num_generations: Annotated[Whole, AfterValidator(group_size)] = 8
     """Completions per prompt, the group that advantages are taken over; at least 2."""
     scale_rewards: Flag = True
@@ -204,7 +205,7 @@ class Recipe(BaseModel):
     save_strategy: Annotated[Literal["steps", "no"], BeforeValidator(yaml_no)] = "steps"
     """`no` saves at the end and when interrupted only."""
     save_steps: Count = 25
-    """Optimizer steps between checkpoints; the seed's 25 are about 20 minutes, what a killed job loses at most."""
+    """Optimizer steps between checkpoints; the original's 25 are about 20 minutes, what a killed job loses at most."""
     save_minutes: Annotated[Number, Field(ge=0)] | None = None
     """A checkpoint, without a snapshot, also when this many minutes have passed since the last; null and 0: never."""
 
@@ -329,12 +330,12 @@ class Recipe(BaseModel):
                 ("warm_start", "model_name_or_path"),
                 f"a warm start is for {' and '.join(BUILTIN_MODELS)} only: take it out",
             )
-        if self.scoring == "seed" and self.rewards:
+        if self.scoring == "original" and self.rewards:
             for name in ("format", "equation"):
-                if name in self.rewards and f"{name}_seed" in self.rewards:
+                if name in self.rewards and f"{name}_original" in self.rewards:
                     yield (
                         ("rewards", "scoring"),
-                        f"under scoring: seed '{name}' means '{name}_seed': name one of the two",
+                        f"under scoring: original '{name}' means '{name}_original': name one of the two",
                     )
 
     def warnings(self) -> list[str]:
@@ -389,8 +390,8 @@ class Recipe(BaseModel):
         return self.max_prompt_length + self.max_completion_length
 
     def resolved_rewards(self) -> dict[str, float]:
-        """The rewards that are summed, by the name of the function: under `scoring: seed` the seed's own two."""
+        """The rewards that are summed, by the name of the function: under `scoring: original` the original's two."""
         weights: dict[str, float] = {str(name): weight for name, weight in (self.rewards or DEFAULT_REWARDS).items()}
-        if self.scoring == "seed":
-            return {f"{name}_seed" if name in DEFAULT_REWARDS else name: value for name, value in weights.items()}
+        if self.scoring == "original":
+            return {f"{name}_original" if name in DEFAULT_REWARDS else name: value for name, value in weights.items()}
         return weights

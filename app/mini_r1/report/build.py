@@ -218,7 +218,7 @@ def _page(
         places=[text(str(run.run.path), 1_000) for run in runs],
         plots=made,
         drawn={name: {k: Markup(v) for k, v in d.items() if k in ("svg", "narrow")} for name, d in drawn.items()},
-        seed=original_curve.published(),
+        original=original_curve.published(),
         recipe=summary.recipe_table(runs),
         provenance=summary.provenance_table(runs),
         attempts=[summary.attempt_rows(run) for run in runs],

@@ -30,15 +30,15 @@ SMOOTH_FROM = 60
 # Stand-ins that no one would choose, each replaced by a variable of the page or by a theme's colour.
 ROLES = {
     "a": "#010a01", "b": "#010a02", "c": "#010a03", "d": "#010a04", "e": "#010a05", "f": "#010a06",
-    "seed": "#010a07", "ink": "#010a08", "muted": "#010a09", "grid": "#010a0a", "paper": "#010a0b",
+    "original": "#010a07", "ink": "#010a08", "muted": "#010a09", "grid": "#010a0a", "paper": "#010a0b",
 }  # fmt: skip
 LIGHT = {
     "a": "#0072b2", "b": "#d55e00", "c": "#009e73", "d": "#b4558f", "e": "#b07a00", "f": "#3b8fc4",
-    "seed": "#6b6b6b", "ink": "#20242a", "muted": "#5b636e", "grid": "#e3e6ea", "paper": "#ffffff",
+    "original": "#6b6b6b", "ink": "#20242a", "muted": "#5b636e", "grid": "#e3e6ea", "paper": "#ffffff",
 }  # fmt: skip
 DARK = {
     "a": "#5cb8f0", "b": "#ff9a5c", "c": "#3ccf9f", "d": "#e79ac8", "e": "#f0c04a", "f": "#9ad1f5",
-    "seed": "#a8aeb8", "ink": "#e8eaed", "muted": "#a8aeb8", "grid": "#2c323a", "paper": "#14171c",
+    "original": "#a8aeb8", "ink": "#e8eaed", "muted": "#a8aeb8", "grid": "#2c323a", "paper": "#14171c",
 }  # fmt: skip
 VARIABLES = {role: f"var(--{role})" for role in ROLES}
 
@@ -84,7 +84,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
         if plot.beside:
             axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
             _curves(side, plot.beside)
-            side.set_xlabel("steps of the seed")
+            side.set_xlabel("steps of the original")
             side.set_xlim(0, 470)
             _finish(side, plot)
         else:

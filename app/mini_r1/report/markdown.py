@@ -50,7 +50,7 @@ def write(folder: Path, summaries: Sequence[summary.Summary], made: Sequence[Plo
     lines += [line for picture in pictures.values() for line in picture]
     published = original_curve.published()
     what, source = as_markdown(published["what"]), as_markdown(published["source"])
-    lines += [f"The seed's figures are {what}. Source: {source}.", ""]
+    lines += [f"The original's figures are {what}. Source: {source}.", ""]
     write_text(files[0], "\n".join(lines), sync=False)
     return files
 

@@ -37,12 +37,12 @@ class Curve:
     label: str
     points: Points
     colour: str
-    """One of SERIES, or `seed`, or `ink`."""
+    """One of SERIES, or `original`, or `ink`."""
     run: int | None = None
     """Which run it is of; None for what is no run's."""
     style: str = "line"
     """line, path (a line that is no mean of anything, so never smoothed), dotted (a level), marks (measured at few
-    steps, with intervals), published (the seed's)."""
+    steps, with intervals), published (the original's)."""
     intervals: list[tuple[float, float] | None] = field(default_factory=list)
     """95 %, one for each point or none at all."""
 
@@ -102,7 +102,7 @@ def plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot]:
     )  # fmt: skip
     add(
         learns, "format", "Format kept",
-        "Share of completions with one thought, one answer block and nothing after it. The seed: learned by step 50.",
+        "Share of completions with one thought, one answer block and nothing after it. Original: learned by step 50.",
         {"rewards/format": "format"}, percent=True,
     )  # fmt: skip
     add(
@@ -138,7 +138,7 @@ def plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot]:
     )  # fmt: skip
     if one:
         add(
-            answers, "manner", "Words or enumeration",
+            answers, "style", "Words or enumeration",
             "Share of thoughts that list attempts, and of those that reason in words; the rest do neither.",
             {"frac_enumerating": "enumerating", "frac_wordy": "wordy"}, percent=True,
         )  # fmt: skip
@@ -177,7 +177,7 @@ def _short(name: str, room: int) -> str:
 
 
 def success(runs: Sequence[RunData]) -> Plot:
-    """Held-out success with intervals, training success, the baselines, and the seed's published curve."""
+    """Held-out success with intervals, training success, the baselines, and the published curve."""
     one = len(runs) == 1
     names = labels([run.name for run in runs])
     curves: list[Curve] = []
@@ -204,10 +204,10 @@ def success(runs: Sequence[RunData]) -> Plot:
             curves += _baselines(run)
     last = max((run.planned or run.step for run in runs), default=0)
     published = original_curve.published()
-    seeds = Curve(
-        "the seed: training reward, T 0.9",
+    original = Curve(
+        "the original: training reward, T 0.9",
         ([float(s) for s, _ in published["success"]], [float(v) for _, v in published["success"]]),
-        "seed", None, "published",
+        "original", None, "published",
     )  # fmt: skip
     note = (
         "Bars: 95 % intervals that respect problems over the same numbers. Training success is measured on the "
@@ -215,9 +215,9 @@ def success(runs: Sequence[RunData]) -> Plot:
     )
     plot = Plot("success", "Success", note, curves, True, restarts=_restarts(runs))
     if last >= 150:
-        plot.curves.append(seeds)
+        plot.curves.append(original)
     else:
-        plot.beside = [seeds]
+        plot.beside = [original]
     return plot
 
 
@@ -265,14 +265,14 @@ def _baselines(run: RunData) -> list[Curve]:
 
 
 def _published(made: list[Plot]) -> None:
-    """The seed's other figures, where the run is long enough for them to be on the same axis."""
+    """The original's other figures, where the run is long enough for them to be on the same axis."""
     published = original_curve.published()
     for plot, figure in (("length", "completion_length"), ("kl", "kl")):
         found = next(p for p in made if p.name == plot)
         reach = max((c.points[0][-1] for c in found.curves if c.points[0]), default=0)
         if reach >= 150:
             points = [float(s) for s, _ in published[figure]], [float(v) for _, v in published[figure]]
-            found.curves.append(Curve("the seed", points, "seed", None, "published"))
+            found.curves.append(Curve("the original", points, "original", None, "published"))
 
 
 def _seconds(runs: Sequence[RunData]) -> Plot:

@@ -1,6 +1,6 @@
 // One completion to read: its verdict, its answer worked out, its thought with what is worth seeing marked; and the answers
 // to one problem side by side.
-const RIGHT = 1, FORMAT = 2, SEED = 4, CUT = 8, WAIT = 16; // bits of a sample's flags: samples.py
+const RIGHT = 1, FORMAT = 2, ORIGINAL = 4, CUT = 8, WAIT = 16; // bits of a sample's flags: samples.py
 const REFLECTION = new RegExp(page.reflection, "gi");
 
 let samples = null; // columns, as samples.py packs them
@@ -64,10 +64,10 @@ function check(i) {
 const plural = (n, one, many) => `${whole(n)} ${n === 1 ? one : many}`;
 function facts(i) {
   const parts = [`${plural(samples.tokens[i], "token", "tokens")}${has(i, CUT) ? ", cut short" : ""}`, plural(samples.tries[i], "try", "tries"),
-    plural(samples.reflections[i], "reflection phrase", "reflection phrases"), samples.manners[samples.manner[i]] === "neither" ? "neither wordy nor enumerating" : samples.manners[samples.manner[i]],
+    plural(samples.reflections[i], "reflection phrase", "reflection phrases"), samples.styles[samples.style[i]] === "neither" ? "neither wordy nor enumerating" : samples.styles[samples.style[i]],
     has(i, FORMAT) ? "format kept" : "format broken"];
   if (samples.reward[i] !== null) parts.push(`reward ${samples.reward[i]}`);
-  if (has(i, RIGHT) !== has(i, SEED)) parts.push(`the seed’s scorer: ${has(i, SEED) ? "right" : "wrong"}`);
+  if (has(i, RIGHT) !== has(i, ORIGINAL)) parts.push(`the original’s scorer: ${has(i, ORIGINAL) ? "right" : "wrong"}`);
   return parts.join(" · ");
 }
 function thought(i, open, folded) {

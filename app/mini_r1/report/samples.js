@@ -10,7 +10,7 @@ const STORIES = [
   ["First right answer", (i) => has(i, RIGHT), false],
   ["Longest search that was right", (i) => has(i, RIGHT) && samples.tries[i] > 1, true, (a, b) => samples.tries[b] - samples.tries[a]],
   ["Right, format broken", (i) => has(i, RIGHT) && !has(i, FORMAT), false],
-  ["The seed’s scorer disagrees", (i) => has(i, RIGHT) !== has(i, SEED), false],
+  ["The original’s scorer disagrees", (i) => has(i, RIGHT) !== has(i, ORIGINAL), false],
 ];
 
 async function unpack() {
@@ -38,7 +38,7 @@ function prepare() {
   for (const folded of samples.folded) reasons.set(folded, (reasons.get(folded) || 0) + 1);
   const frequent = [...reasons].sort((a, b) => b[1] - a[1]);
   options($("f-reason"), frequent.map(([k, n]) => [k, `${visible(samples.reasonKinds[k]).slice(0, 70)} · ${whole(n)}`]), "any");
-  options($("f-manner"), samples.manners.map((name, i) => [i, name]), "any");
+  options($("f-style"), samples.styles.map((name, i) => [i, name]), "any");
   options($("f-run"), page.runs.map((name, i) => [i, name]), "all");
   options($("f-kind"), samples.kinds.map((name, i) => [i, name]), "all");
   $("f-run").parentElement.hidden = page.runs.length < 2;
@@ -73,7 +73,7 @@ function update(first) {
     if (low !== null) tests.push((i) => samples[column][i] >= low);
     if (high !== null) tests.push((i) => samples[column][i] <= high);
   };
-  equal("f-run", "run"); equal("f-kind", "kind"); equal("f-reason", "folded"); equal("f-manner", "manner");
+  equal("f-run", "run"); equal("f-kind", "kind"); equal("f-reason", "folded"); equal("f-style", "style");
   range("f-step", "step"); range("f-len", "tokens");
   const right = field("f-right");
   if (right !== null) tests.push((i) => has(i, RIGHT) === (right === 1));

@@ -23,9 +23,9 @@ KEPT_TAIL = 5_000
 """Of a longer one, so many characters of its end are kept: the answer is there."""
 STORIES = 40
 """Of each kind of story the first so many completions are always kept."""
-MANNERS = ("neither", "wordy", "enumerating")
+STYLES = ("neither", "wordy", "enumerating")
 KINDS = ("training", "held out, sampled", "held out, greedy")
-RIGHT, FORMAT, SEED, CUT, REFLECTS_WAIT = 1, 2, 4, 8, 16
+RIGHT, FORMAT, ORIGINAL, CUT, REFLECTS_WAIT = 1, 2, 4, 8, 16
 """Bits of a sample's flags."""
 
 _REFLECTION = re.compile(task.REFLECTION_PATTERN, re.IGNORECASE)
@@ -72,7 +72,7 @@ class Samples:
             "reasons": self.reasons,
             "reasonKinds": self.kinds_of_reason,
             "workings": self.workings,
-            "manners": MANNERS,
+            "styles": STYLES,
             "kinds": KINDS,
         }
 
@@ -119,7 +119,7 @@ class _Packer:
         self._on_progress = on_progress
         self._seen = 0
         self._problems, self._reasons, self._kinds, self._workings = _Table(), _Table(), _Table(), _Table()
-        names = "run step problem kind flags reason folded tokens tries reflections manner reward text clipped working"
+        names = "run step problem kind flags reason folded tokens tries reflections style reward text clipped working"
         self.samples = Samples({name: [] for name in names.split()})
 
     def add(self, index: int, found: _Found) -> None:
@@ -173,9 +173,9 @@ class _Packer:
             return
         verdicts = mapping(row.get("rewards"))
         reason = text(row.get("reason")) or "no reason was logged"
-        manner = row.get("manner")
+        style = row.get("style")
         flags = RIGHT * _true(verdicts.get("equation")) | FORMAT * _true(verdicts.get("format"))
-        flags |= SEED * _true(verdicts.get("equation_seed")) | CUT * (row.get("truncated") is True)
+        flags |= ORIGINAL * _true(verdicts.get("equation_original")) | CUT * (row.get("truncated") is True)
         flags |= REFLECTS_WAIT * _says_wait(completion)
         working = task.work_out(completion, problem.nums)
         packed: list[Any] = [
@@ -198,7 +198,7 @@ class _Packer:
             "tokens": _whole(row.get("tokens")),
             "tries": _whole(row.get("tries")),
             "reflections": _whole(row.get("reflections")),
-            "manner": MANNERS.index(manner) if manner in MANNERS else 0,
+            "style": STYLES.index(style) if style in STYLES else 0,
             "reward": None if (reward := number(row.get("reward"))) is None else round(reward, 3),
             "text": completion,
             "clipped": max(0, clipped),
@@ -227,7 +227,7 @@ def _stories(row: dict[str, Any]) -> Iterator[str]:
             yield "tries again"
         if not _true(verdicts.get("format")):
             yield "format broken"
-    if right != _true(verdicts.get("equation_seed")):
+    if right != _true(verdicts.get("equation_original")):
         yield "scorers disagree"
 
 

@@ -63,7 +63,7 @@ class Summary:
             "training_success": run.last("success"),
             "gpu_hours": round(self.gpu_hours, 3),
             "cost": None if self.cost is None else round(self.cost, 2),
-            "seed": {str(s.step): s.verdict for s in self.standings},
+            "original": {str(s.step): s.verdict for s in self.standings},
             "missing": run.missing,
         }
 

@@ -25,7 +25,7 @@ from mini_r1.errors import KitError
 from mini_r1.run.run_dir import RunDir
 
 SHOWN_CHARACTERS = 4_000
-"""Of one completion, unless all of it is wanted; the seed's answers have about 1,000."""
+"""Of one completion, unless all of it is wanted; the original's answers have about 1,000."""
 GREP_S = 10.0
 """For one completion: a sound expression takes milliseconds, one that starts over for ever takes years."""
 SAY_EVERY_S = 5.0

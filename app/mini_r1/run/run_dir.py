@@ -7,7 +7,7 @@
     attempts/N/            one start of the program: metrics.jsonl, completions.jsonl, rank-R.log
     tensorboard/           TensorBoard events
     held_out.jsonl         the problems this run must not train on: evaluation uses them
-    completion_samples/    the seed's two text files: completion_samples.txt, success_completion_samples.txt
+    completion_samples/    the original's two text files: completion_samples.txt, success_completion_samples.txt
     checkpoints/step-N/    full, resumable state; the newest two; skipped-step-N is one that could not be resumed from
     snapshots/step-N/      16-bit weights and tokenizer, one for each save
     evaluation/*.json      held-out results; step-N-completions.jsonl beside step-N.json: answers to read

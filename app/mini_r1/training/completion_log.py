@@ -1,4 +1,4 @@
-"""Every completion to the run directory, and a tenth of them to the seed's two text files."""
+"""Every completion to the run directory, and a tenth of them to the original's two text files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mini_r1.console import printable
 from mini_r1.run.append_file import AppendFile, JsonLines
 
 ONE_IN = 10
-"""One in this many completions goes to the text files; the seed drew a tenth of them."""
+"""One in this many completions goes to the text files; the original drew a tenth of them."""
 
 
 class CompletionLog:

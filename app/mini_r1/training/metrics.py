@@ -19,8 +19,8 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         "frac_truncated": _mean(r["truncated"] for r in records),
         "tries": _mean(r["tries"] for r in records),
         "reflections": _mean(r["reflections"] for r in records),
-        "frac_enumerating": _mean(r["manner"] == "enumerating" for r in records),
-        "frac_wordy": _mean(r["manner"] == "wordy" for r in records),
+        "frac_enumerating": _mean(r["style"] == "enumerating" for r in records),
+        "frac_wordy": _mean(r["style"] == "wordy" for r in records),
     }
     for name in records[0]["rewards"]:
         figures[f"rewards/{name}"] = _mean(r["rewards"][name] for r in records)

@@ -95,7 +95,7 @@ def value_of(text: str, nums: Sequence[int]) -> Fraction | None:
     return None if value is None else Fraction(*value)
 
 
-# The kit's and the seed's scorer see the same answer one after the other: the second one reuses the parse.
+# The kit's and the original's scorer see the same answer one after the other: the second one reuses the parse.
 @lru_cache(maxsize=4)
 def parse(text: str) -> Parsed | str:
     """Parse a stripped answer.

@@ -13,7 +13,7 @@ def format_fault(completion: str) -> str | None:
     """Say how a completion breaks the format, or None when it keeps it.
 
     The format is exactly `<think>` thought `</think>`, a newline, `<answer>` answer `</answer>`, and nothing after:
-    the seed's rule (see `original_scoring`) without its trailing newline and second answer block. The thought holds
+    the original's rule (see `original_scoring`) without its trailing newline and second answer block. The thought holds
     no further `<think>`, the answer no `<answer>` or `</answer>`; a thought may mention `<answer>`.
     """
     end_of_thought = completion.find(END_THINK)

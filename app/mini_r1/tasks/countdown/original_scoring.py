@@ -1,6 +1,6 @@
-"""The verdicts of the seed's two reward functions, so that a run can be compared with the seed's curve.
+"""The verdicts of the original's two reward functions, so that a run can be compared with the original's curve.
 
-Same verdicts, with one difference: they always return. The seed hands the answer to Python's evaluator, where
+Same verdicts, with one difference: they always return. The original hands the answer to Python's evaluator, where
 `9**9**9` stalls a rank until the collective times out; here the syntax tree is walked with bounded arithmetic.
 """
 
@@ -18,11 +18,11 @@ MAX_EQUATION = 1000
 """Characters of a stripped equation. Longer is 0: far below where the three Python versions' parsers give up,
 each at another depth, so the verdict does not depend on the version."""
 MAX_BITS = 2**18
-"""Size of an integer result. The seed pays no result beyond 1024 bits (float() overflows), so a larger one matters only
-as an intermediate that a division or difference makes small again. 99**(99*99) has 64,975 bits; 2**18 leaves room
+"""Size of an integer result. The original pays no result beyond 1024 bits (float() overflows), so a larger one matters
+only as an intermediate that a division or difference makes small again. 99**(99*99) has 64,975 bits; 2**18 leaves room
 and costs milliseconds at most. Beyond it the verdict is 0."""
 TOLERANCE = 1e-5
-"""The seed's distance between result and target."""
+"""The original's distance between result and target."""
 
 _INTEGER = re.compile(r"\d+")
 _ALLOWED = re.compile(r"[\d+\-*/().\s]+")
@@ -47,13 +47,13 @@ _PLAIN_BINARY: dict[str, Callable[..., int | float]] = {
 
 
 class _NotArithmeticError(ValueError):
-    """The tree holds what the seed's tolerance test cannot turn into a number, or a result beyond MAX_BITS."""
+    """The tree holds what the original's tolerance test cannot turn into a number, or a result beyond MAX_BITS."""
 
 
-def format_seed(completion: str) -> int:
-    r"""1 when `<think>` + completion keeps the seed's format, else 0; linear in the length.
+def format_original(completion: str) -> int:
+    r"""1 when `<think>` + completion keeps the original's format, else 0; linear in the length.
 
-    The seed's rule, by `re.search`:
+    The original's rule, by `re.search`:
     `^<think>([^<]*(?:<(?!/?think>)[^<]*)*)<\/think>\n<answer>([\s\S]*?)<\/answer>$`. In words: the first think tag
     is `</think>`, a newline and `<answer>` follow, and the text ends with `</answer>`, after which `$` allows one
     newline. Anything may stand between, further answer blocks included.
@@ -67,10 +67,10 @@ def format_seed(completion: str) -> int:
     return int(completion.endswith((END_ANSWER, END_ANSWER + "\n"), start + 1 + len(ANSWER)))
 
 
-def equation_seed(completion: str, nums: Sequence[int], target: int) -> int:
-    r"""1 when the seed pays the completion's equation, else 0. No text raises, and none stalls.
+def equation_original(completion: str, nums: Sequence[int], target: int) -> int:
+    r"""1 when the original pays the completion's equation, else 0. No text raises, and none stalls.
 
-    The seed's rule: the first `<answer>(.*?)</answer>` on one line, stripped; the integers in it (`\d+`) are the
+    The original's rule: the first `<answer>(.*?)</answer>` on one line, stripped; the integers in it (`\d+`) are the
     given numbers as a multiset; it matches `^[\d+\-*/().\s]+$`; Python's arithmetic gives a result closer than
     1e-5 to the target, as floats; any exception is 0.
     """
@@ -163,7 +163,7 @@ def _evaluate_tree(root: ast.expr) -> object:
 
 
 def _real(value: object) -> int | float:
-    # A complex number never turns real again under these operators, and float() of it raises in the seed.
+    # A complex number never turns real again under these operators, and float() of it raises in the original.
     if not isinstance(value, int | float):
         raise _NotArithmeticError
     return value

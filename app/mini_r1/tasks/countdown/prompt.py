@@ -1,4 +1,4 @@
-"""The prompt, word for word as the seed's published script and its notebook send it."""
+"""The prompt, word for word as the published script and its notebook send it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ USER_MESSAGES: dict[str, str] = {
         "And return the final equation in <answer> </answer> tags, for example <answer> (1 + 2) / 3 </answer>. "
         "Think step by step inside <think> tags."
     ),
-    # The notebook: its example ends with '= 1', a form that the seed's own equation function does not pay.
+    # The notebook: its example ends with '= 1', a form that the original's own equation function does not pay.
     "notebook": (
         "Using the numbers {nums}, create an equation that equals {target}. "
         "You can use basic arithmetic operations (+, -, *, /) "
@@ -41,7 +41,7 @@ def messages(problem: Problem, style: str = "script") -> list[dict[str, str]]:
     """
     if style not in USER_MESSAGES:
         raise DataError(f"unknown prompt style '{style}'; known styles: {', '.join(USER_MESSAGES)}")
-    # Numbers show as Python prints a list, [44, 19, 35]: so the seed's formatting left them.
+    # Numbers show as Python prints a list, [44, 19, 35]: so the original's formatting left them.
     user = USER_MESSAGES[style].format(nums=list(problem.nums), target=problem.target)
     return [
         {"role": "system", "content": SYSTEM_MESSAGE},

@@ -20,13 +20,13 @@ RewardFunction = Callable[[str, Problem], float]
 REWARDS: dict[str, RewardFunction] = {}
 """Every reward a recipe can name."""
 
-VERDICTS = ("format", "equation", "format_seed", "equation_seed")
+VERDICTS = ("format", "equation", "format_original", "equation_original")
 """The rewards that a Verdict already holds, each 0 or 1."""
 
 WORDS_PER_NUMBER = 10
 """Words of thought for each given number that earn the whole `words` reward."""
 LENGTH_FULL = 1000
-"""Characters up to which `length` pays 1.0; the seed's trained answers were about 310 tokens, near this."""
+"""Characters up to which `length` pays 1.0; the original's trained answers were about 310 tokens, near this."""
 LENGTH_NONE = 4000
 """Characters from which `length` pays nothing; the recipe's 1024 tokens of English are about this."""
 
@@ -41,8 +41,8 @@ class Verdict:
 
     format: int
     equation: int
-    format_seed: int
-    equation_seed: int
+    format_original: int
+    equation_original: int
     reason: str
     """`correct`, or what is wrong in words; the equation's fault comes before the format's."""
 
@@ -77,8 +77,8 @@ def judge(completion: str, nums: Sequence[int], target: int) -> Verdict:
     return Verdict(
         format=int(format_fault is None),
         equation=int(equation_fault is None),
-        format_seed=original_scoring.format_seed(completion),
-        equation_seed=original_scoring.equation_seed(completion, nums, target),
+        format_original=original_scoring.format_original(completion),
+        equation_original=original_scoring.equation_original(completion, nums, target),
         reason=reason,
     )
 
@@ -111,21 +111,21 @@ def equation_reward(completion: str, problem: Problem) -> float:
     return float(_equation_fault(completion, problem.nums, problem.target) is None)
 
 
-@reward("format_seed")
-def format_seed_reward(completion: str, problem: Problem) -> float:
-    """1 when the seed's format function pays, else 0."""
-    return float(original_scoring.format_seed(completion))
+@reward("format_original")
+def format_original_reward(completion: str, problem: Problem) -> float:
+    """1 when the original's format function pays, else 0."""
+    return float(original_scoring.format_original(completion))
 
 
-@reward("equation_seed")
-def equation_seed_reward(completion: str, problem: Problem) -> float:
-    """1 when the seed's equation function pays, else 0."""
-    return float(original_scoring.equation_seed(completion, problem.nums, problem.target))
+@reward("equation_original")
+def equation_original_reward(completion: str, problem: Problem) -> float:
+    """1 when the original's equation function pays, else 0."""
+    return float(original_scoring.equation_original(completion, problem.nums, problem.target))
 
 
 @reward("words")
 def words_reward(completion: str, problem: Problem) -> float:
-    """min(1, words of the thought / (10 words for each given number)): the seed's second hypothesis.
+    """min(1, words of the thought / (10 words for each given number)): the original's second hypothesis.
 
     A thought that never ends earns nothing: else the reward would pay for running into the length limit.
     """

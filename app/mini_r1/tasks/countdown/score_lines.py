@@ -16,7 +16,7 @@ def score_line(line: str, where: str = "input") -> dict[str, int | str]:
         where: the line's place as an error names it, for example `completions.jsonl:3`.
 
     Returns:
-        {"format", "equation", "format_seed", "equation_seed"}, 0 or 1 each, and "reason" in words.
+        {"format", "equation", "format_original", "equation_original"}, 0 or 1 each, and "reason" in words.
 
     Raises:
         DataError: for anything that is not such an object.
@@ -35,7 +35,7 @@ def score_line(line: str, where: str = "input") -> dict[str, int | str]:
     return {
         "format": verdict.format,
         "equation": verdict.equation,
-        "format_seed": verdict.format_seed,
-        "equation_seed": verdict.equation_seed,
+        "format_original": verdict.format_original,
+        "equation_original": verdict.equation_original,
         "reason": verdict.reason,
     }

@@ -13,7 +13,7 @@ from typing import Literal
 from .calculations import calculating_lines
 from .markup import END_THINK
 
-Manner = Literal["enumerating", "wordy", "neither"]
+Style = Literal["enumerating", "wordy", "neither"]
 
 MIN_CALCULATIONS = 3
 """Lines of calculation that make an enumeration: a first guess and its repair are not a search yet."""
@@ -79,7 +79,7 @@ def reflections(completion: str) -> int:
     return sum(1 for _ in _REFLECTION.finditer(" ".join(_thought(completion).split())))
 
 
-def manner(completion: str) -> Manner:
+def classify_style(completion: str) -> Style:
     """Say whether a thought enumerates attempts or reasons in words, by its lines.
 
     A line with more words than numbers and signs (`+ - * / =`, their variants, LaTeX commands) is prose; any other

@@ -23,7 +23,7 @@ from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, VERDICTS, Verdict, folded
-from .style import REFLECTION_PATTERN, manner, reflections, tries
+from .style import REFLECTION_PATTERN, classify_style, reflections, tries
 from .tries import answered_result, tried_results
 from .work_limit import OutOfWork, Work
 from .worked_solution import Working, work_out
@@ -46,11 +46,11 @@ __all__ = [
     "answered_result",
     "calculations",
     "chain_results",
+    "classify_style",
     "draw_chains",
     "folded",
     "judge",
     "load_data",
-    "manner",
     "messages",
     "record",
     "reflections",
@@ -67,7 +67,7 @@ __all__ = [
 GENERATED = "generated"
 """The source that needs no file and no network."""
 GENERATED_ROWS = 50_000
-"""Rows of the generated source when none are asked for: what the seed trains on."""
+"""Rows of the generated source when none are asked for: what the original trains on."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -98,7 +98,7 @@ def record(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any
         "reason": verdict.reason,
         "tries": tries(completion),
         "reflections": reflections(completion),
-        "manner": manner(completion),
+        "style": classify_style(completion),
     }
 
 

@@ -1,4 +1,4 @@
-"""How a run stands beside the seed's published figures, said honestly."""
+"""How a run stands beside the published figures, said honestly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def run_with(rows: list[dict[str, float]], tmp_path: Path, step: int | None = No
 
 
 def rows(success: float, form: float, steps: int, every: int = 1) -> list[dict[str, float]]:
-    names = ("rewards/equation_seed", "rewards/format_seed")
+    names = ("rewards/equation_original", "rewards/format_original")
     return [{"step": s, "loss": 0.0, names[0]: success, names[1]: form} for s in range(every, steps + 1, every)]
 
 
@@ -49,15 +49,17 @@ def test_a_run_is_on_track_or_behind(tmp_path: Path, success: float, form: float
 def test_a_mark_that_is_not_reached_is_not_judged(tmp_path: Path) -> None:
     run = run_with(rows(0.45, 0.95, 120), tmp_path)
     assert verdicts(run) == {50: "on track", 100: "on track", 200: "not reached"}
-    assert "Step 200 is not reached yet (the seed: 40 %)." in [s.sentence for s in original_curve.standings(run)]
+    assert "Step 200 is not reached yet (the original: 40 %)." in [s.sentence for s in original_curve.standings(run)]
     run.state["state"] = "finished"
     assert verdicts(run)[200] == "not reached"
-    assert "The run was over before step 200 (the seed: 40 %)." in [s.sentence for s in original_curve.standings(run)]
+    assert "The run was over before step 200 (the original: 40 %)." in [
+        s.sentence for s in original_curve.standings(run)
+    ]
 
 
 def test_the_mean_around_a_mark_counts_not_one_step(tmp_path: Path) -> None:
     logged = rows(0.26, 0.95, 110)
-    logged[99]["rewards/equation_seed"] = 0.2
+    logged[99]["rewards/equation_original"] = 0.2
     assert verdicts(run_with(logged, tmp_path))[100] == "on track"
 
 

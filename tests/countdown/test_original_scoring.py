@@ -1,4 +1,4 @@
-"""The seed's verdicts, held against its own rules: the regular expression, and Python's own evaluator in this test."""
+"""The original's verdicts, compared with its own rules: the regular expression, and Python's evaluator (here only)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from mini_r1.tasks.countdown import original_scoring
-from mini_r1.tasks.countdown.original_scoring import MAX_BITS, MAX_EQUATION, equation_seed, format_seed
+from mini_r1.tasks.countdown.original_scoring import MAX_BITS, MAX_EQUATION, equation_original, format_original
 
 FORMAT = re.compile(r"^<think>([^<]*(?:<(?!/?think>)[^<]*)*)<\/think>\n<answer>([\s\S]*?)<\/answer>$")
 FRAGMENTS = [
@@ -30,7 +30,7 @@ FRAGMENTS = [
 
 
 def reference_equation(completion: str, nums: list[int], target: int) -> int:
-    """The seed's equation rule as the facts put it, with the evaluator it uses."""
+    """The original's equation rule as the facts put it, with the evaluator it uses."""
     try:
         found = re.search(r"<answer>(.*?)</answer>", f"<think>{completion}")
         if found is None:
@@ -60,13 +60,13 @@ def in_answer(equation: str) -> str:
 @example("</think>\n<answer></answer>")
 @settings(max_examples=400)
 def test_format_is_the_regular_expression(completion: str) -> None:
-    assert format_seed(completion) == int(FORMAT.search(f"<think>{completion}") is not None)
+    assert format_original(completion) == int(FORMAT.search(f"<think>{completion}") is not None)
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
 @settings(max_examples=400)
 def test_the_first_answer_on_one_line(completion: str) -> None:
-    assert equation_seed(completion, [1, 2], 3) == reference_equation(completion, [1, 2], 3)
+    assert equation_original(completion, [1, 2], 3) == reference_equation(completion, [1, 2], 3)
 
 
 # Numbers stay below 10, at most 4 of them, and `**` at most once: the reference's evaluator must return.
@@ -95,7 +95,7 @@ def test_any_equation_of_the_allowed_characters(
             target = round(float(eval(equation)))
         except Exception:
             target = 3
-    assert equation_seed(in_answer(equation), used, target) == reference_equation(in_answer(equation), used, target)
+    assert equation_original(in_answer(equation), used, target) == reference_equation(in_answer(equation), used, target)
 
 
 @given(st.lists(st.integers(1, 99), min_size=2, max_size=4), st.randoms(use_true_random=False))
@@ -110,7 +110,7 @@ def test_well_formed_equations(nums: list[int], rng: random.Random) -> None:
     except ZeroDivisionError:
         value = 0.0
     for target in (round(value), round(value) + 1):
-        assert equation_seed(in_answer(text), nums, target) == reference_equation(in_answer(text), nums, target)
+        assert equation_original(in_answer(text), nums, target) == reference_equation(in_answer(text), nums, target)
 
 
 @given(st.text())
@@ -119,8 +119,8 @@ def test_well_formed_equations(nums: list[int], rng: random.Random) -> None:
 @example("<answer>" + "9" * 5000 + "</answer>")
 def test_no_text_raises(text: str) -> None:
     for completion in (text, in_answer(text)):
-        assert equation_seed(completion, [3], 3) in (0, 1)
-        assert format_seed(completion) in (0, 1)
+        assert equation_original(completion, [3], 3) in (0, 1)
+        assert format_original(completion) in (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ def test_no_text_raises(text: str) -> None:
         ("1/100000", [1, 100000], 0, 0),
     ],
 )
-def test_what_stalls_or_is_odd_in_the_seed_returns(equation: str, nums: list[int], target: int, paid: int) -> None:
-    assert equation_seed(in_answer(equation), nums, target) == paid
+def test_what_stalls_or_is_odd_in_the_original_returns(equation: str, nums: list[int], target: int, paid: int) -> None:
+    assert equation_original(in_answer(equation), nums, target) == paid
 
 
 def test_an_answer_may_be_all_there_is() -> None:
-    assert equation_seed("<answer>1+2</answer>", [1, 2], 3) == 1
-    assert equation_seed("<answer>1\n</answer><answer>1+2</answer>", [1, 2], 3) == 1
-    assert equation_seed("<answer></answer>", [], 0) == 0
+    assert equation_original("<answer>1+2</answer>", [1, 2], 3) == 1
+    assert equation_original("<answer>1\n</answer><answer>1+2</answer>", [1, 2], 3) == 1
+    assert equation_original("<answer></answer>", [], 0) == 0
 
 
 def test_no_integer_beyond_the_bound_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_no_integer_beyond_the_bound_is_computed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(original_scoring, "_real", watch)
     for equation in ("99**98**7", "3**82000*3**82000*3**82000", "9**9**9", "2**262144", "7**(9**5)"):
         nums = [int(digits) for digits in re.findall(r"\d+", equation)]
-        equation_seed(in_answer(equation), nums, 1)
+        equation_original(in_answer(equation), nums, 1)
     # A power may have twice the bits of its lower bound, and no more.
     assert 0 < largest <= 2 * MAX_BITS + 2
 
@@ -192,5 +192,5 @@ def test_no_integer_beyond_the_bound_is_computed(monkeypatch: pytest.MonkeyPatch
 def test_python_warns_about_nothing(recwarn: pytest.WarningsRecorder) -> None:
     warnings.simplefilter("always")
     for equation in ("3(5)", "(3)(5)", "3 .5", "3.(5)"):
-        equation_seed(in_answer(equation), [3, 5], 15)
+        equation_original(in_answer(equation), [3, 5], 15)
     assert not recwarn.list, sys.version
