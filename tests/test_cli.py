@@ -192,7 +192,7 @@ def test_every_fault_of_a_recipe_is_told_at_once_and_nothing_is_started(
     assert done.returncode == 78
     assert "unknown key 'num_generation'; did you mean 'num_generations'?" in done.stderr
     assert "beta: must be at least 0" in done.stderr
-    assert "scoring: must be one of kit, seed" in done.stderr
+    assert "scoring: must be one of kit, original" in done.stderr
     assert "--set num_generations=1" in done.stderr
     assert not (tmp_path / "run").exists()
 
