@@ -219,7 +219,7 @@ ANSWERS = {
     "a/mispelt": ("recipe", "the hub has no model a/mispelt"),
     "a/gated": ("recipe", "gated"),
     "a/pickled": ("recipe", "no safetensors weights"),
-    "a/others": ("recipe", "does not let this user have"),
+    "a/others": ("recipe", "gives this user no access to"),
     "a/busy": ("node", "the hub does not answer"),
 }
 

@@ -20,11 +20,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mini_r1.console import ProgressLine
 from mini_r1.errors import KitError
 from mini_r1.hub import prefetch
-from mini_r1.hub.fetch_errors import in_words
-from mini_r1.hub.hub_access import MODEL
-from mini_r1.hub.recipe_downloads import File, Part
+from mini_r1.hub.hub_errors import fetch_errors
+from mini_r1.hub.recipe_downloads import HubFile, Part
+from mini_r1.hub.repo_kinds import MODEL
+from rich.console import Console
 from safetensors.torch import load, save
 
 from tests.cluster.real_stack import Launch, needs_vllm, random_model, write_recipe
@@ -158,9 +160,9 @@ def test_what_was_fetched_trains_and_evaluates_without_a_network(
     assert [part["bytes"] for part in record["parts"]] == [part["fetched"] for part in record["parts"]] == sizes
 
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("here already") == 3
+    assert again.stdout.count("already in the cache") == 3
     recorded = json.loads((home / "mini-r1" / "prefetched" / "air.json").read_text())
-    assert recorded["parts"][0] == {**record["parts"][0], "fetched": 0, "note": "here already"}
+    assert recorded["parts"][0] == {**record["parts"][0], "fetched": 0, "note": "already in the cache"}
 
     def kit(*args: str | Path) -> subprocess.CompletedProcess[str]:
         done = subprocess.run([*command(), *map(str, args)], env=offline(home), capture_output=True, text=True,
@@ -230,8 +232,8 @@ def test_a_recipe_without_a_hub_name_needs_nothing_and_says_so_even_offline(
     recipe = small_recipe(model_name_or_path="builtin:demo", dataset_id_or_path="generated", dataset_rows=20)
     done = fetch("http://127.0.0.1:9", recipe, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
-    assert "builtin:demo: made on the spot" in done.stdout
-    assert "generated: made on the spot" in done.stdout
+    assert "builtin:demo: made by the kit" in done.stdout
+    assert "generated: made by the kit" in done.stdout
     assert "runs without a network as it is" in done.stdout
     assert not home.exists()
     elsewhere = fetch("http://127.0.0.1:9", recipe, "--set", "model_name_or_path=/models/x", "--json")
@@ -263,7 +265,7 @@ WEIGHTS = {"model.safetensors": b"0" * 1000}
         (of_tiny({**WEIGHTS, "config.json": b'{"model_type": "qwen3"}'}), 78, "transformers 4.51.0 was the first"),
         (of_tiny({**WEIGHTS, "config.json": b"<html>"}), 78, "config.json of nobody/tiny cannot be read"),
         (of_tiny({INDEX: b'{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}', "a.safetensors": b""}), 78,
-         "the hub lacks 1 of 2 files, b.safetensors among them"),
+         "the hub lacks 1 of 2 files, such as b.safetensors"),
         (of_tiny({INDEX: b'{"weight_map": {"x": "a.bin"}}', "a.bin": b""}), 78, "the hub lacks 1 of 1 files"),
     ],
 )  # fmt: skip
@@ -281,12 +283,15 @@ def test_a_model_that_cannot_be_had_is_refused_before_its_weights(
     [
         ("model_name_or_path=nobody/tinny", "the hub has no model nobody/tinny"),
         ("model_revision=v9", "nobody/tiny has no revision v9"),
-        ("model_name_or_path=no body/ti..ny", "is no name that the hub knows"),
+        ("model_name_or_path=no body/ti..ny", "is not a valid name on the hub"),
         ("model_name_or_path=Qwen/Qwen3-1.7B", "qwen3"),
         ("tokenizer_name_or_path=nobody/wrods", "check tokenizer_name_or_path"),
         ("dataset_id_or_path=nobody/games", "the hub has no dataset nobody/games"),
         ("dataset_id_or_path=nobody/prose", "nobody/prose has no Parquet files"),
-        ("dataset_id_or_path=nobody/half", "the hub lacks 1 Parquet files, train-00001-of-00002.parquet"),
+        (
+            "dataset_id_or_path=nobody/half",
+            "the hub lacks 1 Parquet files of nobody/half, such as train-00001-of-00002.parquet",
+        ),
         ("dataset_id_or_path=nobody/gated", "nobody/gated is gated"),
         ("dataset_revision=v9", "nobody/rows has no revision v9"),
     ],
@@ -321,7 +326,7 @@ def test_a_hub_that_nobody_answers_for_is_worth_a_retry(recipe: Path, fetch: Fet
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     refused(fetch(f"http://127.0.0.1:{port}", recipe, "--json"), 150, "the hub does not answer", "HTTPS_PROXY",
-            "start the same command again")  # fmt: skip
+            "run the same command again")  # fmt: skip
 
 
 def test_what_was_cut_short_is_gone_on_with(small_recipe: Recipe, fetch: Fetch, home: Path) -> None:
@@ -329,7 +334,7 @@ def test_what_was_cut_short_is_gone_on_with(small_recipe: Recipe, fetch: Fetch, 
     repo = of_tiny({"model.safetensors": body}, cut={"model.safetensors": 11 << 20})
     recipe = small_recipe("long", model_name_or_path="nobody/tiny")
     with Hub(repo) as hub:
-        refused(fetch(hub, recipe, "--json"), 150, "nobody/tiny", "start the same command again")
+        refused(fetch(hub, recipe, "--json"), 150, "nobody/tiny", "run the same command again")
         assert not (home / "mini-r1" / "prefetched" / "long.json").exists()
         done = fetch(hub, recipe)
     assert done.returncode == 0, done.stderr
@@ -374,17 +379,18 @@ def test_a_signal_ends_it_at_once_and_what_came_is_kept(
         process.send_signal(number)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert "goes on from what is here" in said
+    assert "run the same command again to resume" in said
     assert not (home / "mini-r1" / "prefetched" / "air.json").exists()
 
 
-def test_bars_are_for_a_terminal_and_lines_for_a_log(
+def test_a_terminal_gets_a_bar_and_a_log_gets_lines(
     tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, tmp_path: Path
 ) -> None:
     with Hub(tiny, words, games) as hub:
         done = fetch(hub, recipe)
         assert done.returncode == 0, done.stderr
-        assert "B/s" not in done.stderr
+        assert "━" not in done.stderr
+        assert "B/s" not in done.stderr  # huggingface_hub's own bars
         assert "model: fetching" in done.stderr
         near, far = pty.openpty()
         shown = subprocess.run(
@@ -395,25 +401,26 @@ def test_bars_are_for_a_terminal_and_lines_for_a_log(
         drawn = os.read(near, 1 << 20)
         os.close(near)
     assert shown.returncode == 0, drawn
-    assert b"B/s" in drawn
-    assert b"B/s" not in shown.stdout
+    assert "━".encode() in drawn
+    assert "━".encode() not in shown.stdout
 
 
-def test_long_work_without_bars_says_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(prefetch, "SAY_EVERY_S", 0.01)
-    part = Part("model", "a/b", MODEL, commit=MODEL_COMMIT, files=(File("x.safetensors", 3 << 20, "b" * 64),))
-    begun = part.folder(tmp_path) / "blobs" / f"{'b' * 64}.incomplete"
+def test_a_long_download_shows_its_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(prefetch, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(ProgressLine, "PLAIN_EVERY", 0.01)
+    part = Part("model", "a/b", MODEL, commit=MODEL_COMMIT, files=(HubFile("x.safetensors", 3 << 20, "b" * 64),))
+    begun = part.blobs(tmp_path) / f"{'b' * 64}.incomplete"
     begun.parent.mkdir(parents=True)
-    said: list[str] = []
-    with prefetch._progress(part, tmp_path, said.append, 3 << 20):
+    log = io.StringIO()
+    with prefetch._progress(part, tmp_path, Console(file=log)):
         begun.write_bytes(b"0" * (2 << 20))
         deadline = time.monotonic() + 60
-        while "model: 2.0 MiB of 3.0 MiB" not in said:
-            assert time.monotonic() < deadline, said
+        while "model, MiB: 2/3" not in log.getvalue():
+            assert time.monotonic() < deadline, log.getvalue()
             time.sleep(0.01)
-    count = len(said)
+    shown = log.getvalue()
     time.sleep(0.05)
-    assert len(said) == count
+    assert log.getvalue() == shown
 
 
 # --- the disk ---
@@ -440,7 +447,7 @@ def test_a_disk_that_fills_up_meanwhile_is_worth_a_retry(small_recipe: Recipe, f
     repo = of_tiny({"model.safetensors": os.urandom(3 << 20)}, announced={"model.safetensors": 1000})
     with Hub(repo) as hub:
         done = fetch(hub, small_recipe(model_name_or_path="nobody/tiny"), "--json", HF_HOME=str(disk))
-    refused(done, 150, f"the disk of {disk}/hub is full", "start the same command again")
+    refused(done, 150, "No space left on device", str(disk), "run the same command again")
 
 
 def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(
@@ -449,8 +456,8 @@ def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(
     file = tmp_path / "file"
     file.write_text("")
     with Hub(tiny, words, games) as hub:
-        refused(fetch(hub, recipe, "--json", HF_HOME="/sys/hf"), 150, "/sys/hf/hub cannot be written here", "HF_HOME")
-        refused(fetch(hub, recipe, "--json", HF_HOME=str(file)), 78, f"{file}/hub: this or something above it")
+        refused(fetch(hub, recipe, "--json", HF_HOME="/sys/hf"), 150, "cannot write /sys/hf/hub", "HF_HOME")
+        refused(fetch(hub, recipe, "--json", HF_HOME=str(file)), 78, f"{file}/hub or a folder above it is a file")
     assert hub.asked == []
 
 
@@ -461,17 +468,17 @@ def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(
         (RuntimeError("An error occurred while downloading using `hf_transfer`."), 150, "HF_HUB_ENABLE_HF_TRANSFER"),
         (ValueError("'hf_transfer' package is not available"), 78, "HF_HUB_ENABLE_HF_TRANSFER"),
         (OSError("Consistency check failed: file should be of size 9"), 150, "a/b did not arrive whole"),
-        (OSError(errno.EIO, "Input/output error"), 150, "/hf/hub cannot be written here (Input/output error)"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), 150, "the disk of /hf/hub is full"),
+        (OSError(errno.EIO, "Input/output error"), 150, "cannot use /hf/hub: Input/output error"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 150, "cannot write /hf/hub: Disk quota exceeded"),
     ],
 )
 def test_what_huggingface_hub_raises_becomes_a_sentence(raised: Exception, code: int, said: str) -> None:
-    with pytest.raises(KitError) as caught, in_words(MODEL, "a/b", None, Path("/hf/hub")):
+    with pytest.raises(KitError) as caught, fetch_errors(Path("/hf/hub"), MODEL, "a/b", None):
         raise raised
     assert caught.value.exit_code == code
     assert said in caught.value.message
 
 
 def test_a_defect_stays_one() -> None:
-    with pytest.raises(RuntimeError, match="can't start new thread"), in_words(MODEL, "a/b", None, Path("/hf/hub")):
+    with pytest.raises(RuntimeError, match="can't start new thread"), fetch_errors(Path("/hf/hub"), MODEL, "a/b", None):
         raise RuntimeError("can't start new thread")

@@ -134,15 +134,9 @@ def recipes(gpus: int | None, nodes: int | None, gpu_memory_gib: float | None, *
 
 def prefetch(recipe_name: str, overrides: list[str], *, as_json: bool) -> None:
     """`mini-r1 prefetch`."""
-    from mini_r1.hub.prefetch import prefetch as room
+    from mini_r1.hub.prefetch import prefetch as fetch
 
-    path = _recipe_for_elsewhere(recipe_name)
-    console = progress_console()
-
-    def say(line: str) -> None:
-        console.print(printable(line), markup=False)
-
-    done = room(path, overrides, os.environ, say=say, bars=console.is_terminal)
+    done = fetch(_recipe_for_elsewhere(recipe_name), overrides, os.environ, progress_console())
     print(json.dumps(done.to_dict()) if as_json else printable("\n".join(done.lines())))
 
 

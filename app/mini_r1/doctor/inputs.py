@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.doctor.case import Case
+from mini_r1.errors import ExitCode
 from mini_r1.findings import Finding, fail, ok, skip, warn
 from mini_r1.hub import hub_access
-from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, INDEX, MODEL, WEIGHTS, Kind
+from mini_r1.hub.hub_access import ADAPTER, CONFIG, INDEX, WEIGHTS
+from mini_r1.hub.hub_errors import HubError
+from mini_r1.hub.repo_kinds import DATA, MODEL, RepoKind
 from mini_r1.machine.paths import hub_cache, in_pod, is_offline
 from mini_r1.recipe.fields import GENERATED
 from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
@@ -33,11 +36,16 @@ def model(case: Case) -> Finding:
     kind = later_kind_by_name(name)
     if kind is not None:
         return fail(unknown_kind(name, kind, ""), "", "recipe")
-    return _on_hub(case, MODEL, name, revision, lambda file: hub_access.cached(case.environment, name, revision, file))
+    return _on_hub(case, MODEL, name, revision, _finder(hub_access.cached_folder(case.environment, name, revision)))
 
 
 def _local_model(name: str, folder: Path) -> Finding:
-    return _whole(name, lambda file: str(folder / file) if (folder / file).is_file() else None)
+    return _whole(name, _finder(folder))
+
+
+def _finder(folder: Path | None) -> Callable[[str], str | None]:
+    """Return a function that gives the path of a file in the folder, or None."""
+    return lambda file: str(folder / file) if folder and (folder / file).is_file() else None
 
 
 def _whole(name: str, find: Callable[[str], str | None]) -> Finding:
@@ -100,7 +108,7 @@ def _parquet(case: Case, name: str) -> str | None:
     return str(files[0]) if files and not missing_parts(files) else None
 
 
-def _on_hub(case: Case, kind: Kind, name: str, revision: str | None, find: Callable[[str], str | None]) -> Finding:
+def _on_hub(case: Case, kind: RepoKind, name: str, revision: str | None, find: Callable[[str], str | None]) -> Finding:
     """A repository that is in the cache, or that the hub is asked for."""
     in_cache = find(CONFIG) is not None or find(ADAPTER) is not None
     if in_cache and (kind is DATA or is_offline(case.environment)):
@@ -125,18 +133,27 @@ def _on_hub(case: Case, kind: Kind, name: str, revision: str | None, find: Calla
     return answer
 
 
-def _in_cache(folder: Path, kind: Kind) -> list[str]:
+def _in_cache(folder: Path, kind: RepoKind) -> list[str]:
     """Names of the repositories that the cache holds."""
     prefix = f"{kind.word}s--"
     return [path.name.removeprefix(prefix).replace("--", "/", 1) for path in folder.glob(f"{prefix}*")]
 
 
-def _ask_hub(case: Case, kind: Kind, name: str, revision: str | None) -> Finding:
+def _ask_hub(case: Case, kind: RepoKind, name: str, revision: str | None) -> Finding:
     try:
         facts = hub_access.ask(case.environment, kind, name, revision)
-    except (OSError, ValueError) as error:
-        return hub_access.refused(kind, name, revision, error)
+    except HubError as error:
+        return fail(error.detail, error.fix, "recipe") if error.exit_code == ExitCode.CONFIG else _no_hub(error)
     files = [entry.rfilename for entry in facts.siblings or []]
     if kind is MODEL and files and not any(file.endswith(".safetensors") for file in files):
         return fail(f"{name} has no safetensors weights on the hub", hub_access.NO_PICKLES, "recipe")
     return ok(f"{name}: on the hub at {(facts.sha or 'an unknown commit')[:12]}")
+
+
+def _no_hub(error: HubError) -> Finding:
+    return fail(
+        error.detail,
+        "give this node a network (HTTPS_PROXY, HF_ENDPOINT), or run `mini-r1 prefetch RECIPE` on a machine that has "
+        "one and set HF_HUB_OFFLINE=1 here",
+        "node",
+    )

@@ -14,7 +14,7 @@ from mini_r1.doctor.case import Case
 from mini_r1.doctor.site_file import Site, is_mounted
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.hub import hub_access
-from mini_r1.hub.recipe_downloads import named
+from mini_r1.hub.recipe_downloads import recipe_parts
 from mini_r1.machine.paths import expand_user, hub_cache
 from mini_r1.recipe.fields import GENERATED
 
@@ -115,7 +115,7 @@ def cache(site: Site) -> Finding:
     recipe = site.case.recipe
     if recipe is None:
         return skip("no recipe")
-    on_hub = [part for part in named(recipe, site.environment) if part.kind is not None]
+    on_hub = [part for part in recipe_parts(recipe, site.environment) if part.kind is not None]
     if not on_hub:
         return skip("nothing of this recipe is on the hub")
     folder = hub_cache(site.environment)
@@ -124,7 +124,8 @@ def cache(site: Site) -> Finding:
     for part in on_hub:
         if part.part != "tokenizer" or offline.environment["HF_HUB_OFFLINE"] != "1":
             continue
-        if hub_access.cached(site.environment, part.name, None, TOKENIZER_FILE) is None:
+        tokenizer = hub_access.cached_folder(site.environment, part.name, None)
+        if tokenizer is None or not (tokenizer / TOKENIZER_FILE).is_file():
             findings.append(
                 _assumed(
                     site,

@@ -19,7 +19,8 @@ import mini_r1
 from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
 from mini_r1.hub.branch_files import Branch, File, names_holding
-from mini_r1.hub.upload_errors import failure, retrying
+from mini_r1.hub.hub_errors import hub_error
+from mini_r1.hub.upload_errors import retrying
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ def refuse_name(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise failure(error, name) from error
+        raise hub_error(error, name) from error
 
 
 class Repository:
