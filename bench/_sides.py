@@ -115,14 +115,14 @@ def turns(parent: Connection) -> Any:
 
 
 def train_kit(recipe: Any, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """Train through `mini_r1.training.attempt.train`, as the command line does it.
+    """Train through `mini_r1.training.train.train`, as the command line does it.
 
     Returns:
         The trained model, its tokenizer, and `phases` (seconds a step), `lengths` and `rewards` (means of each step).
     """
     from mini_r1.generation.model import load_model, load_tokenizer
     from mini_r1.run.run_dir import RunDir
-    from mini_r1.training.attempt import train
+    from mini_r1.training.train import train
     from rich.console import Console
 
     run = RunDir(folder / "run")

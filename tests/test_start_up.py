@@ -170,7 +170,7 @@ def test_training_without_deepspeed_imports_none_and_prints_no_line_of_df() -> N
 import sys
 from mini_r1.machine.heavy_imports import needs_extra
 with needs_extra("train"):
-    import mini_r1.training.attempt
+    import mini_r1.training.train
 assert sys.modules["deepspeed"] is None and sys.modules["vllm"] is None
 assert "torch" in sys.modules
 """
@@ -185,7 +185,7 @@ def test_training_with_deepspeed_prints_no_line_of_df_either(tmp_path: Path) -> 
     code = """
 from mini_r1.machine.heavy_imports import needs_extra
 with needs_extra("train", deepspeed=True):
-    import mini_r1.training.attempt
+    import mini_r1.training.train
 import deepspeed
 print(deepspeed.__version__)
 """

@@ -99,10 +99,10 @@ class Watcher:
 
     def _watch_update(self) -> None:
         import torch
-        from mini_r1.training.callbacks import RunCallback
+        from mini_r1.training.attempt import Attempt
         from mini_r1.training.trainer import CountdownTrainer
 
-        book, told, loss = self.book, RunCallback.phase, CountdownTrainer.compute_loss
+        book, told, loss = self.book, Attempt.phase, CountdownTrainer.compute_loss
 
         def phase(callback: Any, name: str) -> None:
             self.clock(name)
@@ -119,7 +119,7 @@ class Watcher:
                 book.begin("head")
                 hidden.register_hook(lambda gradient: book.begin("layers") and None)
 
-        RunCallback.phase, CountdownTrainer.compute_loss = phase, compute_loss
+        Attempt.phase, CountdownTrainer.compute_loss = phase, compute_loss
         self.policy.model.get_output_embeddings().register_forward_pre_hook(head)
 
     def clock(self, name: str) -> None:
@@ -169,7 +169,7 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
     import transformers.trainer
     from _meter import CudaMeter, StandIn
     from mini_r1.generation.prompts import token_ids
-    from mini_r1.training import attempt, prepare
+    from mini_r1.training import prepare, train
     from rich.console import Console
 
     cuda = torch.cuda.is_available()
@@ -198,10 +198,10 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
             os._exit(0)
 
         transformers.trainer.DEFAULT_CALLBACKS.append(watcher.callback(done))
-        attempt.prepare.load_policy = lambda *_: policy
+        train.prepare.load_policy = lambda *_: policy
         # The longest prompt of all the run's problems may be longer than of these rows.
-        attempt.prepare.ordered_dataset = lambda *_: rows
-        attempt.train(recipe, RunDir(scratch / f"run-{out.stem}"), ["bench"], Console(file=sys.stderr))
+        train.prepare.ordered_dataset = lambda *_: rows
+        train.train(recipe, RunDir(scratch / f"run-{out.stem}"), ["bench"], Console(file=sys.stderr))
 
 
 def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str, int], longest: int) -> dict[str, Any]:

@@ -179,25 +179,25 @@ class Turns:
 
 
 def train_kit(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:
-    """Through `mini_r1.training.attempt.train`, as the command line does it, with the model that is loaded already."""
-    from mini_r1.training import attempt
-    from mini_r1.training.callbacks import RunCallback
+    """Through `mini_r1.training.train.train`, as the command line does it, with the model that is loaded already."""
+    from mini_r1.training import train
+    from mini_r1.training.attempt import Attempt
     from rich.console import Console
 
     drawn.into_the_kit()
-    told, judged = RunCallback.phase, attempt.CompletionLog.write
+    told, judged = Attempt.phase, Attempt.rollout
 
-    def phase(self: RunCallback, name: str) -> None:
+    def phase(self: Attempt, name: str) -> None:
         turns.watch.begin(name)
         told(self, name)
 
-    def write(self: Any, step: int, records: list[dict[str, Any]]) -> None:
+    def rollout(self: Any, step: int, records: list[dict[str, Any]]) -> None:
         turns.rolled += [record["tokens"] for record in records]
         judged(self, step, records)
 
-    RunCallback.phase, attempt.CompletionLog.write = phase, write
-    attempt.prepare.load_policy = lambda *_: policy
-    attempt.train(recipe, RunDir(folder / "run"), ["bench"], Console(file=sys.stdout))
+    Attempt.phase, Attempt.rollout = phase, rollout
+    train.prepare.load_policy = lambda *_: policy
+    train.train(recipe, RunDir(folder / "run"), ["bench"], Console(file=sys.stdout))
 
 
 def train_stock(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, folder: Path) -> None:

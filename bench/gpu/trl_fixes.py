@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import _common as common
 from mini_r1.run.run_dir import RunDir, write_json
@@ -96,7 +96,7 @@ class Case:
         from mini_r1.generation.model import load_tokenizer
         from mini_r1.generation.prompts import render, token_ids
         from mini_r1.tasks.countdown import task
-        from mini_r1.training.rollout import Completion, RewardPlan, compare
+        from mini_r1.training.rollout import Completion, set_advantages
 
         self.folder, self.scratch = folder, scratch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,7 +116,7 @@ class Case:
             self.rewards += [0.0, 1.0, 2.0, 0.0, 1.0, 1.0, 0.0, 2.0]
         for completion, reward in zip(self.completions, self.rewards, strict=True):
             completion.reward = reward
-        compare(self.completions, RewardPlan((), ()), GENERATIONS)
+        set_advantages(self.completions, GENERATIONS)
 
     def model(self, variant: Variant, noisy: bool) -> Any:
         """The policy or its reference, on the device."""
@@ -155,23 +155,23 @@ class Case:
     def _kit(self, variant: Variant) -> Seen:
         import datasets
         import torch
-        from mini_r1.recipe.fields import WatchRecipe
+        from mini_r1.recipe.fields import Recipe
         from mini_r1.training.batches import collate
-        from mini_r1.training.rollout import RewardPlan
+        from mini_r1.training.prepare import Policy
         from mini_r1.training.rollout_engines import PolicyEngine
         from mini_r1.training.trainer import CountdownTrainer
-        from mini_r1.training.watch import Watch
         from mini_r1.training.world import World
 
         args = self.args(variant)  # before the world: it sets up accelerate's state
-        world, end, pad = World(60), [self.tokenizer.eos_token_id], self.tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
+        attempt = Mock(  # ignores what the trainer reports
+            callbacks=[], run=RunDir(self.scratch / "trl-fixes"), world=World(60),
+            recipe=Recipe(model_name_or_path="bench", max_steps=1),
+        )  # fmt: skip
+        policy = Policy(self.model(variant, noisy=True), self.model(variant, noisy=False).eval(), self.tokenizer)
         trainer = CountdownTrainer(
-            self.model(variant, noisy=True), reference=self.model(variant, noisy=False).eval(),
-            rewards=RewardPlan(("format",), (1.0,)), args=args, held_out=[],
+            attempt, policy, PolicyEngine(attempt.world, policy.eos_token_ids, pad), args=args,
             train_dataset=datasets.Dataset.from_list([{"prompt": "", "nums": [1], "target": 1}] * PROMPTS),
-            processing_class=self.tokenizer, eos_token_ids=end, engine=PolicyEngine(world, end, pad),
-            run=RunDir(self.scratch / "trl-fixes"), world=world, watch=Watch(WatchRecipe()), on_rollout=None,
-            on_phase=lambda phase: None, on_trouble=lambda step, troubles: None, callbacks=[],
         )  # fmt: skip
         completions = self.of(variant)
         batch = collate(completions, 1 / len(completions), pad, self.device)

@@ -278,7 +278,7 @@ def hanging(function, calls=[]):
     return hanging_function
 
 def wait_for_module():
-    while "mini_r1.training.attempt" not in sys.modules:  # which imports it
+    while "mini_r1.training.train" not in sys.modules:  # which imports it
         time.sleep(0.001)
     module = None
     while not hasattr(module, "{function}"):

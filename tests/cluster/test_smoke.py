@@ -51,7 +51,7 @@ def test_weights_that_do_not_arrive_are_found(tmp_path: Path) -> None:
 import sys, threading, time
 
 def lose():
-    while "mini_r1.training.attempt" not in sys.modules:
+    while "mini_r1.training.train" not in sys.modules:
         time.sleep(0.001)
     client = None
     while not hasattr(client, "VllmEngine"):

@@ -198,7 +198,7 @@ def test_the_demo_comes_up_is_seen_in_tensorboard_stops_saved_and_goes_on(compos
 
     compose.ok("up", "--detach", "--no-build")
     assert engine.wait_for_end(compose.container("demo")) == 0, compose.logs()
-    assert "going on after step" in compose.logs()
+    assert "resuming after step" in compose.logs()
     measured = compose.ok("run", "--rm", "demo", "evaluate", "runs/demo-cpu", "--limit", "4", "--json")
     assert json.loads(measured)["problems"] == 4
 

@@ -198,7 +198,7 @@ def test_docker_stop_saves_and_the_next_start_goes_on(cpu_image: str, runs: str)
         assert engine.out("inspect", "--format={{.State.ExitCode}}", name) == "143", engine.docker("logs", name).stderr
     done = engine.docker("run", "--rm", *arguments)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"going on after step [2-9]", done.stderr), done.stderr
+    assert re.search(r"resuming after step [2-9]", done.stderr), done.stderr
 
 
 # ---- cpu: bad input --------------------------------------------------------------------------------------------------

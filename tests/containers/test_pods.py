@@ -194,7 +194,7 @@ def test_a_pod_that_is_stopped_saves_and_the_next_one_goes_on(node: Node) -> Non
 
     done = pod.run()
     assert done.returncode == 0, done.stderr
-    assert re.search(rf"going on after step {step}\b", done.stderr), done.stderr
+    assert re.search(rf"resuming after step {step}\b", done.stderr), done.stderr
     assert "step-40" in _saved(pod, "runs/demo-cpu")["checkpoints"]
 
 

@@ -63,7 +63,7 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 def test_how_much_text_there_is_is_bounded(run: RunDir) -> None:
     board = Curves(run, 0, 1000)
     for step in range(1, 1001):
-        board.completions(step, [record(i % 2 == 0, "x" * 9_000) for i in range(20)])
+        board.add_completions(step, [record(i % 2 == 0, "x" * 9_000) for i in range(20)])
     board.tb_writer.close()
     found = texts(run)
     assert {tag.removesuffix("/text_summary") for tag in found} == {
@@ -77,7 +77,7 @@ def test_how_much_text_there_is_is_bounded(run: RunDir) -> None:
 
 def test_a_step_without_a_right_answer(run: RunDir) -> None:
     board = Curves(run, 0, 3)
-    board.completions(2, [record(False)])
+    board.add_completions(2, [record(False)])
     board.tb_writer.close()
     (shown,) = texts(run).values()
     assert shown == [(2, "    [6, 7] -> 42: correct\n    <think>6 * 7</think>")]

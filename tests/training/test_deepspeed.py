@@ -20,22 +20,22 @@ import pytest
 import torch
 from mini_r1.errors import KitError
 from mini_r1.recipe.deepspeed_file import find_deepspeed
-from mini_r1.recipe.fields import WatchRecipe
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir, write_json
 from mini_r1.tasks.countdown import task
 from mini_r1.training import deepspeed_patches, logprobs, rollout_engines
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
-from mini_r1.training.rollout import Completion, RewardPlan, judge
+from mini_r1.training.prepare import Policy
+from mini_r1.training.rollout import Completion, score
 from mini_r1.training.rollout_engines import PolicyEngine
 from mini_r1.training.trainer import CountdownTrainer
-from mini_r1.training.watch import Watch
 from mini_r1.training.world import World
 from rich.console import Console
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.training.silent_attempt import silent_attempt
 from tests.training.workers import Workers
 
 pytestmark = [
@@ -45,7 +45,6 @@ pytestmark = [
 
 PROBLEM = task.Problem((3, 4, 5), 12)
 GENERATIONS, ACCUMULATION, RANKS = 4, 4, 2
-REWARDS = RewardPlan(("format", "equation"), (1.0, 1.0))
 RIGHT, WRONG, NONE = "</think>\n<answer>3 + 4 + 5</answer>", "</think>\n<answer>3 + 4</answer>", "3 + 4 = 7"
 TEXTS = [  # a line is one prompt's group, which is one micro-batch
     RIGHT, WRONG, NONE, NONE,
@@ -79,21 +78,17 @@ def fixed_completions(tokenizer: Any, prompt: str) -> list[Completion]:
     for text in TEXTS:
         ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
         completions.append(Completion(PROBLEM, prompt, [], ids, truncated=False, text=text))
-    judge(completions, REWARDS)
+    score(completions, {"format": 1.0, "equation": 1.0})
     return completions
 
 
 def kit(args: GRPOConfig, model: Any, reference: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> CountdownTrainer:
     completions = fixed_completions(tokenizer, rows[0]["prompt"])
     rollout_engines.sample = lambda *args, **kwargs: [c.ids for c in completions]
-    world = World(60)
+    attempt = silent_attempt(Path(args.output_dir))
     return CountdownTrainer(
-        model, reference=reference, rewards=REWARDS, args=args,
-        train_dataset=datasets.Dataset.from_list(rows), held_out=[], processing_class=tokenizer,
-        eos_token_ids=[tokenizer.eos_token_id], engine=PolicyEngine(world, [tokenizer.eos_token_id], 0),
-        run=RunDir(Path(args.output_dir)), world=world,
-        watch=Watch(WatchRecipe()), on_rollout=lambda step, records: None, on_phase=lambda phase: None,
-        on_trouble=lambda step, troubles: None, callbacks=[],
+        attempt, Policy(model, reference, tokenizer), PolicyEngine(attempt.world, [tokenizer.eos_token_id], 0),
+        args=args, train_dataset=datasets.Dataset.from_list(rows),
     )  # fmt: skip
 
 

@@ -176,11 +176,11 @@ def test_a_disk_that_fills_at_any_moment_is_150_and_with_room_the_run_ends_as_an
 
 def train_with_full_file(name: str, *args: Any) -> None:
     """`mini-r1 train RECIPE --run-dir RUN`; files of that name in RUN take no byte, on a disk that has room."""
-    from mini_r1.training import completion_log
+    from mini_r1.training import run_logs
 
-    entry = completion_log._entry
+    entry = run_logs._entry
     # An untrained model is never right, and the file of right answers would stay empty.
-    completion_log._entry = lambda record: record["rewards"].update(equation=1.0) or entry(record)  # type: ignore[func-returns-value]
+    run_logs._entry = lambda record: record["rewards"].update(equation=1.0) or entry(record)  # type: ignore[func-returns-value]
 
     def look(event: str, about: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(about[0], str) and about[0].startswith(str(args[-1])):

@@ -35,7 +35,7 @@ def fail(run: RunDir, *, in_its_attempt: bool = False) -> None:
         doing.begin("data")
         assert run.read_state().get("phase", "data") == "data"
         if in_its_attempt:
-            doing.attempt(1, 0)
+            doing.begin("engine", 0, attempt=1)
             run.write_state("failed", step=0, exit_code=1, reason="division by zero", attempt=1)
         raise KitError("in vain")
 
@@ -49,9 +49,9 @@ def test_before_its_first_step_a_run_says_what_it_does_and_how_long_that_may_tak
     with phases(run) as doing:
         doing.begin("model")
         assert told(run) == {"state": "running", "step": 4, "phase": "model", "hang_timeout_s": 77}
-        doing.attempt(2, 3)
+        doing.begin("engine", 3, attempt=2)
         assert told(run) == {"state": "running", "step": 3, "phase": "engine", "attempt": 2, "hang_timeout_s": 77}
-        doing.begin("update", 5)
+        doing.begin("update", 5, attempt=2)
     assert told(run) == {"state": "running", "step": 5, "phase": "update", "attempt": 2, "hang_timeout_s": 77}
 
 

@@ -15,7 +15,7 @@ from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
-from mini_r1.training.run_logs import lost_logs
+from mini_r1.training.run_logs import describe_lost_logs
 from mini_r1.training.trainer import CountdownTrainer
 
 from tests.conftest import disk_full_at, without_times, write_recipe
@@ -73,7 +73,7 @@ def test_after_any_fsync_a_complete_checkpoint_has_its_logs(recorded: tuple[RunD
             assert [verify(saved, run.run_id) for saved in complete] == [None] * len(complete), f"after {count} fsyncs"
             assert up_to(without_times(run.metrics()), newest) == up_to(metrics, newest), f"after {count} fsyncs"
             assert up_to(run.completions(), newest) == up_to(completions, newest), f"after {count} fsyncs"
-            assert lost_logs(run, complete[0]) is None, f"after {count} fsyncs"
+            assert describe_lost_logs(run, complete[0]) is None, f"after {count} fsyncs"
             assert newest in {saved.step for saved in run.complete_snapshots()}, f"after {count} fsyncs"
         seen.append(newest)
         shutil.rmtree(left)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 from mini_r1.tasks.countdown import task
-from mini_r1.training.rollout import ADVANTAGE_EPSILON, Completion, RewardPlan, compare, judge
+from mini_r1.training.rollout import ADVANTAGE_EPSILON, Completion, score, set_advantages
 
 PROBLEM = task.Problem((6, 7), 42)
 RIGHT, WRONG = "x</think>\n<answer>6 * 7</answer>", "x</think>\n<answer>6 + 7</answer>"
@@ -18,35 +18,23 @@ def completions(*rewards: float) -> list[Completion]:
 
 def test_a_reward_is_the_weighted_sum() -> None:
     found = [Completion(PROBLEM, "", [1], [1], False, text) for text in (RIGHT, WRONG, "")]
-    judge(found, RewardPlan(("equation", "format"), (2.0, 0.5)))
-    assert [c.rewards for c in found] == [(1.0, 1.0), (0.0, 1.0), (0.0, 0.0)]
+    score(found, {"equation": 2.0, "format": 0.5})
+    assert [c.rewards for c in found] == [
+        {"equation": equation, "format": form} for equation, form in ((1.0, 1.0), (0.0, 1.0), (0.0, 0.0))
+    ]
     assert [c.reward for c in found] == [2.5, 0.5, 0.0]
     assert [c.verdict.equation for c in found if c.verdict] == [1, 0, 0]
 
 
-def test_every_reward_has_a_weight() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        judge([Completion(PROBLEM, "", [1], [1], False, RIGHT)], RewardPlan(("equation", "format"), (2.0,)))
-
-
-def test_what_nobody_has_judged_has_no_reward_and_is_not_left_out() -> None:
+def test_a_completion_without_a_score_has_no_reward_and_is_not_left_out() -> None:
     found = Completion(PROBLEM, "", [1], [1], False)
     assert (found.reward, found.advantage, found.group_differs) == (0.0, 0.0, True)
-    plan = RewardPlan(("equation",), (1.0,))
-    assert (plan.scale, plan.drop_equal_groups) == (True, False)
-
-
-def test_a_row_needs_a_name_for_each_reward() -> None:
-    (found,) = completions(0.0)
-    judge([found], RewardPlan(("equation", "words"), (1.0, 1.0)))
-    with pytest.raises(ValueError, match="zip"):
-        found.record(1, ["equation"])
 
 
 def test_a_row_has_what_is_known_of_a_completion() -> None:
     (found,) = [Completion(PROBLEM, "a prompt", [1, 2], [3, 4, 5], True, RIGHT, advantage=0.5)]
-    judge([found], RewardPlan(("words",), (4.0,)))
-    row = found.record(7, ["words"])
+    score([found], {"words": 4.0})
+    row = found.record(7)
     assert row == {
         **task.record(PROBLEM, RIGHT, task.judge(RIGHT, PROBLEM)), "step": 7, "prompt": "a prompt",
         "rewards": {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "words": 0.05},
@@ -56,7 +44,7 @@ def test_a_row_has_what_is_known_of_a_completion() -> None:
 
 def test_an_advantage_is_the_distance_from_the_groups_mean_in_standard_deviations() -> None:
     found = completions(0.0, 2.0, 10.0, 16.0)
-    statistics = compare(found, RewardPlan((), ()), 2)
+    statistics = set_advantages(found, 2)
     first, second = math.sqrt(2), math.sqrt(18)
     expected = [-1 / (first + ADVANTAGE_EPSILON), 1 / (first + ADVANTAGE_EPSILON)]
     expected += [-3 / (second + ADVANTAGE_EPSILON), 3 / (second + ADVANTAGE_EPSILON)]
@@ -68,13 +56,13 @@ def test_an_advantage_is_the_distance_from_the_groups_mean_in_standard_deviation
 def test_a_tiny_difference_is_not_blown_up() -> None:
     assert ADVANTAGE_EPSILON == 1e-4  # TRL 0.14.0's
     found = completions(0.0, 1e-4 * math.sqrt(2))
-    compare(found, RewardPlan((), ()), 2)
+    set_advantages(found, 2)
     assert [c.advantage for c in found] == pytest.approx([-math.sqrt(0.5) / 2, math.sqrt(0.5) / 2], rel=1e-3)
 
 
 def test_without_scaling_it_is_the_distance() -> None:
     found = completions(0.0, 2.0, 10.0, 16.0)
-    compare(found, RewardPlan((), (), scale=False), 2)
+    set_advantages(found, 2, scale=False)
     assert [c.advantage for c in found] == [-1.0, 1.0, -3.0, 3.0]
 
 
@@ -90,6 +78,6 @@ def test_without_scaling_it_is_the_distance() -> None:
 )
 def test_a_group_differs_if_any_of_its_rewards_does(rewards: tuple[float, ...], size: int, differs: list[bool]) -> None:
     found = completions(*rewards)
-    statistics = compare(found, RewardPlan((), ()), size)
+    statistics = set_advantages(found, size)
     assert [c.group_differs for c in found] == [group for group in differs for _ in range(size)]
     assert statistics.equal == differs.count(False) / len(differs)

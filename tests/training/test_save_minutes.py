@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.run.run_dir import RunDir
-from mini_r1.training import callbacks, rollout_engines
+from mini_r1.training import attempt, rollout_engines
 from safetensors.torch import load_file
 
 from tests.conftest import without_times
@@ -30,7 +30,7 @@ def train_by_the_clock(killed_at: int | None, *args: str | Path) -> None:
     sample, calls = rollout_engines.sample, itertools.count(1)
 
     class Clock:
-        time = staticmethod(callbacks.time.time)
+        time = staticmethod(attempt.time.time)
         monotonic = staticmethod(lambda: 60.0 * next(minutes))
 
     def killed(*given: Any, **kwargs: Any) -> list[list[int]]:
@@ -38,7 +38,7 @@ def train_by_the_clock(killed_at: int | None, *args: str | Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return sample(*given, **kwargs)
 
-    callbacks.time, rollout_engines.sample = Clock, killed
+    attempt.time, rollout_engines.sample = Clock, killed
     train(*args)
 
 

@@ -9,17 +9,16 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from mini_r1.recipe.fields import WatchRecipe
-from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training.batches import Batch, collate, micro_batches
-from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
+from mini_r1.training.prepare import Policy
+from mini_r1.training.rollout import Completion, score, set_advantages
 from mini_r1.training.rollout_engines import PolicyEngine
 from mini_r1.training.trainer import CountdownTrainer
-from mini_r1.training.watch import Watch
-from mini_r1.training.world import World
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
+
+from tests.training.silent_attempt import silent_attempt
 
 SHORT, LONG = task.Problem((3, 4, 5), 12), task.Problem((1, 2, 3, 4, 5, 6), 21)
 GENERATIONS = 4
@@ -57,16 +56,9 @@ def kit(untrained: Path, tokenizer: Any, tmp_path: Path, **changes: Any) -> Coun
     args = config(tmp_path, **changes)
     data = datasets.Dataset.from_list([{"prompt": "", "nums": [1, 2], "target": 3}] * 2)
     reference = AutoModelForCausalLM.from_pretrained(untrained).eval() if args.beta else None
-    world = World(60)
-    trainer = CountdownTrainer(
-        perturbed(untrained), reference=reference,
-        rewards=RewardPlan(("format", "equation"), (1.0, 1.0)), args=args, train_dataset=data, held_out=[],
-        processing_class=tokenizer, eos_token_ids=[tokenizer.eos_token_id], run=RunDir(tmp_path), world=world,
-        engine=PolicyEngine(world, [tokenizer.eos_token_id], tokenizer.pad_token_id),
-        watch=Watch(WatchRecipe()), on_rollout=None, on_phase=lambda phase: None,
-        on_trouble=lambda step, troubles: None, callbacks=[],
-    )  # fmt: skip
-    return trainer
+    attempt, policy = silent_attempt(tmp_path), Policy(perturbed(untrained), reference, tokenizer)
+    engine = PolicyEngine(attempt.world, policy.eos_token_ids, tokenizer.pad_token_id)
+    return CountdownTrainer(attempt, policy, engine, args=args, train_dataset=data)
 
 
 def batch_of(trainer: CountdownTrainer, completions: Sequence[Completion]) -> Batch:
@@ -254,7 +246,6 @@ def test_with_every_group_dropped_the_gradient_is_zero(untrained: Path, tokenize
 
 
 def test_advantages_come_from_the_weighted_sum_within_each_group() -> None:
-    plan = RewardPlan(("format", "words"), (1.0, 0.5))
     problem = task.Problem((6, 7), 42)
     texts = [
         "it is surely six times seven</think>\n<answer>6 * 7</answer>",
@@ -263,12 +254,12 @@ def test_advantages_come_from_the_weighted_sum_within_each_group() -> None:
         "no",
     ]
     completions = [Completion(problem, "", [1], [1], False, text) for text in texts]
-    judge(completions, plan)
-    compare(completions, plan, GENERATIONS)
+    score(completions, {"format": 1.0, "words": 0.5})
+    set_advantages(completions, GENERATIONS)
     assert [c.verdict.equation for c in completions if c.verdict] == [1, 0, 1, 0]
-    assert [c.rewards[0] for c in completions] == [1.0, 0.0, 1.0, 0.0]
-    assert completions[0].reward == pytest.approx(1.0 + 0.5 * completions[0].rewards[1])
-    assert completions[0].rewards[1] > completions[2].rewards[1] > 0
+    assert [c.rewards["format"] for c in completions] == [1.0, 0.0, 1.0, 0.0]
+    assert completions[0].reward == pytest.approx(1.0 + 0.5 * completions[0].rewards["words"])
+    assert completions[0].rewards["words"] > completions[2].rewards["words"] > 0
     assert sum(c.advantage for c in completions) == pytest.approx(0.0, abs=1e-5)
     assert completions[1].advantage == completions[3].advantage < 0
 
@@ -277,7 +268,7 @@ def test_without_scaling_the_advantage_is_the_difference_to_the_mean() -> None:
     completions = of_lengths(1, 1, 1, 1)
     for completion, reward in zip(completions, (0.0, 0.0, 0.0, 2.0), strict=True):
         completion.reward = reward
-    compare(completions, RewardPlan((), (), scale=False), GENERATIONS)
+    set_advantages(completions, GENERATIONS, scale=False)
     assert [c.advantage for c in completions] == [-0.5, -0.5, -0.5, 1.5]
 
 
@@ -285,7 +276,7 @@ def test_a_group_of_equals_teaches_nothing_and_is_counted() -> None:
     completions = of_lengths(1, 1, 1, 1) + of_lengths(1, 1, 1, 1)
     for completion, reward in zip(completions, (0.1, 0.1, 0.1, 0.1, 0.0, 1.0, 0.0, 0.0), strict=True):
         completion.reward = reward
-    statistics = compare(completions, RewardPlan((), ()), GENERATIONS)
+    statistics = set_advantages(completions, GENERATIONS)
     assert statistics.equal == 0.5
     assert [c.group_differs for c in completions] == [False] * 4 + [True] * 4
     assert [c.advantage for c in completions[:4]] == pytest.approx([0.0] * 4, abs=1e-3)

@@ -53,7 +53,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
             say_finished(console, run, finished)
             return ExitCode.FINISHED
     with needs_extra("train", deepspeed=sharding is not None, console=console):
-        from mini_r1.training.attempt import train as run_training
+        from mini_r1.training.train import train as run_training
     outcome = run_training(recipe, run, sys.argv, console, deepspeed=sharding)
     if outcome.exit_code == ExitCode.FINISHED:
         console.print(f"finished at step {outcome.step}: {run.path}", markup=False)

@@ -110,7 +110,7 @@ def _prepared(setup: Setup, environment: Mapping[str, str], say: Say) -> Finding
     if setup.nodes.index == 0:
         say("making a random model")
         setup.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mini_r1.training.smoke_model", str(setup.folder / "model")]
+        command = [sys.executable, "-m", "mini_r1.training.from_scratch", str(setup.folder / "model")]
         made = subprocess.run(command, env=dict(environment), capture_output=True, text=True)  # noqa: S603
         if made.returncode:
             raise _Failed("model", _last(made.stderr), "run `make install`, or use the container image")

@@ -238,8 +238,8 @@ def choose_deepspeed(
 def steps_of(recipe: Recipe, workers: int) -> int | None:
     """Optimizer steps of the run; None where only the data can tell: a file, or a hub set other than the original's.
 
-    Counted by epochs it is `training.order.total_steps` of the rows that are not held out; the split keeps the rows of
-    one problem together, so it can be a step or two more or less.
+    Counted by epochs it is `training.schedule.total_steps` of the rows that are not held out; the split keeps the rows
+    of one problem together, so it can be a step or two more or less.
     """
     if recipe.max_steps > 0:
         return recipe.max_steps

@@ -1,4 +1,4 @@
-"""A recipe as TRL's own configuration object."""
+"""A recipe as TRL's configuration object."""
 
 from __future__ import annotations
 
@@ -14,41 +14,40 @@ from mini_r1.generation.model import device
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.training import deepspeed_patches
+from mini_r1.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
 OURS = frozenset(
     {
         "output_dir", "use_vllm", "vllm_device", "vllm_gpu_memory_utilization",  # the launcher's and the engine's
-        "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",  # publishing is the kit's own
+        "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",  # the kit publishes by itself
         "save_strategy", "save_steps", "num_train_epochs", "max_steps", "tf32", "report_to",
         "eval_strategy", "eval_steps", "eval_on_start", "gradient_accumulation_steps",
     }
 )  # fmt: skip
-"""Recipe keys that GRPOConfig has as well but that do not go through unchanged."""
+"""Recipe keys that GRPOConfig has too, but that are not passed on unchanged."""
 
 
 def grpo_config(
     recipe: Recipe,
     run_path: Path,
+    schedule: Schedule,
     *,
-    max_steps: int,
-    accumulation: int,
     evaluate_first: bool,
     deepspeed: DeepSpeedFile | None,
 ) -> GRPOConfig:
-    """GRPOConfig of a recipe for one run.
+    """Return TRL's configuration of a run; with DeepSpeed, models are loaded sharded after this call.
 
     Args:
         recipe: what to train.
         run_path: the run directory.
-        max_steps: optimizer steps of the whole run.
-        accumulation: micro steps of each worker in an optimizer step.
+        schedule: steps and accumulation of the whole run.
         evaluate_first: whether an evaluation comes before the first step of this attempt.
-        deepspeed: the configuration. Building the object then changes how models are loaded from there on: sharded.
+        deepspeed: how to shard.
 
     Raises:
-        KitError: the recipe asks for something that this machine or installation cannot do.
+        KitError: this machine or installation can't do what the recipe asks for.
     """
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
@@ -63,21 +62,21 @@ def grpo_config(
         return GRPOConfig(
             **values,
             output_dir=str(run_path),
-            max_steps=max_steps,
-            gradient_accumulation_steps=accumulation,
+            max_steps=schedule.steps,
+            gradient_accumulation_steps=schedule.accumulation,
             eval_on_start=evaluate_first,
             use_cpu=cpu,
             tf32=None if cpu else recipe.tf32,
             report_to=reporters(recipe),
-            # Both are decided at each step by the kit's callback, which also saves when asked to stop.
+            # `Attempt` decides both after each step, and also saves when asked to stop.
             save_strategy="no",
             eval_strategy="no",
             push_to_hub=False,
-            disable_tqdm=True,  # the kit draws its own progress
-            # Filtering would replace a NaN loss by an average in the logs: better to see it.
+            disable_tqdm=True,  # the kit shows progress itself
+            # Filtering would replace a NaN loss in the logs by an average.
             logging_nan_inf_filter=False,
             data_seed=recipe.seed,
-            # Every weight that trains has a part in every loss: there is nothing for DDP to look for at each step.
+            # Every trained weight is part of every loss: there is nothing for DDP to look for at each step.
             ddp_find_unused_parameters=False,
             deepspeed=None if deepspeed is None else copy.deepcopy(deepspeed.values),
         )
@@ -86,7 +85,7 @@ def grpo_config(
 
 
 def reporters(recipe: Recipe) -> list[str]:
-    """The integrations that report besides TensorBoard, which is always on and the kit's own, see `curves.Curves`.
+    """Return the integrations that report besides TensorBoard, which the kit always writes: see `curves.Curves`.
 
     Raises:
         KitError: one that the recipe names is not installed.
@@ -99,5 +98,5 @@ def reporters(recipe: Recipe) -> list[str]:
         wanted = installed
     missing = [name for name in wanted if name not in installed and name not in ("none", "all")]
     if missing:
-        raise KitError(f"report_to: {', '.join(missing)} is not installed here: install it, or take it off the list")
+        raise KitError(f"report_to: {', '.join(missing)} is not installed: install it, or remove it from the list")
     return sorted({name for name in wanted if name not in ("none", "all", "tensorboard")})

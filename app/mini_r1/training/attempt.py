@@ -1,59 +1,54 @@
-"""One training run from recipe to finished run directory: fresh, resumed, interrupted or already done."""
+"""One attempt: what the trainer reports to it, what it decides after each step, and how it ends."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mini_r1.disk_errors import disk_error, disk_errors
-from mini_r1.errors import ExitCode, KitError, Stopped
-from mini_r1.generation.model import eos_token_ids
+from mini_r1.disk_errors import disk_error
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
-from mini_r1.run.finished import finished_step, say_finished
+from mini_r1.run.append_file import JsonLines
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
-from mini_r1.training import order, prepare, pushing, records
-from mini_r1.training.arguments import grpo_config
-from mini_r1.training.callbacks import RunCallback
-from mini_r1.training.checkpoints import checkpoint_to_resume, next_start
-from mini_r1.training.completion_log import CompletionLog
+from mini_r1.training import pushing, records
+from mini_r1.training.checkpoints import next_start
 from mini_r1.training.curves import Curves
-from mini_r1.training.engine_setup import start_engine, sync_check
-from mini_r1.training.gpu_check import refuse_broken_gpu
 from mini_r1.training.phases import Phases
-from mini_r1.training.run_logs import cut_samples
+from mini_r1.training.prepare import Policy
+from mini_r1.training.run_logs import CompletionLog, cut_samples
+from mini_r1.training.schedule import Schedule
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
-from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.training_line import TrainingLine
-from mini_r1.training.watch import Watch
+from mini_r1.training.watch import Trouble
 from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
 
-OnRollout = Callable[[int, list[dict[str, Any]]], None]
-"""Takes a step and its completions."""
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a call of `train` ended."""
+    """Exit code and last finished step of a call of `train`."""
 
     exit_code: ExitCode
     step: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """What one start of the program works with."""
+class WorkerContext:
+    """What this worker trains, where, and with which others."""
 
     recipe: Recipe
     run: RunDir
@@ -61,270 +56,202 @@ class _Job:
     console: Console
     world: World
     stop: StopRequest
+    phases: Phases
     deepspeed: DeepSpeedFile | None
 
 
-def train(
-    recipe: Recipe,
-    run: RunDir,
-    command: Sequence[str],
-    console: Console,
-    deepspeed: DeepSpeedFile | None = None,
-) -> Outcome:
-    """Train until the run is finished or the process is asked to stop: one worker's part of it.
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Data and model of a run, loaded."""
+
+    data: task.TaskData
+    schedule: Schedule
+    dataset: Any
+    """Rows in the order in which they are trained on."""
+    held_out: list[dict[str, Any]]
+    policy: Policy
+
+
+class Attempt(TrainerCallback):
+    """One start of the program on a run, with a directory `attempts/N/`.
+
+    The trainer reports to it: `rollout`, `phase`, `trouble`, `saved`. As a transformers callback it decides after each
+    step whether to save, to evaluate and to stop. At the end one of `ended`, `interrupted`, `failed` records how.
 
     Args:
-        recipe: what to train.
-        run: where; a run that is already there is gone on with.
-        command: the command line, for run.json.
-        console: for progress; rank 0's is used.
-        deepspeed: how to shard the training state over the workers; None: every worker holds all of it.
-
-    Raises:
-        KitError: the recipe, the data or the directory is wrong, or the machine failed.
-        Stopped: asked to stop before an attempt began.
+        context: this worker.
+        inputs: data and model.
+        resume: the checkpoint to resume from.
+        folder: the attempt's directory.
+        stack: closes the attempt's files.
     """
-    prepare.refuse_unlaunched(recipe, deepspeed)
-    refuse_broken_gpu()
-    prepare.tune_machine(recipe)
-    world, supervisor = World(recipe.ddp_timeout), Supervisor.from_environment()
-    world.on_done = supervisor.beat_again
-    shown = console if world.main else Console(quiet=True)
-    job = _Job(recipe, run, command, shown, world, StopRequest(supervisor, world), deepspeed)
-    with ExitStack() as stack:
-        stack.enter_context(job.stop)
-        stack.callback(world.leave)
-        stack.enter_context(world.lost_in_words())
-        stack.enter_context(disk_errors(run.path, lambda: next_start(run)))
-        world.from_main(lambda: stack.enter_context(run.claimed()))
-        finished_at = world.from_main(lambda: finished_step(run, recipe))
-        if finished_at is not None:
-            say_finished(job.console, run, finished_at)
-            return Outcome(ExitCode.FINISHED, finished_at)
-        world.from_main(lambda: pushing.refuse(recipe))
-        data_commit, model_commit = world.from_main(lambda: records.commits(run))
-        phases = stack.enter_context(Phases(recipe, run, world, supervisor))
-        phases.begin("data")
-        stop = job.stop.on_any_rank
-        data = world.main_first(lambda: prepare.load_task_data(recipe, data_commit, job.console, stop))
-        world.from_main(lambda: records.refuse_other_data(run, data))
-        world.from_main(lambda: prepare.refuse_unsolvable(data, job.console, stop))
-        phases.begin("model")
-        _refuse_if_stopped(job)
-        origin = world.main_first(lambda: prepare.find_model(recipe, data, job.console, model_commit, stop))
-        _refuse_if_stopped(job)
-        schedule = _schedule(job, data)
-        # First, because loading a model's weights may take minutes.
-        dataset = prepare.ordered_dataset(recipe, data, origin.tokenizer, schedule.steps * schedule.prompts)
-        held_out = prepare.held_out_rows(recipe, data, origin.tokenizer)
-        policy = world.main_first(lambda: prepare.load_policy(recipe, origin))
-        _refuse_if_stopped(job)
-        return _attempt(job, data, schedule, dataset, held_out, policy, phases)
 
-
-def _refuse_if_stopped(job: _Job) -> None:
-    """Go no further when a worker was asked to stop; nothing is written yet.
-
-    Raises:
-        Stopped: on every rank.
-    """
-    if job.world.any(job.stop.on_any_rank()):
-        raise Stopped(f"stopped before an attempt began in {job.run.path}: run the same command again")
-
-
-@dataclass(frozen=True, slots=True)
-class _Schedule:
-    """How the whole run is divided into optimizer steps."""
-
-    prompts: int
-    """Prompts of one optimizer step, over all workers."""
-    accumulation: int
-    """Micro steps of each worker in a step."""
-    steps: int
-
-
-def _schedule(job: _Job, data: task.TaskData) -> _Schedule:
-    """Divide the run into steps.
-
-    Raises:
-        KitError: the workers cannot share a step's prompts evenly.
-    """
-    recipe, world = job.recipe, job.world
-    prompts = world.from_main(lambda: records.prompts_per_step(job.run, recipe, world.size))
-    accumulation = order.accumulation_steps(prompts, recipe.per_device_train_batch_size, world.size)
-    steps = order.total_steps(recipe.max_steps, recipe.num_train_epochs, len(data.train), prompts)
-    return _Schedule(prompts, accumulation, steps)
-
-
-def _attempt(
-    job: _Job,
-    data: task.TaskData,
-    schedule: _Schedule,
-    dataset: Any,
-    held_out: list[dict[str, Any]],
-    policy: prepare.Policy,
-    phases: Phases,
-) -> Outcome:
-    """One start of the program on this run, with a directory of its own; state.json says how it ended."""
-    recipe, run, world, steps, prompts = job.recipe, job.run, job.world, schedule.steps, schedule.prompts
-    stage = job.deepspeed.stage if job.deepspeed else 0
-    resume = world.from_main(lambda: checkpoint_to_resume(run, job.console, world.size, stage))
-    args = grpo_config(
-        recipe,
-        run.path,
-        max_steps=steps,
-        accumulation=schedule.accumulation,
-        evaluate_first=_evaluate_first(recipe, resume),
-        deepspeed=job.deepspeed,
-    )
-    attempt = world.from_main(run.start_attempt)
-    with records.log_to(attempt / f"rank-{world.rank}.log"), ExitStack() as stack:
-        start = resume.step if resume else 0
+    def __init__(
+        self, context: WorkerContext, inputs: Inputs, resume: Saved | None, folder: Path, stack: ExitStack
+    ) -> None:
+        recipe, run, world, schedule = context.recipe, context.run, context.world, inputs.schedule
+        self.recipe, self.run, self.world, self.stop = recipe, run, world, context.stop.on_any_rank
+        self.start = self._step = resume.step if resume else 0
+        self.checkpoint_only = False
+        """Whether the save of the last finished step is one that `save_minutes` adds: it has no snapshot."""
+        self.callbacks: list[TrainerCallback] = [self]
+        self._number = int(folder.name)
+        self._stop_request = context.stop
+        self._phases = context.phases
+        self._schedule = schedule
+        self._steps_per_epoch = len(inputs.data.train) / schedule.prompts
+        self._saved_at = 0.0
         if world.main:
-            sharding = job.deepspeed.name if job.deepspeed else None
-            records.write(
-                run, recipe, data, policy.model, job.command, int(attempt.name), world.size, prompts, sharding
-            )
-            records.announce(job.console, recipe, run, data, policy.model, steps, start, prompts)
-        line = TrainingLine(job.console, steps, start)
-        # Started by one rank alone, which has written the run's recipe by now.
-        push = pushing.Pushing(recipe, run, attempt, job.console) if world.main else None
-        if push is not None:
-            stack.callback(push.leave)
-            push.saved()  # what an earlier attempt saved, and did not push
-        callback = RunCallback(
-            recipe, attempt, world, job.stop, phases, len(data.train) / prompts, line, push.saved if push else _nothing
-        )
-        stack.callback(callback.close)
+            records.write(context, inputs, self._number)
+            records.announce(context, inputs, self.start)
+        self._line = TrainingLine(context.console, schedule.steps, self.start)
+        self._push: pushing.Pushing | None = None
+        self._metrics: JsonLines | None = None
+        if world.main:
+            self._push = pushing.Pushing(recipe, run, folder, context.console)
+            stack.callback(self._push.leave)
+            self._push.saved()  # what an earlier attempt saved and did not push
+            self._metrics = JsonLines(folder / "metrics.jsonl")
+            stack.callback(self._metrics.close)
+        stack.callback(self._line.close)
         if world.main:
             cut_samples(run, resume)
-        log = stack.enter_context(CompletionLog(attempt, run.completion_samples)) if world.main else None
-        curves = Curves(run, start, steps) if world.main else None
-        eos = eos_token_ids(policy.model, policy.tokenizer)
-        try:
-            phases.attempt(int(attempt.name), start)
-            stop = job.stop.on_any_rank
-            engine = start_engine(recipe, policy, eos, world, attempt / "vllm.log", stack, stop)
-            set_seed(recipe.seed)
-            trainer = CountdownTrainer(
-                policy.model,
-                reference=policy.reference,
-                rewards=prepare.reward_plan(recipe),
-                args=args,
-                train_dataset=dataset,
-                held_out=held_out,
-                processing_class=policy.tokenizer,
-                eos_token_ids=eos,
-                engine=engine,
-                sync_check=sync_check(
-                    engine, policy, eos, world, dataset["prompt"][: recipe.per_device_train_batch_size]
-                ),
-                run=run,
-                world=world,
-                stop=stop,
-                checkpoint_only=callback.checkpoint_only,
-                watch=Watch(recipe.watch),
-                on_rollout=_both(log.write, curves.completions) if log and curves else None,
-                on_phase=callback.phase,
-                on_trouble=callback.trouble,
-                callbacks=[callback, *([curves] if curves else [])],
+            self._completions = CompletionLog(folder, run.completion_samples)
+            stack.callback(self._completions.close)
+            self._curves = Curves(run, self.start, schedule.steps)
+            self.callbacks.append(self._curves)
+
+    # --- what the trainer reports ---
+
+    def rollout(self, step: int, completions: list[dict[str, Any]]) -> None:
+        """Record the completions of all ranks for an optimizer step."""
+        if self.world.main:
+            self._completions.write(step, completions)
+            self._curves.add_completions(step, completions)
+
+    def phase(self, name: str) -> None:
+        """Record that a phase begins: engine, sync, rollout, score, reference, update, evaluate or save."""
+        self._phases.begin(name, self._step, self._number)
+
+    def trouble(self, step: int, found: list[Trouble]) -> None:
+        """Record and print what the watch found after a step."""
+        self._write(step, {"trouble": {trouble.name: trouble.sentence for trouble in found}})
+        for trouble in found:
+            logger.warning("step %d: %s", step, trouble.sentence)
+            self._line.warn(f"step {step}: {trouble.sentence}")
+
+    def saved(self) -> None:
+        """Note that a save is complete."""
+        self._saved_at = time.monotonic()
+        if self._push is not None:
+            self._push.saved()
+
+    # --- what transformers calls ---
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._step = state.global_step
+        self._saved_at = time.monotonic()
+        self._line.begin()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._step = step = state.global_step
+        last = step >= state.max_steps
+        stop = self.world.any(self.stop())
+        periodic = self.recipe.save_strategy == "steps" and step % self.recipe.save_steps == 0
+        every = self.recipe.eval_every
+        control.should_evaluate = every is not None and (last or step % every == 0)
+        regular = last or periodic or stop
+        self.checkpoint_only = self._save_minutes_passed() and not regular
+        control.should_save = regular or self.checkpoint_only
+        if stop and not last:
+            control.should_training_stop = True
+        if last:
+            control.should_log = control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or not ("loss" in logs or "eval_success" in logs):
+            return  # transformers' summary at the end
+        self._write(state.global_step, {**logs, "epoch": state.global_step / self._steps_per_epoch})
+        self._line.update(state.global_step, logs)
+
+    def _save_minutes_passed(self) -> bool:
+        """Whether `save_minutes` have passed since the last save by rank 0's clock; the same on every rank."""
+        if not self.recipe.save_minutes or self.recipe.save_strategy == "no":
+            return False
+        passed = time.monotonic() - self._saved_at >= 60 * self.recipe.save_minutes
+        return self.world.any(passed and self.world.main)
+
+    def _write(self, step: int, values: dict[str, Any]) -> None:
+        if self._metrics is not None:
+            # JSON has no NaN and no infinity, and a strict reader would refuse the line.
+            known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            self._metrics.write({**known, "step": step, "time": time.time()})
+
+    # --- the end; every rank has to call the same method ---
+
+    def ended(self, step: int, trouble: Trouble | None, *, evaluation_due: bool) -> Outcome:
+        """Record a run that reached its last step, or stopped before it.
+
+        Raises:
+            KitError: the run stopped because of what its recipe watches for, or its end can't be recorded.
+        """
+        if trouble is not None:
+            self._record_end("failed", step, ExitCode.FAILED, trouble.sentence)
+            raise KitError(
+                f"stopped at step {step} because the recipe says watch.{trouble.name}: stop: {trouble.sentence}. To "
+                f"resume from the last complete checkpoint, run the same command with --set watch.{trouble.name}=warn",
+                ExitCode.FAILED,
             )
-            with world.lost_in_words():
-                trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
-        except Stopped:
-            return _interrupted(job, int(attempt.name), start)
-        except BaseException as error:
-            _failed(job, int(attempt.name), error)
-            raise
-        outcome = _ended(job, int(attempt.name), trainer, steps)
-        if push is not None and outcome.exit_code == ExitCode.FINISHED:
-            Supervisor.from_environment().beat("push", outcome.step, int(attempt.name))
-            push.finish(lambda: bool(job.stop))
-        return outcome
+        if step < self._schedule.steps or evaluation_due:
+            return self.interrupted(step)
+        self._record_end("finished", step, ExitCode.FINISHED, "finished")
+        if self._push is not None:
+            Supervisor.from_environment().beat("push", step, self._number)
+            self._push.finish(lambda: bool(self._stop_request))
+        return Outcome(ExitCode.FINISHED, step)
 
+    def interrupted(self, step: int) -> Outcome:
+        """Record a run that was asked to stop after this step."""
+        reason = self._stop_request.signal_name or "a signal to another worker"
+        self._record_end("interrupted", step, ExitCode.INTERRUPTED, reason)
+        return Outcome(ExitCode.INTERRUPTED, step)
 
-def _evaluate_first(recipe: Recipe, resume: Saved | None) -> bool:
-    if recipe.eval_every is None:
-        return False
-    return recipe.eval_on_start if resume is None else bool(resume.facts.get("evaluation_due"))
+    def _record_end(self, state: str, step: int, code: ExitCode, reason: str) -> None:
+        def record() -> None:
+            try:
+                self.run.write_state(state, step=step, exit_code=int(code), reason=reason, attempt=self._number)
+            except OSError as error:
+                self.failed(error)
+                raise
 
+        self.world.from_main(record)
 
-def _both(*hearers: OnRollout) -> OnRollout:
-    """Tell several of a step's completions."""
+    def failed(self, error: BaseException) -> None:
+        """Record how the run failed; ranks need not agree on it.
 
-    def tell(step: int, completions: list[dict[str, Any]]) -> None:
-        for hear in hearers:
-            hear(step, completions)
-
-    return tell
-
-
-def _nothing() -> None:
-    """For the ranks that push nothing."""
-
-
-def _ended(job: _Job, attempt: int, trainer: CountdownTrainer, steps: int) -> Outcome:
-    """Record a run that reached its last step, or stopped in order before it.
-
-    Raises:
-        KitError: the run stopped because of what its recipe watches for, or its end cannot be recorded.
-    """
-    step, trouble = trainer.state.global_step, trainer.stopped_by
-    if trouble is not None:
-        state, code, reason = "failed", ExitCode.FAILED, trouble.sentence
-    elif step >= steps and not trainer.evaluation_due:
-        state, code, reason = "finished", ExitCode.FINISHED, "finished"
-    else:
-        return _interrupted(job, attempt, step)
-    _record_end(job, state, step=step, exit_code=int(code), reason=reason, attempt=attempt)
-    if trouble is not None:
-        raise KitError(
-            f"stopped at step {step} because the recipe says watch.{trouble.name}: stop: {reason}. The last complete "
-            f"checkpoint stands; the same command with --set watch.{trouble.name}=warn goes on",
-            code,
-        )
-    return Outcome(code, step)
-
-
-def _interrupted(job: _Job, attempt: int, step: int) -> Outcome:
-    """Record a run that was asked to stop after this step."""
-    code, reason = ExitCode.INTERRUPTED, job.stop.signal_name or "a signal to another worker"
-    _record_end(job, "interrupted", step=step, exit_code=int(code), reason=reason, attempt=attempt)
-    return Outcome(code, step)
-
-
-def _record_end(job: _Job, state: str, *, attempt: int, **facts: Any) -> None:
-    """Record how a run ended; every rank has to call it, because they end alike.
-
-    Raises:
-        KitError: the disk failed, and so the run did.
-    """
-
-    def record() -> None:
-        try:
-            job.run.write_state(state, attempt=attempt, **facts)
-        except OSError as error:
-            _failed(job, attempt, error)
-            raise
-
-    job.world.from_main(record)
-
-
-def _failed(job: _Job, attempt: int, error: BaseException) -> None:
-    """Record how a run failed.
-
-    Raises:
-        KitError: the machine was at fault: the same command may succeed later.
-    """
-    described = disk_error(error, job.run.path, next_start(job.run)) if isinstance(error, OSError) else None
-    logger.exception("training failed")
-    failure = described or error
-    code, reason = ExitCode.FAILED, f"{type(error).__name__}: {error}"
-    if isinstance(failure, KitError):
-        code, reason = failure.exit_code, failure.message
-    if job.world.main:
-        step = job.run.read_state().get("step", 0)
-        if not job.run.write_last_state("failed", step=step, exit_code=int(code), reason=reason, attempt=attempt):
-            logger.error("state.json cannot be written either")
-    if described is not None:
-        raise described from error
+        Raises:
+            KitError: the disk failed; retryable.
+        """
+        described = disk_error(error, self.run.path, next_start(self.run)) if isinstance(error, OSError) else None
+        logger.exception("training failed")
+        failure = described or error
+        code, reason = ExitCode.FAILED, f"{type(error).__name__}: {error}"
+        if isinstance(failure, KitError):
+            code, reason = failure.exit_code, failure.message
+        if self.world.main:
+            step = self.run.read_state().get("step", 0)
+            if not self.run.write_last_state(
+                "failed", step=step, exit_code=int(code), reason=reason, attempt=self._number
+            ):
+                logger.error("state.json cannot be written either")
+        if described is not None:
+            raise described from error

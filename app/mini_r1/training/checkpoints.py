@@ -23,7 +23,7 @@ from mini_r1.disk_errors import disk_error, disk_errors, hidden_disk_error
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.manifest import Saved, digests, seal, tidy, verify
 from mini_r1.run.run_dir import RunDir
-from mini_r1.training.run_logs import LOGS, lost_logs, sync_logs
+from mini_r1.training.run_logs import LOGS, describe_lost_logs, sync_logs
 from mini_r1.training.world import World
 
 _OF_A_RANK = re.compile(
@@ -224,7 +224,7 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_st
         if fault is None:
             _refuse_other_shards(saved, world_size, zero_stage)
             run.prune_checkpoints()  # a kill may have come between the last save and its pruning
-            warning = lost_logs(run, saved)
+            warning = describe_lost_logs(run, saved)
             if warning is not None:
                 console.print(warning, style="yellow", markup=False)
             return saved

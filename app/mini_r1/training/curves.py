@@ -88,7 +88,7 @@ class Curves(TensorBoardCallback):
         """Write nothing: transformers would put all its arguments and the model's configuration here, with this
         machine's folders, into files that are published. `recipe.yaml` and the model have both."""
 
-    def completions(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+    def add_completions(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Show some of a step's completions, at the first step and a bounded number of others."""
         if self.tb_writer is None or (step > 1 and step % self._every):
             return

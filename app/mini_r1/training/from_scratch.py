@@ -8,6 +8,7 @@ character, so any prompt and any completion in ASCII can be written and read bac
 from __future__ import annotations
 
 import string
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,3 +108,7 @@ def save_untrained(directory: Path, seed: int = 0, kind: BuiltinModel = DEMO) ->
     build_model(tokenizer, seed, kind).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+if __name__ == "__main__":  # `mini-r1 doctor --smoke` needs a model, and imports no torch
+    save_untrained(Path(sys.argv[1]), kind=DEMO_FOR_VLLM)

@@ -1,13 +1,24 @@
-"""Figures of a set of completions: those of one rollout, or of the held-out problems. docs/metrics.md explains them."""
+"""Metrics of completions, and those between two lines of the log. docs/metrics.md explains them.
+
+With `logging_steps: 2` and `save_steps: 25` a save comes in the middle of a window: the metrics of its first half are
+in no file yet. They go into the checkpoint, so that the curve of a resumed run is the curve of an uninterrupted one.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
+
+from mini_r1.run.run_dir import write_json
+
+WINDOW_FILE = "window.json"
+"""In a checkpoint, next to the files of the transformers Trainer."""
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over completions, under TRL's names where it has one.
+    """Return means over completions, under TRL's names where it has one.
 
     Args:
         records: rows of completions.jsonl (`rollout.Completion.record`), at least one.
@@ -33,3 +44,32 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
+
+
+class Window:
+    """Values of the steps since the last line of the log, by metric: at most one value a step."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[float]] = {}
+
+    def add(self, values: dict[str, float]) -> None:
+        """Add the metrics of one step."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value)
+
+    def take(self) -> dict[str, float]:
+        """Return the mean of each metric over the steps that have it, and empty the window."""
+        means = {name: _mean(values) for name, values in self._values.items()}
+        self._values = {}
+        return means
+
+    def save(self, folder: Path, watch: dict[str, Any]) -> None:
+        """Write the open window and the state of the watch into a checkpoint."""
+        write_json(folder / WINDOW_FILE, {"window": self._values, "watch": watch})
+
+    def load(self, folder: Path) -> dict[str, Any]:
+        """Restore the window from a checkpoint; return the state of the watch."""
+        saved = json.loads((folder / WINDOW_FILE).read_text())
+        self._values = saved["window"]
+        watch: dict[str, Any] = saved["watch"]
+        return watch

@@ -1,7 +1,7 @@
-"""What a run is doing, from its first look at the data on: told to the launcher, and by rank 0 in state.json.
+"""The phase of a run: reported to the launcher by every rank, and by rank 0 in state.json.
 
-state.json's heartbeat is when the last phase began, and how long one may last stands beside it: `mini-r1 health` needs
-no recipe, which a first start writes down only after the longest of its phases, the download.
+state.json's heartbeat is the time at which the last phase began. It also holds the limit of a phase, because
+`mini-r1 health` has no recipe to read before the first attempt: the longest phase, the download, comes earlier.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from mini_r1.training.world import World
 class Phases:
     """The phases of one start of the program, as `with Phases(...) as phases`.
 
-    One that fails before its attempt has begun leaves state.json as it was: a start that was refused changed nothing.
+    If the block fails before the attempt has begun, state.json is restored: a refused start changes nothing.
 
     Args:
-        recipe: for hang_timeout_s.
+        recipe: hang_timeout_s is read.
         run: the run directory, claimed.
         world: this process among the workers.
-        supervisor: hears of every phase, of every rank.
+        supervisor: gets every phase of every rank.
     """
 
     def __init__(self, recipe: Recipe, run: RunDir, world: World, supervisor: Supervisor) -> None:
@@ -37,25 +37,27 @@ class Phases:
         self._before = run.read_state()
         self._attempt: int | None = None
 
-    def attempt(self, number: int, step: int) -> None:
-        """The attempt begins, and goes on after this step: it answers for its own end."""
-        self._attempt = number
-        self.begin("engine", step)
+    def begin(self, name: str, step: int | None = None, attempt: int | None = None) -> None:
+        """Report that a phase begins.
 
-    def begin(self, name: str, step: int | None = None) -> None:
-        """A phase begins; without a step before it is known where the run goes on."""
-        self._supervisor.beat(name, step or 0, self._attempt)
+        Args:
+            name: of the phase.
+            step: the last finished step; None before it is known where the run resumes.
+            attempt: number of the attempt, None before it begins. From its first phase on it records its own end.
+        """
+        self._attempt = attempt
+        self._supervisor.beat(name, step or 0, attempt)
         if not self._world.main:
             return
         known = self._before.get("step", 0) if step is None else step
-        attempt = {} if self._attempt is None else {"attempt": self._attempt}
+        number = {} if attempt is None else {"attempt": attempt}
         try:
             self._run.write_state(
-                "running", step=known, phase=name, **attempt, process=self._process, hang_timeout_s=self._limit
+                "running", step=known, phase=name, **number, process=self._process, hang_timeout_s=self._limit
             )  # fmt: skip
         except OSError:
-            if attempt:
-                raise  # before that a full disk is told by whoever has something to save
+            if attempt is not None:
+                raise  # before the attempt, the first file that has to be saved reports a full disk
 
     def __enter__(self) -> Phases:
         return self

@@ -1,9 +1,9 @@
-"""What a run needs before its first step: data, model, prompts in order, and a machine that can do it."""
+"""Inputs of a run, made before its first step: data, model and prompts in order; and what refuses to start."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,33 +15,39 @@ from trl import create_reference_model
 
 from mini_r1.console import ProgressLine
 from mini_r1.errors import KitError, Stopped
-from mini_r1.generation.model import check_configuration, device, load_model, load_tokenizer, refuse_misfit
+from mini_r1.generation.model import (
+    check_configuration,
+    device,
+    eos_token_ids,
+    load_model,
+    load_tokenizer,
+    refuse_misfit,
+)
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.tasks.countdown import task
-from mini_r1.training import adapters, cpu, order, warm_start
-from mini_r1.training.rollout import RewardPlan
+from mini_r1.training import adapters, cpu, schedule, warm_start
 from mini_r1.training.supervised import Supervisor
 
 UNSOLVABLE_ROWS = 200
-"""Problems looked at before data without any solution is refused; of the hub set every single one has a solution."""
+"""Problems checked before data without any solution is refused; in the hub set every problem has one."""
 
 
 def load_task_data(
     recipe: Recipe, commit: str | None = None, console: Console | None = None, stop: Stop = never
 ) -> task.TaskData:
-    """The recipe's problems, split; the same on every rank and at every start.
+    """Return the recipe's problems, split; the same on every rank and at every start.
 
     Args:
         recipe: what to train.
-        commit: of a hub data set, when a run has begun with it: its branch may have moved since.
+        commit: of a hub data set that a run began with: its branch may have moved since.
         console: for the progress of generated problems; None shows none.
         stop: asked for each generated problem.
 
     Raises:
-        KitError: the data cannot be had or is wrong.
+        KitError: the data can't be loaded or is wrong.
         Stopped: `stop` returned true.
     """
     total = recipe.dataset_rows or task.GENERATED_ROWS
@@ -52,27 +58,23 @@ def load_task_data(
                 raise Stopped(f"stopped after generating {rows:,} of {total:,} problems: run the same command again")
             line.update(rows)
 
-        return _load(recipe, commit, generated)
-
-
-def _load(recipe: Recipe, commit: str | None, generated: Callable[[int], None]) -> task.TaskData:
-    try:
-        return task.load_data(
-            recipe.dataset_id_or_path,
-            revision=commit or recipe.dataset_revision,
-            rows=recipe.dataset_rows,
-            seed=recipe.dataset_seed,
-            test_fraction=recipe.test_fraction,
-            split_by=recipe.split_by,
-            generator=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else None,
-            progress=generated,
-        )
-    except task.DataError as error:
-        raise KitError(str(error)) from error
+        try:
+            return task.load_data(
+                recipe.dataset_id_or_path,
+                revision=commit or recipe.dataset_revision,
+                rows=recipe.dataset_rows,
+                seed=recipe.dataset_seed,
+                test_fraction=recipe.test_fraction,
+                split_by=recipe.split_by,
+                generator=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else None,
+                progress=generated,
+            )
+        except task.DataError as error:
+            raise KitError(str(error)) from error
 
 
 def model_source(recipe: Recipe, data: task.TaskData, console: Console, stop: Stop = never) -> str:
-    """Return where the model's files are: the recipe's name, or a built-in model, warm-started now if need be.
+    """Return the model's directory or hub id; a built-in model is warm-started now if it is not in the cache.
 
     Raises:
         Stopped: `stop` returned true in a warm start.
@@ -83,14 +85,14 @@ def model_source(recipe: Recipe, data: task.TaskData, console: Console, stop: St
 
 
 def tune_machine(recipe: Recipe) -> None:
-    """Settings of this process that a recipe wants; before the first tensor of any size."""
+    """Apply a recipe's settings of this process; call it before the first large tensor."""
     if device().type == "cpu":
         cpu.prepare(small_model=recipe.built_in is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where the model comes from, and what is known of it before its weights are loaded."""
+    """Source of the model, and its tokenizer, before its weights are loaded."""
 
     source: str
     """Directory or hub id."""
@@ -101,25 +103,30 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is trained and what it is held against."""
+    """The model that is trained, and its reference."""
 
     model: Any
     reference: Any
-    """None where none is needed: without a KL term, and with an adapter, which is switched off instead."""
+    """None without a KL term, and with an adapter, which is switched off instead."""
     tokenizer: PreTrainedTokenizerBase
-    source: str
+    source: str = ""
     """Directory or hub id that the model was loaded from."""
-    revision: str | None
+    revision: str | None = None
     """Its commit on the hub; None for a directory."""
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """Tokens that end a completion."""
+        return eos_token_ids(self.model, self.tokenizer)
 
 
 def find_model(
     recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None, stop: Stop = never
 ) -> Origin:
-    """Make a built-in model if need be, look at its configuration, and load the recipe's tokenizer.
+    """Make a built-in model if need be, check the model's configuration, and load the tokenizer.
 
     Args:
-        recipe: names both.
+        recipe: names model and tokenizer.
         data: for a built-in model's warm start.
         console: for its progress.
         commit: as in `load_task_data`.
@@ -127,7 +134,7 @@ def find_model(
 
     Raises:
         Stopped: `stop` returned true.
-        KitError: model or tokenizer cannot be had, or the model is not fit for the recipe.
+        KitError: model or tokenizer can't be loaded, or the model does not fit the recipe.
     """
     source = model_source(recipe, data, console, stop)
     revision = commit or recipe.model_revision
@@ -141,7 +148,7 @@ def load_policy(recipe: Recipe, origin: Origin) -> Policy:
     """Load the recipe's model and its reference.
 
     Raises:
-        KitError: they cannot be had or do not fit the tokenizer or the recipe.
+        KitError: they can't be loaded, or do not fit the tokenizer or the recipe.
     """
     quantization = adapters.quantization(recipe)
     model = load_model(
@@ -153,20 +160,14 @@ def load_policy(recipe: Recipe, origin: Origin) -> Policy:
     return Policy(model, reference, origin.tokenizer, origin.source, getattr(model.config, "_commit_hash", None))
 
 
-def reward_plan(recipe: Recipe) -> RewardPlan:
-    """What the recipe rewards."""
-    rewards = recipe.resolved_rewards()
-    return RewardPlan(tuple(rewards), tuple(rewards.values()), recipe.scale_rewards, recipe.drop_zero_variance_groups)
-
-
 def prompts(
     recipe: Recipe, problems: Sequence[task.Problem], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
-    """A row of `prompt` (rendered text), `nums` and `target` for each problem.
+    """Return a row of `prompt` (rendered text), `nums` and `target` for each problem.
 
     Raises:
-        KitError: a prompt is longer than max_prompt_length. It is refused and not cut, because a cut prompt loses the
-            numbers' context and the policy would be trained on another prompt than it answered.
+        KitError: a prompt is longer than max_prompt_length. It is not cut, because a cut prompt loses the numbers'
+            context and the policy would be trained on another prompt than it answered.
     """
     texts = render(tokenizer, problems, recipe.prompt_style)
     lengths = [len(ids) for ids in token_ids(tokenizer, texts)] if texts else []
@@ -182,18 +183,18 @@ def prompts(
 def ordered_dataset(
     recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> datasets.Dataset:
-    """Return the run's `count` rows in their order; only problems that come in it are rendered. See `prompts`."""
-    indices = order.run_order(len(data.train), count, recipe.seed)
+    """Return the run's `count` rows in their order; only the problems among them are rendered. See `prompts`."""
+    indices = schedule.run_order(len(data.train), count, recipe.seed)
     used = sorted(set(indices))
     rows = dict(zip(used, prompts(recipe, [data.train[index] for index in used], tokenizer), strict=True))
     return datasets.Dataset.from_list([rows[index] for index in indices])
 
 
 def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """The problems that are measured while training goes on; none if the recipe wants none.
+    """Return the rows that are measured during training; none if the recipe wants none.
 
     Raises:
-        KitError: it wants some, and too few rows left nothing to hold out.
+        KitError: it wants some, and no row is held out.
     """
     if recipe.eval_every is None:
         return []
@@ -206,21 +207,21 @@ def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedToke
 
 
 def refuse_unsolvable(data: task.TaskData, console: Console | None = None, stop: Stop = never) -> None:
-    """Refuse data without solutions: there no reward can be had.
+    """Refuse data without solutions: no reward is possible there.
 
     Args:
-        data: what is to be trained on.
-        console: for progress, and for a warning where the search is too long; None shows neither.
+        data: problems to train on.
+        console: for progress, and for a warning if the search takes too long; None shows neither.
         stop: asked for each problem.
 
     Raises:
         KitError: none of the first problems has a solution.
         Stopped: `stop` returned true.
     """
-    looked_at, unknown = data.train[:UNSOLVABLE_ROWS], 0
+    checked, unknown = data.train[:UNSOLVABLE_ROWS], 0
     console = console or Console(quiet=True)
-    with ProgressLine(console, "looking for a problem with a solution", len(looked_at)) as line:
-        for row, problem in enumerate(looked_at, start=1):
+    with ProgressLine(console, "looking for a problem with a solution", len(checked)) as line:
+        for row, problem in enumerate(checked, start=1):
             if stop():
                 raise Stopped("stopped while the data was looked at: run the same command again")
             found = task.solvable(problem)
@@ -231,25 +232,25 @@ def refuse_unsolvable(data: task.TaskData, console: Console | None = None, stop:
     source = data.provenance["source"]
     if unknown:
         console.print(
-            f"warning: none of the first {len(looked_at)} training problems of {source} is known to have a solution; "
+            f"warning: none of the first {len(checked)} training problems of {source} is known to have a solution; "
             f"{unknown} of them were not checked to the end, because the search takes too long",
             style="yellow",
             markup=False,
         )
-    elif looked_at:
-        first = looked_at[0]
+    elif checked:
+        first = checked[0]
         raise KitError(
-            f"none of the first {len(looked_at)} training problems of {source} has a solution "
+            f"none of the first {len(checked)} training problems of {source} has a solution "
             f"(the first: {list(first.nums)} -> {first.target}): there is nothing to learn from; "
             "`mini-r1 data inspect` counts them all"
         )
 
 
 def refuse_unlaunched(recipe: Recipe, deepspeed: DeepSpeedFile | None) -> None:
-    """One worker, one device; the roles of several are the launcher's to compute.
+    """Refuse a worker that needs the launcher and was not started by it.
 
     Raises:
-        KitError: no launcher has started this process, and it sees several GPUs, or has to do with vLLM or DeepSpeed.
+        KitError: this process sees several GPUs, or the recipe uses vLLM or DeepSpeed.
     """
     if recipe.use_vllm and not Supervisor.from_environment():
         raise KitError(

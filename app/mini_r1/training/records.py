@@ -1,4 +1,4 @@
-"""What a run says of itself: run.json, recipe.yaml, the held-out problems, the log file, the first lines printed."""
+"""What a start records about a run: run.json, recipe.yaml, held-out problems, log file, the first lines printed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import torch
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 import mini_r1
@@ -25,6 +24,10 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.run_dir import RunDir, write_json, write_text
 from mini_r1.tasks.countdown import task
+from mini_r1.training.rollout_engines import VLLM_DEVICE
+
+if TYPE_CHECKING:
+    from mini_r1.training.attempt import Inputs, WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ RECORDED_VERSIONS = (
 
 
 def commits(run: RunDir) -> tuple[str | None, str | None]:
-    """Hub commits of data and model that a run with steps behind it began with; None where there is none."""
+    """Return the hub commits of data and model that a run with a checkpoint began with; None if there is none."""
     record = run.read_record()
     if not record or not run.has_steps():
         return None, None
@@ -43,84 +46,67 @@ def commits(run: RunDir) -> tuple[str | None, str | None]:
 
 
 def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
-    """A run with steps behind it goes on with the very data it began with.
+    """Refuse to resume a run with a checkpoint on other data.
 
     Raises:
-        KitError: the data is another now.
+        KitError: the data has changed.
     """
     before = run.read_record().get("data")
     if before and run.has_steps() and before != json.loads(json.dumps(data.provenance)):
         raise KitError(f"the data of {run.path} has changed since the run began: then {before}, now {data.provenance}")
 
 
-def write(
-    run: RunDir,
-    recipe: Recipe,
-    data: task.TaskData,
-    model: Any,
-    command: Sequence[str],
-    attempt: int,
-    workers: int,
-    prompts_per_step: int,
-    deepspeed: str | None,
-) -> None:
+def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
     """Write recipe.yaml, which makes the directory a run, run.json with this attempt added, the held-out problems."""
+    run, recipe, deepspeed = context.run, context.recipe, context.deepspeed
     write_text(run.recipe_file, dump_recipe(recipe))
     this_attempt = {
         "attempt": attempt,
         "started": utc_now(),
-        "command": list(command),
+        "command": list(context.command),
         "host": platform.node(),
         "python": platform.python_version(),
         "versions": versions(RECORDED_VERSIONS),
         "kit": mini_r1.__version__,
         "code_revision": code_revision(),
         "devices": _devices(),
-        "workers": workers,
-        "deepspeed": deepspeed,
-        "vllm_device": os.environ.get("MINI_R1_VLLM_DEVICE"),
-        "model": describe(model),
+        "workers": context.world.size,
+        "deepspeed": deepspeed.name if deepspeed else None,
+        "vllm_device": os.environ.get(VLLM_DEVICE),
+        "model": describe(inputs.policy.model),
     }
     before = run.read_record()
     record = {
         "run_id": before.get("run_id") or uuid4().hex,
-        "prompts_per_step": prompts_per_step,
+        "prompts_per_step": inputs.schedule.prompts,
         "model_name_or_path": recipe.model_name_or_path,
-        "data": data.provenance,
+        "data": inputs.data.provenance,
         "seed": recipe.seed,
         "dataset_seed": recipe.dataset_seed,
         "attempts": [*before.get("attempts", []), this_attempt],
     }
     write_json(run.run_file, record)
-    run.write_held_out([{"nums": list(p.nums), "target": p.target} for p in data.held_out])
+    run.write_held_out([{"nums": list(p.nums), "target": p.target} for p in inputs.data.held_out])
 
 
 def prompts_per_step(run: RunDir, recipe: Recipe, workers: int) -> int:
-    """Prompts of an optimizer step: what the run began with, whatever the number of workers is now."""
+    """Return the prompts of an optimizer step: those that the run began with, for any number of workers."""
     if run.has_steps() and "prompts_per_step" in run.read_record():
         return int(run.read_record()["prompts_per_step"])
     return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * workers
 
 
-def announce(
-    console: Console,
-    recipe: Recipe,
-    run: RunDir,
-    data: task.TaskData,
-    model: Any,
-    steps: int,
-    start: int,
-    prompts: int,
-) -> None:
-    """What is about to run, in three lines."""
-    facts = describe(model)
-    console.print(
+def announce(context: WorkerContext, inputs: Inputs, start: int) -> None:
+    """Print what is about to run, in three lines; `start` is the step it resumes from."""
+    recipe, data, schedule = context.recipe, inputs.data, inputs.schedule
+    facts = describe(inputs.policy.model)
+    context.console.print(
         f"{recipe.model_name_or_path}: {facts['parameters']:,} parameters, {facts['dtype']}, "
         f"{facts['attention']} attention\n"
         f"{len(data.train):,} training problems, {len(data.held_out):,} held out ({data.provenance['source']})\n"
-        f"{steps} optimizer steps of {prompts} prompts x {recipe.num_generations} generations"
-        + (f", going on after step {start}" if start else "")
-        + f" -> {run.path}",
+        f"{schedule.steps} optimizer steps of {schedule.prompts} prompts x {recipe.num_generations} generations"
+        + (f", resuming after step {start}" if start else "")
+        + f" -> {context.run.path}",
         markup=False,  # names and paths may hold brackets
     )
 
@@ -132,10 +118,10 @@ def _devices() -> list[str]:
 
 
 class LogFile(logging.FileHandler):
-    """A log file that loses lines on a full disk, silently: what a run can't do without reports the disk itself."""
+    """A log file that loses lines on a full disk silently: the files that a run needs report the disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Report an error other than the disk's; the lines are kept and written with a later one, if there is room."""
+        """Report an error other than the disk's; the lines are kept, and written with a later one if there is space."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
@@ -147,7 +133,7 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Log this rank's messages to a file meanwhile; the terminal shows progress and errors only."""
+    """Log this rank's messages to a file; the terminal shows progress and errors only."""
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
     handler = LogFile(path, encoding="utf-8")

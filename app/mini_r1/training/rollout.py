@@ -1,10 +1,10 @@
-"""What comes of one rollout: completions, their verdicts, rewards and advantages."""
+"""The completions of one rollout: verdicts, rewards and advantages."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,21 +14,6 @@ from mini_r1.tasks.countdown import task
 
 ADVANTAGE_EPSILON = 1e-4
 """Added to a group's standard deviation; TRL 0.14.0's value."""
-
-
-@dataclass(frozen=True, slots=True)
-class RewardPlan:
-    """What is rewarded, and how rewards become advantages."""
-
-    names: tuple[str, ...]
-    """In the registry of `countdown.rewards`."""
-    weights: tuple[float, ...]
-    """Of each in the sum."""
-    scale: bool = True
-    """Divide by the group's standard deviation; without it small differences count little (Dr. GRPO,
-    arXiv:2503.20783)."""
-    drop_equal_groups: bool = False
-    """Leave groups without any difference in reward out of the update."""
 
 
 @dataclass(slots=True)
@@ -43,23 +28,23 @@ class Completion:
     """Cut at max_completion_length, without an end token."""
     text: str = ""
     sampled_logps: list[float] | None = None
-    """Log-probability of each token by the program that sampled it, where that was not the trainer's own."""
+    """Log-probability of each token by the program that sampled it; None if that was the trainer."""
     verdict: task.Verdict | None = None
-    rewards: tuple[float, ...] = ()
-    """One for each name of the RewardPlan, without weights."""
+    rewards: dict[str, float] = field(default_factory=dict)
+    """The recipe's rewards by name, without weights."""
     reward: float = 0.0
     advantage: float = 0.0
     group_differs: bool = True
-    """Whether the rewards of its group differ at all."""
+    """Whether the rewards of its group differ."""
 
-    def record(self, step: int, names: Sequence[str]) -> dict[str, Any]:
-        """The row of completions.jsonl."""
+    def record(self, step: int) -> dict[str, Any]:
+        """Return the row of completions.jsonl."""
         assert self.verdict is not None
-        judged = task.record(self.problem, self.text, self.verdict)
-        judged["rewards"] |= dict(zip(names, self.rewards, strict=True))
+        row = task.record(self.problem, self.text, self.verdict)
+        row["rewards"] |= self.rewards
         return {
             "step": step,
-            **judged,
+            **row,
             "prompt": self.prompt,
             "reward": self.reward,
             "advantage": self.advantage,
@@ -68,9 +53,8 @@ class Completion:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class GroupStatistics:
-    """Of one rank's groups."""
+class GroupStatistics(NamedTuple):
+    """Statistics over the groups of one rank."""
 
     reward_std: float
     """Mean over the groups of the rewards' standard deviation."""
@@ -78,34 +62,40 @@ class GroupStatistics:
     """Share of the groups whose rewards are all equal: they have no advantage and teach nothing."""
 
 
-def judge(completions: Sequence[Completion], plan: RewardPlan, stop: Stop = never) -> None:
+def score(completions: Sequence[Completion], weights: Mapping[str, float], stop: Stop = never) -> None:
     """Fill in verdicts and rewards.
 
+    Args:
+        completions: changed in place.
+        weights: weight of each reward in the sum, by its name in the task's registry.
+        stop: asked before each completion.
+
     Raises:
-        Stopped: `stop`, asked before each completion, returned true.
+        Stopped: `stop` returned true.
     """
     for c in completions:
         if stop():
             raise Stopped
         c.verdict = task.judge(c.text, c.problem)
-        c.rewards = tuple(task.reward_values(plan.names, c.text, c.problem, c.verdict))
-        c.reward = sum(weight * value for weight, value in zip(plan.weights, c.rewards, strict=True))
+        values = task.reward_values(list(weights), c.text, c.problem, c.verdict)
+        c.rewards = dict(zip(weights, values, strict=True))
+        c.reward = sum(weight * c.rewards[name] for name, weight in weights.items())
 
 
-def compare(completions: Sequence[Completion], plan: RewardPlan, num_generations: int) -> GroupStatistics:
+def set_advantages(completions: Sequence[Completion], num_generations: int, *, scale: bool = True) -> GroupStatistics:
     """Fill in advantages: the reward minus its group's mean, over the group's standard deviation.
 
     DeepSeekMath, arXiv:2402.03300, section 4.1.2.
 
     Args:
-        completions: judged, the `num_generations` of each prompt next to one another.
-        plan: whether to divide.
+        completions: scored, the `num_generations` of each prompt next to one another.
         num_generations: completions in a group, G.
+        scale: divide by the standard deviation; without it small differences count little (Dr. GRPO, arXiv:2503.20783).
     """
     groups = torch.tensor([c.reward for c in completions]).view(-1, num_generations)
     std = groups.std(dim=1, keepdim=True)
     advantages = groups - groups.mean(dim=1, keepdim=True)
-    if plan.scale:
+    if scale:
         advantages = advantages / (std + ADVANTAGE_EPSILON)
     # Not std == 0: the standard deviation of equal numbers need not come out as exactly 0.
     equal = (groups == groups[:, :1]).all(dim=1)

@@ -1,10 +1,12 @@
-"""Where a rollout's completions come from: the policy itself on every rank, or vLLM for all ranks at once."""
+"""Engines that sample a rollout's completions: the policy itself on every rank, or one vLLM process for all ranks."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,11 +15,15 @@ from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
 
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
-from mini_r1.generation.vllm_client import VllmEngine
+from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+from mini_r1.recipe.fields import Recipe
+from mini_r1.training.prepare import Policy
 from mini_r1.training.world import World
 
 SeedOfRank = Callable[[int], int]
-"""The seed that a rank samples with; where one process samples for all, rank 0's."""
+"""Returns the seed that a rank samples with; an engine that samples for all ranks uses rank 0's."""
+VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
+"""Set by the launcher for rank 0: vLLM's device, `cpu` or the value of its CUDA_VISIBLE_DEVICES."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +32,14 @@ class Sampled:
 
     ids: list[int]
     logps: list[float] | None = None
-    """Log-probability of each token at the sampling temperature, where another program than the trainer drew it."""
+    """Log-probability of each token at the sampling temperature; None if the trainer itself sampled it."""
 
 
 class Engine(Protocol):
-    """What the trainer asks for completions. Every rank makes every call, with prompts of its own."""
+    """What the trainer asks for completions. Every rank makes every call, with its own prompts."""
 
     separate: bool
-    """Whether it has weights of its own, which `load` has to bring up to date."""
+    """Whether it has its own copy of the weights, which `load` updates."""
 
     def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
         """Take over the policy's weights."""
@@ -50,18 +56,48 @@ class Engine(Protocol):
 
         Raises:
             Stopped: on every rank, when any of them was asked to stop.
+            KitError: the engine failed; on every rank.
         """
 
 
-class PolicyEngine:
-    """The policy samples for itself, with transformers, on the device that it is trained on.
+def start_engine(recipe: Recipe, policy: Policy, world: World, log: Path, stack: ExitStack, stop: Stop) -> Engine:
+    """Return the recipe's engine; every rank has to call it.
 
     Args:
+        recipe: `use_vllm` and the engine's settings are read.
+        policy: the model that is trained.
         world: this process among the workers.
-        eos_token_ids: tokens that end a completion.
-        pad_token_id: of the tokenizer.
-        stop: asked before each token.
+        log: for vLLM's own messages.
+        stack: ends vLLM's process, a child of rank 0, when it is closed.
+        stop: asked while vLLM starts, and in every rollout.
+
+    Raises:
+        KitError: vLLM does not start.
+        Stopped: `stop` returned true on rank 0; on every rank.
     """
+    if not recipe.use_vllm:
+        return PolicyEngine(world, policy.eos_token_ids, policy.tokenizer.pad_token_id, stop)
+    vllm: list[VllmEngine] = []
+    world.from_main(lambda: vllm.append(stack.enter_context(_start_vllm(recipe, policy, log, stop))))
+    return SharedEngine(world, vllm[0] if vllm else None, policy.eos_token_ids, stop)
+
+
+def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEngine:
+    computed_in = "bfloat16" if recipe.bf16 else "float16" if recipe.fp16 else None
+    config = EngineConfig(
+        model=policy.source,
+        revision=policy.revision,
+        dtype=computed_in or str(policy.model.dtype).removeprefix("torch."),
+        max_model_len=recipe.longest_sequence,
+        gpu_memory_utilization=recipe.vllm_gpu_memory_utilization,
+        seed=recipe.seed,
+        device=os.environ[VLLM_DEVICE],
+    )
+    return VllmEngine(config, log, start_timeout_s=recipe.hang_timeout_s, stop=stop)
+
+
+class PolicyEngine:
+    """The policy samples for itself, with transformers, on the device that it is trained on."""
 
     separate = False
 
@@ -72,7 +108,7 @@ class PolicyEngine:
         self._stop = stop
 
     def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
-        """Nothing: it samples from the very weights that are trained."""
+        """Do nothing: it samples from the weights that are trained."""
 
     def sample(
         self,
@@ -84,7 +120,7 @@ class PolicyEngine:
     ) -> list[Sampled]:
         """See `Engine`. Under ZeRO-3 every rank holds the whole weights meanwhile."""
 
-        def own() -> list[list[int]]:
+        def sample_own() -> list[list[int]]:
             if not prompts:  # an evaluation of fewer problems than ranks; the weights were gathered with the others
                 return []
             return sample(
@@ -98,16 +134,16 @@ class PolicyEngine:
             )
 
         with unwrap_model_for_generation(model_wrapped, accelerator) as model:
-            completions = self._world.unless_stopped(own)
+            completions = self._world.unless_stopped(sample_own)
         return [Sampled(ids) for ids in completions]
 
 
 class SharedEngine:
-    """vLLM, rank 0's child process: it gets the prompts of all ranks in one call, so that its batch is never small.
+    """vLLM, a child process of rank 0: it gets the prompts of all ranks in one call, so that its batch is large.
 
     Args:
         world: this process among the workers.
-        vllm: on rank 0 the engine, None on the others.
+        vllm: the engine on rank 0, None on the others.
         eos_token_ids: tokens that end a completion.
         stop: rank 0 asks it while vLLM generates.
     """
@@ -121,7 +157,7 @@ class SharedEngine:
         self._stop = stop
 
     def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
-        """Stream the weights to vLLM, one tensor at a time; under ZeRO-3 each is gathered, sent and let go of.
+        """Stream the weights to vLLM, one tensor at a time; under ZeRO-3 each is gathered, sent and freed.
 
         Raises:
             KitError: vLLM's process is gone or refused a tensor; on every rank.
@@ -150,11 +186,7 @@ class SharedEngine:
         config: SamplingConfig,
         seed: SeedOfRank,
     ) -> list[Sampled]:
-        """See `Engine`.
-
-        Raises:
-            KitError: vLLM's process is gone; on every rank.
-        """
+        """See `Engine`."""
         of_ranks: list[Sequence[Sequence[int]]] = gather_object([list(prompts)])
         completions = self._world.from_main(lambda: self._generate(of_ranks, config, seed(0)))
         first = config.num_generations * sum(map(len, of_ranks[: self._world.rank]))
@@ -170,7 +202,7 @@ class SharedEngine:
 
 
 def _weights(model: Any, sharded: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and whole weight of each parameter; a weight is whole only until the next one is asked for."""
+    """Yield name and whole weight of each parameter; a weight is whole only until the next one is asked for."""
     for name, parameter in model.named_parameters():
         with _gathered(parameter) if sharded else nullcontext():
             yield name, parameter.detach()

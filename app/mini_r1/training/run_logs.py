@@ -1,19 +1,54 @@
-"""The logs of the steps before a checkpoint: on the disk before its manifest is, and checked by a resume.
+"""The files of completions, and the logs of the steps before a checkpoint: synced before its manifest is written.
 
-Metrics, completions and the two text files of samples. TensorBoard's events repeat the metrics and are left out.
+The logs are metrics, completions and the two text files of samples. TensorBoard's events repeat the metrics and are
+left out.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+from mini_r1.console import printable
+from mini_r1.run.append_file import AppendFile, JsonLines
 from mini_r1.run.manifest import Saved, sync_path
 from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping
 
 LOGS = "logs"
-"""Fact of a checkpoint's manifest: bytes of each log when it was saved, by the path in the run directory."""
+"""Key of a checkpoint's manifest: bytes of each log when it was saved, by the path in the run directory."""
+ONE_IN = 10
+"""One in this many completions goes to the text files; the original drew a tenth of them."""
+
+
+class CompletionLog:
+    """attempts/N/completions.jsonl with all completions, and the original's two text files with some of them."""
+
+    def __init__(self, attempt: Path, samples: Path) -> None:
+        samples.mkdir(parents=True, exist_ok=True)
+        self._lines = JsonLines(attempt / "completions.jsonl")
+        self._all = AppendFile(samples / "completion_samples.txt")
+        self._success = AppendFile(samples / "success_completion_samples.txt")
+
+    def write(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Write one step's completions."""
+        self._lines.write(*records)
+        # Spread over the step's prompts, and the same again after a resume.
+        shown = [record for i, record in enumerate(records) if (i + step) % ONE_IN == 0]
+        self._all.write("".join(map(_entry, shown)).encode())
+        self._success.write("".join(_entry(record) for record in shown if record["rewards"]["equation"]).encode())
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._lines, self._all, self._success):
+            file.close()
+
+
+def _entry(record: dict[str, Any]) -> str:
+    rewards = " ".join(f"{name}={value:g}" for name, value in record["rewards"].items())
+    head = f"step {record['step']} | numbers {record['nums']} | target {record['target']} | {rewards}"
+    return f"\n\n==============\n{head} | {printable(record['reason'])}\n<think>{printable(record['completion'])}\n"
 
 
 def sync_logs(run: RunDir) -> dict[str, int]:
@@ -28,7 +63,7 @@ def sync_logs(run: RunDir) -> dict[str, int]:
     return {path.relative_to(run.path).as_posix(): path.stat().st_size for path in sorted(logs)}
 
 
-def lost_logs(run: RunDir, saved: Saved) -> str | None:
+def describe_lost_logs(run: RunDir, saved: Saved) -> str | None:
     """Return a warning that logs are shorter than when the checkpoint was saved, None if they are not."""
     lost = []
     for name, size in mapping(saved.facts.get(LOGS)).items():
@@ -45,10 +80,10 @@ def lost_logs(run: RunDir, saved: Saved) -> str | None:
 
 
 def cut_samples(run: RunDir, resume: Saved | None) -> None:
-    """Cut the text files of samples to where they were at the checkpoint: the steps after it are taken again."""
-    sizes = {} if resume is None else mapping(resume.facts.get(LOGS))
+    """Cut the text files of samples to their size at the checkpoint: the steps after it are repeated."""
+    sizes = mapping(resume.facts.get(LOGS)) if resume else {}
     for path in _samples(run):
-        kept = 0 if resume is None else sizes.get(path.relative_to(run.path).as_posix())
+        kept = sizes.get(path.relative_to(run.path).as_posix()) if resume else 0
         if isinstance(kept, int) and kept < path.stat().st_size:
             os.truncate(path, kept)
 

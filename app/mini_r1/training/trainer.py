@@ -3,7 +3,7 @@
 TRL 0.14.0 generates inside the loss, once for every micro-batch, and calculates log-probabilities without the attention
 mask and without the temperature that the completions were sampled with. Here one rollout serves all micro-batches of
 an optimizer step (`get_batch_samples` of transformers 4.48 hands them over together), rewards and advantages follow,
-and the loss sees prepared tensors. docs/trl-fixes.md lists every difference.
+and the loss gets prepared tensors. docs/trl-fixes.md lists every difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,27 +21,26 @@ from unittest.mock import patch
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerControl
+from transformers import PrinterCallback, TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
 from mini_r1.errors import Stopped
 from mini_r1.generation.prompts import completion_texts, token_ids
-from mini_r1.generation.sampler import SamplingConfig, Stop, never, step_seed
-from mini_r1.run.run_dir import RunDir
+from mini_r1.generation.sampler import SamplingConfig, step_seed
 from mini_r1.tasks.countdown import task
+from mini_r1.training.attempt import Attempt
 from mini_r1.training.batches import Batch, micro_batches
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
 from mini_r1.training.gradients import GradientGuard
 from mini_r1.training.logprobs import completion_logps, plain_head
-from mini_r1.training.metrics import summary
-from mini_r1.training.rollout import Completion, RewardPlan, compare, judge
+from mini_r1.training.metrics import Window, summary
+from mini_r1.training.prepare import Policy
+from mini_r1.training.rollout import Completion, score, set_advantages
 from mini_r1.training.rollout_engines import Engine, SeedOfRank
 from mini_r1.training.verify_sync import SyncCheck
 from mini_r1.training.watch import Trouble, Watch
-from mini_r1.training.window import Window
-from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -49,78 +48,48 @@ HELD_OUT_RANK = -2
 """The rank of an evaluation during training in `step_seed`, counted down from here by the workers; -1 is that of
 `mini-r1 evaluate`."""
 
-OnRollout = Callable[[int, list[dict[str, Any]]], None]
-"""Called on rank 0 with the optimizer step and the records of all ranks' completions."""
-OnPhase = Callable[[str], None]
-"""Called with the name of the phase that begins: sync, rollout, score, reference, update, evaluate, save."""
-OnTrouble = Callable[[int, list[Trouble]], None]
-"""Called with the optimizer step and what is wrong after it."""
-
 
 class CountdownTrainer(GRPOTrainer):
     """GRPOTrainer with one rollout for each optimizer step.
 
+    When it is asked to stop it abandons a rollout, a scoring or an evaluation: the weights are still those of the last
+    finished step, and the resumed run draws the same completions.
+
     Args:
-        model: a loaded model, so that its dtype, attention and revision are the recipe's; may carry an adapter.
-        reference: the policy that the KL is taken to; None without a KL term, and with an adapter, which is switched
-            off instead.
-        rewards: what to reward; all four verdicts of the game are logged besides.
+        attempt: told of rollouts, phases, trouble and saves; holds recipe, run directory and workers.
+        policy: the model, which may carry an adapter, its reference and the tokenizer, which pads on the left.
+        engine: samples completions.
         args: TRL's configuration.
-        train_dataset: rows of `prompt` (text), `nums` and `target`, in the order in which they are to be used.
-        held_out: such rows to measure success on while training goes on.
-        processing_class: the tokenizer; pads on the left.
-        eos_token_ids: tokens that end a completion.
-        engine: what samples completions.
-        sync_check: looks whether an engine with weights of its own got them; None: nobody looks.
-        run: where checkpoints and snapshots go.
-        world: this process among the workers.
-        stop: whether a worker was asked to stop. A rollout, a scoring or an evaluation is abandoned then: the weights
-            are still those of the last finished step, and the resumed run draws the same completions.
-        checkpoint_only: whether the save that is due has no snapshot; not asked at the end.
-        watch: what looks wrong.
-        on_rollout: receives every completion of a step; None on the other ranks.
-        on_phase: receives the phases.
-        on_trouble: receives what the watch found.
-        callbacks: transformers callbacks.
+        train_dataset: rows of `prompt` (text), `nums` and `target`, in the order in which they are used.
+        held_out: such rows to measure success on during training.
+        sync_check: compares an engine's own weights with the trained ones after each sync.
     """
 
     def __init__(
         self,
-        model: Any,
+        attempt: Attempt,
+        policy: Policy,
+        engine: Engine,
         *,
-        reference: Any,
-        rewards: RewardPlan,
         args: GRPOConfig,
         train_dataset: Any,
-        held_out: Sequence[dict[str, Any]],
-        processing_class: PreTrainedTokenizerBase,
-        eos_token_ids: Sequence[int],
-        engine: Engine,
+        held_out: Sequence[dict[str, Any]] = (),
         sync_check: SyncCheck | None = None,
-        run: RunDir,
-        world: World,
-        stop: Stop = never,
-        checkpoint_only: Callable[[], bool] = never,
-        watch: Watch,
-        on_rollout: OnRollout | None,
-        on_phase: OnPhase,
-        on_trouble: OnTrouble,
-        callbacks: list[Any],
     ) -> None:
         self._guard = GradientGuard()
         # TRL makes a reference whatever beta is, and loads it without dtype or revision under ZeRO-3.
         with patch.multiple(
-            grpo_trainer, create_reference_model=lambda _: reference, is_deepspeed_zero3_enabled=lambda: False
+            grpo_trainer, create_reference_model=lambda _: policy.reference, is_deepspeed_zero3_enabled=lambda: False
         ):
             super().__init__(
-                model=model,
+                model=policy.model,
                 reward_funcs=[],  # scored once for the whole step
                 args=args,
                 train_dataset=train_dataset,
-                processing_class=processing_class,
-                callbacks=[*callbacks, self._guard],
+                processing_class=policy.tokenizer,
+                callbacks=[*attempt.callbacks, self._guard],
             )
-        self.remove_callback(PrinterCallback)  # prints raw dictionaries where the kit draws its own line
+        self.remove_callback(PrinterCallback)  # prints raw dictionaries; the kit prints its own line
         if self.is_deepspeed_enabled:
             # transformers has divided the loss by the accumulation already, and the engine would do it again.
             self.accelerator.backward = partial(self.accelerator.backward, scale_wrt_gas=False)
@@ -128,21 +97,15 @@ class CountdownTrainer(GRPOTrainer):
         self.stopped_by: Trouble | None = None
         self.evaluation_due = False
         """Whether a stop abandoned the evaluation of the last finished step: a resume has to begin with it."""
-        self._rewards = rewards
+        self._attempt, self._world, self._run = attempt, attempt.world, attempt.run
+        self._reward_weights = attempt.recipe.resolved_rewards()
+        self._watch = Watch(attempt.recipe.watch)
         self._held_out = held_out
-        self._eos_token_ids = list(eos_token_ids)
+        self._eos_token_ids = policy.eos_token_ids
         self._engine = engine
         self._sync_check = sync_check
         self._loaded_step: int | None = None
-        self._run = run
-        self._world = world
-        self._stop = stop
         self._abandoned = False
-        self._checkpoint_only = checkpoint_only
-        self._watch = watch
-        self._on_rollout = on_rollout
-        self._on_phase = on_phase
-        self._on_trouble = on_trouble
         self._plain_head: bool | None = None
         self._window = Window()
         self._step_values: dict[str, float] = {}
@@ -154,18 +117,18 @@ class CountdownTrainer(GRPOTrainer):
         with warnings.catch_warnings():
             if resume_from_checkpoint is not None:
                 self._watch.load(self._window.load(Path(resume_from_checkpoint)))
-                # Of pickles whose hashes are in the manifest of this very run.
+                # These pickles' hashes are in the manifest of this run.
                 warnings.filterwarnings("ignore", "You are using `torch.load` with `weights_only=False`", FutureWarning)
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _get_train_sampler(self) -> Sampler:
-        return SequentialSampler(self.train_dataset)  # `order.run_order` has shuffled the rows
+        return SequentialSampler(self.train_dataset)  # `schedule.run_order` has shuffled the rows
 
     # --- rollout ---
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int) -> tuple[list[Batch], None]:
         """Return the micro-batches of the next step, with completions, advantages and reference; none after a stop."""
-        if self._abandoned:  # transformers asks for all steps of the epoch before it looks whether to stop
+        if self._abandoned:  # transformers asks for all steps of the epoch before it checks whether to stop
             return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches)
         if not batches:  # transformers asks once more at the end of the data
@@ -175,9 +138,8 @@ class CountdownTrainer(GRPOTrainer):
         except Stopped:
             self._abandon("rollout")
             return [], None
-        if self._on_rollout is not None:
-            self._on_rollout(self.state.global_step + 1, records)
-        self._on_phase("update")
+        self._attempt.rollout(self.state.global_step + 1, records)
+        self._attempt.phase("update")
         self._update_started = time.perf_counter()
         return prepared, None
 
@@ -187,16 +149,17 @@ class CountdownTrainer(GRPOTrainer):
         Raises:
             Stopped: on every rank.
         """
+        recipe, drop = self._attempt.recipe, self._attempt.recipe.drop_zero_variance_groups
         self._load_engine()
         with self._phase("rollout"):
             completions = self._complete(
                 rows, self.num_generations, lambda rank: step_seed(self.args.seed, self.state.global_step, rank)
             )
         with self._phase("score"):
-            self._world.unless_stopped(lambda: judge(completions, self._rewards, self._stop))
-            groups = compare(completions, self._rewards, self.num_generations)
+            self._world.unless_stopped(lambda: score(completions, self._reward_weights, self._attempt.stop))
+            groups = set_advantages(completions, self.num_generations, scale=recipe.scale_rewards)
             records = self._records(completions)
-            counted = sum(c.group_differs or not self._rewards.drop_equal_groups for c in completions)
+            counted = sum(c.group_differs or not drop for c in completions)
             means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(counted)]))
             self._step_values.update(summary(records))
             self._step_values.update(zip(("reward_std", "frac_groups_all_equal"), means, strict=False))
@@ -208,19 +171,19 @@ class CountdownTrainer(GRPOTrainer):
             count,
             pad_token_id=self.processing_class.pad_token_id,
             device=self.accelerator.device,
-            drop_equal_groups=self._rewards.drop_equal_groups,
+            drop_equal_groups=drop,
             counted=means[2],
         )
         if self.beta:
             with self._phase("reference"), self._reference() as reference, torch.no_grad():
                 for batch in prepared:
-                    if self._world.any(self._stop()):
+                    if self._world.any(self._attempt.stop()):
                         raise Stopped
                     batch["reference_logps"] = self._completion_logps(reference, batch)
         return prepared, records
 
     def _abandon(self, what: str) -> None:
-        """End training after the last finished step; save it if that was not done. Every rank has to call it."""
+        """End training after the last finished step, which is saved if it has no checkpoint. A collective."""
         self._abandoned = True
         step = self.state.global_step
         saved = self._world.from_main(lambda: [checkpoint.step for checkpoint in self._run.complete_checkpoints()])
@@ -229,7 +192,7 @@ class CountdownTrainer(GRPOTrainer):
         self.control.should_save = step > max(saved, default=0)
 
     def _load_engine(self) -> None:
-        """Bring an engine with weights of its own to those of this step; at a resume it has the untrained model's."""
+        """Update an engine's own weights to those of this step; at a resume it has the untrained model's."""
         if self._engine.separate and self._loaded_step != self.state.global_step:
             with self._phase("sync"):
                 self._engine.load(self.model_wrapped, self.accelerator)
@@ -238,7 +201,7 @@ class CountdownTrainer(GRPOTrainer):
                 self._step_values.update(self._sync_check(self.model_wrapped, self.accelerator))
 
     def _complete(self, rows: Sequence[dict[str, Any]], num_generations: int, seed: SeedOfRank) -> list[Completion]:
-        """Sample completions for each row; those of one row stand next to one another. Every rank has to call it."""
+        """Sample completions for each row, those of one row next to one another. A collective."""
         prompts = token_ids(self.processing_class, [row["prompt"] for row in rows]) if rows else []
         config = SamplingConfig(self.max_completion_length, self.args.temperature, num_generations)
         sampled = self._engine.sample(self.model_wrapped, self.accelerator, prompts, config, seed)
@@ -260,14 +223,14 @@ class CountdownTrainer(GRPOTrainer):
         return completions
 
     def _records(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
-        """Of the completions of all ranks, on every rank."""
+        """Return the records of all ranks' completions, on every rank."""
         step = self.state.global_step + 1
-        records: list[dict[str, Any]] = gather_object([c.record(step, self._rewards.names) for c in completions])
+        records: list[dict[str, Any]] = gather_object([c.record(step) for c in completions])
         return records
 
     @contextmanager
     def _reference(self) -> Iterator[Any]:
-        """The reference policy: a model of its own, or this one with its adapter switched off."""
+        """Yield the reference policy: another model, or this one with its adapter switched off."""
         if self.ref_model is not None:
             yield self.ref_model
             return
@@ -285,10 +248,10 @@ class CountdownTrainer(GRPOTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """GRPO's loss of one micro-batch (DeepSeekMath, arXiv:2402.03300, equation 3, one update for each rollout).
+        """Return the loss of a micro-batch (GRPO: DeepSeekMath, arXiv:2402.03300, equation 3, one update per rollout).
 
         Its value is beta times the KL: the policy term is exp(logp - logp.detach()) = 1 times advantages that average
-        to 0 in every group. So it prints as 0 early on; its gradient is the policy gradient all the same.
+        to 0 in every group. So it prints as 0 early on, while its gradient is the policy gradient.
         """
         logps = self._completion_logps(model, inputs)
         kl = torch.zeros_like(logps)
@@ -307,7 +270,7 @@ class CountdownTrainer(GRPOTrainer):
         return loss
 
     def _completion_logps(self, model: Any, inputs: Batch) -> torch.Tensor:
-        """(B, C), see `logprobs.completion_logps`."""
+        """Return (B, C), see `logprobs.completion_logps`."""
         unwrapped = self.accelerator.unwrap_model(model)
         head = unwrapped.get_output_embeddings()
         if self._plain_head is None:
@@ -318,14 +281,14 @@ class CountdownTrainer(GRPOTrainer):
     # --- after a step ---
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
-        """transformers calls this after each optimizer step, and logs, evaluates and saves in it if asked to."""
+        """Add the step's metrics; transformers calls this after each optimizer step to log, evaluate and save."""
         if self._update_started is not None:  # not at the end of the data, where it is called once more
             self._end_of_step(grad_norm, time.perf_counter() - self._update_started)
             self._update_started = None
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
     def _end_of_step(self, grad_norm: Any, seconds: float) -> None:
-        """Add the step's metrics to the window and look at them; `seconds` is how long its update took."""
+        """Add the step's metrics to the window and check them; `seconds` is the duration of its update."""
         values, self._step_values = self._step_values, {}
         values["time/update"] = seconds
         means = self._mean_over_ranks(torch.stack(self._micro_values).mean(dim=0))
@@ -333,26 +296,20 @@ class CountdownTrainer(GRPOTrainer):
         values.update(zip(("loss", "entropy", "kl", "logp_gap"), means, strict=False))
         if not self.beta:
             del values["kl"]
-        if not self.args.fp16:  # there an infinite norm is part of the game: the loss scaler finds its scale by it
+        if not self.args.fp16:  # the loss scaler finds its scale by infinite norms
             values["grad_norm"] = self._guard.norm if grad_norm is None else float(grad_norm)
-        for name, value in values.items():
-            self._window.add(name, value)
-        self._look_for_trouble(values)
-
-    def _look_for_trouble(self, values: dict[str, float]) -> None:
-        """Tell what is wrong after the step, and stop with a checkpoint where the recipe wants that."""
+        self._window.add(values)
         troubles = self._watch.check(self.state.global_step, values)
-        if not troubles:
-            return
-        self._on_trouble(self.state.global_step, troubles)
-        self.stopped_by = next((trouble for trouble in troubles if trouble.stop), None)
+        if troubles:
+            self._attempt.trouble(self.state.global_step, troubles)
+        self.stopped_by = next((trouble for trouble in troubles if trouble.stop), self.stopped_by)
         if self.stopped_by is not None:
             self.control.should_training_stop = True
-            # Under DeepSpeed the engine has taken the step already: not to be saved over a good checkpoint.
+            # DeepSpeed's engine has taken the step already: don't save it over a good checkpoint.
             self.control.should_save = not (self.is_deepspeed_enabled and self.stopped_by.name == "not_finite")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the window's means to a training line; TRL's own version would add them to an evaluation's, too."""
+        """Add the window's means to a training line; TRL's version would add them to an evaluation's, too."""
         if "loss" in logs:
             logs = {**logs, **self._window.take()}
         super(GRPOTrainer, self).log(logs, start_time)
@@ -360,14 +317,14 @@ class CountdownTrainer(GRPOTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Sample one completion of each held-out problem; TRL 0.14.0 crashes here (open-r1#216).
 
-        The same problems with the same luck each time, so that two steps can be compared.
+        Problems and seeds are the same each time, so that two steps can be compared.
         """
         try:
             self._load_engine()
             with self._phase("evaluate"):
                 own = self._held_out[self._world.rank :: self._world.size]
                 completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
-                judge(completions, self._rewards)
+                score(completions, self._reward_weights)
                 records = self._records(completions)
         except Stopped:
             self.evaluation_due = True
@@ -388,7 +345,7 @@ class CountdownTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a full checkpoint and a 16-bit snapshot, both complete on return; then delete older checkpoints."""
         step, world = self.state.global_step, self._world
-        snapshot = self.control.should_training_stop or not self._checkpoint_only()
+        snapshot = self.control.should_training_stop or not self._attempt.checkpoint_only
         with self._phase("save"), saving(self._run, world.main):
             unwrapped = self.accelerator.unwrap_model(self.model)
             trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
@@ -404,32 +361,33 @@ class CountdownTrainer(GRPOTrainer):
             if self.evaluation_due:
                 facts["evaluation_due"] = True
             seal_together(folder, self._run, step, world, facts)
+        self._attempt.saved()
 
     def _save_snapshot(self, unwrapped: Any) -> None:
-        """On rank 0. Weights gathered from ZeRO-3's shards are freed on return: the checkpoint gathers them anew."""
+        """Save on rank 0. Weights gathered from ZeRO-3's shards are freed on return: the checkpoint gathers again."""
         zero = self.accelerator.state.deepspeed_plugin
         gathered = self.accelerator.get_state_dict(self.model_wrapped) if zero and zero.zero_stage == 3 else None
         if self._world.main:
             save_snapshot(unwrapped, self.processing_class, self._run, self.state.global_step, gathered)
 
-    # --- small things ---
+    # --- helpers ---
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        """Say that a phase begins, and how long it took (in seconds, with the next step's metrics)."""
-        self._on_phase(name)
+        """Report that a phase begins; its seconds are among the next step's metrics."""
+        self._attempt.phase(name)
         start = time.perf_counter()
         yield
         self._step_values[f"time/{name}"] = time.perf_counter() - start
 
     def _mean_over_ranks(self, values: torch.Tensor) -> list[float]:
-        """(N,) -> N means, the same on every rank."""
+        """Return N means of a tensor (N,), the same on every rank."""
         gathered = self.accelerator.gather(values.to(self.accelerator.device).unsqueeze(0))
         means: list[float] = gathered.mean(dim=0).tolist()
         return means
 
 
 def _mean_of_completions(values: torch.Tensor, inputs: Batch) -> torch.Tensor:
-    """Weighted sum over completions of the mean over a completion's tokens: (B, C) -> ()."""
+    """Return the weighted sum over completions of the mean over a completion's tokens: (B, C) -> ()."""
     mask = inputs["completion_mask"]
     return ((values * mask).sum(dim=1) / mask.sum(dim=1) * inputs["weights"]).sum()

@@ -1,33 +1,37 @@
-"""Does vLLM have the weights that are trained? Greedy text of both tells, after each sync.
+"""Check after each sync that vLLM has the trained weights: greedy completions of both have to be equal.
 
-Only where MINI_R1_VERIFY_SYNC=1 asks for it, as `mini-r1 doctor --smoke` does: it costs a generation with transformers.
-Weights in float32 make the texts equal to the token; 16-bit numbers round differently in two programs and may part
-where two tokens are about as likely.
+Only with MINI_R1_VERIFY_SYNC=1, which `mini-r1 doctor --smoke` sets: it costs a generation with transformers. With
+float32 weights the texts are equal to the token; 16-bit numbers round differently in two programs, and the texts may
+differ from a token on that is about as likely as another.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.training.rollout_engines import Engine, Sampled
+from mini_r1.training.prepare import Policy
+from mini_r1.training.rollout_engines import Engine, PolicyEngine
+from mini_r1.training.world import World
 
 VARIABLE = "MINI_R1_VERIFY_SYNC"
 TOKENS = 16
-"""Of each greedy completion: enough for texts of two random models to part."""
+"""Length of a greedy completion: enough for texts of two random models to differ."""
 
 
 class SyncCheck:
     """Compares greedy completions of the policy and of the engine that got its weights.
 
     Args:
-        policy: samples from the weights that are trained.
+        policy: samples from the trained weights.
         engine: samples from its copy of them.
-        prompts: token ids of this rank's; the same at every call.
+        prompts: token ids of this rank's prompts; the same at every call.
     """
 
     def __init__(self, policy: Engine, engine: Engine, prompts: list[list[int]]) -> None:
@@ -41,13 +45,15 @@ class SyncCheck:
 
         Returns:
             `sync/equal`, the share of the prompts whose greedy texts are equal, and `sync/changed`, the share whose
-            text is not that of the last call: where nothing changes, equal says nothing. Absent in the first call.
+            text differs from the last call's: if nothing changes, `sync/equal` proves nothing. Absent in the first
+            call.
         """
         config = SamplingConfig(TOKENS, temperature=0.0)
-        trained, copied = (
-            gather_object(_ids(engine.sample(model_wrapped, accelerator, self._prompts, config, lambda rank: rank)))
+        sampled = (
+            engine.sample(model_wrapped, accelerator, self._prompts, config, lambda rank: rank)
             for engine in (self._policy, self._engine)
         )
+        trained, copied = (gather_object([each.ids for each in completions]) for completions in sampled)
         found = {"sync/equal": _share_equal(trained, copied)}
         if self._before is not None:
             found["sync/changed"] = 1.0 - _share_equal(self._before, trained)
@@ -55,13 +61,12 @@ class SyncCheck:
         return found
 
 
-def wanted() -> bool:
-    """Whether the environment asks for the check."""
-    return os.environ.get(VARIABLE) == "1"
-
-
-def _ids(sampled: list[Sampled]) -> list[list[int]]:
-    return [each.ids for each in sampled]
+def sync_check(engine: Engine, policy: Policy, world: World, prompts: Sequence[str]) -> SyncCheck | None:
+    """Return the check if the environment asks for it and the engine has its own weights."""
+    if not engine.separate or os.environ.get(VARIABLE) != "1":
+        return None
+    own = PolicyEngine(world, policy.eos_token_ids, policy.tokenizer.pad_token_id)
+    return SyncCheck(own, engine, token_ids(policy.tokenizer, prompts))
 
 
 def _share_equal(first: list[list[int]], second: list[list[int]]) -> float:

@@ -1,4 +1,4 @@
-"""The workers of a run, one process for each training device, and what they have to agree on.
+"""The workers of a run, one process for each training device, and how they agree.
 
 RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT make a process one of several; without them it is the only
 one. Rank 0 reads and writes the run directory.
@@ -22,7 +22,7 @@ from mini_r1.generation.model import device
 T = TypeVar("T")
 
 _LEFT: list[Any] = []
-"""Process groups that were left; see `World.leave`."""
+"""Process groups that this process has left; see `World.leave`."""
 
 
 class World:
@@ -30,21 +30,21 @@ class World:
 
     Args:
         timeout_s: seconds before a collective gives up.
+        on_done: called by `unless_stopped` when this rank's part is done, before it waits for the others.
     """
 
-    def __init__(self, timeout_s: int) -> None:
+    def __init__(self, timeout_s: int, on_done: Callable[[], None] = lambda: None) -> None:
         on_cpu = device().type == "cpu"
         if on_cpu:
-            # Else accelerate calls the device of one of several workers cpu:0, where torch 2.5.1 loads no tensor to:
-            # transformers could not read AdamW's state back.
+            # Otherwise accelerate names the device of one of several workers cpu:0, to which torch 2.5.1 loads no
+            # tensor: transformers could not read AdamW's state back.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout_s))
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self.main = self.rank == 0
         self._state = state
-        self.on_done: Callable[[], None] = lambda: None
-        """Called by `unless_stopped` when this rank's part is done, before it waits for the others."""
+        self._on_done = on_done
         # Rank 0 serves it in a thread, also while it computes.
         self._store: Any = torch.distributed.distributed_c10d._get_default_store() if self.size > 1 else None
 
@@ -98,13 +98,13 @@ class World:
         results: list[T] = []
         with suppress(Stopped):
             results.append(function())
-        self.on_done()
+        self._on_done()
         if self.any(not results):
             raise Stopped
         return results[0]
 
     def post(self, notice: str) -> None:
-        """Leave a notice for the other ranks, who look for it with `is_posted`; not a collective."""
+        """Leave a notice for the other ranks, which `is_posted` finds; not a collective."""
         if self._store is not None:
             self._store.set(notice, "1")
 
@@ -113,30 +113,30 @@ class World:
         return self._store is not None and bool(self._store.check([notice]))
 
     @contextmanager
-    def lost_in_words(self) -> Iterator[None]:
-        """A collective that failed, because another worker died or does not answer, becomes a sentence.
+    def peer_errors(self) -> Iterator[None]:
+        """Turn the error of a collective, raised because another worker died or hangs, into a sentence.
 
         Raises:
-            KitError: retryable; this worker is not to blame.
+            KitError: retryable; this worker is not the cause.
         """
         try:
             yield
         except RuntimeError as error:
-            # NCCL and the store raise DistError; gloo a bare RuntimeError that names its own source file.
+            # NCCL and the store raise DistError; gloo a bare RuntimeError that names its source file.
             if self.size == 1 or not (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
                 raise
             raise KitError(
-                f"another worker is gone or does not answer ({str(error).splitlines()[0]}): its own log says why; "
-                "the last complete checkpoint stands, start the same command again",
+                f"another worker is gone or does not answer ({str(error).splitlines()[0]}). Its log has the reason. "
+                "Run the same command again: it resumes from the last complete checkpoint.",
                 ExitCode.RETRY,
             ) from error
 
     def leave(self) -> None:
-        """Take leave of the other workers; a process may train again afterwards, on its own.
+        """Leave the other workers; a process may train again afterwards, alone.
 
-        The groups are kept until the interpreter ends. torch 2.5.1's gloo waits in its destructor for its threads with
+        The groups are kept until the interpreter exits. torch 2.5.1's gloo waits in its destructor for its threads with
         the GIL held, while one of them may want the GIL to free the last collective's tensor: runs hung here at their
-        end. NCCL is shut down by the call all the same.
+        end. The call shuts NCCL down all the same.
         """
         if torch.distributed.is_initialized():
             _LEFT.extend(torch.distributed.distributed_c10d._world.pg_map)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.training.order import accumulation_steps, run_order, total_steps
+from mini_r1.training.schedule import accumulation_steps, run_order, total_steps
 
 
 def test_each_pass_uses_every_row_once() -> None:

@@ -1,0 +1,143 @@
+"""One worker's part of a training run: fresh, resumed, interrupted or finished already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from rich.console import Console
+from transformers import set_seed
+
+from mini_r1.disk_errors import disk_errors
+from mini_r1.errors import ExitCode, Stopped
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile
+from mini_r1.recipe.fields import Recipe
+from mini_r1.run.finished import finished_step, say_finished
+from mini_r1.run.manifest import Saved
+from mini_r1.run.run_dir import RunDir
+from mini_r1.training import prepare, pushing, records
+from mini_r1.training.arguments import grpo_config
+from mini_r1.training.attempt import Attempt, Inputs, Outcome, WorkerContext
+from mini_r1.training.checkpoints import checkpoint_to_resume, next_start
+from mini_r1.training.gpu_check import refuse_broken_gpu
+from mini_r1.training.phases import Phases
+from mini_r1.training.rollout_engines import start_engine
+from mini_r1.training.schedule import plan_schedule
+from mini_r1.training.signals import StopRequest
+from mini_r1.training.supervised import Supervisor
+from mini_r1.training.trainer import CountdownTrainer
+from mini_r1.training.verify_sync import sync_check
+from mini_r1.training.world import World
+
+
+def train(
+    recipe: Recipe,
+    run: RunDir,
+    command: Sequence[str],
+    console: Console,
+    deepspeed: DeepSpeedFile | None = None,
+) -> Outcome:
+    """Train as one worker until the run is finished or asked to stop.
+
+    Args:
+        recipe: what to train.
+        run: the run directory; resumed if it has a checkpoint.
+        command: the command line, for run.json.
+        console: for progress; only rank 0 prints.
+        deepspeed: how to shard the training state over the workers; None: every worker holds all of it.
+
+    Raises:
+        KitError: the recipe, the data or the directory is wrong, or the machine failed.
+        Stopped: asked to stop before an attempt began.
+    """
+    prepare.refuse_unlaunched(recipe, deepspeed)
+    refuse_broken_gpu()
+    prepare.tune_machine(recipe)
+    supervisor = Supervisor.from_environment()
+    world = World(recipe.ddp_timeout, supervisor.beat_again)
+    console = console if world.main else Console(quiet=True)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest(supervisor, world))
+        stack.callback(world.leave)
+        stack.enter_context(world.peer_errors())
+        stack.enter_context(disk_errors(run.path, lambda: next_start(run)))
+        world.from_main(lambda: stack.enter_context(run.claimed()))
+        finished_at = world.from_main(lambda: finished_step(run, recipe))
+        if finished_at is not None:
+            say_finished(console, run, finished_at)
+            return Outcome(ExitCode.FINISHED, finished_at)
+        world.from_main(lambda: pushing.refuse(recipe))
+        phases = stack.enter_context(Phases(recipe, run, world, supervisor))
+        context = WorkerContext(recipe, run, command, console, world, stop, phases, deepspeed)
+        return _run_attempt(context, _load_inputs(context))
+
+
+def _load_inputs(context: WorkerContext) -> Inputs:
+    recipe, run, world, console = context.recipe, context.run, context.world, context.console
+    stop = context.stop.on_any_rank
+    data_commit, model_commit = world.from_main(lambda: records.commits(run))
+    context.phases.begin("data")
+    data = world.main_first(lambda: prepare.load_task_data(recipe, data_commit, console, stop))
+    world.from_main(lambda: records.refuse_other_data(run, data))
+    world.from_main(lambda: prepare.refuse_unsolvable(data, console, stop))
+    context.phases.begin("model")
+    _raise_if_stopped(context)
+    origin = world.main_first(lambda: prepare.find_model(recipe, data, console, model_commit, stop))
+    _raise_if_stopped(context)
+    prompts = world.from_main(lambda: records.prompts_per_step(run, recipe, world.size))
+    schedule = plan_schedule(recipe, prompts, len(data.train), world.size)
+    # Before the weights, whose loading may take minutes.
+    dataset = prepare.ordered_dataset(recipe, data, origin.tokenizer, schedule.steps * schedule.prompts)
+    held_out = prepare.held_out_rows(recipe, data, origin.tokenizer)
+    policy = world.main_first(lambda: prepare.load_policy(recipe, origin))
+    _raise_if_stopped(context)
+    return Inputs(data, schedule, dataset, held_out, policy)
+
+
+def _raise_if_stopped(context: WorkerContext) -> None:
+    if context.world.any(context.stop.on_any_rank()):
+        raise Stopped(f"stopped before an attempt began in {context.run.path}: run the same command again")
+
+
+def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
+    run, world, deepspeed = context.run, context.world, context.deepspeed
+    stage = deepspeed.stage if deepspeed else 0
+    resume = world.from_main(lambda: checkpoint_to_resume(run, context.console, world.size, stage))
+    args = grpo_config(
+        context.recipe,
+        run.path,
+        inputs.schedule,
+        evaluate_first=_evaluates_first(context.recipe, resume),
+        deepspeed=deepspeed,
+    )
+    folder = world.from_main(run.start_attempt)
+    with records.log_to(folder / f"rank-{world.rank}.log"), ExitStack() as stack:
+        attempt = Attempt(context, inputs, resume, folder, stack)
+        try:
+            attempt.phase("engine")
+            policy, prompts = inputs.policy, inputs.dataset["prompt"][: context.recipe.per_device_train_batch_size]
+            engine = start_engine(context.recipe, policy, world, folder / "vllm.log", stack, attempt.stop)
+            set_seed(context.recipe.seed)
+            trainer = CountdownTrainer(
+                attempt,
+                policy,
+                engine,
+                args=args,
+                train_dataset=inputs.dataset,
+                held_out=inputs.held_out,
+                sync_check=sync_check(engine, policy, world, prompts),
+            )
+            with world.peer_errors():
+                trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+        except Stopped:
+            return attempt.interrupted(attempt.start)
+        except BaseException as error:
+            attempt.failed(error)
+            raise
+        return attempt.ended(trainer.state.global_step, trainer.stopped_by, evaluation_due=trainer.evaluation_due)
+
+
+def _evaluates_first(recipe: Recipe, resume: Saved | None) -> bool:
+    if recipe.eval_every is None:
+        return False
+    return recipe.eval_on_start if resume is None else bool(resume.facts.get("evaluation_due"))
