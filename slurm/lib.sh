@@ -1,360 +1,275 @@
 # shellcheck shell=bash
-# What the batch scripts of this folder share: a script sources it and calls `train`, `sweep` or `evaluate`, below.
-# Resources and policy stand in the scripts, the site in site.env, roles and recipes in the kit itself; runtime.sh is
-# what a job makes of its site.
-#
-# How a run survives (docs/slurm.md has the table): the step runs in the background, so that this shell hears signals.
-# USR1, ahead of the time limit, is passed on to the step; TERM never is, because srun would kill its tasks on it, and
-# Slurm tells the step itself. The launcher's exit code says whether a complete checkpoint stands (143) or to try again
-# (150); this shell decides on a requeue, and against it when the job was cancelled.
+# Shared code of the batch scripts: they call `train`, `sweep` or `evaluate`, below. runtime.sh reads the site file.
+# The step runs in the background, so that this shell handles signals (docs/slurm.md has the table). It forwards USR1,
+# sent ahead of the time limit, but not TERM: srun would kill its tasks, and Slurm signals the step itself.
 
 set -uo pipefail
-kit=${kit:?sourced by a batch script, which says where the kit is}
-
+kit=${kit:?set by the batch script that sources this file}
 readonly CONFIG=78 INTERRUPTED=143 RETRY=150 # docs/exit-codes.md
-started=$(date +%s)
-noticed=     # USR1 has come
-terminated=  # TERM has come
-requeued=    # Slurm has taken this shell's wish
-step_pid=    # srun, while a step runs
-run_dir=     # of the run, once the kit has said which
-records=     # attempts.tsv of the run, once this job may write to it
-row=         # of it, as far as it is known
-ended_with=  # exit code of the step that decided
-all_gpus=0   # of the job
-inside=()    # what a command in the job's runtime begins with
-container=() # srun's options for it
+readonly RESUME="the same sbatch line resumes from the last complete checkpoint"
+got_usr1='' got_term='' requeued='' # "yes" once it has happened
+all_gpus=0 step_pid=''              # GPUs of the job; process id of srun, while a step runs
+run_dir='' records='' row=''        # attempts.tsv of the run, once this job owns it, and this attempt's row
+ended_with=''                       # exit code of the step that ended the attempt
+kit_command=() container=()         # the command that starts the kit in the job's runtime, and srun's options for it
 
-exec 3>&1 # the job's log, wherever a command's output goes
-say() { printf '[%s] %s\n' "$(date '+%F %T')" "$*" >&3; }
-
-# The recipe, the command or the site file is wrong: nobody should try again.
-refuse() {
-    say "error: $*"
-    exit "$CONFIG"
-}
-
-fail() {
-    say "error: $*"
-    exit 1
-}
+exec 3>&1 # the job's log, also while a command's output is redirected
+log() { printf '[%s] %s\n' "$(date '+%F %T')" "$*" >&3; }
+fail() { log "error: $*"; exit 1; }
+refuse() { log "error: $*"; exit "$CONFIG"; } # the recipe, the command or the site file is wrong: a retry cannot help
 
 . "$kit/slurm/runtime.sh"
 
-trap 'notice' USR1
-trap 'terminate' TERM
-trap 'farewell $?' EXIT
+trap 'log "USR1: the time limit is near"; forward_usr1' USR1
+trap 'on_term' TERM
+trap 'report_end $?' EXIT
 
-# ---- the job ---------------------------------------------------------------------------------------------------------
-
-# From the site file to a runtime that has been looked at.
-begin() {
+# Read the site file, and check devices and runtime.
+start_job() {
     [ -n "${SLURM_JOB_ID:-}" ] || refuse "this is a batch script: sbatch $0"
     readonly attempt=$((${SLURM_RESTART_COUNT:-0} + 1)) nodes=$SLURM_JOB_NUM_NODES
-    # A task of an array has an id of its own, but only this name requeues it alone.
+    # The name of an array's task; SLURM_JOB_ID is a number that does not requeue it alone.
     readonly job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
-    say "job $job (${SLURM_JOB_NAME:-}), attempt $attempt: $nodes node(s), the first is $(hostname); in $SLURM_SUBMIT_DIR"
-    cd "$SLURM_SUBMIT_DIR" || refuse "$SLURM_SUBMIT_DIR cannot be entered on $(hostname): is it on a shared filesystem?"
+    log "job $job (${SLURM_JOB_NAME:-}), attempt $attempt: $nodes node(s), first $(hostname); in $SLURM_SUBMIT_DIR"
+    cd "$SLURM_SUBMIT_DIR" || refuse "$(hostname) cannot enter $SLURM_SUBMIT_DIR: is it on a shared filesystem?"
+    set +u # for the site's code
     read_site
-    [ "$attempt" -le $((${MINI_R1_MAX_RESTARTS:-100} + 1)) ] || fail "this job was started again $((attempt - 2)) times:" \
-        "enough (MINI_R1_MAX_RESTARTS). The same sbatch line goes on from the last checkpoint"
-    load_modules
+    set -u
+    [ "$attempt" -le $((${MINI_R1_MAX_RESTARTS:-100} + 1)) ] ||
+        fail "restarted $((attempt - 2)) times; giving up (MINI_R1_MAX_RESTARTS). $RESUME"
     check_devices
     check_runtime
 }
 
-# ---- steps -----------------------------------------------------------------------------------------------------------
+# A field of this job, up to its first space: JobState, Reason, Comment.
+job_field() { scontrol show job "$SLURM_JOB_ID" --oneliner 2>/dev/null | grep -o " $1=[^ ]*" | cut -d = -f 2-; }
 
-# The shell around a task. USR1 may come before the launcher has its handlers, and must not kill it: what is ignored stays
-# so until a program asks for it. Compiled code goes to the node's own disk, into a folder that only this user can write:
-# Triton's cache hangs on a network filesystem, and what is in it is executed.
+# The shell around a task. It ignores USR1, and so does the launcher until it has its handlers. Compiled code is cached
+# on the node's disk, where only this user can write: Triton's cache hangs on a network filesystem.
 # shellcheck disable=SC2016 # expanded on the node
 readonly TASK='
 trap "" USR1
 seen=${CUDA_VISIBLE_DEVICES-none}
 if [ "$seen" != none ] && [ "${SLURM_GPUS_ON_NODE:-0}" != "$(tr "," "\n" <<<"$seen" | grep -c .)" ]; then
     echo "error: the task on $(hostname) sees only GPU $seen of the ${SLURM_GPUS_ON_NODE:-0} that the job has there:" \
-        "leave out --gpus-per-task and --gpu-bind, use --gpus-per-node" >&2
+        "use --gpus-per-node, without --gpus-per-task and --gpu-bind" >&2
     exit 78
 fi
 cache=${TMPDIR:-/tmp}/mini-r1-$(id -u)
 mkdir -m 700 "$cache" 2>/dev/null
 [ -O "$cache" ] && [ ! -L "$cache" ] || cache=$(mktemp -d)
-export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$cache/triton} VLLM_CACHE_ROOT=${VLLM_CACHE_ROOT:-$cache/vllm}
-export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$cache/inductor}
-export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$cache/extensions} PYTHONNOUSERSITE=1
-export PYTHONSAFEPATH=1 # a random.py where you submit from is none of ours
+for name in TRITON_CACHE_DIR VLLM_CACHE_ROOT TORCHINDUCTOR_CACHE_DIR TORCH_EXTENSIONS_DIR; do
+    export "$name=${!name:-$cache/$name}"
+done
+export PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 # no module from the folder you submit from
 exec "$@"'
 
-# Run the kit's command once on every node and wait for it; returns its exit code.
-step() {
+# Run a command of the kit once on every node and wait for it. Returns its exit code.
+run_step() {
     local code again
     local options=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL --mpi=none --unbuffered
-        # The first node that ends must not take down others that still save.
-        --kill-on-bad-exit=0 --wait=0)
-    # srun does not take it over from the job since 22.05.
-    [ -z "${SLURM_CPUS_PER_TASK:-}" ] || options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
-    [ -z "$noticed$terminated" ] || return "$INTERRUPTED"
-    # A notice that comes before srun listens must not kill it.
-    (trap '' USR1 && exec srun "${options[@]}" "${container[@]}" bash -c "$TASK" mini-r1 "${inside[@]}" "$@") \
+        --kill-on-bad-exit=0 --wait=0 # the first node that ends must not kill others that are still saving
+        ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}) # srun 22.05 does not inherit it from the job
+    [ -z "$got_usr1$got_term" ] || return "$INTERRUPTED"
+    # USR1 must not kill srun before it has installed its handler.
+    (trap '' USR1 && exec srun "${options[@]}" "${container[@]}" bash -c "$TASK" mini-r1 "${kit_command[@]}" "$@") \
         </dev/null &
     step_pid=$!
-    [ -z "$noticed" ] || pass_on
-    while :; do
+    [ -z "$got_usr1" ] || forward_usr1
+    until # a signal interrupts `wait`, whose exit code is then not the step's
         wait "$step_pid" && code=0 || code=$?
-        kill -0 "$step_pid" 2>/dev/null || break # else a signal has interrupted `wait`
-    done
+        ! kill -0 "$step_pid" 2>/dev/null
+    do :; done
     wait "$step_pid" 2>/dev/null && again=0 || again=$?
-    [ "$again" = 127 ] || code=$again # 127: `wait` had told it before
+    [ "$again" = 127 ] || code=$again # 127: the first `wait` returned it
     step_pid=
     return "$code"
 }
 
-notice() {
-    [ -z "$noticed" ] || return 0
-    noticed=yes
-    say "USR1: the time limit is near"
-    [ -z "$step_pid" ] || pass_on
-}
-
-terminate() {
-    terminated=yes
-    # Slurm would not start it again, and after KillWait there is no shell left to ask: before the step has saved.
+on_term() {
+    got_term=yes
+    # Slurm does not requeue it then, and ends this shell after KillWait: requeue before the step has saved.
     [ "$(job_field Reason)" != TimeLimit ] || requeue "at the time limit"
 }
 
-# To every task. More than once: the first may come before the launcher has its handlers, and it hears all as one.
-pass_on() {
-    local srun=$step_pid
-    (while kill -USR1 "$srun" 2>/dev/null; do sleep 5; done) </dev/null >/dev/null 2>&1 &
+# Signal every task, repeatedly: the launcher may not listen yet, and treats all signals as one.
+forward_usr1() {
+    got_usr1=yes
+    [ -n "$step_pid" ] || return 0
+    (while kill -USR1 "$step_pid" 2>/dev/null; do sleep 5; done) </dev/null >/dev/null 2>&1 &
 }
 
-# ---- the run directory -----------------------------------------------------------------------------------------------
-
-# Ask the kit which run directory this is, on every node and in the job's runtime: what is wrong with the recipe, the
-# runtime, the devices or the options is said here, before any work.
+# Have the kit check everything on every node and print the run directory, before any work.
 find_run_dir() {
     local answer code
     answer=$(mktemp) || fail "no temporary file on $(hostname): is ${TMPDIR:-/tmp} full?"
-    say "checking recipe and runtime: $*"
-    step launch "$@" --dry-run --json >"$answer"
+    log "checking recipe and runtime: $*"
+    run_step launch "$@" --dry-run --print-run-dir >"$answer"
     code=$?
-    run_dir=$(sed -n 's/^ *"run_dir": "\(.*\)",*$/\1/p' "$answer" | sort -u)
+    run_dir=$(sort -u "$answer")
     rm -f "$answer"
     case $code in
         0) ;;
-        126 | 127 | 255) refuse "the kit does not start in the runtime $MINI_R1_RUNTIME on every node: see the lines above" ;;
-        1 | "$CONFIG" | "$INTERRUPTED") conclude "$code" ;;
-        *) start_failed "$code" ;;
+        126 | 127 | 255) refuse "the kit does not start in the runtime $MINI_R1_RUNTIME on every node: see above" ;;
+        1 | "$CONFIG" | "$INTERRUPTED") end_attempt "$code" ;;
+        *) count_failed_start "$code" ;;
     esac
-    [ "$(wc -l <<<"$run_dir")" = 1 ] || refuse "the nodes name different run directories: give one with --run-dir"
-    [ "$MINI_R1_RUNTIME" = venv ] || is_mounted "$run_dir" || refuse "the run directory $run_dir is not mounted into the" \
-        "container, and would be gone with it: name a folder above it in MINI_R1_MOUNTS"
+    [ "$(wc -l <<<"$run_dir")" = 1 ] || refuse "the nodes name different run directories: set one with --run-dir"
+    check_mounted "$run_dir"
 }
 
-# A node's fault before the run directory is known, where failures are counted: Slurm keeps the count.
-start_failed() {
-    local count
-    count=$(comment | sed -n 's/^mini-r1 failed starts: \([0-9]*\).*/\1/p')
-    count=$((${count:-0} + 1))
-    [ "$count" -lt "${MINI_R1_MAX_FAILURES:-3}" ] || fail "$count starts in a row failed: enough (MINI_R1_MAX_FAILURES)." \
-        "Mend what the lines above say; the same sbatch line goes on from the last checkpoint"
-    scontrol update jobid="$SLURM_JOB_ID" comment="mini-r1 failed starts: $count"
-    conclude "$1"
+# Count an error of the node before the run directory is known. The job's comment in Slurm holds the count.
+count_failed_start() {
+    local note="mini-r1-failed-starts:" count
+    count=$(job_field Comment)
+    [[ $count == "$note"* ]] && count=$((${count#"$note"} + 1)) || count=1
+    [ "$count" -lt "${MINI_R1_MAX_FAILURES:-3}" ] ||
+        fail "$count starts in a row failed; giving up (MINI_R1_MAX_FAILURES). Fix the error above; $RESUME"
+    scontrol update jobid="$SLURM_JOB_ID" comment="$note$count"
+    end_attempt "$1"
 }
 
-comment() { scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Comment=//p'; }
-
-# Whether what is written to a path in the container is written there on the node.
-is_mounted() {
-    local host target options
-    while IFS=$'\t' read -r host target options; do
-        [[ $host = "$target" && $options != ro && $1/ == "${host%/}"/* ]] && return 0
-    done < <(mounts)
-    return 1
-}
-
-# What earlier attempts have left in the run directory, and whether this node sees it.
+# Take the run directory for this job, check the limits, and begin this attempt's row.
 open_run_dir() {
-    local note="mini-r1 run directory" last='' other
-    if [ "$attempt" -gt 1 ] && ! [ -e "$run_dir/slurm" ] && [[ $(comment) == "$note"* ]]; then
-        refuse "an earlier attempt of this job has written to $run_dir, and $(hostname) does not see it: the run" \
-            "directory is to be on a filesystem that all nodes share (--run-dir, or MINI_R1_RUNS in slurm/site.env)"
+    local note="mini-r1-run-dir:" last other failed idle
+    if [ "$attempt" -gt 1 ] && ! [ -e "$run_dir/slurm" ] && [[ $(job_field Comment) == "$note"* ]]; then
+        refuse "an earlier attempt wrote to $run_dir, which $(hostname) does not see: use a shared filesystem"
     fi
-    mkdir -p "$run_dir/slurm" || start_failed "$RETRY" # mkdir has said why
-    scontrol update jobid="$SLURM_JOB_ID" comment="$note $run_dir" 2>/dev/null # for the check above; needs no success
+    mkdir -p "$run_dir/slurm" || count_failed_start "$RETRY" # mkdir has printed the reason
+    scontrol update jobid="$SLURM_JOB_ID" comment="$note$run_dir" 2>/dev/null # for the check above; may fail
     records=$run_dir/slurm/attempts.tsv
-    [ ! -e "$run_dir/slurm/running" ] || read -r last <"$run_dir/slurm/running"
-    if [ -n "$last" ]; then
+    if read -r last 2>/dev/null <"$run_dir/slurm/running"; then
         other=${last%%$'\t'*}
         if [ "$other" != "$job" ] && [ -n "$(squeue --noheader --jobs="$other" --states=running 2>/dev/null)" ]; then
-            records='' # the other job's; so is the row that it will write
+            records='' # they belong to the other job
             refuse "job $other is training in $run_dir: wait for it, scancel it, or choose another --run-dir"
         fi
-        # It was killed, and could not say when: its last sign of life counts.
-        record "$last" "$(stat -c %Y "$run_dir/state.json" 2>/dev/null || echo 0)" killed
+        # That attempt was killed; its last heartbeat is its end.
+        record_attempt "$last" "$(stat -c %Y "$run_dir/state.json" 2>/dev/null || echo 0)" killed
     fi
-    before=$(complete_steps "$run_dir/checkpoints" | tail -n 1)
-    before=${before:-0} # without one
-    bound_failures
-    row=$(printf '%s\t' "$job" "$attempt" "$started" "$all_gpus")$before
-    printf '%s\n' "$row" >"$run_dir/slurm/running"
-    say "run directory $run_dir$([ "$before" = 0 ] || echo ", goes on from step $before")"
-}
-
-# The steps of the complete checkpoints or snapshots in a folder, a line each, in order.
-complete_steps() {
-    local path
-    for path in "$1"/step-*/manifest.json; do
-        path=${path%/manifest.json} && echo "${path##*/step-}"
-    done | grep -x '[0-9]*' | sort -n
-}
-
-# Add a row: job, attempt, start (s since 1970), GPUs, checkpoint at the start, seconds, exit code.
-record() {
-    local start seconds
-    start=$(cut -f 3 <<<"$1") && seconds=$(($2 - start))
-    printf '%s\t%s\t%s\n' "$1" "$((seconds > 0 ? seconds : 0))" "$3" >>"$records"
-    rm -f "$run_dir/slurm/running"
-}
-
-# A node that is broken fails every attempt, and a time limit may be too short for one save: so many in a row from the
-# same checkpoint are enough. One that was preempted or killed is no failure, but ten of them led nowhere either.
-bound_failures() {
-    local most=${MINI_R1_MAX_FAILURES:-3} fruitless=10 failed idle
+    before=$(printf '%s\n' "$run_dir"/checkpoints/step-*/manifest.json |
+        sed -n 's,.*/step-\([0-9]\+\)/manifest.json$,\1,p' | sort -n | tail -n 1 | grep . || echo 0)
+    # A broken node fails every attempt, and a time limit may be too short for one save. A preemption is no failure.
     read -r failed idle < <(awk -F '\t' -v job="$job" -v step="$before" '
         $1 == job && $5 != step { failed = idle = 0 }
         $1 == job && $5 == step { idle++; failed = $7 == 143 || $7 == "killed" ? 0 : failed + 1 }
         END { print failed + 0, idle + 0 }' "$records" 2>/dev/null || echo 0 0)
-    [ "$failed" -lt "$most" ] || fail "$failed attempts in a row failed without a new checkpoint: enough" \
-        "(MINI_R1_MAX_FAILURES). Mend what the lines above say; the same sbatch line goes on from step $before"
-    [ "$idle" -lt "$fruitless" ] || fail "$idle attempts in a row came to no new checkpoint: enough. Give it more --time, a" \
-        "longer --signal, or save more often (save_steps); the same sbatch line goes on from step $before"
+    [ "$failed" -lt "${MINI_R1_MAX_FAILURES:-3}" ] ||
+        fail "$failed attempts in a row failed without a new checkpoint; giving up (MINI_R1_MAX_FAILURES). $RESUME"
+    [ "$idle" -lt 10 ] ||
+        fail "$idle attempts in a row wrote no new checkpoint; giving up. Set a longer --time or --signal. $RESUME"
+    row=$(printf '%s\t' "$job" "$attempt" "$(($(date +%s) - SECONDS))" "$all_gpus")$before
+    printf '%s\n' "$row" >"$run_dir/slurm/running"
+    log "run directory $run_dir$([ "$before" = 0 ] || echo ", resuming from step $before")"
 }
 
-# ---- the end of an attempt -------------------------------------------------------------------------------------------
+# Add a row to attempts.tsv: job, attempt, start (s since 1970), GPUs, first checkpoint, seconds, exit code.
+record_attempt() {
+    local seconds=$(($2 - $(cut -f 3 <<<"$1")))
+    printf '%s\t%s\t%s\n' "$1" "$((seconds > 0 ? seconds : 0))" "$3" >>"$records"
+    rm -f "$run_dir/slurm/running"
+}
 
-# A field of this job: JobState, Reason, ...
-job_field() { scontrol show job "$SLURM_JOB_ID" --oneliner 2>/dev/null | sed -n "s/.* $1=\\([^ ]*\\).*/\\1/p"; }
-
-# From a step's exit code to this job's end: over, or requeued.
-conclude() {
-    local code=$1 state again="the same sbatch line goes on from the last complete checkpoint"
-    ended_with=$code # which the last lines tell, whatever this shell tells Slurm
-    case $code in
-        0 | 1 | "$CONFIG") exit "$code" ;;
+# End the job, or requeue it, after the exit code of a step.
+end_attempt() {
+    ended_with=$1 # reported even if this shell exits with 0 after a requeue
+    case $1:$requeued in
+        0:* | 1:* | "$CONFIG":* | *:yes) exit "$1" ;;
     esac
-    [ -z "$requeued" ] || exit "$code"
-    # COMPLETING: Slurm ends this job. It was preempted, and Slurm starts it again, or cancelled, which nobody may undo.
-    state=$(job_field JobState)
-    if [ -n "$state" ] && [ "$state" != RUNNING ]; then
-        say "ended by Slurm: if preempted, it starts again by itself; if cancelled, $again"
-        exit "$code"
+    state=$(job_field JobState) # COMPLETING: preempted, or cancelled, which this script must not undo
+    if [ "${state:-RUNNING}" != RUNNING ]; then
+        log "Slurm ends this job: if it was preempted, Slurm restarts it; if it was cancelled, $RESUME"
+        exit "$1"
     fi
-    requeue "after exit code $code" && exit 0
-    say "error: Slurm did not take the requeue; $again"
-    exit "$code"
+    requeue "after exit code $1" && exit 0
+    log "error: Slurm did not accept the requeue; $RESUME"
+    exit "$1"
 }
 
-# Ask Slurm to start this job again. It ends this attempt with TERM, if it has not yet.
+# Requeue this job. Slurm then ends this attempt with TERM.
 requeue() {
     trap '' TERM
     for _ in 1 2 3; do
-        if scontrol requeue "$job"; then
-            requeued=yes
-            say "requeued $1"
-            return 0
-        fi
+        scontrol requeue "$job" && requeued=yes && break
         sleep 5
     done
-    return 1
+    [ -n "$requeued" ] && log "requeued $1"
 }
 
-# The last lines of an attempt, however it ends.
-farewell() {
-    local code=$1 now
-    trap '' TERM USR1 # a requeued job gets it at once, and every program that is started here with it
-    now=$(date +%s)
-    [ -z "$row" ] || record "$row" "$now" "${ended_with:-$code}"
-    say "attempt over: exit code ${ended_with:-$code}, $(hours $((now - started)) "$all_gpus")"
-    [ -z "$records" ] || say "this run so far: $(awk -F '\t' '{ s += $6; g += $6 * $4 } END {
+# Write the attempt's row and its last lines of the log.
+report_end() {
+    local code=${ended_with:-$1}
+    trap '' TERM USR1 # Slurm sends TERM after a requeue, also to the programs that are started here
+    [ -z "$row" ] || record_attempt "$row" "$(date +%s)" "$code"
+    log "attempt over: exit code $code, $(awk -v s="$SECONDS" -v g="$all_gpus" 'BEGIN {
+        printf "%d:%02d:%02d, %.2f GPU-hours", s / 3600, s / 60 % 60, s % 60, s * g / 3600 }')"
+    [ -z "$records" ] || log "this run so far: $(awk -F '\t' '{ s += $6; g += $6 * $4 } END {
         printf "%d attempt(s), %.2f h, %.2f GPU-hours", NR, s / 3600, g / 3600 }' "$records")"
 }
 
-hours() { awk -v s="$1" -v g="$2" 'BEGIN { printf "%d:%02d:%02d, %.2f GPU-hours", s / 3600, s / 60 % 60, s % 60, s * g / 3600 }'; }
-
-# ---- what scripts call -----------------------------------------------------------------------------------------------
-
 # train DEFAULT_RECIPE [RECIPE] [OPTIONS OF mini-r1 launch]
 train() {
-    local recipe=$1 arguments copy copying code
+    local recipe=$1
     shift
-    if [ $# -gt 0 ] && [ "${1#-}" = "$1" ]; then
-        recipe=$1
-        shift
-    fi
-    begin
-    arguments=("$recipe" "$@")
+    [[ ${1:--} == -* ]] || { recipe=$1 && shift; }
+    start_job
     if [ -n "${MINI_R1_RUNS:-}" ] && [[ " $* " != *" --run-dir"* ]]; then
-        recipe=${recipe##*/} && recipe=${recipe%.yaml} && recipe=${recipe%.yml} # lora-1.5b has a dot of its own
-        arguments+=(--run-dir "$MINI_R1_RUNS/$recipe")
+        set -- --run-dir "$MINI_R1_RUNS/$(basename "${recipe%.y*ml}")" "$@"
     fi
-    find_run_dir "${arguments[@]}"
+    launch "$recipe" "$@"
+}
+
+launch() {
+    local copy copying code
+    find_run_dir "$@"
     open_run_dir
-    say "training on $all_gpus GPU(s)"
-    # A copy of what this attempt prints; `tee` must outlive the signals that the shell gets.
+    log "training on $all_gpus GPU(s)"
+    # `tee` copies the output of this attempt, and must survive the signals that this shell gets.
     exec {copy}> >(trap '' TERM USR1 && exec tee "$run_dir/slurm/$job-$attempt.log")
     copying=$!
-    step launch "${arguments[@]}" >&"$copy" 2>&1
+    run_step launch "$@" >&"$copy" 2>&1
     code=$?
     exec {copy}>&-
     wait "$copying"
-    conclude "$code"
+    end_attempt "$code"
 }
 
-# sweep TABLE DEFAULT_RECIPE [TABLE] [RECIPE] [OPTIONS OF mini-r1 launch]: this task's row of the table
+# sweep TABLE DEFAULT_RECIPE [TABLE] [RECIPE] [OPTIONS OF mini-r1 launch]: train the row of this task of the array
 sweep() {
-    local table=$kit/$1 recipe=$2 line name words=() sets=() rows
+    local table=$kit/$1 recipe=$2 line values sets=()
     shift 2
-    [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { table=$1 && shift; }
-    [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || { recipe=$1 && shift; }
-    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || refuse "no array: sbatch --array=0-3 slurm/sweep.sh, one task for each row of $table"
-    [ -r "$table" ] || refuse "no table at $table that can be read from $PWD"
-    ! has_crlf "$table" || refuse "$table has Windows line ends (CRLF): sed -i 's/\r\$//' '$table'"
-    rows=$(grep -vc '^[[:space:]]*\(#\|$\)' "$table")
+    [[ ${1:--} == -* ]] || { table=$1 && shift; }
+    [[ ${1:--} == -* ]] || { recipe=$1 && shift; }
+    start_job
+    [ -n "${SLURM_ARRAY_TASK_ID:-}" ] || refuse "no array: sbatch --array=0-3 slurm/sweep.sh, a task per row of $table"
+    [ -r "$table" ] || refuse "cannot read the table $table from $PWD"
+    check_line_ends "$table"
     line=$(grep -v '^[[:space:]]*\(#\|$\)' "$table" | sed -n "$((SLURM_ARRAY_TASK_ID + 1))p")
-    [ -n "$line" ] || refuse "no row $SLURM_ARRAY_TASK_ID in $table: it has $rows, which --array counts from 0"
-    read -ra words <<<"$line"
-    name=${words[0]}
-    [[ $name =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || refuse "$table: '$name' names a run directory: letters, digits, . _ - only"
-    for word in "${words[@]:1}"; do sets+=(--set "$word"); done
-    say "row $SLURM_ARRAY_TASK_ID of $table: $line"
-    table=${table##*/}
-    read_site # which may say MINI_R1_RUNS
-    train "$recipe" --run-dir "${MINI_R1_RUNS:-runs}/${table%.*}/$name" "${sets[@]}" "$@"
+    [ -n "$line" ] || refuse "no row $SLURM_ARRAY_TASK_ID in $table: --array counts its rows from 0"
+    read -ra values <<<"$line"
+    [[ ${values[0]} =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] ||
+        refuse "$table: '${values[0]}' names a run directory: use only letters, digits and . _ -"
+    for value in "${values[@]:1}"; do sets+=(--set "$value"); done
+    log "row $SLURM_ARRAY_TASK_ID of $table: $line"
+    launch "$recipe" --run-dir "${MINI_R1_RUNS:-runs}/$(basename "${table%.*}")/${values[0]}" "${sets[@]}" "$@"
 }
 
-# evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: its newest snapshot, or the untrained model and every snapshot as far
-# as they are not measured yet with these settings
+# evaluate RUN [all] [OPTIONS OF mini-r1 evaluate]: the newest snapshot, or all and the untrained model
 evaluate() {
-    local run=${1:-} which=(--newest) code
-    [ -n "${run%%-*}" ] || refuse "which run? sbatch slurm/evaluate.sh runs/mini-r1-3b"
+    local run=${1:-} snapshots=(--newest) code
+    [ -n "${run%%-*}" ] || refuse "no run given: sbatch slurm/evaluate.sh runs/mini-r1-3b"
     shift
-    begin
-    [ -d "$run" ] || refuse "no run directory $run from $PWD on $(hostname)"
-    [ "$MINI_R1_RUNTIME" = venv ] || is_mounted "$(realpath -s "$run")" || refuse "$run is not mounted into the container:" \
-        "name a folder above it in MINI_R1_MOUNTS"
-    if [ "${1:-}" = all ]; then
-        shift
-        which=()
-    elif [[ " $* " == *" --step"[\ =]* ]]; then
-        which=()
-    fi
-    trap 'terminated=yes' TERM # at its time limit an evaluation is over: a second one would not come further
-    say "evaluating $run"
-    step evaluate "$run" "${which[@]}" "$@" && exit 0
+    start_job
+    [ -d "$run" ] || refuse "no run directory $run in $PWD on $(hostname)"
+    check_mounted "$(realpath -s "$run")"
+    case " $* " in
+        " all "*) shift && snapshots=() ;;
+        *" --step"[\ =]*) snapshots=() ;;
+    esac
+    log "evaluating $run"
+    trap 'got_term=yes' TERM # no requeue at the time limit: the next attempt would not get further
+    run_step evaluate "$run" "${snapshots[@]}" "$@"
     code=$?
-    # Preempted: once more. Everything else would only come again.
-    [ "$code" != "$INTERRUPTED" ] || conclude "$code"
+    [ "$code" != "$INTERRUPTED" ] || end_attempt "$code" # preempted
     exit "$code"
 }

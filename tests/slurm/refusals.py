@@ -19,7 +19,7 @@ SWEEP, EVALUATE = "slurm/sweep.sh", "slurm/evaluate.sh"
 THREE = ("lora-cpu", "--gpus", "3")
 """One more than a job has that got two: the launcher says how many its task sees."""
 MODULES = [Path("/etc/profile.d") / f"{name}.sh" for name in ("lmod", "z00_lmod", "modules")]
-"""Where load_modules looks for the command."""
+"""Files that define the command `module`."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,15 @@ CASES = {
         given={"SLURM_GPUS_ON_NODE": None, "SLURM_GPUS_PER_NODE": "0", "CUDA_VISIBLE_DEVICES": None},
     ),
     "four tasks": Case(
-        "Slurm would start 4 tasks on a node: leave out --ntasks", (FOUR,), gpus=4, on_slurm=True,
+        "Slurm would start 4 tasks per node: leave out --ntasks", (FOUR,), gpus=4, on_slurm=True,
         options=("--ntasks-per-node=4", "--gpus-per-task=1"), given={"SLURM_TASKS_PER_NODE": "4"},
     ),
     "a GPU a task, left over from the shell that submits": Case(
-        "--gpus-per-task=1 hides the other GPUs of the node from its one task, which needs all 4", (FOUR,), gpus=4,
+        "--gpus-per-task and --gpu-bind hide GPUs from the task of a node, which needs all", (FOUR,), gpus=4,
         exports={"SLURM_GPUS_PER_TASK": "1"},
     ),
     "GPUs are bound": Case(
-        "--gpu-bind=map_gpu:0 hides GPUs", (FOUR,), gpus=4, on_slurm=True,
+        "--gpus-per-task and --gpu-bind hide GPUs", (FOUR,), gpus=4, on_slurm=True,
         options=("--gpu-bind=map_gpu:0",), given={"SLURM_GPU_BIND": "map_gpu:0"},
     ),
     # A recipe that would train on one as well.
@@ -146,7 +146,7 @@ CASES = {
     "site.env from Windows": Case(
         "site.env has Windows line ends (CRLF)", prepare=with_windows_lines("slurm/site.env")
     ),
-    "site.env is no shell": Case("site.env cannot be read as shell", lines="if true; then\n"),
+    "site.env is no shell": Case("site.env is not valid shell", lines="if true; then\n"),
     # Modules; the first is a stand-in for the command
     "a module that does not load": Case(
         "module load cuda/99 failed", lines="export MINI_R1_MODULES=cuda/99\nmodule() { echo none >&2; return 1; }\n"
@@ -158,7 +158,7 @@ CASES = {
     # Runtimes
     "no venv": Case("no Python with the kit at /nowhere/bin/python", site={**VENV, "MINI_R1_VENV": "/nowhere"}),
     "a venv without the kit": Case(
-        "bare/bin/python: MINI_R1_VENV in", site={**VENV, "MINI_R1_VENV": "bare"}, prepare=a_python_without_the_kit
+        "bare/bin/python: set MINI_R1_VENV in", site={**VENV, "MINI_R1_VENV": "bare"}, prepare=a_python_without_the_kit
     ),
     "a venv that one node of two sees": Case(
         "the kit does not start in the runtime venv on every node", (TWO_NODES,),
@@ -170,7 +170,7 @@ CASES = {
         needs="this machine has apptainer" if shutil.which("apptainer", path=SYSTEM_PATH) else "",
     ),
     "no pyxis": Case(
-        "this Slurm has no pyxis (srun does not know --container-image)", site={"MINI_R1_RUNTIME": "pyxis"},
+        "no pyxis (srun does not know --container-image)", site={"MINI_R1_RUNTIME": "pyxis"},
         on_slurm=True,
     ),
     # Recipes and options
@@ -181,19 +181,19 @@ CASES = {
     "a sweep without an array": Case(
         "no array: sbatch --array=0-3", (SWEEP,), gpus=4, options=("--wrap=bash slurm/sweep.sh", "--output=%x-%j.log")
     ),
-    "no table": Case("no table at my.txt that can be read from", (SWEEP, "my.txt"), **FIRST),
+    "no table": Case("cannot read the table my.txt from", (SWEEP, "my.txt"), **FIRST),
     "a row beyond the table": Case(
         "no row 9 in ", (SWEEP,), gpus=4, options=("--array=9",), given=array_row(9), on_slurm=True
     ),
     "a row that would leave its folder": Case(
-        "'../up' names a run directory: letters, digits, . _ - only", (SWEEP, "my.txt"), **FIRST,
+        "'../up' names a run directory: use only letters, digits and . _ -", (SWEEP, "my.txt"), **FIRST,
         prepare=lambda kit: (kit.folder / "my.txt").write_text("../up beta=0\n"),
     ),
     "a table from Windows": Case(
         "sweep.txt has Windows line ends (CRLF)", (SWEEP,), **FIRST, prepare=with_windows_lines("slurm/sweep.txt")
     ),
     # Evaluation
-    "evaluate nothing": Case("which run? sbatch slurm/evaluate.sh runs/mini-r1-3b", (EVALUATE,)),
-    "evaluate an option": Case("which run?", (EVALUATE, "--samples", "8")),
-    "evaluate no run": Case("no run directory runs/gone from ", (EVALUATE, "runs/gone"), on_slurm=True),
+    "evaluate nothing": Case("no run given: sbatch slurm/evaluate.sh runs/mini-r1-3b", (EVALUATE,)),
+    "evaluate an option": Case("no run given", (EVALUATE, "--samples", "8")),
+    "evaluate no run": Case("no run directory runs/gone in ", (EVALUATE, "runs/gone"), on_slurm=True),
 }  # fmt: skip

@@ -42,7 +42,7 @@ def test_a_job_whose_node_goes_down_starts_again_from_its_last_checkpoint(kit: K
     slurm.start_node("n1")
     assert job.wait() == "COMPLETED", str(job)
     second = job.said.partition("attempt 2:")[2]
-    assert "goes on from step" in second
+    assert "resuming from step" in second
     rows = [line.split("\t") for line in (run.path / "slurm" / "attempts.tsv").read_text().splitlines()]
     assert [row[6] for row in rows] == ["killed", "0"]
     assert int(rows[0][5]) > 0  # until its last sign of life
@@ -61,12 +61,12 @@ def test_a_job_whose_worker_dies_every_time_is_started_again_three_times_and_no_
         time.sleep(0.2)
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", 1, 3), str(job)
     assert job.said.count("requeued after exit code 150") == 3
-    assert "3 attempts in a row failed without a new checkpoint: enough" in job.said
+    assert "3 attempts in a row failed without a new checkpoint; giving up" in job.said
 
 
 def a_launcher(kit: Kit, ends: str, *, dry_run: bool = True) -> None:
     """Give a checkout a stand-in for `mini-r1 launch` that ends so; with its run directory first, if asked for that."""
-    answer = '*" --dry-run "*) echo "\\"run_dir\\": \\"$PWD/runs/stand-in-${SLURM_ARRAY_TASK_ID:-0}\\"," && exit ;;'
+    answer = '*" --dry-run "*) echo "$PWD/runs/stand-in-${SLURM_ARRAY_TASK_ID:-0}" && exit ;;'
     lines = ['[ "$2" != "import mini_r1" ] || exit 0', *([f'case " $* " in {answer} esac'] if dry_run else []), ends]
     a_program(kit.folder / "venv" / "bin" / "python", "\n".join(lines))
     kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(kit.folder / "venv"))
@@ -88,7 +88,7 @@ def test_a_job_that_fails_every_time_is_started_again_three_times_and_no_more(fa
     assert job.wait() == "FAILED", str(job)
     assert (job.exit_code, job.restarts) == (1, 3), str(job)
     assert job.said.count("requeued after exit code 150") == 3
-    assert "3 attempts in a row failed without a new checkpoint: enough" in job.said
+    assert "3 attempts in a row failed without a new checkpoint; giving up" in job.said
 
 
 def test_starts_that_fail_before_there_is_a_run_directory_are_bounded_too(failing: dict[str, Job]) -> None:
@@ -96,7 +96,7 @@ def test_starts_that_fail_before_there_is_a_run_directory_are_bounded_too(failin
     device, image = failing["driver"], failing["image"]
     assert (device.wait(), image.wait()) == ("FAILED", "FAILED")
     assert (device.exit_code, device.restarts) == (1, 2), str(device)
-    assert "3 starts in a row failed: enough" in device.said
+    assert "3 starts in a row failed; giving up" in device.said
     assert (image.exit_code, image.restarts) == (78, 0), str(image)
     assert "the kit does not start in the runtime venv on every node" in image.said
 

@@ -62,7 +62,7 @@ def test_preemptions_in_a_row_end_with_the_weights_of_the_run_that_nothing_distu
     assert (job.exit_code, job.restarts) == (0, times)
     # With grace the script asks for the requeue, without it Slurm does it by itself.
     assert job.said.count("requeued after exit code 143") == times // 2
-    assert job.said.count("ended by Slurm: if preempted, it starts again by itself") == times // 2
+    assert job.said.count("Slurm ends this job: if it was preempted, Slurm restarts it") == times // 2
 
     assert whole.wait() == "COMPLETED", str(whole)
     assert whole.restarts == 0

@@ -89,14 +89,14 @@ def submit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Callable[..
 
 REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
     # What the log says, what `sbatch` is given, what site.env says; {} is the checkout's parent.
-    "no image": ("no image at /nowhere.sif", (ONE,), {"MINI_R1_IMAGE": "/nowhere.sif"}),
+    "no image": ("cannot read the image /nowhere.sif", (ONE,), {"MINI_R1_IMAGE": "/nowhere.sif"}),
     "image not named": ("needs MINI_R1_IMAGE", (ONE,), {"MINI_R1_IMAGE": ""}),
     "comma": ("{}/a,b: a path with a comma or a colon cannot be mounted", (ONE,), {"HF_HOME": "{}/a,b"}),
     "colon": ("{}/a:b: a path with a comma or a colon cannot be mounted", (ONE,), {"MINI_R1_RUNS": "{}/a:b"}),
-    "no mount": ("/nowhere is to be mounted, and is not there", (ONE,), {"MINI_R1_MOUNTS": "/nowhere:/data:ro"}),
-    "no cache": ("/proc/hub is to be mounted, and is not there", (ONE,), {"HF_HOME": "/proc/hub"}),
+    "no mount": ("cannot mount /nowhere: it does not exist", (ONE,), {"MINI_R1_MOUNTS": "/nowhere:/data:ro"}),
+    "no cache": ("cannot mount /proc/hub: it does not exist", (ONE,), {"HF_HOME": "/proc/hub"}),
     "run elsewhere": (
-        "the run directory /var/tmp/mini-r1-elsewhere is not mounted into the container, and would be gone with it",
+        "the run directory /var/tmp/mini-r1-elsewhere is not mounted into the container: name a folder above it in MINI_R1_MOUNTS",
         (ONE, "lora-cpu", "--run-dir", "/var/tmp/mini-r1-elsewhere"), {},
     ),
     "run on a mount that is read-only": (
@@ -104,7 +104,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
         (ONE, "lora-cpu", "--run-dir", "{}/data/run"), {"MINI_R1_MOUNTS": "{}/data:{}/data:ro"},
     ),
     "evaluate elsewhere": (
-        "/usr is not mounted into the container: name a folder above it", ("slurm/evaluate.sh", "/usr"), {}
+        "the run directory /usr is not mounted into the container", ("slurm/evaluate.sh", "/usr"), {}
     ),
 }  # fmt: skip
 
@@ -121,7 +121,7 @@ ON_SLURM = ("no image", "run elsewhere")
 """Before and after the first step of a job."""
 
 # Stand-ins for the tests without Slurm: a container in which `mini-r1 launch --dry-run` gives back its --run-dir.
-ANSWER = 'while [ $# -gt 0 ]; do [ "$1" != --run-dir ] || echo "\\"run_dir\\": \\"$2\\","; shift; done'
+ANSWER = 'while [ $# -gt 0 ]; do [ "$1" != --run-dir ] || echo "$2"; shift; done'
 WITH_PYXIS = 'while [ "${1#--}" != "$1" ]; do [ "$1" != --help ] || echo --container-image; shift; done; "$@"'
 
 
@@ -199,7 +199,7 @@ def test_a_run_in_a_container_finishes_where_the_node_keeps_it(
 
 def in_shell(folder: Path, script: str, **variables: str) -> list[str]:
     """What lib.sh's functions print for each other, line by line; what they say to the log is left out."""
-    sourced = f". '{REPO}/slurm/lib.sh'; trap - EXIT; say() {{ echo \"$*\" >&2; }}"
+    sourced = f". '{REPO}/slurm/lib.sh'; trap - EXIT; log() {{ echo \"$*\" >&2; }}"
     done = subprocess.run(
         ["bash", "-c", f"{sourced}\n{script}"], capture_output=True, text=True, cwd=folder, timeout=60,
         env={
@@ -234,7 +234,7 @@ def test_pyxis_gets_the_whole_path_of_an_image_and_the_cache_by_a_way_that_wins(
     # A program that goes on talking after the line that is looked for is no sign of anything.
     a_program(tmp_path / "programs" / "srun", "echo --container-image; yes srun | head -n 100000")
     (tmp_path / "image.sqsh").touch()
-    ask = 'check_runtime && printf \'%s\\n\' "${container[@]}" "${inside[@]}"'
+    ask = 'check_runtime && printf \'%s\\n\' "${container[@]}" "${kit_command[@]}"'
     site = {"MINI_R1_RUNTIME": "pyxis", "MINI_R1_IMAGE": "image.sqsh", "HF_HOME": "hub"}
     assert in_shell(tmp_path, ask, **site) == [
         f"--container-image={tmp_path}/image.sqsh",
@@ -284,8 +284,8 @@ def test_a_run_is_kept_where_the_container_writes_to_the_node_under_the_same_nam
 ) -> None:
     (tmp_path / "submit").mkdir()
     said = in_shell(
-        tmp_path, f"{{ is_mounted '{path.replace('{}', str(tmp_path))}' && echo yes || echo no; }}",
-        SLURM_SUBMIT_DIR=str(tmp_path / "submit"), HF_HOME=str(tmp_path / "hub"),
+        tmp_path, f"{{ (check_mounted '{path.replace('{}', str(tmp_path))}') && echo yes || echo no; }}",
+        MINI_R1_RUNTIME="pyxis", SLURM_SUBMIT_DIR=str(tmp_path / "submit"), HF_HOME=str(tmp_path / "hub"),
         MINI_R1_MOUNTS=f"{tmp_path}/rw/ {tmp_path}/ro:{tmp_path}/ro:ro {tmp_path}/renamed:/inside",
     )  # fmt: skip
     assert said == ["yes" if mounted else "no"]

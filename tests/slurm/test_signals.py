@@ -12,12 +12,12 @@ from tests.slurm.conftest import Checkout
 from tests.slurm.stand_in_slurm import Script
 
 LAUNCHER = """#!{python}
-import json, signal, sys, time
+import signal, sys, time
 from pathlib import Path
 if "import mini_r1" in sys.argv:
     sys.exit()
 if "--dry-run" in sys.argv:
-    print(json.dumps({{"run_dir": str(Path("runs/stand-in").resolve())}}, indent=2))
+    print(Path("runs/stand-in").resolve())
     sys.exit()
 Path("started").touch()
 while not Path("ends").exists():
@@ -71,5 +71,5 @@ def test_a_job_that_slurm_ends_is_left_to_slurm(tmp_path: Path, reason: str) -> 
     script.process.terminate()
     (folder / "ends").touch()
     assert script.wait() == 143, script.log
-    assert "ended by Slurm: if preempted, it starts again by itself; if cancelled, " in script.log
+    assert "Slurm ends this job: if it was preempted, Slurm restarts it; if it was cancelled, " in script.log
     assert requeues(script) == 0

@@ -92,7 +92,7 @@ def test_a_preempted_job_with_grace_saves_and_goes_on_to_the_same_end(kit: Kit, 
     job, run = more_jobs["with grace"], kit.run("with-grace")
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert "requeued after exit code 143" in job.said  # Slurm would only do it at the end of the grace
-    assert "goes on from step" in job.said
+    assert "resuming from step" in job.said
     same_result(run, kit.run("whole"))
 
 
@@ -100,8 +100,8 @@ def test_a_preempted_job_with_grace_saves_and_goes_on_to_the_same_end(kit: Kit, 
 def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Kit, more_jobs: dict[str, Job]) -> None:
     job, run = more_jobs["without grace"], kit.run("without-grace")
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
-    assert "ended by Slurm: if preempted, it starts again by itself" in job.said
-    assert "goes on from step" in job.said
+    assert "Slurm ends this job: if it was preempted, Slurm restarts it" in job.said
+    assert "resuming from step" in job.said
     same_result(run, kit.run("whole"))
 
 
@@ -110,7 +110,7 @@ def test_ahead_of_its_time_limit_a_job_saves_and_goes_on_to_the_same_end(kit: Ki
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert NOTICE in job.said
     assert "requeued after exit code 143" in job.said
-    assert "goes on from step" in job.said
+    assert "resuming from step" in job.said
     assert run.read_record()["attempts"][0]["attempt"] == 1
     same_result(run, kit.run("whole"))
 
