@@ -218,7 +218,7 @@ def pairs(*paths: Path) -> list[str]:
 def test_apptainer_brings_the_gpus_unless_the_work_runs_on_the_cpu(tmp_path: Path) -> None:
     a_program(tmp_path / "programs" / "singularity", "")  # its older name
     (tmp_path / "image.sif").touch()
-    ask = "check_runtime && printf '%s\\n' \"${inside[@]}\""
+    ask = "check_runtime && printf '%s\\n' \"${kit_command[@]}\""
     site = {"MINI_R1_RUNTIME": "apptainer", "MINI_R1_IMAGE": "image.sif"}
     cache = tmp_path / "home" / ".cache" / "huggingface"
     line = [
