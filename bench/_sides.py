@@ -20,6 +20,7 @@ SAMPLES = 4
 START = """
 import json, sys
 from importlib import import_module
+from mini_r1.run.reader import read_metrics
 from multiprocessing.connection import Connection
 sys.path.insert(0, sys.argv[1])
 import_module(sys.argv[2]).work(*json.loads(sys.argv[3]), Connection(int(sys.argv[4])))
@@ -121,13 +122,14 @@ def train_kit(recipe: Any, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
         The trained model, its tokenizer, and `phases` (seconds a step), `lengths` and `rewards` (means of each step).
     """
     from mini_r1.generation.model import load_model, load_tokenizer
+    from mini_r1.run.reader import read_metrics
     from mini_r1.run.run_dir import RunDir
     from mini_r1.training.train import train
     from rich.console import Console
 
     run = RunDir(folder / "run")
     train(recipe, run, ["bench"], Console(file=sys.stdout))
-    rows = [row for row in run.metrics() if "loss" in row]
+    rows = [row for row in read_metrics(run) if "loss" in row]
     # Not the kit's own figure for the update: its clock runs on while this side waits for its turn.
     phases = {
         name: statistics.mean(row.get(f"time/{name}", 0.0) for row in rows)

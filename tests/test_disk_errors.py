@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from mini_r1.disk_errors import disk_error, disk_errors, hidden_disk_error, named
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import command
 from tests.small_disk import fill, small_disk

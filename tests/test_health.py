@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.cli.demo import QUICK
 from mini_r1.console import printable
-from mini_r1.run.health import Health, check
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.health import Health, check_health
+from mini_r1.run.run_dir import RunDir
 
 from tests.training.workers import Workers, train
 
@@ -39,7 +40,7 @@ def write(run: Path, **changes: Any) -> Path:
 
 
 def unhealthy(path: Path, said: str) -> Health:
-    found = check(path, NOW)
+    found = check_health(path, NOW)
     assert not found.healthy
     assert found.exit_code == 1
     assert said in found.sentence
@@ -66,7 +67,7 @@ def unhealthy(path: Path, said: str) -> Health:
 def test_a_run_is_healthy_while_it_runs_and_once_it_is_finished(
     tmp_path: Path, changes: dict[str, Any], healthy: bool, said: str
 ) -> None:
-    found = check(write(tmp_path / "run", **changes), NOW)
+    found = check_health(write(tmp_path / "run", **changes), NOW)
     assert (found.healthy, found.exit_code) == (healthy, 0 if healthy else 1)
     assert found.sentence.startswith(f"{tmp_path / 'run'} ")
     assert said in found.sentence
@@ -78,7 +79,7 @@ def test_of_several_runs_the_newest_heartbeat_counts_and_is_named(tmp_path: Path
     write(tmp_path / "c", state="finished", heartbeat=NOW - 300)
     (tmp_path / "notes").mkdir()
     (tmp_path / "file").write_text("")
-    found = check(tmp_path, NOW)
+    found = check_health(tmp_path, NOW)
     assert found.healthy
     assert found.run == tmp_path / "b"
     assert f"{tmp_path / 'b'} (the newest of 3 runs) runs: step 7" in found.sentence
@@ -92,7 +93,7 @@ def test_a_broken_file_counts_by_when_it_was_written(tmp_path: Path) -> None:
     broken = RunDir(write(tmp_path / "broken")).state_file
     broken.write_text('{"state": "runn')
     os.utime(broken, (NOW - 30, NOW - 30))
-    assert check(tmp_path, NOW).healthy
+    assert check_health(tmp_path, NOW).healthy
     os.utime(broken, (NOW - 10, NOW - 10))
     unhealthy(tmp_path, "broken (the newest of 2 runs) cannot be judged: its state.json is not JSON")
 
@@ -109,7 +110,7 @@ def test_a_folder_that_may_not_be_entered_is_passed_over(tmp_path: Path, monkeyp
         return exists(path, **options)
 
     monkeypatch.setattr(Path, "exists", refused)
-    assert check(tmp_path, NOW).healthy
+    assert check_health(tmp_path, NOW).healthy
 
 
 # --- no run, and files that no run wrote ---
@@ -147,9 +148,9 @@ def test_a_path_that_cannot_be_looked_at_is_a_sentence(tmp_path: Path) -> None:
         ({"step": 10**4000}, "has no step"),
         ({"state": "flying"}, "has a state that no run has"),
         ({"state": ["running"]}, "has a state that no run has"),
-        ({"hang_timeout_s": None}, "does not say hang_timeout_s"),
-        ({"hang_timeout_s": float("inf")}, "does not say hang_timeout_s"),
-        ({"hang_timeout_s": 10**400}, "does not say hang_timeout_s"),
+        ({"hang_timeout_s": None}, "has no valid hang_timeout_s"),
+        ({"hang_timeout_s": float("inf")}, "has no valid hang_timeout_s"),
+        ({"hang_timeout_s": 10**400}, "has no valid hang_timeout_s"),
     ],
 )
 def test_values_that_no_run_writes(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -186,7 +187,7 @@ def test_what_a_file_says_is_printed_as_text_and_shortly(tmp_path: Path) -> None
     sentence = unhealthy(write(tmp_path / "run", state="failed", reason=reason), r"failed at step 7: \x1b[2J\u202eaaa")
     assert sentence.sentence.endswith("aaa...")
     assert len(sentence.sentence) < 500
-    found = check(write(tmp_path / "\x1b[31mred\nrun", phase="\x07"), NOW)
+    found = check_health(write(tmp_path / "\x1b[31mred\nrun", phase="\x07"), NOW)
     assert found.healthy
     assert rf"{tmp_path}/\x1b[31mred\nrun runs: step 7, phase \x07 for" in found.sentence
 
@@ -213,7 +214,7 @@ def test_whatever_the_file_says_there_is_one_safe_line(
     run = RunDir(tmp_path_factory.getbasetemp() / "any-run")
     run.path.mkdir(exist_ok=True)
     run.state_file.write_bytes(content)
-    found = check(run.path, NOW)
+    found = check_health(run.path, NOW)
     assert found.sentence == printable(found.sentence)
     assert "\n" not in found.sentence
     json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -257,7 +258,7 @@ class Training:
         end = time.monotonic() + 300
         while True:
             running = self.workers.running()
-            if done(found := check(run, time.time())):
+            if done(found := check_health(run, time.time())):
                 return found
             assert time.monotonic() < end, found
             assert running, found
@@ -286,8 +287,8 @@ def test_the_health_of_a_real_run_from_its_warm_start_to_its_end(tmp_path: Path,
     assert dead.returncode == 1
     assert re.search(r"is dead: step \d+, phase \w+, and its process is gone; the same command", dead.stdout)
     write_json(run.state_file, {**state, "process": {**state["process"], "boot": "of another host"}})
-    assert check(run.path, state["heartbeat"] + 119).healthy  # nobody can know better before that
-    assert "is stuck or dead: step" in check(run.path, state["heartbeat"] + 121).sentence
+    assert check_health(run.path, state["heartbeat"] + 119).healthy  # nobody can know better before that
+    assert "is stuck or dead: step" in check_health(run.path, state["heartbeat"] + 121).sentence
     write_json(run.state_file, state)
 
     again = Training(tmp_path / "another cache", *args)

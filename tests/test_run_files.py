@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.run import run_dir
+from mini_r1.run.files import lock_file, read_jsonl, read_object, write_json
 from mini_r1.run.manifest import seal
-from mini_r1.run.run_dir import RunDir, locked, read_jsonl, read_object, write_json
+from mini_r1.run.run_dir import RunDir
 
 from tests.power_cut import recorded_syncs
 
@@ -56,10 +57,10 @@ def test_a_run_without_run_json_has_no_id_to_save_under(run: RunDir) -> None:
 
 def test_a_run_has_snapshots_or_says_that_it_has_none_yet(run: RunDir) -> None:
     with pytest.raises(KitError, match="has no complete snapshot yet"):
-        run.some_snapshots()
+        run.require_snapshots()
     (run.snapshots / "written").mkdir(parents=True)
     seal(run.snapshots / "written", run.snapshots / "step-2", run_id="")
-    assert [saved.step for saved in run.some_snapshots()] == [2]
+    assert [saved.step for saved in run.require_snapshots()] == [2]
 
 
 # --- state.json ---
@@ -152,11 +153,11 @@ def test_a_lock_is_ours_unless_another_process_has_it(
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with (tmp_path / ".lock").open("w") as handle:
-        assert locked(handle, wait=wait) is ours
+        assert lock_file(handle, wait=wait) is ours
     assert asked == [flags]
 
 
 def test_where_there_are_no_locks_a_lock_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with (tmp_path / ".lock").open("w") as handle:
-        assert locked(handle)
+        assert lock_file(handle)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.run.append_file import JsonLines
+from mini_r1.run.files import JsonLines, read_jsonl, write_json, write_jsonl, write_text
 from mini_r1.run.manifest import seal
-from mini_r1.run.run_dir import RunDir, open_run, read_jsonl, write_json, write_jsonl, write_text
+from mini_r1.run.reader import read_completions, read_held_out_completions, read_metrics
+from mini_r1.run.run_dir import RunDir, open_run
 
 from tests.power_cut import recorded_syncs
 
@@ -35,9 +36,9 @@ def logged(run: RunDir, begins: int | None, *metrics: dict[str, object]) -> Path
     """An attempt whose first completion is of the step `begins`, or that came to none, with these rows of metrics."""
     attempt = run.start_attempt()
     with JsonLines(attempt / "completions.jsonl") as lines:
-        lines.write(*({"step": begins + i, "by": attempt.name} for i in range(3 if begins is not None else 0)))
+        lines.write_rows(*({"step": begins + i, "by": attempt.name} for i in range(3 if begins is not None else 0)))
     with JsonLines(attempt / "metrics.jsonl") as lines:
-        lines.write(*metrics)
+        lines.write_rows(*metrics)
     return attempt
 
 
@@ -83,7 +84,7 @@ def test_a_checkpoint_set_aside_is_kept_and_counts_no_longer(run: RunDir) -> Non
     aside = run.set_aside(run.complete_checkpoints()[0])
     save(run, 4)
     run.prune_checkpoints()
-    with run.claimed():
+    with run.claim():
         pass
     assert [saved.step for saved in run.complete_checkpoints()] == [4, 3]
     assert (aside / "model.safetensors").read_text() == "weights 6"
@@ -96,7 +97,7 @@ def test_leftovers_of_a_kill_are_removed_at_the_next_start(run: RunDir) -> None:
     (run.snapshots / ".step-4").mkdir(parents=True)
     (run.path / ".state.json.4711.tmp").write_text('{"state": "runn')
     save(run, 2)
-    with run.claimed():
+    with run.claim():
         pass
     assert [p.name for p in run.checkpoints.iterdir()] == ["step-2"]
     assert list(run.snapshots.iterdir()) == []
@@ -107,7 +108,7 @@ def test_a_kill_while_the_recipe_is_first_written_leaves_a_directory_that_can_be
     run = RunDir(tmp_path / "run")
     run.start_attempt()
     (run.path / ".recipe.yaml.4711.tmp").write_text("model_na")
-    with run.claimed():
+    with run.claim():
         assert not list(run.path.glob("*recipe*"))
 
 
@@ -115,7 +116,7 @@ def test_a_kill_while_the_first_model_is_loaded_leaves_a_directory_that_can_be_u
     run = RunDir(tmp_path / "run")
     run.path.mkdir()
     run.write_state("running", step=0, phase="model")
-    with run.claimed():
+    with run.claim():
         assert run.read_state()["phase"] == "model"
 
 
@@ -135,8 +136,8 @@ def test_the_highest_attempt_that_reached_a_step_tells_it(run: RunDir) -> None:
     logged(run, 3, *({"step": step, "by": "2"} for step in (3, 4)))
     logged(run, 4, *({"step": step, "by": "3"} for step in (4, 5)))
     run.start_attempt()  # killed before its first step: no file at all
-    assert [(row["step"], row["by"]) for row in run.metrics()] == [(1, "1"), (2, "1"), (3, "2"), (4, "3"), (5, "3")]
-    assert [(row["step"], row["by"]) for row in run.completions()] == [
+    assert [(row["step"], row["by"]) for row in read_metrics(run)] == [(1, "1"), (2, "1"), (3, "2"), (4, "3"), (5, "3")]
+    assert [(row["step"], row["by"]) for row in read_completions(run)] == [
         (1, "1"), (2, "1"), (3, "2"), (4, "3"), (5, "3"), (6, "3")
     ]  # fmt: skip
 
@@ -150,7 +151,7 @@ def test_rows_of_one_step_stand_together(run: RunDir) -> None:
         {"step": 2, "eval_success": 0.25},
         {"step": 4, "loss": 0.25},
     )  # fmt: skip
-    assert run.metrics() == [
+    assert read_metrics(run) == [
         {"step": 0, "eval_success": 0.0},
         {"step": 2, "loss": 0.5, "reward": 1.0, "trouble": {"kl": "KL is 3"}, "eval_success": 0.25},
         {"step": 4, "loss": 0.25},
@@ -162,26 +163,26 @@ def test_an_evaluation_where_an_attempt_starts_joins_that_step_s_row(run: RunDir
     logged(run, 1, {"step": 4, "loss": 0.5, "eval_success": 0.1}, {"step": 5, "loss": 9.0}, {"step": 6, "loss": 9.0})
     logged(run, 5, {"step": 4, "eval_success": 0.2}, {"step": 5, "loss": 0.25})
     logged(run, None, {"step": 4, "eval_success": 0.3})
-    assert run.metrics() == [{"step": 4, "loss": 0.5, "eval_success": 0.3}, {"step": 5, "loss": 0.25}]
+    assert read_metrics(run) == [{"step": 4, "loss": 0.5, "eval_success": 0.3}, {"step": 5, "loss": 0.25}]
 
 
 def test_rows_of_steps_that_were_taken_again_are_void_before_the_new_attempt_s_first_line(run: RunDir) -> None:
     """Attempt 1 logged each step; attempt 2 goes on after step 3 and logs every fourth: of 4 to 7 nothing counts."""
     logged(run, 1, *({"step": step, "loss": 9.0} for step in range(1, 7)))
     logged(run, 4, {"step": 8, "loss": 0.5})
-    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 8]
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 8]
 
 
 def test_an_attempt_that_began_anew_voids_all_before_it(run: RunDir) -> None:
     logged(run, 1, {"step": 2, "loss": 9.0}, {"step": 6, "loss": 9.0})
     logged(run, 1, {"step": 1, "loss": 0.5})
-    assert run.metrics() == [{"step": 1, "loss": 0.5}]
+    assert read_metrics(run) == [{"step": 1, "loss": 0.5}]
 
 
 def test_readers_pass_over_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with JsonLines(path) as lines:
-        lines.write({"step": 1}, {"step": 2})
+        lines.write_rows({"step": 1}, {"step": 2})
     with path.open("ab") as handle:
         handle.write(b'{"step": 3, "rew')
     assert [row["step"] for row in read_jsonl(path)] == [1, 2]
@@ -192,7 +193,7 @@ def test_any_text_survives_a_jsonl_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "completions.jsonl"
     hostile = "\x1b[2J</script>\u2028\u202e\x00\ud800 line\nline\r\n" + "x" * 100_000
     with JsonLines(path) as lines:
-        lines.write({"step": 1, "completion": hostile})
+        lines.write_rows({"step": 1, "completion": hostile})
     assert len(path.read_bytes().splitlines()) == 1
     assert next(read_jsonl(path))["completion"] == hostile
 
@@ -209,7 +210,7 @@ def test_of_each_step_the_answers_to_the_most_held_out_problems_count(run: RunDi
         step = int(name.split("-")[1])
         write_jsonl(run.evaluation / f"{name}-completions.jsonl", [{"step": step, "of": name}, {"step": "x"}])
     write_json(run.evaluation / "step-5.json", {"step": 5, "of": "the figures"})
-    assert [row["of"] for row in run.held_out_completions()] == ["step-5", "step-10-limit-20"]
+    assert [row["of"] for row in read_held_out_completions(run)] == ["step-5", "step-10-limit-20"]
 
 
 def test_what_is_written_in_a_strangers_run_follows_no_planted_link(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_state_is_replaced_whole(run: RunDir) -> None:
 
 def test_a_directory_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(KitError, match="is not empty and holds no run"), RunDir(tmp_path).claimed():
+    with pytest.raises(KitError, match="is not empty and holds no run"), RunDir(tmp_path).claim():
         pass
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
@@ -243,7 +244,7 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     for path in (tmp_path / "run", tmp_path / "run" / "below"):
-        with pytest.raises(KitError, match="cannot use .* as run directory") as caught, RunDir(path).claimed():
+        with pytest.raises(KitError, match="cannot use .* as run directory") as caught, RunDir(path).claim():
             pass
         assert caught.value.exit_code == ExitCode.CONFIG
 
@@ -251,7 +252,7 @@ def test_a_file_in_the_way_is_refused_in_words(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_the_nodes_fault() -> None:
     with (
         pytest.raises(KitError, match=r"give this user \(uid \d+\) the right") as caught,
-        RunDir(Path("/proc/x")).claimed(),
+        RunDir(Path("/proc/x")).claim(),
     ):
         pass
     assert caught.value.exit_code == ExitCode.RETRY
@@ -266,7 +267,7 @@ def test_reading_a_run_that_is_not_one(tmp_path: Path) -> None:
 def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(run: RunDir) -> None:
     program = (
         "import sys; from pathlib import Path; from mini_r1.run.run_dir import RunDir\n"
-        "with RunDir(Path(sys.argv[1])).claimed():\n    print('held', flush=True); sys.stdin.read()"
+        "with RunDir(Path(sys.argv[1])).claim():\n    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -274,18 +275,18 @@ def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(run: RunDir) -
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(KitError, match="another process is training"), run.claimed():
+        with pytest.raises(KitError, match="another process is training"), run.claim():
             pass
     finally:
         holder.kill()
         holder.communicate()
-    with run.claimed():
+    with run.claim():
         pass
 
 
 def test_a_start_that_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "new" / "run")
-    with pytest.raises(ZeroDivisionError), run.claimed():
+    with pytest.raises(ZeroDivisionError), run.claim():
         raise ZeroDivisionError
     assert not run.path.exists()
 

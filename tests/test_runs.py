@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mini_r1.errors import KitError
-from mini_r1.run.append_file import JsonLines
-from mini_r1.run.listing import Row, row, rows, table, to_json
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import JsonLines, write_json
+from mini_r1.run.listing import ListedRun, format_runs, list_run, list_runs, runs_table
+from mini_r1.run.run_dir import RunDir
 from rich.console import Console
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
@@ -41,7 +41,7 @@ def make(folder: Path, **state: Any) -> RunDir:
 
 def metrics(run: RunDir, *found: dict[str, Any]) -> None:
     with JsonLines(run.start_attempt() / "metrics.jsonl") as lines:
-        lines.write(*found)
+        lines.write_rows(*found)
 
 
 def result(run: RunDir, name: str, **values: Any) -> None:
@@ -49,9 +49,9 @@ def result(run: RunDir, name: str, **values: Any) -> None:
     write_json(run.evaluation / name, {"sampled": 0.5, "ci95": [0.4, 0.6], **values})
 
 
-def shown(found: list[Row], folder: Path, width: int = 80) -> str:
+def shown(found: list[ListedRun], folder: Path, width: int = 80) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(table(found, folder))
+    Console(file=out, width=width).print(runs_table(found, folder))
     return out.getvalue()
 
 
@@ -66,11 +66,11 @@ def shown(found: list[Row], folder: Path, width: int = 80) -> str:
         ({"state": "dancing"}, "unknown", "has a state that no run has"),
         ({"heartbeat": "yesterday"}, "unknown", "has no heartbeat that is a time"),
         ({"step": None}, "unknown", "has no step"),
-        ({"hang_timeout_s": None}, "unknown", "does not say hang_timeout_s"),
+        ({"hang_timeout_s": None}, "unknown", "has no valid hang_timeout_s"),
     ],
 )
 def test_states(tmp_path: Path, changes: dict[str, Any], state: str, why: str) -> None:
-    found = row(make(tmp_path / "run", **changes).path, NOW)
+    found = list_run(make(tmp_path / "run", **changes).path, NOW)
     assert (found.state, why in found.why) == (state, True)
     assert not found.why.startswith(str(tmp_path))
 
@@ -78,24 +78,24 @@ def test_states(tmp_path: Path, changes: dict[str, Any], state: str, why: str) -
 def test_a_run_that_never_began(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     run.state_file.unlink()
-    found = row(run.path, NOW)
+    found = list_run(run.path, NOW)
     assert (found.state, found.step, found.success, found.seconds) == ("not started", None, None, None)
 
 
 def test_success_is_the_newest_evaluation_of_the_held_out_part(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     metrics(run, {"step": 3, "success": 0.1, "time": NOW + 60}, {"step": 4, "eval_success": 0.9, "time": NOW + 90})
-    found = row(run.path, NOW)
+    found = list_run(run.path, NOW)
     assert (found.success, found.success_from, found.ci95, found.seconds) == (0.1, "training, step 3", None, 90.0)
     result(run, "step-0.json", sampled=0.9)  # the untrained model's
     result(run, "step-10-0badc0de.json", sampled=0.9)  # of another file
-    assert row(run.path, NOW).success == 0.1
+    assert list_run(run.path, NOW).success == 0.1
     result(run, "step-2-limit-9.json", sampled=0.2)
-    assert row(run.path, NOW).success_from == "held out, step 2"
+    assert list_run(run.path, NOW).success_from == "held out, step 2"
     result(run, "step-2.json", sampled=0.3)
-    assert row(run.path, NOW).success == 0.3  # all problems before some of them
+    assert list_run(run.path, NOW).success == 0.3  # all problems before some of them
     result(run, "step-10.json")
-    found = row(run.path, NOW)
+    found = list_run(run.path, NOW)
     assert (found.success, found.success_from, found.ci95) == (0.5, "held out, step 10", [0.4, 0.6])
 
 
@@ -105,16 +105,16 @@ def test_time_is_that_of_all_attempts(tmp_path: Path) -> None:
     write_json(run.run_file, {"attempts": [{"attempt": 1, "started": STARTED}, {"attempt": 2, "started": later}, 3]})
     metrics(run, {"step": 1, "time": NOW + 100})
     metrics(run, {"step": 2, "time": NOW + 3600 + 50})
-    assert row(run.path, NOW).seconds == 150.0
+    assert list_run(run.path, NOW).seconds == 150.0
 
 
 def test_size_counts_files_and_follows_no_link(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
-    before = row(run.path, NOW).bytes
+    before = list_run(run.path, NOW).bytes
     (run.path / "weights").write_bytes(b"x" * 5000)
     (tmp_path / "elsewhere").write_bytes(b"x" * 100_000)
     (run.path / "link").symlink_to(tmp_path / "elsewhere")
-    assert before + 5000 <= row(run.path, NOW).bytes < before + 6000
+    assert before + 5000 <= list_run(run.path, NOW).bytes < before + 6000
 
 
 def test_a_folder_of_runs_the_one_heard_of_last_first(tmp_path: Path) -> None:
@@ -123,12 +123,12 @@ def test_a_folder_of_runs_the_one_heard_of_last_first(tmp_path: Path) -> None:
     make(tmp_path / "sweep" / "one", heartbeat=NOW - 50)
     (tmp_path / "sweep" / "no-run").mkdir()
     (tmp_path / "file").write_text("")
-    assert [Path(found.run).name for found in rows(tmp_path, NOW)] == ["new", "one", "old"]
-    assert [Path(found.run).name for found in rows(tmp_path / "old", NOW)] == ["old"]
+    assert [Path(found.run).name for found in list_runs(tmp_path, NOW)] == ["new", "one", "old"]
+    assert [Path(found.run).name for found in list_runs(tmp_path / "old", NOW)] == ["old"]
     with pytest.raises(KitError, match="no run in"):
-        rows(tmp_path / "sweep" / "no-run", NOW)
+        list_runs(tmp_path / "sweep" / "no-run", NOW)
     with pytest.raises(KitError, match="is not a folder"):
-        rows(tmp_path / "file", NOW)
+        list_runs(tmp_path / "file", NOW)
 
 
 FILES = ("state.json", "run.json", "recipe.yaml", "evaluation/step-4.json", "attempts/1/metrics.jsonl")
@@ -156,9 +156,9 @@ def test_no_file_of_a_run_stops_the_table(
     metrics(run, {"step": 3, "success": 0.1, "time": NOW + 1})
     result(run, "step-4.json")
     (run.path / name).write_bytes(data)
-    (found,) = rows(folder, NOW)
+    (found,) = list_runs(folder, NOW)
     assert shown([found], folder)
-    json.loads(to_json([found]), parse_constant=pytest.fail)
+    json.loads(format_runs([found]), parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -178,7 +178,7 @@ def test_what_a_run_says_is_text(tmp_path: Path) -> None:
     reason = "\x1b[31m[bold]disk\x07\u202e <script>"
     run = make(tmp_path / "r\x1b[2Jn", state="failed", reason=reason)
     write_json(run.run_file, {"model_name_or_path": "a\x1bmodel"})
-    found = rows(tmp_path, NOW)
+    found = list_runs(tmp_path, NOW)
     text = shown(found, tmp_path, 200)
     assert not set(text) & set("\x1b\x07\u202e")
     assert "[bold]disk" in text

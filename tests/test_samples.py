@@ -15,10 +15,17 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.run import completions as room
-from mini_r1.run.append_file import JsonLines
-from mini_r1.run.completions import SHOWN_CHARACTERS, Wanted, matching, show, wanted
-from mini_r1.run.run_dir import RunDir, write_jsonl
+from mini_r1.run import completions as completions_module
+from mini_r1.run.completions import (
+    SHOWN_CHARACTERS,
+    CompletionFilter,
+    filter_completions,
+    parse_filter,
+    print_completions,
+)
+from mini_r1.run.files import JsonLines, write_jsonl
+from mini_r1.run.reader import read_completions
+from mini_r1.run.run_dir import RunDir
 from rich.console import Console
 
 from tests.conftest import command
@@ -54,19 +61,19 @@ def run(tmp_path: Path) -> RunDir:
 def attempt(run: RunDir, *rows: dict[str, Any]) -> Path:
     folder = run.start_attempt()
     with JsonLines(folder / "completions.jsonl") as lines:
-        lines.write(*rows)
+        lines.write_rows(*rows)
     return folder / "completions.jsonl"
 
 
-def shown(run: RunDir, which: Wanted = Wanted(), **options: Any) -> tuple[str, str]:  # noqa: B008
+def shown(run: RunDir, which: CompletionFilter = CompletionFilter(), **options: Any) -> tuple[str, str]:  # noqa: B008
     out, said = io.StringIO(), io.StringIO()
     settings = {"limit": 0, "last": False, "full": False, "as_json": False, **options}
-    show(run, which, out=Console(file=out, width=80), say=Console(file=said, width=200), **settings)
+    print_completions(run, which, out=Console(file=out, width=80), progress=Console(file=said, width=200), **settings)
     return out.getvalue(), said.getvalue()
 
 
-def steps(run: RunDir, which: Wanted) -> list[int]:
-    return [found["step"] for found in matching(run.completions(), which, Console(file=io.StringIO()))]
+def steps(run: RunDir, which: CompletionFilter) -> list[int]:
+    return [found["step"] for found in filter_completions(read_completions(run), which, Console(file=io.StringIO()))]
 
 
 # --- what is chosen ---
@@ -102,7 +109,7 @@ def test_filters(run: RunDir, arguments: tuple[Any, ...], expected: list[int]) -
         row(3, "wait", 0, "number 3 used twice"),
         row(4, "waiting", 1, "correct"),
     )
-    assert steps(run, wanted(*arguments)) == expected
+    assert steps(run, parse_filter(*arguments)) == expected
 
 
 def test_the_first_or_the_last_ones(run: RunDir) -> None:
@@ -127,21 +134,21 @@ def test_the_first_or_the_last_ones(run: RunDir) -> None:
 )
 def test_what_a_user_can_get_wrong(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(KitError, match=message):
-        wanted(*arguments)
+        parse_filter(*arguments)
 
 
 def test_an_expression_that_never_ends_is_ended(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "GREP_S", 0.2)
+    monkeypatch.setattr(completions_module, "GREP_S", 0.2)
     attempt(run, row(1, "a" * 60 + "!"))
     with pytest.raises(KitError, match=r"--grep '\(a\+\)\+\$' takes more than .* on one completion of step 1"):
-        shown(run, wanted(None, None, None, "(a+)+$"))
-    assert "a!" in shown(run, wanted(None, None, None, "a+!$"))[0]
+        shown(run, parse_filter(None, None, None, "(a+)+$"))
+    assert "a!" in shown(run, parse_filter(None, None, None, "a+!$"))[0]
 
 
 def test_what_is_missing_is_said(run: RunDir) -> None:
     assert "no completions in it yet" in shown(run)[1]
     attempt(run, row(1))
-    assert "none of its completions matches" in shown(run, Wanted(right=True))[1]
+    assert "none of its completions matches" in shown(run, CompletionFilter(right=True))[1]
 
 
 def test_answers_to_held_out_problems_are_shown_apart(run: RunDir) -> None:
@@ -215,7 +222,7 @@ def test_a_file_is_read_line_by_line_and_no_further_than_wanted(run: RunDir) -> 
     path = attempt(run, row(1, "first"))
     with path.open("ab") as file:
         file.truncate(1 << 40)  # a hole of a terabyte: whoever reads it all does not come back
-    found = list(islice(matching(run.completions(), Wanted(), Console(file=io.StringIO())), 1))
+    found = list(islice(filter_completions(read_completions(run), CompletionFilter(), Console(file=io.StringIO())), 1))
     assert [each["completion"] for each in found] == ["first"]
 
 

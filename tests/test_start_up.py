@@ -14,9 +14,10 @@ import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.recipe.recipe_file import dump_recipe, load_recipe
-from mini_r1.run.finished import look_before_loading
+from mini_r1.run.files import write_json
+from mini_r1.run.finished import finished_step_before_loading
 from mini_r1.run.manifest import seal
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import REPO
 
@@ -67,7 +68,7 @@ def test_a_run_of_another_recipe_is_refused_without_torch(
     other = small_recipe("other", learning_rate=2e-3)
     done = start(command, other, "--run-dir", run.path, MINI_R1_ACCELERATOR="cpu")
     assert done.returncode == 78, done.stderr
-    assert "learning_rate: the run has 0.001, the recipe now says 0.002" in done.stderr
+    assert "learning_rate: the run has 0.001, the recipe has 0.002" in done.stderr
     assert "importing" not in done.stderr
 
 
@@ -80,7 +81,7 @@ def test_a_run_directory_in_use_is_refused_without_torch(
 ) -> None:
     recipe = small_recipe()
     run = a_run_with_a_step(tmp_path / "run", recipe)
-    with run.claimed():
+    with run.claim():
         done = start(command, recipe, "--run-dir", run.path, MINI_R1_ACCELERATOR="cpu")
     assert done.returncode == 78, done.stderr
     assert "another process is training in" in done.stderr
@@ -91,16 +92,16 @@ def test_an_empty_run_directory_is_left_as_it_is(small_recipe: Callable[..., Pat
     """A volume may be mounted there."""
     run = RunDir(tmp_path / "run")
     recipe = load_recipe(small_recipe())
-    assert look_before_loading(run, recipe) is None
+    assert finished_step_before_loading(run, recipe) is None
     run.path.mkdir()
     before = run.path.stat().st_ino
-    assert look_before_loading(run, recipe) is None
+    assert finished_step_before_loading(run, recipe) is None
     assert run.path.stat().st_ino == before
     assert not list(run.path.iterdir())
     other = RunDir(tmp_path / "file")
     other.path.write_text("")
     with pytest.raises(KitError, match="cannot use .* as run directory: "):
-        look_before_loading(other, recipe)
+        finished_step_before_loading(other, recipe)
 
 
 def test_a_finished_run_is_finished_without_torch(

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.run_dir import RunDir
 
 BAR = 0.10
 """Relative error of the plan's largest moment."""

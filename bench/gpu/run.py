@@ -35,7 +35,7 @@ import _common as common
 import _report
 from _record import RESULTS, installed, processor
 from mini_r1.machine.provenance import code_revision
-from mini_r1.run.run_dir import read_object, write_json
+from mini_r1.run.files import read_object, write_json
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "flash-attn", "vllm")

@@ -28,7 +28,9 @@ from mini_r1.evaluation.answers import judged
 from mini_r1.evaluation.search import Solver, compared
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.run.run_dir import RunDir, completions_of, read_jsonl, write_json
+from mini_r1.run.files import read_jsonl, write_json
+from mini_r1.run.reader import completions_file, read_metrics
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.training import prepare
@@ -116,7 +118,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     write_json(given.out, {
         "seed": given.seed, "sets": sets[2:], "seconds": seconds, "arithmetic": made["arithmetic_accuracy"],
         "hub_rows_seen_in_training": shared, "steps": recipe.max_steps, "measured": measured,
-        "curve": [{key: row[key] for key in CURVE if key in row} for row in run.metrics()], "complete": True,
+        "curve": [{key: row[key] for key in CURVE if key in row} for row in read_metrics(run)], "complete": True,
     })  # fmt: skip
     keep(run, given.out.with_suffix(".tar.gz"))
 
@@ -152,7 +154,7 @@ def figures(deadline: float, run: RunDir, *arguments: Any) -> dict[str, Any]:
     """Figures of one snapshot on one set of problems, and how its answers search."""
     facts = json.loads(mini_r1(deadline, "evaluate", run.path, *arguments, "--json"))
     written = Path(facts["provenance"]["written_to"])
-    rows = [row for row in read_jsonl(completions_of(written)) if row["kind"] == "sampled"]
+    rows = [row for row in read_jsonl(completions_file(written)) if row["kind"] == "sampled"]
     solvers = {name: facts["baselines"][name] for name in ("signed_sums", "random_solver")}
     return {
         **{key: facts[key] for key in KEPT},

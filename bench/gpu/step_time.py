@@ -35,7 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import _common as common
-from mini_r1.run.run_dir import RunDir, read_object, write_json
+from mini_r1.run.files import read_object, write_json
+from mini_r1.run.run_dir import RunDir
 
 BAR = 3.0
 """Stock / kit, seconds of a step."""

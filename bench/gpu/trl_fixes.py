@@ -28,7 +28,8 @@ from typing import Any
 from unittest.mock import Mock, patch
 
 import _common as common
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.run_dir import RunDir
 
 GENERATIONS, PROMPTS = common.GENERATIONS, 2
 TEMPERATURE, BETA = 0.9, 0.001

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
@@ -173,8 +174,8 @@ def reached(run: RunDir, step: int, phase: str | None = None) -> Callable[[], bo
 
 def same(run: RunDir, whole: RunDir) -> None:
     """Assert that both took the same steps, to the bit."""
-    assert _lasting(run.metrics()) == _lasting(whole.metrics())
-    assert list(run.completions()) == list(whole.completions())
+    assert _lasting(read_metrics(run)) == _lasting(read_metrics(whole))
+    assert list(read_completions(run)) == list(read_completions(whole))
     for name, tensor in load_file(whole.snapshots / f"step-{STEPS}" / "model.safetensors").items():
         assert tensor.equal(load_file(run.snapshots / f"step-{STEPS}" / "model.safetensors")[name]), name
 

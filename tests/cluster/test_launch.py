@@ -21,7 +21,9 @@ from mini_r1.launch import launcher as launching
 from mini_r1.launch.job import LaunchOptions
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.machine.nodes import free_port
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.reader import read_metrics
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import ASSETS, command, without_times
 
@@ -185,7 +187,7 @@ def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end
     assert (state["state"], state["exit_code"]) == ("interrupted", 143)
     assert run.complete_checkpoints()[0].step == state["step"] < STEPS
     assert launch(recipe, "--gpus", 2, "--run-dir", run.path).wait() == 0
-    assert without_times(run.metrics()) == without_times(finished[0].metrics())
+    assert without_times(read_metrics(run)) == without_times(read_metrics(finished[0]))
 
 
 def test_signalled_while_it_looks_at_the_node_it_was_interrupted(
@@ -359,7 +361,7 @@ def test_nodes_of_different_size_train_stop_and_go_on(
     assert 2 <= stopped["step"] < STEPS
     nodes = two_nodes(launch, *args)
     assert [node.wait() for node in nodes] == [0, 0], nodes[0].said + nodes[1].said
-    assert [row["step"] for row in run.metrics()] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, STEPS + 1))
     assert [attempt["workers"] for attempt in run.read_record()["attempts"]] == [3, 3]
     assert sorted(path.name for path in (run.attempts / "2").glob("*.out")) == [f"rank-{rank}.out" for rank in range(3)]
     assert "3 workers on 2 nodes (1 + 2)" in nodes[0].said

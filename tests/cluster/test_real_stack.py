@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
@@ -105,7 +106,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 def test_the_weights_arrive_at_vllm_after_every_step(case: Case) -> None:
-    logged = case.run.metrics()
+    logged = read_metrics(case.run)
     assert [row["step"] for row in logged] == list(range(1, STEPS + 1))
     assert [row["sync/equal"] for row in logged] == [1.0] * STEPS
     changed = [row["sync/changed"] > 0 for row in logged if "sync/changed" in row]
@@ -134,7 +135,7 @@ def test_two_workers_train_and_their_shards_are_saved(case: Case, model: Path) -
 
 
 def test_every_completion_is_recorded_once_for_each_rank_s_prompts(case: Case) -> None:
-    records = list(case.run.completions())
+    records = list(read_completions(case.run))
     accumulation = 1 if case.deepspeed.endswith("zero3.json") else 2
     for step in range(1, STEPS + 1):
         own = [record for record in records if record["step"] == step]
@@ -145,7 +146,7 @@ def test_every_completion_is_recorded_once_for_each_rank_s_prompts(case: Case) -
 
 
 def test_held_out_problems_are_measured_through_vllm(zero2: Case) -> None:
-    measured = {row["step"]: row for row in zero2.run.metrics() if "eval_success" in row}
+    measured = {row["step"]: row for row in read_metrics(zero2.run) if "eval_success" in row}
     assert list(measured) == [3, 6]
     held_out = len(zero2.run.held_out_file.read_text().splitlines())
     assert {row["eval_problems"] for row in measured.values()} == {held_out}

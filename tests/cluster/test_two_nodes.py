@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 
 from tests.cluster.hosts import LINKS, NAMES, Host, two_hosts, why_none
@@ -137,11 +138,11 @@ def test_all_devices_but_one_train_and_their_shards_are_saved(run: RunDir) -> No
 
 
 def test_the_weights_arrive_at_vllm_from_both_nodes(run: RunDir) -> None:
-    rows = run.metrics()
+    rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert [row["sync/equal"] for row in rows] == [1.0] * STEPS
     assert any(row.get("sync/changed", 0) > 0 for row in rows), "the steps changed nothing to be seen"
-    records = list(run.completions())
+    records = list(read_completions(run))
     assert all(len([record for record in records if record["step"] == row["step"]]) == 3 * 4 for row in rows)
 
 

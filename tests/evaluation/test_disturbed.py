@@ -25,8 +25,9 @@ from mini_r1.evaluation.evaluate_run import Series, evaluate_run
 from mini_r1.evaluation.source import Wish
 from mini_r1.evaluation.time_left import KNOWN_AFTER_S, Rest
 from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.run.append_file import JsonLines
+from mini_r1.run.files import JsonLines
 from mini_r1.run.manifest import seal
+from mini_r1.run.reader import list_held_out_results, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
 from rich.console import Console
 
@@ -176,20 +177,20 @@ def test_a_full_disk_is_a_sentence_and_with_room_the_same_command_measures_what_
         assert re.search(rf"cannot write {full.evaluation}/step-\S+\.jsonl?: No space left .* KiB left\)", sentence)
         assert sentence.endswith("then run the same command again: what was measured before is kept.")
         assert [path.name for path in full.evaluation.glob(".*")] == []
-        before = len(list(full.held_out_results()))
+        before = len(list(list_held_out_results(full)))
         make_room(disk)
         ended = run_forked(*arguments, "--json", folder=tmp_path / "logs")
         assert ended.code == 0, ended.errors
         series = json.loads(ended.output)["series"]
         assert len(series["already_there"]) == before == (pages == 5)
         assert sorted(series["measured"] + series["already_there"]) == [5, 10]
-        assert list(full.held_out_completions()) == written_by_one(evaluate, run)
+        assert list(read_held_out_completions(full)) == written_by_one(evaluate, run)
 
 
 def written_by_one(evaluate: Evaluate, run: RunDir) -> list[dict[str, Any]]:
     """What an evaluation that nothing happens to keeps."""
     evaluate()
-    return list(run.held_out_completions())
+    return list(read_held_out_completions(run))
 
 
 def test_a_run_that_cannot_be_written_is_refused_before_a_model_is_loaded(
@@ -270,8 +271,8 @@ def test_problems_that_were_trained_on_are_said(run: RunDir, evaluate: Evaluate,
     assert "trained on" not in said
     assert "trained on" not in series.results[0]["provenance"]["selection"]
     with JsonLines(run.start_attempt() / "completions.jsonl") as lines:
-        lines.write({"step": 1, "nums": [3, 2, 1], "target": 6}, {"step": 1, "nums": [4, 5, 6], "target": 7})
-        lines.write({"step": 1, "nums": "x", "target": []}, {"step": 1, "nums": [[]], "target": 6}, {"step": 2})
+        lines.write_rows({"step": 1, "nums": [3, 2, 1], "target": 6}, {"step": 1, "nums": [4, 5, 6], "target": 7})
+        lines.write_rows({"step": 1, "nums": "x", "target": []}, {"step": 1, "nums": [[]], "target": 6}, {"step": 2})
     series, said = evaluate(mine, again=True)
     assert "1 of these 2 problems were trained on (attempts/*/completions.jsonl): this is no held-out success" in said
     assert series.results[0]["provenance"]["selection"] == "all 2 problems, 1 of them trained on"

@@ -14,9 +14,10 @@ from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.hub import branch_contents
 from mini_r1.report.samples_browser import KINDS, collect
 from mini_r1.run import listing
-from mini_r1.run.completions import Wanted, show
+from mini_r1.run.completions import CompletionFilter, print_completions
+from mini_r1.run.files import read_jsonl
 from mini_r1.run.reader import read_run
-from mini_r1.run.run_dir import RunDir, read_jsonl
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training.rollout import Completion
 from rich.console import Console
@@ -63,9 +64,9 @@ def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_termina
 
     # Read by `mini-r1 samples`.
     out, said = io.StringIO(), io.StringIO()
-    shown = show(
-        run, Wanted(steps=(5, 5)), held_out=True, limit=0, last=False, full=False, as_json=False,
-        out=Console(file=out, width=80), say=Console(file=said),
+    shown = print_completions(
+        run, CompletionFilter(steps=(5, 5)), held_out=True, limit=0, last=False, full=False, as_json=False,
+        out=Console(file=out, width=80), progress=Console(file=said),
     )  # fmt: skip
     assert shown == EACH * len(problems)
     assert out.getvalue().count("step 5 | greedy | [") == len(problems)
@@ -79,7 +80,7 @@ def test_who_looks_for_figures_takes_none_of_it(run: RunDir, model_directory: Pa
     read = read_run(run.path)
     assert len(read.evaluations) == 3
     assert not [sentence for sentence in read.missing if "evaluation/" in sentence or "were kept" in sentence]
-    assert listing.row(run.path, time.time()).success_from == "held out, step 10"
+    assert listing.list_run(run.path, time.time()).success_from == "held out, step 10"
     for path in run.evaluation.glob("*-completions.jsonl"):
         path.unlink()
     (told,) = [sentence for sentence in read_run(run.path).missing if "were kept" in sentence]

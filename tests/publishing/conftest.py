@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.hub import publish as room
+from mini_r1.run.files import write_json
 from mini_r1.run.manifest import MANIFEST, seal
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.run_dir import RunDir
 
 from tests.hub_upload import WritableHub
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.hub import card_figures
+from mini_r1.run.reader import list_held_out_results
 from mini_r1.run.run_dir import RunDir
 
 from tests.publishing.conftest import evaluation
@@ -64,7 +65,7 @@ def test_other_problems_and_snapshots_that_are_gone_do_not_count(run: RunDir) ->
 def test_what_is_found_does_not_depend_on_the_order_of_the_files(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation(run, 6, 0.9, "step-6-limit-10.json")
     evaluation(run, 2, 0.1)
-    files = sorted(run.held_out_results(), key=lambda found: found[1] is None)
+    files = sorted(list_held_out_results(run), key=lambda found: found[1] is None)
     for order in (files, files[::-1]):
         monkeypatch.setattr(RunDir, "held_out_results", lambda self, order=order: iter(order))
         assert [figure.step for figure in card_figures.evaluations(run)] == [2]

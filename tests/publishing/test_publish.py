@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from mini_r1.hub import publish as room
+from mini_r1.run.files import write_json, write_jsonl
 from mini_r1.run.manifest import MANIFEST
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.run_dir import RunDir
 
 from tests.hub_upload import Fault, WritableHub
 from tests.publishing.conftest import TOKEN, Run, evaluation, publish, refusal, resave, said
@@ -186,7 +187,7 @@ def test_the_published_model_is_the_saved_one(hub: WritableHub, made_run: Run, t
     The card's own lines are run there too: they ask a problem of the run in the very tokens of its training.
     """
     run = made_run(max_completion_length=8)
-    run.write_held_out([{"nums": [4, 6], "target": 24}])
+    write_jsonl(run.held_out_file, [{"nums": [4, 6], "target": 24}])
     publish(run)
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
     code = [sys.executable, "-c", LOADED_BY_NAME, str(run.snapshots)]

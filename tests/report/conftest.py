@@ -36,19 +36,19 @@ def drawn() -> None:
 @pytest.fixture(scope="session")
 def page(drawn: None, run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of `run_path`."""
-    from mini_r1.report.build import build
+    from mini_r1.report.build import build_report
 
-    return build([run_path], tmp_path_factory.mktemp("page") / "report.html").path
+    return build_report([run_path], tmp_path_factory.mktemp("page") / "report.html").path
 
 
 @pytest.fixture(scope="session")
 def large_page(drawn: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page with 20,000 completions."""
-    from mini_r1.report.build import build
+    from mini_r1.report.build import build_report
 
     folder = tmp_path_factory.mktemp("large")
     make_run(folder / "run", steps=400, per_step=51)
-    made = build([folder / "run"], folder / "report.html")
+    made = build_report([folder / "run"], folder / "report.html")
     assert made.shown == 20_000
     return made.path
 

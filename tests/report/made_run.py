@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.recipe.recipe_file import dump_recipe, find_recipe, load_recipe
-from mini_r1.run.append_file import JsonLines
-from mini_r1.run.run_dir import RunDir, write_json, write_text
+from mini_r1.run.files import JsonLines, write_json, write_text
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 
 START = 1_738_000_000.0
@@ -85,8 +85,8 @@ def make_run(
                 if step == 1:
                     texts += [(rng.choice(problems), text) for text in extra]
                 rows = [_row(rng, step, problem, text, progress) for problem, text in texts]
-                completions.write(*rows)
-                metrics.write(_metrics(rng, rows, step, number))
+                completions.write_rows(*rows)
+                metrics.write_rows(_metrics(rng, rows, step, number))
     if evaluate_every:
         run.evaluation.mkdir()
         for step in range(0, steps + 1, evaluate_every):

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.run.run_dir import completions_of, write_jsonl
+from mini_r1.run.files import write_jsonl
+from mini_r1.run.reader import completions_file, read_completions
 
 from tests.report.conftest import Opened
 from tests.report.made_run import HOSTILE, make_run
@@ -183,17 +184,17 @@ def test_the_keyboard_goes_through_samples_and_one_problem(page: Path, opened: O
 
 
 def test_a_held_out_problem_has_its_answers_of_every_snapshot_side_by_side(tmp_path: Path, opened: Open) -> None:
-    from mini_r1.report.build import build
+    from mini_r1.report.build import build_report
 
     run = make_run(tmp_path / "run", steps=4, evaluate_every=2)
-    first = next(run.completions())
+    first = next(read_completions(run))
     # As an evaluation writes them: no reward, and a problem that training never met.
     kept = {key: value for key, value in first.items() if key not in ("prompt", "reward", "advantage")}
     kept |= {"nums": [91, 92], "target": 8372}
     for step in (0, 2, 4):
         answers = [{**kept, "step": step, "kind": kind} for kind in ("greedy", "sampled", "sampled")]
-        write_jsonl(completions_of(run.evaluation / f"step-{step}.json"), answers)
-    there = opened(build([run.path], tmp_path / "report.html").path)
+        write_jsonl(completions_file(run.evaluation / f"step-{step}.json"), answers)
+    there = opened(build_report([run.path], tmp_path / "report.html").path)
     there.tab.select_option("#f-kind", label="held out, greedy")
     there.until("document.querySelector('#count').textContent.startsWith('3 of')")
     assert "91, 92 → 8372" in there.reader()
@@ -266,10 +267,10 @@ def test_a_line_of_a_megabyte_is_cut_and_said(page: Path, opened: Open) -> None:
 
 
 def test_several_runs_can_be_told_apart(run_path: Path, opened: Open, tmp_path: Path) -> None:
-    from mini_r1.report.build import build
+    from mini_r1.report.build import build_report
 
     make_run(tmp_path / "second", steps=20, overrides=("learning_rate=1e-6",), seed=2)
-    made = build([run_path, tmp_path / "second"], tmp_path / "both.html")
+    made = build_report([run_path, tmp_path / "second"], tmp_path / "both.html")
     there = opened(made.path)
     whole = number(there.count())
     before = there.count()
@@ -287,9 +288,9 @@ def test_several_runs_can_be_told_apart(run_path: Path, opened: Open, tmp_path: 
 
 
 def test_a_run_without_anything_still_has_a_page(opened: Open, tmp_path: Path) -> None:
-    from mini_r1.report.build import build
+    from mini_r1.report.build import build_report
 
     (tmp_path / "empty" / "attempts" / "1").mkdir(parents=True)
-    there = opened(build([tmp_path / "empty"], tmp_path / "empty.html").path)
+    there = opened(build_report([tmp_path / "empty"], tmp_path / "empty.html").path)
     assert "no completions yet" in there.reader()
     assert "run.json cannot be read" in there.tab.inner_text(".missing")

@@ -19,11 +19,12 @@ import pytest
 from mini_r1.console import as_markdown
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.report import drawing, markdown
-from mini_r1.report.build import MAX_BYTES, build, json_for_page
+from mini_r1.report.build import MAX_BYTES, build_report, json_for_page
 from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
 from mini_r1.report.summary import summarise
+from mini_r1.run.files import write_json
 from mini_r1.run.reader import read_run
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.run_dir import RunDir
 
 from tests.report.made_run import HOSTILE, make_run
 from tests.small_disk import fill, small_disk
@@ -96,7 +97,7 @@ def test_hostile_text_of_a_run_is_escaped_everywhere(tmp_path: Path) -> None:
     write_json(run.state_file, {"state": attack, "step": 3, "reason": attack + "\x1b[31m\u2028"})
     with (run.attempts / "1" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 3, "trouble": {"kl": attack}}) + "\n")
-    made = build([run.path], tmp_path / "page.html", markdown=tmp_path / "md")
+    made = build_report([run.path], tmp_path / "page.html", markdown=tmp_path / "md")
     text = made.path.read_text("utf-8")
     assert [tag for tag, _ in Elements(text).found].count("script") == 3
     assert "window.hacked = 1</script>" not in text
@@ -117,7 +118,7 @@ def test_json_inside_a_page_can_end_nothing(text: str) -> None:
 def test_a_page_stays_below_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", steps=20, per_step=30)
     monkeypatch.setattr("mini_r1.report.build.PACKED_BYTES", 8_000)
-    made = build([run.path], tmp_path / "page.html")
+    made = build_report([run.path], tmp_path / "page.html")
     assert 0 < made.shown < made.total == 600
     assert made.size < MAX_BYTES
     packed = re.search(r'id="packed">([^<]*)<', made.path.read_text("utf-8"))
@@ -129,19 +130,19 @@ def test_a_report_is_made_while_a_run_writes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=3, state="running")
     with (run.attempts / "1" / "completions.jsonl").open("ab") as file:
         file.write(b'{"step": 4, "nums": [1, 2], "comp')
-    made = build([run.path])
+    made = build_report([run.path])
     assert made.path == run.path / "report.html"
     assert made.shown == 72
 
 
 def test_runs_are_named_apart_and_not_too_many(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / folder / "run", steps=2).path for folder in "ab"]
-    made = build(paths, tmp_path / "page.html")
+    made = build_report(paths, tmp_path / "page.html")
     assert [s.run.name for s in made.summaries] == ["a/run", "b/run"]
     with pytest.raises(KitError, match="named twice"):
-        build([paths[0], paths[0]])
+        build_report([paths[0], paths[0]])
     with pytest.raises(KitError, match="at most 6"):
-        build([tmp_path / str(i) for i in range(7)])
+        build_report([tmp_path / str(i) for i in range(7)])
 
 
 def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
@@ -159,20 +160,20 @@ def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
         (Path(), "is a folder"),
     ):
         with pytest.raises(KitError, match=words) as said:
-            build([run], target)
+            build_report([run], target)
         assert ".tmp" not in said.value.message
     assert (run / "recipe.yaml").read_bytes() == recipe
     with pytest.raises(KitError, match="note.html: cannot be written: File exists"):
-        build([run], markdown=tmp_path / "note.html")
+        build_report([run], markdown=tmp_path / "note.html")
     (tmp_path / "empty.html").touch()
     for _ in range(2):
-        assert build([run], tmp_path / "empty.html").size > 10_000
+        assert build_report([run], tmp_path / "empty.html").size > 10_000
 
 
 @pytest.mark.parametrize("price", [float("nan"), float("inf"), -1.0])
 def test_a_price_is_a_number(run_path: Path, price: float) -> None:
     with pytest.raises(KitError, match="a GPU cannot cost"):
-        build([run_path], price=price)
+        build_report([run_path], price=price)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +183,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     run = make_run(tmp_path / "run", steps=2).path
     monkeypatch.setattr(RunDir, "metrics", refused)
     with pytest.raises(KitError, match=r"attempts/1/metrics.jsonl: cannot be read: Permission denied"):
-        build([run])
+        build_report([run])
 
 
 def test_a_full_disk_under_the_page_or_the_markdown_is_worth_a_retry(tmp_path: Path) -> None:
@@ -192,7 +193,7 @@ def test_a_full_disk_under_the_page_or_the_markdown_is_worth_a_retry(tmp_path: P
         fill(disk, 0)
         for out, images in ((disk / "page.html", None), (tmp_path / "page.html", disk / "folder")):
             with pytest.raises(KitError, match=f"cannot write {disk}/.*: No space left on device") as caught:
-                build([run], out, markdown=images)
+                build_report([run], out, markdown=images)
             assert caught.value.exit_code == ExitCode.RETRY
         assert [path.name for path in disk.rglob("*") if path.is_file()] == ["filler"]
 
@@ -266,7 +267,7 @@ def test_a_short_run_has_the_originals_curve_beside_and_a_long_one_on_its_axis(r
 
 
 def test_the_markdown_shows_plots_for_both_themes(run_path: Path, tmp_path: Path) -> None:
-    made = build([run_path], tmp_path / "page.html", markdown=tmp_path / "md")
+    made = build_report([run_path], tmp_path / "page.html", markdown=tmp_path / "md")
     text = made.markdown[0].read_text("utf-8")
     shown = set(re.findall(r'(?:src|srcset)="([^"]+)"', text))
     assert shown == {path.name for path in made.markdown[1:]}
@@ -284,7 +285,7 @@ def test_text_in_markdown_stays_text() -> None:
 def test_a_name_of_any_bytes_is_shown_on_one_line(run_path: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"bad\xff\x1b[31m\n# <b>x")
     shutil.copytree(run_path, path)
-    made = build([path], tmp_path / "page.html", markdown=tmp_path / "md", limit=10)
+    made = build_report([path], tmp_path / "page.html", markdown=tmp_path / "md", limit=10)
     assert "bad\\udcff\\x1b[31m # &lt;b&gt;x</h1>" in made.path.read_text("utf-8")
     assert "\x1b" not in made.path.read_text("utf-8")
     head = made.markdown[0].read_text("utf-8").split("\n")

@@ -11,8 +11,8 @@ import pytest
 from mini_r1.errors import KitError
 from mini_r1.report.plots import main_series, wilson
 from mini_r1.report.summary import attempt_rows, evaluation_rows, summarise
+from mini_r1.run.files import write_json
 from mini_r1.run.reader import read_run, text
-from mini_r1.run.run_dir import write_json
 from mini_r1.values import interval, number
 
 from tests.report.made_run import START, make_run

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from mini_r1.report.samples_browser import FORMAT, ORIGINAL, REFLECTS_WAIT, RIGHT, Samples, collect
-from mini_r1.run.append_file import JsonLines
-from mini_r1.run.reader import read_run
+from mini_r1.run.files import JsonLines
+from mini_r1.run.reader import read_completions, read_run
 
 from tests.report.made_run import HOSTILE, make_run
 
@@ -21,7 +21,7 @@ def of_steps(samples: Samples) -> dict[int, int]:
 def test_all_are_taken_where_there_is_room(run_path: Path) -> None:
     run = read_run(run_path)
     samples = collect([run], 20_000)
-    rows = list(run.run.completions())
+    rows = list(read_completions(run.run))
     assert len(samples) == samples.total == len(rows)
     assert [len(column) for column in samples.columns.values()] == [len(rows)] * len(samples.columns)
     for i, row in enumerate(rows):
@@ -44,14 +44,14 @@ def test_too_many_are_thinned_evenly_over_the_steps(run_path: Path) -> None:
 
 def test_the_first_of_each_story_survives_thinning(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=40, per_step=40)
-    row = next(r for r in run.completions() if r["rewards"]["equation"])
+    row = next(r for r in read_completions(run) if r["rewards"]["equation"])
     row |= {"step": 3, "completion": "Wait, the only one.\n</think>\n<answer>1</answer>", "reflections": 1}
-    others = [r for r in run.completions() if "wait" not in r["completion"].lower()]
+    others = [r for r in read_completions(run) if "wait" not in r["completion"].lower()]
     path = run.attempts / "1" / "completions.jsonl"
     path.unlink()
     rows = sorted([*others, row], key=lambda r: r["step"])
     with JsonLines(path) as lines:
-        lines.write(*rows)
+        lines.write_rows(*rows)
     samples = collect([read_run(run.path)], 400)
     assert len(samples) == 400
     assert sum("the only one" in text for text in samples.columns["text"]) == 1
@@ -94,10 +94,10 @@ def test_hostile_text_arrives_as_it_was(run_path: Path) -> None:
 
 def test_answers_to_held_out_problems_join_where_an_evaluation_left_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=4, evaluate_every=2)
-    problem = next(iter(run.completions()))
+    problem = next(iter(read_completions(run)))
     for step in (0, 2, 4):
         with JsonLines(run.evaluation / f"step-{step}-completions.jsonl") as lines:
-            lines.write({**problem, "step": step, "kind": "greedy"}, {**problem, "step": step, "kind": "sampled"})
+            lines.write_rows({**problem, "step": step, "kind": "greedy"}, {**problem, "step": step, "kind": "sampled"})
     samples = collect([read_run(run.path)], 20_000)
     assert samples.columns["kind"].count(1) == samples.columns["kind"].count(2) == 3
 
@@ -105,9 +105,9 @@ def test_answers_to_held_out_problems_join_where_an_evaluation_left_them(tmp_pat
 def test_rows_that_are_no_completions_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2)
     with JsonLines(run.attempts / "1" / "completions.jsonl") as lines:
-        good = next(iter(run.completions()))
-        lines.write({"step": 2}, {**good, "nums": "many"}, {**good, "completion": 7}, {**good, "target": 10**30})
-        lines.write({**good, "rewards": None, "reason": None, "tokens": "x", "style": ["wordy"], "tries": -3})
+        good = next(iter(read_completions(run)))
+        lines.write_rows({"step": 2}, {**good, "nums": "many"}, {**good, "completion": 7}, {**good, "target": 10**30})
+        lines.write_rows({**good, "rewards": None, "reason": None, "tokens": "x", "style": ["wordy"], "tries": -3})
     samples = collect([read_run(run.path)], 20_000)
     assert samples.unreadable == 4
     assert samples.reasons[samples.columns["reason"][-1]] == "no reason was logged"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 import psutil
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
@@ -63,10 +64,10 @@ def same_result(run: RunDir, whole: RunDir) -> None:
     """Assert that both took the same steps and have the same weights, to the bit."""
     assert run.read_state()["state"] == whole.read_state()["state"] == "finished"
     last = whole.read_state()["step"]
-    for rows, theirs in zip(*(without_times(one.metrics()) for one in (run, whole)), strict=True):
+    for rows, theirs in zip(*(without_times(read_metrics(one)) for one in (run, whole)), strict=True):
         # What has changed since the last sync is not known at an attempt's first.
         assert {**rows, "sync/changed": 0} == {**theirs, "sync/changed": 0}
-    assert list(run.completions()) == list(whole.completions())
+    assert list(read_completions(run)) == list(read_completions(whole))
     weights, others = (load_file(one.snapshots / f"step-{last}" / "model.safetensors") for one in (run, whole))
     assert weights.keys() == others.keys()
     assert all(tensor.equal(others[name]) for name, tensor in weights.items())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.run.reader import read_metrics
 
 from tests.cluster.real_stack import needs_vllm, random_model, write_recipe
 from tests.conftest import REPO
@@ -28,7 +29,7 @@ def kit(make_kit: Callable[[str, Path], Kit]) -> Kit:
 def finished(kit: Kit, job: Job, run: str) -> dict[str, Any]:
     """What a finished job's one attempt was started with."""
     assert job.wait() == "COMPLETED", str(job)
-    assert [row["step"] for row in kit.run(run).metrics()] == [1, 2]
+    assert [row["step"] for row in read_metrics(kit.run(run))] == [1, 2]
     (attempt,) = kit.run(run).read_record()["attempts"]
     found: dict[str, Any] = attempt
     return found

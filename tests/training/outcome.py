@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.run.manifest import verify
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import without_times
@@ -23,8 +24,8 @@ def outcome(run: RunDir) -> dict[str, Any]:
     assert verify(snapshot, run.run_id) is None
     names = [*STATE, *sorted(path.name for path in last.path.glob("rng_state*.pth"))]
     return {
-        "metrics": without_times(run.metrics()),
-        "completions": list(run.completions()),
+        "metrics": without_times(read_metrics(run)),
+        "completions": list(read_completions(run)),
         "samples": {path.name: path.read_text() for path in run.completion_samples.iterdir()},
         "state at the end": {name: hash_of(last.path / name) for name in names},
         "snapshot": hash_of(snapshot.path / "model.safetensors"),

@@ -16,6 +16,7 @@ from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
 from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.adapters import quantization, with_adapter
 from peft import PeftModel, PrefixTuningConfig
@@ -356,7 +357,7 @@ def test_an_adapter_needs_no_second_model_as_reference(
     run = RunDir(tmp_path / "run")
     assert train(str(small_recipe(use_peft=True, max_steps=2)), [], run.path) == ExitCode.FINISHED
     assert made == []
-    assert run.metrics()[1]["kl"] > 0  # taken to the model without its adapter
+    assert read_metrics(run)[1]["kl"] > 0  # taken to the model without its adapter
 
 
 def test_a_run_with_an_adapter_that_was_cut_off_ends_as_if_it_had_not_been(
@@ -370,12 +371,12 @@ def test_a_run_with_an_adapter_that_was_cut_off_ends_as_if_it_had_not_been(
     assert [found.step for found in cut.complete_checkpoints()] == [2]
     assert train(recipe, [], cut.path) == ExitCode.FINISHED
 
-    assert [row["step"] for row in cut.metrics()] == [1, 2, 3, 4]
-    assert [row["kl"] for row in cut.metrics()] == [row["kl"] for row in whole.metrics()]
-    assert [row["grad_norm"] for row in cut.metrics()] == [row["grad_norm"] for row in whole.metrics()]
-    assert cut.metrics()[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # a new adapter's output is zero
-    assert cut.metrics()[-1]["kl"] > 0
-    assert list(cut.completions()) == list(whole.completions())
+    assert [row["step"] for row in read_metrics(cut)] == [1, 2, 3, 4]
+    assert [row["kl"] for row in read_metrics(cut)] == [row["kl"] for row in read_metrics(whole)]
+    assert [row["grad_norm"] for row in read_metrics(cut)] == [row["grad_norm"] for row in read_metrics(whole)]
+    assert read_metrics(cut)[0]["kl"] == pytest.approx(0.0, abs=1e-6)  # a new adapter's output is zero
+    assert read_metrics(cut)[-1]["kl"] > 0
+    assert list(read_completions(cut)) == list(read_completions(whole))
 
     checkpoint, snapshot = cut.checkpoints / "step-4", cut.snapshots / "step-4"
     weights = load_file(checkpoint / "adapter_model.safetensors")

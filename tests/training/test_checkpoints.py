@@ -13,8 +13,10 @@ import pytest
 import torch
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.run.files import write_json
 from mini_r1.run.manifest import MANIFEST, seal, verify
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.reader import read_completions, read_metrics
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.checkpoints import (
     check_space,
     checkpoint_to_resume,
@@ -269,7 +271,7 @@ def test_when_none_can_be_used_the_run_says_that_it_begins_anew(run: RunDir) -> 
     assert step is None
     assert words.count("damaged and skipped") == 2
     assert "no checkpoint can be used: starting from the beginning" in words
-    assert not run.has_steps()
+    assert not run.has_checkpoint()
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"run_id": ""}'])
@@ -375,7 +377,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
 
     def needed_after_others_wrote(run: RunDir, trained: int, *, snapshot: bool) -> int:
         needed = space_needed(run, trained, snapshot=snapshot)
-        if run.has_steps():
+        if run.has_checkpoint():
             fill(disk, int(left * needed))
         return needed
 
@@ -399,8 +401,8 @@ def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
 
     make_room(disk)
     assert train(recipe, [], run.path) == ExitCode.FINISHED
-    assert without_times(run.metrics()) == without_times(expected.metrics())
-    assert list(run.completions()) == list(expected.completions())
+    assert without_times(read_metrics(run)) == without_times(read_metrics(expected))
+    assert list(read_completions(run)) == list(read_completions(expected))
     for name in ("model.safetensors", "optimizer.pt"):
         last, uninterrupted = (each.checkpoints / "step-6" / name for each in (run, expected))
         assert last.read_bytes() == uninterrupted.read_bytes(), name

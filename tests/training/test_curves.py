@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import curves
 from mini_r1.training.curves import Curves, as_code
@@ -90,14 +91,14 @@ def test_a_run_writes_every_scalar_and_its_completions(small_recipe: Callable[..
     events = EventAccumulator(str(run.tensorboard)).Reload()
     scalars = {tag.removeprefix("train/") for tag in events.Tags()["scalars"] if tag.startswith("train/")}
     scalars |= {tag.replace("eval/", "eval_", 1) for tag in events.Tags()["scalars"] if tag.startswith("eval/")}
-    logged = {name for row in run.metrics() for name, value in row.items() if isinstance(value, int | float)}
+    logged = {name for row in read_metrics(run) for name, value in row.items() if isinstance(value, int | float)}
     assert logged - scalars <= {"step", "time"}
-    for row in run.metrics():
+    for row in read_metrics(run):
         (reward,) = [event.value for event in events.Scalars("train/reward") if event.step == row["step"]]
         assert reward == pytest.approx(row["reward"])
     shown = [each for tag, found in texts(run).items() if tag.startswith("completions/") for each in found]
     assert {step for step, _ in shown} == {1, 2}
     for event_file in run.tensorboard.iterdir():  # it is published
         assert str(tmp_path).encode() not in event_file.read_bytes()
-    first = next(run.completions())
+    first = next(read_completions(run))
     assert any(f"{first['nums']} -> {first['target']}" in text for _, text in shown)

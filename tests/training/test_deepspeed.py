@@ -20,8 +20,9 @@ import pytest
 import torch
 from mini_r1.errors import KitError
 from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.run.files import write_json
 from mini_r1.run.manifest import verify
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training import deepspeed_patches, logprobs, rollout_engines
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by

@@ -10,6 +10,7 @@ import datasets
 import pytest
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,7 +45,7 @@ def test_the_kit_evaluates_every_so_many_steps_and_learns_the_same(small_recipe:
     evaluated = run_of(
         small_recipe, tmp_path / "evaluated", max_steps=5, eval_strategy="steps", eval_steps=2, eval_on_start=True
     )
-    rows = {row["step"]: row for row in evaluated.metrics()}
+    rows = {row["step"]: row for row in read_metrics(evaluated)}
     assert [step for step, row in rows.items() if "eval_success" in row] == [0, 2, 4, 5]  # the last step always
     for step in (0, 2, 4, 5):
         assert rows[step]["eval_problems"] == 6
@@ -52,7 +53,7 @@ def test_the_kit_evaluates_every_so_many_steps_and_learns_the_same(small_recipe:
         assert {"eval_reward", "eval_rewards/format", "eval_completion_length", "eval_success/3_numbers"} <= set(
             rows[step]
         )
-    assert {row["loss"] for row in plain.metrics()} == {rows[step]["loss"] for step in range(1, 6)}
+    assert {row["loss"] for row in read_metrics(plain)} == {rows[step]["loss"] for step in range(1, 6)}
     weights = load_file(plain.checkpoints / "step-5" / "model.safetensors")
     for name, tensor in load_file(evaluated.checkpoints / "step-5" / "model.safetensors").items():
         assert tensor.equal(weights[name]), name
@@ -60,7 +61,7 @@ def test_the_kit_evaluates_every_so_many_steps_and_learns_the_same(small_recipe:
 
 def test_at_most_eval_problems_are_asked(small_recipe: Recipe, tmp_path: Path) -> None:
     run = run_of(small_recipe, tmp_path / "run", max_steps=1, eval_strategy="steps", eval_problems=4)
-    assert run.metrics()[0]["eval_problems"] == 4
+    assert read_metrics(run)[0]["eval_problems"] == 4
 
 
 def test_nothing_held_out_to_evaluate_on(small_recipe: Recipe, tmp_path: Path) -> None:

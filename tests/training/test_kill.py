@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import ASSETS
@@ -70,7 +71,7 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     run = RunDir(tmp_path_factory.mktemp("whole") / "run")
     begun = time.time()
     to_the_end(recipe, run)
-    rows = run.metrics()
+    rows = read_metrics(run)
     saves = [row["time/save"] for row in rows if "time/save" in row]
     return Whole(run, rows[0]["time"] - begun, rows[-1]["time"] - rows[0]["time"], sum(saves) / len(saves))
 

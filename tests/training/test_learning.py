@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode
+from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
 
 SMALL = [
@@ -31,5 +32,5 @@ def _format_of(name: str, overrides: list[str], folder: Path) -> tuple[float, fl
     """Mean format reward of the first and the last three steps of a run."""
     run = RunDir(folder / name)
     assert train("demo-cpu", overrides, run.path) == ExitCode.FINISHED
-    shares = [row["rewards/format"] for row in run.metrics()]
+    shares = [row["rewards/format"] for row in read_metrics(run)]
     return sum(shares[:3]) / 3, sum(shares[-3:]) / 3

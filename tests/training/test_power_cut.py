@@ -14,6 +14,7 @@ import pytest
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.manifest import verify
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.run_logs import describe_lost_logs
 from mini_r1.training.trainer import CountdownTrainer
@@ -59,7 +60,7 @@ def up_to(rows: Any, step: int) -> list[dict[str, Any]]:
 
 def test_after_any_fsync_a_complete_checkpoint_has_its_logs(recorded: tuple[RunDir, Recording], tmp_path: Path) -> None:
     expected, recording = recorded
-    metrics, completions = without_times(expected.metrics()), list(expected.completions())
+    metrics, completions = without_times(read_metrics(expected)), list(read_completions(expected))
     seen = []
     for count in range(len(recording.synced) + 1):
         left = tmp_path / str(count)
@@ -71,8 +72,8 @@ def test_after_any_fsync_a_complete_checkpoint_has_its_logs(recorded: tuple[RunD
         if complete:
             assert run.is_run(), f"after {count} fsyncs"
             assert [verify(saved, run.run_id) for saved in complete] == [None] * len(complete), f"after {count} fsyncs"
-            assert up_to(without_times(run.metrics()), newest) == up_to(metrics, newest), f"after {count} fsyncs"
-            assert up_to(run.completions(), newest) == up_to(completions, newest), f"after {count} fsyncs"
+            assert up_to(without_times(read_metrics(run)), newest) == up_to(metrics, newest), f"after {count} fsyncs"
+            assert up_to(read_completions(run), newest) == up_to(completions, newest), f"after {count} fsyncs"
             assert describe_lost_logs(run, complete[0]) is None, f"after {count} fsyncs"
             assert newest in {saved.step for saved in run.complete_snapshots()}, f"after {count} fsyncs"
         seen.append(newest)
@@ -175,7 +176,7 @@ def test_a_resume_says_which_logs_are_incomplete_and_continues(
     for name in ("metrics", "completions"):
         assert f"attempts/1/{name}.jsonl has " in said
     assert "completion_samples" not in said
-    assert [row["step"] for row in run.metrics()][-2:] == [5, 6]
+    assert [row["step"] for row in read_metrics(run)][-2:] == [5, 6]
 
 
 def test_a_resume_with_all_its_logs_says_nothing_of_them(
@@ -187,4 +188,4 @@ def test_a_resume_with_all_its_logs_says_nothing_of_them(
     os.truncate(path, path.stat().st_size - 10)
     assert train(recipe, [], run.path) == ExitCode.FINISHED
     assert "incomplete" not in capsys.readouterr().err
-    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4, 5, 6]

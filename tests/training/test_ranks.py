@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import PartialState
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import rollout_engines
 from mini_r1.training.world import World
@@ -129,13 +130,13 @@ def weights(run: RunDir, step: int = STEPS) -> dict[str, torch.Tensor]:
 
 def lasting(run: RunDir) -> list[dict[str, Any]]:
     """The logged rows without what depends on the clock."""
-    return [{k: v for k, v in row.items() if not k.startswith(("time", "tokens_per"))} for row in run.metrics()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "tokens_per"))} for row in read_metrics(run)]
 
 
 def close(run: RunDir, whole: RunDir) -> None:
     """Assert that both took the same steps, but for the order in which numbers were added."""
-    assert [row["step"] for row in run.metrics()] == [row["step"] for row in whole.metrics()] == [1, 2, 3, 4]
-    for row, expected in zip(run.metrics(), whole.metrics(), strict=True):
+    assert [row["step"] for row in read_metrics(run)] == [row["step"] for row in read_metrics(whole)] == [1, 2, 3, 4]
+    for row, expected in zip(read_metrics(run), read_metrics(whole), strict=True):
         for name in ("loss", "grad_norm", "kl", "reward", "reward_std", "completion_length", "learning_rate"):
             assert row[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), (row["step"], name)
     for name, tensor in weights(whole).items():
@@ -158,9 +159,9 @@ def test_ranks_write_one_run_directory(trained: Trained) -> None:
 
 def test_every_rank_s_completions_are_recorded_and_counted(trained: Trained) -> None:
     run = trained(2)
-    records = list(run.completions())
+    records = list(read_completions(run))
     assert Counter(record["step"] for record in records) == dict.fromkeys(range(1, STEPS + 1), PROMPTS * GENERATIONS)
-    for row in run.metrics():
+    for row in read_metrics(run):
         own = [record for record in records if record["step"] == row["step"]]
         assert len({record["prompt"] for record in own}) == PROMPTS
         for of_one_rank in (own[: len(own) // 2], own[len(own) // 2 :]):
@@ -223,7 +224,7 @@ def test_ranks_that_were_stopped_go_on_to_the_same_end(trained: Trained, start: 
     run, whole = copied(trained(2, stop_at=4), tmp_path), trained(2)
     all_ended(start(2, run.path), 0)
     assert lasting(run) == lasting(whole)
-    assert list(run.completions()) == list(whole.completions())
+    assert list(read_completions(run)) == list(read_completions(whole))
     for name, tensor in weights(whole).items():
         assert tensor.equal(weights(run)[name]), name
     assert sorted(path.name for path in (run.attempts / "2").glob("rank-*")) == ["rank-0.log", "rank-1.log"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.run.run_dir import RunDir, read_jsonl, write_json
+from mini_r1.run.files import read_jsonl, write_json
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from transformers import AutoTokenizer
 
@@ -82,7 +83,7 @@ def test_a_recipe_may_be_corrected_until_the_first_checkpoint(
     assert "division by zero" in state["reason"]
     assert "ZeroDivisionError" in (run / "attempts" / "1" / "rank-0.log").read_text()
     assert train(str(small_recipe(max_steps=2)), [], run) == ExitCode.FINISHED
-    assert "max_steps: the run has 2, the recipe now says 3" in refusal(small_recipe(max_steps=3), run)
+    assert "max_steps: the run has 2, the recipe has 3" in refusal(small_recipe(max_steps=3), run)
 
 
 def test_a_full_disk_is_retryable_and_costs_only_the_steps_since_the_last_save(

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from mini_r1.run.manifest import verify
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -80,7 +81,7 @@ def test_the_run_directory_holds_what_the_docs_say(finished: tuple[RunDir, Any, 
 def test_held_out_problems_are_never_trained_on(finished: tuple[RunDir, Any, Path]) -> None:
     run, _, _ = finished
     held_out = {(tuple(sorted(r["nums"])), r["target"]) for r in rows(run.held_out_file)}
-    trained = {(tuple(sorted(r["nums"])), r["target"]) for r in run.completions()}
+    trained = {(tuple(sorted(r["nums"])), r["target"]) for r in read_completions(run)}
     assert held_out
     assert trained
     assert not held_out & trained
@@ -88,7 +89,7 @@ def test_held_out_problems_are_never_trained_on(finished: tuple[RunDir, Any, Pat
 
 def test_every_completion_is_recorded_with_its_verdicts(finished: tuple[RunDir, Any, Path]) -> None:
     run, _, _ = finished
-    records = list(run.completions())
+    records = list(read_completions(run))
     assert len(records) == 6 * 4 * 4  # steps x prompts x generations
     for record in records:
         assert {"format", "equation", "format_original", "equation_original", "random"} <= set(record["rewards"])
@@ -110,7 +111,7 @@ def test_every_completion_is_recorded_with_its_verdicts(finished: tuple[RunDir, 
 
 def test_metrics_keep_trl_s_names_and_log_all_four_verdicts(finished: tuple[RunDir, Any, Path]) -> None:
     run, _, _ = finished
-    metrics = run.metrics()
+    metrics = read_metrics(run)
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
     for row in metrics:
         assert {"loss", "grad_norm", "learning_rate", "reward", "reward_std", "kl", "completion_length"} <= set(row)
@@ -159,7 +160,7 @@ def test_another_recipe_in_the_same_directory_is_refused_by_key(
     changes = ("--set", "beta=0.5", "--set", "logging_steps=2")
     other = run_forked("train", recipe, "--run-dir", run.path, *changes, folder=tmp_path)
     assert other.code == 78
-    assert "beta: the run has 0.01, the recipe now says 0.5" in other.errors
+    assert "beta: the run has 0.01, the recipe has 0.5" in other.errors
     assert "logging_steps" not in other.errors  # changes nothing that the run means
 
 
@@ -204,8 +205,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
 
 def _same_end(run: RunDir, whole: RunDir) -> None:
     """Assert that a run that was interrupted once ended as the uninterrupted one."""
-    assert without_times(run.metrics()) == without_times(whole.metrics())
-    assert list(run.completions()) == list(whole.completions())
+    assert without_times(read_metrics(run)) == without_times(read_metrics(whole))
+    assert list(read_completions(run)) == list(read_completions(whole))
     resumed = load_file(run.checkpoints / "step-6" / "model.safetensors")
     for name, tensor in load_file(whole.checkpoints / "step-6" / "model.safetensors").items():
         assert tensor.equal(resumed[name]), name
@@ -223,7 +224,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_and_named(finished: tuple[RunDir
     done = run_forked("train", recipe, "--run-dir", run.path, folder=tmp_path)
     assert done.code == 0, done.errors
     assert f"checkpoint of step {newest.step} is damaged and skipped: optimizer.pt has 16 bytes" in done.errors
-    assert without_times(run.metrics()) == without_times(whole.metrics())
+    assert without_times(read_metrics(run)) == without_times(read_metrics(whole))
 
 
 def _start_and_signal(recipe: Path, run: RunDir, number: signal.Signals, when: Callable[[], bool]) -> int:
@@ -250,7 +251,7 @@ def curve(run: RunDir) -> list[int]:
 
 
 def _logged(run: RunDir) -> int:
-    return len(run.metrics())
+    return len(read_metrics(run))
 
 
 def test_evaluation_finds_snapshot_problems_and_settings_in_the_run(

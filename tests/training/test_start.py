@@ -10,7 +10,8 @@ import pytest
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training import prepare, warm_start
 from mini_r1.training.base_model import starting_point
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import rollout, rollout_engines
 from mini_r1.training.trainer import CountdownTrainer
@@ -120,9 +121,9 @@ def test_a_run_stopped_within_its_steps_saves_the_last_finished_one_and_ends_as_
     assert start(recipe, run).code == 0
     assert run.read_state()["state"] == "finished"
 
-    assert without_times(run.metrics()) == without_times(whole.metrics())
-    assert [row["step"] for row in run.metrics() if "eval_success" in row] == [4, STEPS]
-    assert list(run.completions()) == list(whole.completions())
+    assert without_times(read_metrics(run)) == without_times(read_metrics(whole))
+    assert [row["step"] for row in read_metrics(run) if "eval_success" in row] == [4, STEPS]
+    assert list(read_completions(run)) == list(read_completions(whole))
     folders = [each.checkpoints / f"step-{STEPS}" for each in (run, whole)]
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in folders)
     for name, tensor in theirs.items():

@@ -15,6 +15,7 @@ import torch
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation import sampler
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import checkpoints, rollout_engines
 from mini_r1.training import trainer as kit_trainer
@@ -138,9 +139,9 @@ def test_every_step_has_as_many_completions_also_where_the_data_ends(
     run = RunDir(tmp_path / "run")
     recipe = small_recipe(gradient_accumulation_steps=2, max_steps=-1, num_train_epochs=1.5, save_strategy="no")
     assert train(str(recipe), [], run.path) == ExitCode.FINISHED
-    prompts = Counter(record["step"] for record in run.completions())
+    prompts = Counter(record["step"] for record in read_completions(run))
     assert prompts == dict.fromkeys(range(1, 8), 2 * 2 * 4)  # 18 problems, 4 a step, 1.5 passes: 6.75 steps
-    assert [row["epoch"] for row in run.metrics()] == pytest.approx([step * 4 / 18 for step in range(1, 8)])
+    assert [row["epoch"] for row in read_metrics(run)] == pytest.approx([step * 4 / 18 for step in range(1, 8)])
 
 
 def test_metrics_between_two_log_points_survive_a_resume(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode
+from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 
 
@@ -32,12 +33,12 @@ from mini_r1.run.run_dir import RunDir
 def test_two_steps(small_recipe: Callable[..., Path], tmp_path: Path, changes: dict[str, Any]) -> None:
     run = RunDir(tmp_path / "run")
     assert train(str(small_recipe(**{"max_steps": 2, "save_steps": 1, **changes})), [], run.path) == ExitCode.FINISHED
-    metrics = run.metrics()
+    metrics = read_metrics(run)
     assert metrics[-1]["step"] == 2
     for row in metrics:
         assert all(math.isfinite(row[key]) for key in ("loss", "grad_norm", "reward", "completion_length"))
         assert row["grad_norm"] > 0
-    record = next(iter(run.completions()))
+    record = next(iter(read_completions(run)))
     assert {"format", "equation", "format_original", "equation_original"} <= set(record["rewards"])
     if changes.get("scoring") == "original":
         chosen = ("format_original", "equation_original", "random")

@@ -13,6 +13,7 @@ import torch
 from mini_r1.cli.train_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.fields import WatchRecipe
+from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.watch import Trouble, Watch
@@ -84,9 +85,9 @@ def test_a_run_that_stops_keeps_its_steps_and_goes_on_when_told_to(small_recipe:
     assert (state["state"], state["step"], state["exit_code"]) == ("failed", 2, 1)
     assert "below min_entropy 50" in state["reason"]
     assert [saved.step for saved in run.complete_checkpoints()] == [2]
-    assert "entropy" in run.metrics()[1]["trouble"]
+    assert "entropy" in read_metrics(run)[1]["trouble"]
     assert train(recipe, ["watch.min_entropy=50"], run.path) == ExitCode.FINISHED
-    assert [row["step"] for row in run.metrics()] == [1, 2, 3, 4]
+    assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4]
 
 
 def _spoil_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +122,7 @@ def test_with_a_warning_the_run_leaves_the_step_out_and_goes_on(
     run = RunDir(tmp_path / "run")
     _spoil_at(3, monkeypatch)
     assert train(str(small_recipe()), ["watch.not_finite=warn"], run.path) == ExitCode.FINISHED
-    rows = run.metrics()
+    rows = read_metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[2]["grad_norm"] is None  # NaN is no JSON
     assert rows[2]["trouble"] == {"not_finite": "grad_norm not finite (NaN or infinity)"}

@@ -18,7 +18,9 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.recipe.fields import DEMO_MODEL
 from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
-from mini_r1.run.run_dir import RunDir, completions_of, read_jsonl
+from mini_r1.run.files import read_jsonl
+from mini_r1.run.reader import completions_file, list_held_out_results, read_metrics
+from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping
 
 RECIPE = "demo-cpu"
@@ -82,7 +84,7 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
         return outcome.exit_code
 
     start = starting_point(run)
-    samples = None if any(run.held_out_results()) else SAMPLES  # None: as many as there are, which may be more
+    samples = None if any(list_held_out_results(run)) else SAMPLES  # None: as many as there are, which may be more
     with stopped_in_order(lambda: f"stopped: {run.path} is trained, and the same command measures it"):
         before, after = (
             evaluate_run_or_model(
@@ -110,7 +112,7 @@ def seconds_of_steps(run: RunDir) -> float:
     """Seconds in optimizer steps over all attempts: rollout, score, update and save."""
     phases = ("time/rollout", "time/score", "time/update", "time/save")
     seconds, before = 0.0, 0
-    for row in run.metrics():  # a row is the mean over the steps since the one before it
+    for row in read_metrics(run):  # a row is the mean over the steps since the one before it
         seconds += (row["step"] - before) * sum(row.get(phase, 0.0) for phase in phases)
         before = row["step"]
     return seconds
@@ -138,7 +140,7 @@ def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Return the greedy answer of each problem, followed by the sampled ones that are kept."""
     answers: list[list[dict[str, Any]]] = []
-    for row in read_jsonl(completions_of(Path(evaluation["provenance"]["written_to"]))):
+    for row in read_jsonl(completions_file(Path(evaluation["provenance"]["written_to"]))):
         if row["kind"] == "greedy":
             answers.append([])
         answers[-1].append(row)

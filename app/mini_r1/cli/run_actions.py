@@ -12,7 +12,7 @@ from mini_r1.cli.train_commands import data_errors
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
-from mini_r1.run.health import check
+from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir, open_run
 
 
@@ -72,9 +72,9 @@ def report(
         console.print(printable(line), style="dim", markup=False)
 
     with needs_extra("report"):
-        from mini_r1.report.build import build
+        from mini_r1.report.build import build_report
 
-        made = build(runs, out, markdown=markdown, price=price, limit=samples, say=say)
+        made = build_report(runs, out, markdown=markdown, price=price, limit=samples, progress=say)
     if as_json:
         print(json.dumps(made.to_json()))
         return
@@ -102,18 +102,18 @@ def samples(
     as_json: bool,
 ) -> None:
     """`mini-r1 samples`."""
-    from mini_r1.run import completions as room
+    from mini_r1.run.completions import parse_filter, print_completions
 
-    which = room.wanted(step, right, reason, grep)
+    which = parse_filter(step, right, reason, grep)
     run = RunDir(run_path.expanduser())
-    out, say = Console(highlight=False), progress_console()
+    out, remarks = Console(highlight=False), progress_console()
     if run.is_starting():
-        say.print(check(run.path, time.time()).sentence, markup=False)
+        remarks.print(check_health(run.path, time.time()).sentence, markup=False)
     else:
         open_run(run.path)
     with data_errors():
-        room.show(
-            run, which, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json, out=out, say=say
+        print_completions(
+            run, which, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json, out=out, progress=remarks
         )  # fmt: skip
 
 
@@ -155,14 +155,14 @@ def play(
 
 def runs(folder: Path, *, as_json: bool) -> None:
     """`mini-r1 runs`."""
-    from mini_r1.run import listing as room
+    from mini_r1.run.listing import format_runs, list_runs, runs_table
 
     with data_errors():
-        found = room.rows(folder.expanduser(), time.time())
+        found = list_runs(folder.expanduser(), time.time())
     if as_json:
-        print(room.to_json(found))
+        print(format_runs(found))
     else:
-        Console(highlight=False).print(room.table(found, folder))
+        Console(highlight=False).print(runs_table(found, folder))
 
 
 def publish(run_path: Path, repo: str, snapshot: str | None, *, dry_run: bool, public: bool, as_json: bool) -> None:
@@ -190,5 +190,5 @@ def _refuse_starting(run: RunDir, why: str) -> None:
         KitError: there is such a run; retryable while it makes progress.
     """
     if run.is_starting():
-        found = check(run.path, time.time())
+        found = check_health(run.path, time.time())
         raise KitError(f"{found.sentence}: {why}", ExitCode.RETRY if found.healthy else ExitCode.CONFIG)

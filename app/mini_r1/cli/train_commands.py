@@ -32,7 +32,7 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
     """`mini-r1 train`."""
     from mini_r1.recipe.deepspeed_file import find_deepspeed
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
-    from mini_r1.run.finished import look_before_loading, say_finished
+    from mini_r1.run.finished import finished_step_before_loading, print_finished
     from mini_r1.run.run_dir import RunDir
     from mini_r1.training.supervised import Supervisor
 
@@ -48,9 +48,9 @@ def train(recipe_name: str, overrides: list[str], run_dir: Path | None, deepspee
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
     run = RunDir(run_dir or effective_output_dir(recipe, path))
     if "RANK" not in os.environ:  # of several workers rank 0 looks, for all
-        finished = look_before_loading(run, recipe)
+        finished = finished_step_before_loading(run, recipe)
         if finished is not None:
-            say_finished(console, run, finished)
+            print_finished(console, run, finished)
             return ExitCode.FINISHED
     with needs_extra("train", deepspeed=sharding is not None, console=console):
         from mini_r1.training.train import train as run_training
@@ -221,9 +221,9 @@ def smoke(run_dir: Path | None, *, gpus: int | None, as_json: bool) -> ExitCode:
 
 def health(path: Path, *, as_json: bool) -> ExitCode:
     """`mini-r1 health`."""
-    from mini_r1.run.health import check
+    from mini_r1.run.health import check_health
 
-    found = check(path, time.time())
+    found = check_health(path, time.time())
     print(json.dumps(found.to_dict()) if as_json else found.sentence)
     return found.exit_code
 
@@ -233,12 +233,12 @@ def bundle(run_path: Path, out: Path | None, *, completions: int, as_json: bool)
     from rich.table import Table
 
     from mini_r1.doctor.bundle import bundle as make_bundle
-    from mini_r1.run.health import check
+    from mini_r1.run.health import check_health
     from mini_r1.run.run_dir import RunDir
 
     target, run = out or Path(f"{run_path.absolute().name}-bundle.tar.gz"), RunDir(run_path)
     if run.is_starting():
-        progress_console().print(check(run_path, time.time()).sentence, markup=False)
+        progress_console().print(check_health(run_path, time.time()).sentence, markup=False)
     made = make_bundle(run, target, completions=completions, environment=os.environ)
     if as_json:
         print(json.dumps(made.to_dict()))

@@ -15,7 +15,8 @@ from mini_r1.disk_errors import existing
 from mini_r1.doctor.case import GIB, Case
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.paths import cache_home, expand_user, hub_cache, is_offline
-from mini_r1.run.run_dir import OURS, SCRATCH, RunDir
+from mini_r1.run.files import SCRATCH, folder_bytes
+from mini_r1.run.run_dir import STARTUP_FILES, RunDir
 
 NETWORK = frozenset({"nfs", "nfs4", "lustre", "beegfs", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "9p"})
 """Filesystem types of /proc/self/mountinfo that are shared over a network; fuse.* are looked at apart."""
@@ -38,7 +39,7 @@ def run_directory(case: Case) -> Finding:
         if path.exists() and not path.is_dir():
             return fail(f"{path} is a file", "choose another --run-dir", "recipe")
         if path.is_dir() and not RunDir(path).is_run():
-            ours = {*OURS, *(entry.name for entry in path.glob(SCRATCH))}
+            ours = {*STARTUP_FILES, *(entry.name for entry in path.glob(SCRATCH))}
             if any(entry.name not in ours for entry in path.iterdir()):
                 return fail(f"{path} is not empty and holds no run", "choose another --run-dir", "recipe")
         locks = _try_writing(existing(path))
@@ -98,7 +99,7 @@ def disk(case: Case) -> Finding:
     found = f"{shown_bytes(free)} free for {case.run_dir}"
     if case.needs is None:
         return ok(found)
-    there = _size(case.run_dir)
+    there = folder_bytes(case.run_dir)
     need = max(case.needs.disk * GIB - there, 0.0)
     if free < need:
         already = f" beside the {shown_bytes(there)} that are there" if there else ""
@@ -108,16 +109,6 @@ def disk(case: Case) -> Finding:
             "node",
         )
     return ok(f"{found}, the plan needs {shown_bytes(need)}")
-
-
-def _size(folder: Path) -> int:
-    """Bytes below a folder."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(parent, name)).st_size
-    return total
 
 
 def caches(case: Case) -> Finding:

@@ -25,8 +25,10 @@ from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
 from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.run.files import write_json
 from mini_r1.run.manifest import verify
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.reader import read_metrics
+from mini_r1.run.run_dir import RunDir
 
 STEPS, SAVE_EVERY, KILL_AFTER = 16, 4, 5
 """Optimizer steps of the run, between two saves, and after which the worker is killed: one save stands by then."""
@@ -155,7 +157,7 @@ def _looked_at(setup: Setup) -> Iterator[Finding]:
     attempt = run.read_record()["attempts"][-1]
     workers = attempt["workers"]
     yield Finding("workers", "ok", f"{workers} on {', '.join(attempt['devices'])}")
-    rows = run.metrics()
+    rows = read_metrics(run)
     if setup.use_vllm:
         yield _synced(rows)
     else:
@@ -198,7 +200,7 @@ def _second_start(setup: Setup, environment: Mapping[str, str], say: Say) -> Fin
     say("second start: goes on to the end")
     with _Launch(setup, environment, "second") as launch:
         code = launch.wait(START_TIMEOUT_S, "resume")
-    steps = [row["step"] for row in setup.run.metrics()]
+    steps = [row["step"] for row in read_metrics(setup.run)]
     if code != ExitCode.FINISHED or steps != list(range(1, STEPS + 1)):
         raise _Failed("resume", f"exit code {code}, metrics of steps {steps}", f"see {launch.output}")
     return Finding("resume", "ok", f"steps 1 to {STEPS} whole, {time.monotonic() - started:.0f} s")

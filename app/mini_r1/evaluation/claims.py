@@ -9,7 +9,8 @@ from pathlib import Path
 
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import KitError
-from mini_r1.run.run_dir import RunDir, locked
+from mini_r1.run.files import lock_file
+from mini_r1.run.run_dir import RunDir
 
 
 @contextlib.contextmanager
@@ -28,7 +29,7 @@ def claimed(result: Path | None, *, wait: bool) -> Iterator[bool]:
         return
     lock = result.with_name(f".{result.stem}.lock")
     with lock.open("w") as handle:
-        held = locked(handle, wait=wait)
+        held = lock_file(handle, wait=wait)
         try:
             yield held
         finally:

@@ -18,7 +18,8 @@ from mini_r1.evaluation.evaluate import refuse_numbers
 from mini_r1.evaluation.measuring import Work, measure_once, same_before, step_of
 from mini_r1.evaluation.source import Source, Wish
 from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.run_dir import RunDir
 
 UNTRAINED_FIGURES = (
     "sampled", "ci95", "greedy", "greedy_ci95", "pass_at_k", "by_size", "by_operators", "format", "tries",

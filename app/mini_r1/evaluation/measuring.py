@@ -24,7 +24,8 @@ from mini_r1.evaluation.time_left import Rest
 from mini_r1.generation.completers import Completer
 from mini_r1.generation.model import device
 from mini_r1.machine.provenance import utc_now, versions
-from mini_r1.run.run_dir import completions_of, write_json, write_jsonl
+from mini_r1.run.files import write_json, write_jsonl
+from mini_r1.run.reader import completions_file
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
 
@@ -135,7 +136,7 @@ def _measured(work: Work, chosen: Source, path: Path | None, title: str, steps_a
     if path is not None:
         result["provenance"]["written_to"] = str(path)
         with disk_errors(path.parent, lambda: "what was measured before is kept"):
-            write_jsonl(completions_of(path), evaluation.rows(step_of(chosen)))
+            write_jsonl(completions_file(path), evaluation.rows(step_of(chosen)))
             write_json(path, result)  # last: with it the step counts as measured
     return result
 

@@ -13,8 +13,10 @@ from mini_r1.errors import KitError
 from mini_r1.evaluation.search import Game
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.run.files import read_object
 from mini_r1.run.manifest import MANIFEST, Saved, verify
-from mini_r1.run.run_dir import RunDir, read_object
+from mini_r1.run.reader import read_completions
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 
 FORMAT = 3
@@ -224,7 +226,7 @@ def of_run(run: RunDir, problems_file: Path | None, wish: Wish) -> list[Source]:
     recipe = load_recipe(run.recipe_file)
     if problems_file is None and recipe.test_fraction == 0:
         raise KitError(f"{run.path} held no problems out (test_fraction 0): name a file with --problems")
-    complete = run.some_snapshots()
+    complete = run.require_snapshots()
     rule = recipe.generator
     game = Game(rule.operators, rule.max_intermediate) if rule else Game()
     base = Source(
@@ -302,7 +304,7 @@ def _trained_on(run: RunDir, problems: Sequence[task.Problem]) -> int:
     """How many of the problems, the order of their numbers aside, stand in the run's completions."""
     wanted = {problem.key for problem in problems}
     seen = set()
-    for row in run.completions():
+    for row in read_completions(run):
         nums, target = row.get("nums"), row.get("target")
         if isinstance(nums, list) and type(target) is int and all(type(n) is int for n in nums):
             seen.add((tuple(sorted(nums)), target))

@@ -20,8 +20,10 @@ from mini_r1.hub.branch_files import Branch, File
 from mini_r1.hub.upload import MAIN, RECORD, record_of
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import dump_recipe
+from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.manifest import MANIFEST, Saved, verify
-from mini_r1.run.run_dir import RunDir, read_jsonl, read_object
+from mini_r1.run.reader import read_metrics
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
 
 ADAPTER = "adapter_config.json"
@@ -179,7 +181,7 @@ def branch(run: RunDir, recipe: Recipe, base: Base, saved: Saved, name: str, car
 
 def logs(run: RunDir) -> Iterator[File]:
     """Metrics of all attempts as one file, TensorBoard's events, the evaluations."""
-    rows = "".join(json.dumps(row) + "\n" for row in run.metrics())
+    rows = "".join(json.dumps(row) + "\n" for row in read_metrics(run))
     if rows:
         yield File("logs/metrics.jsonl", rows.encode())
     for path in _events(run):

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mini_r1.errors import KitError
-from mini_r1.run.run_dir import RunDir, read_object
+from mini_r1.run.files import read_object
+from mini_r1.run.reader import list_held_out_results, read_metrics
+from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping, number
 
 
@@ -37,7 +39,7 @@ class Figure:
 def evaluations(run: RunDir) -> list[Figure]:
     """What `mini-r1 evaluate` has found on the run's held-out part, by step."""
     found = []
-    for step, limit, path in run.held_out_results():
+    for step, limit, path in list_held_out_results(run):
         if limit is not None:
             continue  # a part of the problems, which may be an easy one
         values = read_object(path)
@@ -53,7 +55,7 @@ def evaluations(run: RunDir) -> list[Figure]:
 def curve(run: RunDir) -> list[Figure]:
     """What the run measured on held-out problems while it trained (`eval_strategy: steps`), by step."""
     found = []
-    for row in run.metrics():
+    for row in read_metrics(run):
         success, count = number(row.get("eval_success")), number(row.get("eval_problems"))
         if success is not None and isinstance(row.get("step"), int):
             problems = None if count is None else int(count)

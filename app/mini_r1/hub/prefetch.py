@@ -26,7 +26,7 @@ from mini_r1.machine.paths import hub_cache, hub_home, is_offline
 from mini_r1.machine.provenance import utc_now
 from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.run.run_dir import write_json
+from mini_r1.run.files import write_json
 
 OTHER_CACHES: Final = ("TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE", "PYTORCH_PRETRAINED_BERT_CACHE")
 """Old variables with which transformers looks for models in another folder than the hub's cache."""

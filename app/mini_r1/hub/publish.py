@@ -115,7 +115,7 @@ def plan(run: RunDir, repo: str, wanted: str | None, token: str | None) -> Plan:
     Raises:
         KitError: there is no such snapshot, it is not complete or damaged, or an adapter of an unknown base.
     """
-    saved = {each.step: each for each in run.some_snapshots()}
+    saved = {each.step: each for each in run.require_snapshots()}
     steps = list(saved)
     known = card_figures.measured(run, steps)
     best = card_figures.best(run, steps)

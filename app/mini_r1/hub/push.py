@@ -27,7 +27,8 @@ from mini_r1.hub.upload_errors import OFFLINE
 from mini_r1.machine.lifeline import Lifeline
 from mini_r1.machine.provenance import utc_now
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.run.run_dir import RunDir, write_json
+from mini_r1.run.files import write_json
+from mini_r1.run.run_dir import RunDir
 
 SAVED: Final = "saved"
 END: Final = "end"

@@ -38,7 +38,7 @@ from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.planner import make_plan
 from mini_r1.plan.timing import given_grace, grace_warning
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
-from mini_r1.run.finished import look_before_loading
+from mini_r1.run.finished import finished_step_before_loading
 from mini_r1.run.run_dir import RunDir
 
 TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets", "tokenizers")
@@ -190,7 +190,7 @@ def _preflight(job: Job, say: Say) -> KitError | None:
         say(f"warning: {warning}")
     if report.error is None and job.nodes.index == 0:
         try:
-            look_before_loading(job.run, job.recipe)
+            finished_step_before_loading(job.run, job.recipe)
         except KitError as error:
             return error
     return report.error

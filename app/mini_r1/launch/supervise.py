@@ -15,7 +15,8 @@ from mini_r1.launch.hang import Heartbeats, keep_stacks, waits, words, write_sta
 from mini_r1.launch.peers import Ending, Peers, agreed
 from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.workers import Worker, how_it_ended, verdict
-from mini_r1.run.run_dir import RunDir, write_text
+from mini_r1.run.files import write_text
+from mini_r1.run.run_dir import RunDir
 
 LOOK_EVERY_S = 0.1
 GRACE_S = 10.0

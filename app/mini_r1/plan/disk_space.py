@@ -11,6 +11,7 @@ from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.vllm_memory import CPU_CACHE_GIB
 from mini_r1.plan.zero_memory import Zero
 from mini_r1.recipe.fields import Recipe
+from mini_r1.run.run_dir import KEEP_CHECKPOINTS
 
 PROCESS_GIB: Final = 3.0
 """A Python process with torch, transformers, TRL and CUDA's libraries. An allowance, not measured on a GPU."""
@@ -20,8 +21,6 @@ OFFLOAD_BUFFER: Final = 1.5
 """What DeepSpeed's own estimator multiplies offloaded states with (`additional_buffer_factor`)."""
 SHM_OF_WORKER_GIB: Final = 0.25
 """NCCL's buffers where devices cannot reach each other directly. An allowance, not measured here."""
-KEPT_CHECKPOINTS: Final = 2
-"""`rundir`'s: the newest two."""
 LOG_BYTES, LOG_BYTES_PER_TOKEN = 1_500, 2
 """Of completions.jsonl for each completion: prompt and verdicts, and for each token that it may have; it has four bytes
 and about half of the completions' room is used."""
@@ -78,7 +77,7 @@ def disk_use(recipe: Recipe, shape: ModelShape, zero: Zero, steps: int | None, c
     each_logged = LOG_BYTES + LOG_BYTES_PER_TOKEN * recipe.max_completion_length
     return DiskUse(
         checkpoint=checkpoint,
-        checkpoints=checkpoint * min(saves, KEPT_CHECKPOINTS + 1),
+        checkpoints=checkpoint * min(saves, KEEP_CHECKPOINTS + 1),
         snapshot=snapshot,
         snapshots=snapshot * saves,
         completions=(steps or 0) * completions_per_step * each_logged / GIB,

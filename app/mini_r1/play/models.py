@@ -161,7 +161,7 @@ def answers(
 
 
 def _snapshot(run: RunDir, step: int | None) -> Saved:
-    complete = run.some_snapshots()
+    complete = run.require_snapshots()
     for saved in complete:
         if step in (None, saved.step):
             fault = verify(saved, run.run_id)

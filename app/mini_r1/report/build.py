@@ -21,8 +21,8 @@ from mini_r1.errors import KitError
 from mini_r1.report import drawing, original_curve, samples_browser, summary
 from mini_r1.report import markdown as markdown_room
 from mini_r1.report.plots import Plot, plots
+from mini_r1.run.files import write_text
 from mini_r1.run.reader import RunData, read_run, text
-from mini_r1.run.run_dir import write_text
 from mini_r1.tasks.countdown import task
 
 MAX_RUNS = 6
@@ -41,7 +41,7 @@ TITLE = "Mini-R1 report</title>"
 HEAD_BYTES = 64 << 10
 """Of a file, for the title to be in: what comes before it is a policy and the names of at most six runs."""
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass
@@ -69,14 +69,14 @@ class Report:
         }
 
 
-def build(
+def build_report(
     paths: Sequence[Path],
     out: Path | None = None,
     *,
     markdown: Path | None = None,
     price: float | None = None,
     limit: int = SAMPLES,
-    say: Say = lambda line: None,
+    progress: Progress = lambda line: None,
 ) -> Report:
     """Make the page, and the Markdown where a folder for it is named.
 
@@ -86,7 +86,7 @@ def build(
         markdown: a folder for `report.md` and its plots.
         price: of one GPU for an hour.
         limit: completions on the page at most.
-        say: told what is being done, a line each.
+        progress: called with each line of progress.
 
     Raises:
         KitError: there is no run, there are too many, the price is no number, or a file cannot be written or is
@@ -99,22 +99,22 @@ def build(
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise KitError(f"a GPU cannot cost {price} an hour: name a price of 0 or more")
     target = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
-    say("reading metrics and attempts")
+    progress("reading metrics and attempts")
     with _said_if_not_read(paths[0]):
         runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     _check_target(target)  # before minutes of reading
     summaries = [summary.summarise(run, price) for run in runs]
     made = plots(runs, price)
-    say("drawing")
+    progress("drawing")
     drawn = {plot.name: _drawn(plot) for plot in made if not plot.empty}
     with _said_if_not_read(paths[0]):
-        chosen, packed = _packed(runs, limit, say)
+        chosen, packed = _packed(runs, limit, progress)
     page = _page(summaries, made, drawn, chosen, packed)
     with _said_if_not_written(target):
         write_text(target, page, sync=False)
     written: list[Path] = []
     if markdown is not None:
-        say("drawing for the Markdown")
+        progress("drawing for the Markdown")
         with _said_if_not_written(markdown):
             written = markdown_room.write(markdown, summaries, made)
     return Report(target, target.stat().st_size, summaries, len(chosen), chosen.total, written)
@@ -175,16 +175,16 @@ def _drawn(plot: Plot) -> dict[str, Any]:
     return drawn
 
 
-def _packed(runs: Sequence[RunData], limit: int, say: Say) -> tuple[samples_browser.Samples, str]:
+def _packed(runs: Sequence[RunData], limit: int, progress: Progress) -> tuple[samples_browser.Samples, str]:
     """The completions, fewer of them where their text is long, compressed as text of a script element."""
     while True:
-        chosen = samples_browser.collect(runs, limit, lambda count: say(f"reading completions: {count:,}"))
+        chosen = samples_browser.collect(runs, limit, lambda count: progress(f"reading completions: {count:,}"))
         raw = json.dumps(chosen.to_json(), separators=(",", ":")).encode("ascii")
         packed = base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
         if len(packed) <= PACKED_BYTES or len(chosen) <= len(runs):
             return chosen, packed
         limit = int(len(chosen) * 0.95 * PACKED_BYTES / len(packed))
-        say(f"their text is long: {limit:,} of them fit")
+        progress(f"their text is long: {limit:,} of them fit")
 
 
 def _page(

@@ -8,7 +8,7 @@ from pathlib import Path
 from mini_r1.console import as_markdown
 from mini_r1.report import drawing, original_curve, summary
 from mini_r1.report.plots import Plot
-from mini_r1.run.run_dir import write_text
+from mini_r1.run.files import write_text
 
 FILE = "report.md"
 

@@ -355,12 +355,7 @@ def _clock(runs: Sequence[RunData]) -> Plot:
 
 
 def _unit(runs: Sequence[RunData]) -> tuple[str, float]:
-    spans = [
-        a.last_time - (run.attempts[0].started or run.attempts[0].times[0][0])
-        for run in runs
-        for a in run.attempts
-        if a.last_time is not None and (run.attempts[0].started is not None or run.attempts[0].times[0])
-    ]
+    spans = [a.times[0][-1] - (run.attempts[0].begin or 0.0) for run in runs for a in run.attempts if a.times[0]]
     longest = max(spans, default=0.0)
     return ("hours", 3600.0) if longest > 5_400 else ("minutes", 60.0) if longest > 90 else ("seconds", 1.0)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mini_r1.run.reader import RunData, is_step, text
+from mini_r1.run.reader import RunData, is_step, read_completions, read_held_out_completions, text
 from mini_r1.tasks.countdown import task
 from mini_r1.values import mapping, number
 
@@ -128,7 +128,7 @@ class _Packer:
         taken = sum(found.held_out[key] for key in held_out)
         keep = _chosen(found.counts, found.stories, max(0, found.room - taken))
         position: Counter[int] = Counter()
-        for row in found.run.run.completions():
+        for row in read_completions(found.run.run):
             step = row["step"]
             place = position[step]
             position[step] += 1
@@ -147,7 +147,7 @@ class _Packer:
         counts: Counter[int] = Counter()
         stories: dict[int, set[int]] = {}
         told: Counter[str] = Counter()
-        for row in run.run.completions():
+        for row in read_completions(run.run):
             step = row["step"]
             for story in _stories(row):
                 if told[story] < STORIES:
@@ -263,7 +263,7 @@ def _chosen(counts: Counter[int], stories: dict[int, set[int]], limit: int) -> d
 
 def _held_out(run: RunData) -> Iterator[tuple[Any, dict[str, Any]]]:
     """The answers to held-out problems that evaluations kept, each with its problem's key."""
-    for row in run.run.held_out_completions():
+    for row in read_held_out_completions(run.run):
         problem = _problem(row)
         if problem is not None and is_step(row["step"]):
             yield problem.key, row

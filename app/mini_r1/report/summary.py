@@ -60,7 +60,7 @@ class Summary:
                 "ci95": last.interval("ci95"),
                 "greedy_ci95": last.interval("greedy_ci95"),
             },
-            "training_success": run.last("success"),
+            "training_success": next(reversed(run.points("success")[1]), None),
             "gpu_hours": round(self.gpu_hours, 3),
             "cost": None if self.cost is None else round(self.cost, 2),
             "original": {str(s.step): s.verdict for s in self.standings},

@@ -1,7 +1,7 @@
 """`mini-r1 samples`: a run's completions at the terminal, filtered: training's, or those to held-out problems.
 
-No torch. The file of a long run has a gigabyte: it is read line by line, and of each step the highest attempt counts.
-It holds a model's text, so that is made printable; a field that is missing or of another kind is shown as unknown.
+No torch. A long run has a gigabyte of them: they are read line by line. They hold a model's text, which is made
+printable; a field that is missing or of another type is shown as unknown.
 """
 
 from __future__ import annotations
@@ -22,61 +22,53 @@ from rich.text import Text
 
 from mini_r1.console import printable
 from mini_r1.errors import KitError
+from mini_r1.run.reader import read_completions, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
 
 SHOWN_CHARACTERS = 4_000
-"""Of one completion, unless all of it is wanted; the original's answers have about 1,000."""
+"""Of one completion, without --full; the original's have about 1,000."""
 GREP_S = 10.0
-"""For one completion: a sound expression takes milliseconds, one that starts over for ever takes years."""
-SAY_EVERY_S = 5.0
-"""Between two signs of life while nothing matches."""
+"""Longest search in one completion: a good expression takes milliseconds, one that backtracks takes years."""
+PROGRESS_S = 5.0
+"""Seconds without a match between two lines of progress."""
 NO_COMPLETIONS = "no completions in it yet: they are written after each step (attempts/N/completions.jsonl)"
 NO_ANSWERS = "no answers to held-out problems in it yet: `mini-r1 evaluate` keeps them (evaluation/*-completions.jsonl)"
 
 KINDS = ("greedy", "sampled")
-"""What an answer to a held-out problem may be."""
+"""Kinds of answers to a held-out problem."""
 
 _STEPS = re.compile(r"\s*(\d{1,15})\s*(?:-\s*(\d{1,15})\s*)?")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which completions; None lets everything through.
-
-    Args:
-        steps: first and last step.
-        right: whether the equation is right.
-        reason: part of the verdict's reason, in any case.
-        grep: found in the completion.
-    """
+class CompletionFilter:
+    """Which completions to show; None lets everything through."""
 
     steps: tuple[int, int] | None = None
+    """First and last step."""
     right: bool | None = None
+    """Whether the equation is right."""
     reason: str | None = None
+    """A part of the verdict's reason; case doesn't count."""
     grep: re.Pattern[str] | None = None
+    """Found in the completion."""
 
-    def takes(self, row: dict[str, Any], search: Search | None) -> bool:
-        """Whether this row is wanted, by a search for `grep`."""
+    def passes(self, row: dict[str, Any], search: TimedSearch | None) -> bool:
+        """Return whether a row passes; `search` looks for `grep`."""
         if self.steps is not None and not self.steps[0] <= row["step"] <= self.steps[1]:
             return False
         if self.right is not None and is_right(row) is not self.right:
             return False
         if self.reason is not None and self.reason.lower() not in _text(row, "reason").lower():
             return False
-        return self.grep is None or (search is not None and search.found(row))
+        return search is None or search.finds(row)
 
 
-def wanted(step: str | None, right: bool | None, reason: str | None, grep: str | None) -> Wanted:
-    """From the command line.
-
-    Args:
-        step: `50` or `50-100`.
-        right: see `Wanted`.
-        reason: see `Wanted`.
-        grep: a regular expression; case does not count.
+def parse_filter(step: str | None, right: bool | None, reason: str | None, grep: str | None) -> CompletionFilter:
+    """Return the filter that options ask for; `step` is such as `50` or `50-100`.
 
     Raises:
-        KitError: a step or an expression that is none.
+        KitError: an invalid step or regular expression.
     """
     steps = None
     if step is not None:
@@ -95,25 +87,27 @@ def wanted(step: str | None, right: bool | None, reason: str | None, grep: str |
                 f"--grep must be a regular expression, and {grep!r} is none ({error}): put a backslash before "
                 r"characters such as ( + * ?"
             ) from error
-    return Wanted(steps, right, reason, pattern)
+    return CompletionFilter(steps, right, reason, pattern)
 
 
-def matching(rows: Iterable[dict[str, Any]], which: Wanted, console: Console) -> Iterator[dict[str, Any]]:
-    """The rows that are wanted, in their order; says on the console how far it is when that takes long."""
-    told = time.monotonic()
-    with contextlib.nullcontext() if which.grep is None else Search(which.grep) as search:
+def filter_completions(
+    rows: Iterable[dict[str, Any]], which: CompletionFilter, progress: Console
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows that pass, and print progress while none does."""
+    printed = time.monotonic()
+    with contextlib.nullcontext() if which.grep is None else TimedSearch(which.grep) as search:
         for row in rows:
-            if which.takes(row, search):
+            if which.passes(row, search):
                 yield row
-                told = time.monotonic()
-            elif time.monotonic() - told > SAY_EVERY_S:
-                told = time.monotonic()
-                console.print(f"read as far as step {row['step']}", markup=False)
+                printed = time.monotonic()
+            elif time.monotonic() - printed > PROGRESS_S:
+                printed = time.monotonic()
+                progress.print(f"searched up to step {row['step']}", markup=False)
 
 
-def show(
+def print_completions(
     run: RunDir,
-    which: Wanted,
+    which: CompletionFilter,
     *,
     held_out: bool = False,
     limit: int,
@@ -121,26 +115,23 @@ def show(
     full: bool,
     as_json: bool,
     out: Console,
-    say: Console,
-) -> int:
+    progress: Console,
+) -> None:
     """Print completions.
 
     Args:
-        run: where.
-        which: what is wanted.
-        held_out: answers to held-out problems, which an evaluation kept, and not those of training.
-        limit: so many of them; 0 is all.
-        last: the last ones and not the first.
-        full: all of each completion, however long.
-        as_json: a line of JSON for each, as it is in the file.
-        out: for the completions.
-        say: for remarks.
-
-    Returns:
-        How many.
+        run: the run.
+        which: the filter.
+        held_out: the answers to held-out problems that evaluations kept, instead of training's.
+        limit: maximum number of completions; 0 is all.
+        last: the last ones instead of the first.
+        full: each completion without a limit to its length.
+        as_json: one line of JSON each, as in the file.
+        out: console for the completions.
+        progress: console for remarks.
     """
-    read = run.held_out_completions if held_out else run.completions
-    rows = matching(read(), which, say)
+    read = read_held_out_completions if held_out else read_completions
+    rows = filter_completions(read(run), which, progress)
     if limit:
         rows = iter(deque(rows, maxlen=limit)) if last else islice(rows, limit)
     count = 0
@@ -149,36 +140,29 @@ def show(
         if as_json:
             print(json.dumps(row), flush=True)
         else:
-            out.print(entry(row, SHOWN_CHARACTERS if not full else None), soft_wrap=True)
+            out.print(format_completion(row, None if full else SHOWN_CHARACTERS), soft_wrap=True)
     if count == 0:
-        nothing = NO_ANSWERS if held_out else NO_COMPLETIONS
-        words = nothing if next(read(), None) is None else "none of its completions matches"
-        say.print(f"{printable(str(run.path))}: {words}", markup=False)
+        nothing = next(read(run), None) is None
+        why = (NO_ANSWERS if held_out else NO_COMPLETIONS) if nothing else "none of its completions matches"
+        progress.print(f"{printable(str(run.path))}: {why}", markup=False)
     elif count == limit:
-        order = "last" if last else "first"
-        say.print(f"the {order} {limit}; --limit 0 shows all that match", markup=False)
-    return count
+        progress.print(f"the {'last' if last else 'first'} {limit}; --limit 0 shows all that match", markup=False)
 
 
-def entry(row: dict[str, Any], most: int | None) -> Text:
-    """One completion for people.
-
-    Args:
-        row: of completions.jsonl.
-        most: characters of the completion that are shown; None is all of them.
-    """
+def format_completion(row: dict[str, Any], most: int | None) -> Text:
+    """Return a row of completions.jsonl for people, with at most `most` characters of the completion."""
     right = is_right(row)
-    known = {True: "right", False: "wrong", None: "verdict unknown"}[right]
-    numbers = f"{_short(row.get('nums'))} -> {_short(row.get('target'))}"
+    verdict = {True: "right", False: "wrong", None: "verdict unknown"}[right]
     reason = printable(_text(row, "reason")) or "no reason given"
-    parts = [f"step {row['step']}", *([row["kind"]] if row.get("kind") in KINDS else []), numbers]
-    parts.append(known if reason == "correct" else f"{known}: {reason}")
-    parts += [f"{key} {_short(row[key])}" for key in ("tokens", "tries", "reflections") if type(row.get(key)) is int]
+    parts = [f"step {row['step']}", *([row["kind"]] if row.get("kind") in KINDS else [])]
+    parts.append(f"{_shorten(row.get('nums'))} -> {_shorten(row.get('target'))}")
+    parts.append(verdict if reason == "correct" else f"{verdict}: {reason}")
+    parts += [f"{key} {_shorten(row[key])}" for key in ("tokens", "tries", "reflections") if type(row.get(key)) is int]
     if row.get("truncated") is True:
-        parts.append("cut off at the longest length")
+        parts.append("cut off at the maximum length")
     text = Text(" | ".join(parts), style={True: "bold green", False: "bold red", None: "bold"}[right])
     completion = _text(row, "completion")
-    shown = completion if most is None else completion[:most]
+    shown = completion[:most]
     text.append(f"\n<think>{printable(shown)}\n", style="not bold default")
     if len(shown) < len(completion):
         text.append(f"... and {len(completion) - len(shown):,} more characters: --full shows them\n", style="dim")
@@ -186,16 +170,16 @@ def entry(row: dict[str, Any], most: int | None) -> Text:
 
 
 def is_right(row: dict[str, Any]) -> bool | None:
-    """Whether the equation is right; None where the row does not say it."""
+    """Return whether the equation is right; None if the row has no verdict."""
     rewards = row.get("rewards")
     value = rewards.get("equation") if isinstance(rewards, dict) else None
     return bool(value) if isinstance(value, int | float) else None
 
 
-class Search:
-    """A search for an expression, ended when it takes for ever, as (a+)+$ does; `with` it, in the main thread.
+class TimedSearch:
+    """A search that is stopped when it takes too long, as (a+)+$ does; a context manager for the main thread.
 
-    One timer ticks for all rows: to set one for each would take longer than most searches.
+    One timer runs for all rows: setting one for each would take longer than most searches.
     """
 
     def __init__(self, grep: re.Pattern[str]) -> None:
@@ -203,7 +187,7 @@ class Search:
         self._began: float | None = None
         self._step: object = None
 
-    def __enter__(self) -> Search:
+    def __enter__(self) -> TimedSearch:
         self._before = signal.signal(signal.SIGALRM, self._tick)
         signal.setitimer(signal.ITIMER_REAL, GREP_S / 4, GREP_S / 4)
         return self
@@ -212,11 +196,11 @@ class Search:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, self._before)
 
-    def found(self, row: dict[str, Any]) -> bool:
-        """Whether the expression is in the row's completion.
+    def finds(self, row: dict[str, Any]) -> bool:
+        """Return whether the expression is in the row's completion.
 
         Raises:
-            KitError: nobody knows.
+            KitError: it takes more than GREP_S.
         """
         self._began, self._step = time.monotonic(), row["step"]
         try:
@@ -228,7 +212,7 @@ class Search:
         if self._began is not None and time.monotonic() - self._began > GREP_S:
             raise KitError(
                 f"--grep {self._grep.pattern!r} takes more than {GREP_S:g} s on one completion of step {self._step}: "
-                "it goes over the text again and again; take out a repetition within a repetition, such as (a+)+"
+                "it backtracks; take out a repetition within a repetition, such as (a+)+"
             )
 
 
@@ -237,9 +221,7 @@ def _text(row: dict[str, Any], key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _short(value: object) -> str:
-    """Numbers as JSON has them; a hostile file may hold anything there."""
-    if value is None:
-        return "?"
-    text = printable(json.dumps(value))
+def _shorten(value: object) -> str:
+    """Return a value as JSON; a hostile file may hold anything in the place of a number."""
+    text = "?" if value is None else printable(json.dumps(value))
     return text if len(text) <= 60 else text[:60] + "..."

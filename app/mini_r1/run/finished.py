@@ -1,4 +1,4 @@
-"""What recipe and run directory alone decide about a start of training; asked before torch is imported."""
+"""Whether a start of training has anything to do: asked before torch is imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mini_r1.run.run_dir import RunDir
 
 
 def finished_step(run: RunDir, recipe: Recipe) -> int | None:
-    """Return the last step of a run that is finished, None for one to start or to resume.
+    """Return the last step of a finished run, None for one to start or to resume.
 
     Raises:
         KitError: the run was started with another recipe.
@@ -21,39 +21,39 @@ def finished_step(run: RunDir, recipe: Recipe) -> int | None:
     return int(state["step"]) if state.get("state") == "finished" else None
 
 
-def say_finished(console: Console, run: RunDir, step: int) -> None:
-    """Say that a run was finished before this start."""
+def print_finished(console: Console, run: RunDir, step: int) -> None:
+    """Print that a run was finished before this start."""
     console.print(f"{run.path} is finished at step {step}: nothing to do", markup=False)
 
 
-def look_before_loading(run: RunDir, recipe: Recipe) -> int | None:
-    """Do `finished_step` before torch is loaded; training repeats it while it holds the run directory.
+def finished_step_before_loading(run: RunDir, recipe: Recipe) -> int | None:
+    """Return `finished_step`, asked before torch is loaded; training asks again while it holds the run directory.
 
     Raises:
-        KitError: as `finished_step` and `RunDir.claimed` do.
+        KitError: as `finished_step` and `RunDir.claim` do.
     """
     try:
         if not any(run.path.iterdir()):
-            return None  # claiming it would remove it afterwards, and it may be where a volume is mounted
+            return None  # `claim` would remove it afterwards, and a volume may be mounted there
     except FileNotFoundError:
         return None
     except OSError:
-        pass  # claiming it says what is wrong
-    with run.claimed():
+        pass  # `claim` reports what is wrong
+    with run.claim():
         return finished_step(run, recipe)
 
 
 def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
-    """Refuse to resume a run under another recipe; before its first checkpoint a recipe may still be corrected.
+    """Refuse to resume a run with another recipe; before its first checkpoint the recipe may be corrected.
 
     Raises:
-        KitError: naming the keys that mean something else now.
+        KitError: naming the keys that differ.
     """
-    if not run.has_steps():
+    if not run.has_checkpoint():
         return
     changed = differences(load_recipe(run.recipe_file), recipe)
     if changed:
-        lines = [f"  {key}: the run has {old!r}, the recipe now says {new!r}" for key, (old, new) in changed.items()]
+        lines = [f"  {key}: the run has {old!r}, the recipe has {new!r}" for key, (old, new) in changed.items()]
         raise KitError(
             f"{run.path} was started with another recipe:\n"
             + "\n".join(lines)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from mini_r1.run.files import sync_path
+
 MANIFEST = "manifest.json"
 UNFINISHED = ".manifest.json"
 """The manifest while it is being written."""
@@ -193,12 +195,3 @@ def _digest(handle: IO[bytes]) -> str:
     while block := handle.read(BLOCK):
         digest.update(block)
     return digest.hexdigest()
-
-
-def sync_path(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk: a power cut keeps it then."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

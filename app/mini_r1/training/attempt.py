@@ -18,7 +18,7 @@ from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
-from mini_r1.run.append_file import JsonLines
+from mini_r1.run.files import JsonLines
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
@@ -194,7 +194,7 @@ class Attempt(TrainerCallback):
         if self._metrics is not None:
             # JSON has no NaN and no infinity, and a strict reader would refuse the line.
             known = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-            self._metrics.write({**known, "step": step, "time": time.time()})
+            self._metrics.write_rows({**known, "step": step, "time": time.time()})
 
     # --- the end; every rank has to call the same method ---
 

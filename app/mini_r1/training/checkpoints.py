@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from mini_r1.console import shown_bytes
 from mini_r1.disk_errors import disk_error, disk_errors, hidden_disk_error
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.run.files import folder_bytes
 from mini_r1.run.manifest import Saved, digests, seal, tidy, verify
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.run_logs import LOGS, describe_lost_logs, sync_logs
@@ -129,9 +130,9 @@ def space_needed(run: RunDir, trained: int, *, snapshot: bool = True) -> int:
         snapshot: whether the save has one.
     """
     checkpoints, snapshots = run.complete_checkpoints(), run.complete_snapshots()
-    needed = _size(checkpoints[0].path) if checkpoints else CHECKPOINT_BYTES * trained
+    needed = folder_bytes(checkpoints[0].path) if checkpoints else CHECKPOINT_BYTES * trained
     if snapshot:
-        needed += _size(snapshots[0].path) if snapshots else SNAPSHOT_BYTES * trained
+        needed += folder_bytes(snapshots[0].path) if snapshots else SNAPSHOT_BYTES * trained
     return needed
 
 
@@ -255,7 +256,3 @@ def _refuse_other_shards(saved: Saved, world_size: int, zero_stage: int) -> None
             f"optimizer state is sharded, and there are {world_size} now: start with {before} workers again "
             "(deepspeed#5405), or choose another --run-dir"
         )
-
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

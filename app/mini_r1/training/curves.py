@@ -21,7 +21,7 @@ from torch.utils.tensorboard import writer
 from transformers.integrations import TensorBoardCallback
 
 from mini_r1.console import printable
-from mini_r1.run.append_file import AppendFile
+from mini_r1.run.files import AppendFile
 from mini_r1.run.run_dir import RunDir
 
 TEXTS = 50

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mini_r1.run.run_dir import write_json
+from mini_r1.run.files import write_json
 
 WINDOW_FILE = "window.json"
 """In a checkpoint, next to the files of the transformers Trainer."""

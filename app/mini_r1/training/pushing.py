@@ -24,7 +24,8 @@ from mini_r1.hub.publish import default_name
 from mini_r1.hub.push import END, RECORD, SAVED
 from mini_r1.hub.upload import TOKENLESS, find_token, is_offline
 from mini_r1.recipe.fields import Recipe
-from mini_r1.run.run_dir import RunDir, read_object
+from mini_r1.run.files import read_object
+from mini_r1.run.run_dir import RunDir
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,8 @@ from mini_r1.generation.model import describe, device
 from mini_r1.machine.provenance import code_revision, utc_now, versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import dump_recipe
-from mini_r1.run.run_dir import RunDir, write_json, write_text
+from mini_r1.run.files import write_json, write_jsonl, write_text
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training.rollout_engines import VLLM_DEVICE
 
@@ -39,7 +40,7 @@ RECORDED_VERSIONS = (
 def commits(run: RunDir) -> tuple[str | None, str | None]:
     """Return the hub commits of data and model that a run with a checkpoint began with; None if there is none."""
     record = run.read_record()
-    if not record or not run.has_steps():
+    if not record or not run.has_checkpoint():
         return None, None
     # The last attempt's: an earlier one may have failed before its first checkpoint, under another recipe.
     return record["data"]["revision"], record["attempts"][-1]["model"]["revision"]
@@ -52,7 +53,7 @@ def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
         KitError: the data has changed.
     """
     before = run.read_record().get("data")
-    if before and run.has_steps() and before != json.loads(json.dumps(data.provenance)):
+    if before and run.has_checkpoint() and before != json.loads(json.dumps(data.provenance)):
         raise KitError(f"the data of {run.path} has changed since the run began: then {before}, now {data.provenance}")
 
 
@@ -86,12 +87,12 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
         "attempts": [*before.get("attempts", []), this_attempt],
     }
     write_json(run.run_file, record)
-    run.write_held_out([{"nums": list(p.nums), "target": p.target} for p in inputs.data.held_out])
+    write_jsonl(run.held_out_file, [{"nums": list(p.nums), "target": p.target} for p in inputs.data.held_out])
 
 
 def prompts_per_step(run: RunDir, recipe: Recipe, workers: int) -> int:
     """Return the prompts of an optimizer step: those that the run began with, for any number of workers."""
-    if run.has_steps() and "prompts_per_step" in run.read_record():
+    if run.has_checkpoint() and "prompts_per_step" in run.read_record():
         return int(run.read_record()["prompts_per_step"])
     return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * workers
 

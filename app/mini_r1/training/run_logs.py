@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.console import printable
-from mini_r1.run.append_file import AppendFile, JsonLines
-from mini_r1.run.manifest import Saved, sync_path
+from mini_r1.run.files import AppendFile, JsonLines, sync_path
+from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping
 
@@ -33,7 +33,7 @@ class CompletionLog:
 
     def write(self, step: int, records: list[dict[str, Any]]) -> None:
         """Write one step's completions."""
-        self._lines.write(*records)
+        self._lines.write_rows(*records)
         # Spread over the step's prompts, and the same again after a resume.
         shown = [record for i, record in enumerate(records) if (i + step) % ONE_IN == 0]
         self._all.write("".join(map(_entry, shown)).encode())

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from mini_r1.machine.lifeline import Lifeline
-from mini_r1.run.run_dir import write_json
+from mini_r1.run.files import write_json
 
 VARIABLE = "MINI_R1_SUPERVISOR"
 STOP_FILE = "stop"

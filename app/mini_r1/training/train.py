@@ -12,7 +12,7 @@ from mini_r1.disk_errors import disk_errors
 from mini_r1.errors import ExitCode, Stopped
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
-from mini_r1.run.finished import finished_step, say_finished
+from mini_r1.run.finished import finished_step, print_finished
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import prepare, pushing, records
@@ -61,10 +61,10 @@ def train(
         stack.callback(world.leave)
         stack.enter_context(world.peer_errors())
         stack.enter_context(disk_errors(run.path, lambda: next_start(run)))
-        world.from_main(lambda: stack.enter_context(run.claimed()))
+        world.from_main(lambda: stack.enter_context(run.claim()))
         finished_at = world.from_main(lambda: finished_step(run, recipe))
         if finished_at is not None:
-            say_finished(console, run, finished_at)
+            print_finished(console, run, finished_at)
             return Outcome(ExitCode.FINISHED, finished_at)
         world.from_main(lambda: pushing.refuse(recipe))
         phases = stack.enter_context(Phases(recipe, run, world, supervisor))

@@ -6,7 +6,6 @@ No pickle: tensors in safetensors, the rest as JSON in the file's header. A file
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mini_r1.run.files import replacing
 from mini_r1.training.muon import Muon
 
 
@@ -61,12 +61,8 @@ def save(path: Path, training: Training) -> None:
         "batches": training.batches,
         "rng": training.rng.getstate(),
     }
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path, sync=False) as scratch:
         save_file(tensors, scratch, metadata={"state": json.dumps(state)})
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def load(path: Path, training: Training) -> bool:

@@ -34,8 +34,7 @@ from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.recipe.builtin_models import BuiltinModel
 from mini_r1.recipe.fields import Recipe, WarmStartRecipe
-from mini_r1.run.manifest import sync_path
-from mini_r1.run.run_dir import write_json
+from mini_r1.run.files import sync_path, write_json
 from mini_r1.tasks.countdown.task import Problem
 from mini_r1.training import from_scratch, traces, warm_progress
 from mini_r1.training.muon import Muon
