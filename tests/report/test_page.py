@@ -23,6 +23,7 @@ from mini_r1.report.build import MAX_BYTES, build_report, json_for_page
 from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
 from mini_r1.report.summary import summarise
 from mini_r1.run.files import write_json
+from mini_r1.run import reader
 from mini_r1.run.reader import read_run
 from mini_r1.run.run_dir import RunDir
 
@@ -181,7 +182,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         raise PermissionError(13, "Permission denied", str(run.path / "attempts/1/metrics.jsonl"))
 
     run = make_run(tmp_path / "run", steps=2).path
-    monkeypatch.setattr(RunDir, "metrics", refused)
+    monkeypatch.setattr(reader, "read_metrics", refused)
     with pytest.raises(KitError, match=r"attempts/1/metrics.jsonl: cannot be read: Permission denied"):
         build_report([run])
 
