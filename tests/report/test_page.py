@@ -22,8 +22,8 @@ from mini_r1.report import drawing, markdown
 from mini_r1.report.build import MAX_BYTES, build_report, json_for_page
 from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
 from mini_r1.report.summary import summarise
-from mini_r1.run.files import write_json
 from mini_r1.run import reader
+from mini_r1.run.files import write_json
 from mini_r1.run.reader import read_run
 from mini_r1.run.run_dir import RunDir
 
