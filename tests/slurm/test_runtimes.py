@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str]]] = {
     "no mount": ("cannot mount /nowhere: it does not exist", (ONE,), {"MINI_R1_MOUNTS": "/nowhere:/data:ro"}),
     "no cache": ("cannot mount /proc/hub: it does not exist", (ONE,), {"HF_HOME": "/proc/hub"}),
     "run elsewhere": (
-        "the run directory /var/tmp/mini-r1-elsewhere is not mounted into the container: name a folder above it in MINI_R1_MOUNTS",
+        "the run directory /var/tmp/mini-r1-elsewhere is not mounted into the container: name a folder above it",
         (ONE, "lora-cpu", "--run-dir", "/var/tmp/mini-r1-elsewhere"), {},
     ),
     "run on a mount that is read-only": (
