@@ -37,7 +37,7 @@ pytestmark = [
 ]
 
 PAGE = (REPO / "docs" / "kubernetes.md").read_text()
-FIRST_RUN, WHICH, TROUBLE = "From an empty cluster to the curve", "Which overlay for what", "Trouble"
+FIRST_RUN, WHICH, TROUBLE = "From an empty cluster to the curve", "Choose an overlay", "Trouble"
 EXITS = "Exit codes and evictions"
 APPLY_SETUP = "kubectl apply -k k8s/overlays/setup"
 TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
