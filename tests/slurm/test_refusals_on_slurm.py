@@ -95,7 +95,7 @@ def test_a_job_from_another_folder_needs_the_name_of_the_kit(kit: Kit, slurm: Sl
     nameless, named = submit(), submit(MINI_R1_HOME=str(kit.folder))
     assert nameless.wait() == "FAILED"
     assert (nameless.exit_code, nameless.restarts) == (78, 0)
-    assert f"no kit in '{tmp_path}': submit from the kit's folder" in nameless.said
+    assert f"no kit in '{tmp_path}': set MINI_R1_HOME" in nameless.said
     named.wait_for(lambda: "training on 1 GPU(s)" in named.said)
     assert (tmp_path / "runs" / "small").is_dir()
     slurm.run("scancel", named.number)
@@ -109,7 +109,7 @@ def test_a_requeued_job_is_refused_on_a_node_that_does_not_see_its_run(longer: d
     slurm.run("scontrol", "release", job.number)
     assert job.wait() == "FAILED", str(job)
     assert (job.exit_code, job.restarts) == (78, 1), str(job)
-    assert f"an earlier attempt of this job has written to {slurm.disk}/moves, and n2 does not see it" in job.said
+    assert f"an earlier attempt wrote to {slurm.disk}/moves, which n2 does not see" in job.said
     assert not (slurm.folder / "disk-of-n2" / "moves").exists()
 
 
