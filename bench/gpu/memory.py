@@ -258,7 +258,7 @@ def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str
             **{name: peaks[name] - states for name in (*ROLLOUT, "reference")},
             **{name: peaks[name] - with_gradients for name in UPDATE},
         },
-        "planned_parts": planned_parts(recipe, plan.shape),
+        "planned_parts": planned_parts(plan.setup),
         "overhead": {
             "planned": overhead, "context": meter.context(), "reserved": meter.reserved(),
             "fragmentation": meter.reserved() - most, "loaded": found["loaded, allocated"],
@@ -267,16 +267,15 @@ def report(recipe: Any, watcher: Watcher, peaks: dict[str, int], start: dict[str
     }  # fmt: skip
 
 
-def planned_parts(recipe: Any, shape: Any) -> dict[str, float]:
+def planned_parts(setup: Any) -> dict[str, float]:
     """The formula's own parts, to correct it by: what is there at once is not all of them.
 
     `inputs of the layers` are there throughout, `one layer` and `its gradients` only after the `logits` are gone.
     """
     from mini_r1.plan.activations import layer_bytes, logits_bytes
-    from mini_r1.plan.memory import compute_bytes, micro_batch, weight_bytes
 
-    batch, each, residual = micro_batch(recipe), compute_bytes(recipe, shape), weight_bytes(recipe, shape)
-    layer = layer_bytes(shape, recipe.attn_implementation, residual=residual, compute=each)
+    shape, batch, each, residual = setup.shape, setup.micro_batch, setup.compute_bytes, setup.weight_bytes
+    layer = layer_bytes(shape, setup.recipe.attn_implementation, residual=residual, compute=each)
     return {
         "inputs of the layers": batch.tokens * shape.layers * residual * shape.hidden,
         "one layer": batch.tokens * layer,

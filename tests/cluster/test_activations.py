@@ -16,8 +16,8 @@ from mini_r1.plan.activations import (
     adapter_bytes,
     layer_bytes,
     logits_bytes,
-    passing_bytes,
     score_bytes,
+    transient_bytes,
 )
 from mini_r1.plan.shapes import KNOWN, ModelShape
 from mini_r1.training import logprobs
@@ -127,12 +127,12 @@ def test_logits_are_counted_as_the_trainer_s_own_formula_says() -> None:
 def test_logits_and_a_layer_s_backward_pass_are_never_there_at_once() -> None:
     shape, with_, without = KNOWN["Qwen/Qwen2.5-0.5B"], Pass("sdpa", 2, 2, True), Pass("sdpa", 2, 2, False)
     small, large = MicroBatch(2, 180, 512), MicroBatch(32, 180, 512)
-    assert passing_bytes(shape, small, with_) == logits_bytes(shape, small, 2)
-    assert passing_bytes(shape, large, with_) > logits_bytes(shape, large, 2)
+    assert transient_bytes(shape, small, with_) == logits_bytes(shape, small, 2)
+    assert transient_bytes(shape, large, with_) > logits_bytes(shape, large, 2)
     layer = layer_bytes(shape, "sdpa", residual=2, compute=2)
     gradients = 3 * 2 * shape.intermediate + 8 * shape.hidden
-    assert passing_bytes(shape, large, with_) == large.tokens * (layer + gradients)
-    assert passing_bytes(shape, large, without) == logits_bytes(shape, large, 2) > large.tokens * gradients
+    assert transient_bytes(shape, large, with_) == large.tokens * (layer + gradients)
+    assert transient_bytes(shape, large, without) == logits_bytes(shape, large, 2) > large.tokens * gradients
 
 
 @pytest.mark.parametrize(
@@ -143,5 +143,5 @@ def test_logits_and_a_layer_s_backward_pass_are_never_there_at_once() -> None:
 def test_the_update_is_what_an_h100_needed(name: str, prompts: int, measured: float) -> None:
     """MiB above weights, reference, optimizer and gradients: bench/RESULTS.md, the entry of bench/gpu/run.py."""
     shape, batch, how = KNOWN[f"Qwen/Qwen2.5-{name}"], MicroBatch(8 * prompts, 180, 512), Pass("sdpa", 2, 2, True)
-    planned = (activation_bytes(shape, batch, how) + passing_bytes(shape, batch, how)) / 2**20
+    planned = (activation_bytes(shape, batch, how) + transient_bytes(shape, batch, how)) / 2**20
     assert planned == pytest.approx(measured, rel=0.11)

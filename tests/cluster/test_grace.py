@@ -28,7 +28,7 @@ RECIPE = shipped_recipes()["mini-r1-3b"]
 def planned() -> tuple[float, float, float]:
     """Seconds of an update, of a save and of both, of the recipe on what it was made for."""
     roles = assign(shape(4, 1), use_vllm=True, on_cpu=False)
-    timing = make_plan(load_recipe(RECIPE), roles, gpu_memory_gib=80).timing
+    timing = make_plan(load_recipe(RECIPE), roles, gpu_memory_gib=80, on_cpu=False).timing
     assert timing is not None
     return timing.update, timing.whole_save, timing.stop_s
 
@@ -64,7 +64,7 @@ def test_less_time_than_that_is_a_warning_with_the_numbers(
 
 def test_enough_time_is_no_warning() -> None:
     roles = assign(shape(4, 1), use_vllm=True, on_cpu=False)
-    timing = make_plan(load_recipe(RECIPE), roles, gpu_memory_gib=80).timing
+    timing = make_plan(load_recipe(RECIPE), roles, gpu_memory_gib=80, on_cpu=False).timing
     assert grace_warning(timing, (900, "GraceTime")) is None
     assert grace_warning(timing, None) is None
     assert grace_warning(None, (0, "GraceTime")) is None

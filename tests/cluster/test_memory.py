@@ -14,8 +14,8 @@ from mini_r1.plan import memory
 from mini_r1.plan.disk_space import OFFLOAD_BUFFER, disk_use, host_memory_gib, shared_memory_gib
 from mini_r1.plan.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory
 from mini_r1.plan.shapes import KNOWN, builtin_shape
+from mini_r1.plan.training_setup import LIVE, NO_ZERO, TrainingSetup, zero_settings
 from mini_r1.plan.vllm_memory import vllm_memory
-from mini_r1.plan.zero_memory import LIVE, NO_ZERO, zero_of
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.recipe.fields import Recipe
@@ -28,10 +28,17 @@ SHAPE = KNOWN[PUBLISHED.model_name_or_path]
 DEMO = builtin_shape(BUILTIN_MODELS[DEMO_MODEL])
 
 
-def table(recipe: Recipe, deepspeed: str | None = None, workers: int = 1, on_cpu: bool = False) -> Memory:
-    shape = KNOWN[recipe.model_name_or_path]
-    zero = zero_of(find_deepspeed(deepspeed), shape) if deepspeed else NO_ZERO
-    return training_memory(recipe, shape, zero, workers, available_gib=None, on_cpu=on_cpu)
+STATES = {"weights", "gradients", "float32 weights", "optimizer states", "float32 gradients"}
+"""Items that DeepSpeed's estimators count."""
+
+
+def setup(recipe: Recipe, deepspeed: str | None = None, workers: int = 1, gib: float | None = None) -> TrainingSetup:
+    zero = zero_settings(find_deepspeed(deepspeed), SHAPE) if deepspeed else NO_ZERO
+    return TrainingSetup(recipe, SHAPE, workers, zero, gpu_memory_gib=gib)
+
+
+def table(recipe: Recipe, deepspeed: str | None = None, workers: int = 1) -> Memory:
+    return training_memory(setup(recipe, deepspeed, workers))
 
 
 def gib(found: Memory) -> dict[str, float]:
@@ -49,7 +56,7 @@ def changed(**changes: Any) -> Recipe:
 def test_zero2_s_model_states_are_what_deepspeed_estimates(workers: int) -> None:
     """2P + 18P/N, the float32 gradients of the step included: equal to a byte in a parameter."""
     _, theirs = estimate_zero2_model_states_mem_needs(SHAPE.parameters, workers, 1, cpu_offload=False)
-    ours = sum(item.bytes for item in table(PUBLISHED, "zero2", workers).items if item.counted)
+    ours = sum(item.bytes for item in table(PUBLISHED, "zero2", workers).items if item.name in STATES)
     assert ours == pytest.approx(theirs, rel=1e-6)
 
 
@@ -61,7 +68,7 @@ def test_zero3_s_model_states_are_what_deepspeed_estimates_and_its_gradients(wor
     _, theirs, layer = estimate_zero3_model_states_mem_needs(
         SHAPE.parameters, SHAPE.embedding_parameters, workers, 1, cpu_offload=False, cpu_offload_params=False
     )
-    counted = {item.name: item.bytes for item in table(PUBLISHED, "zero3", workers).items if item.counted}
+    counted = {item.name: item.bytes for item in table(PUBLISHED, "zero3", workers).items if item.name in STATES}
     assert counted.pop("gradients") == 2 * SHAPE.parameters / workers
     assert sum(counted.values()) == pytest.approx(theirs - layer, rel=tolerance)
 
@@ -85,12 +92,7 @@ def test_offloaded_states_are_in_the_host_s_memory_as_deepspeed_estimates() -> N
         additional_buffer_factor=OFFLOAD_BUFFER,
     )  # fmt: skip
     recipe = changed(beta=0.0, use_vllm=False)
-    at = {
-        name: host_memory_gib(
-            recipe, SHAPE, zero_of(find_deepspeed(name), SHAPE), workers=8, all_workers=8, training_gib=None
-        )
-        for name in ("zero3", "zero3-offload")
-    }
+    at = {name: host_memory_gib(setup(recipe, name, workers=8), workers=8) for name in ("zero3", "zero3-offload")}
     base = 8 * 3.0 + SHAPE.parameters * 2 / GIB
     assert at["zero3-offload"] - base == pytest.approx(theirs / GIB, rel=0.01)
 
@@ -139,7 +141,7 @@ def test_four_bit_weights_take_what_the_qlora_paper_says(nested: bool, bits: flo
     recipe = changed(use_vllm=False, use_peft=True, load_in_4bit=True, use_bnb_nested_quant=nested)
     rest = (SHAPE.parameters - SHAPE.linear_parameters) * 4
     expected = SHAPE.linear_parameters * bits / 8 + rest
-    assert memory.frozen_bytes(recipe, SHAPE) == pytest.approx(expected)
+    assert setup(recipe).frozen_bytes == pytest.approx(expected)
 
 
 def test_every_moment_has_its_own_sum_and_the_largest_counts() -> None:
@@ -163,7 +165,7 @@ def test_checkpointing_saves_most_of_the_activations() -> None:
 
 def test_the_sampler_s_own_numbers_are_counted_with() -> None:
     assert sampler.SamplingConfig(1, 1.0).batch_rows == memory.SAMPLER_ROWS
-    assert sampler.COMPACT_EVERY == memory.SAMPLER_ROOM
+    assert sampler.COMPACT_EVERY == memory.SAMPLER_SPARE_TOKENS
 
 
 def test_a_token_of_the_cache_takes_keys_and_values_of_all_layers(untrained: Path) -> None:
@@ -179,21 +181,21 @@ def test_a_token_of_the_cache_takes_keys_and_values_of_all_layers(untrained: Pat
 
 
 def test_vllm_fills_its_share_with_the_cache() -> None:
-    found = vllm_memory(PUBLISHED, SHAPE, available_gib=80, on_cpu=False)
+    found = vllm_memory(setup(PUBLISHED, gib=80))
     graphs = next(item.bytes for item in found.items if item.name == "CUDA graphs") / GIB
     assert found.total_gib - graphs == pytest.approx(0.5 * 80)
     cache = next(item.bytes for item in found.items if item.name == "key-value cache")
     assert found.sequences == int(cache // (1280 * 36_864))
-    assert vllm_memory(PUBLISHED, SHAPE, available_gib=12, on_cpu=False).sequences == 0
-    assert vllm_memory(PUBLISHED, SHAPE, available_gib=None, on_cpu=False).sequences is None
+    assert vllm_memory(setup(PUBLISHED, gib=12)).sequences == 0
+    assert vllm_memory(setup(PUBLISHED, gib=None)).sequences is None
     odd = changed(max_completion_length=1025)  # the last block is taken whole
-    assert (vllm_memory(odd, SHAPE, available_gib=80, on_cpu=False).sequences or 0) == int(cache // (1296 * 36_864))
+    assert (vllm_memory(setup(odd, gib=80)).sequences or 0) == int(cache // (1296 * 36_864))
 
 
 def test_shared_memory_holds_one_tensor_at_a_time() -> None:
-    need = shared_memory_gib(PUBLISHED, SHAPE, workers=1, on_cpu=False)
+    need = shared_memory_gib(setup(PUBLISHED), workers=1)
     assert need == pytest.approx(151_936 * 2_048 * 2 / GIB)
-    assert shared_memory_gib(changed(use_vllm=False), SHAPE, workers=1, on_cpu=False) == 0
+    assert shared_memory_gib(setup(changed(use_vllm=False)), workers=1) == 0
 
 
 # --- disk ---
@@ -201,7 +203,7 @@ def test_shared_memory_holds_one_tensor_at_a_time() -> None:
 
 def test_disk_is_the_seed_s_43_gb_a_checkpoint_under_zero3() -> None:
     """Its 18 checkpoints took about 780 GB."""
-    found = disk_use(PUBLISHED, SHAPE, zero_of(find_deepspeed("zero3"), SHAPE), 450, 192)
+    found = disk_use(setup(PUBLISHED, "zero3", workers=3), 450)
     assert found.checkpoint * GIB / 1e9 == pytest.approx(43, abs=0.5)
     assert found.checkpoints == 3 * found.checkpoint
     assert found.snapshots == 18 * found.snapshot
@@ -215,7 +217,7 @@ def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path,
     path = small_recipe(max_steps=2)
     run = RunDir(tmp_path / "run")
     train(str(path), [], run.path)
-    found = disk_use(load_recipe(path), DEMO, NO_ZERO, 2, 16)
+    found = disk_use(TrainingSetup(load_recipe(path), DEMO), 2)
     for saved, expected in (
         (run.complete_checkpoints()[0], found.checkpoint),
         (run.complete_snapshots()[0], found.snapshot),
@@ -229,19 +231,19 @@ def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path,
 
 
 def test_auto_is_what_transformers_makes_of_it() -> None:
-    zero = zero_of(find_deepspeed("zero3"), SHAPE)
+    zero = zero_settings(find_deepspeed("zero3"), SHAPE)
     assert (zero.stage, zero.bucket, zero.buckets) == (3, 2048**2, 2)
     assert zero.live == LIVE + int(0.9 * 2048**2)
     assert not zero.offload_optimizer
-    assert zero_of(find_deepspeed("zero3-offload"), SHAPE).offload_weights
-    assert zero_of(find_deepspeed("zero2"), SHAPE).live == 0
+    assert zero_settings(find_deepspeed("zero3-offload"), SHAPE).offload_weights
+    assert zero_settings(find_deepspeed("zero2"), SHAPE).live == 0
 
 
 def test_a_file_that_says_nothing_has_deepspeed_s_defaults() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     theirs = DeepSpeedZeroConfig(stage=3)
-    zero = zero_of(DeepSpeedFile("x", Path("x"), {"zero_optimization": {"stage": 3}}), SHAPE)
+    zero = zero_settings(DeepSpeedFile("x", Path("x"), {"zero_optimization": {"stage": 3}}), SHAPE)
     assert zero.bucket == theirs.reduce_bucket_size
     assert zero.live == theirs.max_live_parameters + theirs.prefetch_bucket_size
     assert zero.sub_group == theirs.sub_group_size

@@ -13,10 +13,12 @@ import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.nvidia import Driver, Gpu
 from mini_r1.machine.roles import assign, shape
+from mini_r1.plan import recipe_plans
 from mini_r1.plan.plan_errors import LOST_BELOW
-from mini_r1.plan.planner import HUB_ROWS, Plan, choose_deepspeed, make_plan, steps_of
+from mini_r1.plan.planner import HUB_ROWS, Plan, choose_deepspeed, count_steps, make_plan
 from mini_r1.plan.recipe_plans import find_hardware, plan_for
 from mini_r1.plan.shapes import KNOWN
+from mini_r1.plan.training_setup import TrainingSetup
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
@@ -35,7 +37,7 @@ def recipe(base: Recipe = PUBLISHED, **changes: Any) -> Recipe:
 
 def planned(made: Recipe, gpus: int = 4, nodes: int = 1, gib: float | None = 80, deepspeed: str = "auto") -> Plan:
     roles = assign(shape(gpus, nodes), use_vllm=made.use_vllm, on_cpu=gpus == 0)
-    return make_plan(made, roles, gpu_memory_gib=gib, deepspeed=deepspeed)
+    return make_plan(made, roles, gpu_memory_gib=gib, on_cpu=gpus == 0, deepspeed=deepspeed)
 
 
 def refusal(plan: Plan) -> str:
@@ -86,10 +88,10 @@ def test_the_demo_on_a_cpu() -> None:
     ],
 )
 def test_steps_are_counted_where_the_recipe_tells_them(changes: dict[str, Any], steps: int | None) -> None:
-    assert steps_of(recipe(**changes), 3) == steps
+    assert count_steps(recipe(**changes), 3) == steps
     plan = planned(recipe(**changes))
     assert plan.steps == steps
-    assert any("told by its data" in warning for warning in plan.warnings) == (steps is None)
+    assert any("depends on the data" in warning for warning in plan.warnings) == (steps is None)
 
 
 # --- DeepSpeed ---
@@ -114,8 +116,8 @@ def test_deepspeed_is_the_fastest_that_fits(
     changes: dict[str, Any], workers: int, gib: float | None, chosen: str | None
 ) -> None:
     made = recipe(**changes)
-    shape_ = KNOWN[made.model_name_or_path]
-    assert choose_deepspeed(made, shape_, workers, gpu_memory_gib=gib, on_cpu=False) == chosen
+    setup = TrainingSetup(made, KNOWN[made.model_name_or_path], workers, gpu_memory_gib=gib)
+    assert choose_deepspeed(made, setup, on_cpu=False) == chosen
 
 
 def test_no_deepspeed_on_a_cpu_unless_it_is_named() -> None:
@@ -249,7 +251,7 @@ def test_unknown_gpu_memory_is_said() -> None:
 # --- where the devices come from ---
 
 
-def test_devices_are_those_asked_for_then_those_here_then_the_recipe_s_own() -> None:
+def test_devices_come_from_options_then_this_machine_then_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = {"CUDA_VISIBLE_DEVICES": ""}
     path = find_recipe("mini-r1-3b")
     asked = find_hardware(nothing, gpus=2, nodes=3, gpu_memory_gib=40, recipe=path)
@@ -257,7 +259,8 @@ def test_devices_are_those_asked_for_then_those_here_then_the_recipe_s_own() -> 
     # What the NVIDIA library would say of a card that it does not have here.
     driver = Driver("550.54.14", (12, 4), gpus=tuple(Gpu(str(i), "made up", (9, 0), 40 * 2**30, 0) for i in range(2)))
     slurm = {"SLURM_GPUS_ON_NODE": "2"}
-    here = find_hardware(slurm, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path, driver=lambda ids: driver)
+    monkeypatch.setattr(recipe_plans, "read_driver", lambda ids: driver)
+    here = find_hardware(slurm, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
     assert (here.gpu_memory_gib, here.gpus) == (40, 2)
     assert "SLURM_GPUS_ON_NODE=2" in here.source
     own = find_hardware(nothing, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)

@@ -144,4 +144,4 @@ def test_a_kind_of_another_layout_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     found = find_shape(str(tmp_path), "main")
     assert (found.shape, found.errors) == (None, ())
-    assert "memory and time are known of qwen2, llama, mistral only" in found.warnings[0]
+    assert "memory and time are known for qwen2, llama, mistral only" in found.warnings[0]

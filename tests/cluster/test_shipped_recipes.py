@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import shape
-from mini_r1.plan.plan_tables import summary
-from mini_r1.plan.recipe_plans import VARIANTS, Hardware, declared_hardware, largest_that_fits, plan_for
+from mini_r1.plan.plan_tables import summarize
+from mini_r1.plan.recipe_plans import VARIANTS, Hardware, declared_hardware, find_largest_fitting, plan_for
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_recipes
@@ -57,7 +57,7 @@ def test_a_header_says_what_the_plan_says_today(name: str) -> None:
     header = [
         line.removeprefix("# Plan: ") for line in SHIPPED[name].read_text().splitlines() if line.startswith("# Plan: ")
     ]
-    assert header == summary(plan_for(load_recipe(SHIPPED[name]), place))
+    assert header == summarize(plan_for(load_recipe(SHIPPED[name]), place))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -141,11 +141,11 @@ def test_the_list_for_given_devices_says_what_does_not_fit_and_why(mini_r1: Kit)
         (at(4, 16), "mini-r1-3b"),
     ],
 )
-def test_the_largest_that_fits(place: Hardware, name: str) -> None:
-    choice = largest_that_fits(place)
-    assert choice.path.stem == name
-    assert f"{name} is the largest shipped recipe that fits (these devices)" in choice.words
-    assert "completions a step" in choice.words
+def test_the_largest_recipe_that_fits_is_found(place: Hardware, name: str) -> None:
+    path, reason = find_largest_fitting(place)
+    assert path.stem == name
+    assert f"{name} is the largest shipped recipe that fits (these devices)" in reason
+    assert "completions a step" in reason
 
 
 def test_variants_are_shipped_and_never_taken_by_themselves() -> None:
@@ -154,7 +154,7 @@ def test_variants_are_shipped_and_never_taken_by_themselves() -> None:
 
 def test_nothing_that_fits_is_an_error() -> None:
     with pytest.raises(KitError, match="no shipped recipe fits these devices"):
-        largest_that_fits(at(1, 1))
+        find_largest_fitting(at(1, 1))
 
 
 def test_a_recipe_without_a_header_was_made_for_nothing_known(tmp_path: Path) -> None:

@@ -22,8 +22,6 @@ from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.disk_space import host_memory_gib, shared_memory_gib
 from mini_r1.plan.planner import Plan, make_plan
 from mini_r1.plan.recipe_plans import Hardware, declared_hardware
-from mini_r1.plan.zero_memory import NO_ZERO, zero_of
-from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 
@@ -247,15 +245,10 @@ def test_every_pod_has_the_memory_that_the_plan_needs_beside_its_volumes(
 ) -> None:
     found = of(overlay)
     plan = found.plan
-    assert plan.shape is not None
-    assert plan.memory is not None
-    zero = zero_of(find_deepspeed(plan.deepspeed), plan.shape) if plan.deepspeed else NO_ZERO
+    assert plan.setup is not None
     for pod, node in zip(found.pods, found.roles.nodes, strict=True):
         # The plan's own figure is node 0's; another node has a worker more, and no vLLM.
-        need = host_memory_gib(
-            found.recipe, plan.shape, zero, workers=node.workers, all_workers=plan.num_processes,
-            training_gib=plan.memory.total_gib if plan.on_cpu else None,
-        )  # fmt: skip
+        need = host_memory_gib(plan.setup, node.workers)
         assert need == plan.host_memory_gib or pod.index > 0
         assert need + pod.in_memory_gib <= pod.memory_gib, pod.of.where
 
@@ -265,11 +258,11 @@ def test_shared_memory_holds_what_the_plan_needs_and_what_nccl_wants(
     of: Callable[[str], Planned], overlay: str
 ) -> None:
     found = of(overlay)
-    assert found.plan.shape is not None
+    assert found.plan.setup is not None
     for pod, node in zip(found.pods, found.roles.nodes, strict=True):
         volume = pod.volume("/dev/shm")["emptyDir"]
         assert volume["medium"] == "Memory"
-        need = shared_memory_gib(found.recipe, found.plan.shape, workers=node.workers, on_cpu=found.plan.on_cpu)
+        need = shared_memory_gib(found.plan.setup, node.workers)
         assert gib(volume["sizeLimit"]) >= max(need, 1.0)  # 1 GiB: below it the doctor warns
 
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from mini_r1.doctor.site_file import Site
 from mini_r1.doctor.slurm import directives, names_of_partitions, script_text
 from mini_r1.findings import Finding, ok, skip, warn
-from mini_r1.plan.timing import time_to_stop
+from mini_r1.plan.timing import describe_stop
 
 _FIELD: Final = re.compile(r"(\w+)\s*=\s*(\S+)")
 _LEAD: Final = re.compile(r"@(\d+)")
@@ -41,7 +41,7 @@ def time_to_save(site: Site) -> Finding:
         _notice(site, int(kill_wait), enough),
         *(_preemption(site, name, int(kill_wait), enough) for name in _preempted(site, config)),
     ]
-    needed = f"asked to stop, the run needs up to {time_to_stop(timing)}"
+    needed = f"asked to stop, the run needs up to {describe_stop(timing)}"
     short = [each for each in given if each.seconds < timing.stop_s]
     if not short:
         return ok(f"{needed}; {'; '.join(each.words for each in given)}")

@@ -11,7 +11,7 @@ from mini_r1.machine.devices import Devices, given_devices
 from mini_r1.machine.nodes import Nodes, find_nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.plan.planner import AUTO
-from mini_r1.plan.recipe_plans import Hardware, largest_that_fits
+from mini_r1.plan.recipe_plans import Hardware, find_largest_fitting
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.run.run_dir import RunDir
@@ -81,9 +81,8 @@ def read_job(order: LaunchOptions, environment: Mapping[str, str], say: Say) -> 
         memory = smallest_gpu_gib(read_driver(devices.ids))
     if order.recipe == AUTO:
         place = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source)
-        choice = largest_that_fits(place)
-        path = choice.path
-        say(choice.words)
+        path, reason = find_largest_fitting(place)
+        say(reason)
     else:
         path = find_recipe(order.recipe)
     recipe = load_recipe(path, order.overrides)

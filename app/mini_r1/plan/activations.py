@@ -1,13 +1,14 @@
-"""Bytes of what a forward pass leaves for its backward pass, and of the logits.
+"""Bytes that a forward pass leaves for its backward pass, and bytes of the logits.
 
 Korthikanti et al. (arXiv:2205.05198, section 4.1) count a layer's activations tensor by tensor: 34 s b h + 5 a s^2 b
-bytes for GPT in 16 bits. The same count here for the layer of Qwen2, Llama and Mistral as transformers 4.48.1 writes
-it: RMSNorm in float32, shared keys and values, a gated MLP, no dropout. tests/cluster/test_activations.py holds it
-against the tensors that autograd really keeps.
+bytes for GPT in 16 bits. This is the same count for the layer of Qwen2, Llama and Mistral in transformers 4.48.1:
+RMSNorm in float32, shared keys and values, a gated MLP, no dropout. tests/cluster/test_activations.py compares it with
+the tensors that autograd really keeps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mini_r1.plan.shapes import ModelShape
@@ -20,13 +21,7 @@ LOGITS_COPIES = 4
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward and backward pass of a worker, at its largest.
-
-    Attributes:
-        sequences: completions, the micro step's prompts times num_generations.
-        prompt: tokens of the longest prompt allowed.
-        completion: tokens of the longest completion allowed.
-    """
+    """One forward and backward pass of a worker at its largest; prompt and completion in tokens."""
 
     sequences: int
     prompt: int
@@ -34,62 +29,20 @@ class MicroBatch:
 
     @property
     def tokens(self) -> int:
-        """Padding included."""
+        """All tokens, padding included."""
         return self.sequences * (self.prompt + self.completion)
-
-
-def layer_bytes(shape: ModelShape, attention: str, *, residual: int, compute: int) -> float:
-    """What one decoder layer keeps for its backward pass, in bytes for each token, without eager's score matrices.
-
-        2 norms      each h in float32, h in the residual's type, h as the next linear layers' input
-        attention    queries h, keys and values, output h; sdpa copies keys and values for each head and the output once
-        MLP          gate, silu(gate), up and their product: 4 i
-        autocast     where the residual is wider, each of five linear layers behind a norm casts its input anew: 3 h
-
-    Args:
-        shape: of the model.
-        attention: `eager`, `sdpa` or `flash_attention_2`.
-        residual: bytes of a value between the layers: the weights' type.
-        compute: bytes of a value inside linear layers.
-    """
-    h = shape.hidden
-    norms = 2 * h * (4 + residual + compute) + (3 * h * compute if residual > compute else 0)
-    wide = shape.heads * shape.head_size
-    kept = 2 * wide + 2 * shape.kv_width if attention == "flash_attention_2" else 5 * wide
-    return norms + compute * (kept + 4 * shape.intermediate)
-
-
-def score_bytes(shape: ModelShape, attention: str, length: int, compute: int) -> float:
-    """Of the attention scores of one layer, in bytes for each token: the eager kernel keeps them, the others do not.
-
-    Per head and pair of positions the softmax in float32 and, in 16 bits, once more in the compute type.
-    """
-    if attention != "eager":
-        return 0.0
-    return shape.heads * length * (4 + (compute if compute == 2 else 0))
-
-
-def adapter_bytes(shape: ModelShape, modules: list[str] | None, compute: int) -> float:
-    """What LoRA keeps more in one layer, in bytes for each token: its own input of each adapted linear layer."""
-    if modules is None:
-        names = {"q_proj", "v_proj"}
-    elif modules == ["all-linear"]:
-        names = set(shape.linears)
-    else:
-        names = {module.rsplit(".", 1)[-1] for module in modules}
-    return compute * sum(inputs for name, (inputs, _) in shape.linears.items() if name in names)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """How a micro-batch goes through the layers.
+    """How a micro-batch passes through the layers.
 
     Attributes:
-        attention: its kernel.
-        residual: see `layer_bytes`.
-        compute: see `layer_bytes`.
+        attention: `eager`, `sdpa` or `flash_attention_2`.
+        residual: bytes of a value between the layers: the weights' type.
+        compute: bytes of a value inside linear layers.
         checkpointing: the recipe's gradient_checkpointing.
-        extra_per_token: of one layer, see `adapter_bytes`.
+        extra_per_token: bytes of one layer's adapters, see `adapter_bytes`.
     """
 
     attention: str
@@ -99,8 +52,40 @@ class Pass:
     extra_per_token: float = 0.0
 
 
+def layer_bytes(shape: ModelShape, attention: str, *, residual: int, compute: int) -> float:
+    """Return what one decoder layer keeps for its backward pass, in bytes per token, without eager's score matrices.
+
+        2 norms      each h in float32, h in the residual's type, h as the next linear layers' input
+        attention    queries h, keys and values, output h; sdpa copies keys and values for each head and the output once
+        MLP          gate, silu(gate), up and their product: 4 i
+        autocast     if the residual is wider, each of five linear layers behind a norm casts its input anew: 3 h
+
+    Arguments as in `Pass`.
+    """
+    h = shape.hidden
+    norms = 2 * h * (4 + residual + compute) + (3 * h * compute if residual > compute else 0)
+    wide = shape.heads * shape.head_size
+    kept = 2 * wide + 2 * shape.kv_width if attention == "flash_attention_2" else 5 * wide
+    return norms + compute * (kept + 4 * shape.intermediate)
+
+
+def score_bytes(shape: ModelShape, attention: str, length: int, compute: int) -> float:
+    """Return the attention scores that one layer keeps, in bytes per token: only the eager kernel keeps them.
+
+    Per head and pair of positions the softmax in float32 and, in 16 bits, once more in the compute type.
+    """
+    if attention != "eager":
+        return 0.0
+    return shape.heads * length * (4 + (compute if compute == 2 else 0))
+
+
+def adapter_bytes(shape: ModelShape, modules: Sequence[str] | None, compute: int) -> float:
+    """Return what LoRA keeps more in one layer, in bytes per token: its own input of each adapted linear layer."""
+    return compute * sum(inputs for inputs, _ in shape.adapted_linears(modules))
+
+
 def activation_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
-    """Bytes that the forward pass leaves until the backward pass has used them.
+    """Return the bytes that the forward pass leaves until the backward pass has used them.
 
     Without checkpointing all that every layer keeps; with it each layer's input (Chen et al., arXiv:1604.06174). Both:
     the last norm, and sdpa's mask of sequences times length squared.
@@ -110,10 +95,10 @@ def activation_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
     return batch.tokens * (shape.layers * layers + last + _mask(batch, how))
 
 
-def passing_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
-    """Most bytes that come and go above those of `activation_bytes`.
+def transient_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
+    """Return the most bytes that come and go above those of `activation_bytes`.
 
-    First the logits with loss and gradient; they are gone when the backward pass reaches the layers. Then, for one
+    First the logits with loss and gradient, which are gone when the backward pass reaches the layers. Then, for one
     layer at a time, the gradients inside it (3 i and a float32 h twice), and with checkpointing all that it keeps,
     calculated again. So the larger of the two counts: on an H100 their sum was up to 17.5 % too much, the larger one
     within 5.3 % (bench/RESULTS.md).
@@ -125,7 +110,6 @@ def passing_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
 
 
 def _one_layer(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
-    """Of each token, all that a layer keeps."""
     layer = layer_bytes(shape, how.attention, residual=how.residual, compute=how.compute) + how.extra_per_token
     layer += score_bytes(shape, how.attention, batch.prompt + batch.completion, how.compute)
     # Autocast casts the mask in each layer.
@@ -137,8 +121,10 @@ def _mask(batch: MicroBatch, how: Pass) -> int:
 
 
 def logits_bytes(shape: ModelShape, batch: MicroBatch, compute: int) -> float:
-    """Peak of the chunked log-probabilities, by the formula of training/logprobs.py; in 16 bits the output layer's
-    own result and its gradient come on top."""
+    """Return the peak of the chunked log-probabilities, by the formula of training/logprobs.py.
+
+    In 16 bits the output layer's own result and its gradient come on top.
+    """
     tokens = batch.sequences * batch.completion
     chunk = min(tokens, max(1, LOGITS_CHUNK_BYTES // (4 * shape.vocabulary)))
     return chunk * shape.vocabulary * (4 * LOGITS_COPIES + (4 if compute == 2 else 0))

@@ -1,4 +1,4 @@
-"""A plan as one page for people."""
+"""Plans as tables for people."""
 
 from __future__ import annotations
 
@@ -12,83 +12,72 @@ from rich.table import Table
 from mini_r1.console import printable
 from mini_r1.plan.memory import GIB, PHASES
 from mini_r1.plan.planner import Plan
-from mini_r1.plan.timing import time_to_stop
+from mini_r1.plan.timing import describe_stop
+from mini_r1.run.run_dir import KEEP_CHECKPOINTS
+from mini_r1.values import duration
 
 
-def summary(plan: Plan) -> list[str]:
-    """Two sentences, those that a shipped recipe has in its header: a test holds them against today's plan."""
-    recipe = plan.recipe
+def summarize(plan: Plan) -> list[str]:
+    """Return the two lines that a shipped recipe has in its header; a test compares them with today's plan."""
     one, several = ("process", "processes") if plan.on_cpu else ("training GPU", "training GPUs")
-    where = f"{plan.num_processes} {one if plan.num_processes == 1 else several}{' on the CPU' * plan.on_cpu}"
+    workers = f"{plan.num_processes} {one if plan.num_processes == 1 else several}{' on the CPU' * plan.on_cpu}"
     vllm = f" + vLLM on {plan.vllm_device}" if plan.vllm_device else ""
     deepspeed = f"DeepSpeed {plan.deepspeed}" if plan.deepspeed else "no DeepSpeed"
     prompts = f"{plan.prompts_per_step} prompt{'s' * (plan.prompts_per_step != 1)}"
     lines = [
-        f"{where}{vllm}, {deepspeed}; {prompts} x {recipe.num_generations} = "
+        f"{workers}{vllm}, {deepspeed}; {prompts} x {plan.recipe.num_generations} = "
         f"{plan.completions_per_step} completions a step"
     ]
     if plan.memory is None or plan.disk is None:
         return lines
-    of = f" of {plan.gpu_memory_gib:g}" if plan.gpu_memory_gib else ""
-    parts = [f"{plan.memory.total_gib:.1f}{of} GiB on each"]
+    available = f" of {plan.gpu_memory_gib:g}" if plan.gpu_memory_gib else ""
+    parts = [f"{plan.memory.total_gib:.1f}{available} GiB on each"]
     if plan.vllm is not None:
         parts.append(f"vLLM {plan.vllm.total_gib:.1f}")
     parts.append(f"disk {plan.disk.total:.1f} GiB" if plan.disk.total >= 0.1 else "disk below 0.1 GiB")
     if plan.timing is not None and plan.timing.hours is not None:
-        parts.append(f"about {duration(plan.timing.hours)}")
+        parts.append(f"about {duration(plan.timing.hours * 3600)}")
     return [*lines, ", ".join(parts)]
 
 
-def duration(hours: float) -> str:
-    """In hours, or minutes where that says more."""
-    return f"{hours:.1f} h" if hours >= 0.95 else f"{hours * 60:.0f} min"
-
-
 def print_plan(plan: Plan, console: Console, source: str) -> None:
-    """Print the page.
-
-    Args:
-        plan: what to show.
-        console: of the standard output.
-        source: where the devices were read, in words.
-    """
+    """Print a plan, and what specifies its devices, as one page."""
     text = partial(console.print, markup=False, soft_wrap=True)  # a sentence is copied whole
     text(printable(f"{plan.recipe.model_name_or_path}: {source}"))
     if plan.roles is not None:
-        for line in summary(plan):
+        for line in summarize(plan):
             text(line)
         console.print()
-        console.print(_roles(plan), _batch(plan))
+        console.print(_roles_table(plan), _batch_table(plan))
     if plan.memory is not None:
-        console.print(_memory(plan))
-        console.print(_storage(plan))
+        console.print(_memory_table(plan))
+        console.print(_storage_table(plan))
     if plan.timing is not None:
-        text(_time(plan))
-        text(f"Stopping takes at most {time_to_stop(plan.timing)}")
-        for line in plan.timing.assumptions:
+        timing = plan.timing
+        run = f", {duration(timing.hours * 3600)} for {timing.steps:,} steps" if timing.hours is not None else ""
+        text(
+            f"Time, an estimate: {timing.step_s:.1f} s a step (rollout {timing.rollout:.1f}, reference "
+            f"{timing.reference:.1f}, update {timing.update:.1f}, save {timing.save:.1f}){run}. It assumes:"
+        )
+        for line in timing.assumptions:
             text(f"  {line}", style="dim")
+        text(f"Stopping takes at most {describe_stop(timing)}")
     for warning in plan.warnings:
         text(f"warning: {printable(warning)}", style="yellow")
     for error in plan.errors:
         text(f"error: {printable(error)}", style="red")
-    verdict = "this plan cannot work" if plan.errors else "nothing speaks against this plan"
-    text(verdict if plan.errors else f"{verdict}; figures are estimates: docs/plan.md")
+    text("this plan cannot work" if plan.errors else "no errors; figures are estimates: docs/plan.md")
 
 
 def print_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print what `recipes.listed` says.
-
-    Args:
-        rows: one for each recipe.
-        console: of the standard output.
-    """
+    """Print the rows of `recipe_rows`."""
     table = _table("Shipped recipes", "recipe", "made for", "time", "disk, GiB", "fits")
     for row in rows:
-        hours, disk = row["hours"], row["disk_gib"]
+        made_for, hours, disk = row["made_for"] or "?", row["hours"], row["disk_gib"]
         table.add_row(
             row["name"],
-            _short(row["made_for"]),
-            "?" if hours is None else duration(hours),
+            "CPU" if "no GPU" in made_for else made_for.removeprefix("1 node x ").replace(" of ", ", "),
+            "?" if hours is None else duration(hours * 3600),
             "?" if disk is None else f"{disk:.0f}",
             "yes" if row["fits"] else "no",
         )
@@ -98,13 +87,6 @@ def print_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             console.print(f"{row['name']}: {printable(error)}", markup=False, soft_wrap=True)
 
 
-def _short(made_for: str | None) -> str:
-    """`1 node x 4 GPUs of 80 GiB` in a column."""
-    if made_for is None:
-        return "?"
-    return "CPU" if "no GPU" in made_for else made_for.removeprefix("1 node x ").replace(" of ", ", ")
-
-
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
@@ -112,7 +94,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _roles(plan: Plan) -> Table:
+def _roles_table(plan: Plan) -> Table:
     table = _table("Roles", "node", "workers", "ranks", "training devices", "vLLM")
     for node in plan.roles.nodes if plan.roles else ():
         ranks = f"{node.ranks.start}-{node.ranks.stop - 1}" if node.workers > 1 else str(node.first_rank)
@@ -121,20 +103,19 @@ def _roles(plan: Plan) -> Table:
     return table
 
 
-def _batch(plan: Plan) -> Table:
+def _batch_table(plan: Plan) -> Table:
     table = _table("Batch", "", "optimizer step", "run")
-    steps = plan.steps
     for name, each in (
         ("steps", 1),
         ("prompts", plan.prompts_per_step),
         ("completions", plan.completions_per_step),
         ("tokens generated, at most", plan.tokens_per_step),
     ):
-        table.add_row(name, f"{each:,}", "?" if steps is None else f"{each * steps:,}")
+        table.add_row(name, f"{each:,}", "?" if plan.steps is None else f"{each * plan.steps:,}")
     return table
 
 
-def _memory(plan: Plan) -> Table:
+def _memory_table(plan: Plan) -> Table:
     memory = plan.memory
     assert memory is not None
     device = "Each process on the CPU" if plan.on_cpu else "Each training GPU"
@@ -148,7 +129,9 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
-def _storage(plan: Plan) -> Table:
+def _storage_table(plan: Plan) -> Table:
+    disk = plan.disk
+    assert disk is not None
     table = _table("vLLM's GPU, host and disk, GiB" if plan.vllm else "Host and disk, GiB", "", "")
     if plan.vllm is not None:
         for item in plan.vllm.items:
@@ -156,24 +139,16 @@ def _storage(plan: Plan) -> Table:
         fit = plan.vllm.sequences
         table.add_row("vLLM: sequences that the cache holds", "?" if fit is None else f"{fit:,}")
         table.add_section()
-    table.add_row("host memory, node 0", f"{plan.host_memory_gib:.1f}")
-    table.add_row("shared memory (/dev/shm)", f"{plan.shm_gib:.2f}")
-    disk = plan.disk
-    assert disk is not None
-    table.add_row(f"disk: checkpoints of {disk.checkpoint:.2f}, two and one being written", f"{disk.checkpoints:.1f}")
-    table.add_row(f"disk: snapshots of {disk.snapshot:.2f}, every save", f"{disk.snapshots:.1f}")
-    table.add_row("disk: completions", f"{disk.completions:.1f}")
+    kept = f"{KEEP_CHECKPOINTS} kept and one being written"
+    for name, size in (
+        ("host memory, node 0", f"{plan.host_memory_gib:.1f}"),
+        ("shared memory (/dev/shm)", f"{plan.shm_gib:.2f}"),
+        (f"disk: checkpoints of {disk.checkpoint:.2f}, {kept}", f"{disk.checkpoints:.1f}"),
+        (f"disk: snapshots of {disk.snapshot:.2f}, every save", f"{disk.snapshots:.1f}"),
+        ("disk: completions", f"{disk.completions:.1f}"),
+    ):
+        table.add_row(name, size)
     return table
-
-
-def _time(plan: Plan) -> str:
-    timing = plan.timing
-    assert timing is not None
-    run = "" if timing.hours is None else f", {duration(timing.hours)} for {timing.steps:,} steps"
-    return (
-        f"Time, an estimate: {timing.step_s:.1f} s a step (rollout {timing.rollout:.1f}, reference "
-        f"{timing.reference:.1f}, update {timing.update:.1f}, save {timing.save:.1f}){run}. It assumes:"
-    )
 
 
 def _gib(size: float) -> str:

@@ -1,45 +1,47 @@
 """What a recipe means on given devices: roles, batch, memory, disk, time, and everything that cannot work.
 
-plan = make_plan(recipe, assign(shape(4, 1), use_vllm=True, on_cpu=False), gpu_memory_gib=80)
+roles = assign(shape(4, 1), use_vllm=True, on_cpu=False)
+plan = make_plan(recipe, roles, gpu_memory_gib=80, on_cpu=False)
 plan.num_processes, plan.deepspeed, plan.errors  # (3, "zero2", [])
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import Roles
 from mini_r1.plan.disk_space import DiskUse, disk_use, host_memory_gib, shared_memory_gib
 from mini_r1.plan.memory import Memory, training_memory
-from mini_r1.plan.plan_errors import faults, misfits, remarks
-from mini_r1.plan.shapes import Found, ModelShape, builtin_shape, find_shape
+from mini_r1.plan.plan_errors import memory_errors, plan_warnings, recipe_errors
+from mini_r1.plan.shapes import FoundShape, builtin_shape, find_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
+from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, zero_settings
 from mini_r1.plan.vllm_memory import VllmMemory, vllm_memory
-from mini_r1.plan.zero_memory import IN_ORDER, NO_ZERO, Zero, zero_of
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import GENERATED, Recipe
 
 AUTO: Final = "auto"
 HUB_SET, HUB_ROWS = "Jiayi-Pan/Countdown-Tasks-3to4", 490_364
-"""The original's data set and how many rows it has."""
+"""The data set of the original and its number of rows."""
 ASSUMED_GIB: Final = 80.0
-"""Memory of a GPU by which DeepSpeed is chosen where nobody says how much there is."""
+"""GPU memory by which DeepSpeed is chosen if it is unknown."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
-    """A recipe on given devices. Memory, disk and time are None where the model's shape is not known."""
+    """A recipe on given devices. Setup, memory, disk and time are None if the model's shape is unknown."""
 
     recipe: Recipe
     roles: Roles | None
+    """None if no roles can be assigned."""
     on_cpu: bool
     gpu_memory_gib: float | None
-    deepspeed: str | None
+    deepspeed: str | None = None
     """None, the name of a shipped configuration, or a path."""
-    shape: ModelShape | None = None
+    setup: TrainingSetup | None = None
     steps: int | None = None
     memory: Memory | None = None
     vllm: VllmMemory | None = None
@@ -52,19 +54,18 @@ class Plan:
 
     @property
     def num_processes(self) -> int:
-        """Training workers over all nodes; 0 where the roles cannot be given."""
+        """Training workers over all nodes; 0 without roles."""
         return self.roles.num_processes if self.roles else 0
 
     @property
     def vllm_device(self) -> str | None:
-        """As `Roles.vllm_device`."""
+        """vLLM's device, see `Roles.vllm_device`."""
         return self.roles.vllm_device if self.roles else None
 
     @property
     def prompts_per_step(self) -> int:
-        """Of an optimizer step, over all workers."""
-        each = self.recipe.per_device_train_batch_size * self.recipe.gradient_accumulation_steps
-        return each * self.num_processes
+        """Prompts of an optimizer step, over all workers."""
+        return _prompts_per_step(self.recipe, self.num_processes)
 
     @property
     def completions_per_step(self) -> int:
@@ -73,44 +74,34 @@ class Plan:
 
     @property
     def tokens_per_step(self) -> int:
-        """Generated at most, in an optimizer step."""
+        """Most tokens generated in an optimizer step."""
         return self.completions_per_step * self.recipe.max_completion_length
 
     def to_dict(self) -> dict[str, Any]:
-        """The --json of `mini-r1 plan`."""
-        steps = self.steps
-        nodes = self.roles.nodes if self.roles else ()
+        """Return the --json of `mini-r1 plan`."""
+        each_step = {
+            "prompts": self.prompts_per_step,
+            "completions": self.completions_per_step,
+            "max_tokens": self.tokens_per_step,
+        }
         return {
             "num_processes": self.num_processes,
             "vllm_device": self.vllm_device,
-            "nodes": [
-                {
-                    "workers": node.workers,
-                    "devices": list(node.devices),
-                    "training_devices": list(node.training_devices),
-                    "vllm_device": node.vllm_device,
-                    "first_rank": node.first_rank,
-                }
-                for node in nodes
-            ],
+            "nodes": [asdict(node) for node in self.roles.nodes] if self.roles else [],
             "on_cpu": self.on_cpu,
             "gpu_memory_gib": self.gpu_memory_gib,
             "deepspeed": self.deepspeed,
             "model": self.recipe.model_name_or_path,
-            "parameters": self.shape.parameters if self.shape else None,
-            "steps": steps,
-            "prompts_per_step": self.prompts_per_step,
-            "completions_per_step": self.completions_per_step,
-            "max_tokens_per_step": self.tokens_per_step,
-            "prompts": None if steps is None else steps * self.prompts_per_step,
-            "completions": None if steps is None else steps * self.completions_per_step,
-            "max_tokens": None if steps is None else steps * self.tokens_per_step,
+            "parameters": self.setup.shape.parameters if self.setup else None,
+            "steps": self.steps,
+            **{f"{name}_per_step": value for name, value in each_step.items()},
+            **{name: None if self.steps is None else self.steps * value for name, value in each_step.items()},
             "memory_gib": {
                 "training_device": self.memory.to_dict() if self.memory else None,
                 "vllm_device": self.vllm.to_dict() if self.vllm else None,
             },
-            "host_memory_gib": _rounded(self.host_memory_gib),
-            "shm_gib": _rounded(self.shm_gib),
+            "host_memory_gib": None if self.host_memory_gib is None else round(self.host_memory_gib, 2),
+            "shm_gib": None if self.shm_gib is None else round(self.shm_gib, 2),
             "disk_gib": self.disk.to_dict() if self.disk else None,
             "time": self.timing.to_dict() if self.timing else None,
             "errors": self.errors,
@@ -119,124 +110,79 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, roles: Roles, *, gpu_memory_gib: float | None, deepspeed: str = AUTO, on_cpu: bool | None = None
+    recipe: Recipe, roles: Roles, *, gpu_memory_gib: float | None, on_cpu: bool, deepspeed: str = AUTO
 ) -> Plan:
-    """Plan a recipe; a plan that cannot work comes back with its errors in it, nothing is raised.
+    """Plan a recipe; a plan that cannot work has errors, nothing is raised.
 
     Args:
         recipe: what to train.
-        roles: who does what.
-        gpu_memory_gib: of the smallest GPU; None where it is not known.
+        roles: what each device does.
+        gpu_memory_gib: memory of the smallest GPU; None if unknown.
+        on_cpu: whether the devices are slots on a CPU.
         deepspeed: `auto`, `none`, the name of a shipped configuration, or a path.
-        on_cpu: whether the devices are slots of a CPU; None reads it off the roles (no device, or vLLM on "cpu").
     """
-    if on_cpu is None:
-        on_cpu = roles.vllm_device == "cpu" or not roles.nodes[0].devices
     if recipe.built_in:
-        found = Found(builtin_shape(recipe.built_in))
+        found = FoundShape(builtin_shape(recipe.built_in))
     else:
         found = find_shape(recipe.model_name_or_path, recipe.model_revision)
-    return _planned(recipe, roles, found, None if on_cpu else gpu_memory_gib, deepspeed, on_cpu)
-
-
-def impossible(recipe: Recipe, error: str, *, gpu_memory_gib: float | None, on_cpu: bool) -> Plan:
-    """The plan where no roles can be given at all."""
-    return Plan(recipe, None, on_cpu, gpu_memory_gib, None, errors=[error])
-
-
-def _planned(
-    recipe: Recipe, roles: Roles, found: Found, gpu_memory_gib: float | None, deepspeed: str, on_cpu: bool
-) -> Plan:
-    shape, workers = found.shape, roles.num_processes
-    errors, warnings = list(found.errors), [*recipe.warnings(), *found.warnings]
-    chosen: str | None = None
-    zero = NO_ZERO
+    gpu_memory_gib = None if on_cpu else gpu_memory_gib
+    setup: TrainingSetup | None = None
+    if found.shape is not None:
+        workers = roles.num_processes
+        setup = TrainingSetup(recipe, found.shape, workers, gpu_memory_gib=gpu_memory_gib, on_cpu=on_cpu)
+    plan = Plan(recipe, roles, on_cpu, gpu_memory_gib, steps=count_steps(recipe, roles.num_processes))
+    plan.errors += found.errors
+    plan.warnings += [*recipe.warnings(), *found.warnings]
     try:
-        chosen = _named(deepspeed) if deepspeed != AUTO else choose_deepspeed(
-            recipe, shape, workers, gpu_memory_gib=gpu_memory_gib, on_cpu=on_cpu
-        )  # fmt: skip
-        if chosen is not None:
-            file = find_deepspeed(chosen)
-            zero = zero_of(file, shape) if shape else Zero(stage=file.stage)
+        if deepspeed == AUTO:
+            plan.deepspeed = choose_deepspeed(recipe, setup, on_cpu=on_cpu)
+        elif deepspeed != "none":
+            plan.deepspeed = deepspeed
+        if plan.deepspeed is not None:
+            file = find_deepspeed(plan.deepspeed)
+            setup = setup and replace(setup, zero=zero_settings(file, setup.shape))
     except KitError as error:
-        errors.append(error.message)
-    errors += faults(recipe, shape, chosen, on_cpu=on_cpu)
-    warnings += remarks(recipe, shape, chosen, on_cpu=on_cpu, gpu_memory_gib=gpu_memory_gib)
-    steps = steps_of(recipe, workers)
-    if steps is None:
-        warnings.append("how many steps the run has is told by its data, which is not read here: set max_steps")
-    if shape is None:
-        return Plan(recipe, roles, on_cpu, gpu_memory_gib, chosen, steps=steps, errors=errors, warnings=warnings)
-    memory = training_memory(recipe, shape, zero, workers, available_gib=gpu_memory_gib, on_cpu=on_cpu)
-    vllm = vllm_memory(recipe, shape, available_gib=gpu_memory_gib, on_cpu=on_cpu) if recipe.use_vllm else None
-    errors += misfits(recipe, shape, zero, chosen, workers, memory, vllm, on_cpu=on_cpu)
-    per_step = workers * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    storage = disk_use(recipe, shape, zero, steps, per_step * recipe.num_generations)
-    if on_cpu:
-        timing = demo_timing(recipe, steps)
-    else:
-        timing = gpu_timing(
-            recipe, shape, workers, steps=steps, storage=storage, offloaded=zero.offload_optimizer,
-            gpu_memory_gib=gpu_memory_gib,
-        )  # fmt: skip
-    first = roles.nodes[0].workers
-    return Plan(
-        recipe,
-        roles,
-        on_cpu,
-        gpu_memory_gib,
-        chosen,
-        shape=shape,
-        steps=steps,
-        memory=memory,
-        vllm=vllm,
-        host_memory_gib=host_memory_gib(
-            recipe, shape, zero, workers=first, all_workers=workers, training_gib=memory.total_gib if on_cpu else None
-        ),
-        shm_gib=shared_memory_gib(recipe, shape, workers=first, on_cpu=on_cpu),
-        disk=storage,
-        timing=timing,
-        errors=errors,
-        warnings=warnings,
-    )
+        plan.errors.append(error.message)
+    plan.errors += recipe_errors(recipe, found.shape, plan.deepspeed, on_cpu=on_cpu)
+    plan.warnings += plan_warnings(recipe, found.shape, plan.deepspeed, gpu_memory_gib, on_cpu=on_cpu)
+    if plan.steps is None:
+        plan.warnings.append("the number of steps depends on the data, which is not read here: set max_steps")
+    if setup is None:
+        return plan
+    first_node = roles.nodes[0].workers
+    plan.setup = setup
+    plan.memory = training_memory(setup)
+    plan.vllm = vllm_memory(setup) if recipe.use_vllm else None
+    plan.errors += memory_errors(setup, plan.deepspeed, plan.memory, plan.vllm)
+    plan.disk = disk_use(setup, plan.steps)
+    plan.host_memory_gib = host_memory_gib(setup, first_node)
+    plan.shm_gib = shared_memory_gib(setup, first_node)
+    plan.timing = demo_timing(setup, plan.steps) if on_cpu else gpu_timing(setup, plan.steps, plan.disk)
+    return plan
 
 
-def choose_deepspeed(
-    recipe: Recipe, shape: ModelShape | None, workers: int, *, gpu_memory_gib: float | None, on_cpu: bool
-) -> str | None:
-    """The DeepSpeed configuration of `auto`.
+def choose_deepspeed(recipe: Recipe, setup: TrainingSetup | None, *, on_cpu: bool) -> str | None:
+    """Return the DeepSpeed configuration of `auto`; `setup` is None for a model of unknown shape.
 
     None on a CPU and with an adapter, whose optimizer is small. None for one worker whose float32 weights fit. Else the
     first of IN_ORDER that fits: with 16-bit weights also for one worker, because ZeRO keeps them in float32 as well,
     and a learning rate of 5e-7 is lost in bfloat16's rounding without.
-
-    Args:
-        recipe: what is trained.
-        shape: of its model; of one that is not known, the one that needs least of the GPUs.
-        workers: training devices.
-        gpu_memory_gib: of the smallest; None counts as ASSUMED_GIB.
-        on_cpu: no GPU.
     """
     if on_cpu or recipe.use_peft:
         return None
-    if shape is None:
+    if setup is None:
         return "zero3"
-    available = ASSUMED_GIB if gpu_memory_gib is None else gpu_memory_gib
-
-    def fits(zero: Zero) -> bool:
-        return training_memory(recipe, shape, zero, workers, available_gib=available, on_cpu=False).fits
-
-    float32 = recipe.torch_dtype in (None, "float32")
-    if workers == 1 and float32 and fits(NO_ZERO):
+    setup = replace(setup, gpu_memory_gib=setup.gpu_memory_gib or ASSUMED_GIB)
+    if setup.workers == 1 and recipe.torch_dtype in (None, "float32") and training_memory(setup).fits:
         return None
     for name in IN_ORDER:
-        if fits(zero_of(find_deepspeed(name), shape)):
+        if training_memory(replace(setup, zero=zero_settings(find_deepspeed(name), setup.shape))).fits:
             return name
     return IN_ORDER[-1]
 
 
-def steps_of(recipe: Recipe, workers: int) -> int | None:
-    """Optimizer steps of the run; None where only the data can tell: a file, or a hub set other than the original's.
+def count_steps(recipe: Recipe, workers: int) -> int | None:
+    """Return the optimizer steps of the run; None if they depend on data that is not known here.
 
     Counted by epochs it is `training.schedule.total_steps` of the rows that are not held out; the split keeps the rows
     of one problem together, so it can be a step or two more or less.
@@ -250,13 +196,9 @@ def steps_of(recipe: Recipe, workers: int) -> int | None:
         return None
     if rows is None:
         return None
-    prompts = workers * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    return max(1, math.ceil(recipe.num_train_epochs * rows * (1 - recipe.test_fraction) / prompts))
+    trained_rows = rows * (1 - recipe.test_fraction)
+    return max(1, math.ceil(recipe.num_train_epochs * trained_rows / _prompts_per_step(recipe, workers)))
 
 
-def _named(deepspeed: str) -> str | None:
-    return None if deepspeed == "none" else deepspeed
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
+def _prompts_per_step(recipe: Recipe, workers: int) -> int:
+    return workers * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps

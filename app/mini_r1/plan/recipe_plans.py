@@ -1,6 +1,6 @@
 """The shipped recipes on given devices, the shape that each was made for, and the largest one that fits.
 
-A recipe never names a GPU. What it was made for stands in its header, in one line that this module reads:
+A recipe never names a GPU. The hardware it was made for is in its header, in one line that this module reads:
 
     # Shape: 1 node x 4 GPUs of 80 GiB
     # Shape: 1 node, no GPU
@@ -9,59 +9,46 @@ A recipe never names a GPU. What it was made for stands in its header, in one li
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mini_r1.errors import KitError
-from mini_r1.machine.devices import CPU_SWITCH, given_devices
-from mini_r1.machine.nvidia import Driver, read_driver, smallest_gpu_gib
+from mini_r1.machine.devices import ACCELERATOR, CPU_SWITCH, given_devices
+from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.machine.roles import assign, shape
-from mini_r1.plan.planner import AUTO, Plan, impossible, make_plan
+from mini_r1.plan.planner import AUTO, Plan, make_plan
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_recipes
 
 _SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
 HEADER_LINES: Final = 40
-"""Lines of a recipe that are looked at for its shape."""
+"""Lines of a recipe that are searched for its shape."""
 VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
-"""Another recipe with one thing changed, to ask what comes of it: `largest_that_fits` takes the one that it varies."""
+"""Another recipe with one thing changed, to see its effect: `find_largest_fitting` takes the one that it varies."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
-    """The devices of a plan.
-
-    Attributes:
-        devices: of each node.
-        on_cpu: whether they are slots of a CPU, or none.
-        gpu_memory_gib: of the smallest; None where it is not known.
-        source: in words, where that comes from.
-    """
+    """The devices of a plan, by node; without a GPU the nodes have none, or slots on the CPU."""
 
     devices: list[list[str]]
     on_cpu: bool
     gpu_memory_gib: float | None
+    """Memory of the smallest GPU; None if unknown."""
     source: str
+    """What specifies these devices."""
 
     @property
     def gpus(self) -> int:
-        """All of them."""
+        """GPUs over all nodes."""
         return 0 if self.on_cpu else sum(map(len, self.devices))
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A recipe and why it was taken, in one sentence."""
-
-    path: Path
-    words: str
-
-
 def declared_hardware(path: Path) -> Hardware | None:
-    """What a recipe was made for, by its header."""
+    """Return the hardware that a recipe was made for, by its header."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
             header = [file.readline(200).rstrip() for _ in range(HEADER_LINES)]
@@ -71,8 +58,8 @@ def declared_hardware(path: Path) -> Hardware | None:
         found = _SHAPE.fullmatch(line)
         if found:
             nodes, gpus, memory = (int(number or 0) for number in found.groups())
-            words = f"the shape in the header of {path.name}: {line.removeprefix('# Shape: ')}"
-            return Hardware(shape(gpus, nodes or 1), gpus == 0, float(memory) or None, words)
+            source = f"the shape in the header of {path.name}: {line.removeprefix('# Shape: ')}"
+            return Hardware(shape(gpus, nodes or 1), gpus == 0, float(memory) or None, source)
     return None
 
 
@@ -83,37 +70,34 @@ def find_hardware(
     nodes: int | None,
     gpu_memory_gib: float | None,
     recipe: Path | None,
-    driver: Callable[[Sequence[str]], Driver | None] = read_driver,
 ) -> Hardware:
-    """The devices to plan for: the ones asked for, else those given to this process, else the recipe's own, else a CPU.
+    """Return the devices of the options, else those given to this process, else the recipe's own, else a CPU.
 
     Args:
-        environment: of this process.
-        gpus: asked for, on each node; 0 is a CPU.
-        nodes: asked for; None is 1, or what the recipe was made for.
-        gpu_memory_gib: asked for.
-        recipe: whose header says what it was made for.
-        driver: tells about GPUs by their ids.
+        environment: variables of this process.
+        gpus: option: GPUs of each node; 0 is a CPU.
+        nodes: option; None is 1, or what the recipe was made for.
+        gpu_memory_gib: option.
+        recipe: file with a shape in its header.
 
     Raises:
-        KitError: there is no such shape, or the environment names no devices that there are.
+        KitError: such devices cannot exist, or the environment names devices that don't.
     """
     if gpu_memory_gib is not None and not gpu_memory_gib > 0:
         raise KitError(f"--gpu-memory {gpu_memory_gib:g}: must be above 0, in GiB")
     made_for = declared_hardware(recipe) if recipe else None
-    on_cpu = environment.get("MINI_R1_ACCELERATOR") == "cpu"
+    on_cpu = environment.get(ACCELERATOR) == "cpu"
     if gpus is not None:
         memory = gpu_memory_gib or (made_for.gpu_memory_gib if made_for else None)
-        words = "as asked for" + (f", {CPU_SWITCH}" if on_cpu else "")
+        source = "the options" + (f", {CPU_SWITCH}" if on_cpu else "")
         if memory and not gpu_memory_gib and gpus and not on_cpu:
-            words += f"; {memory:g} GiB from the recipe's header"
-        return Hardware(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, words)
+            source += f"; {memory:g} GiB from the recipe's header"
+        return Hardware(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, source)
     given = given_devices(environment)
     if given.ids or on_cpu:
-        memory = gpu_memory_gib or (None if given.on_cpu else smallest_gpu_gib(driver(given.ids)))
-        return Hardware(
-            [list(given.ids)] * (nodes or 1), given.on_cpu, memory, f"this machine's devices ({given.source})"
-        )
+        memory = gpu_memory_gib or (None if given.on_cpu else smallest_gpu_gib(read_driver(given.ids)))
+        source = f"this machine's devices ({given.source})"
+        return Hardware([list(given.ids)] * (nodes or 1), given.on_cpu, memory, source)
     if made_for is not None:
         devices = made_for.devices if nodes is None else [made_for.devices[0]] * nodes
         memory = gpu_memory_gib or made_for.gpu_memory_gib
@@ -121,30 +105,29 @@ def find_hardware(
     return Hardware([[]] * (nodes or 1), True, None, "no GPU here, and the recipe's header names no shape: the CPU")
 
 
-def plan_for(recipe: Recipe, place: Hardware, deepspeed: str = AUTO) -> Plan:
-    """The plan of a recipe on these devices, also where no roles can be given."""
+def plan_for(recipe: Recipe, hardware: Hardware, deepspeed: str = AUTO) -> Plan:
+    """Plan a recipe on these devices; a plan without roles has the reason in its errors."""
+    memory, on_cpu = hardware.gpu_memory_gib, hardware.on_cpu
     try:
-        roles = assign(place.devices, use_vllm=recipe.use_vllm, on_cpu=place.on_cpu)
+        roles = assign(hardware.devices, use_vllm=recipe.use_vllm, on_cpu=on_cpu)
     except KitError as error:
-        return impossible(recipe, error.message, gpu_memory_gib=place.gpu_memory_gib, on_cpu=place.on_cpu)
-    return make_plan(
-        recipe, roles, gpu_memory_gib=place.gpu_memory_gib, deepspeed=deepspeed, on_cpu=place.on_cpu
-    )  # fmt: skip
+        return Plan(recipe, None, on_cpu, memory, errors=[error.message])
+    return make_plan(recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
 
 
-def shipped_plans(place: Hardware | None) -> list[tuple[Path, Hardware, Plan]]:
-    """Every shipped recipe on these devices, or each on what it was made for."""
+def shipped_plans(hardware: Hardware | None) -> list[tuple[Path, Hardware, Plan]]:
+    """Plan every shipped recipe on these devices, or each on what it was made for."""
     plans = []
     for path in shipped_recipes().values():
-        own = place or declared_hardware(path) or Hardware([[]], True, None, "the CPU")
+        own = hardware or declared_hardware(path) or Hardware([[]], True, None, "the CPU")
         plans.append((path, own, plan_for(load_recipe(path), own)))
     return plans
 
 
 def recipe_rows(plans: Sequence[tuple[Path, Hardware, Plan]]) -> list[dict[str, Any]]:
-    """The --json of `mini-r1 recipes`."""
+    """Return the --json of `mini-r1 recipes`."""
     rows = []
-    for path, place, plan in plans:
+    for path, hardware, plan in plans:
         made_for = declared_hardware(path)
         rows.append(
             {
@@ -152,7 +135,7 @@ def recipe_rows(plans: Sequence[tuple[Path, Hardware, Plan]]) -> list[dict[str, 
                 "model": plan.recipe.model_name_or_path,
                 "adapter": plan.recipe.use_peft,
                 "made_for": made_for.source.split(": ", 1)[1] if made_for else None,
-                "devices": [len(node) for node in place.devices],
+                "devices": [len(node) for node in hardware.devices],
                 "gpu_memory_gib": plan.gpu_memory_gib,
                 "deepspeed": plan.deepspeed,
                 "fits": not plan.errors,
@@ -165,10 +148,10 @@ def recipe_rows(plans: Sequence[tuple[Path, Hardware, Plan]]) -> list[dict[str, 
     return rows
 
 
-def largest_that_fits(place: Hardware) -> Choice:
-    """The shipped recipe that `launch auto` takes.
+def find_largest_fitting(hardware: Hardware) -> tuple[Path, str]:
+    """Return the shipped recipe that `launch auto` takes, and a sentence with the reason.
 
-    Of those that were made for at most so many GPUs, or for a CPU where there is none, and whose plan has no errors:
+    It is one whose plan has no errors and that was made for no more GPUs than there are, or for a CPU if there is none:
     the one that trains most parameters; at equal size all weights before an adapter, then the one made for most GPUs,
     then the one with most completions a step. VARIANTS are left out.
 
@@ -176,24 +159,23 @@ def largest_that_fits(place: Hardware) -> Choice:
         KitError: none fits.
     """
     best: tuple[tuple[int, bool, int, int], Path, Plan] | None = None
-    for path, _, plan in shipped_plans(place):
+    for path, _, plan in shipped_plans(hardware):
         made_for = declared_hardware(path)
-        if made_for is None or plan.errors or plan.shape is None or path.stem in VARIANTS:
+        if made_for is None or plan.errors or plan.setup is None or path.stem in VARIANTS:
             continue
-        if made_for.gpus > place.gpus or made_for.on_cpu != place.on_cpu:
+        if made_for.gpus > hardware.gpus or made_for.on_cpu != hardware.on_cpu:
             continue
-        size = (plan.shape.parameters, not plan.recipe.use_peft, made_for.gpus, plan.completions_per_step)
+        size = (plan.setup.shape.parameters, not plan.recipe.use_peft, made_for.gpus, plan.completions_per_step)
         if best is None or size > best[0]:
             best = (size, path, plan)
     if best is None:
         raise KitError(
-            f"no shipped recipe fits {place.source}: `mini-r1 recipes` says of each why; name one, and change it with "
-            "--set"
+            f"no shipped recipe fits {hardware.source}: see `mini-r1 recipes` for the reasons; name a recipe, and "
+            "change it with --set"
         )
     _, path, plan = best
-    what = "an adapter of" if plan.recipe.use_peft else "all weights of"
-    return Choice(
-        path,
-        f"{path.stem} is the largest shipped recipe that fits ({place.source}): it trains {what} "
-        f"{plan.recipe.model_name_or_path}, {plan.completions_per_step} completions a step",
+    trained = "an adapter of" if plan.recipe.use_peft else "all weights of"
+    return path, (
+        f"{path.stem} is the largest shipped recipe that fits ({hardware.source}): it trains {trained} "
+        f"{plan.recipe.model_name_or_path}, {plan.completions_per_step} completions a step"
     )

@@ -14,33 +14,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mini_r1.errors import KitError
 from mini_r1.recipe.builtin_models import BuiltinModel
 from mini_r1.recipe.keys import did_you_mean
 from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
 
 LAYOUTS: Final = ("qwen2", "llama", "mistral")
-"""Kinds whose decoder layer is the one below: grouped-query attention, a gated MLP, two RMSNorms."""
+"""Kinds with the decoder layer below: grouped-query attention, a gated MLP, two RMSNorms."""
 NORMS_PER_LAYER: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder-only transformer.
+    """A decoder-only transformer. Names in formulas: hidden h, heads a, intermediate i, vocabulary V.
 
     Attributes:
-        name: hub id or directory.
         kind: its model_type.
-        hidden: width, h.
-        layers: decoder layers.
-        heads: attention heads, a.
         kv_heads: heads of keys and values, shared by groups of the others.
-        head_size: of one head.
-        intermediate: width inside the MLP, i.
-        vocabulary: V, rows of the embedding.
         tied: whether the output layer is the embedding.
         max_positions: longest sequence, in tokens.
-        dtype: of the weights file.
+        dtype: type of the weights file.
         qkv_bias: whether queries, keys and values have a bias, as Qwen2's.
     """
 
@@ -60,7 +52,7 @@ class ModelShape:
 
     @property
     def kv_width(self) -> int:
-        """Values in one token's keys, and as many in its values, of one layer."""
+        """Values in one token's keys of one layer, and as many in its values."""
         return self.kv_heads * self.head_size
 
     @property
@@ -74,40 +66,39 @@ class ModelShape:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all linear layers, without the output layer: what quantization stores in fewer bits."""
+        """Weights of all linear layers without the output layer: what quantization stores in fewer bits."""
         return self.layers * sum(inputs * outputs for inputs, outputs in self.linears.values())
 
     @property
     def embedding_parameters(self) -> int:
-        """Of the embedding, the largest single tensor; the output layer's are as many, where it is not the same."""
+        """Weights of the embedding, the largest single tensor; an output layer that is not tied has as many."""
         return self.vocabulary * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All of them; tied ones once."""
+        """All weights; tied ones count once."""
         biases = self.layers * (self.heads * self.head_size + 2 * self.kv_width) if self.qkv_bias else 0
         norms = self.layers * NORMS_PER_LAYER * self.hidden + self.hidden
         return self.embedding_parameters * (1 if self.tied else 2) + self.linear_parameters + biases + norms
 
-    def adapter_parameters(self, rank: int, modules: Sequence[str] | None) -> int:
-        """Of a LoRA adapter: r * (inputs + outputs) for each adapted linear layer (arXiv:2106.09685, section 4.1).
+    def adapted_linears(self, modules: Sequence[str] | None) -> list[tuple[int, int]]:
+        """Return inputs and outputs of the linear layers of a decoder layer that a LoRA adapter changes.
 
-        Args:
-            rank: r.
-            modules: names, or `all-linear`; None is peft's choice for these kinds, q_proj and v_proj.
+        `modules` are names, or `all-linear`; None is peft's choice for these kinds, q_proj and v_proj.
         """
-        if modules is None:
-            names = {"q_proj", "v_proj"}
-        elif list(modules) == ["all-linear"]:
-            names = set(self.linears)
-        else:
-            names = {module.rsplit(".", 1)[-1] for module in modules}
-        return self.layers * rank * sum(a + b for name, (a, b) in self.linears.items() if name in names)
+        if modules is not None and list(modules) == ["all-linear"]:
+            return list(self.linears.values())
+        names = {module.rsplit(".", 1)[-1] for module in (("q_proj", "v_proj") if modules is None else modules)}
+        return [size for name, size in self.linears.items() if name in names]
+
+    def adapter_parameters(self, rank: int, modules: Sequence[str] | None) -> int:
+        """Return the weights of a LoRA adapter: r * (inputs + outputs) per layer (arXiv:2106.09685, section 4.1)."""
+        return self.layers * rank * sum(map(sum, self.adapted_linears(modules)))
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What is known of a model: its shape, or why not."""
+class FoundShape:
+    """The shape of a model, or None with the reasons."""
 
     shape: ModelShape | None
     errors: tuple[str, ...] = ()
@@ -115,10 +106,10 @@ class Found:
 
 
 def _qwen25(
-    size: str, *, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int, tied: bool,
-    base_positions: int,
+    size: str, *, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int, vocabulary: int = 151_936,
+    tied: bool = True, base_positions: int,
 ) -> dict[str, ModelShape]:  # fmt: skip
-    """Base and instruct model of a size; values of the two config.json on the hub."""
+    """Return base and instruct model of a size; values of the two config.json on the hub."""
     base = ModelShape(
         name=f"Qwen/Qwen2.5-{size}", kind="qwen2", hidden=hidden, layers=layers, heads=heads, kv_heads=kv_heads,
         head_size=128 if hidden > 1000 else 64, intermediate=intermediate, vocabulary=vocabulary, tied=tied,
@@ -129,20 +120,17 @@ def _qwen25(
 
 
 KNOWN: Final[dict[str, ModelShape]] = {
-    **_qwen25("0.5B", hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4_864, vocabulary=151_936, tied=True,
-              base_positions=32_768),
-    **_qwen25("1.5B", hidden=1_536, layers=28, heads=12, kv_heads=2, intermediate=8_960, vocabulary=151_936, tied=True,
-              base_positions=131_072),
-    **_qwen25("3B", hidden=2_048, layers=36, heads=16, kv_heads=2, intermediate=11_008, vocabulary=151_936, tied=True,
-              base_positions=32_768),
-    **_qwen25("7B", hidden=3_584, layers=28, heads=28, kv_heads=4, intermediate=18_944, vocabulary=152_064, tied=False,
-              base_positions=131_072),
+    **_qwen25("0.5B", hidden=896, layers=24, heads=14, kv_heads=2, intermediate=4_864, base_positions=32_768),
+    **_qwen25("1.5B", hidden=1_536, layers=28, heads=12, kv_heads=2, intermediate=8_960, base_positions=131_072),
+    **_qwen25("3B", hidden=2_048, layers=36, heads=16, kv_heads=2, intermediate=11_008, base_positions=32_768),
+    **_qwen25("7B", hidden=3_584, layers=28, heads=28, kv_heads=4, intermediate=18_944, base_positions=131_072,
+              vocabulary=152_064, tied=False),
 }  # fmt: skip
 """Models of the shipped recipes and their relatives."""
 
 
 def builtin_shape(model: BuiltinModel) -> ModelShape:
-    """As training/from_scratch.py makes it."""
+    """Return the shape that training/from_scratch.py gives a built-in model."""
     heads = model.hidden_size // model.head_size
     return ModelShape(
         name=model.name, kind="qwen2", hidden=model.hidden_size, layers=model.layers, heads=heads, kv_heads=heads,
@@ -151,38 +139,36 @@ def builtin_shape(model: BuiltinModel) -> ModelShape:
     )  # fmt: skip
 
 
-def find_shape(name: str, revision: str) -> Found:
-    """The shape of a model by hub id or directory; nothing is fetched.
-
-    Args:
-        name: the recipe's `model_name_or_path`.
-        revision: the recipe's `model_revision`, of a hub id.
-    """
+def find_shape(name: str, revision: str) -> FoundShape:
+    """Return the shape of a model by hub id or directory, and by revision of a hub id; nothing is downloaded."""
     if name in KNOWN:
-        return Found(KNOWN[name])
+        return FoundShape(KNOWN[name])
     path = Path(name).expanduser()
     if path.is_dir():
-        return _of_directory(name, path)
+        return _directory_shape(name, path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return Found(None, warnings=(f"{name} is not on this machine, so memory and time are not known here",))
+        return _unknown(f"{name} is not on this machine, so memory and time are not known here")
     kind = later_kind_by_name(name)
     if kind is not None:
-        return Found(None, errors=(unknown_kind(name, kind, ""),))
+        return _unusable(unknown_kind(name, kind, ""))
     cached = _cached_config(name, revision)
     if cached is not None:
-        return _of_file(name, cached)
-    guess = did_you_mean(name, KNOWN)
-    return Found(
-        None,
-        warnings=(
-            f"the shape of {name} is not known here, so memory and time are not either{guess or ':'} "
-            "shapes are known of Qwen2.5 0.5B to 7B, of a local model directory, and of what is in the hub's cache",
-        ),
+        return _config_shape(name, cached)
+    return _unknown(
+        f"the shape of {name} is not known here, so memory and time are not either{did_you_mean(name, KNOWN) or ':'} "
+        "shapes are known for Qwen2.5 0.5B to 7B, a local model directory, and models in the hub's cache"
     )
 
 
+def _unknown(warning: str) -> FoundShape:
+    return FoundShape(None, warnings=(warning,))
+
+
+def _unusable(error: str) -> FoundShape:
+    return FoundShape(None, errors=(error,))
+
+
 def _cached_config(name: str, revision: str) -> Path | None:
-    """config.json in the hub's cache of this machine."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -193,55 +179,44 @@ def _cached_config(name: str, revision: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _of_directory(name: str, path: Path) -> Found:
+def _directory_shape(name: str, path: Path) -> FoundShape:
     if (path / "adapter_config.json").is_file():
-        return Found(
-            None,
-            errors=(
-                f"{name} is an adapter and is not trained further: train its base model, or merge the two into a model "
-                "of its own (peft's merge_and_unload) and train that",
-            ),
+        return _unusable(
+            f"{name} is an adapter and is not trained further: train its base model, or merge the two into a new model "
+            "(peft's merge_and_unload) and train that"
         )
     if not (path / "config.json").is_file():
-        return Found(None, errors=(f"{name} has no config.json: name a directory that save_pretrained wrote",))
-    return _of_file(name, path / "config.json")
+        return _unusable(f"{name} has no config.json: name a directory that save_pretrained wrote")
+    return _config_shape(name, path / "config.json")
 
 
-def _of_file(name: str, path: Path) -> Found:
+def _config_shape(name: str, path: Path) -> FoundShape:
     try:
         config = json.loads(path.read_text("utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        return Found(None, errors=(f"{path}: cannot be read as a model's configuration ({error}): copy it again",))
+        return _unusable(f"{path}: cannot be read as a model's configuration ({error}): copy it again")
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in FIRST_VERSION:
-        return Found(None, errors=(unknown_kind(name, kind, ""),))
+        return _unusable(unknown_kind(name, kind, ""))
     if kind not in LAYOUTS:
-        return Found(
-            None,
-            warnings=(
-                f"{name} is a model of kind {str(kind)[:40]!r}: memory and time are known of {', '.join(LAYOUTS)} only",
-            ),
-        )
+        known = ", ".join(LAYOUTS)
+        return _unknown(f"{name} is a model of kind {str(kind)[:40]!r}: memory and time are known for {known} only")
     try:
-        return Found(_shape(name, str(kind), config))
-    except KitError as error:
-        return Found(None, errors=(f"{path}: {error.message}",))
+        return FoundShape(_read_shape(name, str(kind), config))
+    except ValueError as error:
+        return _unusable(f"{path}: {error}: copy the file again")
 
 
-def _shape(name: str, kind: str, config: Mapping[str, Any]) -> ModelShape:
-    """A shape from the fields of config.json.
-
-    Raises:
-        KitError: a size is missing or is none.
-    """
+def _read_shape(name: str, kind: str, config: Mapping[str, Any]) -> ModelShape:
+    """Return the shape that a config.json describes, or raise ValueError if a size is missing or wrong."""
 
     def size(key: str, default: int | None = None) -> int:
         value = config.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**9:
-            raise KitError(f"{key} must be a whole number above 0, found {str(value)[:40]}: copy the file again")
+            raise ValueError(f"{key} must be a whole number above 0, found {str(value)[:40]}")
         return value
 
     heads = size("num_attention_heads")

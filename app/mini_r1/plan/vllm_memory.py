@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.plan.memory import CONTEXT_GIB, GIB, Item, compute_bytes, kv_bytes_per_token
-from mini_r1.plan.shapes import ModelShape
-from mini_r1.recipe.fields import Recipe
+from mini_r1.plan.memory import CONTEXT_GIB, GIB, MemoryItem, kv_bytes_per_token
+from mini_r1.plan.training_setup import TrainingSetup
 
 BLOCK: Final = 16
 """Tokens of a block of vLLM's cache: a sequence takes whole blocks (arXiv:2309.06180, section 4)."""
@@ -18,34 +17,29 @@ PROFILED_TOKENS: Final = 2048
 GRAPHS_GIB: Final = 1.0
 """Captured CUDA graphs, outside of vllm_gpu_memory_utilization. An allowance, not measured here."""
 CPU_CACHE_GIB: Final = 1.0
-"""On a CPU the cache has a size of its own, VLLM_CPU_KVCACHE_SPACE."""
+"""Size of the cache on a CPU, VLLM_CPU_KVCACHE_SPACE."""
 HEAD_SIZES_GPU: Final = (32, 64, 80, 96, 112, 120, 128, 160, 192, 224, 256)
-"""Of vLLM 0.7.0's FlashAttention backend, and of PagedAttention, which it falls back to."""
+"""Head sizes of vLLM 0.7.0's FlashAttention backend and of PagedAttention, which it falls back to."""
 HEAD_SIZES_CPU: Final = (32, 64, 80, 96, 112, 128, 192, 256)
-"""That vLLM 0.7.0's csrc/cpu/attention.cpp is compiled for."""
+"""Head sizes that vLLM 0.7.0's csrc/cpu/attention.cpp is compiled for."""
 
 
 @dataclass(frozen=True, slots=True)
 class VllmMemory:
-    """vLLM's table.
+    """The memory table of vLLM's device; with unknown memory the items lack the cache."""
 
-    Attributes:
-        items: what it holds; the cache is what is left of its share.
-        available_gib: the device's memory; None where it is not known, and then there is no cache in the items.
-        sequences: how many of max_prompt_length + max_completion_length the cache holds; None with unknown memory.
-    """
-
-    items: tuple[Item, ...]
+    items: tuple[MemoryItem, ...]
     available_gib: float | None
     sequences: int | None
+    """Sequences of max_prompt_length + max_completion_length that the cache holds; None with unknown memory."""
 
     @property
     def total_gib(self) -> float:
-        """All items."""
+        """Memory of all items."""
         return sum(item.bytes for item in self.items) / GIB
 
     def to_dict(self) -> dict[str, object]:
-        """For --json."""
+        """Return the table for --json."""
         return {
             "items": {item.name: round(item.bytes / GIB, 2) for item in self.items},
             "total": round(self.total_gib, 2),
@@ -54,38 +48,33 @@ class VllmMemory:
         }
 
 
-def vllm_memory(recipe: Recipe, shape: ModelShape, *, available_gib: float | None, on_cpu: bool) -> VllmMemory:
-    """vLLM takes `vllm_gpu_memory_utilization` of the device; what weights and activations leave of it is its cache.
+def vllm_memory(setup: TrainingSetup) -> VllmMemory:
+    """Return vLLM's memory table.
 
-    Args:
-        recipe: what is generated.
-        shape: of its model.
-        available_gib: the device's memory.
-        on_cpu: see CPU_CACHE_GIB.
+    vLLM takes `vllm_gpu_memory_utilization` of the device; what weights and activations leave of that is its cache.
     """
-    each = compute_bytes(recipe, shape)
-    length = recipe.longest_sequence
-    weights = shape.parameters * each
+    shape, each, available = setup.shape, setup.compute_bytes, setup.gpu_memory_gib
+    length = setup.recipe.longest_sequence
     tokens = max(PROFILED_TOKENS, length)
     # The forward pass that it profiles: gate, up and product, residual and norm; logits of every sequence in float32.
     activations = tokens * each * (3 * shape.intermediate + 4 * shape.hidden) + MAX_SEQUENCES * shape.vocabulary * 12
-    items = [Item("weights", weights), Item("activations", activations)]
+    items = [MemoryItem("weights", shape.parameters * each), MemoryItem("activations", activations)]
     cache: float | None = None
-    if on_cpu:
+    if setup.on_cpu:
         cache = CPU_CACHE_GIB * GIB
     else:
-        items.append(Item("CUDA context", CONTEXT_GIB * GIB))
-        if available_gib is not None:
-            share = recipe.vllm_gpu_memory_utilization * available_gib * GIB
+        items.append(MemoryItem("CUDA context", CONTEXT_GIB * GIB))
+        if available is not None:
+            share = setup.recipe.vllm_gpu_memory_utilization * available * GIB
             cache = max(0.0, share - sum(item.bytes for item in items))
-        items.append(Item("CUDA graphs", GRAPHS_GIB * GIB))
-    if cache is not None:
-        items.append(Item("key-value cache", cache))
+        items.append(MemoryItem("CUDA graphs", GRAPHS_GIB * GIB))
+    if cache is None:
+        return VllmMemory(tuple(items), available, None)
+    items.append(MemoryItem("key-value cache", cache))
     whole_blocks = -(-length // BLOCK) * BLOCK
-    fit = None if cache is None else int(cache // (whole_blocks * kv_bytes_per_token(shape, each)))
-    return VllmMemory(tuple(items), available_gib, fit)
+    return VllmMemory(tuple(items), available, int(cache // (whole_blocks * kv_bytes_per_token(shape, each))))
 
 
 def head_sizes(on_cpu: bool) -> tuple[int, ...]:
-    """The attention heads that vLLM 0.7.0 can do."""
+    """Return the sizes of attention heads that vLLM 0.7.0 can run."""
     return HEAD_SIZES_CPU if on_cpu else HEAD_SIZES_GPU

@@ -1,0 +1,155 @@
+"""What memory, disk and time are calculated from: recipe, model's shape, DeepSpeed's settings and devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mini_r1.plan.activations import MicroBatch
+from mini_r1.plan.shapes import ModelShape
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile
+from mini_r1.recipe.fields import Recipe
+
+LIVE, SUB_GROUP, BUCKET, PREFETCH = 10**9, 10**9, 5 * 10**8, 5 * 10**7
+"""Elements; DeepSpeed 0.15.4's defaults of stage3_max_live_parameters, sub_group_size, reduce_bucket_size and
+stage3_prefetch_bucket_size (runtime/zero/config.py)."""
+IN_ORDER: Final = ("zero2", "zero3", "zero3-offload")
+"""The shipped configurations, fastest first: each one shards more than the one before, and sends more."""
+BLOCK_4BIT: Final = 64
+"""Weights that share a float32 scale in bitsandbytes (QLoRA, arXiv:2305.14314, section 3)."""
+STATE_BYTES: Final = {
+    "adamw_torch": None, "adamw_torch_fused": None, "paged_adamw_32bit": 8.0,
+    "adamw_8bit": 2.0, "adamw_bnb_8bit": 2.0, "paged_adamw_8bit": 2.0, "adafactor": 0.1, "sgd": 0.0,
+}  # fmt: skip
+"""Bytes of optimizer state per trained parameter; None: Adam's two moments in the parameter's own type. Adafactor keeps
+rows and columns of its moment (arXiv:1804.04235): small, taken as 0.1."""
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroSettings:
+    """Settings of ZeRO; sizes in elements.
+
+    Attributes:
+        stage: 0 without DeepSpeed; 2 shards gradients and optimizer, 3 the weights too (arXiv:1910.02054, section 5).
+        offload_optimizer: optimizer states and float32 weights are in the host's memory.
+        offload_weights: the shards of the weights are there too.
+        bucket: gradients reduced at once.
+        buckets: buckets at a time: two if reducing overlaps with the backward pass.
+        live: most weights of stage 3 that are kept whole, prefetched ones included.
+        sub_group: weights of stage 3 that the optimizer updates at once.
+    """
+
+    stage: int = 0
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+    bucket: int = 0
+    buckets: int = 1
+    live: int = 0
+    sub_group: int = SUB_GROUP
+
+
+NO_ZERO = ZeroSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSetup:
+    """A recipe with a model of known shape on given devices."""
+
+    recipe: Recipe
+    shape: ModelShape
+    workers: int = 1
+    """Training workers over all nodes, N."""
+    zero: ZeroSettings = NO_ZERO
+    gpu_memory_gib: float | None = None
+    """Memory of the smallest GPU; None if unknown."""
+    on_cpu: bool = False
+
+    @property
+    def autocast(self) -> bool:
+        """Whether layers calculate in 16 bits."""
+        return self.recipe.bf16 or self.recipe.fp16
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a loaded weight, by `torch_dtype`."""
+        dtype = self.shape.dtype if self.recipe.torch_dtype == "auto" else self.recipe.torch_dtype
+        return 2 if dtype in ("bfloat16", "float16") else 4
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a value inside the model, in vLLM too; under ZeRO also of a weight."""
+        return 2 if self.autocast else self.weight_bytes
+
+    @property
+    def trained_parameters(self) -> int:
+        """Number of parameters to train: the adapter's, or all."""
+        if self.recipe.use_peft:
+            return self.shape.adapter_parameters(self.recipe.lora_r, self.recipe.lora_target_modules)
+        return self.shape.parameters
+
+    @property
+    def reference_parameters(self) -> int:
+        """Number of parameters of the reference model; an adapter's is the model without it."""
+        return self.shape.parameters if self.recipe.beta and not self.recipe.use_peft else 0
+
+    @property
+    def frozen_bytes(self) -> float:
+        """Bytes of all weights below an adapter.
+
+        Linear layers are quantized; 4 bits have a float32 scale for each 64 weights, which double quantization makes
+        0.127 bits a weight instead of 0.5 (QLoRA, section 3). peft keeps the rest in float32
+        (`prepare_model_for_kbit_training`).
+        """
+        recipe, shape = self.recipe, self.shape
+        if not (recipe.load_in_4bit or recipe.load_in_8bit):
+            return shape.parameters * self.weight_bytes
+        scale = 0.127 / 8 if recipe.use_bnb_nested_quant else 4 / BLOCK_4BIT
+        each = 0.5 + scale if recipe.load_in_4bit else 1.0
+        return shape.linear_parameters * each + (shape.parameters - shape.linear_parameters) * 4
+
+    def state_bytes(self, own: int) -> float:
+        """Return the bytes of optimizer state per trained parameter of `own` bytes."""
+        state = STATE_BYTES[self.recipe.optim]
+        return 2 * own if state is None else state
+
+    @property
+    def completions_per_worker(self) -> int:
+        """Completions of an optimizer step on one worker."""
+        recipe = self.recipe
+        return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * recipe.num_generations
+
+    @property
+    def micro_batch(self) -> MicroBatch:
+        """The micro-batch at its longest."""
+        sequences = self.recipe.per_device_train_batch_size * self.recipe.num_generations
+        return MicroBatch(sequences, self.recipe.max_prompt_length, self.recipe.max_completion_length)
+
+
+def zero_settings(file: DeepSpeedFile, shape: ModelShape) -> ZeroSettings:
+    """Return the settings of a configuration; "auto" as transformers 4.48.1 fills it in, from the model's width."""
+    values = file.values["zero_optimization"]
+    square = shape.hidden**2  # HfTrainerDeepSpeedConfig.trainer_config_finalize
+    live = _size(values, "stage3_max_live_parameters", LIVE, LIVE)
+    prefetch = _size(values, "stage3_prefetch_bucket_size", PREFETCH, int(0.9 * square))
+    return ZeroSettings(
+        stage=file.stage,
+        offload_optimizer=_is_offloaded(values, "offload_optimizer"),
+        offload_weights=_is_offloaded(values, "offload_param"),
+        bucket=_size(values, "reduce_bucket_size", BUCKET, square),
+        buckets=2 if values.get("overlap_comm", file.stage == 3) else 1,
+        live=live + prefetch if file.stage == 3 else 0,
+        sub_group=_size(values, "sub_group_size", SUB_GROUP, SUB_GROUP),
+    )
+
+
+def _size(values: Mapping[str, Any], key: str, default: int, auto: int) -> int:
+    value = values.get(key, default)
+    if value == "auto":
+        return auto
+    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+
+def _is_offloaded(values: Mapping[str, Any], key: str) -> bool:
+    place = values.get(key)
+    return isinstance(place, dict) and place.get("device", "none") != "none"
