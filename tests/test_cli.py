@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
+import typer
+from mini_r1.cli.app import app
 
 from tests.conftest import ASSETS, rows
 from tests.training.workers import run_forked
@@ -25,36 +28,29 @@ def jsonl(*objects: object) -> str:
 # --- help ---
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        (),
-        ("demo",),
-        ("train",),
-        ("prefetch",),
-        ("doctor",),
-        ("health",),
-        ("bundle",),
-        ("evaluate",),
-        ("play",),
-        ("samples",),
-        ("runs",),
-        ("report",),
-        ("publish",),
-        ("score",),
-        ("data",),
-        ("data", "generate"),
-        ("data", "inspect"),
-    ],
-)
-def test_every_command_has_help_with_an_example(tmp_path: Path, command: tuple[str, ...]) -> None:
+def every_command(group: click.Group, name: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Names of all commands and groups, such as ("data", "generate")."""
+    yield name
+    for word, command in group.commands.items():
+        yield from every_command(command, (*name, word)) if isinstance(command, click.Group) else [(*name, word)]
+
+
+@pytest.mark.parametrize("command", every_command(typer.main.get_command(app)))
+def test_help_fits_80_columns_and_has_examples_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     done = run_forked(*command, "--help", folder=tmp_path)
     assert done.code == 0
     assert "Usage: mini-r1" in done.output
-    if command not in ((), ("data",)):
-        assert "Example" in done.output
-        assert f"mini-r1 {' '.join(command)}" in done.output
+    assert max(map(len, done.output.splitlines())) <= 80
     assert "[default: None]" not in done.output
+    if command not in ((), ("data",), ("version",)):
+        lines = [line.strip() for line in done.output.splitlines()]
+        examples = lines[lines.index("Examples:") + 1 :]
+        examples = examples[: examples.index("")]
+        assert any(line.endswith(" ".join(command)) or f"{' '.join(command)} " in line for line in examples)
+        assert all("mini-r1 " in line for line in examples)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_a_stopped_inspect_says_so(tmp_path: Path, number: signal.Signals) -> No
     with Workers(None, inspect_and_stop, number, "data", "inspect", file, folder=tmp_path / "logs") as workers:
         (ended,) = workers.wait()
     assert ended.code == 143, ended.errors
-    assert ended.errors.splitlines()[-1] == f"stopped: {file} was not looked at to its end"
+    assert ended.errors.splitlines()[-1] == f"stopped: {file} was not inspected to its end"
     assert ended.output == ""
 
 

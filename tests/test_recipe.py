@@ -271,7 +271,7 @@ def test_loading_needs_no_torch():
         ("num_train_epochs: 0", "num_train_epochs: nothing to train: set max_steps"),
         ("generator: {low: 3}", "generator: a generator is used with dataset_id_or_path: generated only"),
         ("load_in_4bit: true", "load_in_4bit: quantized weights cannot be trained themselves"),
-        ("seed: 1\nseed: 2", "key 'seed' stands here again, first in line 3"),
+        ("seed: 1\nseed: 2", "duplicate key 'seed', first in line 3"),
         ("? [a]\n: 1", "a key must be a plain word"),
         ("seed: &x 1\nbeta: *x", "not valid YAML: aliases (*name) are not allowed"),
         ("optim: !!python/object:os.system x", "optim: not valid YAML: could not determine a constructor"),
@@ -374,7 +374,7 @@ def test_a_missing_file_names_what_is_near():
     with pytest.raises(RecipeError) as caught:
         load_recipe(PUBLISHED_RECIPE.with_name("published-3B.yaml"))
     assert "no such recipe; did you mean 'published-3b'?" in caught.value.message
-    assert f"recipes beside it: {PUBLISHED_RECIPE}" in caught.value.message
+    assert f"recipes in that directory: {PUBLISHED_RECIPE}" in caught.value.message
     assert "ConfigMap" not in caught.value.message
 
 

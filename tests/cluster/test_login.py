@@ -240,7 +240,7 @@ def test_the_exit_code_tells_whose_fault_it_is(mini_r1: Kit, cluster: Cluster, m
         (["--login", "--gpus", "4"], "--login looks at no device"),
         (["--login", "--gpu-memory", "80"], "--login looks at no device"),
         (["--login", "--deepspeed", "zero3"], "--login looks at no device"),
-        (["--script", "x.sh"], "--script goes with --login"),
+        (["--script", "x.sh"], "--script needs --login"),
         (["--login", "--set", "seed=1"], "--set changes a recipe"),
         (["auto", "--login"], "auto chooses by the devices"),
         (["nowhere.yaml", "--login"], "no such recipe"),

@@ -211,7 +211,7 @@ def test_disk_is_the_seed_s_43_gb_a_checkpoint_under_zero3() -> None:
 
 
 def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path, small_recipe: Any) -> None:
-    from mini_r1.cli.train_commands import train
+    from mini_r1.cli.training_commands import train
     from mini_r1.run.run_dir import RunDir
 
     path = small_recipe(max_steps=2)

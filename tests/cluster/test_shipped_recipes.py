@@ -122,7 +122,7 @@ def test_the_list_for_given_devices_says_what_does_not_fit_and_why(mini_r1: Kit)
     assert "mini-r1-3b: use_vllm: true, but there is 1 GPU" in mini_r1("recipes", "--gpus", "1").stdout
     lonely = mini_r1("recipes", "--gpu-memory", "24")
     assert lonely.returncode == 78
-    assert "go with --gpus" in lonely.stderr
+    assert "need --gpus" in lonely.stderr
 
 
 # --- launch auto ---

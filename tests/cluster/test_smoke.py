@@ -87,8 +87,8 @@ def test_a_sync_that_proves_nothing_fails(logged: list[dict[str, float]], said: 
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("my.yaml",), "the smoke test brings its own recipe"),
-        (("--set", "seed=1"), "the smoke test brings its own recipe"),
+        (("my.yaml",), "the smoke test has its own recipe"),
+        (("--set", "seed=1"), "the smoke test has its own recipe"),
         (("--run-dir", "."), "is not empty: give --smoke a --run-dir of its own"),
     ],
 )

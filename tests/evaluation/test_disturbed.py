@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cli.stop_signals import stopped_in_order
+from mini_r1.cli.command_tools import stop_signals
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import claims, measuring
 from mini_r1.evaluation.answer_engines import Engines
@@ -217,7 +217,7 @@ def test_a_signal_is_told_as_a_stop_in_order(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def stopped() -> None:
-        with stopped_in_order(lambda: "what was measured is kept"):
+        with stop_signals(lambda: "what was measured is kept"):
             os.kill(os.getpid(), number)
             time.sleep(60)
 

@@ -275,7 +275,7 @@ def test_the_command(mini_r1: Kit, run: RunDir, tmp_path: Path) -> None:
     assert done.code == 0, done.errors
     assert json.loads(done.output)["answers"]["untrained"]["tokens"] <= 12
     for wrong, message in (
-        (("--numbers", "3,5"), "--numbers and --target go together"),
+        (("--numbers", "3,5"), "--numbers and --target need each other"),
         (("--json",), "--json answers one problem"),
         (("--numbers", "3,x", "--target", "1"), "a number is a whole number, such as 7; found 'x'"),
     ):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.cli.train_commands import train
+from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
 from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.cli.train_commands import train
+from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.files import write_json
 from mini_r1.run.manifest import MANIFEST, seal, verify

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mini_r1.cli.train_commands import train
+from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode
 from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cli.train_commands import train
+from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.run_dir import RunDir

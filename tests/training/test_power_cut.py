@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cli.train_commands import train
+from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.manifest import verify
 from mini_r1.run.reader import read_completions, read_metrics

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from mini_r1.cli.train_commands import train
+from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation import sampler
 from mini_r1.run.reader import read_completions, read_metrics

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.cli.train_commands import train
+from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.fields import WatchRecipe
 from mini_r1.run.reader import read_metrics

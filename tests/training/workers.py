@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 from unittest.mock import patch
 
-PRELOADED = ["mini_r1.cli.app", "mini_r1.cli.train_commands", "mini_r1.training.train", "mini_r1.recipe.recipe_file"]
+PRELOADED = ["mini_r1.cli.app", "mini_r1.cli.training_commands", "mini_r1.training.train", "mini_r1.recipe.recipe_file"]
 SERVER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",  # these tests are about processes on the CPU, and a CUDA context survives no fork

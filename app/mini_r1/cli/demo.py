@@ -1,31 +1,26 @@
-"""`mini-r1 demo`: held-out success before, GRPO on the kit's own path, held-out success after."""
+"""`demo`: held-out success before, GRPO on the kit's own path, held-out success after."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
-from mini_r1.cli.stop_signals import stopped_in_order
-from mini_r1.cli.train_commands import say_interrupted
-from mini_r1.console import printable, progress_console
+from mini_r1.cli.command_tools import describe_interrupted, stop_signals
+from mini_r1.cli.options import Json, RunDirOption, Set
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.machine.heavy_imports import needs_extra
-from mini_r1.recipe.fields import DEMO_MODEL
-from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
-from mini_r1.run.files import read_jsonl
-from mini_r1.run.reader import completions_file, list_held_out_results, read_metrics
-from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping
+
+if TYPE_CHECKING:
+    from mini_r1.run.run_dir import RunDir
 
 RECIPE = "demo-cpu"
 SAMPLES = 1
-"""Sampled completions for each held-out row: most problems stand there in several orders of their numbers."""
+"""Sampled completions for each held-out row: most problems are there in several orders of their numbers."""
 SHOWN = 3
 """Problems whose completions are printed."""
 QUICK = (
@@ -53,22 +48,31 @@ gets a result twice. A false '(yes)' costs nothing, and may become more
 frequent."""
 
 
-def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json: bool) -> ExitCode:
-    """Run the demo.
+def demo(
+    overrides: Set = None,
+    run_dir: RunDirOption = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Run two small steps only; success won't rise.")] = False,
+    as_json: Json = False,
+) -> ExitCode:
+    """Train a tiny model on the CPU; show held-out success before and after.
 
-    Args:
-        overrides: `key=value` for the recipe.
-        run_dir: where; default is the recipe's.
-        quick: two small steps: shows the path, not the rise.
-        as_json: end with one JSON object on standard output.
+    Takes a few minutes, and needs no GPU, no hub and no download.
 
-    Raises:
-        KitError: as `train` does.
+    Examples:
+      mini-r1 demo
+      mini-r1 demo --quick --run-dir runs/quick
     """
+    from mini_r1.console import progress_console
+    from mini_r1.machine.heavy_imports import needs_extra
+    from mini_r1.recipe.fields import DEMO_MODEL
+    from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
+    from mini_r1.run.reader import list_held_out_results
+    from mini_r1.run.run_dir import RunDir
+
     path = find_recipe(RECIPE)
-    recipe = load_recipe(path, [*(QUICK if quick else ()), *overrides])
+    recipe = load_recipe(path, [*(QUICK if quick else ()), *(overrides or [])])
     if recipe.model_name_or_path != DEMO_MODEL:
-        raise KitError(f"the demo is about its own model, {DEMO_MODEL}: for another one use `mini-r1 train`")
+        raise KitError(f"the demo trains its own model, {DEMO_MODEL}: for another one use `mini-r1 train`")
     stem = path.with_stem(f"{RECIPE}-quick") if quick else path
     run = RunDir(run_dir or effective_output_dir(recipe, stem))
     console = progress_console()
@@ -80,12 +84,12 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
 
     outcome = run_training(recipe, run, sys.argv, console)
     if outcome.exit_code != ExitCode.FINISHED:
-        say_interrupted(console, outcome.step)
+        console.print(describe_interrupted(outcome.step), markup=False)
         return outcome.exit_code
 
     start = starting_point(run)
     samples = None if any(list_held_out_results(run)) else SAMPLES  # None: as many as there are, which may be more
-    with stopped_in_order(lambda: f"stopped: {run.path} is trained, and the same command measures it"):
+    with stop_signals(lambda: f"stopped: {run.path} is trained, and the same command measures it"):
         before, after = (
             evaluate_run_or_model(
                 str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
@@ -104,12 +108,14 @@ def demo(overrides: Sequence[str], run_dir: Path | None, *, quick: bool, as_json
     if as_json:
         print(json.dumps(result))
     else:
-        _show(result, before, after)
+        _print_result(result, before, after)
     return ExitCode.FINISHED
 
 
 def seconds_of_steps(run: RunDir) -> float:
-    """Seconds in optimizer steps over all attempts: rollout, score, update and save."""
+    """Return the seconds of optimizer steps in all attempts: rollout, score, update and save."""
+    from mini_r1.run.reader import read_metrics
+
     phases = ("time/rollout", "time/score", "time/update", "time/save")
     seconds, before = 0.0, 0
     for row in read_metrics(run):  # a row is the mean over the steps since the one before it
@@ -124,7 +130,7 @@ def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """How much sampled success rose, with its 95 % interval: of the same problems, each compared with itself."""
+    """Return how much sampled success rose, with its 95 % interval over the problems, each compared with itself."""
     from mini_r1.evaluation.measures import limits, mean
     from mini_r1.evaluation.statistics import mean_interval
 
@@ -139,6 +145,9 @@ def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Return the greedy answer of each problem, followed by the sampled ones that are kept."""
+    from mini_r1.run.files import read_jsonl
+    from mini_r1.run.reader import completions_file
+
     answers: list[list[dict[str, Any]]] = []
     for row in read_jsonl(completions_file(Path(evaluation["provenance"]["written_to"]))):
         if row["kind"] == "greedy":
@@ -147,7 +156,11 @@ def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
     return answers
 
 
-def _show(result: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+def _print_result(result: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mini_r1.console import printable
     from mini_r1.evaluation.results_table import over
 
     console = Console(highlight=False)
@@ -195,7 +208,7 @@ def _points(share: float) -> str:
 
 
 def what_it_shows(result: dict[str, Any]) -> str:
-    """What may be concluded from a demo's figures, and what not."""
+    """Return what a demo's figures show, and what they don't."""
     before, after, rise = result["before"], result["after"], result["rise"]
     rose = rise["ci95"] is not None and rise["ci95"][0] > 0
     said = [PATH, RISE.format(points=100 * rise["sampled"]) if rose else NO_RISE]

@@ -1,170 +1,250 @@
-"""The commands that show a run, as the command line declares them; seeing.py does them."""
+"""`runs`, `samples`, `report`, `evaluate` and `play`: inspect a run and measure it."""
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mini_r1.cli.options import Json
+from mini_r1.cli.command_tools import data_errors, progress_printer, refuse_starting, stop_signals
+from mini_r1.cli.options import Json, RunPath
+from mini_r1.errors import ExitCode, KitError
 
 
-def evaluate(
-    run_or_model: Annotated[str, typer.Argument(help="A run directory, a model directory or a hub id.")],
-    problems: Annotated[
-        Path | None,
-        typer.Option(help="Problems (.jsonl, .parquet); default: the run's held-out part."),
-    ] = None,
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            help="Sampled completions for each problem, besides the greedy one; pass@k goes to this k. Default: as "
-            "many as the run was measured with before, else 4."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate on this many problems only.")] = None,
-    step: Annotated[int | None, typer.Option(help="One snapshot of the run; 0 is the untrained model.")] = None,
-    newest: Annotated[bool, typer.Option("--newest", help="The run's newest snapshot alone.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="auto (vLLM where there is a GPU and it is installed), vllm or transformers.")
-    ] = "auto",
-    again: Annotated[bool, typer.Option("--again", help="Also what was measured before with these settings.")] = False,
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Folder of runs, or one run.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Measure success on held-out problems: greedy and sampled pass@1, pass@k, intervals, by size and operators.
+    """List runs: state, step, success, time, size on disk. Needs no torch.
 
-    Of a run: the untrained model and every snapshot, each written to RUN/evaluation as soon as it is measured. Stopped
-    or called again it measures what is missing. Beside the model stand the untrained one, and two solvers that
-    search without a thought: their success after 1, 2, 4, ... tries, and how the model's tries compare with theirs.
+    Success is that of the newest held-out evaluation, else that of the last
+    training step.
 
-    Examples: `mini-r1 evaluate runs/demo-cpu` - `mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200` -
-    `mini-r1 evaluate path/to/model --problems held_out.jsonl --samples 8 --json`
+    Examples:
+      mini-r1 runs
+      mini-r1 runs runs/sweep --json
     """
-    from mini_r1.cli.run_actions import evaluate as run_evaluate
+    from rich.console import Console
 
-    if newest and step is not None:
-        raise typer.BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
-    code = run_evaluate(
-        run_or_model, problems, samples=samples, limit=limit, step=step, newest=newest, engine=engine, again=again,
-        as_json=as_json,
-    )  # fmt: skip
-    raise typer.Exit(int(code))
+    from mini_r1.run.listing import format_runs, list_runs, runs_table
 
-
-def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories; several are laid over each other, at most 6.")],
-    out: Annotated[
-        Path | None, typer.Option(help="The page; default: RUN/report.html, of several runs report.html here.")
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write report.md and its plots (SVG) there too.")
-    ] = None,
-    price: Annotated[
-        float | None, typer.Option("--price-per-gpu-hour", min=0, help="Tell the cost at this price, any currency.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Completions on the page at most.")] = 20_000,
-    as_json: Json = False,
-) -> None:
-    """Make one page of a run to look at: curves with intervals, the original's beside them, and its answers to read.
-
-    The page is one file of at most 15 MB that loads nothing. Works while a run goes on and on what is left of a broken
-    one: what is missing is said. Needs no torch and no network.
-
-    Examples: `mini-r1 report runs/demo-cpu` - `mini-r1 report runs/a runs/b --out compare.html` -
-    `mini-r1 report runs/first --markdown docs/first --price-per-gpu-hour 2.5`
-    """
-    from mini_r1.cli.run_actions import report as run_report
-
-    run_report(runs, out, markdown=markdown, price=price, samples=samples, as_json=as_json)
+    with data_errors():
+        found = list_runs(folder.expanduser(), time.time())
+    if as_json:
+        print(format_runs(found))
+    else:
+        Console(highlight=False).print(runs_table(found, folder))
 
 
 def samples(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    run: RunPath,
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Answers to held-out problems, which evaluate kept, not training's.")
+        bool, typer.Option("--held-out", help="Show answers to held-out problems, kept by `mini-r1 evaluate`.")
     ] = False,
-    step: Annotated[str | None, typer.Option(help="Of this step, or of a range such as 50-100.")] = None,
+    step: Annotated[str | None, typer.Option(help="One step, or a range such as 50-100.")] = None,
     right: Annotated[
         bool | None, typer.Option("--ok/--wrong", show_default=False, help="By the equation; default: both.")
     ] = None,
     reason: Annotated[str | None, typer.Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
     grep: Annotated[
-        str | None, typer.Option(help="A regular expression found in the completion; case does not count.")
+        str | None, typer.Option(help="Regular expression to find in the completion; ignores case.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Show so many; 0: all.")] = 10,
-    last: Annotated[bool, typer.Option("--last", help="The last ones and not the first.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="All of each completion, however long.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="A line of JSON for each, and nothing else.")] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Largest number of completions; 0: all.")] = 10,
+    last: Annotated[bool, typer.Option("--last", help="Show the last ones instead of the first.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Don't shorten long completions.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each, and nothing else.")] = False,
 ) -> None:
-    """Show a run's completions in the order of steps, filtered. Works while it trains; needs no torch.
+    """Show a run's completions in the order of steps, filtered.
 
-    Examples: `mini-r1 samples runs/demo-cpu --step 50 --wrong` -
-    `mini-r1 samples runs/mini-r1-3b --ok --grep wait --limit 1` - `mini-r1 samples runs/first --last --json` -
-    `mini-r1 samples runs/first --held-out --step 0 --ok`
+    Works while the run trains. Needs no torch.
+
+    Examples:
+      mini-r1 samples runs/demo-cpu --step 50 --wrong
+      mini-r1 samples runs/mini-r1-3b --ok --grep wait --limit 1
+      mini-r1 samples runs/first --last --json
+      mini-r1 samples runs/first --held-out --step 0 --ok
     """
-    from mini_r1.cli.run_actions import samples as run_samples
+    from rich.console import Console
 
-    run_samples(
-        run, step, held_out=held_out, right=right, reason=reason, grep=grep, limit=limit, last=last, full=full,
-        as_json=as_json,
-    )  # fmt: skip
+    from mini_r1.console import progress_console
+    from mini_r1.run.completions import parse_filter, print_completions
+    from mini_r1.run.health import check_health
+    from mini_r1.run.run_dir import RunDir, open_run
+
+    wanted = parse_filter(step, right, reason, grep)
+    run_directory = RunDir(run.expanduser())
+    if run_directory.is_starting():
+        progress_printer()(check_health(run_directory.path, time.time()).sentence)
+    else:
+        open_run(run_directory.path)
+    with data_errors():
+        print_completions(
+            run_directory, wanted, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json,
+            out=Console(highlight=False), progress=progress_console(),
+        )  # fmt: skip
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; at most 6, drawn over each other.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Page to write; default: RUN/report.html, for several runs ./report.html.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also write report.md and its plots (SVG) there.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price-per-gpu-hour", min=0, help="Show the cost at this price, any currency.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Largest number of completions on the page.")] = 20_000,
+    as_json: Json = False,
+) -> None:
+    """Write a run's report: curves with intervals, the original's, and answers.
+
+    The report is one HTML file of at most 15 MB that loads nothing. It works
+    while a run trains, and on an incomplete run: what is missing is listed.
+    Needs no torch and no network.
+
+    Examples:
+      mini-r1 report runs/demo-cpu
+      mini-r1 report runs/a runs/b --out compare.html
+      mini-r1 report runs/first --markdown docs/first --price-per-gpu-hour 2.5
+    """
+    from mini_r1.console import printable
+    from mini_r1.machine.heavy_imports import needs_extra
+
+    with needs_extra("report"):
+        from mini_r1.report.build import build_report
+
+        made = build_report(runs, out, markdown=markdown, price=price, limit=samples, progress=progress_printer("dim"))
+    if as_json:
+        print(json.dumps(made.to_json()))
+        return
+    for summary in made.summaries:
+        print(printable(f"{summary.run.name}: {summary.run.state_sentence()}. {summary.sentence}"))
+        for standing in summary.standings:
+            print(printable(f"  {standing.sentence}"))
+        for sentence in summary.run.missing:
+            print(printable(f"  missing: {sentence}"))
+    for path in [made.path, *made.markdown[:1]]:
+        print(printable(f"written: {path}"))
+
+
+def evaluate(
+    run_or_model: Annotated[str, typer.Argument(help="Run directory, model directory or hub id.")],
+    problems: Annotated[
+        Path | None,
+        typer.Option(help="Problems (.jsonl, .parquet); default: the run's held-out problems."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Sampled completions for each problem, besides the greedy one; pass@k goes up to this k. Default: as "
+            "in the run's earlier evaluations, else 4."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate on the first N problems.")] = None,
+    step: Annotated[int | None, typer.Option(help="One snapshot of the run; 0 is the untrained model.")] = None,
+    newest: Annotated[bool, typer.Option("--newest", help="The run's newest snapshot alone.")] = False,
+    engine: Annotated[
+        str, typer.Option(help="auto (vLLM if there is a GPU and it is installed), vllm or transformers.")
+    ] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Repeat what was measured with these settings.")] = False,
+    as_json: Json = False,
+) -> ExitCode:
+    """Measure success on held-out problems: greedy, sampled, pass@k, intervals.
+
+    For a run, measures the untrained model and every snapshot, and writes each
+    result to RUN/evaluation. After a stop, the same command measures what is
+    missing. The results also compare the model with the untrained one and with
+    two search baselines at 1, 2, 4, ... tries.
+
+    Examples:
+      mini-r1 evaluate runs/demo-cpu
+      mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200
+      mini-r1 evaluate path/to/model --problems held_out.jsonl --json
+    """
+    from mini_r1.console import progress_console
+    from mini_r1.machine.heavy_imports import needs_extra
+    from mini_r1.run.run_dir import RunDir
+
+    if newest and step is not None:
+        raise typer.BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
+    run = RunDir(Path(run_or_model).expanduser())
+    refuse_starting(run, "it has no snapshot to evaluate yet")
+    kept = (
+        f"what was measured is in {run.evaluation}, and the same command resumes"
+        if run.is_run()
+        else "nothing is kept of a model's figures"
+    )
+    with stop_signals(lambda: f"stopped: {kept}"), data_errors():
+        with needs_extra("train", console=progress_console()):
+            from mini_r1.evaluation.evaluate_run import evaluate_run, evaluate_run_or_model
+            from mini_r1.evaluation.results_table import print_series, print_table
+            from mini_r1.evaluation.source import Wish
+            from mini_r1.training.base_model import starting_point
+        start = starting_point(run) if run.is_run() else None
+        if start is not None and not newest and step is None:
+            series = evaluate_run(run, problems, Wish(samples, limit), start, engine=engine, again=again)
+            if as_json:
+                print(json.dumps(series.to_json()))
+            else:
+                print_series(series)
+            return ExitCode.CONFIG if series.faults else ExitCode.FINISHED
+        result = evaluate_run_or_model(
+            run_or_model, problems, samples, limit=limit, step=step, engine=engine, again=again, start=start
+        )
+        if as_json:
+            print(json.dumps(result))
+        else:
+            print_table(result)
+        return ExitCode.FINISHED
 
 
 def play(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    numbers: Annotated[str | None, typer.Option(help="Such as 3,5,9; with --target: answer this and end.")] = None,
-    target: Annotated[str | None, typer.Option(help="What they are to make.")] = None,
-    step: Annotated[int | None, typer.Option(help="The trained model's snapshot; default: the newest.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes each time the most likely token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws, with a temperature above 0.")] = 0,
+    run: RunPath,
+    numbers: Annotated[str | None, typer.Option(help="Numbers such as 3,5,9; with --target, answer once.")] = None,
+    target: Annotated[str | None, typer.Option(help="Target to reach with the numbers.")] = None,
+    step: Annotated[int | None, typer.Option(help="Snapshot of the trained model; default: the newest.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Random seed of sampling, with a temperature above 0.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Type numbers and a target: the untrained and the trained model answer side by side, then the exact solver.
+    """Type numbers and a target; the untrained and the trained model answer.
 
-    Examples: `mini-r1 play runs/demo-cpu` - `mini-r1 play runs/demo-cpu --numbers 3,5,9 --target 1 --json`
+    Both answers are shown side by side, then the exact solver's.
+
+    Examples:
+      mini-r1 play runs/demo-cpu
+      mini-r1 play runs/demo-cpu --numbers 3,5,9 --target 1 --json
     """
-    from mini_r1.cli.run_actions import play as run_play
+    from rich.console import Console
 
-    run_play(run, numbers, target, step=step, temperature=temperature, seed=seed, as_json=as_json)
+    from mini_r1.console import progress_console
+    from mini_r1.machine.heavy_imports import needs_extra
+    from mini_r1.play.asking import problem_of
+    from mini_r1.run.run_dir import RunDir, open_run
 
-
-def runs(
-    folder: Annotated[Path, typer.Argument(help="A folder of runs, or a run.")] = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """List runs: running, saved, finished, failed or dead and why; step, success, time, size on disk. Needs no torch.
-
-    Success is that of the newest held-out evaluation, else the last step's of training.
-
-    Examples: `mini-r1 runs` - `mini-r1 runs runs/sweep --json`
-    """
-    from mini_r1.cli.run_actions import runs as run_runs
-
-    run_runs(folder, as_json=as_json)
-
-
-def publish(
-    run: Annotated[Path, typer.Argument(help="A run directory.")],
-    repo: Annotated[str, typer.Option(help="On the hub: owner/name, or a name in your own space.")],
-    snapshot: Annotated[
-        str | None,
-        typer.Option(metavar="BEST|N", help="This one alone; default: all, each as a branch, and the best on main."),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing: show what would be sent, and the card.")] = (
-        False
-    ),
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; default: private.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Put a run on the Hugging Face hub: model, tokenizer and a model card; each snapshot is a branch, step-N.
-
-    The token is HF_TOKEN's, HF_TOKEN_PATH's or `huggingface-cli login`'s. What is there is not sent again: after a
-    failure the same command goes on. BEST is the highest held-out success that was measured. Needs no torch.
-
-    Examples: `mini-r1 publish runs/first --repo first --dry-run` -
-    `mini-r1 publish runs/first --repo me/first --snapshot BEST`
-    """
-    from mini_r1.cli.run_actions import publish as run_publish
-
-    run_publish(run, repo, snapshot, dry_run=dry_run, public=public, as_json=as_json)
+    if (numbers is None) != (target is None):
+        raise KitError("--numbers and --target need each other, such as --numbers 3,5,9 --target 1")
+    if as_json and numbers is None:
+        raise KitError("--json answers one problem: name it, such as --numbers 3,5,9 --target 1")
+    refuse_starting(RunDir(run.expanduser()), "it has no snapshot to play with yet")
+    run_directory = open_run(run.expanduser())
+    problem = None if numbers is None or target is None else problem_of(numbers, target)
+    console = Console(highlight=False)
+    with needs_extra("train", console=progress_console()):
+        from mini_r1.play import session
+        from mini_r1.play.models import players
+        from mini_r1.training.base_model import starting_point
+    sampling = session.Sampling(temperature, seed)
+    with data_errors():
+        playing = players(run_directory, step, starting_point(run_directory), progress_printer())
+    if problem is None:
+        session.ask_and_answer(playing, sampling, console, session.ask_at_terminal)
+    elif as_json:
+        print(json.dumps(session.one_as_json(playing, problem, sampling)))
+    else:
+        session.one(playing, problem, sampling, console)

@@ -9,7 +9,7 @@ and `--help` load this on a laptop. Reading a file, with its line numbers, is re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -52,6 +52,12 @@ __all__ = [
     "DEFAULT_REWARDS", "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
     "WatchRecipe",
 ]  # fmt: skip
+
+
+NESTED: Final[dict[str, type[BaseModel]]] = {
+    "generator": GeneratorRecipe, "warm_start": WarmStartRecipe, "watch": WatchRecipe,
+}  # fmt: skip
+"""Keys that hold a mapping with fields of its own."""
 
 
 class Recipe(BaseModel):

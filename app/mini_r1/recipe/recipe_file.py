@@ -1,30 +1,43 @@
-"""Recipe files: YAML in, a validated recipe out, or every fault of the file at once, each with its line.
+"""Recipe files: YAML in, a validated recipe out, or all issues of the file together, with line numbers.
 
     load_recipe(find_recipe("demo-cpu"), ["seed=7", "generator.high=12"])
 
-Values are read one key at a time, so that one that cannot be read does not hide the faults of the others.
+Values are read one by one, so that one that can't be read doesn't hide the issues of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError
+from ruamel.yaml.constructor import ConstructorError
+from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
 
 from mini_r1.errors import KitError
-from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, GeneratorRecipe, Recipe, WarmStartRecipe, WatchRecipe
+from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
 from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, unknown_key
 from mini_r1.recipe.shipped_files import shipped_recipes
 
 MAX_BYTES = 2**16
-"""Of a recipe file; a real one has one or two thousand. The pure-Python YAML reader takes about 1 s for this many."""
-NESTED: dict[str, type[BaseModel]] = {"generator": GeneratorRecipe, "warm_start": WarmStartRecipe, "watch": WatchRecipe}
+"""Largest recipe file; a real one has one or two thousand bytes. The YAML reader takes about 1 s for this many."""
+WHOLE_FILE = MAX_BYTES + 1
+"""Line number of issues that concern no single line: after all lines, before the overrides, which are numbered on."""
+YAML_ERRORS = (YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
+"""What ruamel.yaml raises for bad text: its own errors, and Python's from converting a scalar."""
 
-PLAIN_WORDS = {
+CONSTRAINTS = {
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be above {gt}",
     "less_than_equal": "must be at most {le}",
@@ -41,60 +54,34 @@ PLAIN_WORDS = {
     "dict_type": "must be a mapping of names to values",
     "model_type": "must be a mapping of names to values",
 }
-"""pydantic's error types as a user would say them."""
+"""pydantic's error types in plain English."""
 
-Place = tuple[str | int, ...]  # where a value stands: ("generator", "sizes", 0)
+KeyPath = tuple[str | int, ...]  # ("generator", "sizes", 0)
 
 
 class RecipeError(KitError):
-    """A recipe that cannot be used; the message has one line for each fault."""
+    """Error raised for a recipe that can't be used; the message has one line for each issue."""
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain values only. An alias can make a small file expand without end, and a flat recipe has no use for one."""
+class Issue(NamedTuple):
+    """Something wrong with a recipe. `line` is a line of the file, WHOLE_FILE, or an override's number after that."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:  # type: ignore[override]
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", event.start_mark)
-        node: yaml.Node | None = super().compose_node(parent, index)
-        if isinstance(node, yaml.ScalarNode) and any("\ud800" <= char <= "\udfff" for char in node.value):
+    line: int
+    text: str
+
+
+class _PlainComposer(Composer):
+    """Composer without aliases: they can make a small file expand without end, and a flat recipe has no use for one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.loader.parser.check_event(AliasEvent):
+            mark = self.loader.parser.peek_event().start_mark
+            raise ComposerError(None, None, "aliases (*name) are not allowed", mark)
+        node = super().compose_node(parent, index)
+        if isinstance(node, ScalarNode) and any("\ud800" <= char <= "\udfff" for char in node.value):
             # Written as an escape; no file, terminal or pydantic can hold half a surrogate pair.
-            raise yaml.composer.ComposerError(None, None, "a character that does not exist", node.start_mark)
+            raise ComposerError(None, None, "a character that does not exist", node.start_mark)
         return node
-
-
-def _printable(line: str) -> str:
-    """A key or a path may hold line breaks and worse: one fault stays one line that any terminal takes."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-
-
-class _Source:
-    """What was read so far: the values, where each came from, and the faults found on the way."""
-
-    def __init__(self, label: str, given: Sequence[str]) -> None:
-        self.label = label
-        self.given = given
-        self.values: dict[str, Any] = {}
-        self.origins: dict[Place, int | str] = {}  # a line of the file, or a --set as it was given
-        self.overridden: dict[str, Place] = {}
-        self.readable = True
-        self.faults: list[tuple[int, str]] = []
-
-    def fault(self, where: int | str | None, text: str) -> None:
-        """Keep a fault with its place in the order: lines, then the whole file, then --set as given."""
-        if isinstance(where, str):
-            order, line = MAX_BYTES + 2 + self.given.index(where), f"--set {_redacted(where)}: {text}"
-        else:
-            order, line = where or MAX_BYTES + 1, f"{self.label}{f':{where}' if where else ''}: {text}"
-        self.faults.append((order, _printable(line)))
-
-    def origin(self, path: Place) -> int | str | None:
-        """Where the value at `path` was written, or the nearest mapping or list around it."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.origins:
-                return self.origins[path[:length]]
-        return None
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -105,89 +92,84 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         overrides: `key=value` strings, the value in YAML; dots reach into mappings; a later one wins.
 
     Raises:
-        RecipeError: all faults of file and overrides, one a line, sorted by line.
+        RecipeError: all issues of file and overrides, one a line, sorted by line.
     """
-    source = _Source(str(path), overrides)
-    _read_file(_text(path), source)
-    for override in overrides:
-        _override(override, source)
-    recipe = _validate(source)
-    if source.faults or recipe is None:
-        ordered = sorted(source.faults, key=lambda fault: fault[0])
-        raise RecipeError("\n".join(dict.fromkeys(text for _, text in ordered)))
+    source, recipe = _Source(overrides), None
+    if source.read_file(_read_text(path)):
+        for number in range(len(overrides)):
+            source.override(number)
+        recipe = source.validate()
+    if source.issues or recipe is None:
+        issues = sorted(source.issues, key=lambda issue: issue.line)
+        raise RecipeError("\n".join(dict.fromkeys(source.format_issue(issue, path) for issue in issues)))
     return recipe
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe given as a path or as the bare name of a shipped one (`demo-cpu`).
+    """Return the file of a recipe given as a path or as the name of a shipped one (`demo-cpu`).
 
     Raises:
         RecipeError: there is no such file; the message names the shipped recipes.
     """
-    path = Path(name_or_path)
-    if _is_file(path):
-        return path
-    shipped = shipped_recipes()
-    for name in (name_or_path, name_or_path.removesuffix(".yaml")):
-        if name in shipped:
-            return shipped[name]
-    raise RecipeError(_missing(path))
+    path, shipped = Path(name_or_path), shipped_recipes()
+    found = (
+        path if os.path.isfile(path) else shipped.get(name_or_path) or shipped.get(name_or_path.removesuffix(".yaml"))
+    )
+    if found is None:
+        raise RecipeError(_describe_missing(path))
+    return found
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, defaults included, in the order of the fields; it loads back equal."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True)
+    """Return the whole recipe as YAML, defaults included, in the order of the fields; it loads back equal."""
+    return dump_yaml(recipe.model_dump())
+
+
+def dump_yaml(values: dict[str, Any]) -> str:
+    """Return values as block-style YAML 1.1."""
+    text, yaml = StringIO(), _yaml()
+    yaml.dump(values, text)
+    return text.getvalue().partition("---\n")[2]  # without the %YAML directive
 
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
-    """The keys that differ and change what is learned, with both values; HARMLESS_KEYS are left out."""
+    """Return the keys that differ and change what is learned, with both values; HARMLESS_KEYS are left out."""
     before, after = old.model_dump(), new.model_dump()
     before["rewards"], after["rewards"] = old.resolved_rewards(), new.resolved_rewards()
     return {key: (before[key], after[key]) for key in before if key not in HARMLESS_KEYS and before[key] != after[key]}
 
 
 def effective_output_dir(recipe: Recipe, recipe_path: Path) -> Path:
-    """The run directory: `output_dir`, else `runs/` and the recipe file's name without its ending."""
+    """Return the run directory: `output_dir`, else `runs/` and the recipe file's name without its suffix."""
     return Path(recipe.output_dir) if recipe.output_dir else Path("runs") / recipe_path.stem
 
 
 # --- files
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has a NUL in it
-        return False
-
-
-def _missing(path: Path) -> str:
-    shipped = shipped_recipes()
-    try:
+def _describe_missing(path: Path) -> str:
+    shipped, near, mounted = shipped_recipes(), dict[str, str](), False
+    with suppress(OSError, ValueError):
         near = {entry.stem: str(entry) for entry in sorted(path.parent.glob("[!.]*.yaml"))}
         mounted = (path.parent / "..data").is_symlink()  # how the kubelet mounts a ConfigMap
-    except (OSError, ValueError):
-        near, mounted = {}, False
-    sentence = f"{_printable(str(path))}: no such recipe"
-    sentence += did_you_mean(path.stem, [*near, *shipped])
+    lines = [f"{_printable(str(path))}: no such recipe{did_you_mean(path.stem, [*near, *shipped])}"]
     if mounted:
-        sentence += f"\n{_printable(str(path.parent))} is a ConfigMap: add the file to it (that of k8s/ is made by"
-        sentence += " configs/kustomization.yaml), and apply again"
+        lines.append(
+            f"{_printable(str(path.parent))} is a ConfigMap: add the file to it (configs/kustomization.yaml makes that "
+            "of k8s/), and apply again"
+        )
     if near:
-        sentence += f"\nrecipes beside it: {', '.join(near.values())}"
+        lines.append(f"recipes in that directory: {', '.join(near.values())}")
     if shipped:
-        sentence += f"\nrecipes of the kit: {', '.join(shipped)}"
-    return sentence
+        lines.append(f"recipes of the kit: {', '.join(shipped)}")
+    return "\n".join(lines)
 
 
-def _text(path: Path) -> str:
-    if not _is_file(path):
-        try:
-            if path.is_dir():
-                raise RecipeError(f"{path}: is a directory; name a recipe file in it")
-        except (OSError, ValueError):
-            pass
-        raise RecipeError(_missing(path))
+def _read_text(path: Path) -> str:
+    if os.path.isdir(path):
+        raise RecipeError(f"{path}: is a directory; name a recipe file in it")
+    if not os.path.isfile(path):  # unlike Path.is_file it takes any name, one with a NUL too
+        raise RecipeError(_describe_missing(path))
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -205,202 +187,203 @@ def _text(path: Path) -> str:
 # --- YAML
 
 
-def _compose(text: str) -> tuple[_Loader, yaml.Node | None]:
-    loader = _Loader(text)
-    return loader, loader.get_single_node()  # type: ignore[no-untyped-call]
+def _yaml() -> Any:
+    """Return a reader and writer of YAML 1.1, as transformers' own: `no` is false, `5e-7` a number."""
+    yaml: Any = YAML(typ="safe", pure=True)
+    yaml.version = (1, 1)
+    yaml.Composer = _PlainComposer
+    yaml.default_flow_style = yaml.sort_base_mapping_type_on_output = False
+    yaml.allow_unicode, yaml.width = True, 2**20
+    return yaml
 
 
-def _yaml_fault(error: Exception, text: str) -> tuple[int | None, str]:
-    """Line and sentence for what the YAML reader raised."""
+def _yaml_issue(error: Exception, line: int, text: str = "") -> Issue:
+    """Return the issue behind an exception of the YAML reader, at its own line if it has one."""
     if isinstance(error, RecursionError):
-        return None, "is nested too deeply"
-    if isinstance(error, yaml.reader.ReaderError):
-        return text.count("\n", 0, error.position) + 1, "a character that YAML does not allow"
-    if isinstance(error, yaml.MarkedYAMLError):
+        return Issue(line, "is nested too deeply")
+    if isinstance(error, ReaderError):
+        return Issue(text.count("\n", 0, error.position) + 1, "a character that YAML does not allow")
+    if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        hint = "; YAML indents with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
-        if isinstance(error, yaml.constructor.ConstructorError):
-            hint = "; write plain values"
         problem = str(error.problem)
         if problem.startswith("but "):
             problem = f"{error.context}, {problem}"
-        return mark.line + 1 if mark else None, f"not valid YAML: {problem}{hint}"
-    return None, "cannot be read; text that looks like a date or a number goes in quotes"  # e.g. 2024-99-99
+        if isinstance(error, ConstructorError):
+            problem += "; write plain values"
+        if "'\\t'" in problem:
+            problem += "; YAML indents with spaces, not tabs"
+        return Issue(mark.line + 1 if mark else line, f"not valid YAML: {problem}")
+    return Issue(line, "cannot be read; text that looks like a date or a number goes in quotes")  # such as 2024-99-99
 
 
-YAML_FAULTS = (yaml.YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
-"""What PyYAML's safe loader raises for bad text: its own errors, and Python's from converting a scalar."""
+class _Source:
+    """What was read so far: the values, the line of each, and the issues found on the way."""
 
+    def __init__(self, overrides: Sequence[str] = ()) -> None:
+        self.overrides = overrides
+        self.values: dict[str, Any] = {}
+        self.lines: dict[KeyPath, int] = {}
+        self.issues: list[Issue] = []
+        self.unreadable: set[str] = set()
 
-def _read_file(text: str, source: _Source) -> None:
-    source.readable = False
-    try:
-        loader, root = _compose(text)
-    except YAML_FAULTS as error:
-        source.fault(*_yaml_fault(error, text))
-        return
-    if root is None or (isinstance(root, yaml.ScalarNode) and root.tag == "tag:yaml.org,2002:null"):
-        source.fault(None, f"is empty; a recipe needs at least model_name_or_path, e.g. {DEMO_MODEL}")
-        return
-    if not isinstance(root, yaml.MappingNode):
-        source.fault(root.start_mark.line + 1, "must be a mapping, one 'key: value' a line")
-        return
-    source.readable = True
-    for key, node in _entries(root, (), source):
-        _locate(node, (key,), source)
+    def read_file(self, text: str) -> bool:
+        """Read the values of a file, and return whether it is a mapping at all."""
+        values = self.read(text)
+        if isinstance(values, dict):
+            self.values = values
+        elif values is not None:
+            self.issues.append(Issue(self.lines[()], "must be a mapping, one 'key: value' a line"))
+        elif not self.issues:
+            empty = f"is empty; a recipe needs at least model_name_or_path, e.g. {DEMO_MODEL}"
+            self.issues.append(Issue(WHOLE_FILE, empty))
+        return isinstance(values, dict)
+
+    def read(self, text: str) -> Any:
+        """Return the value of a YAML document, or None if it has none."""
+        yaml = _yaml()
         try:
-            source.values[key] = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
-        except YAML_FAULTS as error:
-            line, sentence = _yaml_fault(error, text)
-            source.fault(line or node.start_mark.line + 1, f"{key}: {sentence}")
+            root = yaml.compose(text)
+        except YAML_ERRORS as error:
+            self.issues.append(_yaml_issue(error, WHOLE_FILE, text))
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)
+            return None if root is None else self._build(root, (), yaml)
 
+    def _build(self, node: Node, path: KeyPath, yaml: Any) -> Any:
+        """Return the value of a node, and note the line of everything in it."""
+        line = self.lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, MappingNode) and str(node.tag).endswith(":map"):
+            values: dict[str, Any] = {}
+            for key_node, item in node.value:
+                line, key = key_node.start_mark.line + 1, key_node.value
+                if not isinstance(key_node, ScalarNode):
+                    self.issues.append(Issue(line, "a key must be a plain word"))
+                elif key in values:
+                    first = self.lines[(*path, key)]
+                    self.issues.append(Issue(line, f"duplicate key '{key[:60]}', first in line {first}"))
+                else:
+                    self.lines[(*path, key)] = line
+                    values[key] = self._build(item, (*path, key), yaml)
+            return values
+        if isinstance(node, SequenceNode) and str(node.tag).endswith(":seq"):
+            return [self._build(item, (*path, index), yaml) for index, item in enumerate(node.value)]
+        try:
+            return yaml.constructor.construct_object(node, deep=True)
+        except YAML_ERRORS as error:
+            issue = _yaml_issue(error, line)
+            self.issues.append(Issue(issue.line, f"{path[0]}: {issue.text}" if path else issue.text))
+            self.unreadable.add(str(path[0]) if path else "")
+            return None
 
-def _entries(mapping: yaml.MappingNode, path: Place, source: _Source) -> Iterator[tuple[str, yaml.Node]]:
-    """Keys and value nodes of a mapping; keys get their origin, bad and double ones a fault."""
-    for key_node, node in mapping.value:
-        line = key_node.start_mark.line + 1
-        if not isinstance(key_node, yaml.ScalarNode):
-            source.fault(line, "a key must be a plain word")
-            continue
-        key = key_node.value
-        if (*path, key) in source.origins:
-            source.fault(line, f"key '{key[:60]}' stands here again, first in line {source.origins[(*path, key)]}")
-            continue
-        source.origins[(*path, key)] = line
-        yield key, node
-
-
-def _locate(node: yaml.Node, path: Place, source: _Source) -> None:
-    """Note the line of everything inside a value, for the errors of the validation."""
-    if isinstance(node, yaml.MappingNode):
-        for key, item in _entries(node, path, source):
-            _locate(item, (*path, key), source)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            source.origins[(*path, index)] = item.start_mark.line + 1
-            _locate(item, (*path, index), source)
-
-
-def _redacted(override: str) -> str:
-    """An override as it may be shown: a token never is."""
-    key, sign, value = override.partition("=")
-    if any(word in key.lower() for word in ("token", "secret", "password", "api_key")):
-        return f"{key}{sign}***"
-    return f"{key[:80]}{sign}{value if len(value) <= 80 else value[:77] + '...'}"
-
-
-def _override(override: str, source: _Source) -> None:
-    """Put one `key=value` in place of what the file says."""
-    dotted, sign, text = override.partition("=")
-    path: Place = tuple(dotted.strip().split("."))
-    if not sign or not all(path) or not dotted.isprintable():
-        source.fault(override, "write it as key=value")
-        return
-    try:
-        loader, node = _compose(text)
-        value = loader.construct_document(node) if node else None  # type: ignore[no-untyped-call]
-    except YAML_FAULTS as error:
-        source.fault(override, _yaml_fault(error, text)[1])
-        return
-    target = source.values
-    for depth, part in enumerate(path[:-1], 1):
-        # A reward that is added joins the default pair; it does not silently replace it.
-        default = dict(DEFAULT_REWARDS) if path[:depth] == ("rewards",) else {}
-        if target.get(str(part)) is None:
-            target[str(part)] = default
-            source.origins[path[:depth]] = override
-        target = target[str(part)]
-        if not isinstance(target, dict):
-            source.fault(override, f"'{'.'.join(map(str, path[:depth]))}' is not a mapping")
+    def override(self, number: int) -> None:
+        """Put the value of one override in place of the file's."""
+        dotted, sign, text = self.overrides[number].partition("=")
+        number += WHOLE_FILE + 1
+        path: KeyPath = tuple(dotted.strip().split("."))
+        if not sign or not all(path) or not dotted.isprintable():
+            self.issues.append(Issue(number, "write it as key=value"))
             return
-    target[str(path[-1])] = value
-    for known in [known for known in source.origins if known[: len(path)] == path]:
-        del source.origins[known]
-    source.origins[path] = override
-    source.overridden[override] = path
+        inner = _Source()
+        value = inner.read(text)
+        if inner.issues:
+            self.issues += [Issue(number, issue.text) for issue in inner.issues]
+            return
+        target: Any = self.values
+        for depth, part in enumerate(path[:-1], 1):
+            if target.get(part) is None:
+                # A reward that is added joins the default pair; it does not silently replace it.
+                target[part] = dict(DEFAULT_REWARDS) if path[:depth] == ("rewards",) else {}
+                self.lines[path[:depth]] = number
+            target = target[part]
+            if not isinstance(target, dict):
+                self.issues.append(Issue(number, f"'{'.'.join(map(str, path[:depth]))}' is not a mapping"))
+                return
+        target[path[-1]] = value
+        self.lines = {known: line for known, line in self.lines.items() if known[: len(path)] != path}
+        self.lines[path] = number
+
+    def validate(self) -> Recipe | None:
+        """Return the recipe, or None with the issues noted."""
+        wrong = set(self.unreadable)
+        while True:
+            values = {key: value for key, value in self.values.items() if key not in wrong}
+            if "model_name_or_path" in wrong:
+                values["model_name_or_path"] = DEMO_MODEL
+            try:
+                return Recipe.model_validate(values)
+            except RecursionError:
+                self.issues.append(Issue(WHOLE_FILE, "is nested too deeply"))
+                return None
+            except ValidationError as error:
+                details = error.errors(include_url=False)
+            for detail in details:
+                keys: tuple[str, ...] = detail["ctx"]["keys"] if detail["type"] == "cross_check" else ()
+                if not wrong.intersection(keys):
+                    self._add_invalid(detail, keys)
+            found = {str(detail["loc"][0]) for detail in details if detail["loc"]}
+            if not found:
+                return None
+            # pydantic checks across keys only when each key alone is right: do it again with those that are.
+            wrong |= found
+
+    def _add_invalid(self, detail: ErrorDetails, keys: tuple[str, ...]) -> None:
+        path: KeyPath = detail["loc"]
+        if keys:  # the first key that somebody wrote; a default can't be pointed at
+            path = next(((key,) for key in keys if key in self.values), keys[:1])
+        prefixes = (path[:length] for length in range(len(path), 0, -1))
+        line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), WHOLE_FILE)
+        key, text = ".".join(str(part) for part in path if part != "[key]"), _describe_error(detail)
+        # `--set x=1` names the key already, unless the issue is further inside its value.
+        named = line > WHOLE_FILE and self.overrides[line - WHOLE_FILE - 1].partition("=")[0].strip() == key
+        self.issues.append(Issue(line, text if named or detail["type"] == "extra_forbidden" else f"{key}: {text}"))
+
+    def format_issue(self, issue: Issue, path: Path) -> str:
+        """Return an issue with its place as one line; a token is never shown."""
+        place = f"{path}:{issue.line}" if issue.line < WHOLE_FILE else str(path)
+        if issue.line > WHOLE_FILE:
+            key, sign, value = self.overrides[issue.line - WHOLE_FILE - 1].partition("=")
+            if any(word in key.lower() for word in ("token", "secret", "password", "api_key")):
+                value = "***"
+            place = f"--set {key[:80]}{sign}{value if len(value) <= 80 else value[:77] + '...'}"
+        return _printable(f"{place}: {issue.text}")
 
 
-# --- validation
+# --- text of issues
 
 
-def _validate(source: _Source) -> Recipe | None:
-    """The recipe, or None with the faults noted."""
-    broken = {str(path[0]) for path in source.origins if path[0] not in source.values}  # unreadable: noted already
-    if not source.readable:
-        return None
-    try:
-        return Recipe.model_validate(source.values)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-    except RecursionError:
-        source.fault(None, "is nested too deeply")
-        return None
-    wrong = {str(detail["loc"][0]) for detail in details if detail["loc"]} | broken
-    _report([detail for detail in details if not detail["loc"] or detail["loc"][0] not in broken], source)
-    if not any(detail["type"] == "cross_check" for detail in details):
-        # pydantic checks across keys only when each key alone is right: do it again with those that are.
-        rest = {key: value for key, value in source.values.items() if key not in wrong}
-        try:
-            Recipe.model_validate({"model_name_or_path": DEMO_MODEL, **rest})
-        except ValidationError as error:
-            again = error.errors(include_url=False)
-            _report([d for d in again if d["type"] == "cross_check" and not wrong & set(d["ctx"]["keys"])], source)
-    return None
+def _printable(line: str) -> str:
+    """Return the text on one line that any terminal takes: a key or a path may hold line breaks and worse."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
 
 
-def _report(details: Sequence[ErrorDetails], source: _Source) -> None:
-    for detail in details:
-        path: Place = detail["loc"]
-        if detail["type"] == "cross_check":
-            keys: tuple[str, ...] = detail["ctx"]["keys"]
-            # The first key that somebody wrote; a default cannot be pointed at.
-            path = next(((key,) for key in keys if key in source.values), (keys[0],))
-        where = source.origin(path)
-        sentence = _sentence(detail)
-        key = ".".join(str(part) for part in path if part != "[key]")
-        # `--set x=1` names the key itself, unless the fault is further inside its value.
-        if detail["type"] != "extra_forbidden" and not (isinstance(where, str) and source.overridden[where] == path):
-            sentence = f"{key}: {sentence}"
-        source.fault(where, sentence)
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    """One of pydantic's errors in plain words."""
-    kind, path, context = detail["type"], detail["loc"], detail.get("ctx", {})
+def _describe_error(detail: ErrorDetails) -> str:
+    """Return one of pydantic's errors in plain English."""
+    kind, path, context, value = detail["type"], detail["loc"], detail.get("ctx", {}), detail["input"]
     if kind == "extra_forbidden":
         inside = str(path[0]) if len(path) > 1 else ""
-        model = NESTED.get(inside, Recipe)
-        return unknown_key(str(path[-1]), model.model_fields, inside)
+        return unknown_key(str(path[-1]), NESTED.get(inside, Recipe).model_fields, inside)
     if kind == "missing":
         return f"is missing: name a hub id, a local directory, or {DEMO_MODEL}"
     if kind in ("value_error", "cross_check"):
         return str(context.get("error", context.get("text")))
     if kind == "literal_error":
         allowed = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
-        guess = did_you_mean(str(detail["input"])[:60], allowed) if isinstance(detail["input"], str) else ""
-        return f"must be one of {', '.join(allowed)}{_not(detail['input'])}{guess}"
-    if kind in PLAIN_WORDS:
-        found = "" if kind == "too_short" else _not(detail["input"])
-        return PLAIN_WORDS[kind].format_map(_Numbers(context)) + found
+        guess = did_you_mean(value[:60], allowed) if isinstance(value, str) else ""
+        return f"must be one of {', '.join(allowed)}{_describe_found(value)}{guess}"
+    if kind in CONSTRAINTS:
+        bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+        return CONSTRAINTS[kind].format_map(bounds) + ("" if kind == "too_short" else _describe_found(value))
     return detail["msg"][:1].lower() + detail["msg"][1:]
 
 
-class _Numbers(dict[str, Any]):
-    """Bounds as a person writes them: 0, not 0.0."""
-
-    def __init__(self, context: Mapping[str, Any]) -> None:
-        super().__init__({k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
-
-
-def _not(value: object) -> str:
-    """What was found instead, when it is short enough to help."""
-    if value is None:
-        return ", not null"
-    if isinstance(value, bool):
-        return f", not {str(value).lower()}"
-    if isinstance(value, int) and abs(value) > 10**15:
+def _describe_found(value: object) -> str:
+    """Return what was found instead, if it is short enough to help."""
+    if value is None or isinstance(value, bool):
+        return ", not null" if value is None else f", not {str(value).lower()}"
+    if isinstance(value, dict | list):
+        return ", not a mapping" if isinstance(value, dict) else ", not a list"
+    if isinstance(value, int) and abs(value) > 10**15:  # Python may refuse to print it
         return ""
-    if isinstance(value, int | float | str):
-        shown = repr(value)
-        return f", not {shown}" if len(shown) <= 40 else ""
-    return ", not a mapping" if isinstance(value, dict) else ", not a list" if isinstance(value, list) else ""
+    shown = repr(value) if isinstance(value, int | float | str) else ""
+    return f", not {shown}" if 0 < len(shown) <= 40 else ""

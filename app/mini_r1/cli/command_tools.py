@@ -1,0 +1,89 @@
+"""What several commands do in the same way: progress lines, stop signals, errors of data files, unfinished starts."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mini_r1.errors import ExitCode, KitError, Stopped
+
+if TYPE_CHECKING:
+    from mini_r1.run.run_dir import RunDir
+
+Say = Callable[[str], None]
+
+
+def progress_printer(style: str | None = None) -> Say:
+    """Return a function that prints one line of progress on standard error."""
+    from mini_r1.console import printable, progress_console
+
+    console = progress_console()
+    return lambda line: console.print(printable(line), style=style, markup=False)
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Turn the game's errors, and files that can't be read or written, into exit code 78; a full disk into 150."""
+    from mini_r1.disk_errors import disk_error
+    from mini_r1.tasks.countdown.problem import DataError
+
+    try:
+        yield
+    except DataError as error:
+        raise KitError(str(error)) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise disk_error(error) or KitError(f"{error.filename or 'file'}: {error.strerror}") from error
+
+
+@contextmanager
+def stop_signals(describe: Callable[[], str]) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end a command with the sentence that `describe` returns; for the main thread.
+
+    Raises:
+        Stopped: one of the two came.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(describe()) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def describe_interrupted(step: int) -> str:
+    """Return what a run that was asked to stop has saved, and what to run."""
+    if step:
+        return f"interrupted after step {step}, saved: the same command resumes there"
+    return "interrupted before the first step was finished, so nothing is saved: the same command starts it again"
+
+
+def refuse_starting(run: RunDir, why: str) -> None:
+    """Refuse a run that has not begun its first attempt.
+
+    Raises:
+        KitError: there is such a run; retryable while it makes progress.
+    """
+    if run.is_starting():
+        from mini_r1.run.health import check_health
+
+        found = check_health(run.path, time.time())
+        raise KitError(f"{found.sentence}: {why}", ExitCode.RETRY if found.healthy else ExitCode.CONFIG)
+
+
+def find_recipe_for_other_node(name: str) -> Path:
+    """Return the file of a recipe that another node trains."""
+    from mini_r1.recipe.recipe_file import find_recipe
+
+    if name == "auto":
+        raise KitError(
+            "auto chooses by the devices of the node that trains, which this one need not have: name the recipe; "
+            "`mini-r1 recipes --gpus 4 --gpu-memory 80` lists what fits such a node"
+        )
+    return find_recipe(name)

@@ -1,0 +1,133 @@
+"""`score`, `data generate` and `data inspect`: the game without a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mini_r1.cli.command_tools import data_errors, progress_printer, stop_signals
+from mini_r1.cli.options import Json
+from mini_r1.errors import KitError
+
+if TYPE_CHECKING:
+    from mini_r1.tasks.countdown.problem import Problem
+
+SHOWN_ROWS = 5
+"""Row numbers that are listed of those that were not checked."""
+
+data_app = typer.Typer(help="Generate and inspect Countdown problems.", no_args_is_help=True)
+
+
+def score(
+    file: Annotated[str, typer.Argument(help="JSONL of completion, nums, target; - is standard input.")] = "-",
+    as_json: Annotated[bool, typer.Option("--json", help="The default: one JSON line for each input line.")] = True,
+) -> None:
+    """Score completions: one JSON line for each line, with verdicts and reason.
+
+    Examples:
+      mini-r1 score completions.jsonl
+      mini-r1 score < completions.jsonl | head
+    """
+    from mini_r1.tasks.countdown.problem import DataError
+    from mini_r1.tasks.countdown.score_lines import score_line
+
+    name = "standard input" if file == "-" else file
+    with data_errors(), nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
+        for number, raw in enumerate(lines, start=1):
+            if not raw.strip():
+                continue
+            place = f"{name}:{number}"
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
+            print(json.dumps(score_line(line, place)), flush=True)
+
+
+@data_app.command("generate")
+def data_generate(
+    rows: Annotated[int, typer.Option(help="Number of problems.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
+) -> None:
+    """Generate problems with the distribution of the hub's data set, offline.
+
+    Examples:
+      mini-r1 data generate --rows 50000 --seed 42 --out problems.jsonl
+    """
+    from mini_r1.console import ProgressLine, progress_console
+    from mini_r1.disk_errors import named
+    from mini_r1.tasks.countdown.data import write_jsonl
+    from mini_r1.tasks.countdown.generator import generate
+
+    if rows < 1:
+        raise KitError(f"--rows must be at least 1, found {rows}")
+    say = progress_printer()
+    say(f"generating {rows:,} problems")
+    problems: list[Problem] = []
+
+    def describe() -> str:
+        done = f"{len(problems):,} of {rows:,} problems"
+        return f"stopped after {done}, and {out} was not written: the same command starts again"
+
+    with data_errors(), stop_signals(describe), ProgressLine(progress_console(), "problems", rows) as line:
+        for problem in generate(rows, seed):
+            problems.append(problem)
+            line.update(len(problems))
+        with named(out):
+            write_jsonl(problems, out)
+    say(f"{rows:,} problems written to {out}")
+
+
+@data_app.command("inspect")
+def data_inspect(
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file with nums and target.")],
+    as_json: Json = False,
+) -> None:
+    """Count rows, duplicates, solvable problems and those that need × or ÷.
+
+    Examples:
+      mini-r1 data inspect problems.jsonl
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mini_r1.console import ProgressLine, progress_console
+    from mini_r1.tasks.countdown.data import inspect, read_problems
+
+    with data_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
+        problems = read_problems(file)
+        with ProgressLine(progress_console(), "rows", len(problems)) as line:
+            facts: dict[str, Any] = inspect(problems, line.update)
+    unchecked: list[int] = facts["unchecked_rows"]
+    if unchecked:
+        more = f" and {len(unchecked) - SHOWN_ROWS:,} more" if len(unchecked) > SHOWN_ROWS else ""
+        progress_printer("yellow")(
+            f"{file}: row{'s' * (len(unchecked) > 1)} {', '.join(map(str, unchecked[:SHOWN_ROWS]))}{more}: whether "
+            "there is a solution was not checked to the end, because the search takes too long; such rows are left "
+            "out of the solvable share"
+        )
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table("", str(file), title="Countdown problems", title_justify="left")
+    for key, value in _flatten({**facts, "unchecked_rows": len(unchecked)}):
+        table.add_row(key, value)
+    Console().print(table)
+
+
+def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, item in value.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(item, dict):
+            yield from _flatten(item, f"{name} · ")
+        elif isinstance(item, float):
+            yield name, f"{item:.1%}" if key.endswith("share") else f"{item:g}"
+        else:
+            yield name, f"{item:,}" if isinstance(item, int) else str(item)

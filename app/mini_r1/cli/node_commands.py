@@ -1,0 +1,196 @@
+"""`doctor`, `health` and `bundle`: check a node, a running job, and collect what a bug report needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mini_r1.cli.command_tools import find_recipe_for_other_node, progress_printer
+from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, Set
+from mini_r1.errors import ExitCode, KitError
+
+if TYPE_CHECKING:
+    from mini_r1.doctor.node_checks import Report
+
+
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe file, or name of a shipped recipe; default: check the node alone.")
+    ] = None,
+    overrides: Set = None,
+    run_dir: RunDirOption = None,
+    gpus: Gpus = None,
+    deepspeed: DeepSpeed = "auto",
+    gpu_memory: GpuMemory = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Train a tiny random model through the whole path. Takes minutes.")
+    ] = False,
+    login: Annotated[
+        bool, typer.Option("--login", help="Check a Slurm login node before sbatch. Needs no GPU and no torch.")
+    ] = False,
+    script: Annotated[
+        Path | None, typer.Option(help="With --login: batch script; default: slurm/train_4xh100.sh.")
+    ] = None,
+    as_json: Json = False,
+) -> ExitCode:
+    """Check this node, and what a recipe needs: ok, warn or fail, and the fix.
+
+    Exits 78 if the recipe or the installation is wrong, 150 if the node is.
+
+    --smoke tests workers, collectives, vLLM's process, weight sync, a save, a
+    killed worker and a resume on these devices. On several nodes, start it on
+    each of them with a shared --run-dir.
+
+    --login checks Slurm, partition, account, batch script, runtime, image,
+    model, data and run directory with the settings of the site file
+    (`source slurm/site.env`). Nothing is submitted.
+
+    Examples:
+      mini-r1 doctor
+      mini-r1 doctor my.yaml --run-dir runs/first
+      mini-r1 doctor --smoke
+      MINI_R1_ACCELERATOR=cpu mini-r1 doctor --smoke --gpus 3
+      mini-r1 doctor my.yaml --login
+    """
+    if script is not None and not login:
+        raise typer.BadParameter("--script needs --login")
+    if login and (smoke or gpus is not None or gpu_memory is not None or deepspeed != "auto"):
+        raise typer.BadParameter(
+            "--login looks at no device: leave out --smoke, --gpus, --gpu-memory and --deepspeed (they are for a node "
+            "with GPUs)"
+        )
+    if smoke and (recipe is not None or overrides):
+        raise typer.BadParameter("the smoke test has its own recipe: leave out RECIPE and --set")
+    if smoke:
+        return _smoke(run_dir, gpus, as_json=as_json)
+    if recipe is None and overrides:
+        raise KitError("--set changes a recipe: name one")
+    if login:
+        from mini_r1.doctor import login_checks
+
+        path = find_recipe_for_other_node(recipe) if recipe else None
+        return _print_report(
+            login_checks.examine(path, overrides or [], script=script, run_dir=run_dir), as_json=as_json
+        )
+    from mini_r1.doctor import node_checks
+    from mini_r1.machine.devices import given_devices
+    from mini_r1.machine.nodes import find_nodes
+    from mini_r1.recipe.recipe_file import find_recipe
+
+    say = progress_printer()
+    try:
+        nodes = find_nodes(os.environ)
+    except KitError as error:  # in a batch script's own shell, for one: the node can be checked all the same
+        say(f"warning: {error.message}; checking this node alone")
+        nodes = None
+    path = find_recipe(recipe) if recipe else None
+    if path is not None:
+        say("loading torch, the tokenizer and the data: about 20 s")
+    report = node_checks.examine(
+        path,
+        overrides or [],
+        devices=given_devices(os.environ, gpus),
+        nodes=nodes,
+        run_dir=run_dir,
+        deepspeed=deepspeed,
+        gpu_memory_gib=gpu_memory,
+    )
+    return _print_report(report, as_json=as_json)
+
+
+def _print_report(report: Report, *, as_json: bool) -> ExitCode:
+    from rich.console import Console
+
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        Console(highlight=False).print(report.table())
+    return report.exit_code
+
+
+def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode:
+    """Print one line for each part of the smoke test as soon as its result is known."""
+    from mini_r1.console import printable
+    from mini_r1.doctor import smoke
+    from mini_r1.findings import exit_code
+    from mini_r1.machine.devices import given_devices
+    from mini_r1.machine.nodes import find_nodes
+
+    devices, nodes = given_devices(os.environ, gpus), find_nodes(os.environ)
+    setup = smoke.set_up(smoke.scratch_folder(run_dir, nodes), devices, nodes, gpus)
+    findings = []
+    for finding in smoke.smoke(setup, os.environ, progress_printer("dim")):
+        findings.append(finding)
+        if not as_json:
+            print(f"{finding.status:4}  {finding.check}: {printable(finding.detail)}", flush=True)
+            if finding.fix:
+                print(f"      → {printable(finding.fix)}", flush=True)
+    code = exit_code(findings)
+    if as_json:
+        values = {"devices": devices.source, "exit_code": int(code), "findings": [f.to_dict() for f in findings]}
+        print(json.dumps(values))
+    if code == ExitCode.FINISHED and run_dir is None:
+        smoke.clean(setup.folder)
+    else:
+        progress_printer()(f"files of the smoke test: {setup.folder}")
+    return code
+
+
+def health(
+    path: Annotated[Path, typer.Argument(help="Run directory, or a folder of them.")] = Path("runs"),
+    as_json: Json = False,
+) -> ExitCode:
+    """Check that a run makes progress: exit 0 if it does or is finished, else 1.
+
+    For a container's health check. In a folder, the run with the newest
+    heartbeat counts. Needs no torch.
+
+    Examples:
+      mini-r1 health
+      mini-r1 health runs/first --json
+    """
+    from mini_r1.run.health import check_health
+
+    found = check_health(path, time.time())
+    print(json.dumps(found.to_dict()) if as_json else found.sentence)
+    return found.exit_code
+
+
+def bundle(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option(help="Archive to write; default: <RUN's name>-bundle.tar.gz.")] = None,
+    completions: Annotated[int, typer.Option(min=0, help="Number of the last completions to include.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a support bundle: logs, stacks, metrics, versions and node facts.
+
+    It holds no weights, and known secrets are removed.
+
+    Examples:
+      mini-r1 bundle runs/first --out first.tar.gz
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from mini_r1.doctor.bundle import bundle as make_bundle
+    from mini_r1.run.health import check_health
+    from mini_r1.run.run_dir import RunDir
+
+    target, run_directory = out or Path(f"{run.absolute().name}-bundle.tar.gz"), RunDir(run)
+    say = progress_printer()
+    if run_directory.is_starting():
+        say(check_health(run, time.time()).sentence)
+    made = make_bundle(run_directory, target, completions=completions, environment=os.environ)
+    if as_json:
+        print(json.dumps(made.to_dict()))
+        return
+    table = Table("file", "bytes", title=f"{made.path}: {made.size:,} bytes", title_justify="left")
+    for name, size in made.files:
+        table.add_row(name, f"{size:,}")
+    Console(highlight=False, markup=False).print(table)
+    say("known secrets are removed; host names, users and paths are not: read the bundle before you send it")

@@ -1,0 +1,120 @@
+"""`train` and `launch`: train a recipe in this process, or on all devices of the job."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from mini_r1.cli.command_tools import describe_interrupted, progress_printer
+from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, RecipeName, RunDirOption, Set
+from mini_r1.errors import ExitCode, KitError
+
+
+def train(
+    recipe: RecipeName,
+    overrides: Set = None,
+    run_dir: RunDirOption = None,
+    deepspeed: Annotated[
+        str, typer.Option(help="none, zero2, zero3, zero3-offload or a JSON file; `mini-r1 launch` sets it.")
+    ] = "none",
+) -> ExitCode:
+    """Train a recipe in this process, or resume it from its last checkpoint.
+
+    With several GPUs, use `mini-r1 launch`.
+
+    Examples:
+      mini-r1 train demo-cpu
+      mini-r1 train my.yaml --set learning_rate=1e-6 --run-dir runs/lr1e-6
+    """
+    from mini_r1.training.supervised import Supervisor
+
+    Supervisor.from_environment().attend()  # first: the imports below take seconds
+    from mini_r1.console import printable, progress_console
+    from mini_r1.machine.heavy_imports import needs_extra
+    from mini_r1.recipe.deepspeed_file import find_deepspeed
+    from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
+    from mini_r1.run.finished import finished_step_before_loading, print_finished
+    from mini_r1.run.run_dir import RunDir
+
+    path = find_recipe(recipe)
+    loaded = load_recipe(path, overrides or [])
+    sharding = None if deepspeed == "none" else find_deepspeed(deepspeed)
+    if os.environ.get("MINI_R1_ACCELERATOR") == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, once imported, has decided by the devices it sees
+    console = progress_console()
+    console.quiet = os.environ.get("RANK", "0") != "0"  # one of several workers: rank 0 prints for all
+    for warning in loaded.warnings():
+        console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
+    run = RunDir(run_dir or effective_output_dir(loaded, path))
+    if "RANK" not in os.environ:  # of several workers rank 0 looks, for all
+        finished = finished_step_before_loading(run, loaded)
+        if finished is not None:
+            print_finished(console, run, finished)
+            return ExitCode.FINISHED
+    with needs_extra("train", deepspeed=sharding is not None, console=console):
+        from mini_r1.training.train import train as run_training
+    outcome = run_training(loaded, run, sys.argv, console, deepspeed=sharding)
+    finished_text = f"finished at step {outcome.step}: {run.path}"
+    text = finished_text if outcome.exit_code == ExitCode.FINISHED else describe_interrupted(outcome.step)
+    console.print(text, markup=False)
+    return outcome.exit_code
+
+
+def launch(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, name of a shipped recipe, or auto: the largest one that fits.")
+    ],
+    overrides: Set = None,
+    run_dir: RunDirOption = None,
+    gpus: Gpus = None,
+    nodes: Annotated[int | None, typer.Option(help="Number of nodes; default: the scheduler's.")] = None,
+    node_index: Annotated[int | None, typer.Option(help="Index of this node, from 0; default: the scheduler's.")] = (
+        None
+    ),
+    address: Annotated[
+        str | None, typer.Option(help="Address of node 0 as the other nodes reach it; default: the scheduler's.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the rendezvous on node 0; the next port is used too.")
+    ] = None,
+    deepspeed: DeepSpeed = "auto",
+    gpu_memory: GpuMemory = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Start nothing: print every node's commands and environment.")
+    ] = False,
+    print_run_dir: Annotated[
+        bool, typer.Option("--print-run-dir", help="With --dry-run: check everything, print only the run directory.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON and nothing else.")] = False,
+) -> ExitCode:
+    """Train a recipe on all devices of this node or of several nodes.
+
+    On several nodes, run the same command once on each node.
+
+    Examples:
+      mini-r1 launch my.yaml
+      mini-r1 launch my.yaml --dry-run
+      srun --ntasks-per-node=1 mini-r1 launch my.yaml
+      mini-r1 launch my.yaml --nodes 2 --node-index 0 --address gpu1
+    """
+    from mini_r1.launch import launcher
+    from mini_r1.launch.job import LaunchOptions
+
+    if print_run_dir and (as_json or not dry_run):
+        raise KitError("--print-run-dir needs --dry-run, without --json")
+    if as_json and not dry_run:
+        raise KitError("--json needs --dry-run: a launch prints its progress, and its run directory is the result")
+    options = LaunchOptions(
+        recipe, overrides or [], run_dir, gpus, nodes, node_index, address, port, deepspeed, gpu_memory
+    )  # fmt: skip
+    say = progress_printer()
+    if dry_run:
+        print(launcher.dry_run(options, os.environ, say, print_run_dir=print_run_dir, as_json=as_json))
+        return ExitCode.FINISHED
+    ending = launcher.launch(options, os.environ, say)
+    if ending.text:
+        say(f"{'' if ending.code == ExitCode.INTERRUPTED else 'error: '}{ending.text}")
+    return ending.code
