@@ -122,7 +122,7 @@ def test_an_old_name_is_refused_with_the_new_one(faults):
         "x:3: rewards.equation_seed: 'equation_seed' was renamed: write 'equation_original'",
     ]
     assert faults(DEMO, "rewards.format_seed=1", "scoring=seed") == [
-        "--set rewards.format_seed=1: rewards.format_seed: 'format_seed' was renamed: write 'format_original'",
+        "--set rewards.format_seed=1: 'format_seed' was renamed: write 'format_original'",
         "--set scoring=seed: 'seed' was renamed: write 'original'",
     ]
 
