@@ -1,7 +1,4 @@
-"""A login node for tests: stand-ins for Slurm's programs, which print what a real Slurm 22.05.8 was seen to print.
-
-Stand-ins too: the virtual environment's interpreter and the list of mounts.
-"""
+"""A login node for tests: stand-ins for Slurm's programs, which print what a real Slurm 22.05.8 printed."""
 
 from __future__ import annotations
 
@@ -10,27 +7,20 @@ import shlex
 from pathlib import Path
 
 import pytest
-from mini_r1 import __version__
 from mini_r1.doctor.case import Case
-from mini_r1.doctor.login_checks import examine
+from mini_r1.doctor.login_checks import examine_login_node
 from mini_r1.doctor.node_checks import Report
-from mini_r1.doctor.site_file import Site
+from mini_r1.doctor.slurm import LoginNode
 from mini_r1.findings import Finding
 from mini_r1.machine.devices import Devices
 
 # --- what Slurm 22.05.8 printed ---
 
-VERSION = "slurm-wlm 22.05.8\n"
-UP = "Slurmctld(primary) at vm is UP\n"
-DOWN = f"""Slurmctld(primary) at vm is DOWN
-{"*" * 41}
-** RESTORE SLURMCTLD DAEMON TO SERVICE **
-{"*" * 41}
-"""
-NO_CONFIGURATION = """scontrol: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
-scontrol: error: fetch_config: DNS SRV lookup failed
-scontrol: error: _establish_config_source: failed to fetch config
-scontrol: fatal: Could not establish a configuration source
+DOWN = "slurm_load_partitions: Unable to contact slurm controller (connect failure)\n"
+NO_CONFIGURATION = """sinfo: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+sinfo: error: fetch_config: DNS SRV lookup failed
+sinfo: error: _establish_config_source: failed to fetch config
+sinfo: fatal: Could not establish a configuration source
 """
 PARTITIONS = """gpu*|up|1-00:00:00|2|gpu:h100:4|idle
 cpu|up|infinite|1|(null)|idle
@@ -47,19 +37,20 @@ DRAINED = """gpu*|up|1-00:00:00|1|gpu:h100:4|draining
 gpu*|up|1-00:00:00|1|gpu:h100:4|drained
 """
 SILENT = "mixed|up|2:00:00|1|gpu:a100:8|unknown*\n"
-TAKEN = "sbatch: Job 1 to start at 2026-11-26T08:55:19 using 1 processors on nodes n1 in partition gpu\n"
+ACCEPTED = "sbatch: Job 1 to start at 2026-11-26T08:55:19 using 1 processors on nodes n1 in partition gpu\n"
 NO_PARTITION = (
     "sbatch: error: invalid partition specified: nope\nallocation failure: Invalid partition name specified\n"
 )
 NO_ACCOUNT = "allocation failure: Invalid account or account/partition combination specified\n"
 NO_NODES = "allocation failure: Requested node configuration is not available\n"
 NO_CONTROLLER = "allocation failure: Unable to contact slurm controller (connect failure)\n"
+CRLF = r"""sbatch: error: Batch script contains DOS line breaks (\r\n)
+sbatch: error: instead of expected UNIX line breaks (\n).
+"""
 NOT_A_SCRIPT = """sbatch: error: This does not look like a batch script.  The first
 sbatch: error: line must start with #! followed by the path to an interpreter.
 sbatch: error: For instance: #!/bin/sh
 """
-SRUN_HELP = "      --container             Path to OCI container bundle\n"
-PYXIS_HELP = "      --container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH\n"  # of pyxis' README: none was here to ask
 
 SCRIPT = """#!/bin/bash
 #SBATCH --job-name=mini-r1
@@ -76,18 +67,8 @@ SIF = b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC\x0001\0"  # how such a file 
 SQUASHFS = b"hsqs" + bytes(92)
 
 
-def stand_in(program: Path, out: str = "", err: str = "", code: int = 0) -> Path:
-    """A program that prints this and ends so, and writes down what it was asked."""
-    program.parent.mkdir(parents=True, exist_ok=True)
-    log = shlex.quote(f"{program}.asked")
-    say = f"printf %s {shlex.quote(out)}\nprintf %s {shlex.quote(err)} >&2"
-    program.write_text(f'#!/bin/sh\necho "$*" >>{log}\n{say}\nexit {code}\n')
-    program.chmod(0o755)
-    return program
-
-
 class Cluster:
-    """A login node: the kit's folder, Slurm's programs (stand-ins), a virtual environment (one too), a shared disk."""
+    """A login node: the kit's folder, stand-ins for Slurm's programs, a virtual environment, a shared disk."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.kit, self.bin, self.root = folder / "kit", folder / "bin", folder / "root"
@@ -95,52 +76,52 @@ class Cluster:
         self.script = self.kit / "slurm" / "train_4xh100.sh"
         self.script.parent.mkdir(parents=True)
         self.script.write_text(SCRIPT)
-        self.sbatch(err=TAKEN)
-        self.program("scontrol", UP)
+        self.program("sbatch", err=ACCEPTED)
         self.program("sinfo", PARTITIONS)
-        self.program("srun", SRUN_HELP)
-        stand_in(self.kit / ".venv" / "bin" / "python", f"{__version__}\n")
+        self.program("scontrol")
+        python = self.kit / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.touch(0o755)
         self.mount("nfs4")
         self.environment = {"PATH": str(self.bin), "HOME": str(folder), "MINI_R1_RUNTIME": "venv"}
         monkeypatch.chdir(self.kit)
 
     def program(self, name: str, out: str = "", err: str = "", code: int = 0) -> None:
-        stand_in(self.bin / name, out, err, code)
-
-    def sbatch(self, err: str, code: int = 0) -> None:
-        """What --test-only says; --version is answered as ever."""
-        program = stand_in(self.bin / "sbatch", err=err, code=code)
-        answer = f'[ "$1" != --version ] || {{ printf %s {shlex.quote(VERSION)}; exit 0; }}'
-        first, rest = program.read_text().split("\n", 1)
-        program.write_text(f"{first}\n{answer}\n{rest}")
+        """Make a program that prints this, exits so, and logs its arguments."""
+        program = self.bin / name
+        program.parent.mkdir(exist_ok=True)
+        output = f"printf %s {shlex.quote(out)}\nprintf %s {shlex.quote(err)} >&2"
+        program.write_text(f'#!/bin/sh\necho "$*" >>{shlex.quote(f"{program}.asked")}\n{output}\nexit {code}\n')
+        program.chmod(0o755)
 
     def mount(self, kind: str, at: Path | None = None) -> None:
-        """What everything is on; or what a folder is on, besides."""
+        """Put everything, or a folder besides, on a filesystem of this type."""
         file = self.root / "proc/self/mountinfo"
         file.parent.mkdir(parents=True, exist_ok=True)
         before = file.read_text() if at else "1 0 0:1 / / rw - ext4 /dev/sda rw\n"
-        where = os.path.realpath(at or self.disk)
-        file.write_text(f"{before}2 1 0:2 / {where} rw - {kind} server:/export rw\n")
+        place = os.path.realpath(at or self.disk)
+        file.write_text(f"{before}2 1 0:2 / {place} rw - {kind} server:/export rw\n")
 
     def asked(self, name: str) -> list[str]:
-        return (self.bin / f"{name}.asked").read_text().splitlines()
+        """The arguments of each start of a program."""
+        log = self.bin / f"{name}.asked"
+        return log.read_text().splitlines() if log.exists() else []
 
     def report(self, recipe: Path | None = None, script: Path | None = None, **environment: str | None) -> Report:
         given = {name: value for name, value in {**self.environment, **environment}.items() if value is not None}
-        return examine(recipe, script=script, environment=given, root=self.root)
+        return examine_login_node(recipe, script=script, environment=given, root=self.root)
 
     def found(self, check: str, recipe: Path | None = None, **environment: str | None) -> Finding:
         (finding,) = (f for f in self.report(recipe, **environment).findings if f.check == check)
         return finding
 
-    def site(self) -> Site:
-        """For a check's parts."""
+    def login(self) -> LoginNode:
         case = Case(self.environment, Devices((), True, "a test"), None, root=self.root)
-        return Site(self.environment, self.kit, self.kit, self.script, case, self.environment)
+        return LoginNode(self.environment, self.environment, self.kit, self.kit, self.script, case)
 
 
-def is_failure(finding: Finding, fault: str) -> bool:
-    return (finding.status, finding.cause) == ("fail", fault)
+def is_failure(finding: Finding, cause: str) -> bool:
+    return (finding.status, finding.cause) == ("fail", cause)
 
 
 def statuses(report: Report) -> dict[str, str]:

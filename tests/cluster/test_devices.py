@@ -81,8 +81,8 @@ def test_a_slice_that_the_driver_sees_is_one_gpu() -> None:
         ({"CUDA_VISIBLE_DEVICES": f"{UUIDS[0]},{SLICES[0]}"}, (), "one MIG slice"),
         ({}, SLICES, SLICES[0]),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, SLICES, "one MIG slice"),
-        ({"CUDA_VISIBLE_DEVICES": "0,1,0"}, ("0", "1"), "0 stands there twice"),
-        ({"CUDA_VISIBLE_DEVICES": "1,01"}, ("0", "1"), "1 stands there twice"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,0"}, ("0", "1"), "0 appears twice"),
+        ({"CUDA_VISIBLE_DEVICES": "1,01"}, ("0", "1"), "1 appears twice"),
         ({"CUDA_VISIBLE_DEVICES": f"{UUIDS[0]},{UUIDS[0]}"}, (), "twice"),
         ({"CUDA_VISIBLE_DEVICES": "all"}, ("0",), "'all' is no device"),
         ({"CUDA_VISIBLE_DEVICES": "0;1"}, ("0",), "'0;1' is no device"),
@@ -253,8 +253,8 @@ def test_an_index_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     ("fails_at", "words"),
     [
         ("", f"no GPU {UUIDS[3]} here: compare CUDA_VISIBLE_DEVICES with `nvidia-smi -L`"),
-        ("init", "the NVIDIA library does not answer (Not Supported): see nvidia-smi"),
-        ("count", "the NVIDIA library does not answer (Not Supported): see nvidia-smi"),
+        ("init", "the NVIDIA library does not answer (Not Supported): see `nvidia-smi`"),
+        ("count", "the NVIDIA library does not answer (Not Supported): see `nvidia-smi`"),
     ],
 )
 def test_a_uuid_that_no_gpu_has_is_worth_a_retry(fails_at: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.doctor.checks import CHECKS
-from mini_r1.doctor.node_checks import Report, examine
-from mini_r1.doctor.torch_checks import probe
+from mini_r1.doctor.node_checks import CHECKS, Report, examine_node
+from mini_r1.doctor.torch_checks import run_torch_checks
 from mini_r1.findings import Finding, exit_code, fail, ok, warn, worst
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
@@ -116,14 +115,14 @@ def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypat
     assert (finding["check"], finding["cause"]) == ("driver", "node")
 
 
-# --- examine ---
+# --- the report ---
 
 
 def test_vllm_without_a_device_of_its_own_is_the_recipes_fault(
     small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     one = Devices(("0",), True, "a test")
-    report = examine(small_recipe(use_vllm=True), devices=one, run_dir=tmp_path / "run", probe=False)
+    report = examine_node(small_recipe(use_vllm=True), devices=one, run_dir=tmp_path / "run", with_torch=False)
     assert report.exit_code == 78
     assert "use_vllm: true, but there is 1 GPU" in by_name(report)["plan"].detail
     assert report.error is not None
@@ -132,9 +131,9 @@ def test_vllm_without_a_device_of_its_own_is_the_recipes_fault(
 
 def test_another_node_than_the_first_may_have_one_device(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     nodes = Nodes(2, 1, "n0", 29_500, "a test", None)
-    report = examine(small_recipe(use_vllm=True), devices=SLOT, nodes=nodes,
-                     run_dir=tmp_path / "run", probe=False)  # fmt: skip
-    assert "vLLM takes a device of its own" not in by_name(report)["plan"].detail
+    report = examine_node(small_recipe(use_vllm=True), devices=SLOT, nodes=nodes,
+                     run_dir=tmp_path / "run", with_torch=False)  # fmt: skip
+    assert "vLLM needs a device" not in by_name(report)["plan"].detail
     assert by_name(report)["ports"].status == "skip"
 
 
@@ -143,7 +142,7 @@ def test_a_taken_port_is_seen_on_node_0_of_several(small_recipe: Callable[..., P
         taken.bind(("", 0))
         taken.listen()
         nodes = Nodes(2, 0, "n0", taken.getsockname()[1] - 1, "a test", None)  # the launchers' own, the next one
-        report = examine(small_recipe(), devices=SLOT, nodes=nodes, run_dir=tmp_path / "run", probe=False)
+        report = examine_node(small_recipe(), devices=SLOT, nodes=nodes, run_dir=tmp_path / "run", with_torch=False)
     assert report.exit_code == 150
     assert by_name(report)["ports"].status == "fail"
 
@@ -255,7 +254,7 @@ def test_a_process_that_dies_is_a_finding(tmp_path: Path, script: str, fault: st
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    (finding,) = probe(Path("x.yaml"), [], deepspeed=None, devices=CPU, environment=dict(os.environ),
+    (finding,) = run_torch_checks(Path("x.yaml"), [], deepspeed=None, devices=CPU, environment=dict(os.environ),
                        python=str(python), timeout_s=2.0 if "sleep" in script else 60.0)  # fmt: skip
     assert (finding.check, finding.status, finding.cause) == ("probe", "fail", fault)
     assert said in finding.detail
@@ -270,7 +269,9 @@ def test_the_process_sees_the_devices_that_were_given_and_no_other_launchers_var
     given = {**os.environ, "RANK": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     for devices, seen in ((Devices(("2", "3"), False, ""), "CUDA_VISIBLE_DEVICES=2,3 / MINI_R1_ACCELERATOR= / RANK="),
                           (CPU, "CUDA_VISIBLE_DEVICES= / MINI_R1_ACCELERATOR=cpu / RANK=")):  # fmt: skip
-        (finding,) = probe(Path("x"), [], deepspeed=None, devices=devices, environment=given, python=str(python))
+        (finding,) = run_torch_checks(
+            Path("x"), [], deepspeed=None, devices=devices, environment=given, python=str(python)
+        )
         assert finding.detail.endswith(seen)
 
 

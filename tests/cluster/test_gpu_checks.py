@@ -257,12 +257,12 @@ def test_hardware_faults_of_these_gpus_in_the_kernels_log_are_counted(tmp_path: 
 
 def test_a_log_without_faults_and_no_log_at_all_are_told_apart(tmp_path: Path) -> None:
     assert gpus.xid(case(root=tmp_path)).status == "skip"
-    assert gpus.xid(case(root=kernel(tmp_path, "[1] all is well"))).detail == "no hardware fault in /var/log/kern.log"
+    assert gpus.xid(case(root=kernel(tmp_path, "[1] all is well"))).detail == "no hardware error in /var/log/kern.log"
 
 
 def test_the_kernels_own_device_is_read_to_its_end() -> None:
     """The real one, where this user may read it: it must not block."""
-    text, source = gpus.kernel_log(case(root=Path("/")))
+    text, source = gpus.read_kernel_log(case(root=Path("/")))
     assert (text is None) == (source == "")
 
 

@@ -19,7 +19,7 @@ from mini_r1.plan.timing import given_grace, grace_warning
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_recipes
 
-from tests.cluster.login_node import SCRIPT, UP, Cluster
+from tests.cluster.login_node import SCRIPT, Cluster
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 RECIPE = shipped_recipes()["mini-r1-3b"]
@@ -99,7 +99,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 def slurm(cluster: Cluster, *, kill_wait: int = 30, preempt_type: str = "preempt/none", **partitions: str) -> None:
     """What `scontrol` says: of each partition its GraceTime and PreemptMode."""
-    answers = {"ping": UP, "show config": CONFIG.format(kill_wait=kill_wait, preempt_type=preempt_type)}
+    answers = {"show config": CONFIG.format(kill_wait=kill_wait, preempt_type=preempt_type)}
     for name, value in partitions.items():
         grace, mode = value.split()
         answers[f"show partition {name} --oneliner"] = PARTITION.format(name=name, grace=grace, mode=mode)
@@ -186,7 +186,7 @@ def test_slurms_times_are_held_against_the_planned_stop(
 def test_what_cannot_be_known_is_not_looked_at(cluster: Cluster) -> None:
     slurm(cluster)
     assert cluster.found("time to save").status == "skip"
-    cluster.program("scontrol", UP)
+    cluster.program("scontrol")
     finding = cluster.found("time to save", RECIPE)
     assert finding.status == "skip"
     assert "KillWait is not known" in finding.detail

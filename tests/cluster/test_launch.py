@@ -193,13 +193,13 @@ def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end
 def test_signalled_while_it_looks_at_the_node_it_was_interrupted(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked = launching.examine
+    looked = launching.examine_node
 
     def signalled(*args: Any, **options: Any) -> Any:
         os.kill(os.getpid(), signal.SIGUSR1)
         return looked(*args, **options)
 
-    monkeypatch.setattr(launching, "examine", signalled)
+    monkeypatch.setattr(launching, "examine_node", signalled)
     order = LaunchOptions(str(recipe), gpus=2, run_dir=tmp_path / "run")
     with pytest.raises(KitError, match="stopped before anything was started") as stopped:
         launching.launch(order, {"PATH": os.environ["PATH"], "MINI_R1_ACCELERATOR": "cpu"}, print)

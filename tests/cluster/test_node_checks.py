@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.doctor import host, inputs, local_storage, network, software
+from mini_r1.doctor import host, inputs, local_storage, software
 from mini_r1.doctor.case import Case, Needs
 from mini_r1.findings import Finding
 from mini_r1.machine import paths
@@ -301,11 +301,11 @@ def test_a_port_that_somebody_listens_on_is_the_nodes_fault() -> None:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        finding = network.ports(case(ports=(port,)))
+        finding = host.ports(case(ports=(port,)))
     assert is_failure(finding, "node")
     assert f"port {port} is taken" in finding.detail
-    assert network.ports(case(ports=(port,))).status == "ok"
-    assert network.ports(case()).status == "skip"
+    assert host.ports(case(ports=(port,))).status == "ok"
+    assert host.ports(case()).status == "skip"
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_port_that_somebody_listens_on_is_the_nodes_fault() -> None:
 )
 def test_an_interface_that_is_not_there_is_named(tmp_path: Path, variable: str, value: str, status: str) -> None:
     root = files(tmp_path, sys__class__net__eth0="", sys__class__net__lo="")
-    finding = network.interfaces(case(root=root, environment={variable: value}))
+    finding = host.interfaces(case(root=root, environment={variable: value}))
     assert finding.status == status
     if status == "fail":
         assert finding.cause == "node"
@@ -335,7 +335,7 @@ def test_an_interface_that_is_not_there_is_named(tmp_path: Path, variable: str, 
 
 
 def test_the_pins_are_those_of_the_package() -> None:
-    pins = software.pins()
+    pins = software.read_pins()
     assert pins["trl"] == "0.14.0"
     assert pins["vllm"] == "0.7.0"
     assert "hatchling" not in pins
@@ -428,7 +428,7 @@ def cached_repo(cache: Path, folder: str, source: Path | None = None) -> Path:
     ("config", "present", "said"),
     [
         (None, 2, None),
-        (None, 1, "1 of 2 files are missing, model-1.safetensors among them"),
+        (None, 1, "1 of 2 files are missing, such as model-1.safetensors"),
         ({"model_type": "qwen3"}, 2, "transformers 4.51.0 was the first that does"),
     ],
 )

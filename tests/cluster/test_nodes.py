@@ -215,7 +215,7 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
         ({**STEP, "SLURM_NODEID": "one"}, {}, "must be a whole number"),
         ({**STEP, "SLURM_STEP_NODELIST": "n1"}, {}, "lists 1"),
         ({**STEP, "SLURM_STEP_NODELIST": "n[1-"}, {}, "--address"),
-        (STEP, {"count": 4}, "--nodes 4, but Slurm job 4711 says 2"),
+        (STEP, {"count": 4}, "--nodes 4, but Slurm job 4711 has 2"),
         (STEP, {"count": 1}, "--nodes 1, but"),
         (STEP, {"index": 0}, "--node-index 0, but"),
         ({**OPERATOR, "PET_NNODES": "1:4"}, {}, "elastic"),

@@ -66,17 +66,17 @@ def test_roles_in_one_sentence(devices: list[list[str]], vllm: bool, sentence: s
     assert assign(devices, use_vllm=vllm, on_cpu=False).describe() == sentence
 
 
-ASIDE = "vLLM takes a device of its own beside at least one that trains"
+SPARE = "vLLM needs a device that no worker trains on"
 OR_NOT = "2 or more, or set use_vllm: false (--set use_vllm=false)"
 
 
 @pytest.mark.parametrize(
     ("devices", "vllm", "words"),
     [
-        ([["0"]], True, f"use_vllm: true, but there is 1 GPU: {ASIDE}. Give the job {OR_NOT}"),
+        ([["0"]], True, f"use_vllm: true, but there is 1 GPU: {SPARE}. Give the job {OR_NOT}"),
         ([[]], True, "there is no GPU"),
         ([[]], True, f"{OR_NOT}. {CONTAINER_HINT}"),
-        ([["0"], ["0", "1"]], True, f"use_vllm: true, but node 0 has 1 GPU: {ASIDE}. Give node 0 {OR_NOT}"),
+        ([["0"], ["0", "1"]], True, f"use_vllm: true, but node 0 has 1 GPU: {SPARE}. Give node 0 {OR_NOT}"),
         ([["0", "1"], []], True, "node 1 of 2 has no GPU"),
         ([[], ["0"]], False, "node 0 of 2 has no GPU"),
         ([], False, "no nodes"),

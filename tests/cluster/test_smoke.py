@@ -79,8 +79,8 @@ threading.Thread(target=lose, daemon=True).start()
     ],
 )
 def test_a_sync_that_proves_nothing_fails(logged: list[dict[str, float]], said: str) -> None:
-    with pytest.raises(parts._Failed, match=said) as failed:
-        parts._synced(logged)
+    with pytest.raises(parts.SmokeFailure, match=said) as failed:
+        parts.check_sync(logged)
     assert (failed.value.finding.check, failed.value.finding.status) == ("vLLM weight sync", "fail")
 
 
@@ -89,7 +89,7 @@ def test_a_sync_that_proves_nothing_fails(logged: list[dict[str, float]], said: 
     [
         (("my.yaml",), "the smoke test has its own recipe"),
         (("--set", "seed=1"), "the smoke test has its own recipe"),
-        (("--run-dir", "."), "is not empty: give --smoke a --run-dir of its own"),
+        (("--run-dir", "."), "is not empty: give --smoke a new --run-dir"),
     ],
 )
 def test_what_goes_not_with_it_is_refused(

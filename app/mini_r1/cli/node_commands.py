@@ -75,7 +75,7 @@ def doctor(
 
         path = find_recipe_for_other_node(recipe) if recipe else None
         return _print_report(
-            login_checks.examine(path, overrides or [], script=script, run_dir=run_dir), as_json=as_json
+            login_checks.examine_login_node(path, overrides or [], script=script, run_dir=run_dir), as_json=as_json
         )
     from mini_r1.doctor import node_checks
     from mini_r1.machine.devices import given_devices
@@ -91,7 +91,7 @@ def doctor(
     path = find_recipe(recipe) if recipe else None
     if path is not None:
         say("loading torch, the tokenizer and the data: about 20 s")
-    report = node_checks.examine(
+    report = node_checks.examine_node(
         path,
         overrides or [],
         devices=given_devices(os.environ, gpus),
@@ -115,16 +115,18 @@ def _print_report(report: Report, *, as_json: bool) -> ExitCode:
 
 def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode:
     """Print one line for each part of the smoke test as soon as its result is known."""
+    import shutil
+
     from mini_r1.console import printable
-    from mini_r1.doctor import smoke
+    from mini_r1.doctor.smoke import SmokeTest, choose_folder
     from mini_r1.findings import exit_code
     from mini_r1.machine.devices import given_devices
     from mini_r1.machine.nodes import find_nodes
 
     devices, nodes = given_devices(os.environ, gpus), find_nodes(os.environ)
-    setup = smoke.set_up(smoke.scratch_folder(run_dir, nodes), devices, nodes, gpus)
+    folder = choose_folder(run_dir, nodes)
     findings = []
-    for finding in smoke.smoke(setup, os.environ, progress_printer("dim")):
+    for finding in SmokeTest(folder, devices, nodes, gpus, os.environ, progress_printer("dim")).findings():
         findings.append(finding)
         if not as_json:
             print(f"{finding.status:4}  {finding.check}: {printable(finding.detail)}", flush=True)
@@ -135,9 +137,9 @@ def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode
         values = {"devices": devices.source, "exit_code": int(code), "findings": [f.to_dict() for f in findings]}
         print(json.dumps(values))
     if code == ExitCode.FINISHED and run_dir is None:
-        smoke.clean(setup.folder)
+        shutil.rmtree(folder, ignore_errors=True)
     else:
-        progress_printer()(f"files of the smoke test: {setup.folder}")
+        progress_printer()(f"files of the smoke test: {folder}")
     return code
 
 

@@ -1,7 +1,7 @@
-"""`mini-r1 bundle`: what somebody else needs to see what became of a run, in one archive, without secrets.
+"""`mini-r1 bundle`: a support bundle, one archive with what explains a run, without secrets.
 
-No weights, no data, and none of the model's text unless it is asked for. Every file goes through `redact`; links are
-not followed. Names of hosts, users and paths stay: they are what a cluster's trouble is often about.
+No weights, no data, and the model's text only on request. Every file is redacted; links are not followed. Names of
+hosts, users and paths stay: problems of a cluster are often about them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1 import __version__
-from mini_r1.doctor.node_checks import examine
+from mini_r1.doctor.node_checks import examine_node
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.devices import Devices, given_devices
 from mini_r1.machine.provenance import code_revision
@@ -31,39 +31,33 @@ from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
 
 TAIL = 2 * 2**20
-"""Bytes kept of each file: its end, where the trouble is."""
+"""Bytes kept of each file: its end, where the errors are."""
 CUT_IN = 8_192
-"""Bytes left out where a file without line breaks is cut: half a secret would not be known as one."""
+"""Bytes left out where a file without line breaks is cut: half a secret would not be recognized."""
 _LOG = re.compile(r"[\w.-]{1,100}\.(?:log|out|stack)")
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An archive that was written.
-
-    Args:
-        path: of it.
-        size: of it, in bytes.
-        files: name and size in bytes of each file in it, in its order.
-    """
+    """An archive that was written: its path, its size in bytes, and name and size of each file in it."""
 
     path: Path
     size: int
     files: tuple[tuple[str, int], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The --json."""
+        """Return the object that --json prints."""
         return {"path": str(self.path), "bytes": self.size, "files": dict(self.files)}
 
 
 def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str, str]) -> Bundle:
-    """Write the archive; it is there whole or not at all.
+    """Write the archive, whole or not at all.
 
     Args:
-        run: whose files are taken.
+        run: the run whose files are taken.
         out: the archive.
-        completions: how many of the last completions go with it.
+        completions: how many of the last completions to include.
         environment: of this process.
 
     Raises:
@@ -73,29 +67,29 @@ def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str
         raise KitError(f"{run.path} holds no run (no recipe.yaml, state.json or attempts in it): name a run directory")
     if out.is_dir():
         raise KitError(f"{out} is a directory: name a file with --out")
-    texts = {**_texts(run, completions), **_facts(run, environment)}
+    texts = {**_read_run(run, completions), **_describe_machine(run, environment)}
     files = {name: redact(text, environment).encode("utf-8", "replace") for name, text in sorted(texts.items())}
     folder = re.sub(r"[^\w.-]", "_", f"mini-r1-{run.path.absolute().name}")
     size = _write(out, {f"{folder}/{name}": content for name, content in files.items()})
     return Bundle(out, size, tuple((name, len(content)) for name, content in files.items()))
 
 
-def _texts(run: RunDir, completions: int) -> dict[str, str]:
-    """The run's own files by their names in it."""
-    found = {path: _tail(path) for path in (run.recipe_file, run.run_file, run.state_file)}
+def _read_run(run: RunDir, completions: int) -> dict[str, str]:
+    """Return the texts of the run's files by their path in the run directory."""
+    found = {path: _read_tail(path) for path in (run.recipe_file, run.run_file, run.state_file)}
     for parent in (run.checkpoints, run.snapshots):
-        found |= {folder / MANIFEST: _tail(folder / MANIFEST) for folder in _folders(parent)}
+        found |= {folder / MANIFEST: _read_tail(folder / MANIFEST) for folder in _folders(parent)}
     for attempt in _folders(run.attempts):
         logs = (entry for entry in _entries(attempt) if _LOG.fullmatch(entry.name) or entry.name == METRICS)
-        found |= {path: _tail(path) for path in logs}
+        found |= {path: _read_tail(path) for path in logs}
         if completions:
-            rows = (_tail(attempt / COMPLETIONS) or "").splitlines()[-completions:]
+            rows = (_read_tail(attempt / COMPLETIONS) or "").splitlines()[-completions:]
             found[attempt / COMPLETIONS] = "".join(f"{row}\n" for row in rows) or None
     return {path.relative_to(run.path).as_posix(): text for path, text in found.items() if text is not None}
 
 
-def _facts(run: RunDir, environment: Mapping[str, str]) -> dict[str, str]:
-    """What is known of this machine now."""
+def _describe_machine(run: RunDir, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return versions, the doctor's report and the environment as JSON files."""
     packages = {
         (dist.metadata["Name"] or "unknown").lower(): dist.version for dist in importlib.metadata.distributions()
     }
@@ -111,24 +105,24 @@ def _facts(run: RunDir, environment: Mapping[str, str]) -> dict[str, str]:
     except KitError as error:
         devices = Devices((), on_cpu=True, source=error.message)
     # Without the recipe: the hub would be asked for its model.
-    report = examine(None, devices=devices, run_dir=run.path, probe=False, environment=environment).to_dict()
+    report = examine_node(None, devices=devices, run_dir=run.path, environment=environment).to_dict()
     facts = {"versions": versions, "doctor": report, "environment": redact_environment(environment)}
     return {f"{name}.json": json.dumps(value, indent=2) + "\n" for name, value in facts.items()}
 
 
 def _folders(parent: Path) -> list[Path]:
-    """Folders in a folder, without links."""
+    """Return the folders in a folder, without links."""
     return [path for path in _entries(parent) if stat.S_ISDIR(path.lstat().st_mode)]
 
 
 def _entries(folder: Path) -> Iterator[Path]:
-    """What is in a folder that is none of a link's, in order of names."""
+    """Yield what is in a folder by name; nothing for a link."""
     if folder.is_dir() and not folder.is_symlink():
         yield from sorted(folder.iterdir())
 
 
-def _tail(path: Path) -> str | None:
-    """The end of a plain file; None where there is none. Neither a link is followed nor a pipe waited for."""
+def _read_tail(path: Path) -> str | None:
+    """Return the end of a regular file; None for anything else. No link is followed, no pipe waited for."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -148,7 +142,7 @@ def _tail(path: Path) -> str | None:
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> int:
-    """Write a .tar.gz in which the same contents make the same bytes; returns its size."""
+    """Write a .tar.gz, the same bytes for the same contents, and return its size."""
     scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with scratch.open("wb") as raw:
@@ -163,6 +157,6 @@ def _write(out: Path, files: Mapping[str, bytes]) -> int:
         return out.stat().st_size
     except OSError as error:
         code = ExitCode.RETRY if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ExitCode.CONFIG
-        raise KitError(f"cannot write {out}: {error.strerror}; name another place with --out", code) from error
+        raise KitError(f"cannot write {out}: {error.strerror}; name another file with --out", code) from error
     finally:
         scratch.unlink(missing_ok=True)

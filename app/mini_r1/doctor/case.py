@@ -1,4 +1,4 @@
-"""What is examined: one node, and what a recipe wants of it."""
+"""What the doctor examines: one node, and what a recipe needs of it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mini_r1.machine.control_groups import kernel_file
+from mini_r1.machine.control_groups import read_kernel_file
 from mini_r1.machine.devices import Devices
-from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import Driver
 from mini_r1.recipe.fields import Recipe
 
@@ -17,13 +16,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What the plan expects of a node, in GiB.
-
-    Args:
-        disk: free where the run directory is, for a whole run.
-        host_memory: of this node's processes together.
-        shared_memory: in /dev/shm.
-    """
+    """What the plan needs of a node, in GiB: disk for a whole run, memory of its processes together, /dev/shm."""
 
     disk: float
     host_memory: float
@@ -37,21 +30,19 @@ class Case:
     Args:
         environment: of the process.
         devices: that it was given.
-        driver: what the NVIDIA library says; None without one.
-        nodes: of the job; None where nobody asked.
+        driver: what the NVIDIA library reports; None without one.
         recipe: None for the node alone.
-        needs: None where there is no plan.
+        needs: None without a plan.
         workers: training processes of this node.
-        run_dir: where the run will be; None without a recipe.
-        deepspeed: the plan's answer: None, a name or a file.
-        ports: that this node must be able to listen on.
+        run_dir: of the run; None without a recipe.
+        deepspeed: the plan's choice: None, a name or a file.
+        ports: that this node has to listen on.
         root: of /proc, /sys and /dev: another one in tests.
     """
 
     environment: Mapping[str, str]
     devices: Devices
     driver: Driver | None
-    nodes: Nodes | None = None
     recipe: Recipe | None = None
     needs: Needs | None = None
     workers: int = 1
@@ -61,10 +52,10 @@ class Case:
     root: Path = Path("/")
 
     def read(self, path: str) -> str | None:
-        """A file of the kernel's, e.g. `proc/meminfo`; None where there is none that can be read."""
-        return kernel_file(path, self.root)
+        """Return the text of a kernel file, e.g. `proc/meminfo`; None if it cannot be read."""
+        return read_kernel_file(path, self.root)
 
     @property
-    def gpus_wanted(self) -> bool:
-        """Whether GPUs were given and their work is to run on them."""
+    def uses_gpus(self) -> bool:
+        """Whether the work is to run on GPUs."""
         return not self.devices.on_cpu

@@ -1,9 +1,10 @@
-"""The GPUs: driver, compute capability, memory in use, faults."""
+"""Checks of the GPUs: driver, compute capability, memory in use, hardware errors."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from mini_r1.doctor.case import GIB, Case
@@ -13,28 +14,28 @@ from mini_r1.machine.nvidia import Gpu
 from mini_r1.recipe.fields import Recipe
 
 CUDA = (12, 4)
-"""Of the pinned torch, `torch.version.cuda`."""
+"""`torch.version.cuda` of the pinned torch."""
 DRIVER = (550, 54, 14)
 """The driver that came with CUDA 12.4 (NVIDIA's CUDA 12.4 release notes, toolkit driver versions)."""
-DRIVER_OF_FAMILY = (525, 60, 13)
-"""The oldest that runs programs of CUDA 12.x at all (NVIDIA's CUDA Compatibility, minor version compatibility)."""
+OLDEST_DRIVER = (525, 60, 13)
+"""The oldest that runs programs of CUDA 12.x (NVIDIA's CUDA Compatibility, minor version compatibility)."""
 NEWEST = 9
 """Major compute capability that torch 2.5.1 has kernels for: its `torch.cuda.get_arch_list()` ends at sm_90."""
 IN_USE_WARN, IN_USE_FAIL = 0.05, 0.20
-"""Shares of a GPU's memory that others may hold. An idle driver takes about half a GiB."""
+"""Shares of a GPU's memory that other processes may hold. An idle driver takes about half a GiB."""
 HARDWARE_XIDS = frozenset({48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 121, 140, 143, 145})
-"""Faults of memory, links, firmware or the GPU itself in NVIDIA's XID catalogue; others are mostly a program's own."""
+"""Errors of memory, links, firmware or the GPU itself in NVIDIA's XID catalogue; others mostly come from a program."""
 _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]{4,20})\): ([0-9]{1,4})")
 
 
 def driver(case: Case) -> Finding:
     """The NVIDIA driver is there, answers for every device, and is new enough for the pinned torch."""
-    reason = needs_gpu(case.recipe) if case.recipe else None
-    if not case.gpus_wanted:
+    reason = _need_of_gpu(case.recipe) if case.recipe else None
+    if not case.uses_gpus:
         if reason:
             return fail(
                 f"{reason}, and this node trains on the CPU ({case.devices.source})",
-                "run it where there is a GPU, or change that key of the recipe",
+                "run it on a node with a GPU, or change that key of the recipe",
                 "recipe",
             )
         if case.driver is None:
@@ -43,34 +44,31 @@ def driver(case: Case) -> Finding:
     if case.driver is None:
         return fail(
             f"GPUs were given ({case.devices.source}), but no NVIDIA driver answers",
-            f"see whether nvidia-smi works here. {CONTAINER_HINT}",
+            f"check whether `nvidia-smi` works here. {CONTAINER_HINT}",
             "node",
         )
     if case.driver.silent:
-        which = ", ".join(f"{id} ({error})" for id, error in case.driver.silent.items())
-        return fail(f"the driver does not answer for {which}", "take the node out of service: nvidia-smi -q", "node")
+        silent = ", ".join(f"{id} ({error})" for id, error in case.driver.silent.items())
+        return fail(f"the driver does not answer for {silent}", "take the node out of service: `nvidia-smi -q`", "node")
     version = tuple(int(part) for part in re.findall(r"\d+", case.driver.version)[:3])
-    made_for = ".".join(map(str, case.driver.cuda))
-    found = f"driver {case.driver.version}, made for CUDA {made_for}"
-    if case.driver.cuda >= CUDA:  # a compatibility package in the container counts: the library in use is its own
+    found = f"driver {case.driver.version}, made for CUDA {'.'.join(map(str, case.driver.cuda))}"
+    if case.driver.cuda >= CUDA or version >= DRIVER:  # the first also by a compatibility package in the container
         return ok(found)
-    if version < DRIVER_OF_FAMILY:
+    if version < OLDEST_DRIVER:
         return fail(
             f"{found}: too old for torch's CUDA 12.4",
             "update the driver to 550.54.14 or newer (a data-centre GPU can use the cuda-compat-12-4 package instead)",
             "node",
         )
-    if version < DRIVER:
-        return warn(
-            f"{found}: runs CUDA 12.4 by minor version compatibility, without code that is compiled at run time",
-            "update the driver to 550.54.14 or newer",
-        )
-    return ok(found)
+    return warn(
+        f"{found}: runs CUDA 12.4 by minor version compatibility, without code that is compiled at run time",
+        "update the driver to 550.54.14 or newer",
+    )
 
 
-def needs_gpu(recipe: Recipe) -> str | None:
-    """The key of a recipe that only a GPU can serve; None if a CPU will do."""
-    wants = {
+def _need_of_gpu(recipe: Recipe) -> str | None:
+    """Return a sentence with the recipe's keys that only a GPU can serve; None if a CPU will do."""
+    needs = {
         "load_in_4bit: true": recipe.load_in_4bit,
         "load_in_8bit: true": recipe.load_in_8bit,
         f"optim: {recipe.optim}": "8bit" in recipe.optim or recipe.optim.startswith("paged"),
@@ -78,126 +76,111 @@ def needs_gpu(recipe: Recipe) -> str | None:
         "fp16: true": recipe.fp16,
         "tf32: true": bool(recipe.tf32),
     }
-    found = [key for key, wanted in wants.items() if wanted]
+    found = [key for key, needed in needs.items() if needed]
     return f"{', '.join(found)} needs a GPU" if found else None
 
 
 def compute_capability(case: Case) -> Finding:
-    """The pinned torch has kernels for each GPU, and each can do what the recipe asks."""
-    return _each(case, lambda gpu: _capability(case, gpu))
+    """The pinned torch has kernels for each GPU, and each supports what the recipe asks for."""
+    return _check_each(case, lambda gpu: _check_capability(case.recipe, gpu))
 
 
-def _capability(case: Case, gpu: Gpu) -> Finding:
+def _check_capability(recipe: Recipe | None, gpu: Gpu) -> Finding:
     if gpu.capability is None:
-        return skip(f"{_named(gpu)}: the driver does not say")
-    major, minor = gpu.capability
-    found = f"{_named(gpu)} has compute capability {major}.{minor}"
-    if major > NEWEST:
-        return fail(
-            f"{found}: torch 2.5.1 knows nothing above 9.0",
-            "use a GPU of an earlier generation (Hopper, Ada, Ampere)",
-            "recipe",
-        )
-    wants = _wants(case.recipe) if case.recipe else {}
-    missing = [words for words, least in wants.items() if gpu.capability < least]
+        return skip(f"{_label(gpu)}: the driver does not report it")
+    found = f"{_label(gpu)} has compute capability {'.'.join(map(str, gpu.capability))}"
+    if gpu.capability[0] > NEWEST:
+        fix = "use a GPU of an earlier generation (Hopper, Ada, Ampere)"
+        return fail(f"{found}: torch 2.5.1 knows nothing above 9.0", fix, "recipe")
+    missing = [key for key, least in _needed_capability(recipe) if gpu.capability < least]
     if missing:
-        return fail(
-            f"{found}, too little for {', '.join(missing)}",
-            "on GPUs before Ampere: bf16: false, fp16: true, torch_dtype: float32, attn_implementation: sdpa",
-            "recipe",
-        )
+        fix = "on GPUs before Ampere: bf16: false, fp16: true, torch_dtype: float32, attn_implementation: sdpa"
+        return fail(f"{found}, too little for {', '.join(missing)}", fix, "recipe")
     return ok(found)
 
 
-def _wants(recipe: Recipe) -> dict[str, tuple[int, int]]:
-    """The recipe's keys and the compute capability each needs."""
-    return {
-        words: least
-        for words, wanted, least in (
-            ("bf16: true", recipe.bf16, (8, 0)),
-            ("torch_dtype: bfloat16", recipe.torch_dtype == "bfloat16", (8, 0)),
-            ("attn_implementation: flash_attention_2", recipe.attn_implementation == "flash_attention_2", (8, 0)),
-            ("tf32: true", bool(recipe.tf32), (8, 0)),
-            ("use_vllm: true", recipe.use_vllm, (7, 0)),
-        )
-        if wanted
-    }
+def _needed_capability(recipe: Recipe | None) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the recipe's keys and the compute capability that each needs."""
+    if recipe is None:
+        return
+    flash = recipe.attn_implementation == "flash_attention_2"
+    for key, is_set, least in (
+        ("bf16: true", recipe.bf16, (8, 0)),
+        ("torch_dtype: bfloat16", recipe.torch_dtype == "bfloat16", (8, 0)),
+        ("attn_implementation: flash_attention_2", flash, (8, 0)),
+        ("tf32: true", recipe.tf32, (8, 0)),
+        ("use_vllm: true", recipe.use_vllm, (7, 0)),
+    ):
+        if is_set:
+            yield key, least
 
 
 def gpu_kinds(case: Case) -> Finding:
     """All GPUs of the node are of one kind."""
-    if not case.gpus_wanted or case.driver is None:
+    if not case.uses_gpus or case.driver is None:
         return skip("no GPU in use")
     names = dict.fromkeys(gpu.name for gpu in case.driver.gpus)
     if len(names) > 1:
-        return warn(
-            f"GPUs of several kinds: {', '.join(names)}",
-            "the slowest sets the pace and the smallest the memory: give the job GPUs of one kind",
-        )
+        fix = "the slowest sets the pace and the smallest the memory: give the job GPUs of one kind"
+        return warn(f"GPUs of several kinds: {', '.join(names)}", fix)
     return ok(f"{len(case.driver.gpus)} × {next(iter(names), 'none')}")
 
 
 def gpu_memory(case: Case) -> Finding:
-    """Nobody else holds the GPUs' memory."""
-    return _each(case, _memory)
+    """No other process holds the GPUs' memory."""
+    return _check_each(case, _check_memory)
 
 
-def _memory(gpu: Gpu) -> Finding:
+def _check_memory(gpu: Gpu) -> Finding:
     share = gpu.used / gpu.total if gpu.total else 0.0
     others = [str(pid) for pid in gpu.processes if pid != os.getpid()]
-    whose = f" by process {', '.join(others)}" if others else ""
-    found = f"{_named(gpu)}: {gpu.used / GIB:.1f} of {gpu.total / GIB:.1f} GiB in use{whose}"
-    fix = f"end what uses it ({f'ps -p {others[0]}' if others else 'nvidia-smi'}), or take another GPU"
+    owners = f" by process {', '.join(others)}" if others else ""
+    found = f"{_label(gpu)}: {gpu.used / GIB:.1f} of {gpu.total / GIB:.1f} GiB in use{owners}"
+    fix = f"end what uses it (`{f'ps -p {others[0]}' if others else 'nvidia-smi'}`), or take another GPU"
     if share > IN_USE_FAIL:
         return fail(found, fix, "node")
     return warn(found, fix) if share > IN_USE_WARN else ok(found)
 
 
 def ecc(case: Case) -> Finding:
-    """No memory error that ECC could not correct, and no faulty memory waiting to be replaced."""
-    return _each(case, _ecc)
+    """There is no memory error that ECC could not correct, and no broken memory waiting to be replaced."""
+    return _check_each(case, _check_ecc)
 
 
-def _ecc(gpu: Gpu) -> Finding:
+def _check_ecc(gpu: Gpu) -> Finding:
     if gpu.remap_failed:
-        return fail(f"{_named(gpu)}: no spare memory row is left for a faulty one", "have the GPU replaced", "node")
+        return fail(f"{_label(gpu)}: no spare memory row is left for a broken one", "have the GPU replaced", "node")
     if gpu.remap_pending:
-        return fail(f"{_named(gpu)}: faulty memory is replaced at the next reset", "have the GPU reset", "node")
+        return fail(f"{_label(gpu)}: broken memory is replaced at the next reset", "have the GPU reset", "node")
     if gpu.uncorrected is None:
-        return skip(f"{_named(gpu)}: no ECC, or switched off")
+        return skip(f"{_label(gpu)}: no ECC, or switched off")
     if gpu.uncorrected:
-        return fail(
-            f"{_named(gpu)}: {gpu.uncorrected} memory errors since the driver was loaded that ECC could not correct",
-            "have the GPU reset; if they come back, replaced",
-            "node",
-        )
-    return ok(f"{_named(gpu)}: none uncorrected")
+        detail = f"{gpu.uncorrected} memory errors since the driver was loaded that ECC could not correct"
+        return fail(f"{_label(gpu)}: {detail}", "have the GPU reset; if they come back, replaced", "node")
+    return ok(f"{_label(gpu)}: none uncorrected")
 
 
 def xid(case: Case) -> Finding:
-    """The kernel's log tells of no hardware fault of these GPUs. The driver itself keeps no history of them."""
-    if not case.gpus_wanted or case.driver is None:
+    """The kernel's log has no hardware error of these GPUs. The driver itself keeps no history."""
+    if not case.uses_gpus or case.driver is None:
         return skip("no GPU in use")
-    log, source = kernel_log(case)
+    log, source = read_kernel_log(case)
     if log is None:
-        return skip("the kernel's log cannot be read here; as root on the node: dmesg | grep Xid")
-    buses = {gpu.bus: gpu.id for gpu in case.driver.gpus}
-    seen: dict[tuple[str, int], int] = {}
-    for bus, number in _XID.findall(log):
-        id = buses.get(bus.lower().partition(".")[0])
-        if id is not None and int(number) in HARDWARE_XIDS:
-            seen[id, int(number)] = seen.get((id, int(number)), 0) + 1
+        return skip("the kernel's log cannot be read here; as root on the node: `dmesg | grep Xid`")
+    ids = {gpu.bus: gpu.id for gpu in case.driver.gpus}
+    found = ((ids.get(bus.lower().partition(".")[0]), int(number)) for bus, number in _XID.findall(log))
+    seen = Counter((id, number) for id, number in found if id is not None and number in HARDWARE_XIDS)
     if seen:
-        told = ", ".join(f"GPU {id}: Xid {number} ({count} times)" for (id, number), count in sorted(seen.items()))
+        listed = ", ".join(f"GPU {id}: Xid {number} ({count} times)" for (id, number), count in sorted(seen.items()))
         return warn(
-            f"{source} tells of hardware faults since the node was started: {told}",
+            f"{source} has hardware errors since the node was started: {listed}",
             "look the number up in NVIDIA's XID catalogue; if the GPU was not reset since, have it reset",
         )
-    return ok(f"no hardware fault in {source}")
+    return ok(f"no hardware error in {source}")
 
 
-def kernel_log(case: Case) -> tuple[str | None, str]:
-    """The kernel's messages since the start, as far as this user may read them, and where they were read."""
+def read_kernel_log(case: Case) -> tuple[str | None, str]:
+    """Return the kernel's messages since the start and their file; None and "" if this user may read none."""
     for path in ("var/log/kern.log", "var/log/messages"):
         text = case.read(path)
         if text is not None:
@@ -207,17 +190,17 @@ def kernel_log(case: Case) -> tuple[str | None, str]:
     except OSError:
         return None, ""
     try:
-        return "\n".join(_records(device)), "/dev/kmsg"
+        return "\n".join(_read_records(device)), "/dev/kmsg"
     finally:
         os.close(device)
 
 
-def _records(device: int) -> Iterator[str]:
-    """One message a read; at the end reading would block. A message that was overwritten meanwhile is passed over."""
+def _read_records(device: int) -> Iterator[str]:
+    """Yield the messages, one for each read; at the end reading would block."""
     while True:
         try:
             record = os.read(device, 8192)
-        except BrokenPipeError:
+        except BrokenPipeError:  # the message was overwritten meanwhile
             continue
         except OSError:
             return
@@ -226,13 +209,11 @@ def _records(device: int) -> Iterator[str]:
         yield record.decode(errors="replace")
 
 
-def _each(case: Case, check: Callable[[Gpu], Finding]) -> Finding:
-    if not case.gpus_wanted or case.driver is None:
+def _check_each(case: Case, check: Callable[[Gpu], Finding]) -> Finding:
+    if not case.uses_gpus or case.driver is None:
         return skip("no GPU in use")
-    if not case.driver.gpus:
-        return skip("no GPU answers")
-    return worst(check(gpu) for gpu in case.driver.gpus)
+    return worst(map(check, case.driver.gpus)) if case.driver.gpus else skip("no GPU answers")
 
 
-def _named(gpu: Gpu) -> str:
+def _label(gpu: Gpu) -> str:
     return f"GPU {gpu.id} ({gpu.name})"

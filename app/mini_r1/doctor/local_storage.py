@@ -1,4 +1,4 @@
-"""Disks: the run directory and the caches, what filesystem they are on, and what is free."""
+"""Checks of disks: the run directory and the caches, their filesystems, and the free space."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.console import shown_bytes
@@ -18,8 +17,12 @@ from mini_r1.machine.paths import cache_home, expand_user, hub_cache, is_offline
 from mini_r1.run.files import SCRATCH, folder_bytes
 from mini_r1.run.run_dir import STARTUP_FILES, RunDir
 
-NETWORK = frozenset({"nfs", "nfs4", "lustre", "beegfs", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "9p"})
-"""Filesystem types of /proc/self/mountinfo that are shared over a network; fuse.* are looked at apart."""
+NETWORK = frozenset(
+    """nfs nfs4 lustre beegfs gpfs cifs smb3 smbfs ceph glusterfs 9p afs dvs gfs2 ocfs2 panfs pvfs2 virtiofs
+    wekafs""".split()
+)
+"""Filesystem types of /proc/self/mountinfo that several machines share; all fuse.* but LOCAL_FUSE count too. Cray's
+compute nodes see dvs, virtual machines virtiofs."""
 LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.portal"})
 NODE_CACHES = {
     "TRITON_CACHE_DIR": "~/.triton/cache",
@@ -27,7 +30,8 @@ NODE_CACHES = {
     "TORCH_EXTENSIONS_DIR": "{XDG_CACHE_HOME}/torch_extensions",
     "VLLM_CACHE_ROOT": "{XDG_CACHE_HOME}/vllm",
 }
-"""Caches of compiled code and where they are without the variable; each node needs its own (Triton's hangs on NFS)."""
+"""Variables of the caches of compiled code, with their defaults ("": none, not checked). Each node needs its own:
+Triton's hangs on NFS."""
 
 
 def run_directory(case: Case) -> Finding:
@@ -42,9 +46,9 @@ def run_directory(case: Case) -> Finding:
             ours = {*STARTUP_FILES, *(entry.name for entry in path.glob(SCRATCH))}
             if any(entry.name not in ours for entry in path.iterdir()):
                 return fail(f"{path} is not empty and holds no run", "choose another --run-dir", "recipe")
-        locks = _try_writing(existing(path))
+        has_locks = _try_writing(existing(path))
     except NotADirectoryError:
-        return fail(f"{path}: something above it is a file", "choose another --run-dir", "recipe")
+        return fail(f"{path}: a parent of it is a file", "choose another --run-dir", "recipe")
     except OSError as error:
         return fail(
             f"{path} cannot be written here: {error.strerror}",
@@ -52,22 +56,20 @@ def run_directory(case: Case) -> Finding:
             " the pod's fsGroup gives the right, and readOnly on claim or mount takes it",
             "node",
         )
-    kind = filesystem(case, path)
-    if not locks:
-        return warn(
-            f"{path} ({kind}) can be written, but its filesystem has no locks",
-            "two runs in one directory would not notice each other: take care, or mount it with locks",
-        )
-    return ok(f"{path} ({kind}) can be written")
+    found = f"{path} ({filesystem(case, path)}) can be written"
+    if not has_locks:
+        fix = "mount it with locks, or make sure that no two runs use one directory: they would not notice each other"
+        return warn(f"{found}, but its filesystem has no locks", fix)
+    return ok(found)
 
 
 def _try_writing(folder: Path) -> bool:
-    """Write a file, wait for the disk, and remove it; whether it could be locked.
+    """Write a file, wait for the disk, and remove it; return whether it could be locked.
 
-    Its name is one that a run's own tidying up knows, should this process be killed in between.
+    A run removes files of this name too, should this process be killed in between.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     probe = folder / f".doctor-{socket.gethostname()}-{os.getpid()}.tmp"
     try:
@@ -75,24 +77,20 @@ def _try_writing(folder: Path) -> bool:
             handle.write(b"mini-r1 doctor: this file may be deleted\n")
             handle.flush()
             os.fsync(handle.fileno())
-            return _lockable(handle.fileno())
+            try:
+                import fcntl
+
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (ImportError, OSError):
+                return False
+            return True
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
 
 
-def _lockable(descriptor: int) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):
-        return False
-    return True
-
-
 def disk(case: Case) -> Finding:
-    """The disk of the run directory has room for the checkpoints and snapshots of the whole run."""
+    """The disk of the run directory can hold the checkpoints and snapshots of the whole run."""
     if case.run_dir is None:
         return skip("no run directory given")
     free = shutil.disk_usage(existing(case.run_dir)).free
@@ -101,62 +99,49 @@ def disk(case: Case) -> Finding:
         return ok(found)
     there = folder_bytes(case.run_dir)
     need = max(case.needs.disk * GIB - there, 0.0)
+    found += f", the plan needs {shown_bytes(need)}"
     if free < need:
-        already = f" beside the {shown_bytes(there)} that are there" if there else ""
         return fail(
-            f"{found}, the plan needs {shown_bytes(need)}{already}",
+            f"{found} more than the {shown_bytes(there)} in it" if there else found,
             "free some, enlarge the volume, choose another --run-dir, or save less often (save_steps)",
             "node",
         )
-    return ok(f"{found}, the plan needs {shown_bytes(need)}")
+    return ok(found)
 
 
 def caches(case: Case) -> Finding:
     """Model files and compiled code are cached where it is safe and can be written."""
-    findings = [_hub_cache(case, hub_cache(case.environment))]
-    for variable, path in node_caches(case.environment).items():
+    findings = [_check_hub_cache(case, hub_cache(case.environment))]
+    for variable, default in NODE_CACHES.items():
+        given = case.environment.get(variable) or default.format(XDG_CACHE_HOME=cache_home(case.environment))
+        path = expand_user(given, case.environment)
         kind = filesystem(case, path)
-        if is_network(kind):
-            findings.append(
-                warn(
-                    f"{variable}: {path} is on {kind}, where several nodes compiling at once can hang",
-                    f"set {variable} to a folder on the node's own disk",
-                )
-            )
-        elif not os.access(existing(path), os.W_OK):
-            findings.append(
-                warn(f"{variable}: {path} cannot be written", f"set {variable} to a folder that this user can write")
-            )
+        if given and is_network(kind):
+            fix = f"set {variable} to a folder on the node's own disk"
+            findings.append(warn(f"{variable}: {path} is on {kind}, where several compiling nodes can hang", fix))
+        elif given and not os.access(existing(path), os.W_OK):
+            fix = f"set {variable} to a folder that this user can write"
+            findings.append(warn(f"{variable}: {path} cannot be written", fix))
     return worst(findings)
 
 
-def _hub_cache(case: Case, path: Path) -> Finding:
+def _check_hub_cache(case: Case, path: Path) -> Finding:
     kind = filesystem(case, path)
     if is_network(kind) and not is_offline(case.environment):
         return warn(
             f"the hub's cache {path} is on {kind}, where its locks can silently do nothing",
-            "run `mini-r1 prefetch RECIPE` before the job and set HF_HUB_OFFLINE=1 in it, or set HF_HOME to a folder "
-            "of this node's own",
+            "run `mini-r1 prefetch RECIPE` before the job and set HF_HUB_OFFLINE=1 in it, or set HF_HOME to a local "
+            "folder of this node",
         )
     if not os.access(existing(path), os.W_OK) and not is_offline(case.environment):
         return warn(f"the hub's cache {path} cannot be written", "set HF_HOME to a folder that this user can write")
     return ok(f"the hub's cache {path} ({kind})")
 
 
-def node_caches(environment: Mapping[str, str]) -> dict[str, Path]:
-    """The caches of compiled code, by their variable; those without one whose place nobody set are not looked at."""
-    places = {variable: environment.get(variable) or default for variable, default in NODE_CACHES.items()}
-    return {
-        variable: expand_user(place.replace("{XDG_CACHE_HOME}", cache_home(environment)), environment)
-        for variable, place in places.items()
-        if place
-    }
-
-
 def filesystem(case: Case, path: Path) -> str:
-    """The type of the filesystem that a path is or will be on, as /proc/self/mountinfo names it."""
+    """Return the type of the filesystem that a path is or will be on, as /proc/self/mountinfo names it."""
     place = os.path.realpath(path)
-    found, best = "unknown", -1
+    found, longest = "unknown", -1
     for line in (case.read("proc/self/mountinfo") or "").splitlines():
         before, dash, after = line.partition(" - ")
         fields = before.split(" ")
@@ -164,11 +149,11 @@ def filesystem(case: Case, path: Path) -> str:
             continue
         mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])  # a space is \040 there
         inside = place == mount or place.startswith(mount.rstrip("/") + "/")
-        if inside and len(mount) >= best:  # of two on one place the later one covers the earlier
-            found, best = after.split(" ")[0], len(mount)
+        if inside and len(mount) >= longest:  # of two mounts on one folder the later one covers the earlier
+            found, longest = after.split(" ")[0], len(mount)
     return found
 
 
 def is_network(kind: str) -> bool:
-    """Whether a filesystem of this type is shared over a network."""
+    """Return whether several machines share a filesystem of this type."""
     return kind in NETWORK or (kind.startswith("fuse.") and kind not in LOCAL_FUSE)

@@ -1,57 +1,51 @@
-"""`mini-r1 doctor --login`: what a Slurm login node can tell before a job waits in the queue for hours.
+"""`mini-r1 doctor --login`: what to know on a Slurm login node before a job waits in the queue for hours.
 
-report = examine(path, [], script=Path("slurm/train_4xh100.sh"), environment=os.environ)
+report = examine_login_node(path, [], script=Path("slurm/train_4xh100.sh"))
 
-No GPU, no torch, nothing submitted. What only a compute node knows (driver, GPUs, shared memory) the launcher looks at
-in the job.
+No GPU, no torch, nothing submitted. The launcher checks driver, GPUs and shared memory in the job.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from mini_r1.doctor import container_runtime, grace_times, shared_storage, site_file, slurm
+from mini_r1.doctor import inputs, local_storage, slurm
 from mini_r1.doctor.case import Case
-from mini_r1.doctor.node_checks import Report, looked
-from mini_r1.doctor.site_file import Site
-from mini_r1.findings import Finding, skip
+from mini_r1.doctor.local_storage import is_network
+from mini_r1.doctor.node_checks import Report, run_check
+from mini_r1.doctor.slurm import LoginNode
+from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.devices import Devices
-from mini_r1.plan.planner import Plan
+from mini_r1.machine.paths import expand_user, hub_cache
 from mini_r1.plan.recipe_plans import find_hardware, plan_for
-from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.fields import GENERATED
+from mini_r1.recipe.keys import did_you_mean
 from mini_r1.recipe.recipe_file import effective_output_dir, load_recipe
 
 SCRIPT: Final = Path("slurm/train_4xh100.sh")
-"""In the kit's folder."""
-CHECKS: Final[dict[str, Callable[[Site], Finding]]] = {
-    "site file": site_file.site_file,
-    "scheduler": slurm.scheduler,
-    "partition": slurm.partition,
-    "submission": slurm.submission,
-    "time to save": grace_times.time_to_save,
-    "runtime": container_runtime.runtime,
-    "image": container_runtime.image,
-    "mounts": site_file.mounts,
-    "model": shared_storage.model,
-    "data": shared_storage.data,
-    "cache": shared_storage.cache,
-    "run directory": shared_storage.run_directory,
-}
-"""In the order of the table. docs/doctor.md says of each what it looks at."""
-TOLD_BY: Final = {
-    "partition": ("scheduler",),
-    "submission": ("scheduler", "partition"),
-    "time to save": ("scheduler", "partition"),
-}
-"""One fault is told, and a silent controller waited for, once: what is not looked at after another check's failure."""
+SITE_FILE: Final = "slurm/site.env"
+"""Both in the kit's folder."""
+RUNTIMES: Final = ("venv", "apptainer", "pyxis")
+"""Values of MINI_R1_RUNTIME: how a job finds the kit on its nodes."""
+PREFIXES: Final = ("SBATCH_", "MINI_R1_", "HF_")
+"""Of the variables that a site file sets."""
+IMAGES: Final = {"pyxis": (0, b"hsqs"), "apptainer": (32, b"SIF_MAGIC")}
+"""Offset and magic of each runtime's images: squashfs (the kernel's squashfs.rst), SIF (sylabs/sif, after the line that
+makes the file executable)."""
+FLEETING: Final = frozenset(
+    {"tmpfs", "ramfs", "devtmpfs", "overlay", "aufs", "squashfs", "fuse.fuse-overlayfs", "fuse.squashfuse"}
+)
+"""Filesystem types that only this machine or container has."""
 
 
-def examine(
+def examine_login_node(
     recipe_path: Path | None,
     overrides: Sequence[str] = (),
     *,
@@ -60,49 +54,213 @@ def examine(
     environment: Mapping[str, str] | None = None,
     root: Path = Path("/"),
 ) -> Report:
-    """Look at a login node from the folder that jobs are submitted from, the kit's own unless MINI_R1_HOME names that.
+    """Check a login node from the folder that jobs are submitted from: the kit's, unless MINI_R1_HOME names that.
 
     Args:
         recipe_path: what is to be trained; None leaves out what depends on it.
-        overrides: of --set.
-        script: the batch script that is to be queued; None is the kit's for one node of four GPUs.
-        run_dir: None is below MINI_R1_RUNS, else the recipe's own.
-        environment: of the shell, the site file read; None is `os.environ`.
-        root: of /proc: another one in tests.
+        overrides: values of --set.
+        script: the batch script; None is the kit's for one node of four GPUs.
+        run_dir: None is below MINI_R1_RUNS, else the recipe's.
+        environment: of the shell, with the site file's exports; None is `os.environ`.
+        root: of /proc, another one in tests.
 
     Raises:
         KitError: the recipe cannot be read.
     """
-    raw = os.environ if environment is None else environment
-    given = site_file.mended(raw)
+    shell = os.environ if environment is None else environment
+    # Without what `site_file` reports, so that no other check reports it again.
+    given = {name: value.rstrip("\r") if name.startswith(PREFIXES) else value for name, value in shell.items()}
+    if not given.get("SBATCH_PARTITION"):
+        given.pop("SBATCH_PARTITION", None)
     recipe = load_recipe(recipe_path, overrides) if recipe_path else None
-    case = Case(given, Devices((), True, "a login node"), None, recipe=recipe, root=root)
-    case = replace(case, run_dir=run_dir or _run_dir(given, recipe, recipe_path))
+    if run_dir is None and given.get("MINI_R1_RUNS"):
+        run_dir = Path(given["MINI_R1_RUNS"]) / (recipe_path.stem if recipe_path else "RUN")
+    elif run_dir is None and recipe and recipe_path:
+        run_dir = effective_output_dir(recipe, recipe_path)
+    case = Case(given, Devices((), True, "a login node"), None, recipe=recipe, run_dir=run_dir, root=root)
     folder = Path.cwd()
     kit = Path(given.get("MINI_R1_HOME") or folder).absolute()
-    login = Site(given, folder, kit, script or (SCRIPT if kit == folder else kit / SCRIPT), case, raw)
-    if recipe is not None and recipe_path is not None:
-        login = replace(login, plan=_plan(login, recipe, recipe_path))
+    login = LoginNode(shell, given, folder, kit, script or (SCRIPT if kit == folder else kit / SCRIPT), case)
+    if recipe is not None:
+        nodes, gpus = login.requested
+        hardware = find_hardware(given, gpus=gpus, nodes=nodes, gpu_memory_gib=None, recipe=recipe_path)
+        login.plan = plan_for(recipe, hardware)
     findings: dict[str, Finding] = {}
     for name, check in CHECKS.items():
-        cause = next((other for other in TOLD_BY.get(name, ()) if findings[other].status == "fail"), None)
-        findings[name] = (skip(f"see {cause}") if cause else looked(check, login)).named(name)
+        skipped = name in NEED_PARTITION and findings["partition"].status == "fail"
+        findings[name] = (skip("see partition") if skipped else run_check(check, login)).named(name)
     return Report(
-        socket.gethostname(), "a login node", None if recipe_path is None else str(recipe_path), (*findings.values(),)
+        socket.gethostname(), "a login node", str(recipe_path) if recipe_path else None, tuple(findings.values())
     )
 
 
-def _plan(site: Site, recipe: Recipe, recipe_path: Path) -> Plan:
-    """The recipe on the nodes and GPUs that the batch script asks for."""
-    nodes, gpus = slurm.wanted(site)
-    return plan_for(
-        recipe, find_hardware(site.environment, gpus=gpus, nodes=nodes, gpu_memory_gib=None, recipe=recipe_path)
+# --- the site file ---
+
+
+def site_file(login: LoginNode) -> Finding:
+    """The site file was read into this shell, and what it set can be used."""
+    file = login.kit / SITE_FILE
+    name = SITE_FILE if login.kit == login.folder else str(file)
+    problems = list(_site_problems(login, file, name))
+    if problems:
+        return worst(problems)
+    names = sorted(variable for variable in login.environment if variable.startswith(PREFIXES))
+    return ok(f"{name}{'' if file.is_file() else ' is not here'}; set in this shell: {', '.join(names)}")
+
+
+def _site_problems(login: LoginNode, file: Path, name: str) -> Iterator[Finding]:
+    ending = [variable for variable, value in login.shell.items() if variable.startswith(PREFIXES) and "\r" in value]
+    if ending or (file.is_file() and b"\r" in file.read_bytes()):
+        in_shell = f", and {', '.join(sorted(ending))} in this shell end in one" if ending else ""
+        fix = f"`sed -i 's/\\r$//' {name}`, then `source {name}`"
+        yield fail(f"{name} has Windows line ends (CRLF){in_shell}", fix, "recipe")
+    if login.shell.get("SBATCH_PARTITION", "any").rstrip("\r") == "":
+        fix = "`unset SBATCH_PARTITION`, and take its line out of the site file"
+        yield fail("SBATCH_PARTITION is set and empty: sbatch takes that for a partition without a name", fix, "recipe")
+    for variable, value in sorted(login.environment.items()):
+        if variable.startswith(PREFIXES) and any(part.startswith("~") for part in value.split()):
+            yield fail(f"{variable}: the shell does not expand a ~ within quotes", 'write "$HOME/..."', "recipe")
+    runtime = login.environment.get("MINI_R1_RUNTIME")
+    if runtime and runtime not in RUNTIMES:
+        fix = f"set it in the site file to one of {', '.join(RUNTIMES)}"
+        yield fail(f"MINI_R1_RUNTIME={runtime}{did_you_mean(runtime, RUNTIMES)}", fix, "recipe")
+    elif not runtime and file.is_file():
+        fix = f"set it there to one of {', '.join(RUNTIMES)}, then `source {name}`"
+        yield fail(f"MINI_R1_RUNTIME is not set: {name} was not read in this shell, or does not set it", fix, "recipe")
+    elif not runtime:
+        fix = f"in the kit's folder: `cp {name}.example {name}`, edit it, then `source {name}`"
+        yield fail("MINI_R1_RUNTIME is not set: there is no site file yet", fix, "recipe")
+
+
+# --- what jobs run in ---
+
+
+def image(login: LoginNode) -> Finding:
+    """The image is here, of the runtime's kind and on a shared filesystem; or the virtual environment is here."""
+    runtime, name = login.environment.get("MINI_R1_RUNTIME", ""), login.environment.get("MINI_R1_IMAGE", "")
+    if runtime not in RUNTIMES:
+        return skip("see site file")
+    if runtime == "venv":
+        return _check_venv(login)
+    if not name:
+        return fail(f"{runtime} needs MINI_R1_IMAGE", f"set it in the site file; {_make(runtime)} makes one", "recipe")
+    is_file = name.startswith(("/", "./")) or not re.search("[#:]", name)
+    if is_file or (runtime == "apptainer" and "://" not in name):
+        return _check_image_file(login, runtime, name)
+    reference = name.removeprefix("docker://")
+    if runtime == "pyxis" and "#" not in reference and re.match(r"[^/]*[.:][^/]*/", reference):
+        better = f"MINI_R1_IMAGE={reference.replace('/', '#', 1)}"
+        detail = f"{name}: enroot would look for it at Docker Hub, because no # separates registry and name"
+        return fail(detail, better, "recipe")
+    return warn(
+        f"every job pulls {name}, and compute nodes often have no network",
+        f"{_make(runtime, name)} once, in a shared folder, and set MINI_R1_IMAGE to that file",
     )
 
 
-def _run_dir(environment: Mapping[str, str], recipe: Recipe | None, recipe_path: Path | None) -> Path | None:
-    """Where the batch scripts put the run, or any run where there is no recipe."""
-    runs = environment.get("MINI_R1_RUNS")
-    if recipe is None or recipe_path is None:
-        return Path(runs) / "RUN" if runs else None
-    return Path(runs) / recipe_path.stem if runs else effective_output_dir(recipe, recipe_path)
+def _check_venv(login: LoginNode) -> Finding:
+    folder = Path(login.environment.get("MINI_R1_VENV") or login.kit / ".venv")
+    python = login.folder / folder / "bin/python"
+    if not os.access(python, os.X_OK):
+        target = f": it links to {os.readlink(python)}, which is not here" if python.is_symlink() else ""
+        fix = "`make install` in the kit's folder, or set MINI_R1_VENV in the site file"
+        return fail(f"no interpreter at {folder}/bin/python{target}", fix, "recipe")
+    return check_shared(login, folder, "virtual environment")
+
+
+def _check_image_file(login: LoginNode, runtime: str, name: str) -> Finding:
+    path = login.folder / name
+    if path.is_dir() and runtime == "apptainer":
+        return check_shared(login, Path(name), "sandbox")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        fix = f"correct MINI_R1_IMAGE; {_make(runtime)} makes one"
+        return fail(f"image {name}: {error.strerror}", fix, "recipe")
+    kinds = [kind for kind, (offset, magic) in IMAGES.items() if head[offset:].startswith(magic)]
+    if kinds != [runtime]:
+        found = f"an image for {kinds[0]}" if kinds else "neither a SIF file nor a squashfs image"
+        fix = f"make it again: {_make(runtime)}"
+        return fail(f"image {name} is {found}, and MINI_R1_RUNTIME is {runtime}", fix, "recipe")
+    return check_shared(login, Path(name), "image")
+
+
+def _make(runtime: str, name: str = "") -> str:
+    """Return the command that makes a file of an image in a registry."""
+    if runtime == "apptainer":
+        return f"`apptainer build mini-r1.sif {shlex.quote(name or 'docker://REGISTRY/NAME:TAG')}`"
+    reference = name if name.startswith(("docker://", "dockerd://")) else f"docker://{name or 'REGISTRY#NAME:TAG'}"
+    return f"`enroot import -o mini-r1.sqsh {shlex.quote(reference)}`"
+
+
+# --- what the compute nodes must see as well ---
+
+
+def check_shared(login: LoginNode, path: Path, what: str) -> Finding:
+    """Check by the filesystem's type whether the compute nodes can see the same path."""
+    kind = local_storage.filesystem(login.case, login.folder / path)
+    if kind in FLEETING:
+        return fail(
+            f"{what} {path} is on {kind}, which no other node sees",
+            "use a folder that the compute nodes share (often $HOME, /scratch or /work)",
+            "recipe",
+        )
+    if is_network(kind):
+        return ok(f"{what} {path} ({kind})")
+    return warn(
+        f"{what} {path} is on {kind}, a local disk",
+        "make sure that the compute nodes see the same folder: `srun ls -d FOLDER`",
+    )
+
+
+def model(login: LoginNode) -> Finding:
+    """The model is whole in its folder or in a shared cache, where a job without a network finds it."""
+    recipe = login.case.recipe
+    name = recipe.model_name_or_path if recipe and not recipe.built_in else None
+    return _check_input(login, inputs.model, name)
+
+
+def data(login: LoginNode) -> Finding:
+    """The data is in its file or in a shared cache, where a job without a network finds it."""
+    recipe = login.case.recipe
+    name = recipe.dataset_id_or_path if recipe and recipe.dataset_id_or_path != GENERATED else None
+    return _check_input(login, inputs.data, name)
+
+
+def _check_input(login: LoginNode, check: Callable[[Case], Finding], name: str | None) -> Finding:
+    """Check as if offline, unless the site file sets HF_HUB_OFFLINE: compute nodes often have no network."""
+    chosen = login.environment.get("HF_HUB_OFFLINE")
+    found = check(replace(login.case, environment={**login.environment, "HF_HUB_OFFLINE": chosen or "1"}))
+    if found.status == "fail" and not chosen and "HF_HUB_OFFLINE" in found.detail:
+        hint = f"{found.fix}; if compute nodes have a network: `export HF_HUB_OFFLINE=0` in the site file"
+        return replace(found, fix=hint)
+    if found.status != "ok" or name is None:
+        return found
+    path = expand_user(name, login.environment)
+    place = path if path.exists() else hub_cache(login.environment)
+    return worst([found, check_shared(login, place, "path" if place is path else "the hub's cache")])
+
+
+def run_directory(login: LoginNode) -> Finding:
+    """The run directory can be written, and the compute nodes see the same."""
+    path = login.case.run_dir
+    if path is None:
+        return skip("no recipe, no MINI_R1_RUNS and no --run-dir")
+    written = local_storage.run_directory(login.case)
+    return written if written.status == "fail" else worst([written, check_shared(login, path, "run directory")])
+
+
+CHECKS: Final[dict[str, Callable[[LoginNode], Finding]]] = {
+    "site file": site_file,
+    "partition": slurm.partition,
+    "submission": slurm.submission,
+    "time to save": slurm.time_to_save,
+    "image": image,
+    "model": model,
+    "data": data,
+    "run directory": run_directory,
+}
+"""Name and function of each check, in the order of the table; its docstring says what it looks at."""
+NEED_PARTITION: Final = ("submission", "time to save")
+"""Checks that say nothing new where the check of the partition failed."""

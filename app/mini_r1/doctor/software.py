@@ -1,8 +1,7 @@
-"""The installation: versions against the pins, and settings that the pinned versions cannot bear."""
+"""Checks of the installation: versions against the pins, and settings that the pinned versions do not support."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import re
 import shutil
@@ -14,35 +13,38 @@ from mini_r1.doctor.case import Case
 from mini_r1.errors import KitError
 from mini_r1.findings import Finding, fail, from_error, ok, skip, warn
 from mini_r1.machine.paths import expand_user, hub_home, is_offline
+from mini_r1.machine.provenance import versions as installed_versions
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 
-MENDED = ("trl", "transformers", "vllm", "deepspeed")
-"""Packages whose faults the kit mends in exactly the pinned version; of others a later one may do."""
+PATCHED = ("trl", "transformers", "vllm", "deepspeed")
+"""Packages that the kit patches in exactly the pinned version; of others a later one may work."""
 _PIN = re.compile(r"(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^ ;,]+) *(?:;(?P<marker>.*))?$")
 
 
 def versions(case: Case) -> Finding:
     """The installed packages are the pinned versions."""
-    needed = _needed(case)
-    missing, other = [], []
-    for name, pinned in pins().items():
+    needed = _needed_packages(case)
+    missing, other = [], {}
+    for name, pinned in read_pins().items():
         installed = _installed(name)
         if installed is None:
             missing += [f"{name} {pinned}"] if name in needed else []
         elif installed != pinned and (name in needed or not case.recipe):
-            other.append((name, f"{name} {installed} instead of {pinned}"))
+            other[name] = f"{name} {installed} instead of {pinned}"
     if missing:
-        return fail(f"not installed: {', '.join(missing)}", "install the lock: make install, or the image", "recipe")
-    words = ", ".join(text for _, text in other)
-    if any(name in MENDED for name, _ in other):
-        return fail(words, "install the lock: the trainer mends faults of exactly the pinned versions", "recipe")
+        fix = "install the locked packages: `make install`, or use the image"
+        return fail(f"not installed: {', '.join(missing)}", fix, "recipe")
+    found = ", ".join(other.values())
+    if other.keys() & set(PATCHED):
+        fix = "install the locked packages: the trainer patches exactly the pinned versions"
+        return fail(found, fix, "recipe")
     if other:
-        return warn(words, "install the lock, unless you know that these go together")
-    return ok(f"{len(needed)} packages as pinned" if needed else "every pinned package that is there is as pinned")
+        return warn(found, "install the locked packages, unless you know that these work together")
+    return ok(f"{len(needed)} packages as pinned" if needed else "every installed package that is pinned is as pinned")
 
 
-def pins() -> dict[str, str]:
-    """The exact pins of training and of GPU nodes, from the installed package's own metadata."""
+def read_pins() -> dict[str, str]:
+    """Return the exact pins of training and of GPU nodes, from the installed package's metadata."""
     found: dict[str, str] = {}
     for requirement in importlib.metadata.requires("mini-r1") or []:
         match = _PIN.match(requirement)
@@ -51,71 +53,59 @@ def pins() -> dict[str, str]:
     return found
 
 
-def _needed(case: Case) -> set[str]:
-    """The pinned packages that the recipe cannot do without here."""
+def _needed_packages(case: Case) -> set[str]:
+    """Return the pinned packages that the recipe needs here."""
     if case.recipe is None:
         return set()
+    optional = {
+        "vllm": case.recipe.use_vllm,
+        "bitsandbytes": case.recipe.load_in_4bit or case.recipe.load_in_8bit,
+        "deepspeed": case.deepspeed,
+    }
     names = {"torch", "transformers", "trl", "accelerate", "datasets", "peft"}
-    if case.recipe.use_vllm:
-        names.add("vllm")
-    if case.recipe.load_in_4bit or case.recipe.load_in_8bit:
-        names.add("bitsandbytes")
-    if case.deepspeed:
-        names.add("deepspeed")
-    return names
+    return names | {name for name, needed in optional.items() if needed}
 
 
 def _installed(name: str) -> str | None:
-    """Without a local label: 2.5.1+cu124 is 2.5.1."""
-    try:
-        return importlib.metadata.version(name).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    """Return an installed version without its local label: 2.5.1+cu124 is 2.5.1."""
+    version = installed_versions([name])[name]
+    return version and version.partition("+")[0]
 
 
 def vllm_engine(case: Case) -> Finding:
-    """vLLM is built for where it is to run, and its newer engine is off: 0.7.0's takes no weights from outside."""
-    value = case.environment.get("VLLM_USE_V1")
+    """vLLM is built for this node's devices, and its V1 engine is off: in 0.7.0 that takes no weights from outside."""
     if not case.recipe or not case.recipe.use_vllm:
         return skip("no vLLM in this recipe" if case.recipe else "no recipe")
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # then `versions` says so
-        version = importlib.metadata.version("vllm")
-        built_for_cpu = version.endswith("+cpu")
-        if case.devices.on_cpu and not built_for_cpu:
-            return fail(
-                f"vLLM {version} was built for CUDA, and the work runs on the CPU",
-                "make vllm-cpu, and use its .venv-vllm/bin/mini-r1; or set use_vllm: false",
-                "recipe",
-            )
-        if built_for_cpu and not case.devices.on_cpu:
-            return fail(
-                f"vLLM {version} was built for the CPU, and GPUs were given",
-                "install the lock: make install, or use the image",
-                "recipe",
-            )
-    if value not in (None, "", "0"):
-        return warn(
-            f"VLLM_USE_V1={printable(value or '')}: the kit works with vLLM 0.7.0's V0 engine and takes this out",
-            "unset VLLM_USE_V1",
-        )
+    version = installed_versions(["vllm"])["vllm"]
+    if version and version.endswith("+cpu") != case.devices.on_cpu:
+        if case.devices.on_cpu:
+            detail = f"vLLM {version} was built for CUDA, and the work runs on the CPU"
+            fix = "`make vllm-cpu`, and use its .venv-vllm/bin/mini-r1; or set use_vllm: false"
+        else:
+            detail = f"vLLM {version} was built for the CPU, and GPUs were given"
+            fix = "install the locked packages: `make install`, or use the image"
+        return fail(detail, fix, "recipe")
+    value = case.environment.get("VLLM_USE_V1", "")
+    if value not in ("", "0"):
+        detail = f"VLLM_USE_V1={printable(value)}: the kit needs vLLM 0.7.0's V0 engine and unsets this"
+        return warn(detail, "unset VLLM_USE_V1")
     return ok("V0")
 
 
 def nvcc(case: Case) -> Finding:
-    """CUDA's compiler is where DeepSpeed looks for it: it asks for its version when it is imported on a GPU node."""
-    if not case.gpus_wanted or _installed("deepspeed") is None:
-        return skip("not needed: " + ("DeepSpeed is not installed" if case.gpus_wanted else "no GPU in use"))
+    """CUDA's compiler is where DeepSpeed looks for it: on a GPU node it runs nvcc when it is imported."""
+    if not case.uses_gpus or _installed("deepspeed") is None:
+        return skip("not needed: " + ("DeepSpeed is not installed" if case.uses_gpus else "no GPU in use"))
     home = case.environment.get("CUDA_HOME") or case.environment.get("CUDA_PATH")
-    places = [Path(home) / "bin" / "nvcc"] if home else []
-    places += [Path(found)] if (found := shutil.which("nvcc", path=case.environment.get("PATH"))) else []
-    places += [Path("/usr/local/cuda/bin/nvcc")]
-    there = next((place for place in places if place.is_file()), None)
-    if there is None:
+    on_path = shutil.which("nvcc", path=case.environment.get("PATH"))
+    places = [home and f"{home}/bin/nvcc", on_path, "/usr/local/cuda/bin/nvcc"]
+    found = next((place for place in places if place and Path(place).is_file()), None)
+    if found is None:
         return warn(
-            "nvcc was not found; DeepSpeed 0.15.4 runs it when it is imported where there is a GPU",
+            "nvcc was not found; DeepSpeed 0.15.4 runs it when it is imported on a node with GPUs",
             "install cuda-nvcc-12-4, or set CUDA_HOME to a CUDA toolkit",
         )
-    return ok(str(there))
+    return ok(found)
 
 
 def deepspeed(case: Case) -> Finding:
@@ -130,10 +120,11 @@ def deepspeed(case: Case) -> Finding:
 
 
 def hub_token(case: Case) -> Finding:
-    """There is a token where something is to be published. It is never shown."""
+    """There is a token if something is to be published. It is never shown."""
     if not case.recipe or not case.recipe.push_to_hub:
         return skip("nothing is published")
-    if _token_source(case.environment) is None:
+    source = _find_token(case.environment)
+    if source is None:
         return fail(
             "push_to_hub is true, and there is no token",
             "set HF_TOKEN (a secret of your scheduler, never in a recipe), or set push_to_hub: false",
@@ -145,16 +136,16 @@ def hub_token(case: Case) -> Finding:
             "unset it, or set push_to_hub: false and `mini-r1 publish` the run afterwards",
             "recipe",
         )
-    return ok(f"a token from {_token_source(case.environment)}")
+    return ok(f"a token from {source}")
 
 
-def _token_source(environment: Mapping[str, str]) -> str | None:
+def _find_token(environment: Mapping[str, str]) -> str | None:
+    """Return the variable or the file that holds a token; None without one."""
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if environment.get(variable, "").strip():
             return variable
-    file = hub_home(environment) / "token"
-    if environment.get("HF_TOKEN_PATH"):
-        file = expand_user(environment["HF_TOKEN_PATH"], environment)
+    path = environment.get("HF_TOKEN_PATH")
+    file = expand_user(path, environment) if path else hub_home(environment) / "token"
     try:
         return str(file) if file.read_text().strip() else None
     except OSError:

@@ -1,4 +1,4 @@
-"""The heavy checks: `mini_r1.training.probe` in a process of its own, because this one does without torch."""
+"""The checks that need torch: `mini_r1.training.probe` in a process of its own, because the doctor imports none."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mini_r1.machine.redact import redact
 
 TIMEOUT_S = 600.0
 """Seconds. Imports take some 20 on a busy machine with cold caches; beyond this a disk or a driver hangs."""
-ANOTHER_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""The process is alone, whatever a scheduler says of this node."""
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Taken out of the environment: the process is alone."""
 
 
-def probe(
+def run_torch_checks(
     recipe: Path,
     overrides: Sequence[str],
     *,
@@ -28,24 +28,29 @@ def probe(
     python: str = sys.executable,
     timeout_s: float = TIMEOUT_S,
 ) -> list[Finding]:
-    """What a process with torch says of this environment and the recipe.
+    """Return what a process with torch finds out about this environment and the recipe.
 
     Args:
         recipe: the file.
-        overrides: of --set.
-        deepspeed: what the plan chose; None is none.
+        overrides: values of --set.
+        deepspeed: the plan's choice; None is none.
         devices: that the process may see.
         environment: of this process.
         python: the interpreter that the workers will run in.
-        timeout_s: seconds until it is given up.
+        timeout_s: seconds until the process is given up.
     """
     command = [python, "-m", "mini_r1.training.probe", str(recipe), "--deepspeed", deepspeed or "none"]
     for override in overrides:
         command += ["--set", override]
+    variables = {name: value for name, value in environment.items() if name not in LAUNCHER_VARIABLES}
+    if devices.on_cpu:
+        variables |= {"MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    else:
+        variables |= {"CUDA_VISIBLE_DEVICES": ",".join(devices.ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     try:
         done = subprocess.run(  # noqa: S603
             command,
-            env=_environment(devices, environment),
+            env=variables,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -53,38 +58,22 @@ def probe(
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired:
-        return [
-            fail(
-                f"importing torch and loading the data took more than {timeout_s:.0f} s",
-                "see whether the disk of the installation or the driver hangs (nvidia-smi)",
-                "node",
-            ).named("probe")
-        ]
+        finding = fail(
+            f"importing torch and loading the data took more than {timeout_s:.0f} s",
+            "check the disk of the installation, and the driver with `nvidia-smi`",
+            "node",
+        )
+        return [finding.named("probe")]
     try:
         return [from_dict(finding) for finding in json.loads(done.stdout)["findings"]]
     except (ValueError, KeyError, TypeError):
-        return [_died(done, environment)]
-
-
-def _environment(devices: Devices, environment: Mapping[str, str]) -> dict[str, str]:
-    """As a worker's, but for being alone; see `cluster.launching.environment`."""
-    changed = {name: value for name, value in environment.items() if name not in ANOTHER_LAUNCHERS}
-    if devices.on_cpu:
-        return {**changed, "MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    return {**changed, "CUDA_VISIBLE_DEVICES": ",".join(devices.ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-
-
-def _died(done: subprocess.CompletedProcess[str], environment: Mapping[str, str]) -> Finding:
+        pass
     last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-3:])
-    words = redact(last, environment) or "nothing"
-    if done.returncode < 0:  # a signal: the kernel short of memory, or native code that crashed
-        return fail(
-            f"the process that imports torch was killed by signal {-done.returncode}; its last words: {words}",
-            "see the kernel's log (dmesg) for memory that ran out; else install the lock",
-            "node",
-        ).named("probe")
-    return fail(
-        f"the process that imports torch ended with exit code {done.returncode}; its last words: {words}",
-        "install the lock: make install, or use the image",
-        "recipe",
-    ).named("probe")
+    output = f"its last output: {redact(last, environment) or 'none'}"
+    if done.returncode < 0:  # the kernel is short of memory, or native code crashed
+        detail = f"the process that imports torch was killed by signal {-done.returncode}; {output}"
+        finding = fail(detail, "see the kernel's log (`dmesg`) for lack of memory; else `make install`", "node")
+    else:
+        detail = f"the process that imports torch ended with exit code {done.returncode}; {output}"
+        finding = fail(detail, "install the locked packages: `make install`, or use the image", "recipe")
+    return [finding.named("probe")]

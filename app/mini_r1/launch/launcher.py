@@ -18,7 +18,7 @@ from typing import Any
 
 import mini_r1
 from mini_r1.console import printable
-from mini_r1.doctor.node_checks import examine
+from mini_r1.doctor.node_checks import examine_node
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.launch.channel import Channel
 from mini_r1.launch.hang import Heartbeats
@@ -173,7 +173,7 @@ def _introduction(job: Job, say: Say, stop: StopOrder) -> Introduction:
 
 def _preflight(job: Job, say: Say) -> KitError | None:
     """What is wrong with this node, if anything."""
-    report = examine(
+    report = examine_node(
         job.path,
         job.order.overrides,
         devices=job.devices,
@@ -181,7 +181,7 @@ def _preflight(job: Job, say: Say) -> KitError | None:
         run_dir=job.run.path,
         deepspeed=job.order.deepspeed,
         gpu_memory_gib=job.gpu_memory_gib,
-        probe=False,  # the workers look at the same with torch, before they train
+        with_torch=False,  # the workers look at the same with torch, before they train
         environment=job.environment,
     )
     # The doctor takes all nodes to be alike; the plan is made of what they really have.

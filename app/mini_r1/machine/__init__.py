@@ -1,1 +1,1 @@
-"""What this machine has: devices, nodes, roles, control groups, processes. No torch."""
+"""This machine: devices, nodes, roles, control groups, processes, paths. No torch."""

@@ -1,7 +1,7 @@
-"""The control groups around this process: what a scheduler or a container leaves it of memory, processes and cores.
+"""The control groups of this process: what a scheduler or a container leaves it of memory, processes and cores.
 
-Version 2 has one tree, version 1 one for each controller. A container may see its own group as the root. A parent's
-limit counts as well as the group's own.
+Version 2 has one tree, version 1 one for each controller. A container may see its group as the root. The limits of the
+parents hold as well. psutil shows the machine alone.
 """
 
 from __future__ import annotations
@@ -12,47 +12,40 @@ from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 Read = Callable[[str], str | None]
-"""A file of the kernel's by its path below /, None where it cannot be read."""
+"""Returns the text of a kernel file by its path below /; None if it cannot be read."""
 
 
 class Names(NamedTuple):
-    """A file of a group: how version 2 calls it, and version 1."""
+    """A group's file with a limit and the one with what is used, each by its name in version 2 and in version 1."""
 
-    v2: str
-    v1: str
-
-
-MEMORY: Final = Names("memory.max", "memory.limit_in_bytes"), Names("memory.current", "memory.usage_in_bytes")
-PROCESSES: Final = Names("pids.max", "pids.max"), Names("pids.current", "pids.current")
+    limit: tuple[str, str]
+    used: tuple[str, str]
 
 
-def kernel_file(path: str, root: Path = Path("/")) -> str | None:
-    """A `Read` of this machine, or of the one whose root is elsewhere."""
+MEMORY: Final = Names(("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes"))
+PROCESSES: Final = Names(("pids.max", "pids.max"), ("pids.current", "pids.current"))
+
+
+def read_kernel_file(path: str, root: Path = Path("/")) -> str | None:
+    """Return the text of a kernel file of the machine with this root; None if it cannot be read."""
     try:
         return (root / path).read_text(errors="replace")
     except OSError:
         return None
 
 
-def limits(read: Read, controller: str, names: tuple[Names, Names]) -> Iterator[tuple[float, float]]:
-    """(limit, used) of each group that sets a limit.
-
-    Args:
-        read: how files are read.
-        controller: version 1's name of it.
-        names: of the files with the limit and with what is used.
-    """
-    limit_name, used_name = names
+def limits(read: Read, controller: str, names: Names) -> Iterator[tuple[float, float]]:
+    """Yield (limit, used) for each group that sets a limit; `controller` is version 1's name of what is limited."""
     for folder, is_v1 in _groups(read, controller):
-        limit = _number(read(f"{folder}/{limit_name.v1 if is_v1 else limit_name.v2}"))
+        limit = _number(read(f"{folder}/{names.limit[is_v1]}"))
         if limit is not None:
-            yield limit, _number(read(f"{folder}/{used_name.v1 if is_v1 else used_name.v2}")) or 0.0
+            yield limit, _number(read(f"{folder}/{names.used[is_v1]}")) or 0.0
 
 
-def cores(read: Read = kernel_file) -> float | None:
-    """Cores' worth of time that the tightest group gives, None without a limit.
+def cores(read: Read = read_kernel_file) -> float | None:
+    """Return the cores' worth of time that the smallest quota gives, None without one.
 
-    Kubernetes' `resources.limits.cpu` and docker's `--cpus` are such a quota: the process sees all cores of the node.
+    Kubernetes' `resources.limits.cpu` and docker's `--cpus` are such quotas: the process sees all cores of the node.
     """
     quotas = []
     for folder, is_v1 in _groups(read, "cpu"):
@@ -61,7 +54,7 @@ def cores(read: Read = kernel_file) -> float | None:
         else:
             fields = (read(f"{folder}/cpu.max") or "").split()
         quota, period = (_number(field) for field in fields) if len(fields) == 2 else (None, None)
-        if quota and period:  # version 1 says -1, version 2 max, where there is none
+        if quota and period:  # without a quota version 1 has -1, version 2 max
             quotas.append(quota / period)
     return min(quotas, default=None)
 
@@ -74,7 +67,7 @@ def usable_cores() -> int:
 
 
 def _groups(read: Read, controller: str) -> Iterator[tuple[str, bool]]:
-    """The folder of each group, the nearest first, and whether it is of version 1."""
+    """Yield the folder of each group, the nearest first, and whether it is of version 1."""
     for line in (read("proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -87,5 +80,5 @@ def _groups(read: Read, controller: str) -> Iterator[tuple[str, bool]]:
 
 
 def _number(text: str | None) -> float | None:
-    """None for `max`, version 2's word for no limit; version 1 writes a number beyond any machine."""
+    """Return a number; None for `max`, version 2's "no limit" (version 1 writes a number beyond any machine)."""
     return float(text) if text is not None and text.strip().isdecimal() else None

@@ -1,4 +1,4 @@
-"""Imports that take seconds (torch, TRL, DeepSpeed): announced, made cheaper, and with a sentence where they fail."""
+"""Imports that take seconds (torch, TRL, DeepSpeed): announced, made faster, and with a clear error if they fail."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rich.console import Console
 from mini_r1.errors import KitError, first_line
 
 DEEPSPEED_FIX = (
-    "where it misses CUDA_HOME or nvcc: install cuda-nvcc-12-4 and set CUDA_HOME; else install the lock: make install, "
-    "or use the image"
+    "if CUDA_HOME or nvcc is missing, install cuda-nvcc-12-4 and set CUDA_HOME; else install the locked packages: "
+    "`make install`, or use the image"
 )
 
 
@@ -27,21 +27,20 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
 
     Args:
         extra: of pyproject.toml; the error message names it.
-        deepspeed: whether DeepSpeed is used. Otherwise TRL must not find it: it imports DeepSpeed wherever it is
-            installed, which takes a second. It never finds vLLM, which the kit runs in another process.
-        console: where to say what is being loaded, since torch takes seconds.
+        deepspeed: whether DeepSpeed is used. Otherwise TRL must not find it: TRL imports an installed DeepSpeed, which
+            takes a second. TRL never finds vLLM, which the kit runs in another process.
+        console: where to announce the imports, which take seconds.
 
     Raises:
         KitError: a package is missing, or DeepSpeed is used and cannot be imported.
     """
     if console is not None:
         console.print("loading torch, transformers and TRL", style="dim")
-    sys.modules.setdefault("vllm", None)  # type: ignore[arg-type]
-    if not deepspeed:
-        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type]
+    for name in ("vllm",) if deepspeed else ("vllm", "deepspeed"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     try:
-        # DeepSpeed logs to standard output, which belongs to --json.
-        with redirect_stdout(sys.stderr), _only_errors_of("DeepSpeed"), no_garbage_collection():
+        # DeepSpeed logs to standard output, which --json needs.
+        with redirect_stdout(sys.stderr), _errors_only("DeepSpeed"), no_garbage_collection():
             if deepspeed:
                 _import_deepspeed()
             yield
@@ -50,7 +49,7 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
             raise
         raise KitError(
             f"this command needs {error.name}, which the core does not install: "
-            f"run `make install`, or pip install 'mini-r1[{extra}]'"
+            f"run `make install`, or `pip install 'mini-r1[{extra}]'`"
         ) from error
 
 
@@ -70,12 +69,12 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def _import_deepspeed() -> None:
-    """Import DeepSpeed first, where its errors can be told from TRL's.
+    """Import DeepSpeed before TRL does, so that its errors are not taken for TRL's.
 
     Raises:
         KitError: it is there and cannot be imported.
     """
-    # DeepSpeed runs `df` on this folder while it is imported, and df complains where the folder is not there yet.
+    # DeepSpeed runs `df` on this folder while it is imported, and df complains if it does not exist.
     with contextlib.suppress(OSError, RuntimeError):  # a home that can't be written, or is unknown
         Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "autotune").mkdir(
             parents=True, exist_ok=True
@@ -84,12 +83,12 @@ def _import_deepspeed() -> None:
         import deepspeed  # noqa: F401
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # ImportError mostly; its look for a CUDA compiler raises others
+    except Exception as error:  # ImportError mostly; its search for a CUDA compiler raises others
         raise KitError(f"DeepSpeed cannot be imported: {first_line(error)}: {DEEPSPEED_FIX}") from error
 
 
 @contextmanager
-def _only_errors_of(name: str) -> Iterator[None]:
+def _errors_only(name: str) -> Iterator[None]:
     """Drop a logger's messages below error level; the logger need not exist yet."""
     logger = logging.getLogger(name)
 

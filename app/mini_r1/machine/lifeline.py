@@ -1,7 +1,4 @@
-"""A process that dies with its parent, however that ends: what is started here outlives nobody who waits for it.
-
-The kernel's own means, and Linux's alone (prctl(2), PR_SET_PDEATHSIG); elsewhere there is none, and nothing happens.
-"""
+"""A process that ends with its parent, by Linux's prctl(2), PR_SET_PDEATHSIG; on other systems nothing happens."""
 
 from __future__ import annotations
 
@@ -15,12 +12,9 @@ PR_SET_PDEATHSIG = 1
 
 
 class Lifeline:
-    """Ties the process that calls it to its parent.
+    """Ties the process that calls it to the parent with this id.
 
-    Made before a fork it can be called between that and exec: the call imports and looks up nothing.
-
-    Args:
-        parent: id of the process that has to live.
+    Made before a fork, it can be called between that and exec: the call imports and looks up nothing.
     """
 
     def __init__(self, parent: int) -> None:
@@ -28,7 +22,7 @@ class Lifeline:
         self._prctl = ctypes.CDLL(None).prctl if sys.platform.startswith("linux") else None
 
     def __call__(self) -> bool:
-        """From now on this process gets SIGKILL when its parent ends; False: the parent has ended already."""
+        """Have this process get SIGKILL when its parent ends; return False if the parent has ended already."""
         if self._prctl is None:
             return True
         self._prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,8 @@
-"""What the NVIDIA library (NVML) says of this node's GPUs. It needs the driver only: no CUDA, no torch."""
+"""What the NVIDIA library (NVML) reports about this node's GPUs. It needs the driver only: no CUDA, no torch.
+
+pynvml is used directly, not nvitop: nvitop reads neither remapped rows nor pages waiting to be retired, takes no
+beginning of a UUID, and answers N/A both for a GPU that lacks a feature and for one that is lost.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ class Gpu:
     Args:
         id: as it was given.
         name: of the product.
-        capability: compute capability; None where the driver does not say.
+        capability: compute capability; None if the driver does not report it.
         total: bytes of memory.
-        used: bytes of memory that is taken.
-        processes: their ids; empty also where the driver shows none, as in most containers.
+        used: bytes of memory in use.
+        processes: ids of the processes that use it; the driver shows none in most containers.
         uncorrected: memory errors since the driver was loaded that ECC could not correct; None without ECC.
-        remap_pending: a memory row or page is to be replaced at the next reset.
-        remap_failed: no spare is left to replace one with.
+        remap_pending: whether a memory row or page is to be replaced at the next reset.
+        remap_failed: whether no spare is left to replace one with.
         bus: PCI address as the kernel's log writes it, e.g. `0000:3b:00`.
     """
 
@@ -48,7 +52,7 @@ class Driver:
         version: of the driver, e.g. `550.54.14`.
         cuda: the newest CUDA it was made for, e.g. (12, 4).
         gpus: those that answered.
-        silent: id and what the driver said instead of an answer.
+        silent: ids of the others, with the driver's error.
     """
 
     version: str
@@ -58,14 +62,11 @@ class Driver:
 
 
 def read_driver(ids: Sequence[str], nvml: Any = None) -> Driver | None:
-    """Ask the driver about these devices.
+    """Return what the driver reports about these devices; None if no driver answers.
 
     Args:
         ids: indices, UUIDs or the beginnings of UUIDs.
-        nvml: the NVIDIA library's module.
-
-    Returns:
-        None where there is no driver, or none that answers.
+        nvml: the NVIDIA library's module, another one in tests.
     """
     if nvml is None:
         import pynvml
@@ -81,7 +82,7 @@ def read_driver(ids: Sequence[str], nvml: Any = None) -> Driver | None:
         gpus, silent = [], {}
         for id in ids:
             try:
-                gpus.append(_gpu(id, nvml))
+                gpus.append(_read_gpu(id, nvml))
             except nvml.NVMLError as error:
                 silent[id] = str(error)
         return Driver(version, (number // 1000, number % 1000 // 10), tuple(gpus), silent)
@@ -92,13 +93,18 @@ def read_driver(ids: Sequence[str], nvml: Any = None) -> Driver | None:
             nvml.nvmlShutdown()
 
 
-def _gpu(id: str, nvml: Any) -> Gpu:
-    """Raises NVMLError where the device does not answer at all; what it merely does not support is left out."""
-    handle = _handle(id, nvml)
+def smallest_gpu_gib(driver: Driver | None) -> float | None:
+    """Return the memory of the smallest of the given GPUs in GiB; None if the driver shows none."""
+    return min((gpu.total / 2**30 for gpu in driver.gpus), default=None) if driver else None
+
+
+def _read_gpu(id: str, nvml: Any) -> Gpu:
+    """Raise NVMLError if the device does not answer; leave out what it does not support."""
+    handle = _find_handle(id, nvml)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-    # Of a MIG slice the whole GPU answers for everything but memory and processes.
+    # The whole GPU answers for a MIG slice, except for memory and processes.
     whole = _ask(nvml, nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if id.startswith("MIG-") else handle
-    rows = _ask(nvml, nvml.nvmlDeviceGetRemappedRows, whole)  # Ampere and newer; retired pages are before it
+    rows = _ask(nvml, nvml.nvmlDeviceGetRemappedRows, whole)  # since Ampere; before it, retired pages
     pending = bool(rows[2]) if rows else bool(_ask(nvml, nvml.nvmlDeviceGetRetiredPagesPendingStatus, whole))
     processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
     pci = _ask(nvml, nvml.nvmlDeviceGetPciInfo, whole)
@@ -112,11 +118,12 @@ def _gpu(id: str, nvml: Any) -> Gpu:
         uncorrected=_ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, whole, UNCORRECTED, VOLATILE),
         remap_pending=pending,
         remap_failed=bool(rows and rows[3]),
-        bus=_bus(_text(pci.busId)) if pci else "",
+        # NVML has `00000000:3B:00.0` where the kernel's log has `0000:3b:00`.
+        bus=_text(pci.busId)[-12:].partition(".")[0].lower() if pci else "",
     )
 
 
-def _handle(id: str, nvml: Any) -> Any:
+def _find_handle(id: str, nvml: Any) -> Any:
     if id.isdecimal():
         return nvml.nvmlDeviceGetHandleByIndex(int(id))
     if id.startswith("GPU-"):  # CUDA takes the beginning of a UUID, the library does not
@@ -128,7 +135,7 @@ def _handle(id: str, nvml: Any) -> Any:
 
 
 def _ask(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
-    """An answer, or None from a GPU that has no such thing. One that has fallen off the bus is told apart."""
+    """Return an answer, or None from a GPU that has no such feature. An error of a lost GPU is raised."""
     try:
         return question(*arguments)
     except nvml.NVMLError as error:
@@ -137,16 +144,5 @@ def _ask(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _bus(address: str) -> str:
-    """NVML has `00000000:3B:00.0` where the kernel's log has `0000:3b:00`."""
-    domain, _, rest = address.partition(":")
-    return f"{domain[-4:]}:{rest.partition('.')[0]}".lower()
-
-
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def smallest_gpu_gib(driver: Driver | None) -> float | None:
-    """Memory of the smallest of the given GPUs in GiB; None where the driver shows none."""
-    return min((gpu.total / 2**30 for gpu in driver.gpus), default=None) if driver else None

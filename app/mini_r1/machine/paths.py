@@ -1,4 +1,4 @@
-"""Where the hub's library and this user's caches are, as the environment says it, and whether there is a network."""
+"""Paths of this user's caches and of huggingface_hub, as the environment names them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def hub_cache(environment: Mapping[str, str]) -> Path:
-    """Where huggingface_hub keeps models and data."""
+    """Return the folder in which huggingface_hub keeps models and data."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if environment.get(variable):
             return expand_user(environment[variable], environment)
@@ -15,12 +15,17 @@ def hub_cache(environment: Mapping[str, str]) -> Path:
 
 
 def hub_home(environment: Mapping[str, str]) -> Path:
-    """Where huggingface_hub keeps what is its own, a token for one."""
+    """Return the folder in which huggingface_hub keeps its own files, such as a token."""
     return expand_user(environment.get("HF_HOME") or f"{cache_home(environment)}/huggingface", environment)
 
 
+def cache_home(environment: Mapping[str, str]) -> str:
+    """Return the folder of this user's caches; it may begin with a `~`."""
+    return environment.get("XDG_CACHE_HOME") or "~/.cache"
+
+
 def is_offline(environment: Mapping[str, str]) -> bool:
-    """Whether huggingface_hub is told to leave the network alone."""
+    """Return whether huggingface_hub must not use the network."""
     return any(
         environment.get(variable, "").upper() in ("1", "ON", "YES", "TRUE")
         for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -28,17 +33,12 @@ def is_offline(environment: Mapping[str, str]) -> bool:
 
 
 def in_pod(environment: Mapping[str, str]) -> bool:
-    """Whether this process is in a pod: the kubelet tells every container where the API server is."""
+    """Return whether this process is in a pod: the kubelet gives every container the API server's address."""
     return "KUBERNETES_SERVICE_HOST" in environment
 
 
-def cache_home(environment: Mapping[str, str]) -> str:
-    """Where this user's caches are; it may begin with a `~`."""
-    return environment.get("XDG_CACHE_HOME") or "~/.cache"
-
-
 def expand_user(path: str, environment: Mapping[str, str]) -> Path:
-    """A path with its `~` as HOME, else as the user's entry has it; as it is for a user with neither."""
+    """Return a path with its `~` replaced by HOME, else by the user's entry; unchanged for a user with neither."""
     home = environment.get("HOME", "")
     try:
         return Path(home + path[1:] if home and (path == "~" or path.startswith("~/")) else path).expanduser()

@@ -1,7 +1,8 @@
-"""The process that wrote a file, and whether it is gone: only the kernel that ran it can tell.
+"""The process that wrote a file, and whether it has ended: only the kernel that ran it can tell.
 
-Linux alone: a process is known by its id, its start, the boot and the namespace of its id, all from /proc. On another
-host, in another container and elsewhere nothing is known, and nothing is said.
+A process is identified by its id, its start, the boot and the namespace of its id, all from Linux's /proc. On another
+host, in another container and on other systems nothing is known. psutil doesn't fit: its start time moves with the
+clock, and its `pid_exists` denies processes that /proc hides.
 """
 
 from __future__ import annotations
@@ -16,54 +17,54 @@ PROC = Path("/proc")
 ENDED = ("Z", "X")
 """States of a process that has ended: not reaped yet, dead."""
 MOST_PIDS = 1 << 22
-"""Linux's own limit."""
+"""Linux's limit."""
 
 
 def this_process() -> dict[str, Any] | None:
-    """Return what tells this process from every other one; None where the kernel does not say it."""
+    """Return what identifies this process; None if the kernel does not show it."""
     try:
-        _, started = _stat(os.getpid())
+        _, started = _read_stat(os.getpid())
         return {"pid": os.getpid(), "started": started, **_kernel()}
     except (OSError, ValueError, IndexError):
         return None
 
 
 def is_gone(process: object) -> bool:
-    """Whether the process that `this_process` told of has ended for certain; False also where nobody can know.
+    """Return whether the process that `this_process` described has ended for certain; False if it cannot be known.
 
     Args:
-        process: as a file has it; nothing in it is trusted.
+        process: as read from a file, not validated.
     """
-    told = mapping(process)
-    pid = told.get("pid")
+    known = mapping(process)
+    pid = known.get("pid")
     if type(pid) is not int or not 0 < pid < MOST_PIDS:
         return False
     try:
-        if any(told.get(name) != value for name, value in _kernel().items()):
+        if any(known.get(name) != value for name, value in _kernel().items()):
             return False
     except OSError:
         return False
     try:
-        state, started = _stat(pid)
+        state, started = _read_stat(pid)
     except (OSError, ValueError, IndexError):
         return not _exists(pid)
-    return state in ENDED or started != told.get("started")
+    return state in ENDED or started != known.get("started")
 
 
 def _kernel() -> dict[str, str]:
-    """The running kernel, and the namespace of this process's id."""
+    """Return what identifies the running kernel, and the namespace of this process's id."""
     boot = (PROC / "sys/kernel/random/boot_id").read_text().strip()
     return {"boot": boot, "namespace": os.readlink(PROC / "self/ns/pid")}
 
 
-def _stat(pid: int) -> tuple[str, int]:
-    """State, and start in clock ticks since the boot: fields 3 and 22 of proc(5); the name before may have spaces."""
+def _read_stat(pid: int) -> tuple[str, int]:
+    """Return state, and start in clock ticks since the boot: fields 3 and 22 of proc(5), behind the name."""
     fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     return fields[0], int(fields[19])
 
 
 def _exists(pid: int) -> bool:
-    """Whether there is such a process: /proc may hide those of other users (hidepid)."""
+    """Return whether there is such a process: /proc may hide those of other users (hidepid)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

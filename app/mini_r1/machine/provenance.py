@@ -1,4 +1,4 @@
-"""What a result came from: versions, code revision, time. Nothing here imports torch."""
+"""Where a result comes from: versions, code revision, time."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from pathlib import Path
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Installed version of each package, None where it is not installed."""
-    return {package: _version(package) for package in packages}
+    """Return the installed version of each package, None if it is not installed."""
+    found: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def code_revision() -> str | None:
-    """Commit of the checkout this code runs from, with `+changes` when files differ; None outside a checkout.
+    """Return the commit of the checkout this code runs from, with `+changes` if files differ; None outside a checkout.
 
-    An image has no checkout in it: MINI_R1_REVISION, which its build sets, says what it was made from.
+    An image contains no checkout: its build sets MINI_R1_REVISION.
     """
-    if told := os.environ.get("MINI_R1_REVISION"):
-        return told
+    if given := os.environ.get("MINI_R1_REVISION"):
+        return given
     try:
         revision = subprocess.run(  # noqa: S603
             ["git", "describe", "--always", "--dirty=+changes", "--abbrev=40", "--exclude=*"],  # noqa: S607
@@ -33,12 +39,5 @@ def code_revision() -> str | None:
 
 
 def utc_now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
+    """Return the time as ISO 8601 in UTC, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

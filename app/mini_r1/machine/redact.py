@@ -1,8 +1,7 @@
-"""Secrets out of text: what goes to a terminal, a log or a support archive carries no token.
+"""Removal of secrets from text that goes to a terminal, a log or a support bundle.
 
-Two nets. Values of environment variables whose names say that they are secret are replaced wherever they stand, also
-as JSON, Python or a URL writes them. What looks like a secret by itself is replaced whoever brought it. Text with
-secrets of other kinds passes: this is a net, and no proof.
+Values of environment variables with the name of a secret are replaced everywhere, also as JSON, Python or a URL writes
+them; so is text in the form of a secret. Secrets of other kinds pass.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from urllib.parse import quote, quote_plus
 
 REDACTED = "[redacted]"
 SHORTEST = 4
-"""Characters; a shorter value would take half of any text with it."""
+"""Characters; a shorter value appears in any text."""
 
 _ANYWHERE = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL|APIKEY|AUTHORIZATION")
 _WORD_END = re.compile(r"(?:TOKEN|KEY|JWT|COOKIE|SIGNATURE)S?$|^(?:AUTH|OAUTH|PASS|PWD|PAT|DSN)$")
-"""What a word of a name ends in, or is: API_KEY and GITHUBTOKEN, and neither KEYBOARD nor TOKENIZERS."""
-_OF_A_VOCABULARY = re.compile(r"(?:PAD|EOS|BOS|UNK|SEP|CLS|MASK)_TOKEN$|^KEYS?$|^TOKENS$")
-"""Names that mean something else in a text about models and recipes."""
-_PLACE = re.compile(r"(?:_PATH|_FILE|_DIR|_SOCK)$")
+"""Ends of a word of a secret's name, or the whole word: API_KEY and GITHUBTOKEN, not KEYBOARD and TOKENIZERS."""
+_VOCABULARY = re.compile(r"(?:PAD|EOS|BOS|UNK|SEP|CLS|MASK)_TOKEN$|^KEYS?$|^TOKENS$")
+"""Names with another meaning in a text about models and recipes."""
+_PATH = re.compile(r"(?:_PATH|_FILE|_DIR|_SOCK)$")
 _NO_SECRET = frozenset({"auto", "default", "false", "none", "null", "true"})
 _NUMBER = re.compile(r"[0-9][0-9_,.]*$")
 
-# Nothing below may take more than linear time: a log may be long, and what is in it was written by others. So every
-# repetition is bounded, or stands for characters that cannot begin a second match inside it (the look-behinds).
+# Logs are long, and others wrote what is in them, so every pattern takes linear time: each repetition is bounded, or no
+# second match can begin inside it (the look-behinds).
 _TOKENS = re.compile(
     r"""
     (?<![A-Za-z0-9])hf_[A-Za-z0-9]{16,}
@@ -56,26 +55,26 @@ _SCHEME = r"(?:Basic|Bearer|Digest|Token)"
 _VALUE = re.compile(
     rf"(?:{_SCHEME}\s{{1,4}})?(?!{_SCHEME}\s)(?P<value>[^\s\"'\\,;&<>(){{}}\[\]]{{{SHORTEST},}})", re.IGNORECASE
 )
-"""What is assigned, without the scheme of an Authorization header before it."""
+"""An assigned value, without the scheme of an Authorization header before it."""
 
 
 def redact(text: str, environment: Mapping[str, str]) -> str:
-    """The text with every secret that can be known replaced by `[redacted]`.
+    """Return the text with every secret that can be recognized replaced by `[redacted]`, in linear time.
 
     Args:
-        text: anything; takes time linear in its length.
-        environment: variables whose values must not appear, if their names say that they are secret.
+        text: any text.
+        environment: variables whose values are replaced if `is_secret`.
     """
-    values = sorted({form for value in _secrets(environment) for form in _forms(value)}, key=len, reverse=True)
+    values = sorted({form for value in _secret_values(environment) for form in _forms(value)}, key=len, reverse=True)
     if values:
         text = re.sub("|".join(map(re.escape, values)), REDACTED, text)
-    text = _without_pem(text)
+    text = _redact_keys(text)
     text = _TOKENS.sub(REDACTED, text)
-    return _without_values_of(_OPTION, _without_values_of(_ASSIGNED, text))
+    return _redact_values(_OPTION, _redact_values(_ASSIGNED, text))
 
 
 def redact_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment that may be shown: sorted by name, secrets replaced."""
+    """Return an environment sorted by name, with the secrets replaced."""
     return {
         name: REDACTED if is_secret(name, value) else redact(value, environment)
         for name, value in sorted(environment.items())
@@ -83,24 +82,23 @@ def redact_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether an environment variable holds a secret, by its name; a switch, a number or a place of a file is none."""
-    return _named_secret(name) and len(value) >= SHORTEST and not _harmless(name, value)
+    """Return whether a variable holds a secret, by its name; a switch, a number or the path of a file is none."""
+    return _is_secret_name(name) and len(value) >= SHORTEST and not _is_harmless(name, value)
 
 
-def _named_secret(name: str) -> bool:
+def _is_secret_name(name: str) -> bool:
     plain = name.upper().replace("-", "_").replace(".", "_")
     return bool(_ANYWHERE.search(plain) or any(_WORD_END.search(word) for word in plain.split("_")))
 
 
-def _harmless(name: str, value: str) -> bool:
-    if _PLACE.search(name.upper()) and value.startswith("/"):
-        return True
-    if value.lower() in _NO_SECRET or name.upper() in ("PWD", "OLDPWD"):
+def _is_harmless(name: str, value: str) -> bool:
+    is_path = _PATH.search(name.upper()) and value.startswith("/")
+    if is_path or value.lower() in _NO_SECRET or name.upper() in ("PWD", "OLDPWD"):
         return True
     return bool(_NUMBER.match(value)) and not _ANYWHERE.search(name.upper())
 
 
-def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
+def _secret_values(environment: Mapping[str, str]) -> Iterator[str]:
     for name, value in environment.items():
         if is_secret(name, value):
             yield value
@@ -108,7 +106,7 @@ def _secrets(environment: Mapping[str, str]) -> Iterator[str]:
 
 
 def _forms(value: str) -> Iterator[str]:
-    """A value as it may stand in a text: as it is, in JSON, in Python's repr, in a URL."""
+    """Yield a value as it is, as in JSON, as in Python's repr, as in a URL."""
     yield value
     yield json.dumps(value)[1:-1]
     yield json.dumps(value, ensure_ascii=False)[1:-1]
@@ -118,8 +116,8 @@ def _forms(value: str) -> Iterator[str]:
     yield quote_plus(encodable)
 
 
-def _without_pem(text: str) -> str:
-    """A private key goes with everything up to its end, or all that follows when the end was cut off."""
+def _redact_keys(text: str) -> str:
+    """Replace private keys; one whose end was cut off takes the rest of the text with it."""
     kept, position = [], 0
     while begin := _PEM_BEGIN.search(text, position):
         kept += [text[position : begin.start()], REDACTED]
@@ -128,16 +126,16 @@ def _without_pem(text: str) -> str:
     return "".join([*kept, text[position:]])
 
 
-def _without_values_of(assignment: re.Pattern[str], text: str) -> str:
-    """`NAME=value`, `"name": "value"`, `--name value`: the value goes if the name says that it is secret."""
+def _redact_values(assignment: re.Pattern[str], text: str) -> str:
+    """Replace the value in `NAME=value`, `"name": "value"` and `--name value` if the name is a secret's."""
     kept, position = [], 0
     for found in assignment.finditer(text):
-        if found.start() < position or not _named_secret(found["name"]):
+        if found.start() < position or not _is_secret_name(found["name"]):
             continue
-        if assignment is _ASSIGNED and _OF_A_VOCABULARY.search(found["name"].upper()):
+        if assignment is _ASSIGNED and _VOCABULARY.search(found["name"].upper()):
             continue
         value = _VALUE.match(text, found.end())
-        if value and value["value"] != REDACTED and not _harmless(found["name"], value["value"]):
+        if value and value["value"] != REDACTED and not _is_harmless(found["name"], value["value"]):
             kept += [text[position : value.start("value")], REDACTED]
             position = value.end("value")
     return "".join([*kept, text[position:]])

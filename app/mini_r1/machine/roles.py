@@ -1,6 +1,9 @@
-"""Which device does what: over all nodes the number of GPUs minus one trains, and vLLM has the last one of node 0.
+"""The roles of devices: over all nodes the number of GPUs minus one trains, and node 0's last device is vLLM's.
 
 assign([["0", "1", "2", "3"]], use_vllm=True, on_cpu=False).num_processes  # 3
+
+vLLM's device has two names. `Roles.vllm_device` counts among node 0's devices, as TRL does: "cuda:3", or "cpu".
+`NodeRoles.vllm_device` is the device's id on that node ("7", a UUID, a slot), which vLLM's process alone gets to see.
 """
 
 from __future__ import annotations
@@ -14,15 +17,15 @@ from mini_r1.machine.devices import CONTAINER_HINT
 
 @dataclass(frozen=True, slots=True)
 class NodeRoles:
-    """What one node does.
+    """The roles of one node's devices.
 
     Args:
-        index: of the node, 0 for the first.
+        index: of the node, from 0.
         devices: all that it was given.
         workers: training processes.
         first_rank: of its first worker; the others follow.
-        training_devices: one for each worker; () on a plain CPU, which has one worker all the same.
-        vllm_device: the id of the device that generates, on node 0 only.
+        training_devices: one for each worker; () on a plain CPU, which has one worker as well.
+        vllm_device: id of the device that generates, on node 0 only.
     """
 
     index: int
@@ -40,40 +43,34 @@ class NodeRoles:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """What every node does.
-
-    Args:
-        nodes: in order of their indices.
-        num_processes: training processes over all nodes.
-        vllm_device: "cuda:N" with N counted among node 0's devices, "cpu", or None without vLLM.
-    """
+    """The roles of all nodes, in order of their indices; training processes over all; vLLM's device, None without."""
 
     nodes: tuple[NodeRoles, ...]
     num_processes: int
     vllm_device: str | None
 
     def describe(self) -> str:
-        """One sentence of it."""
+        """Return one sentence about the roles."""
         workers = " + ".join(str(node.workers) for node in self.nodes)
         training = f"{self.num_processes} worker{'s' * (self.num_processes > 1)}"
-        where = f" on {len(self.nodes)} nodes ({workers})" if len(self.nodes) > 1 else ""
+        nodes = f" on {len(self.nodes)} nodes ({workers})" if len(self.nodes) > 1 else ""
         vllm = f", vLLM on node 0's last device ({self.vllm_device})" if self.vllm_device else ", no vLLM"
-        return f"{training}{where}{vllm}"
+        return f"{training}{nodes}{vllm}"
 
 
 def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) -> Roles:
-    """Give every device its role.
+    """Assign a role to every device.
 
     Args:
         devices: of each node, in order.
-        use_vllm: whether vLLM generates; then node 0's last device is its own.
+        use_vllm: whether vLLM generates, on node 0's last device.
         on_cpu: whether devices are slots whose work runs on the CPU.
 
     Raises:
-        KitError: node 0 cannot spare a device for vLLM, or one of several nodes has none.
+        KitError: node 0 has no device to spare for vLLM, or one of several nodes has none.
     """
     if not devices:
-        raise KitError("no nodes to give roles to")
+        raise KitError("no nodes to assign roles to")
     for index, given in enumerate(devices):
         if not given and len(devices) > 1:
             raise KitError(
@@ -83,10 +80,10 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
             raise KitError("no GPU was given; without one the work runs on the CPU")
     if use_vllm and len(devices[0]) < 2:
         has = "1 GPU" if len(devices[0]) == 1 else "no GPU"
-        where = "node 0 has" if len(devices) > 1 else "there is"
+        subject, owner = ("node 0 has", "node 0") if len(devices) > 1 else ("there is", "the job")
         raise KitError(
-            f"use_vllm: true, but {where} {has}: vLLM takes a device of its own beside at least one that trains. Give"
-            f" {'node 0' if len(devices) > 1 else 'the job'} 2 or more, or set use_vllm: false (--set use_vllm=false)"
+            f"use_vllm: true, but {subject} {has}: vLLM needs a device that no worker trains on. Give {owner} 2 or"
+            " more, or set use_vllm: false (--set use_vllm=false)"
             f"{'' if devices[0] else f'. {CONTAINER_HINT}'}"
         )
     nodes: list[NodeRoles] = []
@@ -95,24 +92,17 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
         ids = tuple(given)
         vllm = ids[-1] if use_vllm and index == 0 else None
         training = ids[:-1] if vllm is not None else ids
-        workers = max(1, len(training))
-        nodes.append(NodeRoles(index, ids, workers, rank, training, vllm))
-        rank += workers
-    vllm_device = None
-    if use_vllm:
-        vllm_device = "cpu" if on_cpu else f"cuda:{len(devices[0]) - 1}"
+        nodes.append(NodeRoles(index, ids, max(1, len(training)), rank, training, vllm))
+        rank += nodes[-1].workers
+    vllm_device = ("cpu" if on_cpu else f"cuda:{len(devices[0]) - 1}") if use_vllm else None
     return Roles(tuple(nodes), rank, vllm_device)
 
 
 def shape(gpus: int, nodes: int) -> list[list[str]]:
-    """Nodes of the same size: device ids "0" to "G-1" on each.
-
-    Args:
-        gpus: on each node.
-        nodes: how many.
+    """Return the devices of nodes of the same size: ids "0" to "G-1" on each.
 
     Raises:
-        KitError: there is no such shape.
+        KitError: a number is too small.
     """
     if gpus < 0 or nodes < 1:
         raise KitError(f"{gpus} GPUs on each of {nodes} nodes: GPUs must be 0 or more, nodes 1 or more")
