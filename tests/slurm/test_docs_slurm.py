@@ -217,7 +217,9 @@ def test_every_script_is_there_with_its_resources() -> None:
 
 def test_the_readme_has_lines_that_were_followed() -> None:
     readme = (REPO / "README.md").read_text()
-    (lines,) = (block for block in re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if "sbatch" in block)
+    (lines,) = (
+        block for block in re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if "sbatch" in block
+    )
     followed = [shlex.split(line, comments=True) for block in blocks(FIRST_RUN) for line in block.splitlines()]
     for line in lines.splitlines():
         assert shlex.split(line, comments=True) in followed, line
