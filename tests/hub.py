@@ -1,4 +1,4 @@
-"""A stand-in for the hub: its HTTP interface as far as huggingface_hub 0.28 uses it, with repositories made up here.
+"""A stand-in for the hub: the part of its HTTP interface that huggingface_hub 0.28 reads, with made-up repositories.
 
 with Hub(Repo("nobody/tiny", files_of(folder))) as hub:
     ...  # HF_ENDPOINT=hub.address
@@ -31,28 +31,28 @@ class Repo:
     commit: str = "a" * 40
     is_data: bool = False
     token: str | None = None
-    """Gated: the files need it, what there is is shown to everybody, as on the hub."""
+    """Makes the repository gated: its files need this token, its file list is public, as on the hub."""
     announced: dict[str, int] = field(default_factory=dict)
-    """Sizes that are told in place of the real ones."""
+    """Sizes that are announced instead of the real ones."""
     status: int = 200
-    """Another one answers everything."""
+    """Status of every answer, if not 200."""
     cut: dict[str, int] = field(default_factory=dict)
-    """Files that end after so many bytes, once."""
+    """Files that end after this number of bytes, once."""
     hanging: set[str] = field(default_factory=set)
-    """Files that stop after their first half and keep the line open."""
+    """Files that stop after their first half and keep the connection open."""
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """The files of a folder, by their paths in it."""
+    """Return the files of a folder by their paths in it."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Hub:
-    """Serves repositories on a port of its own.
+    """Serves repositories on a free port.
 
     Attributes:
         address: for HF_ENDPOINT.
-        fetched: `NAME/FILE` of every GET for a file, in order, with ` from N` where a part of it was asked for.
+        fetched: `NAME/FILE` of every GET for a file, in order, with ` from N` for a request of a part.
         asked: the path of every request.
     """
 
@@ -70,7 +70,7 @@ class Hub:
             do_HEAD = do_GET
 
             def log_message(self, *arguments: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self._server.server_port}"
@@ -140,7 +140,7 @@ class Hub:
 def _send(
     request: BaseHTTPRequestHandler, status: int, body: bytes = b"", end: int | None = None, **headers: str
 ) -> None:
-    """An answer; with `end` its body stops there, whatever its length was said to be."""
+    """Send an answer; with `end` its body stops there, before the announced length."""
     request.send_response(status)
     for name, value in {"Content-Length": str(len(body)), **headers}.items():
         request.send_header(name.replace("_", "-"), value)

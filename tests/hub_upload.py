@@ -1,10 +1,10 @@
-"""A stand-in for the hub's writing side: what huggingface_hub 0.28 asks when it makes repositories and sends files.
+"""A stand-in for the hub that can be written to: the requests with which huggingface_hub makes repositories, commits.
 
 with WritableHub({"hf_planted": "anna"}) as hub:
     ...  # HF_ENDPOINT=hub.address; hub.repos["anna/first"].branches["main"]
 
-It keeps git's shape as far as a client can see it: commits that hold names and contents, branches that point at them,
-large files stored by their hash apart from any commit. Files are served too, so what was sent can be loaded again.
+A client sees what git would show: commits with names and contents, branches that point at them, large files stored by
+their hash apart from any commit. Files are served too, so what was sent can be loaded again.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ ROOT = {".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
 @dataclass
-class Fault:
-    """Answers that go wrong.
+class BadAnswer:
+    """Requests that get a wrong answer.
 
     Args:
-        method: of the requests that it meets.
-        path: a regular expression that finds something in theirs.
-        status: of the answer; 0 closes the line without one, -1 after half of the body was taken; -2 never answers,
-            -3 does what was asked and closes the line without a word.
-        times: how often; then it is over.
+        method: of the requests.
+        path: a regular expression that is searched in their paths.
+        status: of the answer; 0 closes the connection without one, -1 after half of the body was read, -2 never
+            answers, -3 does what was asked and closes the connection without an answer.
+        times: number of wrong answers.
         headers: of the answer.
         body: of it.
-        after: requests that match and are let through first.
+        after: number of matching requests that are answered correctly before.
     """
 
     method: str
@@ -47,7 +47,7 @@ class Fault:
     body: str = '{"error": "planted"}'
     after: int = 0
 
-    def meets(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str) -> bool:
         if method != self.method or not re.search(self.path, path) or self.times <= 0:
             return False
         if self.after > 0:
@@ -68,16 +68,16 @@ class Stored:
     history: dict[str, list[str]]
 
     def files(self, revision: str = "main") -> dict[str, bytes]:
-        """Of a branch or a commit."""
+        """Return the files of a branch or a commit."""
         return self.commits[self.branches.get(revision, revision)]
 
 
 class WritableHub:
-    """Serves on a port of its own.
+    """Serves on a free port.
 
     Args:
         tokens: the user of each token that may write.
-        readers: tokens that may read alone.
+        readers: tokens that can only read.
         multipart_from: bytes from which a file is sent in parts of `part` bytes.
 
     Attributes:
@@ -86,8 +86,8 @@ class WritableHub:
         objects: large files by their SHA-256.
         asked: method and path of every request.
         put: hashes of the large files that came in, in order.
-        faults: what goes wrong; the first that meets a request decides.
-        leaks: requests with a token anywhere but in their Authorization header, or there for an upload's own address.
+        errors: planted errors; the first that matches a request decides.
+        leaks: requests with a token outside of their Authorization header, or in that of an upload's signed address.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class WritableHub:
         self.objects: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.put: list[str] = []
-        self.faults: list[Fault] = []
+        self.errors: list[BadAnswer] = []
         self.leaks: list[str] = []
         self._multipart_from, self._part = multipart_from, part
         self._parts: dict[str, dict[int, bytes]] = {}
@@ -120,7 +120,7 @@ class WritableHub:
             do_HEAD = do_POST = do_PUT = do_DELETE = do_GET
 
             def log_message(self, *arguments: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -136,7 +136,7 @@ class WritableHub:
         self._server.server_close()
 
     def make(self, name: str, *, private: bool = True, **files: bytes) -> Stored:
-        """A repository, as one made on the hub's pages; `files` are main's, `.` written as `__`."""
+        """Make a repository as on the hub's pages; `files` are those of main, with `__` for `.` in their names."""
         repo = Stored(private, {}, {}, {}, {})
         self.repos[name] = repo
         self._commit(repo, "main", {**ROOT, **{key.replace("__", "."): body for key, body in files.items()}}, "initial")
@@ -149,21 +149,21 @@ class WritableHub:
         length = int(request.headers.get("Content-Length") or 0)
         with self._lock:
             self.asked.append(f"{request.command} {path}")
-            fault = next((fault for fault in self.faults if fault.meets(request.command, path)), None)
-        if fault is not None and fault.status == -2:
+            error = next((error for error in self.errors if error.matches(request.command, path)), None)
+        if error is not None and error.status == -2:
             self._ended.wait(600)
-        if fault is not None and -3 < fault.status <= 0:
-            request.rfile.read(length // 2 if fault.status else 0)
+        if error is not None and -3 < error.status <= 0:
+            request.rfile.read(length // 2 if error.status else 0)
             request.close_connection = True
             request.connection.close()
             return
         body = request.rfile.read(length) if length else _chunked(request)
         self._look_for_leaks(request, body)
-        if fault is not None and fault.status != -3:
-            return _send(request, fault.status, fault.body.encode(), **fault.headers)
+        if error is not None and error.status != -3:
+            return _send(request, error.status, error.body.encode(), **error.headers)
         with self._lock:
             status, answer, headers = self._route(request, path, parse_qs(query), body)
-        if fault is not None:
+        if error is not None:
             request.close_connection = True
             request.connection.close()
             return None
@@ -255,7 +255,7 @@ class WritableHub:
             ]  # fmt: skip
             return 200, past, {}
         if action == "preupload":
-            told = [
+            files_modes = [
                 {
                     "path": path,
                     "uploadMode": "lfs" if _large(path) else "regular",
@@ -264,7 +264,7 @@ class WritableHub:
                 }
                 for path in (file["path"] for file in values["files"])
             ]
-            return 200, {"files": told}, {}
+            return 200, {"files": files_modes}, {}
         if action == "commit":
             return self._take_commit(repo, name, revision, body)
         return 404, {"error": f"the stand-in knows no {action}"}, {}
@@ -361,7 +361,7 @@ def _send(request: BaseHTTPRequestHandler, status: int, body: bytes, **headers: 
 
 
 def _chunked(request: BaseHTTPRequestHandler) -> bytes:
-    """The body of a request whose length was not said beforehand."""
+    """Return the body of a request without Content-Length."""
     if "chunked" not in (request.headers.get("Transfer-Encoding") or ""):
         return b""
     body = b""
@@ -388,7 +388,7 @@ def _sha256(body: bytes) -> str:
 
 
 def _oid(path: str, body: bytes) -> str:
-    """What the hub calls the content: git's hash, of a large file its SHA-256."""
+    """Return the hub's name of the content: git's hash, or the SHA-256 of a large file."""
     if _large(path):
         return _sha256(body)
     return hashlib.sha1(b"blob %d\0" % len(body) + body).hexdigest()

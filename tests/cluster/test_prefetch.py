@@ -1,4 +1,4 @@
-"""`mini-r1 prefetch` as a user calls it: huggingface_hub's own client, against a stand-in of the hub."""
+"""`mini-r1 prefetch` as a user runs it, with huggingface_hub's client against a stand-in of the hub."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Fetch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def sharded(weights: bytes) -> dict[str, bytes]:
-    """The same weights in two files and an index."""
+    """Return the same weights in two files and an index."""
     tensors = sorted(load(weights).items())
     halves = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
     weight_map = {name: shard for shard, half in zip(SHARDS, halves, strict=True) for name, _ in half}
@@ -57,7 +57,7 @@ def sharded(weights: bytes) -> dict[str, bytes]:
 
 
 def tables() -> dict[str, bytes]:
-    """The real rows in two Parquet files."""
+    """Return the real rows in two Parquet files."""
     every, files = rows(ASSETS / "countdown_rows.jsonl"), {}
     for number, name in enumerate(TABLES):
         table = io.BytesIO()
@@ -68,7 +68,7 @@ def tables() -> dict[str, bytes]:
 
 @pytest.fixture
 def tiny(untrained: Path) -> Repo:
-    """The model nobody/tiny: sharded, with a tokenizer, and with much that nobody needs."""
+    """Make the model nobody/tiny: sharded, with a tokenizer, and with unwanted files."""
     files = files_of(untrained)
     files.update(sharded(files.pop("model.safetensors")))
     return Repo("nobody/tiny", {**files, **dict.fromkeys(UNWANTED, b"{}")}, MODEL_COMMIT)
@@ -76,14 +76,14 @@ def tiny(untrained: Path) -> Repo:
 
 @pytest.fixture
 def words(untrained: Path) -> Repo:
-    """The tokenizer nobody/words."""
+    """Make the tokenizer nobody/words."""
     files = {name: body for name, body in files_of(untrained).items() if not name.endswith(".safetensors")}
     return Repo("nobody/words", {**files, "README.md": b"#"}, WORDS_COMMIT)
 
 
 @pytest.fixture
 def games() -> Repo:
-    """The data set nobody/rows."""
+    """Make the data set nobody/rows."""
     return Repo("nobody/rows", {**tables(), "README.md": b"#", "script.py": b""}, DATA_COMMIT, is_data=True)
 
 
@@ -118,23 +118,23 @@ def online(hub: Hub | str, home: Path, **changes: str) -> dict[str, str]:
 
 
 def offline(home: Path) -> dict[str, str]:
-    """No network, and nobody at the hub's address."""
+    """Return an environment without a network, and with a closed port as the hub."""
     return online("http://127.0.0.1:9", home, HF_HUB_OFFLINE="1")
 
 
-def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> None:
-    """Assert that it ended so, in a sentence, with --json on standard output too, and without the token."""
+def refused(done: subprocess.CompletedProcess[str], code: int, *messages: str) -> None:
+    """Assert the exit code and the messages, on standard error and as --json, without the token."""
     assert done.returncode == code, done.stdout + done.stderr
     answer = json.loads(done.stdout)
     assert answer["exit_code"] == code
-    for words in said:
-        assert words in answer["error"]
+    for message in messages:
+        assert message in answer["error"]
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
     assert TOKEN not in done.stdout + done.stderr
 
 
-# --- what is fetched, and that it is enough ---
+# --- what is fetched, and that a run needs no more ---
 
 
 def test_what_was_fetched_trains_and_evaluates_without_a_network(
@@ -211,7 +211,9 @@ def test_one_file_of_weights_needs_no_index_and_the_tokenizer_is_the_models(
     surplus = {INDEX: json.dumps({"weight_map": {"x": SHARDS[0]}}).encode(), SHARDS[0]: b""}
     recipe = small_recipe("whole", model_name_or_path="nobody/tiny", model_revision=MODEL_COMMIT,
                           dataset_id_or_path=str(ASSETS / "countdown_rows.jsonl"))  # fmt: skip
-    with Hub(Repo("nobody/tiny", {**files, **surplus}, MODEL_COMMIT, token=TOKEN)) as hub:  # gated, and open to us
+    with Hub(
+        Repo("nobody/tiny", {**files, **surplus}, MODEL_COMMIT, token=TOKEN)
+    ) as hub:  # gated, and open to this token
         done = fetch(hub, recipe, "--json")
     assert done.returncode == 0, done.stderr
     model, tokenizer, data = json.loads(done.stdout)["parts"]
@@ -223,12 +225,10 @@ def test_one_file_of_weights_needs_no_index_and_the_tokenizer_is_the_models(
     loading = subprocess.run([sys.executable, "-c", "import transformers.utils.hub"], env=offline(home),
                              capture_output=True, text=True, timeout=300)  # fmt: skip
     assert loading.returncode == 0
-    assert "You are offline" not in loading.stderr  # what transformers says of a cache that it takes for an old one
+    assert "You are offline" not in loading.stderr  # transformers' warning for a cache that it takes for an old one
 
 
-def test_a_recipe_without_a_hub_name_needs_nothing_and_says_so_even_offline(
-    small_recipe: Recipe, fetch: Fetch, home: Path
-) -> None:
+def test_a_recipe_without_a_hub_id_needs_nothing_even_offline(small_recipe: Recipe, fetch: Fetch, home: Path) -> None:
     recipe = small_recipe(model_name_or_path="builtin:demo", dataset_id_or_path="generated", dataset_rows=20)
     done = fetch("http://127.0.0.1:9", recipe, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
@@ -253,7 +253,7 @@ WEIGHTS = {"model.safetensors": b"0" * 1000}
 
 
 @pytest.mark.parametrize(
-    ("repo", "code", "said"),
+    ("repo", "code", "message"),
     [
         (of_tiny(WEIGHTS, token="hf_anothersaccount"), 78, "nobody/tiny is gated: accept its terms"),
         (of_tiny(WEIGHTS, status=401), 78, "check HF_TOKEN, or unset it"),
@@ -269,17 +269,17 @@ WEIGHTS = {"model.safetensors": b"0" * 1000}
         (of_tiny({INDEX: b'{"weight_map": {"x": "a.bin"}}', "a.bin": b""}), 78, "the hub lacks 1 of 1 files"),
     ],
 )  # fmt: skip
-def test_a_model_that_cannot_be_had_is_refused_before_its_weights(
-    repo: Repo, code: int, said: str, small_recipe: Recipe, fetch: Fetch
+def test_an_unusable_model_is_refused_before_its_weights_are_fetched(
+    repo: Repo, code: int, message: str, small_recipe: Recipe, fetch: Fetch
 ) -> None:
     recipe = small_recipe(model_name_or_path="nobody/tiny")
     with Hub(repo) as hub:
-        refused(fetch(hub, recipe, "--json"), code, said)
+        refused(fetch(hub, recipe, "--json"), code, message)
     assert not [name for name in hub.fetched if not name.endswith(".json")]
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model_name_or_path=nobody/tinny", "the hub has no model nobody/tinny"),
         ("model_revision=v9", "nobody/tiny has no revision v9"),
@@ -296,32 +296,30 @@ def test_a_model_that_cannot_be_had_is_refused_before_its_weights(
         ("dataset_revision=v9", "nobody/rows has no revision v9"),
     ],
 )
-def test_every_part_is_asked_for_before_anything_large_is_fetched(
-    override: str, said: str, tiny: Repo, games: Repo, small_recipe: Recipe, fetch: Fetch
+def test_every_part_is_looked_up_before_anything_large_is_fetched(
+    override: str, message: str, tiny: Repo, games: Repo, small_recipe: Recipe, fetch: Fetch
 ) -> None:
     prose = Repo("nobody/prose", {"rows.csv": b""}, is_data=True)
     half = Repo("nobody/half", {TABLES[0]: b""}, is_data=True)
     gated = replace(games, name="nobody/gated", token="hf_anothersaccount")
     recipe = small_recipe(model_name_or_path="nobody/tiny", dataset_id_or_path="nobody/rows")
     with Hub(tiny, games, prose, half, gated) as hub:
-        refused(fetch(hub, recipe, "--set", override, "--json"), 78, said)
+        refused(fetch(hub, recipe, "--set", override, "--json"), 78, message)
     assert not [name for name in hub.fetched if not name.endswith(".json")]
 
 
-def test_auto_and_an_offline_switch_and_another_cache_are_refused_in_words(
-    recipe: Path, fetch: Fetch, home: Path
-) -> None:
-    nobody = "http://127.0.0.1:9"
-    refused(fetch(nobody, "auto", "--json"), 78, "name the recipe")
-    refused(fetch(nobody, recipe, "--json", HF_HUB_OFFLINE="1"), 78, "HF_HUB_OFFLINE", "nobody/words", "unset it")
-    refused(fetch(nobody, recipe, "--json", TRANSFORMERS_CACHE="/x"), 78, "TRANSFORMERS_CACHE is set", "HF_HOME")
+def test_auto_an_offline_switch_and_another_cache_are_refused(recipe: Path, fetch: Fetch, home: Path) -> None:
+    closed = "http://127.0.0.1:9"
+    refused(fetch(closed, "auto", "--json"), 78, "name the recipe")
+    refused(fetch(closed, recipe, "--json", HF_HUB_OFFLINE="1"), 78, "HF_HUB_OFFLINE", "nobody/words", "unset it")
+    refused(fetch(closed, recipe, "--json", TRANSFORMERS_CACHE="/x"), 78, "TRANSFORMERS_CACHE is set", "HF_HOME")
     assert not home.exists()
 
 
 # --- the network ---
 
 
-def test_a_hub_that_nobody_answers_for_is_worth_a_retry(recipe: Path, fetch: Fetch) -> None:
+def test_an_unreachable_hub_is_worth_a_retry(recipe: Path, fetch: Fetch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -329,7 +327,7 @@ def test_a_hub_that_nobody_answers_for_is_worth_a_retry(recipe: Path, fetch: Fet
             "run the same command again")  # fmt: skip
 
 
-def test_what_was_cut_short_is_gone_on_with(small_recipe: Recipe, fetch: Fetch, home: Path) -> None:
+def test_an_interrupted_file_is_resumed(small_recipe: Recipe, fetch: Fetch, home: Path) -> None:
     body, chunk = os.urandom(12 << 20), 10 << 20  # huggingface_hub writes pieces of this size
     repo = of_tiny({"model.safetensors": body}, cut={"model.safetensors": 11 << 20})
     recipe = small_recipe("long", model_name_or_path="nobody/tiny")
@@ -362,7 +360,7 @@ def test_a_damaged_file_is_fetched_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_at_once_and_what_came_is_kept(
+def test_a_signal_exits_at_once_and_keeps_what_has_arrived(
     tiny: Repo, words: Repo, games: Repo, recipe: Path, home: Path, number: signal.Signals
 ) -> None:
     tiny.hanging.add(SHARDS[1])
@@ -370,16 +368,16 @@ def test_a_signal_ends_it_at_once_and_what_came_is_kept(
         process = subprocess.Popen([*command(), "prefetch", str(recipe)], env=online(hub, home), text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
         deadline = time.monotonic() + 120
-        # The folder by its path: a search of the whole cache falls over the scratch folders that come and go in it.
+        # Not a search of the whole cache, which would fail on scratch folders that are removed meanwhile.
         arriving = home / "hub" / "models--nobody--tiny" / "blobs"
         while not any(arriving.glob("*.incomplete")) or f"nobody/tiny/{SHARDS[1]}" not in hub.fetched:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(number)
-        _, said = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert "run the same command again to resume" in said
+    assert "run the same command again to resume" in errors
     assert not (home / "mini-r1" / "prefetched" / "air.json").exists()
 
 
@@ -426,7 +424,7 @@ def test_a_long_download_shows_its_progress_in_a_log(monkeypatch: pytest.MonkeyP
 # --- the disk ---
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_weights(
+def test_a_small_disk_is_refused_before_the_weights_are_fetched(
     tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch
 ) -> None:
     tiny.announced[SHARDS[1]] = 1 << 60
@@ -438,19 +436,19 @@ def test_a_disk_that_is_too_small_is_refused_before_the_weights(
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 1 MiB."""
+    """Make a filesystem of 1 MiB."""
     with small_disk(tmp_path / "small", "1m") as folder:
         yield folder
 
 
-def test_a_disk_that_fills_up_meanwhile_is_worth_a_retry(small_recipe: Recipe, fetch: Fetch, disk: Path) -> None:
+def test_a_disk_that_fills_up_is_worth_a_retry(small_recipe: Recipe, fetch: Fetch, disk: Path) -> None:
     repo = of_tiny({"model.safetensors": os.urandom(3 << 20)}, announced={"model.safetensors": 1000})
     with Hub(repo) as hub:
         done = fetch(hub, small_recipe(model_name_or_path="nobody/tiny"), "--json", HF_HOME=str(disk))
     refused(done, 150, "No space left on device", str(disk), "run the same command again")
 
 
-def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(
+def test_a_cache_that_cannot_be_written_is_refused_before_any_request(
     tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, tmp_path: Path
 ) -> None:
     file = tmp_path / "file"
@@ -462,7 +460,7 @@ def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "said"),
+    ("raised", "code", "message"),
     [
         (NotImplementedError("FileSystem does not appear to support flock"), 150, "/hf/hub has no locks"),
         (RuntimeError("An error occurred while downloading using `hf_transfer`."), 150, "HF_HUB_ENABLE_HF_TRANSFER"),
@@ -472,13 +470,13 @@ def test_a_cache_that_cannot_be_written_is_known_before_anything_is_asked(
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 150, "cannot write /hf/hub: Disk quota exceeded"),
     ],
 )
-def test_what_huggingface_hub_raises_becomes_a_sentence(raised: Exception, code: int, said: str) -> None:
+def test_an_error_of_huggingface_hub_becomes_a_sentence(raised: Exception, code: int, message: str) -> None:
     with pytest.raises(KitError) as caught, fetch_errors(Path("/hf/hub"), MODEL, "a/b", None):
         raise raised
     assert caught.value.exit_code == code
-    assert said in caught.value.message
+    assert message in caught.value.message
 
 
-def test_a_defect_stays_one() -> None:
+def test_another_error_is_not_caught() -> None:
     with pytest.raises(RuntimeError, match="can't start new thread"), fetch_errors(Path("/hf/hub"), MODEL, "a/b", None):
         raise RuntimeError("can't start new thread")

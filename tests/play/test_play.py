@@ -1,4 +1,4 @@
-"""`mini-r1 play`: two models, one after each other's token, and what is shown of them."""
+"""`mini-r1 play`: two models answer in turn, and the answers are shown."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.generation.stream import stream
-from mini_r1.play.models import Answer, Player, answers, players
-from mini_r1.play.screen import Screen, side_by_side
-from mini_r1.play.session import Sampling, ask_and_answer, one, one_as_json
+from mini_r1.play.players import Answer, Player, answer_in_turn, load_players
+from mini_r1.play.screen import print_answers, side_by_side
+from mini_r1.play.session import Sampling, play, play_one, play_one_as_json
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
@@ -36,7 +36,7 @@ HOSTILE = "<script>x</script>\x1b[31m\x07\x00\u202e\ud800[bold]b[/bold]\x9b2J"
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread(one_thread: None) -> None:
-    """Every test of this file."""
+    """Use one thread in every test of this file."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def run(tmp_path: Path, untrained: Path) -> RunDir:
 
 @pytest.fixture
 def playing(run: RunDir, untrained: Path) -> list[Player]:
-    return players(run, None, StartingPoint(str(untrained), None, "the tests' model"), lambda line: None)
+    return load_players(run, None, StartingPoint(str(untrained), None, "the test model"), lambda line: None)
 
 
 def text_of(console: Console) -> str:
@@ -67,7 +67,7 @@ def text_of(console: Console) -> str:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_stream_is_the_samplers_completion_token_by_token(untrained: Path, temperature: float) -> None:
+def test_a_stream_yields_the_samplers_tokens(untrained: Path, temperature: float) -> None:
     model, tokenizer = load_model(str(untrained), None, None, None).eval(), load_tokenizer(str(untrained), None)
     prompt = tokenizer("3 + 5 = ", add_special_tokens=False)["input_ids"]
     sampling = SamplingConfig(30, temperature)
@@ -78,11 +78,12 @@ def test_a_stream_is_the_samplers_completion_token_by_token(untrained: Path, tem
     assert ended == whole[: whole.index(first) + 1]
 
 
-def test_both_answer_in_turn_and_are_judged_at_their_end(playing: list[Player]) -> None:
+def test_both_answer_in_turn_and_get_a_verdict_at_their_end(playing: list[Player]) -> None:
     lengths: list[tuple[int, ...]] = []
-    done = answers(playing, PROBLEM, 1.0, 0, lambda latest: lengths.append(tuple(len(a.ids) for a in latest)))
+    for done in answer_in_turn(playing, PROBLEM, 1.0, 0):
+        lengths.append(tuple(len(answer.ids) for answer in done))
     assert lengths[:3] == [(1, 1), (2, 2), (3, 3)]
-    assert [answer.name for answer in done] == ["untrained", "trained"]
+    assert [answer.player for answer in done] == ["untrained", "trained"]
     assert done[0].ids == done[1].ids  # the same weights and the same draws here
     for answer in done:
         assert answer.verdict == task.judge(answer.text, PROBLEM)
@@ -94,7 +95,7 @@ def test_both_answer_in_turn_and_are_judged_at_their_end(playing: list[Player]) 
 
 def test_one_problem_on_a_console(playing: list[Player]) -> None:
     console = Console(file=io.StringIO(), width=100)
-    one(playing, PROBLEM, Sampling(), console)
+    play_one(playing, PROBLEM, Sampling(), console)
     lines = text_of(console).splitlines()
     assert "untrained" in lines[0]
     assert "trained, step 6" in lines[0]
@@ -103,31 +104,29 @@ def test_one_problem_on_a_console(playing: list[Player]) -> None:
     assert task.judge(f"</think>\n<answer>{lines[-1].split(': ')[1]}</answer>", PROBLEM).equation
 
 
-def test_a_problem_without_a_solution_says_so(playing: list[Player]) -> None:
+def test_a_problem_without_a_solution_is_reported(playing: list[Player]) -> None:
     console = Console(file=io.StringIO(), width=100)
-    one(playing, task.Problem((1, 1), 50), Sampling(), console)
+    play_one(playing, task.Problem((1, 1), 50), Sampling(), console)
     assert text_of(console).splitlines()[-1] == "exact solver: there is no solution"
 
 
-def test_a_search_for_a_solution_that_takes_minutes_is_given_up_and_said(
-    playing: list[Player], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_search_for_a_solution_is_reported(playing: list[Player], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mini_r1.tasks.countdown.solver.MAX_STEPS", 1)
     monkeypatch.setattr("mini_r1.tasks.countdown.solver.solvable.__defaults__", (1,))
     problem, console = task.Problem((8, 3, 7, 5), 9999), Console(file=io.StringIO(), width=100)
-    one(playing, problem, Sampling(), console)
-    assert text_of(console).splitlines()[-1] == "exact solver: no solution found, and the search was given up"
-    found = one_as_json(playing, problem, Sampling())
+    play_one(playing, problem, Sampling(), console)
+    assert text_of(console).splitlines()[-1] == "exact solver: no solution found; the search was stopped"
+    found = play_one_as_json(playing, problem, Sampling())
     assert (found["solution"], found["solvable"]) == (None, None)
 
 
-def test_a_models_text_is_text_while_it_comes_and_at_the_end(playing: list[Player]) -> None:
-    answer = Answer("trained", PROBLEM, [1, 2], HOSTILE)
+def test_a_models_text_is_text_while_it_comes_and_at_the_end() -> None:
+    answer = Answer("trained", "\x1b[2Jname", [1, 2], HOSTILE)
     coming = Console(file=io.StringIO(), width=120)
-    coming.print(side_by_side([answer], {"trained": "\x1b[2Jname"}, coming, most_lines=5))
+    coming.print(side_by_side([answer], coming, 5))
     answer.verdict = task.judge(HOSTILE, PROBLEM)
     console = Console(file=io.StringIO(), width=120)
-    Screen(console, playing).final([answer], PROBLEM)
+    print_answers(console, [answer], PROBLEM)
     for text in (text_of(coming), text_of(console)):
         assert not set(text) & set("\x1b\x07\x00\u202e\ud800\x9b")
         assert "<script>x</script>" in text
@@ -135,50 +134,50 @@ def test_a_models_text_is_text_while_it_comes_and_at_the_end(playing: list[Playe
 
 
 def test_a_long_answer_shows_its_end_while_it_comes_and_all_of_it_then() -> None:
-    answer = Answer("trained", PROBLEM, [1], "\n".join(f"line {i}." for i in range(200)) + "x" * (1 << 20))
+    answer = Answer("trained", "trained", [1], "\n".join(f"line {i}." for i in range(200)) + "x" * (1 << 20))
     coming = Console(file=io.StringIO(), width=80)
-    coming.print(side_by_side([answer], {}, coming, most_lines=5))
+    coming.print(side_by_side([answer], coming, 5))
     assert "line 3." not in text_of(coming)
     assert len(text_of(coming).splitlines()) == 5 + 2
     whole = Console(file=io.StringIO(), width=80)
-    whole.print(side_by_side([answer], {}, whole, most_lines=None))
+    whole.print(side_by_side([answer], whole))
     assert "line 3." in text_of(whole)
     assert text_of(whole).count("x") == 1 << 20
 
 
-def test_of_a_long_paragraph_the_end_is_seen_while_it_comes() -> None:
-    """A line of the model's may fill the screen many times: what has just come must not be below it."""
+def test_the_end_of_a_long_paragraph_is_visible_while_it_comes() -> None:
+    """One line of the model may fill the screen many times; its newest part must be visible."""
     words = " ".join(f"word{i}" for i in range(500))
-    both = [Answer(name, PROBLEM, [1], words) for name in ("untrained", "trained")]
+    both = [Answer(name, name, [1], words) for name in ("untrained", "trained")]
     for width, panels_high in ((100, 1), (40, 2)):
         console = Console(file=io.StringIO(), width=width)
-        console.print(side_by_side(both, {}, console, most_lines=10))
+        console.print(side_by_side(both, console, 10))
         text = text_of(console)
         assert text.count("word499") == 2
         assert "word3 " not in text
         assert len(text.splitlines()) <= 10 + 2 * panels_high
 
 
-def test_on_a_narrow_terminal_answers_stand_below_each_other() -> None:
-    both = [Answer(name, PROBLEM, [1], "3 + 9") for name in ("untrained", "trained")]
+def test_answers_are_below_each_other_on_a_narrow_terminal() -> None:
+    both = [Answer(name, name, [1], "3 + 9") for name in ("untrained", "trained")]
     heads = []
     for width in (40, 80):
         console = Console(file=io.StringIO(), width=width)
-        console.print(side_by_side(both, {}, console, most_lines=None))
+        console.print(side_by_side(both, console))
         heads.append(["untrained" in line or " trained" in line for line in text_of(console).splitlines()].count(True))
     assert heads == [2, 1]
 
 
 def test_on_a_terminal_the_answers_grow(playing: list[Player]) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
-    one(playing, PROBLEM, Sampling(), console)
+    play_one(playing, PROBLEM, Sampling(), console)
     assert "12 tokens" in text_of(console)
 
 
 # --- asking ---
 
 
-def test_what_is_wrong_is_said_and_asked_again(playing: list[Player]) -> None:
+def test_a_wrong_input_is_reported_and_asked_again(playing: list[Player]) -> None:
     typed: Iterator[str | None] = iter(["3 x -> 1", "3 5", "many", "3 5 -> 8", "\x1b[A", "q", "3 5 9 -> 1"])
     console = Console(file=io.StringIO(), width=100)
     asked: list[str] = []
@@ -187,7 +186,7 @@ def test_what_is_wrong_is_said_and_asked_again(playing: list[Player]) -> None:
         asked.append(question)
         return next(typed)
 
-    ask_and_answer(playing, Sampling(), console, ask)
+    play(playing, Sampling(), console, ask)
     text = text_of(console)
     assert "a number is a whole number, such as 7; found 'x'" in text
     assert "a target is a whole number, such as 7; found 'many'" in text
@@ -198,9 +197,9 @@ def test_what_is_wrong_is_said_and_asked_again(playing: list[Player]) -> None:
     assert asked.count("target: ") == 1
 
 
-def test_the_end_of_the_input_ends_it(playing: list[Player]) -> None:
+def test_the_end_of_the_input_ends_the_session(playing: list[Player]) -> None:
     console, asked = Console(file=io.StringIO()), list[str]()
-    ask_and_answer(playing, Sampling(), console, asked.append)
+    play(playing, Sampling(), console, asked.append)
     assert len(asked) == 1
     assert "exact solver" not in text_of(console)
 
@@ -215,23 +214,23 @@ def test_a_number_that_the_tokenizer_does_not_know_is_refused(playing: list[Play
 # --- which models ---
 
 
-def test_without_its_starting_point_the_trained_model_plays_alone(run: RunDir, tmp_path: Path) -> None:
-    said: list[str] = []
-    for start in (StartingPoint(None, None, "nobody kept it"), StartingPoint(str(tmp_path / "gone"), None, "x")):
-        (alone,) = players(run, 3, start, said.append)
-        assert (alone.name, alone.words) == ("trained", "trained, step 3")
-    assert said[0] == "the trained model plays alone: nobody kept it"
-    assert "cannot load the model" in said[1]
+def test_only_the_trained_model_plays_without_a_starting_point(run: RunDir, tmp_path: Path) -> None:
+    lines: list[str] = []
+    for start in (StartingPoint(None, None, "it was not kept"), StartingPoint(str(tmp_path / "gone"), None, "x")):
+        (alone,) = load_players(run, 3, start, lines.append)
+        assert (alone.name, alone.title) == ("trained", "trained, step 3")
+    assert lines[0] == "only the trained model plays: it was not kept"
+    assert "cannot load the model" in lines[1]
 
 
-def test_a_snapshot_that_is_not_there(run: RunDir) -> None:
+def test_a_missing_or_damaged_snapshot_is_refused(run: RunDir) -> None:
     start = StartingPoint(None, None, "")
     with pytest.raises(KitError, match="no complete snapshot of step 4; there are: 3, 6"):
-        players(run, 4, start, print)
+        load_players(run, 4, start, print)
     weights = run.snapshots / "step-6" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(KitError, match="is damaged"):
-        players(run, None, start, print)
+        load_players(run, None, start, print)
 
 
 @pytest.mark.parametrize(("temperature", "seed"), [(-1.0, 0), (float("nan"), 0), (0.0, -1)])
@@ -244,7 +243,7 @@ def test_sampling_out_of_range(temperature: float, seed: int) -> None:
 
 
 def test_json_is_one_object(playing: list[Player]) -> None:
-    found = json.loads(json.dumps(one_as_json(playing, PROBLEM, Sampling())))
+    found = json.loads(json.dumps(play_one_as_json(playing, PROBLEM, Sampling())))
     assert (found["nums"], found["target"], found["solution"]) == ([3, 5, 9], 1, "(9 - 5) - 3")
     assert found["solvable"] is True
     assert set(found["answers"]) == {"untrained", "trained"}
@@ -252,18 +251,18 @@ def test_json_is_one_object(playing: list[Player]) -> None:
     assert answer["right"] == bool(task.judge(answer["completion"], PROBLEM).equation)
 
 
-def test_ctrl_c_at_the_question_ends_it_in_order(run: RunDir) -> None:
+def test_ctrl_c_at_the_question_ends_the_session_cleanly(run: RunDir) -> None:
     with subprocess.Popen(
         [*command(), "play", str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     ) as child:  # fmt: skip
         assert child.stdout is not None
-        assert child.stdout.readline().startswith("Numbers and a target")
+        assert child.stdout.readline().startswith("Type numbers and a target")
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=60)
+        _, errors = child.communicate(timeout=60)
     assert child.returncode == 143
-    assert said.endswith("interrupted\n")
-    assert "Traceback" not in said
+    assert errors.endswith("interrupted\n")
+    assert "Traceback" not in errors
 
 
 def test_the_command(mini_r1: Kit, run: RunDir, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.hub import publish as room
+from mini_r1.hub import publish as publishing
 from mini_r1.run.files import write_json
 from mini_r1.run.manifest import MANIFEST, seal
 from mini_r1.run.run_dir import RunDir
@@ -18,32 +18,32 @@ from mini_r1.run.run_dir import RunDir
 from tests.hub_upload import WritableHub
 
 TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
-"""Looks like one, and must be found nowhere."""
+"""Looks like a token, and must not be found in any output."""
 COMMIT = "c" * 40
-"""Of the base, where it is on the hub."""
+"""The commit of a base that is on the hub."""
 
 Run = Callable[..., RunDir]
-said: list[str] = []
-"""What `publish` told of its progress in this test."""
+progress: list[str] = []
+"""What `publish` reported of its progress in this test."""
 waited: list[float] = []
-"""The seconds that it would have waited between two tries."""
+"""The seconds that it would have waited between two attempts."""
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    said.clear()
+    progress.clear()
     waited.clear()
 
 
 def publish(
     run: RunDir, repo: str = "anna/first", wanted: str | None = None, *, public: bool = False
-) -> room.Published:
-    """Without waiting between two tries."""
-    return room.publish(run.path, repo, wanted, public=public, say=said.append, sleep=waited.append)
+) -> publishing.Published:
+    """Publish without waiting between two attempts."""
+    return publishing.publish(run.path, repo, wanted, public=public, say=progress.append, sleep=waited.append)
 
 
 def refusal(run: RunDir, repo: str = "anna/first", wanted: str | None = None, **options: Any) -> KitError:
-    """What `publish` raises."""
+    """Return the error that `publish` raises."""
     with pytest.raises(KitError) as caught:
         publish(run, repo, wanted, **options)
     return caught.value
@@ -97,7 +97,7 @@ def made_run(untrained: Path, tmp_path: Path) -> Run:
 
 
 def evaluation(run: RunDir, step: int, sampled: float, name: str | None = None, **values: Any) -> None:
-    """Write what `mini-r1 evaluate` would."""
+    """Write the file that `mini-r1 evaluate` would."""
     run.evaluation.mkdir(exist_ok=True)
     figures = {
         "problems": 40,
@@ -113,7 +113,7 @@ def evaluation(run: RunDir, step: int, sampled: float, name: str | None = None, 
 
 
 def resave(run: RunDir, step: int, **files: bytes) -> None:
-    """Save a snapshot anew with other files; `.` of their names is written as `__`."""
+    """Save a snapshot again with other files, with `__` for `.` in their names."""
     final = run.snapshots / f"step-{step}"
     scratch = final.rename(run.snapshots / f".step-{step}")
     (scratch / MANIFEST).unlink()

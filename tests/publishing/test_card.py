@@ -1,4 +1,4 @@
-"""What the model card says, and that nothing in a run makes it say something else."""
+"""The text of the model card, which nothing in a run can break."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def made(figure: Figure | None = None, base: Base = HUB_BASE, **changes: Any) ->
     return card(**{**values, **changes})
 
 
-def test_every_figure_stands_with_its_interval() -> None:
+def test_every_figure_has_its_interval() -> None:
     text = made(Figure(4, 0.554, "evaluation/step-4.json", 500, FULL))
     for line in (
         "| all | 500 | 61.0% (57.0% - 65.0%) | 55.4% (52.0% - 59.0%) |",
@@ -70,7 +70,7 @@ def test_every_figure_stands_with_its_interval() -> None:
         "- tries per answer: 3.2",
         "- for comparison: sums and differences in random order, success by number of tries: 10.0% (1), 25.0% (2), "
         "54.5% (all)",
-        "- right answers over those expected of sums and differences in random order, try by try in the model's place: "
+        "- right answers over those expected of sums and differences in random order with the same number of tries: "
         "0.87 (0.81 - 0.94)",
         "| for comparison: the untrained model |  | 3.0% | 2.0% |",
         "- pass@8: 70.0% (66.0% - 74.0%)",
@@ -81,8 +81,8 @@ def test_every_figure_stands_with_its_interval() -> None:
         "[Qwen/Qwen2.5-3B-Instruct](https://huggingface.co/Qwen/Qwen2.5-3B-Instruct)",
     ):
         assert line in text, line
-    assert "somewhat too high" not in text
-    assert "somewhat too high" in made(Figure(4, 0.554, "", 500, FULL), is_best=True)
+    assert "slightly too high" not in text
+    assert "slightly too high" in made(Figure(4, 0.554, "", 500, FULL), is_best=True)
 
 
 def recipe_of(**values: Any) -> Recipe:
@@ -90,10 +90,10 @@ def recipe_of(**values: Any) -> Recipe:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "said"),
+    ("recipe", "expected"),
     [
         (Recipe(model_name_or_path="Qwen/Qwen2.5-3B"), "given 3 or 4 numbers and a target"),
-        (Recipe(model_name_or_path="Qwen/Qwen2.5-3B"), "right equations, alike; no solutions were shown."),
+        (Recipe(model_name_or_path="Qwen/Qwen2.5-3B"), "a correct equation, equally; no solutions were shown."),
         (recipe_of(generator={"sizes": [3]}), "given 3 numbers and a target"),
         (recipe_of(generator={"sizes": [5, 2, 3]}), "given 2, 3 or 5 numbers and a target"),
         (recipe_of(dataset_id_or_path="mine.jsonl"), "given some numbers and a target"),
@@ -106,29 +106,29 @@ def recipe_of(**values: Any) -> Recipe:
         (recipe_of(scoring="original"), "`equation_original` (weight 1)"),
     ],
 )  # fmt: skip
-def test_it_tells_this_run_and_not_the_seeds(recipe: Recipe, said: str) -> None:
+def test_the_card_describes_this_run_and_not_the_original(recipe: Recipe, expected: str) -> None:
     text = made(base=Base(None, None, "x"), recipe=recipe)
-    assert said in text
+    assert expected in text
     assert ("no solutions were shown" in text) == (recipe.model_name_or_path != "builtin:demo")
 
 
-def test_the_recipe_is_shown_as_far_as_it_says_something() -> None:
+def test_only_changed_keys_of_the_recipe_are_shown() -> None:
     shown = yaml.safe_load(made().split("```yaml")[1].split("```")[0])
     assert shown == {"model_name_or_path": "Qwen/Qwen2.5-3B-Instruct", "learning_rate": 5e-7}
 
 
-def test_it_points_at_no_row_and_no_interval_that_is_not_there() -> None:
+def test_no_missing_row_or_interval_is_mentioned() -> None:
     plain_figures = {"problems": 40, "sampled": 0.5}
     for figure in (None, Figure(4, 0.5, "", 40, plain_figures)):
         text = made(figure)
-        assert "look at the row" not in text
+        assert "see the row" not in text
         assert "Intervals are" not in text
     full = made(Figure(4, 0.5, "", 500, FULL))
-    assert "look at the row 'needs × or ÷'" in full
+    assert "see the row 'needs × or ÷'" in full
     assert "Intervals are 95 %" in full
 
 
-def test_huggingface_hub_reads_what_stands_at_its_top() -> None:
+def test_huggingface_hub_reads_the_metadata() -> None:
     data = ModelCard(made(Figure(4, 0.554, "evaluation/step-4.json", 500, FULL))).data
     assert (data.base_model, data.datasets, data.license) == (
         "Qwen/Qwen2.5-3B-Instruct", ["Jiayi-Pan/Countdown-Tasks-3to4"], "other"
@@ -141,30 +141,30 @@ def test_huggingface_hub_reads_what_stands_at_its_top() -> None:
 @pytest.mark.parametrize(
     "missing", [None, Figure(4, 0.25, "the run's own curve", 20), Figure(4, 0.5, "", None, {"by": 3})]
 )
-def test_what_was_not_measured_is_said(missing: Figure | None) -> None:
+def test_a_missing_measurement_is_reported(missing: Figure | None) -> None:
     text = made(missing, record={})
     if missing is None:
         assert "Not measured at step 4." in text
         assert "model-index" not in text
     elif not missing.evaluation:
         assert "25.0% of 20 held-out problems, one sampled answer each" in text
-        assert "no interval was computed" in text
+        assert "without an interval" in text
     assert "nan" not in text.lower()
     assert "None" not in text
 
 
-def test_a_licence_is_the_bases_or_said_to_be_unknown() -> None:
+def test_the_licence_is_that_of_the_base_or_reported_as_unknown() -> None:
     known = {"license": "other", "license_name": "qwen-research", "license_link": "https://example.org/LICENSE"}
     text = made(base=Base("Qwen/Qwen2.5-3B-Instruct", None, "", known))
     assert yaml.safe_load(text.split("---")[1])["license_name"] == "qwen-research"
     assert "That of [Qwen/Qwen2.5-3B-Instruct](https://huggingface.co/Qwen/Qwen2.5-3B-Instruct): qwen-research." in text
     unknown = made(base=Base("Qwen/Qwen2.5-3B-Instruct", None, "", {}))
     assert "license" not in yaml.safe_load(unknown.split("---")[1])
-    assert "which could not be asked: read it there" in unknown
+    assert "which could not be looked up: read it there" in unknown
     assert yaml.safe_load(made(base=Base(None, None, "the demo")).split("---")[1])["license"] == "apache-2.0"
     folder = made(base=Base(None, None, "x"), recipe=Recipe(model_name_or_path="/models/x"))
     assert "license" not in yaml.safe_load(folder.split("---")[1])
-    assert "its owner has to say" in folder
+    assert "ask its owner" in folder
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_recipe_cannot_end_its_block() -> None:
     assert fence == "````yaml"
 
 
-def test_places_of_this_machine_do_not_leave_it(tmp_path: Path) -> None:
+def test_paths_of_this_machine_are_not_published(tmp_path: Path) -> None:
     recipe = Recipe(
         model_name_or_path=str(tmp_path / "models" / "mine"), dataset_id_or_path=str(tmp_path / "rows.jsonl"),
         output_dir=str(tmp_path), tokenizer_name_or_path=str(tmp_path),

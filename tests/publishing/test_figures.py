@@ -1,4 +1,4 @@
-"""Which snapshot is the best."""
+"""The choice of the best snapshot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STEPS = [6, 4, 2]
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    """One with metrics alone."""
+    """Make a run with metrics only."""
     run = RunDir(tmp_path / "run")
     (run.attempts / "1").mkdir(parents=True)
     return run
@@ -42,19 +42,13 @@ def test_the_highest_evaluation_is_the_best(run: RunDir) -> None:
     assert (best.step, best.success, best.source) == (4, 0.6, "evaluation/step-4.json")
 
 
-def test_pass_at_1_goes_before_an_older_key(run: RunDir) -> None:
-    evaluation(run, 2, 0.3, pass_at_k={"1": {"value": 0.8, "ci95": [0.7, 0.9]}})
-    evaluation(run, 4, 0.6)
-    assert card_figures.chosen_step(run, "BEST", STEPS) == 2
-
-
-def test_the_earlier_of_two_alike(run: RunDir) -> None:
+def test_the_earlier_of_two_equal_ones_is_the_best(run: RunDir) -> None:
     evaluation(run, 6, 0.5)
     evaluation(run, 4, 0.5)
     assert card_figures.chosen_step(run, "BEST", STEPS) == 4
 
 
-def test_other_problems_and_snapshots_that_are_gone_do_not_count(run: RunDir) -> None:
+def test_other_problems_and_deleted_snapshots_are_ignored(run: RunDir) -> None:
     evaluation(run, 6, 0.9, "step-6-1a2b3c4d.json")
     evaluation(run, 6, 0.9, "step-6-limit-10.json")
     evaluation(run, 8, 0.9)
@@ -62,7 +56,7 @@ def test_other_problems_and_snapshots_that_are_gone_do_not_count(run: RunDir) ->
     assert card_figures.chosen_step(run, "BEST", STEPS) == 2
 
 
-def test_what_is_found_does_not_depend_on_the_order_of_the_files(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_the_files_does_not_matter(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation(run, 6, 0.9, "step-6-limit-10.json")
     evaluation(run, 2, 0.1)
     files = sorted(list_held_out_results(run), key=lambda found: found[1] is None)
@@ -81,11 +75,11 @@ def test_without_evaluations_the_runs_own_curve_decides(run: RunDir) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "[]", "null", '{"sampled": "0.5"}', '{"sampled": NaN}', '{"pass_at_k": {"1": 3}}', "\x00\xff",
+        "", "{", "[]", "null", '{"sampled": "0.5"}', '{"sampled": NaN}', "\x00\xff",
         '{"sampled": 1' + "0" * 400 + "}", "[" * 100_000,
     ],
 )  # fmt: skip
-def test_a_broken_evaluation_counts_as_none(run: RunDir, text: str) -> None:
+def test_a_broken_evaluation_is_ignored(run: RunDir, text: str) -> None:
     run.evaluation.mkdir()
     (run.evaluation / "step-6.json").write_text(text)
     assert card_figures.best(run, STEPS) is None
@@ -102,7 +96,7 @@ def test_evaluations_are_in_the_order_of_their_steps(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize(("problems", "count"), [(40, 40), (40.0, 40), (None, None), ("40", None)])
-def test_how_many_problems_were_asked(run: RunDir, problems: object, count: int | None) -> None:
+def test_the_number_of_problems_is_optional(run: RunDir, problems: object, count: int | None) -> None:
     evaluation(run, 2, 0.5, problems=problems)
     curve(run, s4=0.5)
     (own,) = card_figures.evaluations(run)
@@ -110,13 +104,13 @@ def test_how_many_problems_were_asked(run: RunDir, problems: object, count: int 
     assert type(own.problems) is type(count)
 
 
-def test_a_curve_may_lack_its_count_and_its_values(run: RunDir) -> None:
+def test_the_count_and_the_values_of_a_curve_are_optional(run: RunDir) -> None:
     rows = [{"step": 1, "eval_success": 0.1}, {"step": 2, "eval_problems": 7}, {"step": 3, "eval_success": "0.3"}]
     (run.attempts / "1" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert [(figure.step, figure.success, figure.problems) for figure in card_figures.curve(run)] == [(1, 0.1, None)]
 
 
-def test_what_is_known_of_one_step(run: RunDir) -> None:
+def test_the_figure_of_one_step(run: RunDir) -> None:
     evaluation(run, 2, 0.3)
     evaluation(run, 4, 0.6)
     curve(run, s2=0.9, s6=0.1)
@@ -126,7 +120,7 @@ def test_what_is_known_of_one_step(run: RunDir) -> None:
     ]  # fmt: skip
 
 
-def test_evaluations_of_other_steps_leave_the_choice_to_the_curve(run: RunDir) -> None:
+def test_the_curve_decides_if_only_other_steps_were_evaluated(run: RunDir) -> None:
     evaluation(run, 8, 0.9)
     curve(run, s2=0.2, s4=0.1)
     assert [figure.source for figure in card_figures.measured(run, STEPS)] == ["the run's own curve"] * 2
@@ -134,13 +128,13 @@ def test_evaluations_of_other_steps_leave_the_choice_to_the_curve(run: RunDir) -
 
 
 @pytest.mark.parametrize(("wanted", "step"), [("best", 2), ("BEST", 2), ("4", 4), ("06", 6)])
-def test_a_snapshot_that_is_there_can_be_chosen(run: RunDir, wanted: str, step: int) -> None:
+def test_an_existing_snapshot_can_be_chosen(run: RunDir, wanted: str, step: int) -> None:
     evaluation(run, 2, 0.5)
     assert card_figures.chosen_step(run, wanted, STEPS) == step
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("wanted", "message"),
     [
         ("BEST", "has no held-out success to choose the best snapshot by"),
         ("newest" * 20, "--snapshot takes BEST or a step, not '" + ("newest" * 20)[:40] + "'"),
@@ -149,14 +143,14 @@ def test_a_snapshot_that_is_there_can_be_chosen(run: RunDir, wanted: str, step: 
         ("8", "the snapshot of step 8 of"),
     ],
 )
-def test_a_snapshot_that_cannot_be_chosen_is_refused(run: RunDir, wanted: str, words: str) -> None:
+def test_a_snapshot_that_cannot_be_chosen_is_refused(run: RunDir, wanted: str, message: str) -> None:
     (run.snapshots / "step-8").mkdir(parents=True)
     with pytest.raises(KitError) as refused:
         card_figures.chosen_step(run, wanted, STEPS)
-    assert words in refused.value.message
+    assert message in refused.value.message
     assert refused.value.exit_code == 78
 
 
-def test_an_incomplete_snapshot_of_a_step_that_is_there_does_not_count(run: RunDir) -> None:
+def test_an_incomplete_copy_of_a_complete_step_is_ignored(run: RunDir) -> None:
     (run.snapshots / "step-4").mkdir(parents=True)
     assert card_figures.chosen_step(run, "4", STEPS) == 4

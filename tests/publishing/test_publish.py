@@ -1,4 +1,4 @@
-"""`mini-r1 publish` against a local stand-in of the hub, through huggingface_hub itself: what is sent."""
+"""`mini-r1 publish` with huggingface_hub against a stand-in of the hub: what is sent."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.hub import publish as room
+from mini_r1.hub import publish as publishing
 from mini_r1.run.files import write_json, write_jsonl
 from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
 
-from tests.hub_upload import Fault, WritableHub
-from tests.publishing.conftest import TOKEN, Run, evaluation, publish, refusal, resave, said
+from tests.hub_upload import BadAnswer, WritableHub
+from tests.publishing.conftest import TOKEN, Run, evaluation, progress, publish, refusal, resave
 
 # --- what is sent ---
 
@@ -50,7 +50,7 @@ def test_every_snapshot_is_a_branch_and_main_has_the_best_and_the_logs(hub: Writ
     assert len(hub.put) == len(set(hub.put)) == 4  # three models and the events: main's weights were there
 
 
-def test_nothing_of_this_machine_goes_along(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
+def test_nothing_of_this_machine_is_sent(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
     model = tmp_path / "secret-project" / "model"
     model.mkdir(parents=True)
     run = made_run(model_name_or_path=str(model), output_dir=str(tmp_path / "elsewhere"))
@@ -68,8 +68,8 @@ def test_nothing_of_this_machine_goes_along(hub: WritableHub, made_run: Run, tmp
                 assert ours.encode() not in name.encode() + body, name
     files = hub.repos["anna/first"].files()
     assert "logs/tensorboard/events.out.tfevents.1795722551.27036.0" in files
-    told = json.loads(files["logs/evaluation/step-2.json"])["provenance"]
-    assert (told["source"], told["settings"]) == ("first", {"weights": "model@None", "operators": "+-*/"})
+    evaluated = json.loads(files["logs/evaluation/step-2.json"])["provenance"]
+    assert (evaluated["source"], evaluated["settings"]) == ("first", {"weights": "model@None", "operators": "+-*/"})
     sent = json.loads(hub.repos["anna/first"].files("step-4")["config.json"])
     assert sent == {key: value for key, value in config.items() if key != "_name_or_path"}
 
@@ -80,7 +80,7 @@ def test_a_link_out_of_the_run_is_not_followed(hub: WritableHub, made_run: Run, 
     keys.write_text('{"auths": "of mine"}')
     evaluation(run, 4, 0.5)
     (run.evaluation / "step-6.json").symlink_to(keys)
-    (run.evaluation / "again.json").symlink_to(run.evaluation / "step-4.json")  # which stays inside
+    (run.evaluation / "again.json").symlink_to(run.evaluation / "step-4.json")  # a link inside of the run
     (run.tensorboard / "tfevents.2").symlink_to(keys)
     (run.path / ".env").write_text("KEY=of mine")
     done = publish(run)
@@ -89,12 +89,12 @@ def test_a_link_out_of_the_run_is_not_followed(hub: WritableHub, made_run: Run, 
     assert "logs/evaluation/again.json" in hub.repos["anna/first"].files()
     left = [f"left out: {name} is a link that leads out of the run directory" for name in
             ("tensorboard/tfevents.2", "evaluation/step-6.json")]  # fmt: skip
-    assert [line for line in said if line.startswith("left out")] == left
+    assert [line for line in progress if line.startswith("left out")] == left
     assert left[0] in done.plan.lines()
 
 
-def test_a_snapshot_that_was_saved_anew_is_sent_anew(hub: WritableHub, made_run: Run) -> None:
-    """A run that went on from an older checkpoint saves a step a second time."""
+def test_a_snapshot_that_was_saved_again_is_sent_again(hub: WritableHub, made_run: Run) -> None:
+    """A run that resumed from an older checkpoint saves a step a second time."""
     run = made_run()
     publish(run)
     other = (run.snapshots / "step-2" / "model.safetensors").read_bytes()[::-1]
@@ -103,7 +103,7 @@ def test_a_snapshot_that_was_saved_anew_is_sent_anew(hub: WritableHub, made_run:
     assert hub.repos["anna/first"].files("step-4")["model.safetensors"] == other
 
 
-def test_sending_again_sends_nothing_and_a_new_evaluation_alone_then(hub: WritableHub, made_run: Run) -> None:
+def test_publishing_again_sends_only_a_new_evaluation(hub: WritableHub, made_run: Run) -> None:
     run = made_run()
     publish(run)
     puts, commits = len(hub.put), len(hub.repos["anna/first"].commits)
@@ -115,13 +115,13 @@ def test_sending_again_sends_nothing_and_a_new_evaluation_alone_then(hub: Writab
 
 
 @pytest.mark.parametrize("wanted", ["4", "BEST", "best"])
-def test_one_snapshot_goes_alone(hub: WritableHub, made_run: Run, wanted: str) -> None:
+def test_one_snapshot_is_sent_alone(hub: WritableHub, made_run: Run, wanted: str) -> None:
     run = made_run()
     evaluation(run, 4, 0.5)
     done = publish(run, wanted=wanted)
     assert sorted(hub.repos["anna/first"].branches) == ["main", "step-4"]
     assert ("the only snapshot measured, by" in done.plan.why) == (wanted != "4")
-    assert "somewhat too high" not in done.plan.card  # nothing was chosen among several
+    assert "slightly too high" not in done.plan.main.card  # it was not chosen from several
 
 
 def test_a_branch_begins_at_the_first_commit_and_has_nothing_of_main(hub: WritableHub, made_run: Run) -> None:
@@ -130,23 +130,23 @@ def test_a_branch_begins_at_the_first_commit_and_has_nothing_of_main(hub: Writab
     assert not any(name.startswith("logs/") for name in hub.repos["anna/first"].files("step-4"))
 
 
-def test_a_name_alone_is_in_the_tokens_own_space_and_public_is_asked_for(hub: WritableHub, made_run: Run) -> None:
+def test_a_name_without_owner_is_in_the_tokens_own_space_and_private(hub: WritableHub, made_run: Run) -> None:
     run = made_run()
     done = publish(run, "second", public=True)
     assert done.address == f"{hub.address}/anna/second"
     assert hub.repos["anna/second"].private is False
-    assert "is public on the hub: say --public" in refusal(run, "second").message
+    assert "is public on the hub: pass --public" in refusal(run, "second").message
     publish(run, "third")
     assert publish(run, "third", public=True).private is True
-    assert "anna/third was private already and stays so: make it public on its page" in said
+    assert "anna/third is private and stays private: make it public on its page" in progress
 
 
-def test_a_large_file_goes_in_parts(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_sent_in_parts(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     run = made_run((2,))
     with WritableHub({TOKEN: "anna"}, multipart_from=100_000) as parts:
-        parts.faults = [Fault("PUT", "/store/part/.*/2", -1)]  # the line is cut in the middle of one
+        parts.errors = [BadAnswer("PUT", "/store/part/.*/2", -1)]  # the connection is lost in the middle of one
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", parts.address)
         monkeypatch.setenv("HF_ENDPOINT", parts.address)
@@ -182,9 +182,9 @@ print("loaded", ours.config._commit_hash)
 
 
 def test_the_published_model_is_the_saved_one(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
-    """transformers fetches it by its name from the stand-in, through huggingface_hub, in a process of its own.
+    """transformers fetches it by its name from the stand-in, with huggingface_hub, in another process.
 
-    The card's own lines are run there too: they ask a problem of the run in the very tokens of its training.
+    The card's code runs there too: it asks a problem of the run with the exact tokens of its training.
     """
     run = made_run(max_completion_length=8)
     write_jsonl(run.held_out_file, [{"nums": [4, 6], "target": 24}])
@@ -199,7 +199,7 @@ def test_the_published_model_is_the_saved_one(hub: WritableHub, made_run: Run, t
 # --- the command ---
 
 
-def test_a_dry_run_shows_all_and_asks_nothing(
+def test_a_dry_run_shows_everything_and_makes_no_request(
     mini_r1: Callable[..., subprocess.CompletedProcess[str]], made_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = made_run()
@@ -212,9 +212,9 @@ def test_a_dry_run_shows_all_and_asks_nothing(
     assert "logs/metrics.jsonl" in done.stdout
     assert "71.0% (61.0% - 81.0%)" in done.stdout
     assert "nothing was sent; there is no token for the hub" in done.stderr
-    told = json.loads(mini_r1("publish", run.path, "--repo", "anna/first", "--dry-run", "--json").stdout)
-    assert (told["repo"], told["step"]) == ("anna/first", 4)
-    assert [branch["branch"] for branch in told["branches"]] == ["step-2", "step-4", "step-6", "main"]
+    shown = json.loads(mini_r1("publish", run.path, "--repo", "anna/first", "--dry-run", "--json").stdout)
+    assert (shown["repo"], shown["step"]) == ("anna/first", 4)
+    assert [branch["branch"] for branch in shown["branches"]] == ["step-2", "step-4", "step-6", "main"]
     refused = mini_r1("publish", run.path, "--repo", "anna/first", "--snapshot", "5", "--dry-run", "--json")
     assert refused.returncode == 78
     assert "has no complete snapshot of step 5" in json.loads(refused.stdout)["error"]
@@ -224,21 +224,21 @@ def test_a_dry_run_asks_for_the_licence_of_the_base_and_sends_nothing(hub: Writa
     hub.make("Qwen/Qwen2.5-0.5B-Instruct", private=False)
     run = made_run(model_name_or_path="Qwen/Qwen2.5-0.5B-Instruct")
     asked: list[str] = []
-    made = room.dry_run(run.path, "anna/first", None, asked.append)
+    made = publishing.dry_run(run.path, "anna/first", None, asked.append)
     assert hub.asked == ["GET /api/models/Qwen/Qwen2.5-0.5B-Instruct"]
     assert asked == ["nothing was sent"]
-    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct\n" in made.card
+    assert "base_model: Qwen/Qwen2.5-0.5B-Instruct\n" in made.main.card
 
 
 @pytest.mark.parametrize("attempts", [[{"model": {"revision": None}}], [], {"1": {}}, [3], None])
-def test_a_folder_that_looks_like_a_name_of_the_hub_is_none(hub: WritableHub, made_run: Run, attempts: object) -> None:
-    """Published from another directory than it was trained in; what came from the hub has a commit in run.json."""
+def test_a_folder_that_looks_like_a_hub_id_is_not_one(hub: WritableHub, made_run: Run, attempts: object) -> None:
+    """Publish from another directory than the run's; a model from the hub has a commit in run.json."""
     run = made_run(model_name_or_path="models/mine")
     record = run.read_record()
-    assert "base_model: models/mine" in room.dry_run(run.path, "anna/first", None, said.append).card
+    assert "base_model: models/mine" in publishing.dry_run(run.path, "anna/first", None, progress.append).main.card
     write_json(run.run_file, {**record, "attempts": attempts})
     hub.asked.clear()
-    card = room.dry_run(run.path, "anna/first", None, said.append).card
+    card = publishing.dry_run(run.path, "anna/first", None, progress.append).main.card
     assert "base_model" not in card
     assert "Made from mine, a folder of the machine that it was trained on." in card
     assert hub.asked == []

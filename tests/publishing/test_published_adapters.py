@@ -1,4 +1,4 @@
-"""An adapter on the hub, a local stand-in: it goes alone, names its base, and loads by the card's own lines."""
+"""An adapter on a stand-in of the hub: it is sent alone, names its base, and loads with the card's code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BASE = "anna/base"
 
 
 def adapter(run: RunDir, step: int, base: str | None) -> None:
-    """Turn a snapshot into what peft saves."""
+    """Turn a snapshot into one that peft would save."""
     folder = run.snapshots / f"step-{step}"
     (folder / MANIFEST).unlink()
     (folder / "config.json").unlink()
@@ -49,7 +49,7 @@ def test_an_adapter_names_its_base(hub: WritableHub, made_run: Run) -> None:
 def test_an_adapter_of_an_unknown_base(hub: WritableHub, made_run: Run, recipe: str, named: str | None) -> None:
     run = made_run((2,), model_name_or_path=recipe, use_peft=True)
     adapter(run, 2, named)
-    assert f"step 2 is an adapter, and its base ({named or 'none is named'}) is on no hub" in refusal(run).message
+    assert f"step 2 is an adapter, and its base ({named or 'none is named'}) is not on the hub" in refusal(run).message
     assert hub.repos == {}
 
 
@@ -73,7 +73,7 @@ print("the same")
 def test_the_published_adapter_is_the_saved_one(
     hub: WritableHub, made_run: Run, untrained: Path, tmp_path: Path
 ) -> None:
-    """peft fetches it and its base by their names from the stand-in, in a process of its own."""
+    """peft fetches it and its base by their names from the stand-in, in another process."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""What `mini-r1 publish` does not send, and says why: tokens, names, damaged snapshots, adapters without a base."""
+"""What `mini-r1 publish` refuses: tokens, names, damaged snapshots, adapters without a base."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.hub import publish as room
+from mini_r1.hub import publish as publishing
 from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
 
-from tests.hub_upload import Fault, WritableHub
-from tests.publishing.conftest import TOKEN, Run, publish, refusal, said, waited
+from tests.hub_upload import BadAnswer, WritableHub
+from tests.publishing.conftest import TOKEN, Run, progress, publish, refusal, waited
 
 
-def test_no_token(hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_token_is_refused(
+    hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.delenv("HF_TOKEN")
@@ -29,26 +31,26 @@ def test_no_token(hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("token", "repo", "words"),
+    ("token", "repo", "message"),
     [
-        ("hf_wrong", "anna/first", "the hub does not take this token"),
-        ("hf_reads", "anna/first", "this token may not write to anna/first"),
-        (TOKEN, "bert/first", 'this token may not write to bert/first (You don\'t have the rights to create a model'),
-        (TOKEN, "no/such/name", "no/such/name is no name that the hub knows"),
+        ("hf_wrong", "anna/first", "the hub doesn't accept this token"),
+        ("hf_reads", "anna/first", "this token can't write to anna/first"),
+        (TOKEN, "bert/first", 'this token can\'t write to bert/first (You don\'t have the rights to create a model'),
+        (TOKEN, "no/such/name", "no/such/name is not a valid name on the hub"),
     ],
 )  # fmt: skip
-def test_a_token_or_a_name_that_does_not_do(
-    hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, token: str, repo: str, words: str
+def test_a_wrong_token_or_name_is_refused(
+    hub: WritableHub, made_run: Run, monkeypatch: pytest.MonkeyPatch, token: str, repo: str, message: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     error = refusal(made_run(), repo)
-    assert words in error.message
+    assert message in error.message
     assert error.exit_code == ExitCode.CONFIG
     assert waited == []
     assert hub.repos == {}
 
 
-def test_a_repository_of_another_run_is_left_alone(hub: WritableHub, made_run: Run) -> None:
+def test_a_repository_of_another_run_is_refused(hub: WritableHub, made_run: Run) -> None:
     publish(made_run())
     before = dict(hub.repos["anna/first"].branches)
     assert "anna/first holds something else than this run" in refusal(made_run(name="second")).message
@@ -59,15 +61,15 @@ def test_a_repository_of_another_run_is_left_alone(hub: WritableHub, made_run: R
     assert publish(made_run(name="fourth"), "anna/new").sent
 
 
-def test_a_repository_that_another_run_has_begun_to_fill_is_left_alone(hub: WritableHub, made_run: Run) -> None:
-    """main is filled last, and says whose it is from the beginning."""
-    hub.faults = [Fault("POST", "/commit/step-4", 403)]
-    assert "may not write" in refusal(made_run()).message
+def test_a_repository_that_another_run_has_begun_to_fill_is_refused(hub: WritableHub, made_run: Run) -> None:
+    """main is filled last, and names its run from the beginning."""
+    hub.errors = [BadAnswer("POST", "/commit/step-4", 403)]
+    assert "can't write to" in refusal(made_run()).message
     assert "model.safetensors" not in hub.repos["anna/first"].files()
     assert "anna/first holds something else than this run" in refusal(made_run(name="second")).message
 
 
-def test_a_run_that_does_not_say_which_it_is(hub: WritableHub, made_run: Run) -> None:
+def test_a_run_without_an_id_is_refused(hub: WritableHub, made_run: Run) -> None:
     run = made_run()
     run.run_file.write_text("{")
     assert "run.json is missing or cannot be read" in refusal(run).message
@@ -75,18 +77,14 @@ def test_a_run_that_does_not_say_which_it_is(hub: WritableHub, made_run: Run) ->
 
 
 @pytest.mark.parametrize("name", ["no/such/name", "a name", "", "-x", "a..b", 'x"; import os; "'])
-def test_a_name_that_the_hub_cannot_have_is_refused_by_a_dry_run_too(
-    hub: WritableHub, made_run: Run, name: str
-) -> None:
-    with pytest.raises(KitError, match="is no name that the hub knows") as caught:
-        room.dry_run(made_run().path, name, None, said.append)
+def test_a_dry_run_refuses_an_invalid_name_too(hub: WritableHub, made_run: Run, name: str) -> None:
+    with pytest.raises(KitError, match="is not a valid name on the hub") as caught:
+        publishing.dry_run(made_run().path, name, None, progress.append)
     assert caught.value.exit_code == ExitCode.CONFIG
     assert hub.asked == []
 
 
-def test_a_link_in_a_snapshot_is_refused_when_its_weights_are_there_already(
-    hub: WritableHub, made_run: Run, tmp_path: Path
-) -> None:
+def test_a_link_in_a_published_snapshot_is_refused(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
     run = made_run((2,))
     publish(run)
     file = run.snapshots / "step-2" / "tokenizer.json"
@@ -98,7 +96,7 @@ def test_a_link_in_a_snapshot_is_refused_when_its_weights_are_there_already(
     assert not any(b"xxx" in body for body in hub.repos["anna/first"].files("step-2").values())
 
 
-def test_a_snapshot_that_is_not_there_or_not_whole(hub: WritableHub, made_run: Run) -> None:
+def test_a_missing_or_damaged_snapshot_is_refused(hub: WritableHub, made_run: Run) -> None:
     run = made_run()
     assert "has no complete snapshot of step 5; there are: 2, 4, 6" in refusal(run, wanted="5").message
     assert "--snapshot takes BEST or a step, not 'newest'" in refusal(run, wanted="newest").message
@@ -110,7 +108,7 @@ def test_a_snapshot_that_is_not_there_or_not_whole(hub: WritableHub, made_run: R
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
     assert "model.safetensors does not have the hash of its manifest" in refusal(run, wanted="6").message
     weights.unlink()
-    assert "is damaged (model.safetensors)" in refusal(run, wanted="6").message
+    assert "is damaged (model.safetensors is missing)" in refusal(run, wanted="6").message
     assert hub.put == []
     empty = made_run((), name="empty")
     assert "has no complete snapshot yet" in refusal(empty).message
@@ -121,11 +119,11 @@ def test_a_snapshot_that_is_not_there_or_not_whole(hub: WritableHub, made_run: R
 def test_a_file_with_the_token_in_it_is_not_sent(hub: WritableHub, made_run: Run) -> None:
     run = made_run()
     (run.tensorboard / "events.out.tfevents.1").write_bytes(b"a tracker's own: " + TOKEN.encode())
-    assert "the hub's token stands in logs/tensorboard/events.out.tfevents.1" in refusal(run).message
+    assert "the hub's token is in logs/tensorboard/events.out.tfevents.1" in refusal(run).message
     assert not any(name.startswith("logs/") for name in hub.repos["anna/first"].files())
 
 
-def test_an_offline_machine(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_offline_is_refused(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_TOKEN", TOKEN)

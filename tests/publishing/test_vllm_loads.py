@@ -1,4 +1,4 @@
-"""The published model in the real vLLM 0.7.0, by its name, from the stand-in of the hub through huggingface_hub."""
+"""The published model in the real vLLM 0.7.0, fetched by its name from the stand-in of the hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SESSION = Path(__file__).parent / "vllm_loads.py"
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with heads of a size that vLLM has kernels for, and with choices that are far from ties."""
+    """Make the demo model with heads of a size that vLLM has kernels for, and with choices that are far from ties."""
     import torch
     from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer
 

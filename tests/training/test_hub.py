@@ -1,4 +1,4 @@
-"""Model and data by hub name, through the real hub clients against a local stand-in of the hub's HTTP interface."""
+"""Model and data by hub id, with the real hub clients against a stand-in of the hub's HTTP interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TABLE = "data/train-00000-of-00001.parquet"
 
 @pytest.fixture
 def hub(untrained: Path) -> Iterator[str]:
-    """The address of a stand-in that serves the model nobody/tiny and the data set nobody/rows, and nothing else."""
+    """Return the address of a stand-in that serves the model nobody/tiny and the data set nobody/rows."""
     table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows(ASSETS / "countdown_rows.jsonl")), table)
     model = Repo("nobody/tiny", files_of(untrained), MODEL_COMMIT)

@@ -1,6 +1,6 @@
-"""`push_to_hub: true`: snapshots and logs go to a local stand-in of the hub while the real program trains.
+"""`push_to_hub: true`: snapshots and logs are sent to a stand-in of the hub while the real program trains.
 
-The first run is started by the console script; the others are forked. Each starts its own process that pushes.
+The first run is started by the console script, the others are forked. Each starts a process that pushes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mini_r1.errors import ExitCode
 from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import command
-from tests.hub_upload import Fault, WritableHub
+from tests.hub_upload import BadAnswer, WritableHub
 from tests.training.workers import Workers, train
 
 TOKEN = "hf_plantedPLANTEDplantedPLANTED00"
@@ -34,13 +34,13 @@ def hub() -> Iterator[WritableHub]:
 
 
 def online(hub: WritableHub, run: RunDir) -> dict[str, str]:
-    """The variables of a user who has a network and a token."""
+    """Return the variables of a user with a network and a token."""
     home = str(run.path.parent / "home")
     return {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HOME": home}
 
 
 def train_online(environment: dict[str, str], *arguments: str | Path) -> None:
-    """`mini-r1 train` in a process that has imported huggingface_hub already, without a network."""
+    """Run `mini-r1 train` in a process that imported huggingface_hub offline."""
     from huggingface_hub import constants
 
     os.environ.update(environment)
@@ -78,11 +78,15 @@ def weights(run: RunDir, step: int) -> bytes:
     return (run.snapshots / f"step-{step}" / "model.safetensors").read_bytes()
 
 
-def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_again(
+def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_is_retried(
     hub: WritableHub, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    hub.faults = [Fault("POST", "/api/repos/create", 503), Fault("POST", "/commit/", -1), Fault("GET", "/refs", 500)]
+    hub.errors = [
+        BadAnswer("POST", "/api/repos/create", 503),
+        BadAnswer("POST", "/commit/", -1),
+        BadAnswer("GET", "/refs", 500),
+    ]
     recipe = small_recipe(push_to_hub=True, hub_strategy="every_save", hub_model_id="pushed")
     (tmp_path / "output").mkdir()
     arguments = [*command(), "train", str(recipe), "--run-dir", str(run.path)]
@@ -99,8 +103,8 @@ def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_again(
     assert any(name.startswith("logs/tensorboard/events") for name in repo.files())
     assert not any("completions" in name or "rank-0" in name or "checkpoint" in name for name in repo.files())
     assert f"all snapshots are on {hub.address}/anna/pushed" in output(run)
-    told = json.loads((run.path / "hub.json").read_text())
-    assert (told["repo"], told["pushed"], told["fault"]) == ("anna/pushed", [2, 4], None)
+    record = json.loads((run.path / "hub.json").read_text())
+    assert (record["repo"], record["pushed"], record["error"]) == ("anna/pushed", [2, 4], None)
     assert run.read_state()["state"] == "finished"
     assert "trying again" in (run.attempts / "1" / "hub.log").read_text()
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
@@ -108,18 +112,18 @@ def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_again(
     assert pushers(run) == []
 
 
-def test_a_hub_that_never_answers_stops_neither_the_training_nor_its_end(
+def test_a_hub_that_never_answers_delays_neither_training_nor_its_end(
     hub: WritableHub, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    hub.faults = [Fault("POST", "/commit/step-4", -2, times=1000)]
+    hub.errors = [BadAnswer("POST", "/commit/step-4", -2, times=1000)]
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", hang_timeout_s=30, hub_private_repo=False)
     with start(hub, recipe, run) as workers:
         assert exit_code(workers) == ExitCode.FINISHED, output(run)
     assert run.read_state()["state"] == "finished"
     assert [saved.step for saved in run.complete_snapshots()] == [4, 2]
-    assert f"not all was pushed: `mini-r1 publish {run.path} --repo anna/pushed --public` sends" in output(run)
-    assert json.loads((run.path / "hub.json").read_text())["pushed"] == [2]  # what is there was written down
+    assert f"not everything was pushed: `mini-r1 publish {run.path} --repo anna/pushed --public` sends" in output(run)
+    assert json.loads((run.path / "hub.json").read_text())["pushed"] == [2]  # it is recorded at once
     assert pushers(run) == []
 
 
@@ -127,7 +131,7 @@ def test_a_signal_is_not_delayed_and_the_next_start_pushes_what_is_missing(
     hub: WritableHub, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
-    hub.faults = [Fault("POST", "/commit/step-2", -2)]
+    hub.errors = [BadAnswer("POST", "/commit/step-2", -2)]
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40)
     with start(hub, recipe, run) as first:
         wait_for(lambda: any("/commit/step-2" in line for line in hub.asked), first)
@@ -148,26 +152,27 @@ def test_a_signal_is_not_delayed_and_the_next_start_pushes_what_is_missing(
         assert repo.files(f"step-{step}")["model.safetensors"] == weights(run, step)
 
 
-def test_a_push_that_is_killed_or_refused_is_no_business_of_the_run(
-    hub: WritableHub, small_recipe: Recipe, tmp_path: Path
-) -> None:
-    """The process is killed at its first push; the next save starts another, which the hub refuses for good."""
+def test_a_killed_or_refused_push_does_not_fail_the_run(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
+    """The process is killed at its first push; the next save starts another, which the hub always refuses."""
     run = RunDir(tmp_path / "run")
-    hub.faults = [Fault("POST", "/commit/", -2, times=1), Fault("POST", "/preupload/", 403, times=1000, after=2)]
+    hub.errors = [
+        BadAnswer("POST", "/commit/", -2, times=1),
+        BadAnswer("POST", "/preupload/", 403, times=1000, after=2),
+    ]
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=40, save_steps=10)
     with start(hub, recipe, run) as workers:
         wait_for(lambda: bool(run.complete_snapshots()), workers)
-        workers.send(signal.SIGSTOP)  # else the last save may come before the process that pushes is ready
+        workers.send(signal.SIGSTOP)  # or the last save may come before the process that pushes is ready
         wait_for(lambda: any("/commit/" in line for line in hub.asked), workers)
         (pusher,) = pushers(run)
         pusher.kill()
         workers.send(signal.SIGCONT)
         assert exit_code(workers) == ExitCode.FINISHED, output(run)
-    assert "not all was pushed (this token may not write to anna/pushed" in output(run)
+    assert "not everything was pushed (this token can't write to anna/pushed" in output(run)
     assert run.read_state()["state"] == "finished"
 
 
-def test_without_push_to_hub_nothing_is_asked(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
+def test_without_push_to_hub_no_request_is_made(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     with start(hub, small_recipe(max_steps=2), run) as workers:
         assert exit_code(workers) == ExitCode.FINISHED, output(run)
@@ -175,7 +180,7 @@ def test_without_push_to_hub_nothing_is_asked(hub: WritableHub, small_recipe: Re
     assert not (run.path / "hub.json").exists()
 
 
-def test_of_two_ranks_one_pushes(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
+def test_only_one_of_two_ranks_pushes(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     recipe = small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=2)
     with start(hub, recipe, run, 2) as workers:
@@ -184,13 +189,15 @@ def test_of_two_ranks_one_pushes(hub: WritableHub, small_recipe: Recipe, tmp_pat
     assert hub.asked.count("POST /api/repos/create") == 1
     assert sum("/commit/step-2" in line for line in hub.asked) == 1
     assert sorted(hub.repos["anna/pushed"].branches) == ["main", "step-2"]
-    said = [(rank.output + rank.errors).count("all snapshots are on") for rank in ended]
-    assert said == [1, 0]
+    reports = [(rank.output + rank.errors).count("all snapshots are on") for rank in ended]
+    assert reports == [1, 0]
     assert TOKEN not in "".join(rank.output + rank.errors for rank in ended)
 
 
-def test_it_ends_with_a_trainer_that_is_killed(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
-    hub.faults = [Fault("POST", "/commit/", -2, times=1000)]
+def test_the_push_process_exits_when_the_trainer_is_killed(
+    hub: WritableHub, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    hub.errors = [BadAnswer("POST", "/commit/", -2, times=1000)]
     run = RunDir(tmp_path / "run")
     with start(hub, small_recipe(push_to_hub=True, hub_model_id="pushed", max_steps=1000), run) as workers:
         wait_for(lambda: any("/commit/" in line for line in hub.asked), workers)
@@ -201,7 +208,7 @@ def test_it_ends_with_a_trainer_that_is_killed(hub: WritableHub, small_recipe: R
     pusher.wait(60)
 
 
-def test_a_damaged_snapshot_does_not_keep_the_next_one_back(
+def test_a_damaged_snapshot_does_not_hold_up_the_next_one(
     hub: WritableHub, small_recipe: Recipe, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -212,4 +219,4 @@ def test_a_damaged_snapshot_does_not_keep_the_next_one_back(
         assert exit_code(workers) == ExitCode.FINISHED, output(run)
     assert "model.safetensors" in hub.repos["anna/pushed"].files("step-12")
     assert hub.repos["anna/pushed"].files()["model.safetensors"] == weights(run, 12)
-    assert f"not all was pushed (the snapshot {run.snapshots / 'step-2'} is damaged" in output(run)
+    assert f"not everything was pushed (the snapshot {run.snapshots / 'step-2'} is damaged" in output(run)

@@ -54,7 +54,7 @@ def publish(
       mini-r1 publish runs/first --repo first --dry-run
       mini-r1 publish runs/first --repo me/first --snapshot BEST
     """
-    from mini_r1.console import printable, progress_console
+    from mini_r1.console import printable
     from mini_r1.hub import publish as publishing
     from mini_r1.run.run_dir import RunDir
 
@@ -62,8 +62,7 @@ def publish(
     say = progress_printer()
     if dry_run:
         made = publishing.dry_run(run, repo, snapshot, say)
-        print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.card])))
+        print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.main.card])))
         return
-    bars = progress_console().is_terminal and not as_json
-    done = publishing.publish(run, repo, snapshot, public=public, say=say, bars=bars)
+    done = publishing.publish(run, repo, snapshot, public=public, say=say)
     print(json.dumps(done.to_dict()) if as_json else done.line())

@@ -224,7 +224,7 @@ def play(
 
     from mini_r1.console import progress_console
     from mini_r1.machine.heavy_imports import needs_extra
-    from mini_r1.play.asking import problem_of
+    from mini_r1.play.typed_problem import read_problem
     from mini_r1.run.run_dir import RunDir, open_run
 
     if (numbers is None) != (target is None):
@@ -233,18 +233,18 @@ def play(
         raise KitError("--json answers one problem: name it, such as --numbers 3,5,9 --target 1")
     refuse_starting(RunDir(run.expanduser()), "it has no snapshot to play with yet")
     run_directory = open_run(run.expanduser())
-    problem = None if numbers is None or target is None else problem_of(numbers, target)
+    problem = None if numbers is None or target is None else read_problem(numbers, target)
     console = Console(highlight=False)
     with needs_extra("train", console=progress_console()):
         from mini_r1.play import session
-        from mini_r1.play.models import players
+        from mini_r1.play.players import load_players
         from mini_r1.training.base_model import starting_point
     sampling = session.Sampling(temperature, seed)
     with data_errors():
-        playing = players(run_directory, step, starting_point(run_directory), progress_printer())
+        playing = load_players(run_directory, step, starting_point(run_directory), progress_printer())
     if problem is None:
-        session.ask_and_answer(playing, sampling, console, session.ask_at_terminal)
+        session.play(playing, sampling, console, session.ask_at_terminal)
     elif as_json:
-        print(json.dumps(session.one_as_json(playing, problem, sampling)))
+        print(json.dumps(session.play_one_as_json(playing, problem, sampling)))
     else:
-        session.one(playing, problem, sampling, console)
+        session.play_one(playing, problem, sampling, console)

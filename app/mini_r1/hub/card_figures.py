@@ -1,7 +1,6 @@
-"""The held-out success of a run's snapshots, from what stands in its directory, and which of them is the best.
+"""The held-out success of a run's snapshots, read from its directory, and the best of them.
 
-Files of an evaluation may come from another version of the kit, or be half written: every figure is optional, and what
-is no number counts as absent.
+A file of an evaluation may be half written: every figure is optional, and a value that is not a number is ignored.
 """
 
 from __future__ import annotations
@@ -14,19 +13,14 @@ from mini_r1.errors import KitError
 from mini_r1.run.files import read_object
 from mini_r1.run.reader import list_held_out_results, read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.values import mapping, number
+from mini_r1.values import number
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Held-out success of one step.
+    """Held-out success of one step: the share of right answers among sampled ones (pass@1).
 
-    Args:
-        step: of the snapshot.
-        success: share of right answers: pass@1 of sampled completions.
-        source: where it stands: a file of `evaluation/`, or `the run's own curve`.
-        evaluation: what that file holds; {} for the curve.
-        problems: how many were asked.
+    `source` is a file of `evaluation/`, whose content is `evaluation`, or `the run's own curve`.
     """
 
     step: int
@@ -37,38 +31,29 @@ class Figure:
 
 
 def evaluations(run: RunDir) -> list[Figure]:
-    """What `mini-r1 evaluate` has found on the run's held-out part, by step."""
+    """Return what `mini-r1 evaluate` measured on the whole held-out part, by step."""
     found = []
     for step, limit, path in list_held_out_results(run):
-        if limit is not None:
-            continue  # a part of the problems, which may be an easy one
-        values = read_object(path)
-        at_1 = number(mapping(mapping(values.get("pass_at_k")).get("1")).get("value"))
-        success = number(values.get("sampled")) if at_1 is None else at_1
+        values = read_object(path) if limit is None else {}
+        success = number(values.get("sampled"))
         if success is not None:
-            count = number(values.get("problems"))
-            problems = None if count is None else int(count)
-            found.append(Figure(step, success, f"evaluation/{path.name}", problems, values))
+            found.append(Figure(step, success, f"evaluation/{path.name}", _count(values.get("problems")), values))
     return sorted(found, key=lambda figure: figure.step)
 
 
 def curve(run: RunDir) -> list[Figure]:
-    """What the run measured on held-out problems while it trained (`eval_strategy: steps`), by step."""
-    found = []
-    for row in read_metrics(run):
-        success, count = number(row.get("eval_success")), number(row.get("eval_problems"))
-        if success is not None and isinstance(row.get("step"), int):
-            problems = None if count is None else int(count)
-            found.append(Figure(row["step"], success, "the run's own curve", problems))
-    return found
+    """Return what the run itself measured while it trained (`eval_strategy: steps`), by step."""
+    return [
+        Figure(row["step"], success, "the run's own curve", _count(row.get("eval_problems")))
+        for row in read_metrics(run)
+        if isinstance(row.get("step"), int) and (success := number(row.get("eval_success"))) is not None
+    ]
 
 
 def measured(run: RunDir, steps: Sequence[int]) -> list[Figure]:
-    """The figures to choose by: evaluations, else the run's own curve, which has one sample for each of fewer problems.
+    """Return the figures of these steps to choose by.
 
-    Args:
-        run: the run.
-        steps: those of which there is a complete snapshot.
+    Those of evaluations if there are any, else the run's own curve, which has one sample for each of fewer problems.
     """
     for figures in (evaluations(run), curve(run)):
         known = [figure for figure in figures if figure.step in steps]
@@ -78,27 +63,22 @@ def measured(run: RunDir, steps: Sequence[int]) -> list[Figure]:
 
 
 def best(run: RunDir, steps: Sequence[int]) -> Figure | None:
-    """The snapshot of the highest held-out success, the earlier one of two alike; None where nothing was measured."""
-    known = measured(run, steps)
-    return max(known, key=lambda figure: (figure.success, -figure.step)) if known else None
+    """Return the figure of the highest success, the earlier of two equal ones; None if nothing was measured."""
+    return max(measured(run, steps), key=lambda figure: (figure.success, -figure.step), default=None)
 
 
 def of_step(run: RunDir, step: int) -> Figure | None:
-    """What is known of one snapshot."""
-    for figures in (evaluations(run), curve(run)):
-        for figure in figures:
-            if figure.step == step:
-                return figure
-    return None
+    """Return the figure of one step, None if it was not measured."""
+    return next(iter(measured(run, [step])), None)
 
 
 def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:
-    """The step that `--snapshot` asks for.
+    """Return the step that `--snapshot` asks for.
 
     Args:
         run: the run.
         wanted: `BEST`, or a step.
-        steps: those of which there is a complete snapshot, newest first.
+        steps: those of the complete snapshots, newest first.
 
     Raises:
         KitError: there is no such snapshot, or no figure to choose the best by.
@@ -113,9 +93,15 @@ def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:
         return figure.step
     if not wanted.isdecimal():
         raise KitError(f"--snapshot takes BEST or a step, not '{wanted[:40]}'")
-    if int(wanted) not in steps and (run.snapshots / f"step-{int(wanted)}").exists():
-        raise KitError(f"the snapshot of step {int(wanted)} of {run.path} is not complete (it has no manifest)")
-    if int(wanted) not in steps:
-        there = ", ".join(str(step) for step in reversed(steps))
-        raise KitError(f"{run.path} has no complete snapshot of step {int(wanted)}; there are: {there}")
-    return int(wanted)
+    step = int(wanted)
+    if step not in steps and (run.snapshots / f"step-{step}").exists():
+        raise KitError(f"the snapshot of step {step} of {run.path} is not complete (it has no manifest)")
+    if step not in steps:
+        there = ", ".join(str(each) for each in reversed(steps))
+        raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {there}")
+    return step
+
+
+def _count(value: object) -> int | None:
+    count = number(value)
+    return None if count is None else int(count)

@@ -1,7 +1,7 @@
-"""The model card: what the model is, how often it is right and how sure that is, what it cannot do, what it is made of.
+"""The model card: what the model is, its held-out success and how certain that is, its limits, how it was made.
 
-Every figure comes from a file of the run; one that is not there is left out, or said to be missing. Text from a run is
-written so that it stays text: no heading, tag or hidden link comes of it.
+Every figure comes from a file of the run; a missing one is left out or reported as missing. Text from a run is escaped,
+so that no heading, tag or hidden link comes of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mini_r1.tasks.countdown.prompt import messages
 from mini_r1.values import interval, mapping, number
 
 SHOWN_FAILURES = 6
-"""Reasons why answers failed; the evaluation's file has all of them."""
+"""Reasons why answers failed that are shown; the evaluation's file has all of them."""
 _SOLVERS = {"random_solver": "a random solver", "signed_sums": "sums and differences in random order"}
 _OPERATORS = {
     "add_subtract_suffice": "solvable with + and - alone",
@@ -44,25 +44,25 @@ def card(
     why: str = "",
     is_best: bool = False,
 ) -> str:
-    """README.md of a branch.
+    """Return README.md of a branch.
 
     Args:
         repo: `owner/name`.
-        step: of the snapshot in the branch.
-        is_adapter: whether it is an adapter alone.
-        recipe: of the run.
-        base: what the run began with.
+        step: the snapshot's step.
+        is_adapter: whether it is an adapter without its base.
+        recipe: the run's recipe.
+        base: the model that the run began with.
         record: run.json.
-        figure: the snapshot's held-out success, None where nothing was measured.
-        branches: steps that have a branch of their own.
-        example: the problem that is asked where the card shows how.
-        why: why this snapshot is here, for main; empty elsewhere.
-        is_best: whether it was chosen by the very figures that are shown.
+        figure: the snapshot's held-out success, None if it was not measured.
+        branches: the steps that have a branch.
+        example: the problem of the code example.
+        why: why main has this snapshot; empty on other branches.
+        is_best: whether the snapshot was chosen by the figures that are shown.
     """
     parts = [
-        _metadata(repo, is_adapter, recipe, base, record, figure),
+        _metadata(repo, is_adapter, recipe, base, figure),
         f"# {as_markdown(repo.rpartition('/')[2])}",
-        _what(step, is_adapter, recipe, base, why),
+        _description(step, is_adapter, recipe, base, why),
         "## Held-out success",
         *_success(step, figure, is_best=is_best),
         "## Use",
@@ -77,10 +77,8 @@ def card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(
-    repo: str, is_adapter: bool, recipe: Recipe, base: Base, record: Mapping[str, Any], figure: Figure | None
-) -> str:
-    """The YAML at the top, which the hub's search reads."""
+def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: Figure | None) -> str:
+    """Return the YAML that the hub's search reads."""
     from huggingface_hub import ModelCardData
 
     values: dict[str, Any] = {
@@ -98,7 +96,7 @@ def _metadata(
         values["license"] = "apache-2.0"
     data = ModelCardData(**values).to_dict()
     if figure is not None:
-        # By hand: huggingface_hub's EvalResult has no place for the interval's limits.
+        # Not by huggingface_hub's EvalResult, which has no field for the interval.
         data["model-index"] = [{"name": repo.rpartition("/")[2], "results": [_result(recipe, figure)]}]
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip()}\n---"
 
@@ -115,37 +113,35 @@ def _result(recipe: Recipe, figure: Figure) -> dict[str, Any]:
     }
 
 
-def _what(step: int, is_adapter: bool, recipe: Recipe, base: Base, why: str) -> str:
+def _description(step: int, is_adapter: bool, recipe: Recipe, base: Base, why: str) -> str:
     kind = "A LoRA adapter of" if is_adapter else "Made from"
     commit = f" at commit `{base.commit}`" if base.commit and re.fullmatch(r"[0-9a-f]{7,64}", base.commit) else ""
-    shown = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else as_markdown(base.shown)
-    rewards = recipe.resolved_rewards()
-    paid = "format and right equations, alike"
-    if rewards != DEFAULT_REWARDS:
-        paid = ", ".join(f"`{name}` (weight {weight:g})" for name, weight in rewards.items())
+    shown = _link(base.name) if base.name else as_markdown(base.shown)
+    rewards = "a correct format and a correct equation, equally"
+    if recipe.resolved_rewards() != DEFAULT_REWARDS:
+        rewards = ", ".join(f"`{name}` (weight {weight:g})" for name, weight in recipe.resolved_rewards().items())
+    shown_solutions = "no solutions were shown"
+    if recipe.built_in:
+        traces = (recipe.warm_start or WarmStartRecipe()).traces
+        shown_solutions = f"before that it imitated {traces:,} solutions written by a program (the warm start)"
     return (
         f"{kind} {shown}{commit}. It was trained with GRPO on the Countdown game: given {_numbers(recipe)} and a "
-        "target, it writes its thought, and an equation that uses each number once. Rules rewarded "
-        f"{paid}; {_solutions(recipe)}. This is the snapshot after optimizer step {step}{why}."
+        "target, it writes its reasoning, then an equation that uses each number once. Rules rewarded "
+        f"{rewards}; {shown_solutions}. This is the snapshot after optimizer step {step}{why}."
     )
 
 
+def _link(model: str) -> str:
+    return f"[{model}](https://huggingface.co/{model})"
+
+
 def _numbers(recipe: Recipe) -> str:
-    """How many numbers the problems have, as far as the recipe says it."""
-    source = recipe.dataset_id_or_path
-    generator = recipe.generator or GeneratorRecipe()  # which is the hub set's
-    if source not in (GENERATED, Recipe.model_fields["dataset_id_or_path"].default):
+    """Return how many numbers the problems have, if the recipe determines it."""
+    if recipe.dataset_id_or_path not in (GENERATED, Recipe.model_fields["dataset_id_or_path"].default):
         return "some numbers"
+    generator = recipe.generator or GeneratorRecipe()  # its defaults are those of the hub's data set
     *others, last = [str(size) for size in sorted(set(generator.sizes))]
     return f"{', '.join(others)}{' or ' if others else ''}{last} numbers"
-
-
-def _solutions(recipe: Recipe) -> str:
-    """Whether anybody showed it how the game is played."""
-    if recipe.built_in is None:
-        return "no solutions were shown"
-    imitated = recipe.warm_start or WarmStartRecipe()
-    return f"before that it imitated {imitated.traces:,} solutions written by a program (the warm start)"
 
 
 # --- success ---
@@ -161,57 +157,52 @@ def _success(step: int, figure: Figure | None, *, is_best: bool) -> Iterator[str
     if not figure.evaluation:
         count = f" of {figure.problems} held-out problems" if figure.problems else ""
         yield (
-            f"{figure.success:.1%}{count}, one sampled answer each, measured by the run itself at this step; no "
-            "interval was computed. `mini-r1 evaluate` gives one."
+            f"{figure.success:.1%}{count}, one sampled answer each, measured by the run itself at this step, without "
+            "an interval. `mini-r1 evaluate` computes one."
         )
         return
     values = figure.evaluation
-    yield _asked(values)
+    yield _conditions(values)
     rows = list(_rows(values))
     yield "| | problems | greedy | sampled pass@1 |\n|---|---|---|---|\n" + "\n".join(rows)
-    more = [*_more(values)]
-    if more:
-        yield "\n".join(f"- {line}" for line in more)
+    yield "\n".join(f"- {line}" for line in _more(values))
     notes = []
     if any("%)" in row for row in rows):
         notes.append(
-            "Intervals are 95 %, over groups of problems with the same numbers (Korn and Graubard 1998). They hold no "
-            "luck of training: another seed may differ by more."
+            "Intervals are 95 %, over groups of problems with the same numbers (Korn and Graubard 1998). They don't "
+            "cover the variance of training: another random seed may differ by more."
         )
     if is_best:
-        notes.append("This snapshot was chosen as the best on these very problems, so its figure is somewhat too high.")
-    if notes:
-        yield " ".join(notes)
+        notes.append("This snapshot was chosen as the best on these same problems, so its figure is slightly too high.")
+    yield " ".join(notes)
 
 
-def _asked(values: dict[str, Any]) -> str:
+def _conditions(values: dict[str, Any]) -> str:
     provenance = mapping(values.get("provenance"))
     samples, temperature = number(values.get("samples")), number(values.get("temperature"))
-    asked = [as_markdown(provenance["selection"])] if isinstance(provenance.get("selection"), str) else []
+    parts = [as_markdown(provenance["selection"])] if isinstance(provenance.get("selection"), str) else []
     if samples is not None and temperature is not None:
-        asked.append(f"{samples:.0f} sampled answers each at temperature {temperature:g}, and a greedy one")
+        parts.append(f"{samples:.0f} sampled answers each at temperature {temperature:g}, and a greedy one")
     if isinstance(provenance.get("date"), str):
-        asked.append(f"measured {as_markdown(provenance['date'])} with Mini-R1 Kit's exact scorer")
-    return ("On problems that training never saw: " + "; ".join(asked) + ".") if asked else ""
+        parts.append(f"measured {as_markdown(provenance['date'])} with Mini-R1 Kit's exact scorer")
+    return ("On problems that training never used: " + "; ".join(parts) + ".") if parts else ""
 
 
 def _rows(values: dict[str, Any]) -> Iterator[str]:
-    yield _row("all", values, values.get("problems"))
-    for size, figures in sorted(mapping(values.get("by_size") or mapping(values.get("by")).get("numbers")).items()):
+    yield _row("all", values)
+    for size, figures in sorted(mapping(values.get("by_size")).items()):
         yield _row(f"{as_markdown(size)} numbers", mapping(figures))
-    for kind, figures in mapping(values.get("by_operators") or mapping(values.get("by")).get("operators")).items():
+    for kind, figures in mapping(values.get("by_operators")).items():
         yield _row(_OPERATORS.get(kind, as_markdown(kind)), mapping(figures))
     if untrained := mapping(mapping(values.get("baselines")).get("untrained")):
         yield _row("for comparison: the untrained model", untrained)
 
 
-def _row(name: str, figures: dict[str, Any], problems: object = None) -> str:
-    count = number(figures.get("problems", figures.get("n")) if problems is None else problems)
-    at_1 = mapping(mapping(figures.get("pass_at_k")).get("1"))
-    sampled = figures.get("sampled", at_1.get("value"))
+def _row(name: str, figures: dict[str, Any]) -> str:
+    count = number(figures.get("problems"))
     greedy = _share(figures.get("greedy"), figures.get("greedy_ci95"))
-    shown = _share(sampled, figures.get("ci95", at_1.get("ci95")))
-    return f"| {name} | {'' if count is None else f'{count:.0f}'} | {greedy} | {shown} |"
+    sampled = _share(figures.get("sampled"), figures.get("ci95"))
+    return f"| {name} | {'' if count is None else f'{count:.0f}'} | {greedy} | {sampled} |"
 
 
 def _share(value: object, limits: object = None) -> str:
@@ -226,129 +217,113 @@ def _more(values: dict[str, Any]) -> Iterator[str]:
         shown = _share(mapping(figures).get("value"), mapping(figures).get("ci95"))
         if k != "1" and shown:
             yield f"pass@{as_markdown(k)}: {shown}"
-    for key, words in (("format", "format kept"), ("truncated", "cut short")):
+    for key, label in (("format", "correct format"), ("truncated", "truncated")):
         if shown := _share(values.get(key)):
-            yield f"{words}: {shown}"
+            yield f"{label}: {shown}"
     if (tries := number(values.get("tries"))) is not None:
         yield f"tries per answer: {tries:.1f}"
-    for name, words in _SOLVERS.items():
-        yield from _search(words, mapping(mapping(values.get("baselines")).get(name)))
-    failures = mapping(values.get("failures") or values.get("reasons"))
-    known = sorted(((count, reason) for reason, n in failures.items() if (count := number(n))), reverse=True)
-    if known:
-        shown = "; ".join(f"{as_markdown(reason)} ({count:.0f})" for count, reason in known[:SHOWN_FAILURES])
-        yield f"why answers failed: {shown}"
+    for name, solver in _SOLVERS.items():
+        yield from _solver(solver, mapping(mapping(values.get("baselines")).get(name)))
+    failures = [(count, reason) for reason, n in mapping(values.get("failures")).items() if (count := number(n))]
+    if failures:
+        known = sorted(failures, reverse=True)[:SHOWN_FAILURES]
+        yield f"why answers failed: {'; '.join(f'{as_markdown(reason)} ({count:.0f})' for count, reason in known)}"
 
 
-def _search(words: str, figures: dict[str, Any]) -> Iterator[str]:
-    """What search alone achieves, and how the model's tries compare with it."""
+def _solver(name: str, figures: dict[str, Any]) -> Iterator[str]:
+    """Yield what search without a model achieves, and how the model's tries compare with it."""
     at_tries = {as_markdown(k): number(v) for k, v in mapping(figures.get("success_at_tries")).items()}
     shares = [f"{share:.1%} ({tries})" for tries, share in at_tries.items() if share is not None]
     if shares:
-        yield f"for comparison: {words}, success by number of tries: {', '.join(shares)}"
+        yield f"for comparison: {name}, success by number of tries: {', '.join(shares)}"
     ratio, limits = number(figures.get("observed_over_expected")), interval(figures.get("observed_over_expected_ci95"))
     if ratio is not None:
         shown = f" ({limits[0]:.2f} - {limits[1]:.2f})" if limits else ""
-        yield f"right answers over those expected of {words}, try by try in the model's place: {ratio:.2f}{shown}"
+        yield f"right answers over those expected of {name} with the same number of tries: {ratio:.2f}{shown}"
 
 
-# --- the rest ---
+# --- use, training, limits, licence ---
 
 
 def _use(repo: str, step: int, is_adapter: bool, recipe: Recipe, example: Problem) -> str:
-    kind = ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
-    chat = messages(example, recipe.prompt_style)
-    lines = [
-        f"from {kind[0]} import {kind[1]}",
-        "from transformers import AutoTokenizer",
-        "",
-        f'repo, revision = "{repo}", "step-{step}"',
-        "tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)",
-        f"model = {kind[1]}.from_pretrained(repo, revision=revision)",
-        "chat = [",
-        *(f"    {message!r}," for message in chat),
-        "]",
-        "ids = tokenizer.apply_chat_template(chat, continue_final_message=True, return_tensors='pt')",
-        f"out = model.generate(ids, max_new_tokens={recipe.max_completion_length}, do_sample=False)",
-        "print(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))",
-    ]
-    note = (
-        "The answer continues the assistant's turn, which begins with `<think>`: but for numbers and target the prompt "
-        "must be this one, word for word."
+    library, loader = ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
+    chat = "".join(f"    {message!r},\n" for message in messages(example, recipe.prompt_style))
+    code = f"""from {library} import {loader}
+from transformers import AutoTokenizer
+
+repo, revision = "{repo}", "step-{step}"
+tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
+model = {loader}.from_pretrained(repo, revision=revision)
+chat = [
+{chat}]
+ids = tokenizer.apply_chat_template(chat, continue_final_message=True, return_tensors='pt')
+out = model.generate(ids, max_new_tokens={recipe.max_completion_length}, do_sample=False)
+print(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))"""
+    return (
+        f"{_fenced(code, 'python')}\n\nThe answer continues the assistant's turn, which begins with `<think>`. Use this"
+        " exact prompt, with other numbers and another target."
     )
-    return _fenced("\n".join(lines), "python") + "\n\n" + note
 
 
 def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]) -> Iterator[str]:
     data = mapping(record.get("data"))
-    held = number(data.get("held_out_rows"))
-    trained = number(data.get("train_rows"))
-    words = (
-        f"Data: {as_markdown(recipe.dataset_id_or_path if recipe.data_on_hub else data.get('kind', 'a local file'))}"
-    )
+    held, trained = number(data.get("held_out_rows")), number(data.get("train_rows"))
+    line = f"Data: {as_markdown(recipe.dataset_id_or_path if recipe.data_on_hub else data.get('kind', 'a local file'))}"
     if isinstance(data.get("revision"), str):
-        words += f" at commit `{as_markdown(data['revision'])}`"
+        line += f" at commit `{as_markdown(data['revision'])}`"
     if trained is not None and held is not None:
-        words += (
-            f"; {trained:,.0f} problems to train on, {held:,.0f} held out by {as_markdown(data.get('split_by', 'key'))}"
-        )
-    yield words + "."
-    told = record.get("attempts")
-    attempts = told if isinstance(told, list) else []
+        split = as_markdown(data.get("split_by", "key"))
+        line += f"; {trained:,.0f} problems to train on, {held:,.0f} held out by {split}"
+    yield line + "."
+    found = record.get("attempts")
+    attempts = found if isinstance(found, list) else []
     last = mapping(attempts[-1]) if attempts else {}
-    versions = ", ".join(
-        f"{as_markdown(name)} {as_markdown(version)}"
-        for name, version in mapping(last.get("versions")).items()
-        if version
-    )
     devices = last.get("devices")
-    where = ", ".join(as_markdown(device) for device in devices) if isinstance(devices, list) else ""
     made = f"Made with Mini-R1 Kit {mini_r1.__version__}"
-    made += f" on {where}" if where else ""
-    made += f", in {len(attempts)} starts" if len(attempts) > 1 else ""
-    yield made + (f"; {versions}." if versions else ".")
+    if isinstance(devices, list) and devices:
+        made += f" on {', '.join(map(as_markdown, devices))}"
+    made += f", in {len(attempts)} attempts" if len(attempts) > 1 else ""
+    versions = [f"{as_markdown(name)} {as_markdown(of)}" for name, of in mapping(last.get("versions")).items() if of]
+    yield made + (f"; {', '.join(versions)}." if versions else ".")
     if branches:
         names = ", ".join(f"`step-{step}`" for step in sorted(branches))
         yield f"Snapshots are branches: {names}. Metrics, TensorBoard events and evaluations: `logs/` on `main`."
-    yield "What its recipe sets; all of it is in `recipe.yaml`:"
-    defaults = Recipe.model_construct().model_dump()  # without the model, which has none
+    yield "What its recipe changes; the whole recipe is in `recipe.yaml`:"
+    defaults = Recipe.model_construct().model_dump()  # without the model, which has no default
     written = public_recipe(recipe).model_dump()
     changed = {name: value for name, value in written.items() if name not in defaults or value != defaults[name]}
     yield _fenced(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).strip(), "yaml")
 
 
 def _limits(is_adapter: bool, recipe: Recipe, figure: Figure | None) -> str:
-    values = figure.evaluation if figure else {}
-    rows = mapping(values.get("by_operators") or mapping(values.get("by")).get("operators"))
+    has_rows = figure is not None and mapping(figure.evaluation.get("by_operators"))
     lines = [
-        f"It was trained on one game, with {_numbers(recipe)}. It is no better at mathematics in general for that, and "
-        "may be worse at everything else than what it was made from.",
-        "The thought is not an explanation: it can claim a result that is wrong, and a right answer can follow a "
-        "thought that does not lead to it. Phrases such as 'wait' say that they were written, not that anything was "
-        "reconsidered.",
-        "Where + and - alone suffice, trying sums in order solves many problems"
-        + (": look at the row 'needs × or ÷'." if rows else ", and no thought is needed for it."),
+        f"It was trained on one game, with {_numbers(recipe)}. Don't expect it to be better at mathematics in general; "
+        "it may be worse at everything else than the model it was made from.",
+        "The reasoning is not an explanation: it can claim a wrong result, and a right answer can follow reasoning "
+        "that does not lead to it. A phrase such as 'wait' doesn't show that anything was reconsidered.",
+        "Trying sums in order solves many problems for which + and - suffice"
+        + (": see the row 'needs × or ÷'." if has_rows else ", without any reasoning."),
         "It has the base model's biases and knows nothing new. Check an equation before you use it.",
     ]
     if is_adapter:
-        lines.append("It is an adapter: without the very base that is named above it is nothing.")
+        lines.append("It is an adapter and needs the base model named above.")
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _licence(recipe: Recipe, base: Base) -> str:
     if base.name is None:
         if recipe.built_in:
-            return "Apache-2.0, as the kit that made it."
-        return "That of the model that it was trained from, which is not on the hub: its owner has to say."
+            return "Apache-2.0, like the kit that made it."
+        return "That of the model that it was trained from, which is not on the hub: ask its owner."
     known = base.licence.get("license_name") or base.licence.get("license")
-    link = f"[{base.name}](https://huggingface.co/{base.name})"
     if known is None:
-        return f"That of {link}, which could not be asked: read it there before you use this."
-    return f"That of {link}: {as_markdown(known)}."
+        return f"That of {_link(base.name)}, which could not be looked up: read it there before you use this."
+    return f"That of {_link(base.name)}: {as_markdown(known)}."
 
 
 def _fenced(text: str, language: str) -> str:
-    """A block of code that no line of the text can end."""
+    """Return a block of code that no line of the text can end."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{printable(text)}\n{fence}"

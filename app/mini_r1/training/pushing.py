@@ -1,6 +1,6 @@
-"""Training's side of `push_to_hub: true`: rank 0 starts a process that pushes, and never waits for it but at the end.
+"""Training's side of `push_to_hub: true`: rank 0 starts a process that pushes, and waits for it only at the end.
 
-Nothing here raises once training has begun: what the hub or the network do is no reason to lose a run.
+Nothing here raises once training has begun: an error of the hub or the network must not lose a run.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mini_r1.console import printable
 from mini_r1.errors import KitError
 from mini_r1.hub.branch_contents import is_on_hub
 from mini_r1.hub.publish import default_name
-from mini_r1.hub.push import END, RECORD, SAVED
-from mini_r1.hub.upload import TOKENLESS, find_token, is_offline
+from mini_r1.hub.push import END, PUSH_RECORD, SAVED
+from mini_r1.hub.upload import LOGIN_HINT, find_token, is_offline
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import read_object
 from mini_r1.run.run_dir import RunDir
@@ -30,32 +30,27 @@ from mini_r1.run.run_dir import RunDir
 logger = logging.getLogger(__name__)
 
 END_WAIT_S = 600.0
-"""Seconds that a finished run waits for its last push: a 3B model of 6 GB in them needs 80 Mbit/s. GPUs stand idle
-meanwhile, so no longer."""
+"""Seconds that a finished run waits for its last push: a 3B model of 6 GB needs 80 Mbit/s. The GPUs idle meanwhile."""
 LOOK_EVERY_S = 0.2
 KILLED_WAIT_S = 5.0
-_NOT_ITS_BUSINESS = frozenset(
+_NOT_PASSED_ON = frozenset(
     {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MINI_R1_SUPERVISOR", "MINI_R1_JOB_TOKEN", "WANDB_API_KEY"}
 )
 
 
 def refuse(recipe: Recipe) -> None:
-    """Find out before the first step, on rank 0, that nothing can be pushed.
-
-    Raises:
-        KitError: there is no token, this process must not use the network, or nobody else could load what is pushed.
-    """
+    """Raise KitError before the first step, on rank 0, if nothing can be pushed or nobody could load it."""
     if not recipe.push_to_hub:
         return
     later = "or set push_to_hub: false and `mini-r1 publish` the run afterwards"
     if find_token() is None:
-        raise KitError(f"push_to_hub is true, and {TOKENLESS}; {later}")
+        raise KitError(f"push_to_hub is true, and {LOGIN_HINT}; {later}")
     if is_offline():
         raise KitError(f"push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, {later}")
     if recipe.use_peft and not is_on_hub(recipe.model_name_or_path):
         raise KitError(
-            f"push_to_hub is true, and an adapter of {recipe.model_name_or_path}, which is on no hub, could be loaded "
-            "by nobody else: set push_to_hub: false, or use_peft: false"
+            f"push_to_hub is true, and nobody could load an adapter of {recipe.model_name_or_path}, which is not on "
+            "the hub: set push_to_hub: false, or use_peft: false"
         )
 
 
@@ -63,62 +58,60 @@ class Pushing:
     """The process that pushes; without `push_to_hub` every method does nothing.
 
     Args:
-        recipe: what is pushed, and whether.
+        recipe: the run's recipe.
         run: the run directory, with its recipe.yaml.
-        attempt: where the log goes.
-        console: for what became of it.
+        attempt: the directory for the log.
+        console: for the result.
     """
 
     def __init__(self, recipe: Recipe, run: RunDir, attempt: Path, console: Console) -> None:
+        self._recipe = recipe
         self._run = run
-        self._attempt = attempt
+        self._log = attempt / "hub.log"
         self._console = console
         self._process: subprocess.Popen[str] | None = None
-        self._on = recipe.push_to_hub
-        self._repo = default_name(run, recipe)
-        self._public = [] if recipe.hub_private_repo else ["--public"]
-        self._longest = min(END_WAIT_S, recipe.hang_timeout_s / 2)  # the launcher sees one phase
         self._start()
 
     def saved(self) -> None:
-        """There is a new snapshot, or an older attempt's that was never pushed."""
-        self._tell(SAVED)
+        """Push a new snapshot, or an older attempt's that was never pushed."""
+        self._send(SAVED)
 
     def finish(self, stop: Callable[[], bool]) -> None:
-        """Have everything pushed, wait for it as long as is decent, and say what became of it."""
-        if not self._on:
+        """Push everything, wait for it up to END_WAIT_S seconds or until `stop`, and report the result."""
+        if not self._recipe.push_to_hub:
             return
-        self._tell(END)
-        began = time.monotonic()
+        self._send(END)
+        # Half of the hang limit, because the launcher sees no progress meanwhile.
+        deadline = time.monotonic() + min(END_WAIT_S, self._recipe.hang_timeout_s / 2)
         self._say("pushing what is left to the hub")
-        while self._running and time.monotonic() - began < self._longest and not stop():
+        while self._running and time.monotonic() < deadline and not stop():
             time.sleep(LOOK_EVERY_S)
         self.leave()
-        told = read_object(self._run.path / RECORD)
-        steps = {saved.step for saved in self._run.complete_snapshots()}
-        found = told.get("pushed")
-        pushed = {step for step in found if isinstance(step, int)} if isinstance(found, list) else set()
-        missing = steps - pushed
-        if not missing and not told.get("fault"):
-            self._say(f"all snapshots are on {told.get('address')}")
+        record = read_object(self._run.path / PUSH_RECORD)
+        pushed, error = record.get("pushed"), record.get("error")
+        missing = {saved.step for saved in self._run.complete_snapshots()} - set(
+            pushed if isinstance(pushed, list) else ()
+        )
+        if not missing and not error:
+            self._say(f"all snapshots are on {record.get('address')}")
             return
-        why = f" ({told['fault']})" if told.get("fault") else ""
-        repo = str(told.get("repo") or self._repo)
+        repo = str(record.get("repo") or default_name(self._run, self._recipe))
         command = ["mini-r1", "publish", str(self._run.path), "--repo", repo]
+        command += [] if self._recipe.hub_private_repo else ["--public"]
+        why = f" ({error})" if error else ""
         self._say(
-            f"not all was pushed{why}: `{shlex.join([*command, *self._public])}` sends what is missing; "
-            f"{self._attempt / 'hub.log'} has the details",
+            f"not everything was pushed{why}: `{shlex.join(command)}` sends what is missing; see {self._log}",
             "yellow",
         )
 
     def leave(self) -> None:
-        """End the process now; what it was sending is sent by the next start."""
+        """Kill the process; the next start sends what it was sending."""
         process, self._process = self._process, None
         if process is None:
             return
         with contextlib.suppress(OSError):
             process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a dead disk is left to the system
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a dead disk can't be killed
             process.wait(KILLED_WAIT_S)
         with contextlib.suppress(OSError):
             if process.stdin is not None:
@@ -132,11 +125,11 @@ class Pushing:
         return self._process is not None and self._process.poll() is None
 
     def _start(self) -> None:
-        if not self._on:
+        if not self._recipe.push_to_hub:
             return
-        environment = {name: value for name, value in os.environ.items() if name not in _NOT_ITS_BUSINESS}
+        environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         try:
-            with (self._attempt / "hub.log").open("ab") as log:
+            with self._log.open("ab") as log:
                 self._process = subprocess.Popen(  # noqa: S603
                     [sys.executable, "-m", "mini_r1.hub.push", str(self._run.path)],
                     stdin=subprocess.PIPE,
@@ -144,14 +137,12 @@ class Pushing:
                     stderr=log,
                     env=environment,
                     text=True,
-                    start_new_session=True,  # a signal to the job's processes is the trainer's to act on
+                    start_new_session=True,  # the trainer alone acts on a signal to the job's processes
                 )
         except OSError:
             logger.exception("the process that pushes to the hub could not be started")
 
-    def _tell(self, order: str) -> None:
-        if not self._on:
-            return
+    def _send(self, order: str) -> None:
         if not self._running:
             self.leave()
             self._start()

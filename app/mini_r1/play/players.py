@@ -1,4 +1,4 @@
-"""The two models that play, and their answers while they come."""
+"""The untrained and the trained model of a run, and their answers token by token."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from mini_r1.tasks.countdown import task
 
 @dataclass(slots=True)
 class Answer:
-    """One model's answer to one problem, as far as it has come."""
+    """One model's answer so far; it has a verdict when it is complete.
 
-    name: str
-    """`untrained` or `trained`."""
-    problem: task.Problem
+    `ended` is False for an answer that is still coming, or that reached the longest length.
+    """
+
+    player: str
+    title: str
     ids: list[int] = field(default_factory=list)
     text: str = ""
     ended: bool = False
-    """By the model; else it was cut at the longest length, or is still coming."""
     verdict: task.Verdict | None = None
-    """When all of it is there."""
 
     def to_json(self) -> dict[str, Any]:
-        """For --json."""
+        """Return a complete answer for --json."""
         assert self.verdict is not None
         return {
             "completion": self.text,
@@ -54,21 +54,21 @@ class Player:
 
     Args:
         name: `untrained` or `trained`.
-        words: which one it is, in short, for people.
-        source: directory or hub id.
-        revision: of the hub id.
-        tokenizer: where the tokenizer is.
+        title: the model's name for people.
+        source: directory or hub id of the model.
+        revision: of a hub id.
+        tokenizer: directory of the tokenizer.
         recipe: for the prompt and the longest completion.
 
     Raises:
-        KitError: it cannot be loaded.
+        KitError: the model cannot be loaded.
     """
 
     def __init__(
-        self, name: str, words: str, source: str, revision: str | None, tokenizer: Path, recipe: Recipe
+        self, name: str, title: str, source: str, revision: str | None, tokenizer: Path, recipe: Recipe
     ) -> None:
         self.name = name
-        self.words = words
+        self.title = title
         self._model = load_model(source, revision, dtype_here(), None).to(device()).eval()
         self._tokenizer = load_tokenizer(str(tokenizer), None)
         refuse_misfit(self._model, self._tokenizer)
@@ -77,22 +77,18 @@ class Player:
         self._longest = recipe.max_completion_length
 
     def refuse(self, problem: task.Problem) -> None:
-        """Some tokenizer does not know every number: the demo's ends at 99.
-
-        Raises:
-            KitError: this one does not know one of the problem's.
-        """
+        """Raise KitError if the tokenizer lacks a number of the problem: the demo's ends at 99."""
         unknown = self._tokenizer.unk_token_id
         for number in (*problem.nums, problem.target):
             ids = self._tokenizer(str(number), add_special_tokens=False)["input_ids"]
             text = self._tokenizer.decode(ids)
             if (unknown is not None and unknown in ids) or text.strip() != str(number):
-                raise KitError(f"this model cannot read {number}: its tokenizer does not know it; take a smaller one")
+                raise KitError(f"this model cannot read {number}: its tokenizer lacks it; use a smaller number")
 
     def answer(self, problem: task.Problem, temperature: float, seed: int) -> Iterator[Answer]:
-        """The answer after each token; the last one has a verdict."""
+        """Yield the answer after each token, and once more with its verdict."""
         (prompt,) = token_ids(self._tokenizer, render(self._tokenizer, [problem], self._style))
-        answer = Answer(self.name, problem)
+        answer = Answer(self.name, self.title)
         sampling = SamplingConfig(self._longest, temperature)
         for token in stream(self._model, prompt, sampling, eos_token_ids=self._ends, seed=seed):
             answer.ids.append(token)
@@ -103,50 +99,39 @@ class Player:
         yield answer
 
 
-def players(run: RunDir, step: int | None, start: StartingPoint, say: Callable[[str], None]) -> list[Player]:
-    """The untrained model, where it is known, and a snapshot.
+def load_players(run: RunDir, step: int | None, start: StartingPoint, say: Callable[[str], None]) -> list[Player]:
+    """Return the untrained model, if it is available, and a snapshot.
 
     Args:
         run: the run directory.
-        step: of the snapshot; None is the newest.
-        start: what the run began with.
-        say: hears what is missing.
+        step: the snapshot's step; None is the newest.
+        start: the model that the run began with.
+        say: receives a line about the untrained model.
 
     Raises:
-        KitError: there is no such snapshot.
+        KitError: there is no such snapshot, or it is damaged.
     """
-    recipe = load_recipe(run.recipe_file)
-    saved = _snapshot(run, step)
+    recipe, saved = load_recipe(run.recipe_file), _snapshot(run, step)
     found = []
-    if start.source is None:
-        say(f"the trained model plays alone: {start.words}")
-    else:
-        try:
-            found.append(Player("untrained", "untrained", start.source, start.revision, saved.path, recipe))
-            say(f"untrained: {start.words}")
-        except KitError as error:
-            say(f"the trained model plays alone: {error.message}")
+    try:
+        if start.source is None:
+            raise KitError(start.words)
+        found.append(Player("untrained", "untrained", start.source, start.revision, saved.path, recipe))
+        say(f"untrained: {start.words}")
+    except KitError as error:
+        say(f"only the trained model plays: {error.message}")
     found.append(Player("trained", f"trained, step {saved.step}", str(saved.path), None, saved.path, recipe))
     return found
 
 
-def answers(
-    playing: Sequence[Player],
-    problem: task.Problem,
-    temperature: float,
-    seed: int,
-    on_change: Callable[[list[Answer]], None] | None = None,
-) -> list[Answer]:
-    """Both answers, a token of each in turn.
+def answer_in_turn(
+    players: Sequence[Player], problem: task.Problem, temperature: float, seed: int
+) -> Iterator[list[Answer]]:
+    """Yield the answers of all players after each token of each; the last ones are complete.
 
-    Args:
-        playing: who answers.
-        problem: what is asked.
-        temperature: 0 is each token's most likely one.
-        seed: of the draws, the same for both.
-        on_change: called after each round of tokens.
+    A temperature of 0 takes each most likely token; the seed is the same for all.
     """
-    coming = {player.name: player.answer(problem, temperature, seed) for player in playing}
+    coming = {player.name: player.answer(problem, temperature, seed) for player in players}
     latest: dict[str, Answer] = {}
     while coming:
         for name in list(coming):
@@ -155,18 +140,16 @@ def answers(
                 del coming[name]
             else:
                 latest[name] = answer
-        if on_change is not None and latest:
-            on_change(list(latest.values()))
-    return list(latest.values())
+        yield list(latest.values())
 
 
 def _snapshot(run: RunDir, step: int | None) -> Saved:
     complete = run.require_snapshots()
-    for saved in complete:
-        if step in (None, saved.step):
-            fault = verify(saved, run.run_id)
-            if fault is not None:
-                raise KitError(f"the snapshot {saved.path} is damaged ({fault}): choose another one with --step")
-            return saved
-    steps = ", ".join(str(saved.step) for saved in reversed(complete))
-    raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {steps}")
+    saved = next((saved for saved in complete if step in (None, saved.step)), None)
+    if saved is None:
+        steps = ", ".join(str(saved.step) for saved in reversed(complete))
+        raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {steps}")
+    damage = verify(saved, run.run_id)
+    if damage is not None:
+        raise KitError(f"the snapshot {saved.path} is damaged ({damage}): choose another one with --step")
+    return saved

@@ -1,4 +1,4 @@
-"""What a person types becomes a problem, or a sentence that says what is wrong."""
+"""A typed line becomes a problem, or an error that says what is wrong."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.errors import KitError
-from mini_r1.play.asking import in_one_line, problem_of
+from mini_r1.play.typed_problem import read_problem, split_line
 from mini_r1.tasks.countdown.problem import Problem
 
 
 @pytest.mark.parametrize("line", ["3 5 9 -> 1", "3,5,9=1", "[3, 5, 9] → 1", " 3; 5 ,9 to 1 ", "3 5 9 => +1"])
-def test_a_problem_in_one_line(line: str) -> None:
-    numbers, target = in_one_line(line)
+def test_a_line_holds_numbers_and_target(line: str) -> None:
+    numbers, target = split_line(line)
     assert target is not None
-    assert problem_of(numbers, target) == Problem((3, 5, 9), 1)
+    assert read_problem(numbers, target) == Problem((3, 5, 9), 1)
 
 
 def test_the_target_may_be_asked_for() -> None:
-    assert in_one_line("3 5 9") == ("3 5 9", None)
-    assert problem_of("3 5", "-2") == Problem((3, 5), -2)
+    assert split_line("3 5 9") == ("3 5 9", None)
+    assert read_problem("3 5", "-2") == Problem((3, 5), -2)
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,15 @@ def test_the_target_may_be_asked_for() -> None:
         ("3 5", "__import__('os')", "a target is a whole number"),
     ],
 )
-def test_what_is_wrong_is_a_sentence(numbers: str, target: str, message: str) -> None:
+def test_a_wrong_input_raises_an_error(numbers: str, target: str, message: str) -> None:
     with pytest.raises(KitError, match=message):
-        problem_of(numbers, target)
+        read_problem(numbers, target)
 
 
 @given(line=st.text(max_size=60))
-def test_any_line_is_a_problem_or_a_sentence(line: str) -> None:
+def test_any_line_is_a_problem_or_an_error(line: str) -> None:
     problem = None
     with contextlib.suppress(KitError):
-        numbers, target = in_one_line(line)
-        problem = problem_of(numbers, "1" if target is None else target)
+        numbers, target = split_line(line)
+        problem = read_problem(numbers, "1" if target is None else target)
     assert problem is None or 2 <= len(problem.nums) <= 6

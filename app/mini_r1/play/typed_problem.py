@@ -1,0 +1,45 @@
+"""A problem that a person typed, or the error in it. No torch."""
+
+from __future__ import annotations
+
+import re
+
+from mini_r1.errors import KitError
+from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
+
+MOST_NUMBERS = 6
+"""The exact solver runs last, and takes seconds for six numbers, minutes for seven."""
+MOST_DIGITS = 10
+"""More than the largest target has."""
+
+_ARROW = re.compile(r"->|=>|=|→|\bto\b")
+_SEPARATOR = re.compile(r"[\s,;]+")
+_INTEGER = re.compile(r"[-+−]?[0-9]+")
+
+
+def read_problem(numbers: str, target: str) -> Problem:
+    """Return the problem of two texts, such as `3, 5, 9` and `1`; KitError describes what is wrong with them."""
+    nums = [_integer(word, "number") for word in _SEPARATOR.split(numbers.strip().strip("[]()")) if word]
+    if not 2 <= len(nums) <= MOST_NUMBERS:
+        raise KitError(f"give 2 to {MOST_NUMBERS} numbers, such as 3, 5, 9; found {len(nums)}")
+    try:
+        return parse_problem({"nums": nums, "target": _integer(target.strip(), "target")}, "this problem")
+    except DataError as error:
+        raise KitError(str(error)) from error
+
+
+def split_line(line: str) -> tuple[str, str | None]:
+    """Return numbers and target of a line such as `3 5 9 -> 1`; None for a target that is still to be asked for."""
+    numbers, *targets = _ARROW.split(line)
+    if len(targets) > 1:
+        raise KitError("type one arrow between the numbers and the target, such as 3 5 9 -> 1")
+    return numbers, targets[0] if targets else None
+
+
+def _integer(word: str, what: str) -> int:
+    if _INTEGER.fullmatch(word) is None:
+        found = f"{word[:40]!a}{'...' if len(word) > 40 else ''}" if word else "nothing"
+        raise KitError(f"a {what} is a whole number, such as 7; found {found}")
+    if len(word) > MOST_DIGITS:
+        raise KitError(f"that {what} is too large: it has {len(word)} digits")
+    return int(word.replace("−", "-"))
