@@ -64,7 +64,8 @@ def measured(run: RunDir, steps: Sequence[int]) -> list[Figure]:
 
 def best(run: RunDir, steps: Sequence[int]) -> Figure | None:
     """Return the figure of the highest success, the earlier of two equal ones; None if nothing was measured."""
-    return max(measured(run, steps), key=lambda figure: (figure.success, -figure.step), default=None)
+    known = measured(run, steps)
+    return max(known, key=lambda figure: (figure.success, -figure.step)) if known else None
 
 
 def of_step(run: RunDir, step: int) -> Figure | None:

@@ -173,7 +173,8 @@ class Repository:
             return read_object(Path(path))
 
     def _try(self, action: Callable[..., T], *args: Any, **options: Any) -> T:
-        return self._retrying(self._attempt, action, *args, **options)
+        result: T = self._retrying(self._attempt, action, *args, **options)
+        return result
 
     def _attempt(self, action: Callable[..., T], *args: Any, **options: Any) -> T:
         try:
@@ -215,7 +216,7 @@ def _limit_waiting() -> None:
     import requests
     from huggingface_hub import configure_http_backend
 
-    class Session(requests.Session):
+    class Session(requests.Session):  # type: ignore[misc]
         def send(self, request: Any, **options: Any) -> Any:
             options["timeout"] = options.get("timeout") or (CONNECT_S, SILENCE_S)
             return super().send(request, **options)
