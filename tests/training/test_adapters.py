@@ -151,7 +151,7 @@ def test_a_module_that_is_not_there_is_refused_with_those_that_are(
 def test_a_kind_that_peft_has_no_choice_for(untrained: Path, recipe: Callable[..., Recipe]) -> None:
     model = base(untrained)
     model.config.model_type = "mine"
-    with pytest.raises(KitError, match="peft has no choice of its own for a 'mine' model: name some of embed_tokens"):
+    with pytest.raises(KitError, match="peft has no default for a 'mine' model: name some of embed_tokens"):
         with_adapter(model, recipe())
 
 

@@ -14,6 +14,7 @@ from mini_r1.run.run_dir import RunDir
 from mini_r1.training import rollout_engines
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
+from mini_r1.training.world import World
 
 from tests.training.workers import Workers, train, wait_until
 
@@ -102,9 +103,9 @@ def test_without_a_launcher_nothing_is_written_and_nobody_asks(tmp_path: Path, m
     monkeypatch.delenv("MINI_R1_SUPERVISOR", raising=False)
     monkeypatch.chdir(tmp_path)
     supervisor = Supervisor.from_environment()
-    supervisor.attend()
+    supervisor.attach()
     supervisor.beat("rollout", 3, 1)
     assert not supervisor
-    assert supervisor.asked_to_stop() is None
-    assert not StopRequest(supervisor)
+    assert supervisor.stop_signal() is None
+    assert not StopRequest(supervisor, World(60))
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from mini_r1.recipe.fields import WatchRecipe
 from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.trainer import CountdownTrainer
-from mini_r1.training.watch import Trouble, Watch
+from mini_r1.training.watch import Alert, Watch
 from safetensors.torch import load_file
 
 Recipe = Callable[..., Path]
@@ -57,7 +57,7 @@ def test_a_warning_is_repeated_once_a_window_and_again_when_it_comes_back() -> N
 
 def test_a_stop_is_said_at_once_and_off_never() -> None:
     found = Watch(WatchRecipe(kl="stop", max_kl=2)).check(7, {"kl": 2.5})
-    assert found == [Trouble("kl", "KL to the reference is 2.5 nats a token, above max_kl 2", stop=True)]
+    assert found == [Alert("kl", "KL to the reference is 2.5 nats a token, above max_kl 2", stop=True)]
     assert Watch(WatchRecipe(kl="off")).check(7, {"kl": 1e9}) == []
 
 

@@ -31,7 +31,7 @@ def train(
     """
     from mini_r1.training.supervised import Supervisor
 
-    Supervisor.from_environment().attend()  # first: the imports below take seconds
+    Supervisor.from_environment().attach()  # first: the imports below take seconds
     from mini_r1.console import printable, progress_console
     from mini_r1.machine.heavy_imports import needs_extra
     from mini_r1.recipe.deepspeed_file import find_deepspeed

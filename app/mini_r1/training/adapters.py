@@ -1,15 +1,14 @@
-"""LoRA and QLoRA: a small adapter is trained, and the model below it stays as it is.
+"""LoRA and QLoRA: a small adapter is trained on a frozen model.
 
 The reference policy then costs no memory: it is the same model with the adapter disabled. A new adapter's output is
-zero, so the first policy is the reference exactly.
+zero, so the first policy equals the reference.
 
-`lora_dropout` above 0 acts in the loss and not in the sampling, so the log-probabilities that the gradient is taken of
-are not quite those that the completions were drawn with, and the KL carries its noise. TRL's default of 0.05 is kept
-for recipes that say nothing; 0 is the exact choice.
+`lora_dropout` above 0 acts in the loss and not in the sampling: log-probabilities differ a little from those that the
+completions were drawn with, and the KL has noise. TRL's default of 0.05 is kept; 0 is exact.
 
-TRL 0.14.0's `get_peft_config` and `get_quantization_config` are not used. Its `ModelConfig` turns a list of one target
-module into a regular expression for the full module name, which matches none, and with `torch_dtype` unset the 4-bit
-weights would be multiplied in float32.
+TRL 0.14.0's `get_peft_config` and `get_quantization_config` are not used: a list of one target module becomes a regular
+expression for the full module name, which matches none, and with `torch_dtype` unset 4-bit weights are multiplied in
+float32.
 """
 
 from __future__ import annotations
@@ -30,26 +29,23 @@ from mini_r1.generation.model import device
 from mini_r1.recipe.fields import Recipe
 
 ALL_LINEAR = "all-linear"
-"""peft's word for every linear layer but the output layer."""
+"""peft's name for every linear layer but the output layer."""
 
 
 def quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
-    """How `load_model` is to store the frozen weights; None leaves them as they are.
+    """Return how `load_model` stores the frozen weights; None leaves them as they are.
 
-    4-bit weights are multiplied in `torch_dtype`; where that is null or auto in 16 bits, as in the QLoRA paper
+    4-bit weights are multiplied in `torch_dtype`; if that is null or auto in 16 bits, as in the QLoRA paper
     (arXiv:2305.14314, section 3).
 
     Raises:
-        KitError: this machine cannot do it.
+        KitError: there is no GPU or no bitsandbytes.
     """
     if not (recipe.load_in_4bit or recipe.load_in_8bit):
         return None
     key = "load_in_4bit" if recipe.load_in_4bit else "load_in_8bit"
-    missing = []
-    if device().type != "cuda":
-        missing.append("this process has no GPU")
-    if not is_bitsandbytes_available():
-        missing.append("bitsandbytes is not installed")
+    missing = ["this process has no GPU"] if device().type != "cuda" else []
+    missing += [] if is_bitsandbytes_available() else ["bitsandbytes is not installed"]
     if missing:
         raise KitError(
             f"{key} needs an NVIDIA GPU and bitsandbytes: {' and '.join(missing)}. "
@@ -69,11 +65,11 @@ def quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
 
 
 def with_adapter(model: Any, recipe: Recipe) -> Any:
-    """The model as the recipe trains it: itself, or frozen below a new LoRA adapter with `use_peft`.
+    """Return the model as the recipe trains it: itself, or with `use_peft` frozen under a new LoRA adapter.
 
-    The adapter's weights are float32 also on a 16-bit model (peft's default): added to a weight of 0.01, an update of
+    The adapter's weights are float32 on a 16-bit model too (peft's default): added to a weight of 0.01, an update of
     1e-6 is lost in bfloat16. They are drawn from the recipe's seed. The adapter's configuration names the base model by
-    hub id and commit, or by absolute path, so that a snapshot finds the base it was trained on.
+    hub id and commit, or by absolute path, so that a snapshot finds it.
 
     Args:
         model: from `load_model`; changed in place.
@@ -86,7 +82,7 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
         base = model.peft_config[model.active_adapter].base_model_name_or_path
         raise KitError(
             f"{recipe.model_name_or_path} is an adapter of {base} and is not trained further: train {base}, or merge "
-            "the two into a model of its own (peft's merge_and_unload) and train that"
+            "the two (peft's merge_and_unload) and train the result"
         )
     if not recipe.use_peft:
         return model
@@ -102,22 +98,22 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
             model, recipe.gradient_checkpointing, recipe.gradient_checkpointing_kwargs
         )
     elif recipe.gradient_checkpointing:
-        # Below a frozen embedding nothing needs a gradient, and a checkpointed layer would then hand none on.
+        # A frozen embedding's output needs no gradient, and a checkpointed layer would then pass none on.
         model.enable_input_require_grads()
     set_seed(recipe.seed)
     adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
     if Path(config.base_model_name_or_path).is_dir():
         config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
-    # Left to itself peft asks the hub at every save whether the vocabulary was resized, which the kit never does.
+    # Otherwise peft asks the hub at every save whether the vocabulary was resized, which the kit never does.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
 def _target_modules(model: Any, names: list[str] | None) -> list[str] | str | None:
-    """What peft is to adapt; peft itself passes over an unknown name as long as another one is known.
+    """Return the modules that peft adapts; peft ignores an unknown name if another one is known.
 
     Raises:
-        KitError: listing the names there are.
+        KitError: a name is unknown; lists the known ones.
     """
     if names == [ALL_LINEAR]:
         return ALL_LINEAR
@@ -127,7 +123,7 @@ def _target_modules(model: Any, names: list[str] | None) -> list[str] | str | No
     if names is None:
         kind = model.config.model_type
         if kind not in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING:
-            raise KitError(f"lora_target_modules: peft has no choice of its own for a '{kind}' model: {advice}")
+            raise KitError(f"lora_target_modules: peft has no default for a '{kind}' model: {advice}")
         return None
     unknown = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
     if unknown:

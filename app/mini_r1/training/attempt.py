@@ -32,7 +32,7 @@ from mini_r1.training.schedule import Schedule
 from mini_r1.training.signals import StopRequest
 from mini_r1.training.supervised import Supervisor
 from mini_r1.training.training_line import TrainingLine
-from mini_r1.training.watch import Trouble
+from mini_r1.training.watch import Alert
 from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -133,12 +133,12 @@ class Attempt(TrainerCallback):
         """Record that a phase begins: engine, sync, rollout, score, reference, update, evaluate or save."""
         self._phases.begin(name, self._step, self._number)
 
-    def trouble(self, step: int, found: list[Trouble]) -> None:
-        """Record and print what the watch found after a step."""
-        self._write(step, {"trouble": {trouble.name: trouble.sentence for trouble in found}})
-        for trouble in found:
-            logger.warning("step %d: %s", step, trouble.sentence)
-            self._line.warn(f"step {step}: {trouble.sentence}")
+    def trouble(self, step: int, alerts: list[Alert]) -> None:
+        """Record and print the watch's alerts after a step."""
+        self._write(step, {"trouble": {alert.name: alert.sentence for alert in alerts}})
+        for alert in alerts:
+            logger.warning("step %d: %s", step, alert.sentence)
+            self._line.warn(f"step {step}: {alert.sentence}")
 
     def saved(self) -> None:
         """Note that a save is complete."""
@@ -198,17 +198,17 @@ class Attempt(TrainerCallback):
 
     # --- the end; every rank has to call the same method ---
 
-    def ended(self, step: int, trouble: Trouble | None, *, evaluation_due: bool) -> Outcome:
+    def ended(self, step: int, alert: Alert | None, *, evaluation_due: bool) -> Outcome:
         """Record a run that reached its last step, or stopped before it.
 
         Raises:
             KitError: the run stopped because of what its recipe watches for, or its end can't be recorded.
         """
-        if trouble is not None:
-            self._record_end("failed", step, ExitCode.FAILED, trouble.sentence)
+        if alert is not None:
+            self._record_end("failed", step, ExitCode.FAILED, alert.sentence)
             raise KitError(
-                f"stopped at step {step} because the recipe says watch.{trouble.name}: stop: {trouble.sentence}. To "
-                f"resume from the last complete checkpoint, run the same command with --set watch.{trouble.name}=warn",
+                f"stopped at step {step} because the recipe says watch.{alert.name}: stop: {alert.sentence}. To "
+                f"resume from the last complete checkpoint, run the same command with --set watch.{alert.name}=warn",
                 ExitCode.FAILED,
             )
         if step < self._schedule.steps or evaluation_due:

@@ -1,4 +1,4 @@
-"""Where the weights are that a run began with. What has to be told apart: a recipe's model, and a built-in one."""
+"""The model that a run began with: a recipe's model, or a built-in one out of the cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mini_r1.training import prepare, warm_start
 
 
 def starting_point(run: RunDir) -> StartingPoint:
-    """The model of a run before its first step. Says where it is; whoever loads it may have to fetch it from the hub.
+    """Return the model of a run before its first step; loading it may need the hub.
 
-    A built-in model is looked for in the cache only: made anew on another machine it would be another one.
+    A built-in model is taken from the cache only: made again on another machine it would have other weights.
     """
     recipe = load_recipe(run.recipe_file)
     name = recipe.model_name_or_path
@@ -25,14 +25,11 @@ def starting_point(run: RunDir) -> StartingPoint:
         return StartingPoint(name, revision, f"the run's model {name}")
     try:
         data = prepare.load_task_data(recipe)
-        job = warm_start.of_recipe(recipe, data.train)
-        made = warm_start.is_made(job.directory())
+        directory = warm_start.of_recipe(recipe, data.train).directory()
+        made = warm_start.is_made(directory)
     except (KitError, OSError) as error:
         return StartingPoint(None, None, f"the warm start of {name} cannot be found: {error}")
-    if not made:
-        return StartingPoint(
-            None,
-            None,
-            f"the warm start of {name} is not in the cache {warm_start.cache_root()} (MINI_R1_CACHE) any more",
-        )
-    return StartingPoint(str(job.directory()), None, f"the warm start of {name}, out of the cache")
+    if made:
+        return StartingPoint(str(directory), None, f"the warm start of {name}, out of the cache")
+    root = warm_start.cache_root()
+    return StartingPoint(None, None, f"the warm start of {name} is not in the cache {root} (MINI_R1_CACHE) any more")

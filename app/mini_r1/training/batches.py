@@ -11,8 +11,8 @@ from mini_r1.training.rollout import Completion
 
 Batch = dict[str, torch.Tensor]
 """`input_ids` and `attention_mask` (B, P + C): prompts padded on the left, completions on the right.
-`completion_mask` (B, C), `advantages` (B,), and `weights` (B,): what a completion counts in its micro-batch's loss.
-`sampled_logps` (B, C) where another program sampled; later `reference_logps` (B, C)."""
+`completion_mask` (B, C), `advantages` (B,), and `weights` (B,): the weight of a completion in its micro-batch's loss.
+`sampled_logps` (B, C) if another program sampled; later `reference_logps` (B, C)."""
 
 
 def micro_batches(
@@ -24,20 +24,20 @@ def micro_batches(
     drop_equal_groups: bool = False,
     counted: float | None = None,
 ) -> list[Batch]:
-    """Cut a rank's completions into `count` micro-batches, like lengths together.
+    """Cut a rank's completions into `count` micro-batches, similar lengths together.
 
-    The loss of a step is a mean over completions of a mean over tokens, so which batch a completion is in does not
-    change the step's gradient, and short completions are not padded to the longest one. Every rank has to have the
-    same number of micro-batches, or the others would wait for its gradients for ever: where groups are dropped and too
-    few completions are left, a micro-batch holds one completion that counts nothing.
+    The loss of a step is a mean over completions of a mean over tokens, so the batch of a completion does not change
+    the step's gradient, and short completions are not padded to the longest one. Every rank needs the same number of
+    micro-batches, because the others wait for its gradients: if groups are dropped and too few completions are left, a
+    micro-batch holds one completion of weight 0.
 
     Args:
         completions: at least one.
         count: micro-batches of an optimizer step, the accumulation.
         pad_token_id: fills the padding; never attended to.
-        device: where the tensors go.
+        device: of the tensors.
         drop_equal_groups: leave out the completions of groups whose rewards are all equal.
-        counted: completions of the step that are not left out, mean over the ranks; None: as many as here.
+        counted: completions of the step that are not left out, mean over the ranks; None: this rank's.
     """
     ordered = sorted(completions, key=lambda c: len(c.ids))
     kept = [c for c in ordered if c.group_differs or not drop_equal_groups]
@@ -53,7 +53,7 @@ def micro_batches(
 
 
 def collate(completions: Sequence[Completion], weight: float, pad_token_id: int, device: torch.device) -> Batch:
-    """One micro-batch; each of its completions counts `weight`."""
+    """Return one micro-batch whose completions have this weight each."""
     prompt_width = max(len(c.prompt_ids) for c in completions)
     width = max(len(c.ids) for c in completions)
     ids, mask = [], []

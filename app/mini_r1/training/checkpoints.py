@@ -1,4 +1,4 @@
-"""What is saved besides the transformers Trainer's own checkpoint, and which checkpoint a run goes on from."""
+"""Snapshots, complete checkpoints, the disk space that they need, and the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from mini_r1.training.world import World
 _OF_A_RANK = re.compile(
     r"(?:^|/)(?:rng_state_([0-9]+)\.pth|(?:bf16_)?zero_pp_rank_([0-9]+)_mp_rank_[0-9]+_(?:optim|model)_states\.pt)$"
 )
-"""Files that every rank writes: transformers 4.48.1's random states, and DeepSpeed 0.15.4's shards
+"""Files that each rank writes: transformers 4.48.1's random states, and DeepSpeed 0.15.4's shards
 (`engine._get_rank_zero_ckpt_name`, `engine._get_ckpt_name`)."""
 CHECKPOINT_BYTES = 4 + 2 * 4
-"""For each trained parameter: its float32 weight and Adam's two moments in float32. Less with 16-bit weights; DeepSpeed
-writes the model's weights on top, ZeRO-2 twice."""
+"""Of a trained parameter: its weight and Adam's two moments in float32. Less with 16-bit weights; DeepSpeed adds the
+model's weights, ZeRO-2 twice."""
 SNAPSHOT_BYTES = 2
-"""For each trained parameter: 16 bits."""
+"""Of a trained parameter: 16 bits."""
 
 
 def save_snapshot(
@@ -48,16 +48,16 @@ def save_snapshot(
 ) -> None:
     """Write `snapshots/step-N`: weights in 16 bits and the tokenizer, enough to evaluate and to publish.
 
-    Of a model with an adapter the snapshot is the adapter alone, which names its base. Weights are converted one by
-    one; what it takes is one copy of them in 16 bits in the host's memory, 2 bytes a parameter (nothing where they are
-    in 16 bits there already), and on a GPU the largest one once more.
+    The snapshot of a model with an adapter is the adapter alone, which names its base. Weights are converted one by
+    one into the host's memory: 2 bytes a parameter, none if they are there in 16 bits already; on a GPU it takes the
+    largest one once more.
 
     Args:
         model: not wrapped.
-        tokenizer: saved beside the weights.
-        run: where.
+        tokenizer: saved with the weights.
+        run: the run directory.
         step: the optimizer step just done.
-        state: the weights, where the model holds only a shard of them.
+        state: the weights, if the model holds only a shard of them.
     """
     scratch = run.snapshots / f".step-{step}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -76,19 +76,15 @@ def save_snapshot(
         model.save_pretrained(scratch, state_dict=saved, safe_serialization=True, save_embedding_layers=False)
     else:
         model.save_pretrained(scratch, state_dict=saved, safe_serialization=True)
-        _write_dtype(scratch / "config.json", dtype)
+        config = scratch / "config.json"  # has the dtype of the model, not of the tensors that are saved
+        values = {**json.loads(config.read_text()), "torch_dtype": str(dtype).removeprefix("torch.")}
+        config.write_text(json.dumps(values, indent=2) + "\n")
     tokenizer.save_pretrained(scratch)
     seal(scratch, run.snapshots / f"step-{step}", run_id=run.require_id())
 
 
-def _write_dtype(config: Path, dtype: torch.dtype) -> None:
-    """save_pretrained writes the dtype of the model, not of the tensors it was given."""
-    values = {**json.loads(config.read_text()), "torch_dtype": str(dtype).removeprefix("torch.")}
-    config.write_text(json.dumps(values, indent=2) + "\n")
-
-
 def written_by(name: str, world_size: int) -> int:
-    """The rank that wrote a file of a checkpoint, by the names that transformers and DeepSpeed give.
+    """Return the rank that wrote a file of a checkpoint.
 
     On a network filesystem only the writer's fsync counts, so every rank hashes its own files.
     """
@@ -98,11 +94,11 @@ def written_by(name: str, world_size: int) -> int:
 
 
 def seal_together(folder: Path, run: RunDir, step: int, world: World, facts: dict[str, Any]) -> None:
-    """Make a checkpoint complete once every rank has written its part, and delete the oldest; every rank has to call.
+    """Complete a checkpoint once every rank has written its part, and delete the oldest; every rank has to call it.
 
     Args:
-        folder: what transformers has written.
-        run: gets it as `checkpoints/step-N`.
+        folder: what transformers has written; becomes `checkpoints/step-N`.
+        run: the run directory.
         step: the optimizer step just done.
         world: this process among the workers.
         facts: for the manifest, besides `world_size`.
@@ -119,15 +115,10 @@ def seal_together(folder: Path, run: RunDir, step: int, world: World, facts: dic
 
 
 def space_needed(run: RunDir, trained: int, *, snapshot: bool = True) -> int:
-    """Bytes that one more save takes, beside what is there: an old checkpoint goes only when the new one is complete.
+    """Return the bytes that one more save takes: an old checkpoint is deleted only when the new one is complete.
 
-    As much as the newest checkpoint and the newest snapshot take. Before there are any, (12 + 2) * `trained`: an upper
-    bound without DeepSpeed, see CHECKPOINT_BYTES.
-
-    Args:
-        run: where the last ones are.
-        trained: parameters that are trained, over all workers.
-        snapshot: whether the save has one.
+    The size of the newest checkpoint and snapshot. Before there are any, (12 + 2) * `trained`, the number of trained
+    parameters over all workers: an upper bound without DeepSpeed, see CHECKPOINT_BYTES.
     """
     checkpoints, snapshots = run.complete_checkpoints(), run.complete_snapshots()
     needed = folder_bytes(checkpoints[0].path) if checkpoints else CHECKPOINT_BYTES * trained
@@ -137,7 +128,7 @@ def space_needed(run: RunDir, trained: int, *, snapshot: bool = True) -> int:
 
 
 def check_space(run: RunDir, needed: int) -> None:
-    """Look for room before a save writes its first byte. A quota is not seen here: it fails the write itself.
+    """Check the disk before a save writes its first byte. A quota is not seen here: it fails the write.
 
     Raises:
         KitError: the disk has less than `needed` bytes left, or the run directory is gone; retryable.
@@ -155,7 +146,7 @@ def check_space(run: RunDir, needed: int) -> None:
 
 
 def next_start(run: RunDir) -> str:
-    """Return what the next start does, for the end of an error message."""
+    """Return what the next start does, to end an error message with."""
     with suppress(OSError):
         if os.path.isdir(run.path):
             newest = run.complete_checkpoints()[:1]
@@ -165,11 +156,7 @@ def next_start(run: RunDir) -> str:
 
 @contextmanager
 def saving(run: RunDir, main: bool) -> Iterator[None]:
-    """Delete what a failed save has written so far, and describe an error of the disk.
-
-    Args:
-        run: whose half-written save rank 0 deletes: state.json and the log need room to tell what happened.
-        main: whether this is rank 0.
+    """Delete what a failed save has written, on rank 0: state.json and the log need the space for the error.
 
     Raises:
         KitError: the disk failed; retryable.
@@ -178,11 +165,11 @@ def saving(run: RunDir, main: bool) -> Iterator[None]:
         yield
     except Exception as error:
         failed = hidden_disk_error(error, _unfinished(run))
-        # Before room is made: it says how much there was.
+        # Before anything is deleted: the message has the space that was left.
         described = None if failed is None else disk_error(failed, run.path, next_start(run))
         if main:
             _close_files(error)
-            with suppress(OSError):  # a disk that has become read-only; the first error says more
+            with suppress(OSError):  # a disk that has become read-only; the first error has the cause
                 tidy(run.checkpoints)
                 tidy(run.snapshots)
         if described is None:
@@ -191,38 +178,37 @@ def saving(run: RunDir, main: bool) -> Iterator[None]:
 
 
 def _close_files(error: BaseException | None) -> None:
-    """Free what the functions that failed held: torch.save's writer holds its file, and that its room on the disk."""
+    """Free what the failed functions held: torch.save's writer keeps its file open, and so its space on the disk."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
 
 
 def _unfinished(run: RunDir) -> Path:
-    """Return the folder that a save is writing, the run's where that is not known."""
+    """Return the folder that a save is writing, the run's if that is not known."""
     with suppress(OSError):
         return next(iter([*run.checkpoints.glob("checkpoint-*"), *run.snapshots.glob(".step-*")]), run.path)
     return run.path
 
 
 def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_stage: int = 0) -> Saved | None:
-    """The newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are named.
+    """Return the newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are reported.
 
-    Only such a checkpoint is ever read: it holds pickles (optimizer and random states), and the manifest of this very
-    run is what says that they are the run's own. A skipped one is renamed, see `RunDir.set_aside`.
+    No other checkpoint is read: it holds pickles (optimizer and random states), and only the manifest of this run shows
+    that the run wrote them. A skipped one is renamed, see `RunDir.set_aside`.
 
     Raises:
-        KitError: its state is sharded in another way than the workers' is now, or run.json no longer says which run
-            this is.
+        KitError: its state is sharded in another way than the workers' now, or run.json is missing or damaged.
     """
     checkpoints = run.complete_checkpoints()
     if checkpoints and not run.run_id:
         raise KitError(
-            f"{run.run_file} is missing or damaged, and it says which checkpoints are this run's own: put it back, "
+            f"{run.run_file} is missing or damaged, and it identifies this run's checkpoints: put it back, "
             "or choose another --run-dir"
         )
     for saved in checkpoints:
-        fault = verify(saved, run.run_id)
-        if fault is None:
+        damage = verify(saved, run.run_id)
+        if damage is None:
             _refuse_other_shards(saved, world_size, zero_stage)
             run.prune_checkpoints()  # a kill may have come between the last save and its pruning
             warning = describe_lost_logs(run, saved)
@@ -231,7 +217,7 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_st
             return saved
         aside = run.set_aside(saved)
         console.print(
-            f"checkpoint of step {saved.step} is damaged and skipped: {fault}. It is {aside} now: delete it when you "
+            f"checkpoint of step {saved.step} is damaged and skipped: {damage}. It is {aside} now: delete it when you "
             "have looked at it",
             style="yellow",
             markup=False,

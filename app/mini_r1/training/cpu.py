@@ -18,9 +18,8 @@ KEPT_BYTES = 1 << 30
 def prepare(small_model: bool) -> None:
     """Tune this process for training on a CPU.
 
-    Args:
-        small_model: use at most SMALL_MODEL_THREADS threads, unless OMP_NUM_THREADS is set. The number never depends
-            on the load: two runs on one machine must agree to the last digit.
+    A small model gets at most SMALL_MODEL_THREADS threads, unless OMP_NUM_THREADS is set. The number does not depend on
+    the load: two runs on one machine must agree to the last digit.
     """
     if small_model and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(SMALL_MODEL_THREADS, usable_cores()))
@@ -28,10 +27,10 @@ def prepare(small_model: bool) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have malloc reuse blocks of up to 1 GiB instead of returning each to the system and faulting it in again.
+    """Make malloc reuse blocks of up to 1 GiB instead of returning each to the system. No effect without glibc.
 
-    Every operator allocates its output, and glibc takes blocks above 32 MiB from the system each time: zeroing their
-    pages was up to 40 % of a forward and backward pass. No effect without glibc.
+    Every operator allocates its output, and glibc requests blocks above 32 MiB from the system each time: zeroing their
+    pages was up to 40 % of a forward and backward pass.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,6 @@
 """TensorBoard: the scalars of metrics.jsonl, and some completions as text.
 
-TensorBoard shows text as Markdown, which a completion must not be: it goes in as a block of code, line by line, with
-controls and invisible characters written out.
+TensorBoard renders text as Markdown, so a completion goes in as a block of code, with invisible characters escaped.
 """
 
 from __future__ import annotations
@@ -25,23 +24,19 @@ from mini_r1.run.files import AppendFile
 from mini_r1.run.run_dir import RunDir
 
 TEXTS = 50
-"""Steps of a run that show completions; the event files stay below some megabytes."""
+"""Steps of a run that show completions: the event files stay below some megabytes."""
 OF_EACH = 2
-"""Completions of a step that are right, and as many that are not."""
+"""Right completions of a step that are shown, and wrong ones."""
 SHOWN_CHARACTERS = 4_000
-"""Of one; completions.jsonl has all of them."""
+"""Of a completion; completions.jsonl has all characters."""
 _NUMBERS = itertools.count()
 """Part of an event file's name: one process may write several."""
 
 
 class EventFile:
-    """A file of TensorBoard events, written by the thread that adds them.
+    """A file of TensorBoard events, with the methods of tensorboard 2.18's EventFileWriter.
 
-    Has the methods of tensorboard 2.18's EventFileWriter, whose own thread prints a traceback when the disk is full.
-
-    Args:
-        folder: where.
-        unused: limits of a queue that is not here.
+    That one writes in a thread, which prints a traceback when the disk is full. This one writes at once.
     """
 
     def __init__(self, folder: str, *unused: Any) -> None:
@@ -73,9 +68,9 @@ class Curves(TensorBoardCallback):
     """Writes TensorBoard events, for rank 0.
 
     Args:
-        run: where.
-        start: the step that this attempt goes on after: TensorBoard hides what an earlier one logged of later steps.
-            transformers does not say it, and a curve that was resumed then runs back and forth.
+        run: the run directory.
+        start: the step that this attempt resumes after. It lets TensorBoard hide later steps of earlier attempts;
+            without it, as in transformers, a resumed curve runs back and forth.
         steps: of the whole run.
     """
 
@@ -85,11 +80,11 @@ class Curves(TensorBoardCallback):
         self._every = max(1, steps // TEXTS)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write nothing: transformers would put all its arguments and the model's configuration here, with this
-        machine's folders, into files that are published. `recipe.yaml` and the model have both."""
+        """Do nothing: transformers would write its arguments and the model's configuration, with this machine's
+        folders, into files that are published."""
 
     def add_completions(self, step: int, records: Sequence[dict[str, Any]]) -> None:
-        """Show some of a step's completions, at the first step and a bounded number of others."""
+        """Write some completions of the first step and of TEXTS others."""
         if self.tb_writer is None or (step > 1 and step % self._every):
             return
         for name, right in (("right", 1.0), ("wrong", 0.0)):
@@ -99,10 +94,7 @@ class Curves(TensorBoardCallback):
 
 
 def as_code(text: str) -> str:
-    """Markdown that shows the text and nothing else, whatever is in it.
-
-    An indented block has no end that the text could write: each of its lines is inside.
-    """
+    """Return Markdown that renders as the text: an indented block, which no line of the text can end."""
     return "\n".join(f"    {line}" for line in printable(text).expandtabs(4).split("\n"))
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed made fit for these workers: what it wants to know before it is configured, and its mend for gloo."""
+"""DeepSpeed's settings for these workers, and a patch for gloo."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from typing import Any
 
 
 def prepare(*, on_cpu: bool) -> None:
-    """Before the first DeepSpeed configuration of a process.
+    """Prepare a process before its first DeepSpeed configuration; DeepSpeed's messages go to the rank's log.
 
-    Its messages, some 170 lines a start, go where all others go: into the rank's log.
-
-    Args:
-        on_cpu: the worker computes on the CPU, over gloo. DeepSpeed would compile an all-reduce of its own at the first
-            step and count NUMA nodes with the program numactl; neither a compiler nor numactl has to be there.
+    On a CPU, over gloo, DeepSpeed would compile an all-reduce at the first step and count NUMA nodes with numactl:
+    neither a compiler nor numactl has to be installed.
     """
     import deepspeed  # late: it is installed on Linux only, and slow to import
 
@@ -28,11 +25,11 @@ def prepare(*, on_cpu: bool) -> None:
 
 
 def wait_for_every_gather() -> None:
-    """Let each all-gather of DeepSpeed end before its call returns; call it once or more, for ranks on the CPU.
+    """Make each all-gather of DeepSpeed finish before its call returns; for ranks on the CPU.
 
-    To gather several parameters at once DeepSpeed 0.15.4 starts one all-gather for each and waits for the last alone
-    (`Init._allgather_params_coalesced`): on NCCL they are done in order, on gloo a thread pool does them in any. What
-    had not arrived was saved as it was in memory, and written back into the weights.
+    To gather several parameters DeepSpeed 0.15.4 starts one all-gather for each and waits for the last one only
+    (`Init._allgather_params_coalesced`): NCCL finishes them in order, gloo's thread pool in any. What had not arrived
+    was saved as it was in memory, and written back into the weights.
     """
     from deepspeed import comm
 
@@ -42,7 +39,7 @@ def wait_for_every_gather() -> None:
 
     def gathered(*args: Any, **kwargs: Any) -> Any:
         handle = gather(*args, **kwargs)
-        if handle is not None:  # None where it was not to be asynchronous
+        if handle is not None:  # None if it was synchronous
             handle.wait()
         return handle
 

@@ -1,8 +1,8 @@
 """The built-in models and their tokenizers: small Qwen2 with random weights that read the kit's real prompt.
 
-Simplified against a downloaded model: the fixed phrases of the prompt are single tokens, in the demo's the integers
-0-99 too, so a prompt is some twenty tokens and a small model can work with it. Everything else is text, character by
-character, so any prompt and any completion in ASCII can be written and read back exactly.
+Simplified compared with a downloaded model: the fixed phrases of the prompt are single tokens, and so are the demo's
+integers 0-99, so a prompt has some twenty tokens and suits a small model. All other text is encoded character by
+character, so any ASCII text is decoded exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinMod
 from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES
 
 PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
-"""Qwen's own marks: padding, start and end of a turn. END closes a completion."""
+"""Qwen's special tokens: padding, start and end of a turn. END closes a completion."""
 
 DEMO = BUILTIN_MODELS[DEMO_MODEL]
 DEMO_FOR_VLLM = replace(DEMO, head_size=32)
@@ -34,11 +34,11 @@ WORKING = (
     " + ", " - ", " * ", " / ", " = ", " (too low)\n", " (too high)\n", " (yes)\n",
     "</think>\n", "<answer>", "</answer>", "<think>", "</think>",
 )  # fmt: skip
-"""What the demonstrator writes, one token each."""
+"""Parts of the demonstrator's text, one token each."""
 
 
 def phrases() -> list[str]:
-    """The fixed parts of the prompt, each of which becomes one token."""
+    """Return the fixed parts of the prompt, each of which becomes one token."""
     parts = {SYSTEM_MESSAGE, PREFILL, "system\n", "user\n", "assistant\n", ", "}
     for template in USER_MESSAGES.values():
         before, rest = template.split("{nums}")
@@ -48,7 +48,7 @@ def phrases() -> list[str]:
 
 
 def build_tokenizer(kind: BuiltinModel = DEMO) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over phrases, numbers and single characters; decoding gives the text back exactly."""
+    """Return a word-level tokenizer over phrases, numbers and single characters; its decoding is exact."""
     special = [PAD, START, END]
     numbers = [str(n) for n in range(10 if kind.digits else 100)]
     singles = sorted(set(string.printable) - set(string.digits))
@@ -76,12 +76,12 @@ def build_tokenizer(kind: BuiltinModel = DEMO) -> PreTrainedTokenizerFast:
 
 
 def _escape(text: str) -> str:
-    """Escape for the tokenizer's regular expressions (Oniguruma), whose special characters are ASCII punctuation."""
+    """Escape for the tokenizer's regular expressions (Oniguruma): their special characters are ASCII punctuation."""
     return "".join(f"\\{c}" if c in string.punctuation else c for c in text)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, kind: BuiltinModel = DEMO) -> Qwen2ForCausalLM:
-    """Random weights; the embeddings are tied."""
+    """Return a model with random weights and tied embeddings."""
     set_seed(seed)
     heads = kind.hidden_size // kind.head_size
     config = Qwen2Config(
@@ -103,7 +103,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, kind: BuiltinMode
 
 
 def save_untrained(directory: Path, seed: int = 0, kind: BuiltinModel = DEMO) -> Path:
-    """Write tokenizer and random weights to `directory`: a model for tests, with nothing learned."""
+    """Write tokenizer and random weights to `directory`, for tests."""
     tokenizer = build_tokenizer(kind)
     build_model(tokenizer, seed, kind).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

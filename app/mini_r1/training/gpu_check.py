@@ -1,4 +1,4 @@
-"""Check with torch that the GPUs that were given can be used: all of them for the doctor, its own for a worker."""
+"""Check with torch that the assigned GPUs can be used: all of them for the doctor, its own for a worker."""
 
 from __future__ import annotations
 

@@ -10,24 +10,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class GradientGuard(TrainerCallback):
-    """Leaves out an optimizer step whose gradient holds NaN or infinity: one such step would spoil every weight.
+    """Skips an optimizer step whose gradient holds NaN or infinity: one such step would spoil every weight.
 
-    Not under float16, where the loss scaler does so itself, and not under DeepSpeed, whose engine owns the gradients.
+    Not under float16, where the loss scaler does that, and not under DeepSpeed, whose engine owns the gradients.
     """
 
     def __init__(self) -> None:
         self.norm = 0.0
-        """Of the last gradient, after clipping."""
+        """Norm of the last gradient, after clipping."""
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
-        """Look at the gradient that the optimizer is about to use."""
         parameters = [p for p in model.parameters() if p.grad is not None]
         if args.fp16 or not parameters:
             return
-        # With an infinite limit nothing is clipped: this is torch's way to ask for the norm.
+        # With an infinite limit nothing is clipped: torch has no other function for the norm.
         self.norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf).item()
         if not math.isfinite(self.norm):
             for parameter in parameters:
-                parameter.grad = None  # the optimizer passes over these, momentum included
+                parameter.grad = None  # the optimizer skips these, momentum included

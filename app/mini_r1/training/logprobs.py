@@ -1,13 +1,13 @@
-"""Log-probabilities of completion tokens, without the logits of all of them in memory at once.
+"""Log-probabilities of completion tokens, without all their logits in memory at once.
 
 A model's logits are its largest tensor: 8 completions of 1,024 tokens over a vocabulary of 151,936 are 5 GB in float32,
-and their softmax and gradients as much again each. Here the output layer runs over chunks of tokens, and the backward
-pass calculates a chunk's logits again instead of keeping them:
+and so are their softmax and gradients. Here the output layer runs over chunks of tokens, and the backward pass
+calculates a chunk's logits again instead of keeping them:
 
     peak bytes of logits = COPIES * 4 * chunk * V,   chunk = min(tokens, CHUNK_BYTES // (4 * V))
 
-with V the vocabulary's size and tokens the real (unpadded) completion tokens of the micro-batch: about
-COPIES * CHUNK_BYTES however long the completions are. tests/training/test_logprobs.py measures it.
+with V the size of the vocabulary and tokens the real (unpadded) completion tokens of the micro-batch: about
+COPIES * CHUNK_BYTES for completions of any length. tests/training/test_logprobs.py measures it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ gradient of the logsumexp and that of the gather."""
 def completion_logps(
     model: Any, head: torch.nn.Module | None, vocabulary: int, inputs: dict[str, torch.Tensor], temperature: float
 ) -> torch.Tensor:
-    """Log-probability of each completion token under softmax(logits / temperature), as sampled from.
+    """Return the log-probability of each completion token under softmax(logits / temperature), as it was sampled.
 
-    The attention mask hides the left padding, and positions start at each prompt's first real token: both as in the
-    rollout.
+    The attention mask hides the left padding, and positions start at each prompt's first real token, as in the rollout.
 
     Args:
-        model: the (wrapped) causal language model that is called.
+        model: the (wrapped) causal language model.
         head: its output layer, whose result is the logits (see `plain_head`); None calculates them all at once.
         vocabulary: the logits' last dimension, V.
         inputs: `input_ids` and `attention_mask` (B, P + C), `completion_mask` (B, C).
@@ -56,16 +55,15 @@ def completion_logps(
 
     if head is None:
         return logps_of(_forward(model, inputs, width), lambda logits: logits)
-    # In place of the output layer, inside the model's own forward: wrappers (DDP, DeepSpeed) keep their hooks.
+    # Replaces the output layer inside the model's forward: wrappers (DDP, DeepSpeed) keep their hooks.
     with _replaced_forward(head, logps_of):
         return _forward(model, inputs, width)
 
 
 def plain_head(model: Any, output_layer: torch.nn.Module | None, inputs: dict[str, torch.Tensor]) -> Any:
-    """The output layer, if the model's logits are just what it returns; else None.
+    """Return the output layer if it returns the model's logits, else None; checked by one forward of a single row.
 
-    Some architectures scale or cap the logits afterwards (Gemma 2, Cohere, Granite): chunks of the output layer alone
-    would be wrong there. Found out by one forward of a single row.
+    Some architectures scale or cap the logits afterwards (Gemma 2, Cohere, Granite).
     """
     if output_layer is None:
         return None
@@ -81,9 +79,9 @@ def plain_head(model: Any, output_layer: torch.nn.Module | None, inputs: dict[st
 
 @contextmanager
 def _replaced_forward(module: torch.nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Let `forward(hidden, original)` answer for the module meanwhile."""
+    """Make the module call `forward(hidden, original)`."""
     original = module.forward
-    own = "forward" in vars(module)  # accelerate and DeepSpeed may have put one there
+    own = "forward" in vars(module)  # accelerate and DeepSpeed may have set one
     module.forward = lambda hidden: forward(hidden, original)
     try:
         yield
@@ -95,7 +93,7 @@ def _replaced_forward(module: torch.nn.Module, forward: Callable[..., torch.Tens
 
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor], width: int) -> torch.Tensor:
-    """What the model returns as logits for the last `width` + 1 positions."""
+    """Return the model's logits for the last `width` + 1 positions."""
     mask = inputs["attention_mask"]
     logits: torch.Tensor = model(
         input_ids=inputs["input_ids"],

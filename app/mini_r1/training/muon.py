@@ -1,7 +1,7 @@
 """Muon: momentum SGD whose update of a weight matrix is made orthogonal (https://kellerjordan.github.io/posts/muon).
 
 For the weight matrices inside a model's layers; embeddings, norms and biases need another optimizer. On the demo's warm
-start 600 steps calculated right in 94 % of the steps, AdamW alone in 79 %.
+start, 600 steps calculated right in 94 % of the steps, AdamW alone in 79 %.
 """
 
 from __future__ import annotations
@@ -17,27 +17,22 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 class Muon:
-    """The optimizer's state: one momentum for all matrices of a shape, which are updated together.
+    """The optimizer: one momentum for all matrices of a shape, which are updated together.
 
-    Args:
-        matrices: parameters of two dimensions, with a gradient at each step.
+    Every matrix needs a gradient at each step.
     """
 
     def __init__(self, matrices: Iterable[torch.nn.Parameter]) -> None:
         by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
         for matrix in matrices:
             by_shape.setdefault(matrix.shape, []).append(matrix)
-        self._groups = [(group, torch.zeros_like(torch.stack(list(group)))) for group in by_shape.values()]
-
-    @property
-    def momenta(self) -> list[torch.Tensor]:
-        """The momentum of each shape, which `step` changes in place."""
-        return [momentum for _, momentum in self._groups]
+        self._groups = list(by_shape.values())
+        self.momenta = [torch.zeros_like(torch.stack(list(group))) for group in self._groups]
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Update every matrix by its gradient."""
-        for matrices, momentum in self._groups:
+        for matrices, momentum in zip(self._groups, self.momenta, strict=True):
             gradients = torch.stack([matrix.grad for matrix in matrices if matrix.grad is not None])
             momentum.lerp_(gradients, 1 - MOMENTUM)
             updates = orthogonal(gradients.lerp(momentum, MOMENTUM))
@@ -47,7 +42,7 @@ class Muon:
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """(N, R, C): return nearly the closest orthogonal matrices: singular values between about 0.7 and 1.2."""
+    """Return nearly the closest orthogonal matrices (N, R, C): singular values between about 0.7 and 1.2."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

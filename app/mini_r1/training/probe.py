@@ -1,9 +1,9 @@
-"""What only a look with torch can tell about this environment and a recipe; `mini-r1 doctor` runs it as a process.
+"""Checks of a recipe that need torch; `mini-r1 doctor` runs them as another process.
 
     python -m mini_r1.training.probe RECIPE --set seed=7 --deepspeed zero3
 
-Standard output is one JSON object, {"findings": [...]}, and nothing else; exit code 0 whatever was found. Weights are
-not loaded; configuration, tokenizer and data are fetched into the hub's cache where they are not there yet.
+Standard output is one JSON object, {"findings": [...]}; the exit code is always 0. Weights are not loaded;
+configuration, tokenizer and data are fetched into the hub's cache if they are not there yet.
 """
 
 from __future__ import annotations
@@ -28,12 +28,7 @@ INSTALL = "install the lock: make install, or use the image"
 
 
 class Probe:
-    """The checks of one recipe; later ones use what earlier ones loaded.
-
-    Args:
-        recipe: what is to be trained.
-        deepspeed: whether it is trained with DeepSpeed.
-    """
+    """The checks of one recipe, with DeepSpeed or without; later ones use what earlier ones loaded."""
 
     def __init__(self, recipe: Recipe, *, deepspeed: bool) -> None:
         self._recipe = recipe
@@ -43,66 +38,53 @@ class Probe:
         self._data: Any = None
 
     def findings(self) -> list[Finding]:
-        """Every check's result, in order."""
-        return [_guarded(name, check) for name, check in self.checks().items()]
+        """Return every check's result, in order."""
+        return [_run_check(name, check) for name, check in self.checks().items()]
 
     def checks(self) -> dict[str, Callable[[], Finding]]:
-        """The checks by name."""
+        """Return the checks by name."""
         return {
-            "torch": self.torch,
-            "attention": self.attention,
-            "DeepSpeed": self.deepspeed,
-            "vLLM": self.vllm,
-            "bitsandbytes": self.bitsandbytes,
-            "architecture": self.architecture,
-            "tokenizer": self.tokenizer,
-            "problems": self.problems,
-            "prompts": self.prompts,
+            "torch": self._torch,
+            "attention": self._attention,
+            "DeepSpeed": self._deepspeed_imports,
+            "vLLM": self._vllm,
+            "bitsandbytes": self._bitsandbytes,
+            "architecture": self._architecture,
+            "tokenizer": self._load_tokenizer,
+            "problems": self._problems,
+            "prompts": self._prompts,
         }
 
-    # --- the installation ---
-
-    def torch(self) -> Finding:
-        """torch sees every GPU that was given and can calculate on it."""
+    def _torch(self) -> Finding:
         from mini_r1.training.gpu_check import check_gpus
 
         return check_gpus()
 
-    def attention(self) -> Finding:
-        """The attention that the recipe names can be computed here."""
+    def _attention(self) -> Finding:
         wanted = self._recipe.attn_implementation
         if wanted != "flash_attention_2":
-            return ok(f"{wanted or 'sdpa'}: torch's own")
-        return _imports(
-            ("flash_attn", "flash_attn_2_cuda"),  # an installation without the second is an empty one
-            f"flash-attn {_version('flash-attn')}",
-            "set attn_implementation: sdpa, or use the image that brings flash-attn",
-        )
+            return ok(f"{wanted or 'sdpa'}: part of torch")
+        fix = "set attn_implementation: sdpa, or use the image, which has flash-attn"
+        return _check_import("flash-attn", "flash_attn", fix, "flash_attn_2_cuda")  # missing in an empty installation
 
-    def deepspeed(self) -> Finding:
-        """DeepSpeed can be imported, where the recipe is trained with it."""
+    def _deepspeed_imports(self) -> Finding:
         if not self._deepspeed:
             return skip("not used")
         with needs_extra("gpu", deepspeed=True):
             return ok(f"DeepSpeed {_version('deepspeed')}")
 
-    def vllm(self) -> Finding:
-        """vLLM can be imported, where the recipe uses it."""
+    def _vllm(self) -> Finding:
         if not self._recipe.use_vllm:
             return skip("not used")
-        return _imports(("vllm",), f"vLLM {_version('vllm')}", f"{INSTALL}, or set use_vllm: false")
+        return _check_import("vLLM", "vllm", f"{INSTALL}, or set use_vllm: false")
 
-    def bitsandbytes(self) -> Finding:
-        """bitsandbytes can be imported, where the recipe quantizes or has an 8-bit optimizer."""
+    def _bitsandbytes(self) -> Finding:
         recipe = self._recipe
         if not (recipe.load_in_4bit or recipe.load_in_8bit or "8bit" in recipe.optim or "paged" in recipe.optim):
             return skip("not used")
-        return _imports(("bitsandbytes",), f"bitsandbytes {_version('bitsandbytes')}", INSTALL)
+        return _check_import("bitsandbytes", "bitsandbytes", INSTALL)
 
-    # --- model and data ---
-
-    def architecture(self) -> Finding:
-        """The pinned transformers knows the model's kind, and its positions are enough for the recipe's lengths."""
+    def _architecture(self) -> Finding:
         if self._recipe.built_in:
             return ok("qwen2, made by the kit")
         from mini_r1.generation.model import check_configuration
@@ -110,11 +92,10 @@ class Probe:
         recipe, name = self._recipe, self._recipe.model_name_or_path
         self._config = check_configuration(name, recipe.model_revision, recipe.longest_sequence)
         if not self._config:
-            return ok(f"{name} is an adapter: its base model is looked at when it is loaded")
+            return ok(f"{name} is an adapter: its base model is checked when it is loaded")
         return ok(f"{self._config['model_type']}: known")
 
-    def tokenizer(self) -> Finding:
-        """The tokenizer loads, has a chat template and padding, and fits the model's vocabulary."""
+    def _load_tokenizer(self) -> Finding:
         from mini_r1.generation.model import load_tokenizer, refuse_other_vocabulary
 
         recipe = self._recipe
@@ -122,7 +103,7 @@ class Probe:
             from mini_r1.training.from_scratch import build_tokenizer
 
             self._tokenizer = build_tokenizer(recipe.built_in)
-            return ok("the kit's own")
+            return ok("made by the kit")
         name = recipe.tokenizer_name_or_path or recipe.model_name_or_path
         self._tokenizer = load_tokenizer(name, None if recipe.tokenizer_name_or_path else recipe.model_revision)
         rows = self._config.get("vocab_size")
@@ -130,16 +111,14 @@ class Probe:
             refuse_other_vocabulary(rows, self._tokenizer)
         return ok(f"{name}: {len(self._tokenizer):,} tokens, with a chat template")
 
-    def problems(self) -> Finding:
-        """The data can be read, split, and has problems with a solution."""
+    def _problems(self) -> Finding:
         from mini_r1.training import prepare
 
         self._data = prepare.load_task_data(self._recipe)
         prepare.refuse_unsolvable(self._data)
         return ok(f"{len(self._data.train):,} to train on, {len(self._data.held_out):,} held out")
 
-    def prompts(self) -> Finding:
-        """No prompt of the real rows is longer than max_prompt_length."""
+    def _prompts(self) -> Finding:
         from mini_r1.training import prepare
 
         if self._tokenizer is None or self._data is None:
@@ -149,23 +128,22 @@ class Probe:
         return ok(f"{len(rows):,} of at most {self._recipe.max_prompt_length} tokens")
 
 
-def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    """A check's result under its name; the kit's errors are results, and so is what an installation breaks with."""
+def _run_check(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check().named(name)
     except KitError as error:
         return from_error(error).named(name)
-    except Exception as error:  # what a broken installation raises cannot be listed
+    except Exception as error:  # a broken installation may raise anything
         return fail(f"{type(error).__name__}: {first_line(error)}", INSTALL, "recipe").named(name)
 
 
-def _imports(modules: Sequence[str], found: str, fix: str) -> Finding:
-    for module in modules:
+def _check_import(package: str, module: str, fix: str, *others: str) -> Finding:
+    for name in (module, *others):
         try:
-            importlib.import_module(module)
-        except Exception as error:  # ImportError mostly; native libraries and DeepSpeed's probing raise others
-            return fail(f"{module} cannot be imported: {first_line(error)}", fix, "recipe")
-    return ok(found)
+            importlib.import_module(name)
+        except Exception as error:  # ImportError mostly; native libraries raise others
+            return fail(f"{name} cannot be imported: {first_line(error)}", fix, "recipe")
+    return ok(f"{package} {_version(package.lower())}")
 
 
 def _version(package: str) -> str:
@@ -175,17 +153,8 @@ def _version(package: str) -> str:
         return "none"
 
 
-def probe(recipe_name: str, overrides: Sequence[str], *, deepspeed: bool) -> list[Finding]:
-    """Every finding about a recipe in this process's environment; never raises for what is wrong with either."""
-    try:
-        recipe = load_recipe(find_recipe(recipe_name), overrides)
-    except KitError as error:
-        return [from_error(error).named("recipe")]
-    return Probe(recipe, deepspeed=deepspeed).findings()
-
-
 def main(arguments: Sequence[str]) -> None:
-    """Print the findings as JSON on what was standard output; whatever libraries print goes to standard error."""
+    """Print the findings as JSON on standard output; what libraries print goes to standard error."""
     parser = argparse.ArgumentParser(prog="python -m mini_r1.training.probe")
     parser.add_argument("recipe")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
@@ -195,7 +164,11 @@ def main(arguments: Sequence[str]) -> None:
         out = stack.enter_context(os.fdopen(os.dup(1), "w", encoding="utf-8"))
         os.dup2(2, 1)
         stack.enter_context(no_garbage_collection())
-        findings = probe(given.recipe, given.overrides, deepspeed=given.deepspeed != "none")
+        try:
+            recipe = load_recipe(find_recipe(given.recipe), given.overrides)
+            findings = Probe(recipe, deepspeed=given.deepspeed != "none").findings()
+        except KitError as error:
+            findings = [from_error(error).named("recipe")]
         json.dump({"findings": [finding.to_dict() for finding in findings]}, out)
 
 

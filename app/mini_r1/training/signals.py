@@ -1,7 +1,7 @@
-"""A request to stop, by a signal or by the launcher: a rollout is abandoned, an update is finished, then comes a save.
+"""A request to stop, by a signal or by the launcher: a rollout is abandoned, an update is finished, then the run saves.
 
-Without a launcher a second signal stops at once. With one that is the launcher's to decide: a scheduler may signal
-every process, and the launcher hears of it too.
+Without a launcher a second signal exits at once. With one that is the launcher's decision: a scheduler may signal every
+process, the launcher included.
 """
 
 from __future__ import annotations
@@ -14,60 +14,50 @@ import sys
 import threading
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from mini_r1.errors import ExitCode
 from mini_r1.training.supervised import Supervisor
-
-if TYPE_CHECKING:
-    from mini_r1.training.world import World
+from mini_r1.training.world import World
 
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)  # SIGUSR1 is what Slurm is told to send ahead of a time limit; Windows has none
+)  # Slurm sends SIGUSR1 before a time limit; Windows has none
 NOTICE = "mini-r1/stop"
-"""Left for the other ranks by one that was asked to stop."""
+"""Posted for the other ranks by one that was asked to stop."""
 LOOK_EVERY_S = 0.2
-"""Between two looks at the launcher's file and for the other ranks' notice: a token takes milliseconds."""
+"""Between two checks for the launcher's file and the other ranks' notice: a token takes milliseconds."""
 
 
 class StopRequest:
-    """Whether, and by which signal, this process was asked to stop while inside `with StopRequest(...) as stop`.
+    """Whether, and by which signal, this process was asked to stop while inside `with StopRequest(...) as stop`."""
 
-    Args:
-        supervisor: the launcher, if there is one.
-        world: this process among the workers; None where it is alone.
-    """
-
-    def __init__(self, supervisor: Supervisor, world: World | None = None) -> None:
+    def __init__(self, supervisor: Supervisor, world: World) -> None:
         self._supervisor = supervisor
         self._world = world
         self._own: str | None = None
         self._known = False
-        self._looked_at = -LOOK_EVERY_S
+        self._checked_at = -LOOK_EVERY_S
 
     @property
     def signal_name(self) -> str | None:
-        """The signal that this process or its launcher got; None: neither got one."""
-        return self._own or self._supervisor.asked_to_stop()
+        """The signal that this process or its launcher got, None if neither got one."""
+        return self._own or self._supervisor.stop_signal()
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
 
     def on_any_rank(self) -> bool:
-        """Whether some rank was asked to stop, as far as this one has heard; cheap, and not a collective."""
+        """Return whether this rank knows that some rank was asked to stop; cheap, and not a collective."""
         now = time.monotonic()
-        if self._known or (self._own is None and now - self._looked_at < LOOK_EVERY_S):
+        if self._known or (self._own is None and now - self._checked_at < LOOK_EVERY_S):
             return self._known
-        self._looked_at = now
-        self._known = bool(self) or (self._world is not None and self._world.is_posted(NOTICE))
+        self._checked_at = now
+        self._known = bool(self) or self._world.is_posted(NOTICE)
         return self._known
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        self._herald = (
-            _Herald(self._supervisor, self._world) if self._world is not None and self._world.size > 1 else None
-        )
+        self._herald = _Herald(self._supervisor, self._world) if self._world.size > 1 else None
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -77,20 +67,18 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._supervisor:
-            self._own = signal.Signals(number).name
-            return
-        if self._own is not None:
-            os._exit(ExitCode.INTERRUPTED)  # asked twice: the last complete checkpoint stands
+        if self._own is not None and not self._supervisor:
+            os._exit(ExitCode.INTERRUPTED)  # without saving; the last complete checkpoint remains
         self._own = signal.Signals(number).name
-        # os.write and not print: a handler may run in the middle of another print.
-        text = f"\n{self._own}: saving what is done, then exiting; a second signal exits without saving\n"
-        with contextlib.suppress(OSError):  # a full disk under it
-            os.write(sys.stderr.fileno(), text.encode())
+        if not self._supervisor:
+            # os.write and not print: a handler may run in the middle of another print.
+            text = f"\n{self._own}: saving what is done, then exiting; a second signal exits without saving\n"
+            with contextlib.suppress(OSError):  # a full disk under it
+                os.write(sys.stderr.fileno(), text.encode())
 
 
 class _Herald:
-    """A thread that tells the other ranks of a request to stop at once.
+    """A thread that posts a request to stop to the other ranks at once.
 
     The main thread may wait in a collective, where no Python runs, for a rank that samples for another minute. What the
     interpreter's own handler writes to the wakeup descriptor arrives all the same.
@@ -110,13 +98,12 @@ class _Herald:
         while not self._closing:
             ready, _, _ = select.select([self._ours], [], [], LOOK_EVERY_S)
             signalled = bool(ready) and not set(SIGNALS).isdisjoint(os.read(self._ours, 64))
-            if signalled or self._supervisor.asked_to_stop() is not None:
-                with contextlib.suppress(RuntimeError):  # rank 0 is gone; the next collective says so
+            if signalled or self._supervisor.stop_signal() is not None:
+                with contextlib.suppress(RuntimeError):  # rank 0 is gone; the next collective reports it
                     self._world.post(NOTICE)
                 return
 
     def close(self) -> None:
-        """End the thread."""
         signal.set_wakeup_fd(self._before)
         self._closing = True
         os.write(self._wakeup, b"\0")

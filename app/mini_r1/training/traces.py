@@ -1,9 +1,9 @@
-"""Worked examples for a built-in model's warm start, made by a solver that is honest but impatient.
+"""Worked examples for a built-in model's warm start, written by a solver that is honest but impatient.
 
 A real base model already knows arithmetic and the habit of trying things; a model made from scratch knows nothing.
-The warm start gives it just that much: it tries random combinations, calculates correctly, says truthfully how each
-one turned out, and gives up far too early. What reinforcement learning can then add is persistence, because these
-traces hardly show it: the demonstrator itself answers right about a quarter of the time.
+The warm start teaches it just that: it tries random combinations, calculates correctly, reports truthfully how each
+one turned out, and gives up far too early. Reinforcement learning can then add persistence, because these traces hardly
+show it: the demonstrator itself answers right about a quarter of the time.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from mini_r1.tasks.countdown.task import Chain, Problem
 
 SUMS = "+-"
 DRAWS = 300
-"""Draws after which a kind of try counts as exhausted, with more numbers than are listed. Of large ones hardly any
-product is allowed, and to look for the last one takes most of the time: an impatient solver would not."""
+"""Draws after which a kind of try counts as exhausted, with too many numbers to list all tries. With large numbers
+hardly any product is allowed, and finding the last one would take most of the time."""
 IN_A_ROW = 8
-"""Answers to one problem, one after another, where its tries are listed: to list them takes longer than to draw."""
+"""Successive answers to one problem whose tries are listed: listing them takes longer than drawing."""
 
 
 def working(chain: Chain) -> str:
-    """A calculation as the demonstrator writes it: `8 + 2 = 10 - 3 = 7`."""
+    """Return a calculation as the demonstrator writes it: `8 + 2 = 10 - 3 = 7`."""
     steps = (f" {op} {n} = {v}" for op, n, v in zip(chain.ops, chain.nums[1:], chain.values, strict=True))
     return str(chain.nums[0]) + "".join(steps)
 
 
 def answer(chain: Chain) -> str:
-    """The same calculation as one expression, with the parentheses that left-to-right order needs."""
+    """Return the same calculation as one expression, with the parentheses that left-to-right order needs."""
     text, additive = str(chain.nums[0]), False
     for op, number in zip(chain.ops, chain.nums[1:], strict=True):
         if op not in SUMS and additive:
@@ -42,30 +42,26 @@ def answer(chain: Chain) -> str:
 
 
 def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterator[Chain]:
-    """Random calculations over the problem's numbers, no two with the same result.
+    """Yield random calculations over the problem's numbers, no two with the same result.
 
-    Where the solver has a share of `sums`, each draw only adds and subtracts with that chance, and else does not; one
-    whose result was there already is drawn anew. Where a kind has no new result, the other is drawn from alone.
+    If the solver has a share of `sums`, that is each draw's chance to only add and subtract; a draw whose result was
+    there already is repeated. When a kind has no new result, only the other one is drawn.
     """
     if not solver.sums or len(problem.nums) > task.MOST_ENUMERATED:
         yield from _drawn(problem, solver, rng)
         return
-    kinds = list(zip(_listed(problem.nums, solver.operators, solver.largest_value), _shares(solver), strict=True))
+    kinds = _listed(problem.nums, solver.operators, solver.largest_value)
     seen: set[int] = set()
-    while kinds := [(chains, share) for chains, share in kinds if not chains.results <= seen]:
-        chains = kinds[-1 if len(kinds) == 1 or rng.random() < kinds[-1][1] else 0][0]
-        chain = rng.choice(chains.chains)
+    while kinds := [kind for kind in kinds if not kind.results <= seen]:
+        chains = kinds[-1 if len(kinds) == 1 or rng.random() < solver.sums else 0].chains
+        chain = rng.choice(chains)
         if chain.values[-1] not in seen:
             seen.add(chain.values[-1])
             yield chain
 
 
 def result_weights(problem: Problem, solver: Demonstrator) -> dict[int, float] | None:
-    """How likely each result is, relative to the others, to be the next one of `draw_tries` that is new.
-
-    Returns:
-        None where there are too many to count.
-    """
+    """Return the relative chance of each result to be the next new one of `draw_tries`; None if there are too many."""
     counts = task.chain_results(problem.numbers_key, solver.operators, solver.largest_value)
     sums = task.chain_results(problem.numbers_key, SUMS, solver.largest_value)
     if counts is None or sums is None:
@@ -74,19 +70,14 @@ def result_weights(problem: Problem, solver: Demonstrator) -> dict[int, float] |
         return {result: float(count) for result, count in counts.items()}
     others = {result: count - sums.get(result, 0) for result, count in counts.items()}
     weights = dict.fromkeys(counts, 0.0)
-    for kind, share in zip((others, sums), _shares(solver), strict=True):
+    for kind, share in ((others, 1 - solver.sums), (sums, solver.sums)):
         for result, count in kind.items():
             weights[result] += share * count / max(1, sum(kind.values()))
     return {result: weight for result, weight in weights.items() if weight}
 
 
-def _shares(solver: Demonstrator) -> tuple[float, float]:
-    """Of products and of sums."""
-    return 1 - solver.sums, solver.sums
-
-
 def _drawn(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterator[Chain]:
-    """Tries that are not listed: of one kind alone, or of more numbers than are listed."""
+    """Yield tries without listing them all: of a single kind, or over many numbers."""
     limit = solver.largest_value
     if not solver.sums:
         yield from task.draw_chains(problem, solver.operators, limit, rng)
@@ -105,19 +96,18 @@ def _drawn(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterat
 
 
 class _Chains(NamedTuple):
-    """All calculations of one kind."""
+    """All calculations of a kind."""
 
     chains: list[Chain]
     results: frozenset[int]
 
 
 @functools.lru_cache(maxsize=1)  # for the answers in a row
-def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> tuple[_Chains, _Chains]:
-    """Products, and sums."""
+def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> list[_Chains]:
+    """Return all products, and all sums."""
     chains = task.all_chains(numbers, operators, limit)
     kinds = [chain for chain in chains if not _is_sum(chain)], [chain for chain in chains if _is_sum(chain)]
-    products, sums = (_Chains(kind, frozenset(chain.values[-1] for chain in kind)) for kind in kinds)
-    return products, sums
+    return [_Chains(kind, frozenset(chain.values[-1] for chain in kind)) for kind in kinds]
 
 
 def _is_sum(chain: Chain) -> bool:
@@ -125,7 +115,7 @@ def _is_sum(chain: Chain) -> bool:
 
 
 def trace(problem: Problem, solver: Demonstrator, rng: random.Random) -> str:
-    """One completion of the impatient solver: its tries, each judged truthfully, and an answer block."""
+    """Return one completion of the impatient solver: its tries, each judged truthfully, and an answer block."""
     lines: list[str] = []
     last: Chain | None = None
     for attempt in draw_tries(problem, solver, rng):
@@ -138,7 +128,7 @@ def trace(problem: Problem, solver: Demonstrator, rng: random.Random) -> str:
 
 
 def close(answer: str, solver: Demonstrator, rng: random.Random) -> str:
-    """The end of a completion: thought closed, answer given; some of the time one tag is wrong."""
+    """Return the end of a completion: thought closed, answer given; sometimes one tag is wrong."""
     good = f"</think>\n<answer>{answer}</answer>"
     if rng.random() >= solver.broken_format:
         return good
@@ -147,7 +137,7 @@ def close(answer: str, solver: Demonstrator, rng: random.Random) -> str:
             f"<answer>{answer}</answer>",  # the thought is never closed
             f"</think>\n{answer}",  # no answer tags
             f"</think>\n<answer>{answer}",  # the answer is never closed
-            f"</think>\n<answer>{answer}</answer>\n<answer>{answer}</answer>",  # said twice
+            f"</think>\n<answer>{answer}</answer>\n<answer>{answer}</answer>",  # two answers
         ]
     )
 

@@ -40,7 +40,7 @@ from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Completion, score, set_advantages
 from mini_r1.training.rollout_engines import Engine, SeedOfRank
 from mini_r1.training.verify_sync import SyncCheck
-from mini_r1.training.watch import Trouble, Watch
+from mini_r1.training.watch import Alert, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class CountdownTrainer(GRPOTrainer):
     finished step, and the resumed run draws the same completions.
 
     Args:
-        attempt: told of rollouts, phases, trouble and saves; holds recipe, run directory and workers.
+        attempt: gets reports of rollouts, phases, trouble and saves; has the recipe, run directory and workers.
         policy: the model, which may carry an adapter, its reference and the tokenizer, which pads on the left.
         engine: samples completions.
         args: TRL's configuration.
@@ -94,7 +94,7 @@ class CountdownTrainer(GRPOTrainer):
             # transformers has divided the loss by the accumulation already, and the engine would do it again.
             self.accelerator.backward = partial(self.accelerator.backward, scale_wrt_gas=False)
         self.control: TrainerControl
-        self.stopped_by: Trouble | None = None
+        self.stopped_by: Alert | None = None
         self.evaluation_due = False
         """Whether a stop abandoned the evaluation of the last finished step: a resume has to begin with it."""
         self._attempt, self._world, self._run = attempt, attempt.world, attempt.run
@@ -299,10 +299,10 @@ class CountdownTrainer(GRPOTrainer):
         if not self.args.fp16:  # the loss scaler finds its scale by infinite norms
             values["grad_norm"] = self._guard.norm if grad_norm is None else float(grad_norm)
         self._window.add(values)
-        troubles = self._watch.check(self.state.global_step, values)
-        if troubles:
-            self._attempt.trouble(self.state.global_step, troubles)
-        self.stopped_by = next((trouble for trouble in troubles if trouble.stop), self.stopped_by)
+        alerts = self._watch.check(self.state.global_step, values)
+        if alerts:
+            self._attempt.trouble(self.state.global_step, alerts)
+        self.stopped_by = next((alert for alert in alerts if alert.stop), self.stopped_by)
         if self.stopped_by is not None:
             self.control.should_training_stop = True
             # DeepSpeed's engine has taken the step already: don't save it over a good checkpoint.

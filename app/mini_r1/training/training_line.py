@@ -1,4 +1,4 @@
-"""The live line of a training run; without a terminal, a plain line for each log."""
+"""The live line of a training run; without a terminal, a plain line for each logged step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 LOSS_NOTE = (
-    "The loss prints as 0.0000 early on and is meant to: its value is beta times the KL, the gradient is real. "
+    "The loss prints as 0.0000 early on, as expected: its value is beta times the KL, the gradient is real. "
     "Watch reward and success."
 )
 SHOWN = (
@@ -18,11 +18,11 @@ SHOWN = (
     ("loss", "loss", ".4f"),
     ("eval_success", "held-out success", ".1%"),
 )
-"""Metric, what it is called on the line, and its format."""
+"""Metric, its label on the line, and its format."""
 
 
 class TrainingLine:
-    """step, reward, success, length, time left."""
+    """Progress of training: step, reward, success, length, time left."""
 
     def __init__(self, console: Console, total: int, start: int) -> None:
         self._console = console
@@ -32,7 +32,7 @@ class TrainingLine:
         self._progress: Progress | None = None
         console.print(LOSS_NOTE, style="dim")
         if console.is_terminal:
-            self._progress = Progress(  # no bar: these columns fill the 80 of a plain terminal
+            self._progress = Progress(  # no bar: the columns fill a terminal of 80
                 TextColumn("step {task.completed}/{task.total}"),
                 TextColumn("{task.fields[status]}"),
                 TimeRemainingColumn(compact=True, elapsed_when_finished=True),
@@ -43,7 +43,7 @@ class TrainingLine:
             self._progress.start()
 
     def begin(self) -> None:
-        """The first step begins: what came before, loading and starting, is no part of a step's time."""
+        """Start the clock: loading is no part of a step's time."""
         self._started = time.monotonic()
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
@@ -63,10 +63,10 @@ class TrainingLine:
         )
 
     def warn(self, sentence: str) -> None:
-        """Show what looks wrong."""
+        """Print a warning."""
         self._console.print(f"warning: {sentence}", style="yellow", markup=False)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._progress is not None:
             self._progress.stop()

@@ -1,7 +1,7 @@
-"""A built-in model's warm start: supervised training on the impatient solver's traces, made once and cached.
+"""A built-in model's warm start: supervised training on an impatient solver's traces, done once and cached.
 
-Simplified: one learning-rate cycle, no evaluation but the gate at the end. The gate is on arithmetic, because GRPO from
-a model that still miscalculates learns the format and loses the arithmetic.
+Simplified: one learning-rate cycle, and one check at the end. The check is on arithmetic, because GRPO from a model
+that still miscalculates learns the format and loses the arithmetic.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,15 +44,15 @@ T = TypeVar("T")
 
 WARMUP = 50
 BETAS = (0.9, 0.98)
-"""Found by trying on the demo: betas (0.9, 0.999) and no warm-up calculated worse after the same time."""
-RECIPE_OF_RECIPES = 2
-"""Raise when the model, the traces or this training change: it is part of the cache's key."""
+"""Chosen on the demo: after the same time, betas (0.9, 0.999) and no warm-up calculated worse."""
+CACHE_VERSION = 2
+"""Part of the cache's key: raise it when the model, the traces or this training change."""
 
 MADE = "warm_start.json"
-"""Written last: a model directory without it is not whole."""
+"""Written last: a model directory without it is incomplete."""
 
 ENCODED_AT_ONCE = 4096
-"""Texts in one call of the tokenizer, which cannot be interrupted: about a tenth of a second."""
+"""Texts in one call of the tokenizer, which can't be interrupted: about a tenth of a second."""
 
 OPERATIONS: dict[str, Callable[[int, int], float]] = {
     "+": operator.add,
@@ -61,12 +61,12 @@ OPERATIONS: dict[str, Callable[[int, int], float]] = {
     "/": lambda left, right: left / right if right else math.nan,
 }
 
-Progressed = Callable[[int, float], None]
+Progress = Callable[[int, float], None]
 """Called with the step and the loss."""
 
 
 def cache_root() -> Path:
-    """Where warm-started models are kept: MINI_R1_CACHE, else the user's cache directory."""
+    """Return the folder of warm-started models: MINI_R1_CACHE, else the user's cache directory."""
     explicit = os.environ.get("MINI_R1_CACHE")
     if explicit:
         return Path(explicit)
@@ -75,42 +75,35 @@ def cache_root() -> Path:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """All that decides the weights of a warm-started model."""
+    """Everything that decides the weights of a warm-started model."""
 
     problems: Sequence[Problem]
-    """Training problems only, so that held-out ones stay unseen."""
+    """Training problems only: held-out ones stay unseen."""
     style: str
     """Prompt style of the recipe."""
     model: BuiltinModel
-    """What is made, and whom it imitates."""
     settings: WarmStartRecipe
 
     def directory(self) -> Path:
-        """Where the model is, or will be, in the cache."""
+        """Return the model's directory in the cache."""
         numbers = json.dumps([[list(p.nums), p.target] for p in self.problems])
-        parts = (RECIPE_OF_RECIPES, self.style, self.model, self.settings, torch.__version__, numbers)
+        parts = (CACHE_VERSION, self.style, self.model, self.settings, torch.__version__, numbers)
         digest = hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()
         return cache_root() / "models" / f"{self.model.name.removeprefix('builtin:')}-{digest[:16]}"
 
     def progress_file(self) -> Path:
-        """Where a stop leaves what was done, and the next start resumes it."""
+        """Return the file that a stopped warm start is saved to, and resumed from."""
         directory = self.directory()
         return directory.with_name(f"{directory.name}.progress.safetensors")
 
 
 def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
-    """The warm start of a recipe with a built-in model.
+    """Return the warm start of a recipe with a built-in model.
 
-    Args:
-        recipe: names the model; where it limits the generated problems' values, the tries keep to that limit.
-        problems: to train on.
-
-    Raises:
-        ValueError: the recipe's model is not a built-in one.
+    If the recipe limits the values of generated problems, the traces keep to that limit.
     """
     model = recipe.built_in
-    if model is None:
-        raise ValueError(f"{recipe.model_name_or_path} is not a built-in model")
+    assert model is not None
     limit = recipe.generator.max_intermediate if recipe.generator else None
     largest = min(limit or model.demonstrator.largest_value, model.demonstrator.largest_value)
     model = replace(model, demonstrator=replace(model.demonstrator, largest_value=largest))
@@ -122,7 +115,7 @@ def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console, st
 
     Raises:
         KitError: as `make`.
-        Stopped: `stop` returned true; what was done is kept, and the next call resumes it.
+        Stopped: `stop` returned true; the progress is saved, and the next call resumes it.
     """
     job = of_recipe(recipe, problems)
     try:
@@ -138,26 +131,26 @@ def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console, st
 
 
 def is_made(directory: Path) -> bool:
-    """Whether the cache holds a finished model there."""
+    """Return whether the cache holds a complete model there."""
     return (directory / MADE).is_file()
 
 
 def making(directory: Path) -> dict[str, Any]:
-    """How a cached model was made: `seconds`, `device`, `arithmetic_accuracy`."""
+    """Return the record of a cached model: `seconds`, `device`, `arithmetic_accuracy`."""
     record: dict[str, Any] = json.loads((directory / MADE).read_text())
     return record
 
 
-def make(job: WarmStart, progress: Progressed, stop: Stop = never) -> None:
-    """Train the model and put it into the cache, whole or not at all.
+def make(job: WarmStart, progress: Progress, stop: Stop = never) -> None:
+    """Train the model and put it into the cache, complete or not at all.
 
     Args:
         job: what to make.
-        progress: called with the step and the loss.
-        stop: asked before each step, and often in between.
+        progress: called after each step.
+        stop: asked before each step and several times in it.
 
     Raises:
-        KitError: the cache cannot be written, or the model came out too weak to start GRPO from.
+        KitError: the cache can't be written, or the model calculates too badly to start GRPO from.
         Stopped: `stop` returned true.
     """
     directory = job.directory()
@@ -175,7 +168,8 @@ def make(job: WarmStart, progress: Progressed, stop: Stop = never) -> None:
         except OSError:  # another process was faster: its model is the same
             if not is_made(directory):
                 raise
-        warm_progress.delete(job.progress_file())
+        with suppress(OSError):
+            job.progress_file().unlink()
     except Exception as error:
         failed = hidden_disk_error(error, scratch)
         if failed is None:
@@ -191,17 +185,16 @@ def _unusable(error: OSError) -> KitError:
     cause = full.message if full else f"{error.filename}: {error.strerror}."
     return KitError(
         f"a model made here cannot be kept in {root}: {cause} Or set MINI_R1_CACHE to a folder that this user can "
-        "write, with room for it.",
+        "write, with enough space.",
         ExitCode.RETRY,
     )
 
 
-def _make_in(folder: Path, job: WarmStart, progress: Progressed, stop: Stop) -> None:
-    """Train the model and write it."""
+def _make_in(folder: Path, job: WarmStart, progress: Progress, stop: Stop) -> None:
     settings = job.settings
     tokenizer = from_scratch.build_tokenizer(job.model)
     model = from_scratch.build_model(tokenizer, settings.seed, job.model).to(device())  # type: ignore[arg-type]
-    training = begin(model, job)
+    training = _begin(model, job)
     warm_progress.load(job.progress_file(), training)
     started = time.perf_counter() - training.seconds
     try:
@@ -209,7 +202,7 @@ def _make_in(folder: Path, job: WarmStart, progress: Progressed, stop: Stop) -> 
         accuracy = arithmetic_accuracy(model, tokenizer, job, stop=stop)
     except Stopped:
         training.seconds = time.perf_counter() - started
-        raise Stopped(_kept(job, training)) from None
+        raise Stopped(_save_progress(job, training)) from None
     if accuracy < settings.min_accuracy:
         raise KitError(
             f"the warm start calculates right in {accuracy:.1%} of its steps, GRPO needs {settings.min_accuracy:.0%}: "
@@ -219,36 +212,35 @@ def _make_in(folder: Path, job: WarmStart, progress: Progressed, stop: Stop) -> 
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():  # else a power cut may leave the last file, and an empty model
+    for path in folder.iterdir():  # or a power cut may leave the last file, and an empty model
         sync_path(path)
     seconds = round(time.perf_counter() - started, 1)
     write_json(folder / MADE, {"seconds": seconds, "device": str(device()), "arithmetic_accuracy": accuracy})
 
 
-def _kept(job: WarmStart, training: Training) -> str:
-    """Keep what a stopped warm start has done, and say so."""
-    at = f"the warm start of {job.model.name} was stopped at step {training.step} of {job.settings.steps}"
+def _save_progress(job: WarmStart, training: Training) -> str:
+    """Save what a stopped warm start has done; return a message."""
+    stopped = f"the warm start of {job.model.name} was stopped at step {training.step} of {job.settings.steps}"
     if not training.step:
-        return f"{at}: run the same command again"
+        return f"{stopped}: run the same command again"
     path = job.progress_file()
     try:
         warm_progress.save(path, training)
     except (OSError, SafetensorError) as error:
-        return f"{at}, and {path} cannot be written ({error}): the same command starts it again"
-    return f"{at}, kept in {path}: the same command resumes it"
+        return f"{stopped}, and {path} cannot be written ({error}): the same command starts it again"
+    return f"{stopped}, kept in {path}: the same command resumes it"
 
 
-def begin(model: Any, job: WarmStart) -> Training:
-    """Return a training of the model before its first step."""
+def _begin(model: Any, job: WarmStart) -> Training:
     imitation = job.model.imitation
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if imitation.matrix_learning_rate else []
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     adamw = torch.optim.AdamW(others, lr=imitation.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
-    return Training(model, matrices, others, adamw, Muon(matrices), random.Random(job.settings.seed))
+    return Training(model, others, adamw, Muon(matrices), random.Random(job.settings.seed))
 
 
 def train(
-    training: Training, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progressed, stop: Stop = never
+    training: Training, tokenizer: PreTrainedTokenizerFast, job: WarmStart, progress: Progress, stop: Stop = never
 ) -> None:
     """Train on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0.
 
@@ -258,26 +250,24 @@ def train(
     steps, imitation = job.settings.steps, job.model.imitation
     if training.step == steps:  # stopped while its arithmetic was measured
         return
-    model, adamw, where = training.model, training.adamw, device()
+    model, adamw, on = training.model, training.adamw, device()
     pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
     rows = encode(tokenizer, pairs, job.style, stop)
     pad = tokenizer.pad_token_id
     model.train()
-    for step in range(training.step, steps):
-        if stop():
-            raise Stopped
+    for step in _until(stop, range(training.step, steps)):
         if not training.batches:
             training.batches = batches_of_like_length([len(ids) for ids, _ in rows], imitation.batch, training.rng)
         batch = [rows[i] for i in training.batches[-1]]
         longest = max(len(ids) for ids, _ in batch)
-        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]).to(where)
+        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]).to(on)
         # Prompt and padding are read, not learned.
-        learned = torch.tensor([[n <= i < len(ids) for i in range(1, longest)] for ids, n in batch]).to(where)
+        learned = torch.tensor([[n <= i < len(ids) for i in range(1, longest)] for ids, n in batch]).to(on)
         model.zero_grad()
         with _stopped_at_layers(model, stop):
-            with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
+            with torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda"):
                 hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-                logits = model.lm_head(hidden[learned])  # of the prompt and the padding none are needed
+                logits = model.lm_head(hidden[learned])
                 loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
             loss.backward()
         share = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
@@ -290,21 +280,29 @@ def train(
         progress(step + 1, loss.item())
 
 
+def _until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
+    """Yield the items; raise Stopped when `stop`, asked before each, returns true."""
+    for item in items:
+        if stop():
+            raise Stopped
+        yield item
+
+
 @contextmanager
 def _stopped_at_layers(model: Any, stop: Stop) -> Iterator[None]:
-    """Ask whether to stop at each layer, forward and backward: on a CPU a large model's step takes minutes.
+    """Ask `stop` at each layer, forward and backward: on a CPU a large model's step takes minutes.
 
     Raises:
         Stopped: `stop` returned true; the weights are as before.
     """
 
-    def look(*given: object) -> None:
+    def check(*given: object) -> None:
         if stop():
             raise Stopped
 
     def passed(layer: Any, given: Any, output: Any) -> None:
-        look()
-        output[0].register_hook(look)
+        check()
+        output[0].register_hook(check)
 
     hooks = [layer.register_forward_hook(passed) for layer in model.model.layers]
     try:
@@ -315,7 +313,7 @@ def _stopped_at_layers(model: Any, stop: Stop) -> Iterator[None]:
 
 
 def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
-    """One epoch's batches of `size` row indices, in random order.
+    """Return one epoch's batches of `size` row indices, in random order.
 
     Rows are sorted by length within pools of 32 batches: padding every batch to the longest trace of all would take
     three times as long.
@@ -334,43 +332,31 @@ def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random
 def encode(
     tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Problem, str]], style: str, stop: Stop = never
 ) -> list[tuple[list[int], int]]:
-    """Return, of each pair, the token ids of prompt, completion and end token, and how many of them are the prompt's.
+    """Return for each pair the token ids of prompt, completion and end token, and the number of the prompt's.
 
     Raises:
         Stopped: `stop`, asked for each pair and every ENCODED_AT_ONCE texts, returned true.
     """
-    drawn = []
-    for pair in pairs:
-        if stop():
-            raise Stopped
-        drawn.append(pair)
+
+    def parts(items: list[T]) -> Iterator[list[T]]:
+        return _until(stop, (items[i : i + ENCODED_AT_ONCE] for i in range(0, len(items), ENCODED_AT_ONCE)))
+
+    drawn = list(_until(stop, pairs))
     distinct = list({problem: None for problem, _ in drawn})  # a problem's prompt is encoded once for all its traces
     prompts: dict[Problem, list[int]] = {}
-    for some in _parts(distinct, stop):
+    for some in parts(distinct):
         prompts |= zip(some, token_ids(tokenizer, render(tokenizer, some, style)), strict=True)
     return [
         (prompts[problem] + ids + [tokenizer.eos_token_id], len(prompts[problem]))
-        for some in _parts(drawn, stop)
+        for some in parts(drawn)
         for (problem, _), ids in zip(some, token_ids(tokenizer, [text for _, text in some]), strict=True)
     ]
-
-
-def _parts(items: Sequence[T], stop: Stop) -> Iterator[Sequence[T]]:
-    """The items in parts of ENCODED_AT_ONCE.
-
-    Raises:
-        Stopped: `stop` returned true before a part.
-    """
-    for start in range(0, len(items), ENCODED_AT_ONCE):
-        if stop():
-            raise Stopped
-        yield items[start : start + ENCODED_AT_ONCE]
 
 
 def arithmetic_accuracy(
     model: Any, tokenizer: PreTrainedTokenizerFast, job: WarmStart, rows: int = 256, stop: Stop = never
 ) -> float:
-    """Share of the calculation steps in sampled completions (`8 + 2 = 10`) that are right, over `rows` samples."""
+    """Return the share of right calculation steps (`8 + 2 = 10`) in `rows` sampled completions."""
     seed = job.settings.seed
     chosen = random.Random(seed).choices(job.problems, k=rows)
     completions = sample(
@@ -382,16 +368,12 @@ def arithmetic_accuracy(
         seed=seed,
         stop=stop,
     )
-    right = total = 0
-    for text in completion_texts(tokenizer, completions):
-        for verdict in step_verdicts(text):
-            right += verdict
-            total += 1
-    return right / total if total else 0.0
+    verdicts = [right for text in completion_texts(tokenizer, completions) for right in step_verdicts(text)]
+    return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
 
 def step_verdicts(text: str) -> list[bool]:
-    """Whether each `value op number = value` in the working of a completion is right.
+    """Return for each `value op number = value` in the working of a completion whether it is right.
 
     A working line is a chain, `8 + 2 = 10 - 3 = 7`, in which every value is the left operand of what follows.
     """
@@ -400,9 +382,7 @@ def step_verdicts(text: str) -> list[bool]:
         words = line.split(" (")[0].split()
         for i in range(0, len(words) - 4, 4):
             left, op, number, equals, value = words[i : i + 5]
-            if not (left.isdecimal() and number.isdecimal() and value.isdecimal() and equals == "="):
-                break
-            if op not in OPERATIONS:
+            if op not in OPERATIONS or equals != "=" or not all(map(str.isdecimal, (left, number, value))):
                 break
             verdicts.append(OPERATIONS[op](int(left), int(number)) == int(value))
     return verdicts
