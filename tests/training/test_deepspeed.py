@@ -24,7 +24,7 @@ from mini_r1.run.files import write_json
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
-from mini_r1.training import deepspeed_patches, logprobs, rollout_engines
+from mini_r1.training import arguments, logprobs, rollout_engines
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Completion, score
@@ -126,7 +126,7 @@ def built(
 def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> None:
     """Take one SGD step at learning rate 1; write the gradient's norm and the gradient, which is what it took off."""
     if stage:
-        deepspeed_patches.prepare(on_cpu=True)
+        arguments.prepare_deepspeed(on_cpu=True)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
     # A few tokens a chunk: the backward pass then calculates logits again, with weights that ZeRO-3 has let go of.
     logprobs.CHUNK_BYTES = 7 * 4 * len(before["lm_head.weight"])
@@ -193,11 +193,11 @@ def gather_large_and_small(mended: bool, folder: Path) -> None:
     """Gather a large weight and many small ones, and count the times that one is read before it has arrived."""
     import deepspeed
 
-    waiting = deepspeed_patches.wait_for_every_gather
+    waiting = arguments.wait_for_every_gather
     if not mended:
-        deepspeed_patches.wait_for_every_gather = lambda: None
-    deepspeed_patches.prepare(on_cpu=True)
-    deepspeed_patches.wait_for_every_gather = waiting
+        arguments.wait_for_every_gather = lambda: None
+    arguments.prepare_deepspeed(on_cpu=True)
+    arguments.wait_for_every_gather = waiting
     World(60)
     deepspeed.init_distributed("gloo")
     ds_config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
@@ -232,7 +232,7 @@ def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits
 
 def two_steps(stage: int, policy: Path, folder: Path) -> None:
     """Train to step 2 and save at each step, from the newest checkpoint in `folder` if there is one."""
-    deepspeed_patches.prepare(on_cpu=True)
+    arguments.prepare_deepspeed(on_cpu=True)
     run = RunDir(folder)
     newest = run.complete_checkpoints()[:1]
     # Adam, so that there is something in the optimizer's shards.

@@ -13,7 +13,7 @@ from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import write_json
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import prepare, warm_start
-from mini_r1.training.base_model import starting_point
+from mini_r1.training.prepare import starting_point
 
 DEMO = """\
 model_name_or_path: builtin:demo

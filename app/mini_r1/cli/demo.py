@@ -78,7 +78,7 @@ def demo(
     console = progress_console()
     with needs_extra("train", console=console):
         from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
-        from mini_r1.training.base_model import starting_point
+        from mini_r1.training.prepare import starting_point
         from mini_r1.training.train import train as run_training
         from mini_r1.training.warm_start import making
 

@@ -1,10 +1,8 @@
 """LoRA and QLoRA: a small adapter is trained on a frozen model.
 
 The reference policy then costs no memory: it is the same model with the adapter disabled. A new adapter's output is
-zero, so the first policy equals the reference.
-
-`lora_dropout` above 0 acts in the loss and not in the sampling: log-probabilities differ a little from those that the
-completions were drawn with, and the KL has noise. TRL's default of 0.05 is kept; 0 is exact.
+zero, so the first policy equals the reference. `lora_dropout` above 0 acts in the loss and not in the sampling, which
+adds noise to the KL; TRL's default of 0.05 is kept, 0 is exact.
 
 TRL 0.14.0's `get_peft_config` and `get_quantization_config` are not used: a list of one target module becomes a regular
 expression for the full module name, which matches none, and with `torch_dtype` unset 4-bit weights are multiplied in
@@ -36,10 +34,7 @@ def quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
     """Return how `load_model` stores the frozen weights; None leaves them as they are.
 
     4-bit weights are multiplied in `torch_dtype`; if that is null or auto in 16 bits, as in the QLoRA paper
-    (arXiv:2305.14314, section 3).
-
-    Raises:
-        KitError: there is no GPU or no bitsandbytes.
+    (arXiv:2305.14314, section 3). Raises KitError without a GPU or bitsandbytes.
     """
     if not (recipe.load_in_4bit or recipe.load_in_8bit):
         return None
@@ -70,10 +65,6 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
     The adapter's weights are float32 on a 16-bit model too (peft's default): added to a weight of 0.01, an update of
     1e-6 is lost in bfloat16. They are drawn from the recipe's seed. The adapter's configuration names the base model by
     hub id and commit, or by absolute path, so that a snapshot finds it.
-
-    Args:
-        model: from `load_model`; changed in place.
-        recipe: `use_peft`, the `lora_` keys, `gradient_checkpointing` and `seed` are read.
 
     Raises:
         KitError: the model is an adapter already, or has no module of a name in `lora_target_modules`.
@@ -110,11 +101,7 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
 
 
 def _target_modules(model: Any, names: list[str] | None) -> list[str] | str | None:
-    """Return the modules that peft adapts; peft ignores an unknown name if another one is known.
-
-    Raises:
-        KitError: a name is unknown; lists the known ones.
-    """
+    """Return the modules that peft adapts. An unknown name is an error: peft ignores it if another one is known."""
     if names == [ALL_LINEAR]:
         return ALL_LINEAR
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)]

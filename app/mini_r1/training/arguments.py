@@ -1,11 +1,13 @@
-"""A recipe as TRL's configuration object."""
+"""A recipe as TRL's configuration object, and DeepSpeed made ready for it."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 from trl import GRPOConfig
 
@@ -13,7 +15,6 @@ from mini_r1.errors import KitError
 from mini_r1.generation.model import device
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
-from mini_r1.training import deepspeed_patches
 from mini_r1.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,6 @@ def grpo_config(
 ) -> GRPOConfig:
     """Return TRL's configuration of a run; with DeepSpeed, models are loaded sharded after this call.
 
-    Args:
-        recipe: what to train.
-        run_path: the run directory.
-        schedule: steps and accumulation of the whole run.
-        evaluate_first: whether an evaluation comes before the first step of this attempt.
-        deepspeed: how to shard.
-
     Raises:
         KitError: this machine or installation can't do what the recipe asks for.
     """
@@ -53,7 +47,7 @@ def grpo_config(
     values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
     cpu = device().type == "cpu"
     if deepspeed is not None:
-        deepspeed_patches.prepare(on_cpu=cpu)
+        prepare_deepspeed(on_cpu=cpu)
     if cpu and recipe.fp16:
         raise KitError("fp16 needs a GPU: set fp16: false (bf16: true works on a CPU)")
     if cpu and recipe.tf32:
@@ -85,11 +79,7 @@ def grpo_config(
 
 
 def reporters(recipe: Recipe) -> list[str]:
-    """Return the integrations that report besides TensorBoard, which the kit always writes: see `curves.Curves`.
-
-    Raises:
-        KitError: one that the recipe names is not installed.
-    """
+    """Return the integrations that report besides TensorBoard, which the kit always writes: see `curves.Curves`."""
     from transformers.integrations import get_available_reporting_integrations
 
     installed = get_available_reporting_integrations()
@@ -100,3 +90,44 @@ def reporters(recipe: Recipe) -> list[str]:
     if missing:
         raise KitError(f"report_to: {', '.join(missing)} is not installed: install it, or remove it from the list")
     return sorted({name for name in wanted if name not in ("none", "all", "tensorboard")})
+
+
+def prepare_deepspeed(*, on_cpu: bool) -> None:
+    """Prepare a process before its first DeepSpeed configuration; DeepSpeed's messages go to the rank's log.
+
+    On a CPU, over gloo, DeepSpeed would compile an all-reduce at the first step and count NUMA nodes with numactl:
+    neither a compiler nor numactl has to be installed.
+    """
+    import deepspeed  # late: it is installed on Linux only, and slow to import
+
+    for handler in list(deepspeed.utils.logger.handlers):  # to the standard output
+        deepspeed.utils.logger.removeHandler(handler)
+    deepspeed.utils.logger.propagate = True
+    if not on_cpu:
+        return
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    wait_for_every_gather()
+
+
+def wait_for_every_gather() -> None:
+    """Make each all-gather of DeepSpeed finish before its call returns; for ranks on the CPU.
+
+    To gather several parameters DeepSpeed 0.15.4 starts one all-gather for each and waits for the last one only
+    (`Init._allgather_params_coalesced`): NCCL finishes them in order, gloo's thread pool in any. What had not arrived
+    was saved as it was in memory, and written back into the weights.
+    """
+    from deepspeed import comm
+
+    if getattr(comm.all_gather_into_tensor, "waits", False):
+        return
+    gather = comm.all_gather_into_tensor
+
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        handle = gather(*args, **kwargs)
+        if handle is not None:  # None if it was synchronous
+            handle.wait()
+        return handle
+
+    gathered.waits = True  # type: ignore[attr-defined]
+    comm.all_gather_into_tensor = gathered

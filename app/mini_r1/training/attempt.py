@@ -77,13 +77,7 @@ class Attempt(TrainerCallback):
 
     The trainer reports to it: `rollout`, `phase`, `trouble`, `saved`. As a transformers callback it decides after each
     step whether to save, to evaluate and to stop. At the end one of `ended`, `interrupted`, `failed` records how.
-
-    Args:
-        context: this worker.
-        inputs: data and model.
-        resume: the checkpoint to resume from.
-        folder: the attempt's directory.
-        stack: closes the attempt's files.
+    `stack` closes the attempt's files.
     """
 
     def __init__(
@@ -199,11 +193,7 @@ class Attempt(TrainerCallback):
     # --- the end; every rank has to call the same method ---
 
     def ended(self, step: int, alert: Alert | None, *, evaluation_due: bool) -> Outcome:
-        """Record a run that reached its last step, or stopped before it.
-
-        Raises:
-            KitError: the run stopped because of what its recipe watches for, or its end can't be recorded.
-        """
+        """Record a run that reached its last step or stopped before it; raise KitError if the watch stopped it."""
         if alert is not None:
             self._record_end("failed", step, ExitCode.FAILED, alert.sentence)
             raise KitError(
@@ -236,11 +226,7 @@ class Attempt(TrainerCallback):
         self.world.from_main(record)
 
     def failed(self, error: BaseException) -> None:
-        """Record how the run failed; ranks need not agree on it.
-
-        Raises:
-            KitError: the disk failed; retryable.
-        """
+        """Record how the run failed; ranks need not agree on it. Raise KitError if the disk failed."""
         described = disk_error(error, self.run.path, next_start(self.run)) if isinstance(error, OSError) else None
         logger.exception("training failed")
         failure = described or error

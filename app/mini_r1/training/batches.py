@@ -24,7 +24,7 @@ def micro_batches(
     drop_equal_groups: bool = False,
     counted: float | None = None,
 ) -> list[Batch]:
-    """Cut a rank's completions into `count` micro-batches, similar lengths together.
+    """Cut a rank's completions, at least one, into `count` micro-batches, similar lengths together.
 
     The loss of a step is a mean over completions of a mean over tokens, so the batch of a completion does not change
     the step's gradient, and short completions are not padded to the longest one. Every rank needs the same number of
@@ -32,10 +32,6 @@ def micro_batches(
     micro-batch holds one completion of weight 0.
 
     Args:
-        completions: at least one.
-        count: micro-batches of an optimizer step, the accumulation.
-        pad_token_id: fills the padding; never attended to.
-        device: of the tensors.
         drop_equal_groups: leave out the completions of groups whose rewards are all equal.
         counted: completions of the step that are not left out, mean over the ranks; None: this rank's.
     """

@@ -50,14 +50,7 @@ def save_snapshot(
 
     The snapshot of a model with an adapter is the adapter alone, which names its base. Weights are converted one by
     one into the host's memory: 2 bytes a parameter, none if they are there in 16 bits already; on a GPU it takes the
-    largest one once more.
-
-    Args:
-        model: not wrapped.
-        tokenizer: saved with the weights.
-        run: the run directory.
-        step: the optimizer step just done.
-        state: the weights, if the model holds only a shard of them.
+    largest one once more. `state` has the weights if the model, which is not wrapped, holds only a shard of them.
     """
     scratch = run.snapshots / f".step-{step}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -84,10 +77,7 @@ def save_snapshot(
 
 
 def written_by(name: str, world_size: int) -> int:
-    """Return the rank that wrote a file of a checkpoint.
-
-    On a network filesystem only the writer's fsync counts, so every rank hashes its own files.
-    """
+    """Return the rank that wrote a file of a checkpoint: on a network filesystem only its fsync counts."""
     match = _OF_A_RANK.search(name)
     rank = int(match[1] or match[2]) if match else 0
     return rank if rank < world_size else 0
@@ -98,9 +88,6 @@ def seal_together(folder: Path, run: RunDir, step: int, world: World, facts: dic
 
     Args:
         folder: what transformers has written; becomes `checkpoints/step-N`.
-        run: the run directory.
-        step: the optimizer step just done.
-        world: this process among the workers.
         facts: for the manifest, besides `world_size`.
     """
     world.wait()
@@ -131,7 +118,7 @@ def check_space(run: RunDir, needed: int) -> None:
     """Check the disk before a save writes its first byte. A quota is not seen here: it fails the write.
 
     Raises:
-        KitError: the disk has less than `needed` bytes left, or the run directory is gone; retryable.
+        KitError: less than `needed` bytes are left, or the run directory is gone; retryable.
     """
     with disk_errors(run.path, lambda: next_start(run)):
         run.require_id()
@@ -195,7 +182,7 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_st
     """Return the newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are reported.
 
     No other checkpoint is read: it holds pickles (optimizer and random states), and only the manifest of this run shows
-    that the run wrote them. A skipped one is renamed, see `RunDir.set_aside`.
+    that the run wrote them.
 
     Raises:
         KitError: its state is sharded in another way than the workers' now, or run.json is missing or damaged.

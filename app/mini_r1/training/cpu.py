@@ -16,10 +16,9 @@ KEPT_BYTES = 1 << 30
 
 
 def prepare(small_model: bool) -> None:
-    """Tune this process for training on a CPU.
+    """Tune this process for training on a CPU; a small model gets few threads, unless OMP_NUM_THREADS is set.
 
-    A small model gets at most SMALL_MODEL_THREADS threads, unless OMP_NUM_THREADS is set. The number does not depend on
-    the load: two runs on one machine must agree to the last digit.
+    Their number does not depend on the load: two runs on one machine must agree to the last digit.
     """
     if small_model and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(SMALL_MODEL_THREADS, usable_cores()))

@@ -67,11 +67,8 @@ class EventFile:
 class Curves(TensorBoardCallback):
     """Writes TensorBoard events, for rank 0.
 
-    Args:
-        run: the run directory.
-        start: the step that this attempt resumes after. It lets TensorBoard hide later steps of earlier attempts;
-            without it, as in transformers, a resumed curve runs back and forth.
-        steps: of the whole run.
+    Resuming after step `start` hides later steps of earlier attempts; without that, as in transformers, a resumed curve
+    runs back and forth.
     """
 
     def __init__(self, run: RunDir, start: int, steps: int) -> None:

@@ -14,11 +14,7 @@ INSTALL = "install the lock: make install, or use the image"
 
 
 def check_gpus(indices: Iterable[int] | None = None) -> Finding:
-    """Return whether torch sees every GPU in CUDA_VISIBLE_DEVICES and calculates correctly on them.
-
-    Args:
-        indices: those to calculate on, as torch numbers them; None is all.
-    """
+    """Return whether torch sees every GPU in CUDA_VISIBLE_DEVICES and calculates correctly on those of `indices`."""
     version = f"torch {torch.__version__}"
     given = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
     on_cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu"
@@ -36,18 +32,13 @@ def check_gpus(indices: Iterable[int] | None = None) -> Finding:
 
 
 def refuse_broken_gpu() -> None:
-    """Check this worker's own GPU, the one that LOCAL_RANK names.
-
-    Raises:
-        KitError: it cannot be used: 150 where the node is at fault, 78 where the installation is.
-    """
+    """Check the GPU that LOCAL_RANK names; raise KitError: 150 if the node is the cause, 78 if the installation is."""
     found = check_gpus([int(os.environ.get("LOCAL_RANK", "0"))])
     if found.status == "fail":
         raise as_error([found])
 
 
 def _calculate(index: int) -> Finding:
-    """Multiply on a GPU: it fails where the driver lists a GPU that cannot be used, or torch has no code for it."""
     name = torch.cuda.get_device_name(index)
     try:
         ones = torch.ones(16, 16, device=f"cuda:{index}")

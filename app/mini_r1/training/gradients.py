@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 class GradientGuard(TrainerCallback):
     """Skips an optimizer step whose gradient holds NaN or infinity: one such step would spoil every weight.
 
-    Not under float16, where the loss scaler does that, and not under DeepSpeed, whose engine owns the gradients.
+    Not under float16 (the loss scaler does that) or DeepSpeed (its engine owns the gradients).
     """
 
     def __init__(self) -> None:

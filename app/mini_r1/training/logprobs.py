@@ -34,11 +34,9 @@ def completion_logps(
     The attention mask hides the left padding, and positions start at each prompt's first real token, as in the rollout.
 
     Args:
-        model: the (wrapped) causal language model.
-        head: its output layer, whose result is the logits (see `plain_head`); None calculates them all at once.
+        head: the model's output layer if its result is the logits, see `plain_head`; None calculates them all at once.
         vocabulary: the logits' last dimension, V.
         inputs: `input_ids` and `attention_mask` (B, P + C), `completion_mask` (B, C).
-        temperature: of the sampling, above 0.
 
     Returns:
         (B, C) in float32; 0 where completion_mask is 0.
@@ -79,7 +77,6 @@ def plain_head(model: Any, output_layer: torch.nn.Module | None, inputs: dict[st
 
 @contextmanager
 def _replaced_forward(module: torch.nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Make the module call `forward(hidden, original)`."""
     original = module.forward
     own = "forward" in vars(module)  # accelerate and DeepSpeed may have set one
     module.forward = lambda hidden: forward(hidden, original)

@@ -18,11 +18,7 @@ WINDOW_FILE = "window.json"
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return means over completions, under TRL's names where it has one.
-
-    Args:
-        records: rows of completions.jsonl (`rollout.Completion.record`), at least one.
-    """
+    """Return means over rows of completions.jsonl, at least one, under TRL's names where it has one."""
     figures = {
         "reward": _mean(r["reward"] for r in records),
         "success": _mean(r["rewards"]["equation"] for r in records),
@@ -53,7 +49,6 @@ class Window:
         self._values: dict[str, list[float]] = {}
 
     def add(self, values: dict[str, float]) -> None:
-        """Add the metrics of one step."""
         for name, value in values.items():
             self._values.setdefault(name, []).append(value)
 

@@ -20,12 +20,6 @@ class Phases:
     """The phases of one start of the program, as `with Phases(...) as phases`.
 
     If the block fails before the attempt has begun, state.json is restored: a refused start changes nothing.
-
-    Args:
-        recipe: hang_timeout_s is read.
-        run: the run directory, claimed.
-        world: this process among the workers.
-        supervisor: gets every phase of every rank.
     """
 
     def __init__(self, recipe: Recipe, run: RunDir, world: World, supervisor: Supervisor) -> None:
@@ -40,10 +34,8 @@ class Phases:
     def begin(self, name: str, step: int | None = None, attempt: int | None = None) -> None:
         """Report that a phase begins.
 
-        Args:
-            name: of the phase.
-            step: the last finished step; None before it is known where the run resumes.
-            attempt: number of the attempt, None before it begins. From its first phase on it records its own end.
+        `step` is the last finished one, None before it is known where the run resumes. `attempt` is None before the
+        attempt begins; from its first phase on it records its own end.
         """
         self._attempt = attempt
         self._supervisor.beat(name, step or 0, attempt)

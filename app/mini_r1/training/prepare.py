@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -25,8 +26,11 @@ from mini_r1.generation.model import (
 )
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
+from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training import adapters, cpu, schedule, warm_start
 from mini_r1.training.supervised import Supervisor
@@ -41,9 +45,7 @@ def load_task_data(
     """Return the recipe's problems, split; the same on every rank and at every start.
 
     Args:
-        recipe: what to train.
         commit: of a hub data set that a run began with: its branch may have moved since.
-        console: for the progress of generated problems; None shows none.
         stop: asked for each generated problem.
 
     Raises:
@@ -74,11 +76,7 @@ def load_task_data(
 
 
 def model_source(recipe: Recipe, data: task.TaskData, console: Console, stop: Stop = never) -> str:
-    """Return the model's directory or hub id; a built-in model is warm-started now if it is not in the cache.
-
-    Raises:
-        Stopped: `stop` returned true in a warm start.
-    """
+    """Return the model's directory or hub id; a built-in model is warm-started now if it is not in the cache."""
     if recipe.built_in is None:
         return recipe.model_name_or_path
     return str(warm_start.for_recipe(recipe, data.train, console, stop))
@@ -125,15 +123,8 @@ def find_model(
 ) -> Origin:
     """Make a built-in model if need be, check the model's configuration, and load the tokenizer.
 
-    Args:
-        recipe: names model and tokenizer.
-        data: for a built-in model's warm start.
-        console: for its progress.
-        commit: as in `load_task_data`.
-        stop: asked in a warm start.
-
     Raises:
-        Stopped: `stop` returned true.
+        Stopped: `stop` returned true in a warm start.
         KitError: model or tokenizer can't be loaded, or the model does not fit the recipe.
     """
     source = model_source(recipe, data, console, stop)
@@ -145,11 +136,7 @@ def find_model(
 
 
 def load_policy(recipe: Recipe, origin: Origin) -> Policy:
-    """Load the recipe's model and its reference.
-
-    Raises:
-        KitError: they can't be loaded, or do not fit the tokenizer or the recipe.
-    """
+    """Load the recipe's model and its reference; raise KitError if they don't fit the tokenizer or the recipe."""
     quantization = adapters.quantization(recipe)
     model = load_model(
         origin.source, origin.revision, recipe.torch_dtype, recipe.attn_implementation, quantization
@@ -160,14 +147,37 @@ def load_policy(recipe: Recipe, origin: Origin) -> Policy:
     return Policy(model, reference, origin.tokenizer, origin.source, getattr(model.config, "_commit_hash", None))
 
 
+def starting_point(run: RunDir) -> StartingPoint:
+    """Return the model of a run before its first step; loading it may need the hub.
+
+    A built-in model is taken from the cache only: made again on another machine it would have other weights.
+    """
+    recipe = load_recipe(run.recipe_file)
+    name = recipe.model_name_or_path
+    if recipe.built_in is None:
+        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+            return StartingPoint(None, None, f"the run's model {name} is not there any more")
+        revision = None if Path(name).is_dir() else run.model_commit() or recipe.model_revision
+        return StartingPoint(name, revision, f"the run's model {name}")
+    try:
+        data = load_task_data(recipe)
+        directory = warm_start.of_recipe(recipe, data.train).directory()
+        made = warm_start.is_made(directory)
+    except (KitError, OSError) as error:
+        return StartingPoint(None, None, f"the warm start of {name} cannot be found: {error}")
+    if made:
+        return StartingPoint(str(directory), None, f"the warm start of {name}, out of the cache")
+    root = warm_start.cache_root()
+    return StartingPoint(None, None, f"the warm start of {name} is not in the cache {root} (MINI_R1_CACHE) any more")
+
+
 def prompts(
     recipe: Recipe, problems: Sequence[task.Problem], tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]]:
     """Return a row of `prompt` (rendered text), `nums` and `target` for each problem.
 
-    Raises:
-        KitError: a prompt is longer than max_prompt_length. It is not cut, because a cut prompt loses the numbers'
-            context and the policy would be trained on another prompt than it answered.
+    A prompt longer than max_prompt_length raises KitError. It is not cut, because a cut prompt loses the numbers'
+    context and the policy would be trained on another prompt than it answered.
     """
     texts = render(tokenizer, problems, recipe.prompt_style)
     lengths = [len(ids) for ids in token_ids(tokenizer, texts)] if texts else []
@@ -191,11 +201,7 @@ def ordered_dataset(
 
 
 def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
-    """Return the rows that are measured during training; none if the recipe wants none.
-
-    Raises:
-        KitError: it wants some, and no row is held out.
-    """
+    """Return the rows that are measured during training; raise KitError if there are none to measure."""
     if recipe.eval_every is None:
         return []
     if not data.held_out:
@@ -207,16 +213,9 @@ def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedToke
 
 
 def refuse_unsolvable(data: task.TaskData, console: Console | None = None, stop: Stop = never) -> None:
-    """Refuse data without solutions: no reward is possible there.
+    """Raise KitError for data without solutions: no reward is possible there.
 
-    Args:
-        data: problems to train on.
-        console: for progress, and for a warning if the search takes too long; None shows neither.
-        stop: asked for each problem.
-
-    Raises:
-        KitError: none of the first problems has a solution.
-        Stopped: `stop` returned true.
+    `stop` is asked for each problem; the console gets a warning if the search takes too long.
     """
     checked, unknown = data.train[:UNSOLVABLE_ROWS], 0
     console = console or Console(quiet=True)
@@ -247,11 +246,7 @@ def refuse_unsolvable(data: task.TaskData, console: Console | None = None, stop:
 
 
 def refuse_unlaunched(recipe: Recipe, deepspeed: DeepSpeedFile | None) -> None:
-    """Refuse a worker that needs the launcher and was not started by it.
-
-    Raises:
-        KitError: this process sees several GPUs, or the recipe uses vLLM or DeepSpeed.
-    """
+    """Raise KitError if this process needs the launcher (several GPUs, vLLM, DeepSpeed) and was not started by it."""
     if recipe.use_vllm and not Supervisor.from_environment():
         raise KitError(
             "use_vllm: true needs a device of its own, which `mini-r1 launch` gives it: use that in place of "

@@ -47,11 +47,7 @@ def commits(run: RunDir) -> tuple[str | None, str | None]:
 
 
 def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
-    """Refuse to resume a run with a checkpoint on other data.
-
-    Raises:
-        KitError: the data has changed.
-    """
+    """Raise KitError if a run with a checkpoint would be resumed on other data."""
     before = run.read_record().get("data")
     if before and run.has_checkpoint() and before != json.loads(json.dumps(data.provenance)):
         raise KitError(f"the data of {run.path} has changed since the run began: then {before}, now {data.provenance}")
@@ -127,7 +123,6 @@ class LogFile(logging.FileHandler):
             super().handleError(record)
 
     def close(self) -> None:
-        """Close the file; the last error must not replace the one that ended the run."""
         with suppress(OSError):
             super().close()
 

@@ -63,15 +63,10 @@ class GroupStatistics(NamedTuple):
 
 
 def score(completions: Sequence[Completion], weights: Mapping[str, float], stop: Stop = never) -> None:
-    """Fill in verdicts and rewards.
-
-    Args:
-        completions: changed in place.
-        weights: weight of each reward in the sum, by its name in the task's registry.
-        stop: asked before each completion.
+    """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, by its name in the task.
 
     Raises:
-        Stopped: `stop` returned true.
+        Stopped: `stop`, asked before each completion, returned true.
     """
     for c in completions:
         if stop():
@@ -85,12 +80,8 @@ def score(completions: Sequence[Completion], weights: Mapping[str, float], stop:
 def set_advantages(completions: Sequence[Completion], num_generations: int, *, scale: bool = True) -> GroupStatistics:
     """Fill in advantages: the reward minus its group's mean, over the group's standard deviation.
 
-    DeepSeekMath, arXiv:2402.03300, section 4.1.2.
-
-    Args:
-        completions: scored, the `num_generations` of each prompt next to one another.
-        num_generations: completions in a group, G.
-        scale: divide by the standard deviation; without it small differences count little (Dr. GRPO, arXiv:2503.20783).
+    DeepSeekMath, arXiv:2402.03300, section 4.1.2; without `scale` small differences count little (Dr. GRPO,
+    arXiv:2503.20783). The `num_generations` completions of each prompt are next to one another.
     """
     groups = torch.tensor([c.reward for c in completions]).view(-1, num_generations)
     std = groups.std(dim=1, keepdim=True)

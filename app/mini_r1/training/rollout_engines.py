@@ -20,6 +20,8 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.training.prepare import Policy
 from mini_r1.training.world import World
 
+Prompts = Sequence[Sequence[int]]
+"""Token ids of each prompt."""
 SeedOfRank = Callable[[int], int]
 """Returns the seed that a rank samples with; an engine that samples for all ranks uses rank 0's."""
 VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
@@ -41,16 +43,11 @@ class Engine(Protocol):
     separate: bool
     """Whether it has its own copy of the weights, which `load` updates."""
 
-    def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
+    def load(self, wrapped: Any, accelerator: Accelerator) -> None:
         """Take over the policy's weights."""
 
     def sample(
-        self,
-        model_wrapped: Any,
-        accelerator: Accelerator,
-        prompts: Sequence[Sequence[int]],
-        config: SamplingConfig,
-        seed: SeedOfRank,
+        self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank
     ) -> list[Sampled]:
         """Return completions of this rank's prompts, the generations of one prompt next to one another.
 
@@ -63,13 +60,7 @@ class Engine(Protocol):
 def start_engine(recipe: Recipe, policy: Policy, world: World, log: Path, stack: ExitStack, stop: Stop) -> Engine:
     """Return the recipe's engine; every rank has to call it.
 
-    Args:
-        recipe: `use_vllm` and the engine's settings are read.
-        policy: the model that is trained.
-        world: this process among the workers.
-        log: for vLLM's own messages.
-        stack: ends vLLM's process, a child of rank 0, when it is closed.
-        stop: asked while vLLM starts, and in every rollout.
+    `stack` ends vLLM's process, a child of rank 0, when it is closed; `log` is for its messages.
 
     Raises:
         KitError: vLLM does not start.
@@ -107,16 +98,11 @@ class PolicyEngine:
         self._pad_token_id = pad_token_id
         self._stop = stop
 
-    def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
+    def load(self, wrapped: Any, accelerator: Accelerator) -> None:
         """Do nothing: it samples from the weights that are trained."""
 
     def sample(
-        self,
-        model_wrapped: Any,
-        accelerator: Accelerator,
-        prompts: Sequence[Sequence[int]],
-        config: SamplingConfig,
-        seed: SeedOfRank,
+        self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank
     ) -> list[Sampled]:
         """See `Engine`. Under ZeRO-3 every rank holds the whole weights meanwhile."""
 
@@ -133,20 +119,13 @@ class PolicyEngine:
                 stop=self._stop,
             )
 
-        with unwrap_model_for_generation(model_wrapped, accelerator) as model:
+        with unwrap_model_for_generation(wrapped, accelerator) as model:
             completions = self._world.unless_stopped(sample_own)
         return [Sampled(ids) for ids in completions]
 
 
 class SharedEngine:
-    """vLLM, a child process of rank 0: it gets the prompts of all ranks in one call, so that its batch is large.
-
-    Args:
-        world: this process among the workers.
-        vllm: the engine on rank 0, None on the others.
-        eos_token_ids: tokens that end a completion.
-        stop: rank 0 asks it while vLLM generates.
-    """
+    """vLLM, a child process of rank 0: it gets the prompts of all ranks in one call, so that its batch is large."""
 
     separate = True
 
@@ -156,15 +135,11 @@ class SharedEngine:
         self._eos_token_ids = eos_token_ids
         self._stop = stop
 
-    def load(self, model_wrapped: Any, accelerator: Accelerator) -> None:
-        """Stream the weights to vLLM, one tensor at a time; under ZeRO-3 each is gathered, sent and freed.
-
-        Raises:
-            KitError: vLLM's process is gone or refused a tensor; on every rank.
-        """
+    def load(self, wrapped: Any, accelerator: Accelerator) -> None:
+        """Stream the weights to vLLM, one tensor at a time; under ZeRO-3 each is gathered, sent and freed."""
         plugin = accelerator.state.deepspeed_plugin
         sharded = plugin is not None and plugin.zero_stage == 3
-        weights = _weights(accelerator.unwrap_model(model_wrapped), sharded)
+        weights = _weights(accelerator.unwrap_model(wrapped), sharded)
         if not self._world.main and sharded:
             for _ in weights:
                 pass
@@ -179,22 +154,15 @@ class SharedEngine:
                 pass
 
     def sample(
-        self,
-        model_wrapped: Any,
-        accelerator: Accelerator,
-        prompts: Sequence[Sequence[int]],
-        config: SamplingConfig,
-        seed: SeedOfRank,
+        self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank
     ) -> list[Sampled]:
         """See `Engine`."""
-        of_ranks: list[Sequence[Sequence[int]]] = gather_object([list(prompts)])
+        of_ranks: list[Prompts] = gather_object([list(prompts)])
         completions = self._world.from_main(lambda: self._generate(of_ranks, config, seed(0)))
         first = config.num_generations * sum(map(len, of_ranks[: self._world.rank]))
         return completions[first : first + config.num_generations * len(prompts)]
 
-    def _generate(
-        self, of_ranks: Sequence[Sequence[Sequence[int]]], config: SamplingConfig, seed: int
-    ) -> list[Sampled]:
+    def _generate(self, of_ranks: Sequence[Prompts], config: SamplingConfig, seed: int) -> list[Sampled]:
         assert self._vllm is not None
         prompts = [list(prompt) for of_rank in of_ranks for prompt in of_rank]
         generated = self._vllm.generate(prompts, config, eos_token_ids=self._eos_token_ids, seed=seed, stop=self._stop)

@@ -27,11 +27,7 @@ class Schedule:
 
 
 def plan_schedule(recipe: Recipe, prompts: int, rows: int, workers: int) -> Schedule:
-    """Divide a run over `rows` training problems into steps of `prompts` prompts.
-
-    Raises:
-        KitError: the workers can't share a step's prompts evenly.
-    """
+    """Divide a run over `rows` training problems into steps of `prompts` prompts."""
     accumulation = accumulation_steps(prompts, recipe.per_device_train_batch_size, workers)
     return Schedule(prompts, accumulation, total_steps(recipe.max_steps, recipe.num_train_epochs, rows, prompts))
 
@@ -63,11 +59,7 @@ def accumulation_steps(prompts_per_step: int, per_device_batch: int, workers: in
 
 
 def run_order(rows: int, count: int, seed: int) -> list[int]:
-    """Return `count` row indices: shuffled passes over `rows` rows, deterministic for a seed.
-
-    Raises:
-        KitError: there are no rows.
-    """
+    """Return `count` row indices: shuffled passes over `rows` rows (KitError if none), deterministic for a seed."""
     if rows == 0:
         raise KitError("the training part of the data is empty: lower test_fraction or give more rows")
     order: list[int] = []

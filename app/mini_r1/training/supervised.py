@@ -23,12 +23,7 @@ STOP_FILE = "stop"
 
 
 class Supervisor:
-    """The launcher that started this worker; without one every method does nothing.
-
-    Args:
-        folder: the launcher's scratch directory, None without a launcher.
-        rank: of this worker.
-    """
+    """The launcher that started this worker, by its scratch directory; without one every method does nothing."""
 
     def __init__(self, folder: Path | None, rank: int) -> None:
         self._folder = folder

@@ -37,11 +37,9 @@ def train(
     console: Console,
     deepspeed: DeepSpeedFile | None = None,
 ) -> Outcome:
-    """Train as one worker until the run is finished or asked to stop.
+    """Train as one worker until the run is finished or asked to stop; resume it if it has a checkpoint.
 
     Args:
-        recipe: what to train.
-        run: the run directory; resumed if it has a checkpoint.
         command: the command line, for run.json.
         console: for progress; only rank 0 prints.
         deepspeed: how to shard the training state over the workers; None: every worker holds all of it.

@@ -58,11 +58,8 @@ class CountdownTrainer(GRPOTrainer):
     Args:
         attempt: gets reports of rollouts, phases, trouble and saves; has the recipe, run directory and workers.
         policy: the model, which may carry an adapter, its reference and the tokenizer, which pads on the left.
-        engine: samples completions.
-        args: TRL's configuration.
         train_dataset: rows of `prompt` (text), `nums` and `target`, in the order in which they are used.
         held_out: such rows to measure success on during training.
-        sync_check: compares an engine's own weights with the trained ones after each sync.
     """
 
     def __init__(
@@ -144,11 +141,7 @@ class CountdownTrainer(GRPOTrainer):
         return prepared, None
 
     def _prepare(self, rows: Sequence[dict[str, Any]], count: int) -> tuple[list[Batch], list[dict[str, Any]]]:
-        """Return the `count` micro-batches of a step over these rows, and the records of all ranks' completions.
-
-        Raises:
-            Stopped: on every rank.
-        """
+        """Return the `count` micro-batches of a step over these rows, and the records of all ranks' completions."""
         recipe, drop = self._attempt.recipe, self._attempt.recipe.drop_zero_variance_groups
         self._load_engine()
         with self._phase("rollout"):

@@ -26,13 +26,7 @@ TOKENS = 16
 
 
 class SyncCheck:
-    """Compares greedy completions of the policy and of the engine that got its weights.
-
-    Args:
-        policy: samples from the trained weights.
-        engine: samples from its copy of them.
-        prompts: token ids of this rank's prompts; the same at every call.
-    """
+    """Compares greedy completions of the policy and of the engine that got its weights, on this rank's prompts."""
 
     def __init__(self, policy: Engine, engine: Engine, prompts: list[list[int]]) -> None:
         self._policy = policy
@@ -43,10 +37,8 @@ class SyncCheck:
     def __call__(self, model_wrapped: Any, accelerator: Accelerator) -> dict[str, float]:
         """Compare; every rank has to call it.
 
-        Returns:
-            `sync/equal`, the share of the prompts whose greedy texts are equal, and `sync/changed`, the share whose
-            text differs from the last call's: if nothing changes, `sync/equal` proves nothing. Absent in the first
-            call.
+        Return `sync/equal`, the share of the prompts whose greedy texts are equal, and, from the second call on,
+        `sync/changed`, the share whose text differs from the last call's. If nothing changes, the first proves nothing.
         """
         config = SamplingConfig(TOKENS, temperature=0.0)
         sampled = (

@@ -39,11 +39,7 @@ class Training:
 
 
 def save(path: Path, training: Training) -> None:
-    """Replace the file atomically.
-
-    Raises:
-        OSError, SafetensorError: it can't be written.
-    """
+    """Replace the file atomically; raise OSError or SafetensorError if it can't be written."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(training).items()}
     state = {
         "step": training.step,

@@ -98,10 +98,7 @@ class WarmStart:
 
 
 def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
-    """Return the warm start of a recipe with a built-in model.
-
-    If the recipe limits the values of generated problems, the traces keep to that limit.
-    """
+    """Return the warm start of a recipe with a built-in model; its traces keep to the recipe's limit of values."""
     model = recipe.built_in
     assert model is not None
     limit = recipe.generator.max_intermediate if recipe.generator else None
@@ -111,12 +108,7 @@ def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
 
 
 def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console, stop: Stop = never) -> Path:
-    """Return the warm-started model of a recipe, from the cache or made now with a progress line.
-
-    Raises:
-        KitError: as `make`.
-        Stopped: `stop` returned true; the progress is saved, and the next call resumes it.
-    """
+    """Return the warm-started model of a recipe, from the cache or made now with a progress line; see `make`."""
     job = of_recipe(recipe, problems)
     try:
         made = is_made(job.directory())
@@ -144,14 +136,9 @@ def making(directory: Path) -> dict[str, Any]:
 def make(job: WarmStart, progress: Progress, stop: Stop = never) -> None:
     """Train the model and put it into the cache, complete or not at all.
 
-    Args:
-        job: what to make.
-        progress: called after each step.
-        stop: asked before each step and several times in it.
-
     Raises:
         KitError: the cache can't be written, or the model calculates too badly to start GRPO from.
-        Stopped: `stop` returned true.
+        Stopped: `stop`, asked before each step and several times in it, returned true; the progress is saved.
     """
     directory = job.directory()
     try:
@@ -290,11 +277,7 @@ def _until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
 
 @contextmanager
 def _stopped_at_layers(model: Any, stop: Stop) -> Iterator[None]:
-    """Ask `stop` at each layer, forward and backward: on a CPU a large model's step takes minutes.
-
-    Raises:
-        Stopped: `stop` returned true; the weights are as before.
-    """
+    """Raise Stopped when `stop`, asked at each layer, returns true; a large model's step on a CPU takes minutes."""
 
     def check(*given: object) -> None:
         if stop():
@@ -332,11 +315,7 @@ def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random
 def encode(
     tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Problem, str]], style: str, stop: Stop = never
 ) -> list[tuple[list[int], int]]:
-    """Return for each pair the token ids of prompt, completion and end token, and the number of the prompt's.
-
-    Raises:
-        Stopped: `stop`, asked for each pair and every ENCODED_AT_ONCE texts, returned true.
-    """
+    """Return for each pair the token ids of prompt, completion and end token, and the number of the prompt's."""
 
     def parts(items: list[T]) -> Iterator[list[T]]:
         return _until(stop, (items[i : i + ENCODED_AT_ONCE] for i in range(0, len(items), ENCODED_AT_ONCE)))

@@ -21,10 +21,7 @@ class Alert:
 
 
 class Watch:
-    """Compares each step with the limits of the recipe's `watch`.
-
-    A lasting warning is repeated once in `window` steps.
-    """
+    """Compares each step with the limits of the recipe's `watch`; repeats a warning once in `window` steps."""
 
     def __init__(self, limits: WatchRecipe) -> None:
         self._limits = limits
@@ -33,13 +30,7 @@ class Watch:
         self._reported: dict[str, int] = {}
 
     def check(self, step: int, values: dict[str, float]) -> list[Alert]:
-        """Return the alerts after a step.
-
-        Args:
-            step: the optimizer step just done.
-            values: its metrics, the same on every rank. `loss`, `grad_norm`, `kl`, `reward`, `entropy`, `logp_gap` and
-                `frac_groups_all_equal` are read; any may be missing.
-        """
+        """Return the alerts after a step, from its metrics, which are the same on every rank; any may be missing."""
         found = dict(self._sentences(values))
         alerts = []
         for name, sentence in found.items():

@@ -28,9 +28,8 @@ _LEFT: list[Any] = []
 class World:
     """This process among the workers.
 
-    Args:
-        timeout_s: seconds before a collective gives up.
-        on_done: called by `unless_stopped` when this rank's part is done, before it waits for the others.
+    A collective gives up after `timeout_s` seconds. `unless_stopped` calls `on_done` when this rank's part is done,
+    before it waits for the others.
     """
 
     def __init__(self, timeout_s: int, on_done: Callable[[], None] = lambda: None) -> None:
@@ -49,11 +48,7 @@ class World:
         self._store: Any = torch.distributed.distributed_c10d._get_default_store() if self.size > 1 else None
 
     def from_main(self, function: Callable[[], T]) -> T:
-        """Call `function` on rank 0 and return its result everywhere.
-
-        Raises:
-            KitError: rank 0 raised it; every rank does.
-        """
+        """Call `function` on rank 0 and return its result everywhere; a KitError is raised everywhere too."""
         outcome: list[Any] = [None]
         if self.main:
             try:
@@ -68,11 +63,7 @@ class World:
         return result  # type: ignore[no-any-return]
 
     def main_first(self, function: Callable[[], T]) -> T:
-        """Call `function` on every rank, rank 0 before the others: it fills the caches that they read.
-
-        Raises:
-            KitError: rank 0 raised it; every rank does.
-        """
+        """Call `function` on every rank, rank 0 before the others: it fills the caches that they read."""
         own: list[T] = []
         self.from_main(lambda: own.append(function()))
         return own[0] if self.main else function()
@@ -90,11 +81,7 @@ class World:
         self._state.wait_for_everyone()
 
     def unless_stopped(self, function: Callable[[], T]) -> T:
-        """Call `function` on every rank and return this rank's result.
-
-        Raises:
-            Stopped: on every rank, where `function` raised it on any of them.
-        """
+        """Call `function` on every rank and return this rank's result; raise Stopped on every rank if any raised it."""
         results: list[T] = []
         with suppress(Stopped):
             results.append(function())
@@ -114,11 +101,7 @@ class World:
 
     @contextmanager
     def peer_errors(self) -> Iterator[None]:
-        """Turn the error of a collective, raised because another worker died or hangs, into a sentence.
-
-        Raises:
-            KitError: retryable; this worker is not the cause.
-        """
+        """Turn the error of a collective, raised because another worker died or hangs, into a retryable KitError."""
         try:
             yield
         except RuntimeError as error:
