@@ -184,7 +184,7 @@ def evaluate(
             from mini_r1.evaluation.evaluate_run import evaluate_run, evaluate_run_or_model
             from mini_r1.evaluation.results_table import print_series, print_table
             from mini_r1.evaluation.source import Wish
-            from mini_r1.training.base_model import starting_point
+            from mini_r1.training.prepare import starting_point
         start = starting_point(run) if run.is_run() else None
         if start is not None and not newest and step is None:
             series = evaluate_run(run, problems, Wish(samples, limit), start, engine=engine, again=again)
@@ -238,7 +238,7 @@ def play(
     with needs_extra("train", console=progress_console()):
         from mini_r1.play import session
         from mini_r1.play.players import load_players
-        from mini_r1.training.base_model import starting_point
+        from mini_r1.training.prepare import starting_point
     sampling = session.Sampling(temperature, seed)
     with data_errors():
         playing = load_players(run_directory, step, starting_point(run_directory), progress_printer())
