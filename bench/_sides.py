@@ -153,7 +153,7 @@ def reward_function(name: str) -> Callable[..., list[float]]:
         values = []
         for text, numbers, wanted in zip(completions, nums, target, strict=True):
             problem = task.Problem(tuple(numbers), wanted)
-            values += task.reward_values([name], text, problem, task.judge(text, problem))
+            values.append(float(task.judge(text, problem, [name]).rewards[name]))
         return values
 
     reward.__name__ = name

@@ -3,15 +3,14 @@
     .venv/bin/python bench/scorer.py [--json]
 
 20,000 completions made by this script (seeded: 50 % right, 30 % with a wrong answer, 20 % with a broken format, each
-after a thought of 1,100-1,500 characters, which is 300-400 tokens) are scored by four scorers in turn, several rounds:
+after a thought of 1,100-1,500 characters, which is 300-400 tokens) are scored by three scorers in turn, several rounds:
 
     eval            format + equation as the original's functions judge them, by regular expression and eval
     kit             the kit's format + equation: the two rewards that train a run
-    kit, equation   the kit's equation alone
-    kit, all four   rewards.judge: what is logged for every completion, the original's verdicts included
+    kit, all four   rewards.judge: the verdicts logged for every completion, the original's included
 
 Each figure is the best round of a scorer. Bar: kit at least 0.8 times eval's completions per second; exit code 1 below.
-First the baseline is checked: its verdicts are those of the kit's own seed scoring on every completion.
+First the baseline is checked: its verdicts are those of the kit's original scoring on every completion.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import time
 from collections.abc import Callable
 
 from mini_r1.tasks.countdown.generator import generate
+from mini_r1.tasks.countdown.parsed_completion import parse_completion
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import equation_reward, format_reward, judge
 from mini_r1.tasks.countdown.solver import solve
@@ -151,8 +151,11 @@ def check_baseline(rows: list[Row]) -> None:
         SystemExit: it does not.
     """
     for text, problem in rows:
-        verdict = judge(text, problem.nums, problem.target)
-        if (eval_format(text), eval_equation(text, problem)) != (verdict.format_original, verdict.equation_original):
+        verdict = judge(text, problem)
+        if (eval_format(text), eval_equation(text, problem)) != (
+            verdict.rewards["format_original"],
+            verdict.rewards["equation_original"],
+        ):
             sys.exit(f"the baseline and original_scoring disagree on {text[-200:]!r} {problem}")
 
 
@@ -161,21 +164,17 @@ def scored_by_eval(rows: list[Row]) -> float:
 
 
 def scored_by_kit(rows: list[Row]) -> float:
-    return sum(format_reward(text, problem) + equation_reward(text, problem) for text, problem in rows)
-
-
-def scored_by_kit_equation(rows: list[Row]) -> float:
-    return sum(equation_reward(text, problem) for text, problem in rows)
+    parsed = (parse_completion(text, problem) for text, problem in rows)
+    return sum(format_reward(completion) + equation_reward(completion) for completion in parsed)
 
 
 def scored_by_kit_judge(rows: list[Row]) -> float:
-    return sum(judge(text, problem.nums, problem.target).equation for text, problem in rows)
+    return sum(judge(text, problem).equation for text, problem in rows)
 
 
 SCORERS: dict[str, Callable[[list[Row]], float]] = {
     "eval": scored_by_eval,
     "kit": scored_by_kit,
-    "kit, equation": scored_by_kit_equation,
     "kit, all four": scored_by_kit_judge,
 }
 
@@ -198,7 +197,7 @@ def main() -> int:
     rows = completions()
     check_baseline(rows)
     per_second = measure(rows)
-    right = sum(equation_reward(text, problem) for text, problem in rows) / len(rows)
+    right = sum(judge(text, problem).equation for text, problem in rows) / len(rows)
     ratio = per_second["kit"] / per_second["eval"]
     passed = ratio >= BAR
     if arguments.json:

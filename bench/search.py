@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mini_r1.evaluation.answers import judged
+from mini_r1.evaluation.answers import Answer
 from mini_r1.evaluation.search import Game, Solver, compared, solvers, success_at_tries
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
@@ -70,7 +70,9 @@ def as_a_model(problems: list[task.Problem], game: Game, cap: int) -> dict[str, 
                 if last.values[-1] == problem.target or len(lines) == cap:
                     break
             text = answer(last) if last else ""
-            answers.append(judged(problem, "\n".join(lines) + f"\n</think>\n<answer>{text}</answer>", 0, False))
+            thought = "\n".join(lines)
+            verdict = task.judge(f"{thought}\n</think>\n<answer>{text}</answer>", problem)
+            answers.append(Answer(verdict, 0, False))
             other = task.draw_chains(problem, game.operators, game.max_value, rng)
             matched += any(chain.values[-1] == problem.target for chain, _ in zip(other, lines, strict=False))
         sampled.append(answers)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from mini_r1.recipe.fields import Recipe
 from mini_r1.tasks.countdown.data import read_problems
-from mini_r1.tasks.countdown.task import Problem, tries
+from mini_r1.tasks.countdown.task import Problem, judge
 
 GPU = Path(__file__).resolve().parents[1] / "bench" / "gpu"
 
@@ -41,7 +41,7 @@ def answer(completion: str, target: int = 21, nums: tuple[int, ...] = (20, 3, 2)
         "nums": list(nums),
         "target": target,
         "completion": completion,
-        "tries": tries(completion),
+        "tries": judge(completion, Problem(nums, target)).tries,
         "tokens": 9,
         "truncated": False,
     }

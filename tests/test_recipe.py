@@ -584,13 +584,13 @@ from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.rewards import reward
 
 @reward("brief")
-def brief(completion, problem):
-    return float(len(completion) <= 200)
+def brief(completion):
+    return float(len(completion.text) <= 200)
 
 from mini_r1.recipe.fields import Recipe
 recipe = Recipe(model_name_or_path="builtin:demo", rewards={"brief": 0.5})
 problem = task.Problem((1, 2), 3)
-print(recipe.resolved_rewards(), task.reward_values(["brief"], "x", problem, task.judge("x", problem)))
+print(recipe.resolved_rewards(), task.judge("x", problem, ["brief"]).rewards["brief"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout.strip() == "{'brief': 0.5} [1.0]", done.stderr
+    assert done.stdout.strip() == "{'brief': 0.5} 1.0", done.stderr

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, folded, judge, reward
+from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, fold_reason, judge, reward
 
 GOOD = "Let me add.</think>\n<answer>1 + 2</answer>"
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "</think>\n<answer>", "1 + 2", "<", "\ud800", "\x00"]
 
 
+def pay(name: str, completion: str, problem: Problem) -> float:
+    return judge(completion, problem, [name]).rewards[name]
+
+
 def test_a_good_completion() -> None:
-    assert dataclasses.astuple(judge(GOOD, (1, 2), 3)) == (1, 1, 1, 1, "correct")
+    verdict = judge(GOOD, Problem((1, 2), 3))
+    assert verdict.rewards == dict.fromkeys(VERDICTS, 1)
+    assert (verdict.format, verdict.equation, verdict.reason) == (1, 1, "correct")
 
 
 @pytest.mark.parametrize(
@@ -38,19 +43,19 @@ def test_a_good_completion() -> None:
     ],
 )
 def test_the_table_of_known_answers(answer: str, nums: tuple[int, ...], target: int, kit: int, original: int) -> None:
-    verdict = judge(f"so</think>\n<answer>{answer}</answer>", nums, target)
-    assert (verdict.equation, verdict.equation_original) == (kit, original)
-    assert (verdict.format, verdict.format_original) == (1, 1)
+    verdict = judge(f"so</think>\n<answer>{answer}</answer>", Problem(nums, target))
+    assert (verdict.equation, verdict.rewards["equation_original"]) == (kit, original)
+    assert (verdict.format, verdict.rewards["format_original"]) == (1, 1)
 
 
 def test_the_original_takes_the_first_answer_and_the_kit_the_last() -> None:
     first_right = "maybe <answer>1 + 2</answer> or</think>\n<answer>2 - 1</answer>"
-    verdict = judge(first_right, (1, 2), 3)
-    assert (verdict.equation, verdict.equation_original) == (0, 1)
+    verdict = judge(first_right, Problem((1, 2), 3))
+    assert (verdict.equation, verdict.rewards["equation_original"]) == (0, 1)
     assert verdict.reason == "result is 1, not 3"
     last_right = "maybe <answer>2 - 1</answer> or</think>\n<answer>1 + 2</answer>"
-    verdict = judge(last_right, (1, 2), 3)
-    assert (verdict.equation, verdict.equation_original) == (1, 0)
+    verdict = judge(last_right, Problem((1, 2), 3))
+    assert (verdict.equation, verdict.rewards["equation_original"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +73,8 @@ def test_the_original_takes_the_first_answer_and_the_kit_the_last() -> None:
     ],
 )
 def test_format(completion: str, kit: int, original: int, why: str | None) -> None:
-    verdict = judge(completion, (1, 2), 3)
-    assert (verdict.format, verdict.format_original, verdict.equation) == (kit, original, 1)
+    verdict = judge(completion, Problem((1, 2), 3))
+    assert (verdict.format, verdict.rewards["format_original"], verdict.equation) == (kit, original, 1)
     assert verdict.reason == ("correct" if why is None else f"correct, but the format is broken: {why}")
 
 
@@ -86,7 +91,7 @@ def test_format(completion: str, kit: int, original: int, why: str | None) -> No
     ],
 )
 def test_reasons_of_a_wrong_completion(completion: str, reason: str) -> None:
-    verdict = judge(completion, (1, 2), 3)
+    verdict = judge(completion, Problem((1, 2), 3))
     assert verdict.equation == 0
     assert verdict.reason == reason
 
@@ -107,7 +112,7 @@ def test_reasons_of_a_wrong_completion(completion: str, reason: str) -> None:
     ],
 )
 def test_like_reasons_count_as_one(reason: str, kind: str) -> None:
-    assert folded(reason) == kind
+    assert fold_reason(reason) == kind
 
 
 @pytest.mark.parametrize(
@@ -119,53 +124,50 @@ def test_like_reasons_count_as_one(reason: str, kind: str) -> None:
     ],
 )
 def test_the_last_complete_block_counts(completion: str) -> None:
-    assert judge(completion, (1, 2), 3).equation == 1
+    assert judge(completion, Problem((1, 2), 3)).equation == 1
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), max_size=14).map("".join))
 @example("\ud800</think>\n<answer>\udfff\x00</answer>")
 def test_no_text_raises_and_the_verdicts_agree(completion: str) -> None:
     problem = Problem((1, 2), 3)
-    verdict = judge(completion, problem.nums, problem.target)
+    verdict = judge(completion, problem, REWARDS)
     assert verdict.reason
     assert (verdict.reason == "correct") == (verdict.format == verdict.equation == 1)
     # The kit's format is the original's with two more conditions.
-    assert verdict.format <= verdict.format_original
-    for name in VERDICTS:
-        assert REWARDS[name](completion, problem) == float(getattr(verdict, name))
-    for function in REWARDS.values():
-        assert 0.0 <= function(completion, problem) <= 1.0
+    assert verdict.format <= verdict.rewards["format_original"]
+    assert list(verdict.rewards) == list(REWARDS)
+    assert all(0.0 <= value <= 1.0 for value in verdict.rewards.values())
 
 
 def test_words() -> None:
     problem = Problem((1, 2), 3)
-    assert REWARDS["words"]("word " * 10 + "</think>", problem) == 0.5
-    assert REWARDS["words"]("word " * 90 + "</think>", problem) == 1.0
-    assert REWARDS["words"]("word " * 90, problem) == 0.0
+    assert pay("words", "word " * 10 + "</think>", problem) == 0.5
+    assert pay("words", "word " * 90 + "</think>", problem) == 1.0
+    assert pay("words", "word " * 90, problem) == 0.0
 
 
 def test_length() -> None:
     problem = Problem((1, 2), 3)
-    assert [REWARDS["length"]("x" * count, problem) for count in (0, 1000, 2500, 4000, 9000)] == [1, 1, 0.5, 0, 0]
+    assert [pay("length", "x" * count, problem) for count in (0, 1000, 2500, 4000, 9000)] == [1, 1, 0.5, 0, 0]
 
 
 def test_random_is_a_fair_and_fixed_coin() -> None:
-    tosses = [REWARDS["random"](f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
+    tosses = [pay("random", f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
     assert set(tosses) == {0.0, 1.0}
     assert tosses[:12] == [0, 0, 0, 0, 1, 0, 0, 1, 1, 1, 1, 0]  # with every version: it is an experiment's control
     assert abs(sum(tosses) / 4000 - 0.5) < 0.04
-    assert tosses == [REWARDS["random"](f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
-    assert tosses != [REWARDS["random"](f"completion {i}", Problem((1, 2), 4)) for i in range(4000)]
+    assert tosses == [pay("random", f"completion {i}", Problem((1, 2), 3)) for i in range(4000)]
+    assert tosses != [pay("random", f"completion {i}", Problem((1, 2), 4)) for i in range(4000)]
 
 
 def test_adding_a_reward_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mini_r1.tasks.countdown.rewards.REWARDS", dict(REWARDS))
-    from mini_r1.tasks.countdown import rewards
 
     @reward("loud")
-    def loud(completion: str, problem: Problem) -> float:
-        return float(completion.isupper())
+    def loud(completion: ParsedCompletion) -> float:
+        return float(completion.text.isupper())
 
-    assert rewards.REWARDS["loud"]("YES", Problem((1,), 1)) == 1.0
+    assert pay("loud", "YES", Problem((1,), 1)) == 1.0
     with pytest.raises(ValueError, match="already defined"):
         reward("loud")(loud)

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from mini_r1.tasks.countdown import original_scoring
-from mini_r1.tasks.countdown.original_scoring import MAX_BITS, MAX_EQUATION, equation_original, format_original
+from mini_r1.tasks.countdown.original_scoring import MAX_BITS, MAX_EQUATION
+from mini_r1.tasks.countdown.parsed_completion import parse_completion
+from mini_r1.tasks.countdown.problem import Problem
 
 FORMAT = re.compile(r"^<think>([^<]*(?:<(?!/?think>)[^<]*)*)<\/think>\n<answer>([\s\S]*?)<\/answer>$")
 FRAGMENTS = [
@@ -46,6 +48,14 @@ def reference_equation(completion: str, nums: list[int], target: int) -> int:
         return int(abs(float(result) - float(target)) < 1e-5)
     except Exception:
         return 0
+
+
+def format_original(completion: str) -> int:
+    return original_scoring.format_original(parse_completion(completion, Problem((1, 2), 3)))
+
+
+def equation_original(completion: str, nums: list[int], target: int) -> int:
+    return original_scoring.equation_original(parse_completion(completion, Problem(tuple(nums), target)))
 
 
 def in_answer(equation: str) -> str:

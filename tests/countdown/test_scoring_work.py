@@ -10,7 +10,7 @@ from types import FrameType
 
 import mini_r1.tasks.countdown
 import pytest
-from mini_r1.tasks.countdown.expression import parse
+from mini_r1.tasks.countdown.parsed_completion import parse_completion
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import REWARDS, judge
 
@@ -48,7 +48,6 @@ def steps(function: Callable[[], object]) -> int:
         return trace
 
     before = sys.gettrace()
-    parse.cache_clear()
     sys.settrace(trace)
     try:
         function()
@@ -62,26 +61,27 @@ def test_steps_are_bounded_by_the_length(shape: str) -> None:
     for size in (1, 10, 100, 400, 1000, 10_000, 100_000):
         text = SHAPES[shape](size)
         for nums in ((1,), (9,) * 8):
-            taken = steps(lambda text=text, nums=nums: judge(text, nums, 5))  # type: ignore[misc]
+            taken = steps(lambda text=text, nums=nums: judge(text, Problem(nums, 5)).record())  # type: ignore[misc]
             assert taken <= 200 + STEPS_PER_CHARACTER * len(text), (size, taken)
 
 
 @pytest.mark.parametrize("shape", ["open brackets", "signs", "sums", "digits", "powers", "blanks"])
 def test_one_long_answer_costs_no_more_than_one_of_the_limit(shape: str) -> None:
-    assert steps(lambda: judge(SHAPES[shape](200_000), (9, 9, 9), 5)) < STEPS_AT_ALL
+    assert steps(lambda: judge(SHAPES[shape](200_000), Problem((9, 9, 9), 5))) < STEPS_AT_ALL
 
 
 def test_right_answers_of_growing_length() -> None:
     for count in range(1, 9):
         text = "x</think>\n<answer>" + " + ".join("(-7)" for _ in range(count)) + "</answer>"
-        taken = steps(lambda text=text, count=count: judge(text, (7,) * count, -7 * count))  # type: ignore[misc]
+        taken = steps(lambda text=text, count=count: judge(text, Problem((7,) * count, -7 * count)))  # type: ignore[misc]
         assert taken <= 200 + STEPS_PER_CHARACTER * len(text)
-        assert judge(text, (7,) * count, -7 * count).equation == 1
+        assert judge(text, Problem((7,) * count, -7 * count)).equation == 1
 
 
 def test_optional_rewards_are_linear_too() -> None:
+    completion = parse_completion("x " * 100_000, Problem((1, 2), 3))
     for name in ("words", "length", "random"):
-        assert steps(lambda name=name: REWARDS[name]("x " * 100_000, Problem((1, 2), 3))) < 50  # type: ignore[misc]
+        assert steps(lambda name=name: REWARDS[name](completion)) < 50  # type: ignore[misc]
 
 
 def evaluations(source: str) -> list[str]:

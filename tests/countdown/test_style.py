@@ -5,6 +5,11 @@ from __future__ import annotations
 import pytest
 from mini_r1.tasks.countdown import task
 
+
+def judge(text: str) -> task.Verdict:
+    return task.judge(text, task.Problem((8, 2), 10))
+
+
 ONE = [
     "8 + 2 = 10 - 3 = 7 (too low)\n",
     "44 + 19 + 35 = 98",
@@ -47,20 +52,22 @@ NONE = [
 
 @pytest.mark.parametrize("thought", ONE)
 def test_one_try(thought: str) -> None:
-    assert task.tries(thought) == 1
+    assert judge(thought).tries == 1
 
 
 @pytest.mark.parametrize("thought", NONE)
 def test_no_try(thought: str) -> None:
-    assert task.tries(thought) == 0
+    assert judge(thought).tries == 0
 
 
 def test_tries_are_counted_by_line() -> None:
     assert (
-        task.tries("8 + 2 = 10 (too high)\n8 - 2 = 6 (too low)\nhm\n8 * 2 = 16 (yes)\n</think>\n<answer>8 * 2</answer>")
+        judge(
+            "8 + 2 = 10 (too high)\n8 - 2 = 6 (too low)\nhm\n8 * 2 = 16 (yes)\n</think>\n<answer>8 * 2</answer>"
+        ).tries
         == 3
     )
-    assert task.tries("1 + 1 = 2\r\n1 + 2 = 3\n\x00\ud800 1 + 1 = 2") == 3
+    assert judge("1 + 1 = 2\r\n1 + 2 = 3\n\x00\ud800 1 + 1 = 2").tries == 3
 
 
 @pytest.mark.parametrize(
@@ -102,7 +109,7 @@ def test_tries_are_counted_by_line() -> None:
     ],
 )
 def test_reflections(thought: str, count: int) -> None:
-    assert task.reflections(thought) == count
+    assert judge(thought).reflections == count
 
 
 ENUMERATING = {
@@ -157,36 +164,36 @@ NEITHER = {
 
 @pytest.mark.parametrize("kind", ENUMERATING)
 def test_enumerating(kind: str) -> None:
-    assert task.classify_style(ENUMERATING[kind]) == "enumerating"
+    assert judge(ENUMERATING[kind]).style == "enumerating"
 
 
 @pytest.mark.parametrize("kind", WORDY)
 def test_wordy(kind: str) -> None:
-    assert task.classify_style(WORDY[kind]) == "wordy"
+    assert judge(WORDY[kind]).style == "wordy"
 
 
 @pytest.mark.parametrize("kind", NEITHER)
 def test_neither(kind: str) -> None:
-    assert task.classify_style(NEITHER[kind]) == "neither"
+    assert judge(NEITHER[kind]).style == "neither"
 
 
 def test_manner_at_its_limits() -> None:
     """Three calculations, thirty words, and more than half of the lines."""
     calculation, word = "8 + 2 = 10\n", "word "
-    assert task.classify_style(calculation * 2) == "neither"
-    assert task.classify_style(calculation * 3) == "enumerating"
-    assert task.classify_style(calculation * 3 + "so it is\n" * 2) == "enumerating"
-    assert task.classify_style(calculation * 3 + "so it is\n" * 3) == "neither"
-    assert task.classify_style(word * 29) == "neither"
-    assert task.classify_style(word * 30) == "wordy"
-    assert task.classify_style(word * 30 + "\n" + calculation) == "neither"
-    assert task.classify_style(word * 30 + "\nso it is\n" + calculation) == "wordy"
+    assert judge(calculation * 2).style == "neither"
+    assert judge(calculation * 3).style == "enumerating"
+    assert judge(calculation * 3 + "so it is\n" * 2).style == "enumerating"
+    assert judge(calculation * 3 + "so it is\n" * 3).style == "neither"
+    assert judge(word * 29).style == "neither"
+    assert judge(word * 30).style == "wordy"
+    assert judge(word * 30 + "\n" + calculation).style == "neither"
+    assert judge(word * 30 + "\nso it is\n" + calculation).style == "wordy"
     # Of equally many words and numbers and signs it is a calculation.
-    assert task.classify_style("a b c d e 8 + 2 = 10\n" * 3) == "enumerating"
-    assert task.classify_style("a b c d e f 8 + 2 = 10\n" * 10) == "wordy"
+    assert judge("a b c d e 8 + 2 = 10\n" * 3).style == "enumerating"
+    assert judge("a b c d e f 8 + 2 = 10\n" * 10).style == "wordy"
     # A word with an apostrophe or a hyphen is one word, a LaTeX command none.
-    assert task.classify_style("let's don't we’ve re-do b 8 + 2 = 10\n" * 3) == "enumerating"
-    assert task.classify_style("a b c d e \\quad 8 \\times 2 = 16\n" * 3) == "enumerating"
+    assert judge("let's don't we’ve re-do b 8 + 2 = 10\n" * 3).style == "enumerating"
+    assert judge("a b c d e \\quad 8 \\times 2 = 16\n" * 3).style == "enumerating"
 
 
 LENGTH = 100_000
@@ -222,4 +229,4 @@ LENGTH = 100_000
 def test_hostile_text(piece: str, tries: int, reflections: int, style: str) -> None:
     """A hundred thousand characters of one piece: every figure comes back, and is right."""
     text = piece * (LENGTH // len(piece))
-    assert (task.tries(text), task.reflections(text), task.classify_style(text)) == (tries, reflections, style)
+    assert (judge(text).tries, judge(text).reflections, judge(text).style) == (tries, reflections, style)

@@ -1,7 +1,7 @@
 """How far the measures of style agree with a reader: 72 completions, labelled by hand before any was measured.
 
 A label says what a reader sees: whether the thought mainly enumerates attempts or reasons in words, and whether it
-somewhere stops, doubts or takes another road. The measures may be changed by what they get wrong in the half that is
+stops, doubts or takes another approach. The measures may be changed by what they get wrong in the half that is
 `open`; the half that is `held` is for the figures that docs/metrics.md states. Reader and author are one person.
 """
 
@@ -25,12 +25,16 @@ STATED = re.compile(
 )
 
 
+def judge(text: str) -> task.Verdict:
+    return task.judge(text, task.Problem((8, 2), 10))
+
+
 def half(name: str) -> list[dict[str, Any]]:
     return [row for row in LABELS if row["half"] == name]
 
 
 def measured(measure: str, completion: str) -> Hashable:
-    return task.classify_style(completion) if measure == "style" else task.reflections(completion) > 0
+    return judge(completion).style if measure == "style" else judge(completion).reflections > 0
 
 
 def kappa(left: Sequence[Hashable], right: Sequence[Hashable]) -> float:
@@ -72,5 +76,5 @@ def test_agreement_is_what_the_page_states(measure: str) -> None:
 
 def test_tries_within_one_of_the_readers_count() -> None:
     """The reader counts attempts; a chain that takes a line for each operation counts as several here."""
-    close = [abs(task.tries(row["completion"]) - row["tries"]) <= 1 for row in half("held")]
+    close = [abs(judge(row["completion"]).tries - row["tries"]) <= 1 for row in half("held")]
     assert f"{sum(close)} of {len(close)}" in (REPO / "docs" / "metrics.md").read_text()

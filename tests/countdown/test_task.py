@@ -15,7 +15,7 @@ from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
 from mini_r1.tasks.countdown.problem import DataError, Problem
 from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, messages
-from mini_r1.tasks.countdown.score_lines import score_line
+from mini_r1.tasks.countdown.rewards import score_line
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
 PROBLEM = Problem((44, 19, 35), 98)
@@ -48,15 +48,12 @@ def test_the_prompt_word_for_word() -> None:
         messages(PROBLEM, "letter")
 
 
-def test_reward_values_follow_the_names_and_the_verdict() -> None:
-    verdict = task.judge(GOOD, PROBLEM)
+def test_a_verdict_has_the_rewards_that_are_asked_for() -> None:
+    verdict = task.judge(GOOD, PROBLEM, ["length", "equation"])
     assert verdict.reason == "correct"
-    assert task.reward_values(["equation", "format", "length"], GOOD, PROBLEM, verdict) == [1.0, 1.0, 1.0]
-    # A verdict that is given is taken, not computed again.
-    wrong = task.judge("", PROBLEM)
-    assert task.reward_values(["format_original", "equation_original"], GOOD, PROBLEM, wrong) == [0.0, 0.0]
+    assert verdict.rewards == {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "length": 1.0}
     with pytest.raises(DataError, match="unknown reward 'formt'; known rewards: format, equation"):
-        task.reward_values(["formt"], GOOD, PROBLEM, verdict)
+        task.judge(GOOD, PROBLEM, ["formt"])
 
 
 def test_strata() -> None:
@@ -169,7 +166,7 @@ def test_any_line_is_judged_or_refused(line: str) -> None:
 
 def test_the_seam_imports_nothing_heavy() -> None:
     check = (
-        "import sys, mini_r1.tasks.countdown.task, mini_r1.tasks.countdown.score_lines;"
+        "import sys, mini_r1.tasks.countdown.task;"
         "heavy = ('torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'huggingface_hub', 'pydantic');"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.tasks.countdown.style import tries
-from mini_r1.tasks.countdown.tries import answered_result, tried_results
+from mini_r1.tasks.countdown import task
+
+
+def verdict(text: str, nums: tuple[int, ...]) -> task.Verdict:
+    return task.judge(text, task.Problem(nums, 1))
 
 
 @pytest.mark.parametrize(
@@ -36,22 +39,24 @@ from mini_r1.tasks.countdown.tries import answered_result, tried_results
     ],
 )
 def test_the_true_result_of_a_line(line: str, nums: tuple[int, ...], result: int | None) -> None:
-    assert tried_results(line, nums) == [result]
+    assert verdict(line, nums).results == [result]
 
 
 def test_one_for_each_that_is_counted_and_none_after_the_thought() -> None:
     text = "Let me see.\n8 + 2 = 10\n8 * 2 - 3 = 13\nno\n</think>\n<answer>8 + 2 + 3 = 13</answer>"
-    assert tried_results(text, (8, 2, 3)) == [None, 13]
-    assert answered_result(text, (8, 2, 3)) == 13
-    assert answered_result("</think>\n<answer>8 + 2</answer>", (8, 2, 3)) is None
-    assert answered_result("8 + 2 + 3 = 13", (8, 2, 3)) is None
+    assert verdict(text, (8, 2, 3)).tries == 2
+    assert verdict(text, (8, 2, 3)).results == [None, 13]
+    assert verdict("</think>\n<answer>8 + 2 + 3</answer>", (8, 2, 3)).results == [13]
+    assert verdict("</think>\n<answer>8 + 2</answer>", (8, 2, 3)).results == [None]
+    assert verdict("8 + 2 + 3 is 13", (8, 2, 3)).results == [None]
 
 
 @given(text=st.text(alphabet="0123456789+-*/()=x×÷−$\\ \n{}.frac", max_size=200))
 def test_any_text_has_as_many_results_as_tries(text: str) -> None:
-    assert len(tried_results(text, (8, 2, 3))) == tries(text)
+    found = verdict(text, (8, 2, 3))
+    assert len(found.results) == max(found.tries, 1)
 
 
 @pytest.mark.parametrize("line", ["9*" * 50_000 + "9 = 1", "(" * 50_000 + "8 + 2 = 10", "8 + 2 = 10 - 3 = 7 " * 5_000])
 def test_a_long_line_costs_no_more_than_reading_it(line: str) -> None:
-    assert set(tried_results(line, (8, 2, 3))) <= {None, 7}
+    assert set(verdict(line, (8, 2, 3)).results) <= {None, 7}

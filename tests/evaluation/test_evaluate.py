@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.errors import KitError
-from mini_r1.evaluation.answers import Answer, judged
+from mini_r1.evaluation.answers import Answer
 from mini_r1.evaluation.evaluate import Evaluation, evaluate
 from mini_r1.evaluation.measures import failure
 from mini_r1.evaluation.search import Game
@@ -31,7 +31,7 @@ def loaded(model_directory: Path) -> tuple[Any, Any]:
 
 
 def answer(problem: task.Problem, text: str, tokens: int = 10, truncated: bool = False) -> Answer:
-    return judged(problem, text, tokens, truncated)
+    return Answer(task.judge(text, problem), tokens, truncated)
 
 
 def test_figures_by_hand() -> None:
@@ -176,7 +176,7 @@ def test_more_samples_than_a_batch_holds_are_drawn_in_rounds(
     assert [[answer.problem for answer in answers] for answers in found.sampled] == [[p] * 7 for p in problems[:2]]
     assert max(later - before for before, later in zip([0, *seen], seen, strict=False)) <= 3
     for answers in found.sampled:
-        assert len({answer.text for answer in answers}) > 3  # no round repeats another's draws
+        assert len({answer.verdict.completion.text for answer in answers}) > 3  # no round repeats another's draws
 
 
 def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:
@@ -188,7 +188,7 @@ def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems
         text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
-        assert greedy.text == tokenizer.decode(ids, skip_special_tokens=True)
+        assert greedy.verdict.completion.text == tokenizer.decode(ids, skip_special_tokens=True)
         assert greedy.tokens == len(ids)
         assert greedy.truncated == (ids[-1].item() != tokenizer.eos_token_id)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from mini_r1.evaluation.answers import Answer, judged
+from mini_r1.evaluation.answers import Answer
 from mini_r1.evaluation.search import (
     Game,
     Solver,
@@ -18,7 +18,6 @@ from mini_r1.evaluation.search import (
     search_baselines,
     solvers,
     success_at_tries,
-    tries_of,
 )
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.tasks.countdown import task
@@ -88,7 +87,7 @@ def search(problem: task.Problem, tries: Iterator[Try], stops: Stops) -> Answer:
         if result == problem.target or stops(seen):
             break
     text = "\n".join(lines)
-    return judged(problem, f"{text}</think>\n<answer>{answer}</answer>", 9, False)
+    return Answer(task.judge(f"{text}</think>\n<answer>{answer}</answer>", problem), 9, False)
 
 
 @pytest.mark.parametrize("stops", STOPS)
@@ -122,7 +121,8 @@ def test_success_at_a_number_of_tries_is_that_of_a_search_that_is_capped_there(m
 
 
 def test_a_model_that_never_hits_has_a_ratio_of_zero_and_an_upper_limit() -> None:
-    wrong = [[judged(p, "1 + 1 = 2\n" * 30 + "</think>\n<answer>1</answer>", 9, False)] * 2 for p in PROBLEMS[:50]]
+    text = "1 + 1 = 2\n" * 30 + "</think>\n<answer>1</answer>"
+    wrong = [[Answer(task.judge(text, p), 9, False)] * 2 for p in PROBLEMS[:50]]
     found = search_baselines(wrong, GAME)
     for figures in found.values():
         assert figures["observed"] == 0
@@ -207,16 +207,13 @@ def test_a_try_that_the_solver_would_not_make_is_replaced_by_one_of_its_own() ->
     ],
 )
 def test_what_counts_as_a_try(text: str, tries: list[int | None]) -> None:
-    answer = judged(task.Problem((8, 2, 3), 9), text, 9, False)
-    assert tries_of(answer) == tries
-    assert tries_of(answer, signless=True) == [None if result is None else abs(result) for result in tries]
-    assert answer.tries == task.tries(text)
+    assert task.judge(text, task.Problem((8, 2, 3), 9)).results == tries
 
 
 def test_problems_with_too_many_results_are_left_out_and_counted() -> None:
     large = task.Problem((3, 7, 25, 50, 75, 100, 9, 81), 1)
     small = PROBLEMS[0]
-    rows = [[judged(problem, "</think>", 9, False)] for problem in (small, large)]
+    rows = [[Answer(task.judge("</think>", problem), 9, False)] for problem in (small, large)]
     game = Game("+-*/", None)
     assert search_baselines(rows, game)["random_solver"]["problems"] == 1
     assert set(search_baselines(rows[1:], game)) == {"signed_sums"}

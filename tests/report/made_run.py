@@ -106,16 +106,9 @@ def _problem(rng: random.Random) -> task.Problem:
 def _row(rng: random.Random, step: int, problem: task.Problem, text: str | None, progress: float) -> dict[str, Any]:
     completion = text if text is not None else _completion(rng, problem, progress)
     verdict = task.judge(completion, problem)
-    rewards = {
-        "format": verdict.format, "equation": verdict.equation,
-        "format_original": verdict.format_original, "equation_original": verdict.equation_original,
-    }  # fmt: skip
     return {
-        "step": step, "nums": list(problem.nums), "target": problem.target, "prompt": "made up",
-        "completion": completion, "rewards": rewards, "reward": float(verdict.format + verdict.equation),
-        "reason": verdict.reason, "advantage": 0.0, "tokens": max(1, len(completion) // 4), "truncated": False,
-        "tries": task.tries(completion), "reflections": task.reflections(completion),
-        "style": task.classify_style(completion),
+        "step": step, **verdict.record(), "prompt": "made up", "reward": float(verdict.format + verdict.equation),
+        "advantage": 0.0, "tokens": max(1, len(completion) // 4), "truncated": False,
     }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def score(
       mini-r1 score < completions.jsonl | head
     """
     from mini_r1.tasks.countdown.problem import DataError
-    from mini_r1.tasks.countdown.score_lines import score_line
+    from mini_r1.tasks.countdown.rewards import score_line
 
     name = "standard input" if file == "-" else file
     with data_errors(), nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mini_r1.errors import KitError
-from mini_r1.evaluation.answers import Answer, judged
+from mini_r1.evaluation.answers import Answer
 from mini_r1.evaluation.measures import OPERATOR_KEYS, counted, failure, mean, success
 from mini_r1.evaluation.search import Game, search_baselines
 from mini_r1.generation.completers import BATCH_ROWS, Completer, TransformersCompleter
@@ -59,7 +59,7 @@ class Evaluation:
         and `ci95` (pass@1 of the sampled ones), `pass_at_k`, `by_size`, `by_operators`: see `figures.success`. Of the
         sampled completions: `format` (share that keeps it), `tries` (mean calculations in the thought),
         `completion_tokens` (mean), `truncated` (share), `failures` (how many are wrong in which way, in words) and
-        `reasons` (the scorer's own words for them, by `task.folded`), both most frequent first. `by` is `by_size`
+        `reasons` (the scorer's own words for them, by `task.fold_reason`), both most frequent first. `by` is `by_size`
         and `by_operators` under the names of earlier versions. `baselines`: see `search.compared`.
         `seconds`.
 
@@ -81,12 +81,12 @@ class Evaluation:
             "temperature": self.temperature,
             **figures,
             "format": mean([answer.verdict.format for answer in flat]),
-            "tries": mean([answer.tries for answer in flat]),
+            "tries": mean([answer.verdict.tries for answer in flat]),
             "completion_tokens": mean([answer.tokens for answer in flat]),
             "truncated": mean([answer.truncated for answer in flat]),
             "by": _earlier_names(figures),
             "failures": counted(failure(answer.verdict.reason, answer.truncated) for answer in wrong),
-            "reasons": counted(task.folded(answer.verdict.reason) for answer in wrong),
+            "reasons": counted(task.fold_reason(answer.verdict.reason) for answer in wrong),
             "baselines": search_baselines(self.sampled, game),
             "seconds": round(self.seconds, 1),
         }
@@ -184,7 +184,7 @@ def measure(
         ids = completer.complete(prompts, sampling, step_seed(seed, 0, EVALUATION_RANK), progressed)
         texts = completion_texts(tokenizer, ids)
         answers = [
-            judged(problem, text, len(tokens), tokens[-1] not in completer.ends)
+            Answer(task.judge(text, problem), len(tokens), tokens[-1] not in completer.ends)
             for problem, text, tokens in zip((p for p in problems for _ in range(count)), texts, ids, strict=True)
         ]
         return [answers[i : i + count] for i in range(0, len(answers), count)]

@@ -88,9 +88,10 @@ def compared(sampled: Sequence[Sequence[Answer]], solver: Solver) -> dict[str, A
     for answers, weights in counted:
         problem = answers[0].problem
         target = abs(problem.target) if solver.signless else problem.target
-        expected = sum(
-            expected_hits(weights, target, tries_of(answer, signless=solver.signless), rng) for answer in answers
-        )
+        expected = 0.0
+        for answer in answers:
+            tries = [abs(r) if solver.signless and r is not None else r for r in answer.verdict.results]
+            expected += expected_hits(weights, target, tries, rng)
         kinds.append(OPERATOR_KEYS[task.strata(problem)["operators"]])
         rows.append(
             _Row(
@@ -105,17 +106,6 @@ def compared(sampled: Sequence[Sequence[Answer]], solver: Solver) -> dict[str, A
         key: _summed([row for row, kind in zip(rows, kinds, strict=True) if kind == key]) for key in sorted(set(kinds))
     }
     return {**_summed(rows), "by_operators": by}
-
-
-def tries_of(answer: Answer, *, signless: bool = False) -> list[int | None]:
-    """The results of an answer's tries, in their order; None is a try that can hit no target.
-
-    The answer itself is the last try, unless a calculation before it has the answer's value.
-    """
-    found = list(answer.results)
-    if not found or (answer.answered is not None and answer.answered not in found):
-        found.append(answer.answered)
-    return [abs(result) if signless and result is not None else result for result in found]
 
 
 def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rng: random.Random) -> float:

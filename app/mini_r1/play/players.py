@@ -45,7 +45,7 @@ class Answer:
             "reason": self.verdict.reason,
             "tokens": len(self.ids),
             "truncated": not self.ended,
-            "tries": task.tries(self.text),
+            "tries": self.verdict.tries,
         }
 
 

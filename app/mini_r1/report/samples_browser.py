@@ -194,7 +194,7 @@ class _Packer:
             "kind": kind,
             "flags": flags,
             "reason": self._reasons.place(reason),
-            "folded": self._kinds.place(task.folded(reason)),
+            "folded": self._kinds.place(task.fold_reason(reason)),
             "tokens": _whole(row.get("tokens")),
             "tries": _whole(row.get("tries")),
             "reflections": _whole(row.get("reflections")),

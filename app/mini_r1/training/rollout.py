@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +30,6 @@ class Completion:
     sampled_logps: list[float] | None = None
     """Log-probability of each token by the program that sampled it; None if that was the trainer."""
     verdict: task.Verdict | None = None
-    rewards: dict[str, float] = field(default_factory=dict)
-    """The recipe's rewards by name, without weights."""
     reward: float = 0.0
     advantage: float = 0.0
     group_differs: bool = True
@@ -40,11 +38,9 @@ class Completion:
     def record(self, step: int) -> dict[str, Any]:
         """Return the row of completions.jsonl."""
         assert self.verdict is not None
-        row = task.record(self.problem, self.text, self.verdict)
-        row["rewards"] |= self.rewards
         return {
             "step": step,
-            **row,
+            **self.verdict.record(),
             "prompt": self.prompt,
             "reward": self.reward,
             "advantage": self.advantage,
@@ -71,10 +67,8 @@ def score(completions: Sequence[Completion], weights: Mapping[str, float], stop:
     for c in completions:
         if stop():
             raise Stopped
-        c.verdict = task.judge(c.text, c.problem)
-        values = task.reward_values(list(weights), c.text, c.problem, c.verdict)
-        c.rewards = dict(zip(weights, values, strict=True))
-        c.reward = sum(weight * c.rewards[name] for name, weight in weights.items())
+        c.verdict = task.judge(c.text, c.problem, weights)
+        c.reward = sum(weight * c.verdict.rewards[name] for name, weight in weights.items())
 
 
 def set_advantages(completions: Sequence[Completion], num_generations: int, *, scale: bool = True) -> GroupStatistics:

@@ -1,6 +1,6 @@
 """What a thought calculates: its tries, each with its expressions and the results it claims for them.
 
-The text comes from a model, so every repetition that could be retried is bounded: a search is linear in the text.
+The text comes from a model, so every repetition in a pattern is bounded: a search is linear in the text.
 docs/metrics.md has a table of what is a try and what is not. Nothing here checks that the arithmetic is right.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
-
-from .markup import END_THINK
 
 
 class Equation(NamedTuple):
@@ -23,7 +21,7 @@ class Equation(NamedTuple):
 
 
 MAX_MARKUP = 12
-"""Signs of markup, brackets and spaces in a row that an expression may hold: no search looks further than this."""
+"""Signs of markup, brackets and spaces in a row that an expression may hold: bounds every search."""
 
 # ASCII digits only, as in the scorer.
 _NUMBER = r"[0-9]+(?:[.,][0-9]+)*"
@@ -65,62 +63,52 @@ _DATE = re.compile(
     rf"|[0-3]?[0-9](?:-[0-3]?[0-9]-|/[0-3]?[0-9]/){_YEAR})(?![0-9])"
 )
 
-_Found = tuple[re.Match[str], str]
-"""An expression with its `=`, and the result."""
+
+class ThoughtLine(NamedTuple):
+    """A line of the thought; one that only gives the result of the line before is joined to that one."""
+
+    text: str
+    matches: list[tuple[re.Match[str], str]]
+    """Each expression with its `=`, and the result; a line with at least one is a try."""
+
+    @property
+    def equations(self) -> list[Equation]:
+        """Its equations in order: `8 + 2 = 10 - 3 = 7 (yes)` has (`8 + 2`, `10`) and (`10 - 3`, `7`)."""
+        return [Equation(_expression(match), result) for match, result in self.matches]
 
 
-def calculations(completion: str) -> list[list[Equation]]:
-    """Return the tries of the thought in order: for each line that calculates, its equations, at least one.
-
-    `8 + 2 = 10 - 3 = 7 (yes)` is one try with the equations (`8 + 2`, `10`) and (`10 - 3`, `7`).
-
-    Args:
-        completion: the model's text after the prefill; what follows the first `</think>` is not read.
-    """
-    return [
-        [Equation(_expression(match), result) for match, result in found] for _, found in _lines(completion) if found
-    ]
-
-
-def calculating_lines(completion: str) -> Iterator[tuple[str, bool]]:
-    """Yield the lines of the thought, and whether each is a try.
-
-    A line that only gives the result of the line before is joined to that one.
-    """
-    return ((line, bool(found)) for line, found in _lines(completion))
-
-
-def _lines(completion: str) -> Iterator[tuple[str, list[_Found]]]:
-    text, found = "", list[_Found]()
+def thought_lines(thought: str) -> Iterator[ThoughtLine]:
+    """Yield the lines of a thought with what each calculates."""
+    text, found = "", list[tuple[re.Match[str], str]]()
     unfinished: re.Match[str] | None = None
-    for line in completion.split(END_THINK, 1)[0].split("\n"):
+    for line in thought.split("\n"):
         if unfinished:
             if not line.strip():
                 continue
             result = _only_number(line)
             if result is not None:
-                yield f"{text} {line}", [*found, (unfinished, result)]
+                yield ThoughtLine(f"{text} {line}", [*found, (unfinished, result)])
                 unfinished = None
                 continue
-            yield text, found
+            yield ThoughtLine(text, found)
         text, (found, unfinished) = line, _equations(line)
         if not unfinished:
-            yield text, found
+            yield ThoughtLine(text, found)
     if unfinished:
-        yield text, found
+        yield ThoughtLine(text, found)
 
 
 def _only_number(line: str) -> str | None:
-    """The number that a line begins with, unless it is the first of an expression or numbers an item of a list."""
+    """Return the number that a line begins with, unless it begins an expression or numbers an item of a list."""
     found = _FIRST_NUMBER.match(line)
     if found is None or _has_relation(line) or _CONTINUES.match(line, found.end()):
         return None
     return found["result"]
 
 
-def _equations(line: str) -> tuple[list[_Found], re.Match[str] | None]:
-    """The equations of a line, and the expression whose `=` is the end of the line."""
-    equations: list[_Found] = []
+def _equations(line: str) -> tuple[list[tuple[re.Match[str], str]], re.Match[str] | None]:
+    """Return the equations of a line, and the expression whose `=` ends the line."""
+    equations: list[tuple[re.Match[str], str]] = []
     if _has_relation(line):
         for match in _ARITHMETIC.finditer(line):
             if match["operator"] is None or _DATE.match(line, match.start()):
@@ -133,12 +121,12 @@ def _equations(line: str) -> tuple[list[_Found], re.Match[str] | None]:
 
 
 def _has_relation(line: str) -> bool:
-    """Whether a line may hold a relation; most lines of prose do not, and substrings are found fastest."""
+    # Most lines of prose hold no relation, and substrings are found fastest.
     return "=" in line or "≠" in line or "≈" in line or "\\ne" in line or "\\approx" in line
 
 
 def _expression(match: re.Match[str]) -> str:
-    """The expression without the markup around it, and without brackets at its ends that have no partner in it."""
+    """Return the expression without the markup around it, and without unpaired brackets at its ends."""
     line, start = match.string, match.start()
     before = _BEFORE_FIRST.search(line, max(0, start - 4 * MAX_MARKUP), start)
     text = _OUTER_MARKUP.sub("", line[before.start() if before else start : match.start("end")])

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 MAX_LENGTH = 512
 """Characters of a stripped answer. The longest sensible one (8 numbers of 7 digits, with brackets) needs about 120."""
@@ -95,8 +94,6 @@ def value_of(text: str, nums: Sequence[int]) -> Fraction | None:
     return None if value is None else Fraction(*value)
 
 
-# The kit's and the original's scorer see the same answer one after the other: the second one reuses the parse.
-@lru_cache(maxsize=4)
 def parse(text: str) -> Parsed | str:
     """Parse a stripped answer.
 
@@ -127,7 +124,10 @@ def parse(text: str) -> Parsed | str:
                     return f"brackets nest deeper than {MAX_DEPTH}"
                 operators.append(symbol)
             elif symbol == "-":
-                operators.append(NEGATE)
+                if operators[-1:] == [NEGATE]:
+                    operators.pop()  # two signs in a row cancel out
+                else:
+                    operators.append(NEGATE)
             elif symbol in "*/)=":
                 return f"unexpected {symbol!r} where a number belongs"
             elif symbol != "+":

@@ -1,7 +1,7 @@
-"""The verdicts of the original's two reward functions, so that a run can be compared with the original's curve.
+"""The verdicts of the original's two reward functions, so that a run can be compared with the published curve.
 
-Same verdicts, with one difference: they always return. The original hands the answer to Python's evaluator, where
-`9**9**9` stalls a rank until the collective times out; here the syntax tree is walked with bounded arithmetic.
+Same verdicts, but they always return. The original hands the answer to Python's evaluator, where `9**9**9` stalls a
+rank until the collective times out; here the syntax tree is walked with bounded arithmetic.
 """
 
 from __future__ import annotations
@@ -9,27 +9,23 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from .expression import NEGATE, Parsed, parse
-from .markup import ANSWER, END_ANSWER, END_THINK, THINK
+from .parsed_completion import ANSWER, END_ANSWER, ParsedCompletion
 
 MAX_EQUATION = 1000
-"""Characters of a stripped equation. Longer is 0: far below where the three Python versions' parsers give up,
-each at another depth, so the verdict does not depend on the version."""
+"""Characters of a stripped equation; a longer one scores 0. Python's parsers give up far above, each version at another
+depth, so the verdict does not depend on the version."""
 MAX_BITS = 2**18
-"""Size of an integer result. The original pays no result beyond 1024 bits (float() overflows), so a larger one matters
-only as an intermediate that a division or difference makes small again. 99**(99*99) has 64,975 bits; 2**18 leaves room
-and costs milliseconds at most. Beyond it the verdict is 0."""
+"""Bits of an integer result; a larger one scores 0. The original pays no result beyond 1024 bits (float() overflows),
+so a larger one matters only as an intermediate. 99**(99*99) has 64,975 bits; 2**18 costs milliseconds at most."""
 TOLERANCE = 1e-5
-"""The original's distance between result and target."""
+"""Of the original, between result and target."""
 
 _INTEGER = re.compile(r"\d+")
 _ALLOWED = re.compile(r"[\d+\-*/().\s]+")
-# Where the kit's grammar and Python's agree, the kit's parse is the faster way to the same value.
-_PLAIN = re.compile(r"[0-9+\-*/() ]+")
 
-_BINARY: dict[type[ast.operator], Callable[..., object]] = {
+_BINARY: dict[type[ast.AST], Callable[..., object]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -37,44 +33,33 @@ _BINARY: dict[type[ast.operator], Callable[..., object]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Pow: operator.pow,
 }
-_UNARY: dict[type[ast.unaryop], Callable[..., object]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
-_PLAIN_BINARY: dict[str, Callable[..., int | float]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-}
+_UNARY: dict[type[ast.AST], Callable[..., int | float]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
 class _NotArithmeticError(ValueError):
-    """The tree holds what the original's tolerance test cannot turn into a number, or a result beyond MAX_BITS."""
+    """Error raised for what the original's tolerance test cannot turn into a number, or a result beyond MAX_BITS."""
 
 
-def format_original(completion: str) -> int:
-    r"""1 when `<think>` + completion keeps the original's format, else 0; linear in the length.
+def format_original(completion: ParsedCompletion) -> int:
+    r"""Return 1 when `<think>` + completion keeps the original's format, else 0.
 
     The original's rule, by `re.search`:
-    `^<think>([^<]*(?:<(?!/?think>)[^<]*)*)<\/think>\n<answer>([\s\S]*?)<\/answer>$`. In words: the first think tag
-    is `</think>`, a newline and `<answer>` follow, and the text ends with `</answer>`, after which `$` allows one
-    newline. Anything may stand between, further answer blocks included.
+    `^<think>([^<]*(?:<(?!/?think>)[^<]*)*)<\/think>\n<answer>([\s\S]*?)<\/answer>$`. So the first think tag is
+    `</think>`, a newline and `<answer>` follow, and the text ends with `</answer>`, after which `$` allows one newline.
+    Anything may come between, further answer blocks included.
     """
-    end_of_thought = completion.find(END_THINK)
-    if end_of_thought < 0 or completion.find(THINK, 0, end_of_thought) >= 0:
-        return 0
-    start = end_of_thought + len(END_THINK)
-    if not completion.startswith("\n" + ANSWER, start):
-        return 0
-    return int(completion.endswith((END_ANSWER, END_ANSWER + "\n"), start + 1 + len(ANSWER)))
+    start = completion.first_block
+    return int(start is not None and completion.text.endswith((END_ANSWER, END_ANSWER + "\n"), start))
 
 
-def equation_original(completion: str, nums: Sequence[int], target: int) -> int:
-    r"""1 when the original pays the completion's equation, else 0. No text raises, and none stalls.
+def equation_original(completion: ParsedCompletion) -> int:
+    r"""Return 1 when the original pays the completion's equation, else 0. No text raises, and none stalls.
 
     The original's rule: the first `<answer>(.*?)</answer>` on one line, stripped; the integers in it (`\d+`) are the
     given numbers as a multiset; it matches `^[\d+\-*/().\s]+$`; Python's arithmetic gives a result closer than
     1e-5 to the target, as floats; any exception is 0.
     """
-    answer = _first_answer_on_one_line(completion)
+    answer = _first_answer_on_one_line(completion.text)
     if answer is None:
         return 0
     # strip() leaves no leading blanks, so Python's evaluator, which skips them, sees the text that ast.parse sees.
@@ -82,29 +67,21 @@ def equation_original(completion: str, nums: Sequence[int], target: int) -> int:
     if len(equation) > MAX_EQUATION:
         return 0
     try:
-        parsed = parse(equation) if _PLAIN.fullmatch(equation) else None
-        if isinstance(parsed, Parsed):
-            if sorted(parsed.literals) != sorted(nums):
-                return 0
-            result: object = _evaluate_postfix(parsed.postfix)
-        else:
-            used = sorted(int(digits) for digits in _INTEGER.findall(equation))
-            if used != sorted(nums) or not _ALLOWED.fullmatch(equation):
-                return 0
-            result = _evaluate_tree(ast.parse(equation, mode="eval").body)
-        if not isinstance(result, int | float):
+        used = sorted(int(digits) for digits in _INTEGER.findall(equation))
+        if used != sorted(completion.problem.nums) or not _ALLOWED.fullmatch(equation):
             return 0
-        return int(abs(float(result) - float(target)) < TOLERANCE)
+        result = _evaluate_tree(ast.parse(equation, mode="eval").body)
+        return int(abs(float(result) - completion.problem.target) < TOLERANCE)
     except (ArithmeticError, MemoryError, RecursionError, SyntaxError, ValueError):
         # ArithmeticError: division by zero, float overflow. ValueError: int() of text, and _NotArithmeticError.
         return 0
 
 
 def _first_answer_on_one_line(completion: str) -> str | None:
-    r"""The group of the first match of `<answer>(.*?)</answer>`, where `.` stops at a newline only.
+    """Return the group of the first match of `<answer>(.*?)</answer>`, where `.` stops at a newline only.
 
-    By hand, because the regular expression tries again from every `<answer>` and is quadratic on a line full of them:
-    when the first `<answer>` of a line has no `</answer>` behind it on that line, no later one on the line has.
+    By hand, because the regular expression is quadratic on a line full of `<answer>`: when the first of a line has no
+    `</answer>` behind it on that line, no later one on the line has.
     """
     start = completion.find(ANSWER)
     while start >= 0:
@@ -119,41 +96,26 @@ def _first_answer_on_one_line(completion: str) -> str | None:
     return None
 
 
-def _evaluate_postfix(postfix: Sequence[int | str]) -> int | float:
-    """Python's own value of a plain expression; the multiset check before it bounds the size of every result."""
-    stack: list[int | float] = []
-    for item in postfix:
-        if isinstance(item, int):
-            stack.append(item)
-        elif item == NEGATE:
-            stack.append(-stack.pop())
-        else:
-            right = stack.pop()
-            stack.append(_PLAIN_BINARY[item](stack.pop(), right))
-    return stack.pop()
-
-
-def _evaluate_tree(root: ast.expr) -> object:
-    """Python's value of a syntax tree of constants, `+ - * / // **` and signs; an explicit stack, no recursion.
+def _evaluate_tree(root: ast.expr) -> int | float:
+    """Return Python's value of a tree of constants, `+ - * / // **` and signs; an explicit stack, no recursion.
 
     Raises:
-        _NotArithmeticError: for any other node (a call, an empty tuple, an ellipsis), a complex number, or an
-            integer beyond MAX_BITS.
+        _NotArithmeticError: for any other node, a complex number, or an integer beyond MAX_BITS.
         ArithmeticError: as Python's operators do.
     """
     pending: list[ast.expr | ast.operator | ast.unaryop] = [root]
     values: list[int | float] = []
     while pending:
         node = pending.pop()
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        if type(node) in _UNARY:
+            values.append(_UNARY[type(node)](values.pop()))
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
             values.append(node.value)  # type: ignore[arg-type]
         elif isinstance(node, ast.BinOp):
             pending += [node.op, node.right, node.left]
         elif isinstance(node, ast.UnaryOp):
             pending += [node.op, node.operand]
-        elif isinstance(node, ast.unaryop) and type(node) in _UNARY:
-            values.append(_real(_UNARY[type(node)](values.pop())))
-        elif isinstance(node, ast.operator) and type(node) in _BINARY:
+        elif type(node) in _BINARY:
             right, left = values.pop(), values.pop()
             _bound(node, left, right)
             values.append(_real(_BINARY[type(node)](left, right)))
@@ -169,7 +131,7 @@ def _real(value: object) -> int | float:
     return value
 
 
-def _bound(node: ast.operator, left: int | float, right: int | float) -> None:
+def _bound(node: ast.AST, left: int | float, right: int | float) -> None:
     """Refuse an integer product or power that is certain to exceed MAX_BITS, before it is computed."""
     if not (isinstance(left, int) and isinstance(right, int)):
         return

@@ -1,27 +1,32 @@
-"""The rewards of a completion, by name, and the verdict that is logged for every completion.
+"""The rewards of a completion, by name, and its verdict: everything that is known of one completion.
 
-To add a reward, write a function `(completion, problem) -> float` and put `@reward("its_name")` above it; a recipe
-then names it with a weight. Keep it linear in the length of the completion, and let no text raise.
+To add a reward, write a function of a `ParsedCompletion` and put `@reward("its_name")` above it; a recipe then names it
+with a weight. Keep it linear in the length of the completion, and let no text raise.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
-from . import markup, original_scoring
-from .expression import check_answer
-from .problem import Problem
+from . import original_scoring
+from .calculations import ThoughtLine, thought_lines
+from .parsed_completion import ParsedCompletion, parse_completion
+from .problem import DataError, Problem, parse_problem
+from .style import Style, classify_style, count_reflections
+from .tries import true_result, whole_value
 
-RewardFunction = Callable[[str, Problem], float]
+RewardFunction = Callable[[ParsedCompletion], float]
 
 REWARDS: dict[str, RewardFunction] = {}
-"""Every reward a recipe can name."""
-
+"""Every reward that a recipe can name."""
 VERDICTS = ("format", "equation", "format_original", "equation_original")
-"""The rewards that a Verdict already holds, each 0 or 1."""
+"""The rewards that every verdict has, each 0 or 1."""
 
 WORDS_PER_NUMBER = 10
 """Words of thought for each given number that earn the whole `words` reward."""
@@ -30,57 +35,127 @@ LENGTH_FULL = 1000
 LENGTH_NONE = 4000
 """Characters from which `length` pays nothing; the recipe's 1024 tokens of English are about this."""
 
-
 _QUOTED = re.compile(r"""(character|unexpected|before) ('(?:[^'\\]|\\.)*'|".*?")""")
 _NUMBER = re.compile(r"-?[0-9]+(?:\.\.\.)?(?:/[0-9]+(?:\.\.\.)?)?")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Verdict:
-    """All four verdicts on one completion, 0 or 1 each, and the kit's reason."""
+    """Everything that is known of one completion. What needs a search of the thought is computed when first read."""
 
-    format: int
-    equation: int
-    format_original: int
-    equation_original: int
-    reason: str
-    """`correct`, or what is wrong in words; the equation's fault comes before the format's."""
+    completion: ParsedCompletion
+    rewards: dict[str, float]
+    """VERDICTS and the rewards that were asked for, without weights."""
+
+    @property
+    def format(self) -> int:
+        """1 when it keeps the kit's format, else 0."""
+        return int(self.rewards["format"])
+
+    @property
+    def equation(self) -> int:
+        """1 when its answer is right by exact arithmetic, else 0."""
+        return int(self.rewards["equation"])
+
+    @property
+    def reason(self) -> str:
+        """`correct`, or what is wrong; an error of the equation comes before one of the format."""
+        format_error = self.completion.format_error
+        correct = "correct" if format_error is None else f"correct, but the format is broken: {format_error}"
+        return self.completion.equation_error or correct
+
+    @cached_property
+    def tries(self) -> int:
+        """Calculations tried in the thought, by line: `8 + 2 = 10 - 3 = 7 (too low)` is one. See docs/metrics.md."""
+        return sum(bool(line.matches) for line in self._lines)
+
+    @cached_property
+    def reflections(self) -> int:
+        """Phrases of reflection in the thought; see `style.count_reflections`."""
+        return count_reflections(self.completion.thought)
+
+    @cached_property
+    def style(self) -> Style:
+        """`enumerating`, `wordy` or `neither`; see `style.classify_style`."""
+        return classify_style(self._lines)
+
+    @cached_property
+    def results(self) -> list[int | None]:
+        """The true result of each try (see `tries.true_result`), and of the answer unless a try has the same result."""
+        nums, answer = self.completion.problem.nums, self.completion.answer
+        results = [true_result(line.equations, nums) for line in self._lines if line.matches]
+        answered = None if answer is None else whole_value(answer, nums)
+        return results if results and (answered is None or answered in results) else [*results, answered]
+
+    @cached_property
+    def _lines(self) -> list[ThoughtLine]:
+        return list(thought_lines(self.completion.thought))
+
+    def record(self) -> dict[str, Any]:
+        """Return what a file of completions holds of one: problem, text, rewards, reason and style."""
+        return {
+            "nums": list(self.completion.problem.nums),
+            "target": self.completion.problem.target,
+            "completion": self.completion.text,
+            "rewards": dict(self.rewards),
+            "reason": self.reason,
+            "tries": self.tries,
+            "reflections": self.reflections,
+            "style": self.style,
+        }
 
 
-def folded(reason: str) -> str:
-    """A verdict's reason with every number as N and every quoted sign as …, so that like reasons count as one.
-
-    `result is 7, not 24` and `result is 5/2, not 30` are both `result is N, not N`.
-    """
-    return _NUMBER.sub("N", _QUOTED.sub(r"\1 …", reason))
-
-
-def judge(completion: str, nums: Sequence[int], target: int) -> Verdict:
-    """Give all four verdicts on a completion.
+def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdict:
+    """Return the verdict on a completion; the one place where a text is parsed and scored.
 
     No text raises (control characters and lone surrogates included), and the work is bounded by a constant times
     the length of the completion.
 
     Args:
         completion: the model's text after the prefill, so it starts inside `<think>`.
-        nums: the given numbers.
-        target: the value to reach.
+        problem: the given numbers, each to be used exactly once, and the target.
+        names: rewards to compute besides VERDICTS.
+
+    Raises:
+        DataError: for a name that is not in REWARDS.
     """
-    format_fault = markup.format_fault(completion)
-    equation_fault = _equation_fault(completion, nums, target)
-    if equation_fault is not None:
-        reason = equation_fault
-    elif format_fault is not None:
-        reason = f"correct, but the format is broken: {format_fault}"
-    else:
-        reason = "correct"
-    return Verdict(
-        format=int(format_fault is None),
-        equation=int(equation_fault is None),
-        format_original=original_scoring.format_original(completion),
-        equation_original=original_scoring.equation_original(completion, nums, target),
-        reason=reason,
-    )
+    names = dict.fromkeys((*VERDICTS, *names))
+    if unknown := [name for name in names if name not in REWARDS]:
+        raise DataError(f"unknown reward '{unknown[0]}'; known rewards: {', '.join(REWARDS)}")
+    parsed = parse_completion(completion, problem)
+    return Verdict(parsed, {name: REWARDS[name](parsed) for name in names})
+
+
+def score_line(line: str, place: str = "input") -> dict[str, float | str]:
+    """Judge the completion in one line of JSONL, as `mini-r1 score` does.
+
+    Args:
+        line: `{"completion": str, "nums": [int, ...], "target": int}`; other keys are ignored.
+        place: of the line, as an error names it: `completions.jsonl:3`.
+
+    Returns:
+        VERDICTS and "reason".
+
+    Raises:
+        DataError: for anything that is not such an object.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not valid JSON ({error})") from error
+    problem = parse_problem(row, place)
+    if not isinstance(row.get("completion"), str):
+        raise DataError(f"{place}: 'completion' {'must be a string' if 'completion' in row else 'is missing'}")
+    verdict = judge(row["completion"], problem)
+    return {**verdict.rewards, "reason": verdict.reason}
+
+
+def fold_reason(reason: str) -> str:
+    """Return a verdict's reason with every number as N and every quoted sign as …, so that like reasons count as one.
+
+    `result is 7, not 24` and `result is 5/2, not 30` are both `result is N, not N`.
+    """
+    return _NUMBER.sub("N", _QUOTED.sub(r"\1 …", reason))
 
 
 def reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
@@ -100,58 +175,46 @@ def reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
 
 
 @reward("format")
-def format_reward(completion: str, problem: Problem) -> float:
+def format_reward(completion: ParsedCompletion) -> float:
     """1 for one thought, one answer block and nothing after it, else 0."""
-    return float(markup.format_fault(completion) is None)
+    return int(completion.format_error is None)
 
 
 @reward("equation")
-def equation_reward(completion: str, problem: Problem) -> float:
+def equation_reward(completion: ParsedCompletion) -> float:
     """1 when the last answer after `</think>` is right by exact arithmetic, else 0."""
-    return float(_equation_fault(completion, problem.nums, problem.target) is None)
+    return int(completion.equation_error is None)
 
 
-@reward("format_original")
-def format_original_reward(completion: str, problem: Problem) -> float:
-    """1 when the original's format function pays, else 0."""
-    return float(original_scoring.format_original(completion))
-
-
-@reward("equation_original")
-def equation_original_reward(completion: str, problem: Problem) -> float:
-    """1 when the original's equation function pays, else 0."""
-    return float(original_scoring.equation_original(completion, problem.nums, problem.target))
+# What the original's two reward functions pay.
+reward("format_original")(original_scoring.format_original)
+reward("equation_original")(original_scoring.equation_original)
 
 
 @reward("words")
-def words_reward(completion: str, problem: Problem) -> float:
+def words_reward(completion: ParsedCompletion) -> float:
     """min(1, words of the thought / (10 words for each given number)): the original's second hypothesis.
 
     A thought that never ends earns nothing: else the reward would pay for running into the length limit.
     """
-    thought = markup.thought(completion)
-    if thought is None:
+    if not completion.thought_ends:
         return 0.0
-    return min(1.0, len(thought.split()) / (WORDS_PER_NUMBER * len(problem.nums)))
+    return min(1.0, len(completion.thought.split()) / (WORDS_PER_NUMBER * len(completion.problem.nums)))
 
 
 @reward("length")
-def length_reward(completion: str, problem: Problem) -> float:
+def length_reward(completion: ParsedCompletion) -> float:
     """1.0 up to 1000 characters, then falling in a straight line to 0.0 at 4000: favours short answers."""
-    return min(1.0, max(0.0, (LENGTH_NONE - len(completion)) / (LENGTH_NONE - LENGTH_FULL)))
+    return min(1.0, max(0.0, (LENGTH_NONE - len(completion.text)) / (LENGTH_NONE - LENGTH_FULL)))
 
 
 @reward("random")
-def random_reward(completion: str, problem: Problem) -> float:
-    """A fair coin, 0 or 1, fixed by a hash of completion and problem: the control of an experiment.
+def random_reward(completion: ParsedCompletion) -> float:
+    """A fair coin, 0 or 1, fixed by a hash of completion and problem: the random-reward control of an experiment.
 
-    A run that gets better on this reward alone learns from noise, and so may its neighbour with the real one.
+    A run that improves on this reward alone learns from noise, and so may the run that it is compared with.
     """
     # surrogatepass: a decoded completion may hold lone surrogates, which strict UTF-8 refuses.
-    text = f"{problem.nums}|{problem.target}|{completion}".encode("utf-8", "surrogatepass")
+    problem = completion.problem
+    text = f"{problem.nums}|{problem.target}|{completion.text}".encode("utf-8", "surrogatepass")
     return float(blake2b(text, digest_size=1).digest()[0] & 1)
-
-
-def _equation_fault(completion: str, nums: Sequence[int], target: int) -> str | None:
-    answer, reason = markup.final_answer(completion)
-    return reason if answer is None else check_answer(answer, nums, target)

@@ -6,63 +6,30 @@ Training and evaluation import this module and nothing else of the package.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
 
-from . import rewards, solver
+from . import solver
 from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains, signed_sums
-from .calculations import Equation, calculations
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
-from .rewards import REWARDS, VERDICTS, Verdict, folded
-from .style import REFLECTION_PATTERN, classify_style, reflections, tries
-from .tries import answered_result, tried_results
+from .rewards import REWARDS, Verdict, fold_reason, judge
+from .style import REFLECTION_PATTERN
 from .work_limit import OutOfWork, Work
 from .worked_solution import Working, work_out
 
 __all__ = [
-    "GENERATED_ROWS",
-    "MOST_ENUMERATED",
-    "PREFILL",
-    "REFLECTION_PATTERN",
-    "REWARDS",
-    "Chain",
-    "DataError",
-    "Equation",
-    "GeneratorSpec",
-    "Problem",
-    "TaskData",
-    "Verdict",
-    "Working",
-    "all_chains",
-    "answered_result",
-    "calculations",
-    "chain_results",
-    "classify_style",
-    "draw_chains",
-    "folded",
-    "judge",
-    "load_data",
-    "messages",
-    "record",
-    "reflections",
-    "reward_values",
-    "signed_sums",
-    "solvable",
-    "solve",
-    "strata",
-    "tried_results",
-    "tries",
-    "work_out",
-]
+    "GENERATED_ROWS", "MOST_ENUMERATED", "PREFILL", "REFLECTION_PATTERN", "REWARDS", "Chain", "DataError",
+    "GeneratorSpec", "Problem", "TaskData", "Verdict", "Working", "all_chains", "chain_results", "draw_chains",
+    "fold_reason", "judge", "load_data", "messages", "signed_sums", "solvable", "solve", "strata", "work_out",
+]  # fmt: skip
 
 GENERATED = "generated"
 """The source that needs no file and no network."""
@@ -83,25 +50,6 @@ class TaskData:
     `seed`, `test_fraction`, `split_by`, `generator`, `train_rows`, `held_out_rows`; None where it does not apply."""
 
 
-def judge(completion: str, problem: Problem) -> Verdict:
-    """All four verdicts on a completion; see `rewards.judge`."""
-    return rewards.judge(completion, problem.nums, problem.target)
-
-
-def record(problem: Problem, completion: str, verdict: Verdict) -> dict[str, Any]:
-    """What a file of completions says of one: its problem and text, the verdicts and their reason, its style."""
-    return {
-        "nums": list(problem.nums),
-        "target": problem.target,
-        "completion": completion,
-        "rewards": {name: getattr(verdict, name) for name in VERDICTS},
-        "reason": verdict.reason,
-        "tries": tries(completion),
-        "reflections": reflections(completion),
-        "style": classify_style(completion),
-    }
-
-
 def solvable(problem: Problem) -> bool | None:
     """Whether the problem has a solution at all, None where that takes too long to tell; see `solver.solvable`."""
     return solver.solvable(problem.nums, problem.target)
@@ -113,23 +61,6 @@ def solve(problem: Problem) -> str | None:
         return solver.solve(problem.nums, problem.target, Work(solver.MAX_STEPS))
     except OutOfWork:
         return None
-
-
-def reward_values(names: Sequence[str], completion: str, problem: Problem, verdict: Verdict) -> list[float]:
-    """The named rewards of one completion, in the order of `names`; a verdict already given is not computed again.
-
-    Raises:
-        DataError: for a name that is not in REWARDS.
-    """
-    values = []
-    for name in names:
-        if name in VERDICTS:
-            values.append(float(getattr(verdict, name)))
-        elif name in REWARDS:
-            values.append(REWARDS[name](completion, problem))
-        else:
-            raise DataError(f"unknown reward '{name}'; known rewards: {', '.join(REWARDS)}")
-    return values
 
 
 def strata(problem: Problem) -> dict[str, str]:

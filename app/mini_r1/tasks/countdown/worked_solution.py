@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from .expression import NEGATE, parse
-from .markup import final_answer
+from .parsed_completion import last_answer
 
 MAX_SHOWN = 16
 """Operations worked out, and numbers told apart: 8 numbers need 7 operations; what is longer is no answer."""
@@ -39,7 +39,7 @@ def work_out(completion: str, nums: Sequence[int]) -> Working:
         completion: the model's text after the prefill.
         nums: the given numbers.
     """
-    text, _ = final_answer(completion)
+    text, _ = last_answer(completion)
     parsed = parse(text.strip(" \t\n\r\x0b\x0c")) if text is not None else ""
     if isinstance(parsed, str):
         return Working(text, [], None, [], [])

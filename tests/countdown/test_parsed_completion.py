@@ -1,4 +1,4 @@
-"""Where a completion keeps its parts: the format rule and the last answer against regular expressions, each fault."""
+"""A completion taken apart: the format rule and the last answer against regular expressions, each error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import itertools
 import re
 
 import pytest
-from mini_r1.tasks.countdown.markup import final_answer, format_fault, thought
+from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion, last_answer, parse_completion
+from mini_r1.tasks.countdown.problem import Problem
 
 FORMAT = re.compile(r"<think>(?:(?!</?think>)[\s\S])*</think>\n<answer>(?:(?!</?answer>)[\s\S])*</answer>")
 # In the text after the last </think>, the last <answer> that is closed, up to where it is closed first.
@@ -16,15 +17,19 @@ TEXTS = ["".join(pieces) for count in range(7) for pieces in itertools.product(P
 FRAMES = ("{}", "a{}", "</think>\n<answer>{}", "</think>\n<answer>1</answer>{}", "{}</think>\n<answer>1</answer>")
 
 
+def parse(text: str) -> ParsedCompletion:
+    return parse_completion(text, Problem((1,), 1))
+
+
 def test_the_format_is_a_regular_expression() -> None:
     texts = [frame.format(text) for frame in FRAMES for text in TEXTS[:2000]]
-    kept = [format_fault(text) is None for text in texts]
+    kept = [parse(text).format_error is None for text in texts]
     assert kept == [FORMAT.fullmatch(f"<think>{text}") is not None for text in texts]
     assert 20 < sum(kept) < len(kept)
 
 
 def test_the_last_complete_block_after_the_last_thought_is_the_answer() -> None:
-    found = {text: final_answer(text)[0] for text in TEXTS}
+    found = {text: parse(text).answer for text in TEXTS}
     for text, answer in found.items():
         _, closed, after = text.rpartition("</think>")
         match = BLOCK.fullmatch(after) if closed else None
@@ -33,7 +38,7 @@ def test_the_last_complete_block_after_the_last_thought_is_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("completion", "fault"),
+    ("completion", "error"),
     [
         ("", "no </think>"),
         ("a\n<answer>1</answer>", "no </think>"),
@@ -50,8 +55,8 @@ def test_the_last_complete_block_after_the_last_thought_is_the_answer() -> None:
         ("a <answer>1</answer></think>\n<answer>1<think></think></answer>", None),
     ],
 )
-def test_each_fault_of_the_format(completion: str, fault: str | None) -> None:
-    assert format_fault(completion) == fault
+def test_each_error_of_the_format(completion: str, error: str | None) -> None:
+    assert parse(completion).format_error == error
 
 
 @pytest.mark.parametrize(
@@ -62,16 +67,17 @@ def test_each_fault_of_the_format(completion: str, fault: str | None) -> None:
         ("</think>", (None, "no answer after </think>")),
         ("<answer>1</answer></think>", (None, "no answer after </think>")),
         ("</think><answer>1", (None, "no answer after </think>")),
-        ("</think><answer>1</answer><answer>2</answer><answer>3", ("2", "")),
-        ("</think><answer></answer>", ("", "")),
+        ("</think><answer>1</answer><answer>2</answer><answer>3", ("2", None)),
+        ("</think><answer></answer>", ("", None)),
     ],
 )
-def test_final_answer(completion: str, answer: tuple[str | None, str]) -> None:
-    assert final_answer(completion) == answer
+def test_the_last_answer(completion: str, answer: tuple[str | None, str]) -> None:
+    assert last_answer(completion) == answer
 
 
 @pytest.mark.parametrize(
-    ("completion", "text"), [("", None), ("ab", None), ("</think>", ""), ("a</think>b</think>", "a")]
+    ("completion", "thought", "ends"),
+    [("", "", False), ("ab", "ab", False), ("</think>", "", True), ("a</think>b</think>", "a", True)],
 )
-def test_thought(completion: str, text: str | None) -> None:
-    assert thought(completion) == text
+def test_the_thought(completion: str, thought: str, ends: bool) -> None:
+    assert (parse(completion).thought, parse(completion).thought_ends) == (thought, ends)

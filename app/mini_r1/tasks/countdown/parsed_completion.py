@@ -1,0 +1,81 @@
+"""A completion taken apart at its tags, once, and the kit's format rule. Plain string searches, linear.
+
+A completion continues the prefill and so starts inside `<think>`; the rules read `<think>` + completion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .expression import check_answer
+from .problem import Problem
+
+THINK, END_THINK = "<think>", "</think>"
+ANSWER, END_ANSWER = "<answer>", "</answer>"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedCompletion:
+    """What every reward is computed from."""
+
+    text: str
+    problem: Problem
+    thought: str
+    """The text before the first `</think>`; all of it when the thought never ends."""
+    thought_ends: bool
+    first_block: int | None
+    """Where the text of the answer block after the thought begins; None when the format is broken before it."""
+    format_error: str | None
+    """How the completion breaks the kit's format: exactly `<think>` thought `</think>`, a newline, `<answer>` answer
+    `</answer>`, and nothing after. The thought holds no further `<think>`, the answer no `<answer>` or `</answer>`; a
+    thought may mention `<answer>`."""
+    answer: str | None
+    """The text of the last complete answer block after the last `</think>`."""
+    equation_error: str | None
+    """What is wrong with the answer; None when it is right."""
+
+
+def parse_completion(text: str, problem: Problem) -> ParsedCompletion:
+    """Take the model's text after the prefill apart, and check its answer."""
+    end = text.find(END_THINK)
+    first_block, format_error = _first_block(text, end)
+    if first_block is not None:
+        format_error = _block_error(text, first_block)
+    answer, equation_error = last_answer(text)
+    if answer is not None:
+        equation_error = check_answer(answer, problem.nums, problem.target)
+    thought = text if end < 0 else text[:end]
+    return ParsedCompletion(text, problem, thought, end >= 0, first_block, format_error, answer, equation_error)
+
+
+def last_answer(text: str) -> tuple[str | None, str | None]:
+    """Return the last complete answer block after the last `</think>`, or None and the reason why there is none."""
+    end_of_thought = text.rfind(END_THINK)
+    if end_of_thought < 0:
+        return None, "no </think>"
+    last_end = text.rfind(END_ANSWER, end_of_thought)
+    start = text.rfind(ANSWER, end_of_thought, max(last_end, 0))
+    if start < 0:
+        return None, "no answer after </think>"
+    start += len(ANSWER)
+    return text[start : text.find(END_ANSWER, start)], None
+
+
+def _first_block(text: str, end_of_thought: int) -> tuple[int | None, str | None]:
+    if end_of_thought < 0:
+        return None, "no </think>"
+    if text.find(THINK, 0, end_of_thought) >= 0:
+        return None, "a second <think> in the thought"
+    start = end_of_thought + len(END_THINK)
+    if not text.startswith("\n" + ANSWER, start):
+        return None, "</think> is not followed by one newline and <answer>"
+    return start + 1 + len(ANSWER), None
+
+
+def _block_error(text: str, start: int) -> str | None:
+    end = text.find(END_ANSWER, start)
+    if end < 0:
+        return "no </answer>"
+    if text.find(ANSWER, start) >= 0 or text.find(END_ANSWER, end + 1) >= 0:
+        return "more than one answer block"
+    return None if end + len(END_ANSWER) == len(text) else "text after </answer>"
