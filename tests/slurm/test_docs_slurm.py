@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 from mini_r1.doctor.case import Case
 from mini_r1.doctor.local_storage import filesystem
-from mini_r1.doctor.login_checks import FLEETING
+from mini_r1.doctor.shared_storage import FLEETING
 from mini_r1.machine.devices import Devices
 from mini_r1.run.run_dir import RunDir
 
@@ -217,9 +217,8 @@ def test_every_script_is_there_with_its_resources() -> None:
 
 def test_the_readme_has_lines_that_were_followed() -> None:
     readme = (REPO / "README.md").read_text()
-    (lines,) = (
-        block for block in re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL) if "sbatch" in block
-    )
+    here = re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    (lines,) = (block for block in here if "sbatch" in block)
     followed = [shlex.split(line, comments=True) for block in blocks(FIRST_RUN) for line in block.splitlines()]
     for line in lines.splitlines():
         assert shlex.split(line, comments=True) in followed, line
