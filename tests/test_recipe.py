@@ -250,7 +250,7 @@ def test_loading_needs_no_torch():
         ("logging_strategy: epoch", "logging_strategy: must be steps"),
         ("save_strategy: epoch", "save_strategy: must be one of steps, no, not 'epoch'"),
         ("report_to: [wandbb]", "report_to: must be all, none or names out of azure_ml"),
-        ("report_to: [none, wandb]", "report_to: 'none' stands alone"),
+        ("report_to: [none, wandb]", "report_to: 'none' can't be combined"),
         ("rewards: {formt: 1}", "rewards.formt: must be one of format, equation"),
         ("rewards: {format: 0}", "rewards: at least one reward needs a weight other than 0"),
         ("rewards: {}", "rewards: at least one reward needs a weight other than 0"),

@@ -1,13 +1,13 @@
-"""What one value of a recipe may be: its field types, each with the sentence for a wrong one.
+"""Types of a recipe's values, each with the sentence for a wrong one.
 
-YAML 1.1 has its own ideas (`5e-7` is a string, `no` is false); they are put right here, so that files written for
-transformers' parser mean the same.
+Words of YAML 1.1 (`no`, `off`, quoted numbers) mean what they mean in files written for transformers' parser.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -16,21 +16,11 @@ from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean
 from mini_r1.tasks.countdown.rewards import REWARDS
 
-REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
-if TYPE_CHECKING:
-    RewardName = str
-else:  # the game's registry is the only list of rewards
-    RewardName = Annotated[
-        Literal[REWARD_NAMES],
-        BeforeValidator(
-            lambda name: refuse_old(name, format_seed="format_original", equation_seed="equation_original")
-        ),
-    ]
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
 """What `rewards` means when it is not written; the original's sum of two verdicts."""
-
+REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
 GENERATED = "generated"
-LOCAL_ENDINGS = (".jsonl", ".parquet")
+LOCAL_SUFFIXES = (".jsonl", ".parquet")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 LARGEST_NUMBER = 10**15  # far above any count here; keeps every sum and conversion exact in a float
 
@@ -39,8 +29,41 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
+def require(test: Callable[[Any], object], text: str, kind: type = AfterValidator) -> Any:
+    """Return a validator that raises a ValueError with `text`, where {} is the value, unless `test` holds."""
+
+    def check(value: Any) -> Any:
+        if not test(value):
+            raise ValueError(text.format(value))
+        return value
+
+    return kind(check)
+
+
+def only(allowed: object, why: str) -> Any:
+    """Return a validator for a key that other files have and that has one possible value here."""
+    text = f"must be {str(allowed).lower()}: {why}"
+    return require(lambda value: value == allowed and type(value) is type(allowed), text, BeforeValidator)
+
+
+def renamed(**new_names: str) -> Any:
+    """Return a validator that refuses old names with their new ones."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str) and value in new_names:
+            raise ValueError(f"'{value}' was renamed: write '{new_names[value]}'")
+        return value
+
+    return BeforeValidator(check)
+
+
+def replace_false(word: str) -> BeforeValidator:
+    """Return a validator that reads false as a word: YAML 1.1 reads an unquoted `no` or `off` as false."""
+    return BeforeValidator(lambda value: word if value is False else value)
+
+
 def _number(value: object) -> object:
-    """YAML 1.1 reads `5e-7` as a string and transformers takes it as a number: so do we. A bool is no number."""
+    """Read a quoted number as transformers does; a bool is no number."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
@@ -57,60 +80,8 @@ def _flag(value: object) -> object:
     raise ValueError("must be true or false")
 
 
-def _one_line(value: str) -> str:
-    if not value.strip() or not value.isprintable():
-        raise ValueError("must be one line of text, not empty")
-    return value
-
-
-def yaml_no(value: object) -> object:
-    return "no" if value is False else value  # YAML 1.1 reads an unquoted `no` as false
-
-
-def yaml_off(value: object) -> object:
-    return "off" if value is False else value  # YAML 1.1 reads an unquoted `off` as false, and `no` too
-
-
-def watch_mapping(value: object) -> object:
-    if value is None or value is False or value == "off":
-        raise ValueError("cannot be switched off as a whole; switch off single watchers, e.g. watch: {kl: off}")
-    return value
-
-
-def evaluation_strategy(value: object) -> object:
-    if value == "epoch":
-        raise ValueError("must not be epoch: most runs end within one pass over the data; write steps and eval_steps")
-    return yaml_no(value)
-
-
-def only(allowed: object, why: str) -> BeforeValidator:
-    """A key that other files carry and that has one possible value here; the error says why."""
-
-    def check(value: object) -> object:
-        if value != allowed or type(value) is not type(allowed):
-            raise ValueError(f"must be {str(allowed).lower()}: {why}")
-        return value
-
-    return BeforeValidator(check)
-
-
-def refuse_old(value: object, **new_names: str) -> object:
-    """Return the value, unless it is an old name: the error gives the new one."""
-    if isinstance(value, str) and value in new_names:
-        raise ValueError(f"'{value}' was renamed: write '{new_names[value]}'")
-    return value
-
-
-def scoring_name(value: object) -> object:
-    return refuse_old(value, seed="original")
-
-
-def text_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def report_names(value: object) -> object:
-    """TensorBoard is always on: `mini-r1 report` and the demo point to it."""
+def _trackers(value: object) -> object:
+    """Return the trackers with TensorBoard among them: `mini-r1 report` and the demo point to it."""
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list):
         raise ValueError("must be a name or a list of names")
@@ -118,7 +89,7 @@ def report_names(value: object) -> object:
         return names
     for name in names:
         if name in ("all", "none") and len(names) > 1:
-            raise ValueError(f"'{name}' stands alone")
+            raise ValueError(f"'{name}' can't be combined with other names")
         if name != "none" and name not in REPORT_INTEGRATIONS:
             guess = did_you_mean(str(name)[:60], REPORT_INTEGRATIONS)
             raise ValueError(f"must be all, none or names out of {', '.join(REPORT_INTEGRATIONS)}{guess}")
@@ -126,7 +97,7 @@ def report_names(value: object) -> object:
 
 
 def _plain_values(value: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments are passed on as they are: flat, and such that they load back equal."""
+    """Check keyword arguments, which are passed on as they are: flat, and such that they load back equal."""
     for key, item in value.items():
         plain = item is None or (isinstance(item, str) and item.isprintable())
         if isinstance(item, int | float):
@@ -136,66 +107,95 @@ def _plain_values(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def model_name(value: str) -> str:
-    if value.startswith("builtin:") and value not in BUILTIN_MODELS:
-        raise ValueError(f"the built-in models are {' and '.join(BUILTIN_MODELS)}")
-    return value
-
-
-def data_source(value: str) -> str:
-    local = value.endswith(LOCAL_ENDINGS)
+def _is_data_source(value: str) -> bool:
     # `rows.csv` has the form of a hub id and is meant as a file.
     hub = _HUB_ID.fullmatch(value) and not value.endswith((".json", ".csv", ".txt"))
-    if value != GENERATED and not local and not hub:
-        raise ValueError(f"must be a hub id (owner/name), a local .jsonl or .parquet file, or '{GENERATED}'")
-    return value
+    return value == GENERATED or value.endswith(LOCAL_SUFFIXES) or bool(hub)
 
 
-def hub_name(value: str) -> str:
-    if not _HUB_ID.fullmatch(value):
-        raise ValueError("must be a hub id (owner/name)")
-    return value
-
-
-def device_name(value: object) -> object:
-    return f"cuda:{value}" if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def steps_or_epochs(value: int) -> int:
-    if value != -1 and value < 1:
-        raise ValueError(f"must be at least 1, or -1 to count num_train_epochs, not {value}")
-    return value
-
-
-def group_size(value: int) -> int:
-    if value < 2:
-        raise ValueError(
-            f"must be at least 2, not {value}: advantages divide by the standard deviation over one prompt's"
-            " completions, and that of a single one is NaN"
-        )
-    return value
-
-
-def operator_set(value: str) -> str:
-    if not value or set(value) - set("+-*/") or len(set(value)) < len(value):
-        raise ValueError("must be some of + - * /, each at most once")
-    return value
-
-
-def reward_weights(value: dict[str, float]) -> dict[str, float]:
-    if not any(value.values()):
-        raise ValueError("at least one reward needs a weight other than 0, or there is nothing to learn")
-    return value
-
-
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 Whole = Annotated[int, BeforeValidator(_number)]
-Count = Annotated[int, Field(ge=1), BeforeValidator(_number)]
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator(_number)]
+Count = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0, le=MAX_SEED)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
-Text = Annotated[str, Field(strict=True), AfterValidator(_one_line)]
+Text = Annotated[
+    str,
+    Field(strict=True),
+    require(lambda text: text.strip() and text.isprintable(), "must be one line of text, not empty"),
+]
 Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_values)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED), BeforeValidator(_number)]
+
+ModelName = Annotated[
+    Text,
+    require(
+        lambda name: not name.startswith("builtin:") or name in BUILTIN_MODELS,
+        f"the built-in models are {' and '.join(BUILTIN_MODELS)}",
+    ),
+]
+DataSource = Annotated[
+    Text,
+    require(_is_data_source, f"must be a hub id (owner/name), a local .jsonl or .parquet file, or '{GENERATED}'"),
+]
+HubId = Annotated[Text, require(_HUB_ID.fullmatch, "must be a hub id (owner/name)")]
+Device = Annotated[
+    Text,
+    BeforeValidator(
+        lambda value: f"cuda:{value}" if isinstance(value, int) and not isinstance(value, bool) else value,
+        json_schema_input_type=int | str,
+    ),
+]
+TextList = Annotated[
+    list[Text],
+    Field(min_length=1),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[str] | str),
+]
+Trackers = Annotated[list[str], BeforeValidator(_trackers, json_schema_input_type=list[str] | str | None)]
+Steps = Annotated[
+    Whole, require(lambda n: n == -1 or n >= 1, "must be at least 1, or -1 to count num_train_epochs, not {}")
+]
+GroupSize = Annotated[
+    Whole,
+    require(
+        lambda n: n >= 2,
+        "must be at least 2, not {}: advantages divide by the standard deviation over one prompt's completions, and "
+        "that of a single one is NaN",
+    ),
+]
+Operators = Annotated[
+    Text,
+    require(
+        lambda text: set(text) <= set("+-*/") and len(set(text)) == len(text),
+        "must be some of + - * /, each at most once",
+    ),
+]
+SaveStrategy = Annotated[Literal["steps", "no"], replace_false("no")]
+EvalStrategy = Annotated[
+    Literal["no", "steps"],
+    replace_false("no"),
+    require(
+        lambda value: value != "epoch",
+        "must not be epoch: most runs end within one pass over the data; write steps and eval_steps",
+        BeforeValidator,
+    ),
+]
+Action = Annotated[Literal["off", "warn", "stop"], replace_false("off")]
+Scoring = Annotated[Literal["kit", "original"], renamed(seed="original")]
+if TYPE_CHECKING:
+    RewardName = str
+else:  # the game's registry is the only list of rewards
+    RewardName = Annotated[
+        Literal[REWARD_NAMES], renamed(format_seed="format_original", equation_seed="equation_original")
+    ]
+Rewards = Annotated[
+    dict[RewardName, Number],
+    require(
+        lambda weights: any(weights.values()),
+        "at least one reward needs a weight other than 0, or there is nothing to learn",
+    ),
+]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "reduce_lr_on_plateau", "cosine_with_min_lr", "warmup_stable_decay",
