@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import pynvml
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.machine.devices import device_index, driver_devices, given_devices
+from mini_r1.machine.devices import given_devices
+from mini_r1.machine.nvidia import device_index, driver_devices
 
 UUIDS = tuple(f"GPU-{digit * 8}-0000-1111-2222-{digit * 12}" for digit in "abcd")
 SLICES = ("MIG-1f3c5a2e-0000-1111-2222-333333333333", "MIG-2f3c5a2e-0000-1111-2222-333333333333")

@@ -104,7 +104,7 @@ def test_a_recipe_that_cannot_be_read_is_a_sentence(mini_r1: Kit) -> None:
 
 
 def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mini_r1.machine.devices import driver_devices
+    from mini_r1.machine.nvidia import driver_devices
 
     if driver_devices():
         pytest.skip("this machine has GPUs")

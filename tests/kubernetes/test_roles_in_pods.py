@@ -346,7 +346,7 @@ def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Pat
 def test_the_stand_in_is_what_the_command_asks(tmp_path: Path) -> None:
     """Without it the tests above would count the GPUs of the machine that they run on."""
     (tmp_path / "pynvml.py").write_text(NVML)
-    code = "from mini_r1.machine.devices import driver_devices; print(driver_devices())"
+    code = "from mini_r1.machine.nvidia import driver_devices; print(driver_devices())"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "STAND_IN_GPUS": "3"},

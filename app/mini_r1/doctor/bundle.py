@@ -52,13 +52,7 @@ class Bundle:
 
 
 def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str, str]) -> Bundle:
-    """Write the archive, whole or not at all.
-
-    Args:
-        run: the run whose files are taken.
-        out: the archive.
-        completions: how many of the last completions to include.
-        environment: of this process.
+    """Write the archive, whole or not at all, with the last `completions` of the run's completions.
 
     Raises:
         KitError: there is no run, or the archive cannot be written.

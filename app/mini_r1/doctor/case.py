@@ -25,31 +25,18 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One node and what is to run on it.
-
-    Args:
-        environment: of the process.
-        devices: that it was given.
-        driver: what the NVIDIA library reports; None without one.
-        recipe: None for the node alone.
-        needs: None without a plan.
-        workers: training processes of this node.
-        run_dir: of the run; None without a recipe.
-        deepspeed: the plan's choice: None, a name or a file.
-        ports: that this node has to listen on.
-        root: of /proc, /sys and /dev: another one in tests.
-    """
+    """One node and what is to run on it; without a recipe, the node alone."""
 
     environment: Mapping[str, str]
     devices: Devices
     driver: Driver | None
     recipe: Recipe | None = None
-    needs: Needs | None = None
-    workers: int = 1
+    needs: Needs | None = None  # None without a plan
+    workers: int = 1  # training processes of this node
     run_dir: Path | None = None
-    deepspeed: str | None = None
-    ports: tuple[int, ...] = ()
-    root: Path = Path("/")
+    deepspeed: str | None = None  # the plan's choice: a name or a file
+    ports: tuple[int, ...] = ()  # that this node has to listen on
+    root: Path = Path("/")  # of /proc, /sys and /dev: another one in tests
 
     def read(self, path: str) -> str | None:
         """Return the text of a kernel file, e.g. `proc/meminfo`; None if it cannot be read."""

@@ -30,11 +30,11 @@ _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]{4,20})\): ([0-9]{1,4})")
 
 def driver(case: Case) -> Finding:
     """The NVIDIA driver is there, answers for every device, and is new enough for the pinned torch."""
-    reason = _need_of_gpu(case.recipe) if case.recipe else None
     if not case.uses_gpus:
-        if reason:
+        needing = [key for key, needs_gpu, _ in _demands(case.recipe) if needs_gpu]
+        if needing:
             return fail(
-                f"{reason}, and this node trains on the CPU ({case.devices.source})",
+                f"{', '.join(needing)} needs a GPU, and this node trains on the CPU ({case.devices.source})",
                 "run it on a node with a GPU, or change that key of the recipe",
                 "recipe",
             )
@@ -66,18 +66,23 @@ def driver(case: Case) -> Finding:
     )
 
 
-def _need_of_gpu(recipe: Recipe) -> str | None:
-    """Return a sentence with the recipe's keys that only a GPU can serve; None if a CPU will do."""
-    needs = {
-        "load_in_4bit: true": recipe.load_in_4bit,
-        "load_in_8bit: true": recipe.load_in_8bit,
-        f"optim: {recipe.optim}": "8bit" in recipe.optim or recipe.optim.startswith("paged"),
-        "attn_implementation: flash_attention_2": recipe.attn_implementation == "flash_attention_2",
-        "fp16: true": recipe.fp16,
-        "tf32: true": bool(recipe.tf32),
-    }
-    found = [key for key, needed in needs.items() if needed]
-    return f"{', '.join(found)} needs a GPU" if found else None
+def _demands(recipe: Recipe | None) -> list[tuple[str, bool, tuple[int, int]]]:
+    """Return the recipe's demanding keys: the key, whether it needs a GPU, the compute capability it needs."""
+    if recipe is None:
+        return []
+    flash = recipe.attn_implementation == "flash_attention_2"
+    rows = (
+        ("load_in_4bit: true", recipe.load_in_4bit, True, (0, 0)),
+        ("load_in_8bit: true", recipe.load_in_8bit, True, (0, 0)),
+        (f"optim: {recipe.optim}", "8bit" in recipe.optim or recipe.optim.startswith("paged"), True, (0, 0)),
+        ("fp16: true", recipe.fp16, True, (0, 0)),
+        ("tf32: true", recipe.tf32, True, (8, 0)),
+        ("attn_implementation: flash_attention_2", flash, True, (8, 0)),
+        ("bf16: true", recipe.bf16, False, (8, 0)),
+        ("torch_dtype: bfloat16", recipe.torch_dtype == "bfloat16", False, (8, 0)),
+        ("use_vllm: true", recipe.use_vllm, False, (7, 0)),
+    )
+    return [(key, needs_gpu, least) for key, is_set, needs_gpu, least in rows if is_set]
 
 
 def compute_capability(case: Case) -> Finding:
@@ -92,27 +97,11 @@ def _check_capability(recipe: Recipe | None, gpu: Gpu) -> Finding:
     if gpu.capability[0] > NEWEST:
         fix = "use a GPU of an earlier generation (Hopper, Ada, Ampere)"
         return fail(f"{found}: torch 2.5.1 knows nothing above 9.0", fix, "recipe")
-    missing = [key for key, least in _needed_capability(recipe) if gpu.capability < least]
+    missing = [key for key, _, least in _demands(recipe) if gpu.capability < least]
     if missing:
         fix = "on GPUs before Ampere: bf16: false, fp16: true, torch_dtype: float32, attn_implementation: sdpa"
         return fail(f"{found}, too little for {', '.join(missing)}", fix, "recipe")
     return ok(found)
-
-
-def _needed_capability(recipe: Recipe | None) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the recipe's keys and the compute capability that each needs."""
-    if recipe is None:
-        return
-    flash = recipe.attn_implementation == "flash_attention_2"
-    for key, is_set, least in (
-        ("bf16: true", recipe.bf16, (8, 0)),
-        ("torch_dtype: bfloat16", recipe.torch_dtype == "bfloat16", (8, 0)),
-        ("attn_implementation: flash_attention_2", flash, (8, 0)),
-        ("tf32: true", recipe.tf32, (8, 0)),
-        ("use_vllm: true", recipe.use_vllm, (7, 0)),
-    ):
-        if is_set:
-            yield key, least
 
 
 def gpu_kinds(case: Case) -> Finding:

@@ -67,18 +67,11 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the doctor found.
-
-    Args:
-        host: name of the node.
-        devices: where this process's devices come from.
-        recipe: the file; None for the node alone.
-        findings: one for each check, in order.
-    """
+    """What the doctor found: one finding for each check, in order."""
 
     host: str
-    devices: str
-    recipe: str | None
+    devices: str  # their source
+    recipe: str | None  # the file
     findings: tuple[Finding, ...]
 
     @property
@@ -136,13 +129,13 @@ def examine_node(
     Args:
         recipe_path: what is to be trained; None checks the node alone.
         overrides: values of --set.
-        devices: that this process was given.
-        nodes: of the job, if there is one: node 0's ports are checked. The others are taken to have the same devices.
+        devices: of this process.
+        nodes: of the job; the other nodes are assumed to have the same devices.
         run_dir: None is the recipe's.
         deepspeed: as for `make_plan`.
         gpu_memory_gib: of the smallest GPU; None asks the driver.
-        with_torch: also run the checks that import torch, in another process; they need a recipe.
-        environment: of this process; None is `os.environ`.
+        with_torch: with a recipe, also run the checks that import torch, in another process.
+        environment: None is `os.environ`.
 
     Raises:
         KitError: the recipe cannot be read.

@@ -75,25 +75,15 @@ class NodeGroup(NamedTuple):
 
 @dataclass
 class LoginNode:
-    """A shell on a login node, and the batch script that is to be queued from it.
+    """A shell on a login node, and the batch script that is to be queued from it."""
 
-    Args:
-        shell: environment of the shell, with the site file's exports.
-        environment: the same without what the check of the site file reports as an error.
-        folder: the current one, in which jobs run.
-        kit: the folder with the batch scripts: the current one, or MINI_R1_HOME.
-        script: the batch script, as it was named.
-        case: the recipe and the run directory.
-        plan: of the recipe on the nodes and GPUs that the script asks for; None without a recipe.
-    """
-
-    shell: Mapping[str, str]
-    environment: Mapping[str, str]
-    folder: Path
-    kit: Path
-    script: Path
+    shell: Mapping[str, str]  # its environment, with the site file's exports
+    environment: Mapping[str, str]  # the same without what the check of the site file reports
+    folder: Path  # the current one, in which jobs run
+    kit: Path  # the folder with the batch scripts: the current one, or MINI_R1_HOME
+    script: Path  # as it was named
     case: Case
-    plan: Plan | None = None
+    plan: Plan | None = None  # on the nodes and GPUs that the script asks for
 
     def ask(self, *command: str, timeout_s: float = TIMEOUT_S) -> Answer:
         """Run a program in this shell and return its answer; exit code 127 if it cannot be started."""

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,23 +70,14 @@ class SmokeFailure(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SmokeTest:
-    """A smoke test of this node, with as much of the path as node and installation have.
+    """A smoke test of this node, with as much of the path as node and installation have."""
 
-    Args:
-        folder: for the model, the recipe, the run and the launchers' output; on several nodes a shared one.
-        devices: this node's; with two, vLLM generates.
-        nodes: of the test.
-        gpus: the doctor's --gpus.
-        environment: of the launchers.
-        log: takes a line of progress.
-    """
-
-    folder: Path
+    folder: Path  # for the model, the recipe, the run and the launchers' output; on several nodes a shared one
     devices: Devices
     nodes: Nodes
-    gpus: int | None
-    environment: Mapping[str, str]
-    log: Callable[[str], None]
+    gpus: int | None  # the doctor's --gpus
+    environment: Mapping[str, str]  # of the launchers
+    log: Callable[[str], None]  # takes a line of progress
 
     @property
     def run(self) -> RunDir:
@@ -143,18 +134,18 @@ class SmokeTest:
     def _interrupted_launch(self) -> Iterator[Finding]:
         started, first = time.monotonic(), self.nodes.index == 0
         self.log(f"first launch: {STEPS} steps, a worker is killed after step {KILL_AFTER}")
-        with _Launch(self, "first") as launch:
-            launch.wait_for_step(KILL_AFTER)
+        with self._launch("first") as process:
+            self._wait_for_step(process, KILL_AFTER)
             yield ok(f"step {KILL_AFTER} after {time.monotonic() - started:.0f} s").named("training")
             if first:
                 self.log(f"killed rank {self._kill_last_worker()}")
             killed = time.monotonic()
-            code = launch.wait(DOWN_TIMEOUT_S if first else START_TIMEOUT_S, "one worker killed")
+            code = self._wait(process, DOWN_TIMEOUT_S if first else START_TIMEOUT_S, "one worker killed", "first")
             took = time.monotonic() - killed
         left = [str(process.pid) for process in self._processes()]
         if code != ExitCode.RETRY or left:
             found = f"exit code {code}" + (f", processes left: {', '.join(left)}" if left else "")
-            raise SmokeFailure("one worker killed", f"{found} (150 and none expected)", f"see {launch.output}")
+            raise SmokeFailure("one worker killed", f"{found} (150 and none expected)", f"see {self._output('first')}")
         yield ok(f"the job ended after {took:.0f} s with exit code {code}, no process left").named("one worker killed")
 
     def _check_run(self) -> Iterator[Finding]:
@@ -181,12 +172,51 @@ class SmokeTest:
     def _resumed_launch(self) -> Finding:
         started = time.monotonic()
         self.log("second launch: resumes and finishes")
-        with _Launch(self, "second") as launch:
-            code = launch.wait(START_TIMEOUT_S, "resume")
+        with self._launch("second") as process:
+            code = self._wait(process, START_TIMEOUT_S, "resume", "second")
         steps = [row["step"] for row in read_metrics(self.run)]
         if code != ExitCode.FINISHED or steps != list(range(1, STEPS + 1)):
-            raise SmokeFailure("resume", f"exit code {code}, metrics of steps {steps}", f"see {launch.output}")
+            raise SmokeFailure("resume", f"exit code {code}, metrics of steps {steps}", f"see {self._output('second')}")
         return ok(f"all steps from 1 to {STEPS}, {time.monotonic() - started:.0f} s").named("resume")
+
+    @contextmanager
+    def _launch(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Start the launcher; kill it, and its workers with it, when the context ends."""
+        command = [
+            *(sys.executable, "-m", "mini_r1", "launch", str(self.folder / "smoke.yaml")),
+            *("--run-dir", str(self.run.path), "--deepspeed", self.deepspeed),
+            *(() if self.gpus is None else ("--gpus", str(self.gpus))),
+        ]
+        variables = {**self.environment, "MINI_R1_VERIFY_SYNC": "1"}
+        with self._output(name).open("wb") as output, subprocess.Popen(  # noqa: S603
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def _output(self, name: str) -> Path:
+        return self.folder / f"{name}-launch-node-{self.nodes.index}.txt"
+
+    def _wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while (self.run.read_state().get("step") or 0) < step:
+            if process.poll() is not None:
+                raise self._failure("training", f"launch ended with exit code {process.returncode}", "first")
+            if time.monotonic() > deadline:
+                raise self._failure("training", f"step {step} not reached after {START_TIMEOUT_S:.0f} s", "first")
+            time.sleep(0.02)
+
+    def _wait(self, process: subprocess.Popen[bytes], timeout_s: float, check: str, name: str) -> int:
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise self._failure(check, f"the launcher still runs after {timeout_s:.0f} s", name) from None
+
+    def _failure(self, check: str, found: str, name: str) -> SmokeFailure:
+        output = self._output(name)
+        return SmokeFailure(check, f"{found}: {_last_lines(output.read_text(errors='replace'))}", f"see {output}")
 
     def _processes(self) -> list[psutil.Process]:
         """Return this node's processes that train in the run directory."""
@@ -231,67 +261,6 @@ def check_sync(rows: list[dict[str, Any]]) -> Finding:
         f"greedy text equal at all {len(equal)} steps, new at {changed}; {seconds:.2f} s a sync, "
         f"log-probabilities at most {gap:.2g} nats apart"
     ).named("vLLM weight sync")
-
-
-class _Launch:
-    """A launcher that is running, its output in a file of the folder; it ends with the context."""
-
-    def __init__(self, test: SmokeTest, name: str) -> None:
-        self.output = test.folder / f"{name}-start-node-{test.nodes.index}.txt"
-        self._test = test
-        self._command = [
-            *(sys.executable, "-m", "mini_r1", "launch", str(test.folder / "smoke.yaml")),
-            *("--run-dir", str(test.run.path), "--deepspeed", test.deepspeed),
-            *(() if test.gpus is None else ("--gpus", str(test.gpus))),
-        ]
-
-    def __enter__(self) -> _Launch:
-        with self.output.open("wb") as output:
-            self._process = subprocess.Popen(  # noqa: S603
-                self._command,
-                env={**self._test.environment, "MINI_R1_VERIFY_SYNC": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()  # its workers die with it
-            self._process.wait()
-
-    def wait_for_step(self, step: int) -> None:
-        """Wait until the run has reached a step.
-
-        Raises:
-            SmokeFailure: the launcher ended before, or it takes too long.
-        """
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while self._test.run.read_state().get("step", 0) < step:
-            code = self._process.poll()
-            if code is not None:
-                raise self._failure("training", f"launch ended with exit code {code}")
-            if time.monotonic() > deadline:
-                raise self._failure("training", f"step {step} not reached after {START_TIMEOUT_S:.0f} s")
-            time.sleep(0.02)
-
-    def wait(self, timeout_s: float, check: str) -> int:
-        """Return the launcher's exit code.
-
-        Raises:
-            SmokeFailure: it still runs after the timeout.
-        """
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise self._failure(check, f"the launcher still runs after {timeout_s:.0f} s") from None
-
-    def _failure(self, check: str, found: str) -> SmokeFailure:
-        return SmokeFailure(
-            check, f"{found}: {_last_lines(self.output.read_text(errors='replace'))}", f"see {self.output}"
-        )
 
 
 def _last_lines(text: str) -> str:

@@ -28,16 +28,9 @@ def run_torch_checks(
     python: str = sys.executable,
     timeout_s: float = TIMEOUT_S,
 ) -> list[Finding]:
-    """Return what a process with torch finds out about this environment and the recipe.
+    """Return what a process with torch finds out about these devices and the recipe.
 
-    Args:
-        recipe: the file.
-        overrides: values of --set.
-        deepspeed: the plan's choice; None is none.
-        devices: that the process may see.
-        environment: of this process.
-        python: the interpreter that the workers will run in.
-        timeout_s: seconds until the process is given up.
+    `deepspeed` is the plan's choice; `python` is the interpreter that the workers will run in.
     """
     command = [python, "-m", "mini_r1.training.probe", str(recipe), "--deepspeed", deepspeed or "none"]
     for override in overrides:

@@ -31,8 +31,9 @@ from mini_r1.launch.supervise import Supervision
 from mini_r1.launch.worker_environment import Start, starts_as_json, starts_as_text, starts_of, train_command
 from mini_r1.launch.workers import start_all
 from mini_r1.machine.control_groups import usable_cores
-from mini_r1.machine.devices import Devices, device_index
+from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import find_nodes
+from mini_r1.machine.nvidia import device_index
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.planner import make_plan

@@ -8,13 +8,12 @@ returns an empty list for an invalid or repeated entry, which is to be refused, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.nvidia import driver_devices
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GRANTED = "SLURM_GPUS_ON_NODE"
@@ -36,33 +35,11 @@ _GRANT = re.compile(r"(?:[^:,]+:)*(\d+)(?:\([^)]*\))?")  # 4, h100:4, gpu:h100:4
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What this process was given.
+    """What this process was given; () is one plain process on the CPU."""
 
-    Args:
-        ids: as CUDA_VISIBLE_DEVICES names them: indices, UUIDs, or one MIG slice; "0", "1", ... for slots on the CPU.
-            None is one plain process on the CPU.
-        on_cpu: whether the work runs on the CPU: there is no GPU, or MINI_R1_ACCELERATOR=cpu.
-        source: where that was read, for people.
-    """
-
-    ids: tuple[str, ...]
-    on_cpu: bool
-    source: str
-
-
-def driver_devices() -> list[str]:
-    """Return the index of each GPU that the NVIDIA library sees, or its MIG slices' UUIDs; [] without a driver."""
-    import pynvml
-
-    try:
-        with _nvml() as nvml:
-            found: list[str] = []
-            for index in range(nvml.nvmlDeviceGetCount()):
-                gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-                found.extend(_mig_slices(gpu, nvml) if _has_mig(gpu, nvml) else [str(index)])
-            return found
-    except pynvml.NVMLError:
-        return []
+    ids: tuple[str, ...]  # as in CUDA_VISIBLE_DEVICES: indices, UUIDs, or one MIG slice; "0", "1", ... on the CPU
+    on_cpu: bool  # there is no GPU, or MINI_R1_ACCELERATOR=cpu
+    source: str  # of the above, for people
 
 
 def given_devices(
@@ -70,12 +47,9 @@ def given_devices(
     count: int | None = None,
     driver: Callable[[], list[str]] = driver_devices,
 ) -> Devices:
-    """Return the devices of this process.
+    """Return the first `count` devices of this process, None for all; on a CPU without a grant, `count` slots.
 
-    Args:
-        environment: of the process.
-        count: use the first `count` devices; on a CPU without any grant, the number of slots. None is all.
-        driver: returns what the NVIDIA library sees.
+    `driver` returns what the NVIDIA library sees.
 
     Raises:
         KitError: an invalid entry, the same device twice, several MIG slices, or more asked for than given.
@@ -95,29 +69,6 @@ def given_devices(
     if accelerator == "cuda" and not ids:
         raise KitError(f"{ACCELERATOR}=cuda, but no GPU was given ({source}). {CONTAINER_HINT}", ExitCode.RETRY)
     return Devices(ids, on_cpu=not ids, source=source)
-
-
-def device_index(device: str) -> str:
-    """Return the index of a GPU that was named by its UUID: vLLM 0.7.0 reads CUDA_VISIBLE_DEVICES as numbers.
-
-    Raises:
-        KitError: the NVIDIA library knows no such GPU.
-    """
-    if device.isdecimal():
-        return device
-    import pynvml
-
-    try:
-        with _nvml() as nvml:
-            for index in range(nvml.nvmlDeviceGetCount()):
-                if _uuid(nvml.nvmlDeviceGetHandleByIndex(index), nvml).startswith(device):
-                    return str(index)
-    except pynvml.NVMLError as error:
-        raise KitError(f"the NVIDIA library does not answer ({error}): see `nvidia-smi`", ExitCode.RETRY) from error
-    raise KitError(f"no GPU {device} here: compare {VISIBLE} with `nvidia-smi -L`", ExitCode.RETRY)
-
-
-# --- where devices are read ---
 
 
 def _find_slots(environment: Mapping[str, str], count: int | None) -> Devices:
@@ -187,38 +138,3 @@ def _read_visible(text: str) -> list[str]:
             raise KitError(f"{VISIBLE}={printable(text)}: {entry} appears twice, and CUDA would see no device at all")
         entries.append(entry)
     return entries
-
-
-# --- the NVIDIA library ---
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    import pynvml
-
-    pynvml.nvmlInit()
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _has_mig(gpu: object, nvml: Any) -> bool:
-    try:
-        current, _ = nvml.nvmlDeviceGetMigMode(gpu)
-    except nvml.NVMLError:  # a GPU without the feature
-        return False
-    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
-
-
-def _mig_slices(gpu: object, nvml: Any) -> Iterator[str]:
-    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
-        try:
-            yield _uuid(nvml.nvmlDeviceGetMigDeviceHandleByIndex(gpu, number), nvml)
-        except nvml.NVMLError:  # no slice was made there
-            continue
-
-
-def _uuid(handle: object, nvml: Any) -> str:
-    uuid = nvml.nvmlDeviceGetUUID(handle)
-    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)

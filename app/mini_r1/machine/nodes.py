@@ -26,23 +26,14 @@ MAX_NODES = 1_024
 
 @dataclass(frozen=True, slots=True)
 class Nodes:
-    """The nodes of a job, and this one among them.
-
-    Args:
-        count: nodes of the job.
-        index: of this one, from 0.
-        address: of node 0, as the others reach it.
-        port: torch's rendezvous (MASTER_PORT); the launchers use the next one.
-        source: where that was read, for people.
-        job_id: the scheduler's, None without one.
-    """
+    """The nodes of a job, and this one among them."""
 
     count: int
-    index: int
-    address: str
-    port: int
-    source: str
-    job_id: str | None
+    index: int  # of this node, from 0
+    address: str  # of node 0, as the others reach it
+    port: int  # torch's rendezvous (MASTER_PORT)
+    source: str  # of the above, for people
+    job_id: str | None  # the scheduler's
 
     @property
     def control_port(self) -> int:
@@ -60,12 +51,7 @@ def find_nodes(
 ) -> Nodes:
     """Return the nodes of this job, and which of them this is.
 
-    Args:
-        environment: of the process.
-        count: --nodes.
-        index: --node-index.
-        address: --address; replaces a scheduler's.
-        port: --port; replaces a scheduler's.
+    The other arguments are --nodes, --node-index, --address and --port; the last two replace a scheduler's.
 
     Raises:
         KitError: the information is incomplete or contradictory, or the launcher was not started once on each node.

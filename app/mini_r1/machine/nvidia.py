@@ -6,10 +6,12 @@ beginning of a UUID, and answers N/A both for a GPU that lacks a feature and for
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+
+from mini_r1.errors import ExitCode, KitError
 
 UNCORRECTED, VOLATILE = 1, 0
 """NVML_MEMORY_ERROR_TYPE_UNCORRECTED and NVML_VOLATILE_ECC of nvml.h: errors since the driver was loaded."""
@@ -17,80 +19,89 @@ UNCORRECTED, VOLATILE = 1, 0
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, or one MIG slice.
+    """One GPU, or one MIG slice. Memory is in bytes."""
 
-    Args:
-        id: as it was given.
-        name: of the product.
-        capability: compute capability; None if the driver does not report it.
-        total: bytes of memory.
-        used: bytes of memory in use.
-        processes: ids of the processes that use it; the driver shows none in most containers.
-        uncorrected: memory errors since the driver was loaded that ECC could not correct; None without ECC.
-        remap_pending: whether a memory row or page is to be replaced at the next reset.
-        remap_failed: whether no spare is left to replace one with.
-        bus: PCI address as the kernel's log writes it, e.g. `0000:3b:00`.
-    """
-
-    id: str
+    id: str  # as it was given
     name: str
-    capability: tuple[int, int] | None
+    capability: tuple[int, int] | None  # None if the driver does not report it
     total: int
     used: int
-    processes: tuple[int, ...] = ()
-    uncorrected: int | None = None
-    remap_pending: bool = False
-    remap_failed: bool = False
-    bus: str = ""
+    processes: tuple[int, ...] = ()  # ids; the driver shows none in most containers
+    uncorrected: int | None = None  # memory errors since the driver was loaded; None without ECC
+    remap_pending: bool = False  # a memory row or page is to be replaced at the next reset
+    remap_failed: bool = False  # no spare is left to replace one with
+    bus: str = ""  # PCI address as the kernel's log writes it, e.g. `0000:3b:00`
 
 
 @dataclass(frozen=True, slots=True)
 class Driver:
-    """The driver and the GPUs that were given.
+    """The driver and the GPUs that were given."""
 
-    Args:
-        version: of the driver, e.g. `550.54.14`.
-        cuda: the newest CUDA it was made for, e.g. (12, 4).
-        gpus: those that answered.
-        silent: ids of the others, with the driver's error.
-    """
-
-    version: str
-    cuda: tuple[int, int]
-    gpus: tuple[Gpu, ...] = ()
-    silent: dict[str, str] = field(default_factory=dict)
+    version: str  # e.g. `550.54.14`
+    cuda: tuple[int, int]  # the newest CUDA it was made for, e.g. (12, 4)
+    gpus: tuple[Gpu, ...] = ()  # those that answered
+    silent: dict[str, str] = field(default_factory=dict)  # ids of the others, with the driver's error
 
 
 def read_driver(ids: Sequence[str], nvml: Any = None) -> Driver | None:
-    """Return what the driver reports about these devices; None if no driver answers.
+    """Return what the driver reports about these devices (indices, UUIDs or their beginnings); None without a driver.
 
-    Args:
-        ids: indices, UUIDs or the beginnings of UUIDs.
-        nvml: the NVIDIA library's module, another one in tests.
+    `nvml` is the NVIDIA library's module, another one in tests.
     """
     if nvml is None:
         import pynvml
 
         nvml = pynvml
     try:
-        nvml.nvmlInit()
+        with _open(nvml):
+            version = _text(nvml.nvmlSystemGetDriverVersion())
+            number = nvml.nvmlSystemGetCudaDriverVersion_v2()
+            gpus, silent = [], {}
+            for id in ids:
+                try:
+                    gpus.append(_read_gpu(id, nvml))
+                except nvml.NVMLError as error:
+                    silent[id] = str(error)
+            return Driver(version, (number // 1000, number % 1000 // 10), tuple(gpus), silent)
     except nvml.NVMLError:
         return None
+
+
+def driver_devices() -> list[str]:
+    """Return the index of each GPU that the library sees, or its MIG slices' UUIDs; [] without a driver."""
+    import pynvml as nvml
+
     try:
-        version = _text(nvml.nvmlSystemGetDriverVersion())
-        number = nvml.nvmlSystemGetCudaDriverVersion_v2()
-        gpus, silent = [], {}
-        for id in ids:
-            try:
-                gpus.append(_read_gpu(id, nvml))
-            except nvml.NVMLError as error:
-                silent[id] = str(error)
-        return Driver(version, (number // 1000, number % 1000 // 10), tuple(gpus), silent)
+        with _open(nvml):
+            found: list[str] = []
+            for index in range(nvml.nvmlDeviceGetCount()):
+                gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+                mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, gpu)  # now, and after the next reset
+                has_mig = mig and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
+                found.extend(_mig_slices(gpu, nvml) if has_mig else [str(index)])
+            return found
     except nvml.NVMLError:
-        return None
-    finally:
-        with contextlib.suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
+        return []
+
+
+def device_index(device: str) -> str:
+    """Return the index of a GPU that was named by its UUID: vLLM 0.7.0 reads CUDA_VISIBLE_DEVICES as numbers.
+
+    Raises:
+        KitError: the library knows no such GPU.
+    """
+    if device.isdecimal():
+        return device
+    import pynvml as nvml
+
+    try:
+        with _open(nvml):
+            index = _find_index(device, nvml)
+    except nvml.NVMLError as error:
+        raise KitError(f"the NVIDIA library does not answer ({error}): see `nvidia-smi`", ExitCode.RETRY) from error
+    if index is None:
+        raise KitError(f"no GPU {device} here: compare CUDA_VISIBLE_DEVICES with `nvidia-smi -L`", ExitCode.RETRY)
+    return str(index)
 
 
 def smallest_gpu_gib(driver: Driver | None) -> float | None:
@@ -124,14 +135,33 @@ def _read_gpu(id: str, nvml: Any) -> Gpu:
 
 
 def _find_handle(id: str, nvml: Any) -> Any:
-    if id.isdecimal():
-        return nvml.nvmlDeviceGetHandleByIndex(int(id))
-    if id.startswith("GPU-"):  # CUDA takes the beginning of a UUID, the library does not
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            if _text(nvml.nvmlDeviceGetUUID(handle)).startswith(id):
-                return handle
-    return nvml.nvmlDeviceGetHandleByUUID(id)
+    index = int(id) if id.isdecimal() else _find_index(id, nvml) if id.startswith("GPU-") else None
+    return nvml.nvmlDeviceGetHandleByUUID(id) if index is None else nvml.nvmlDeviceGetHandleByIndex(index)
+
+
+def _find_index(uuid: str, nvml: Any) -> int | None:
+    """Return the index of the GPU with this beginning of a UUID: CUDA takes one, the library does not."""
+    for index in range(nvml.nvmlDeviceGetCount()):
+        if _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index))).startswith(uuid):
+            return index
+    return None
+
+
+def _mig_slices(gpu: object, nvml: Any) -> Iterator[str]:
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
+        handle = _ask(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, number)
+        if handle is not None:  # a slice was made there
+            yield _text(nvml.nvmlDeviceGetUUID(handle))
+
+
+@contextmanager
+def _open(nvml: Any) -> Iterator[None]:
+    nvml.nvmlInit()
+    try:
+        yield
+    finally:
+        with suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
 
 
 def _ask(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:

@@ -32,8 +32,7 @@ def this_process() -> dict[str, Any] | None:
 def is_gone(process: object) -> bool:
     """Return whether the process that `this_process` described has ended for certain; False if it cannot be known.
 
-    Args:
-        process: as read from a file, not validated.
+    The description comes from a file and is not trusted.
     """
     known = mapping(process)
     pid = known.get("pid")

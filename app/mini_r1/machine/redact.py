@@ -59,12 +59,7 @@ _VALUE = re.compile(
 
 
 def redact(text: str, environment: Mapping[str, str]) -> str:
-    """Return the text with every secret that can be recognized replaced by `[redacted]`, in linear time.
-
-    Args:
-        text: any text.
-        environment: variables whose values are replaced if `is_secret`.
-    """
+    """Return the text, in linear time, with the environment's secrets and what looks like one replaced."""
     values = sorted({form for value in _secret_values(environment) for form in _forms(value)}, key=len, reverse=True)
     if values:
         text = re.sub("|".join(map(re.escape, values)), REDACTED, text)

@@ -17,23 +17,14 @@ from mini_r1.machine.devices import CONTAINER_HINT
 
 @dataclass(frozen=True, slots=True)
 class NodeRoles:
-    """The roles of one node's devices.
-
-    Args:
-        index: of the node, from 0.
-        devices: all that it was given.
-        workers: training processes.
-        first_rank: of its first worker; the others follow.
-        training_devices: one for each worker; () on a plain CPU, which has one worker as well.
-        vllm_device: id of the device that generates, on node 0 only.
-    """
+    """The roles of one node's devices."""
 
     index: int
     devices: tuple[str, ...]
     workers: int
     first_rank: int
-    training_devices: tuple[str, ...]
-    vllm_device: str | None
+    training_devices: tuple[str, ...]  # one for each worker; () on a plain CPU, which has one worker as well
+    vllm_device: str | None  # on node 0 only
 
     @property
     def ranks(self) -> range:
@@ -59,12 +50,7 @@ class Roles:
 
 
 def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) -> Roles:
-    """Assign a role to every device.
-
-    Args:
-        devices: of each node, in order.
-        use_vllm: whether vLLM generates, on node 0's last device.
-        on_cpu: whether devices are slots whose work runs on the CPU.
+    """Assign a role to every device of each node; `on_cpu` devices are slots whose work runs on the CPU.
 
     Raises:
         KitError: node 0 has no device to spare for vLLM, or one of several nodes has none.
