@@ -172,7 +172,6 @@ def _close_files(error: BaseException | None) -> None:
 
 
 def _unfinished(run: RunDir) -> Path:
-    """Return the folder that a save is writing, the run's if that is not known."""
     with suppress(OSError):
         return next(iter([*run.checkpoints.glob("checkpoint-*"), *run.snapshots.glob(".step-*")]), run.path)
     return run.path

@@ -49,18 +49,15 @@ class EventFile:
         self.add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def get_logdir(self) -> str:
-        """Return the folder."""
         return self._folder
 
     def add_event(self, event: Event) -> None:
-        """Append an event."""
         self._records.write(event.SerializeToString())
 
     def flush(self) -> None:
         """Do nothing: every event is written at once."""
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 

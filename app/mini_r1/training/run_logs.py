@@ -32,7 +32,6 @@ class CompletionLog:
         self._success = AppendFile(samples / "success_completion_samples.txt")
 
     def write(self, step: int, records: list[dict[str, Any]]) -> None:
-        """Write one step's completions."""
         self._lines.write_rows(*records)
         # Spread over the step's prompts, and the same again after a resume.
         shown = [record for i, record in enumerate(records) if (i + step) % ONE_IN == 0]
@@ -40,7 +39,6 @@ class CompletionLog:
         self._success.write("".join(_entry(record) for record in shown if record["rewards"]["equation"]).encode())
 
     def close(self) -> None:
-        """Close the files."""
         for file in (self._lines, self._all, self._success):
             file.close()
 

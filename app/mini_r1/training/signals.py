@@ -19,9 +19,7 @@ from mini_r1.errors import ExitCode
 from mini_r1.training.supervised import Supervisor
 from mini_r1.training.world import World
 
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)  # Slurm sends SIGUSR1 before a time limit; Windows has none
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends SIGUSR1 before a time limit
 NOTICE = "mini-r1/stop"
 """Posted for the other ranks by one that was asked to stop."""
 LOOK_EVERY_S = 0.2

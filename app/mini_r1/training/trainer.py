@@ -33,14 +33,13 @@ from mini_r1.tasks.countdown import task
 from mini_r1.training.attempt import Attempt
 from mini_r1.training.batches import Batch, micro_batches
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
-from mini_r1.training.gradients import GradientGuard
 from mini_r1.training.logprobs import completion_logps, plain_head
 from mini_r1.training.metrics import Window, summary
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Completion, score, set_advantages
 from mini_r1.training.rollout_engines import Engine, SeedOfRank
 from mini_r1.training.verify_sync import SyncCheck
-from mini_r1.training.watch import Alert, Watch
+from mini_r1.training.watch import Alert, GradientGuard, Watch
 
 logger = logging.getLogger(__name__)
 

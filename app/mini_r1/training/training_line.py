@@ -47,7 +47,7 @@ class TrainingLine:
         self._started = time.monotonic()
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Show one logged step, or an evaluation."""
+        """Show a logged step or an evaluation."""
         status = "  ".join(f"{label} {metrics[key]:{form}}" for key, label, form in SHOWN if key in metrics)
         if "eval_success" in metrics:
             self._console.print(f"step {step}/{self._total}  {status} of {metrics['eval_problems']} problems")
@@ -63,7 +63,6 @@ class TrainingLine:
         )
 
     def warn(self, sentence: str) -> None:
-        """Print a warning."""
         self._console.print(f"warning: {sentence}", style="yellow", markup=False)
 
     def close(self) -> None:
