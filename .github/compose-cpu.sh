@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a user without a GPU does with docker-compose.yml, from `up` to `down -v`: TensorBoard becomes healthy, shows the
-# demo's run, and both stop in order. Takes mini-r1:cpu as it is, and builds nothing.
+# Use docker-compose.yml as a user without a GPU does, from `up` to `down -v`: TensorBoard becomes healthy, shows the demo's
+# run, and both stop in order. Uses an existing mini-r1:cpu, and builds nothing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +18,7 @@ cleanup() {
 trap cleanup EXIT
 
 docker compose --profile=cpu up -d --no-build
-# This one alone: `--wait` takes a demo that has finished, with 0 too, for a failure.
+# Only this service: `--wait` fails on a demo that has finished, even with exit code 0.
 docker compose --profile=cpu up -d --no-build --wait --wait-timeout=300 tensorboard-cpu
 
 port=${TENSORBOARD_PORT:-6006}
@@ -32,8 +32,7 @@ done
 echo "TensorBoard shows: $runs"
 
 docker compose --profile=cpu stop
-# 143 is the run that was asked to stop and has saved (docs/exit-codes.md), and a TensorBoard that SIGTERM ended. 137 would
-# be one that did not hear it, and was killed.
+# 143: the run has saved and stopped (docs/exit-codes.md), and TensorBoard ended on SIGTERM. 137: it was killed.
 for service in demo tensorboard-cpu; do
     container=$(docker compose --profile=cpu ps --all --quiet "$service")
     code=$(docker inspect --format '{{.State.ExitCode}}' "$container")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# debian.sh TARGET...: runs `.ci/run TARGET...` as root in a container of bare Debian 12, because the tests are made for
-# its Slurm, its Chromium and its Python. .ci/run starts a container engine inside, which keeps its images in a volume.
+# debian.sh TARGET...: run `.ci/run TARGET...` as root in a container of bare Debian 12, because the tests need its Slurm,
+# Chromium and Python. .ci/run starts a container engine inside, which stores its images in a volume.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

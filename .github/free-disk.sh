@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes room on a runner of GitHub's own: building the runtime image takes about 17 GB (the stage that installs, its copy
-# in the image, uv's cache), and 14 GB are all that such a runner promises. What goes is toolchains that nothing here uses.
-# Node for the actions is the runner's own and stays; Python of actions/setup-python does not, so nothing may need it later.
+# Free disk space on a GitHub-hosted runner: building the runtime image takes about 17 GB (the stage that installs, its copy
+# in the image, uv's cache), and such a runner promises 14 GB. It removes toolchains that nothing here uses. Node for the
+# actions stays; Python of actions/setup-python does not, so no later step may need it.
 set -euo pipefail
 
-# Anywhere else these are somebody's tools.
+# Elsewhere someone may need these tools.
 if [ "${RUNNER_ENVIRONMENT:-}" != github-hosted ]; then
-    echo "free-disk: removes toolchains as root, and therefore runs on GitHub's own runners only" \
+    echo "free-disk: removes toolchains as root, and therefore runs on GitHub-hosted runners only" \
         "(RUNNER_ENVIRONMENT=github-hosted); on your own, free 20 GB by hand and leave this step out." >&2
     exit 1
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# image-size.sh IMAGE: its size and that of each layer, newest first, as Markdown for a job's summary.
+# image-size.sh IMAGE: print its size and that of each layer, newest first, as Markdown for a job's summary.
 set -euo pipefail
 
 image=$1
@@ -8,7 +8,7 @@ echo "### $image: $(numfmt --to=si --format=%.1f "$bytes")B"
 echo
 echo "| size | layer |"
 echo "| ---: | --- |"
-# Layers of nothing are instructions like ENV. A command may hold what ends a cell or a code span.
+# Empty layers are instructions like ENV. A command may contain characters that end a cell or a code span.
 docker history --no-trunc --format '{{.Size}}\t{{.CreatedBy}}' "$image" |
     awk -F'\t' 'NF == 2 && $1 != "0B" {
         gsub(/[|`]/, " ", $2)

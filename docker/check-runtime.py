@@ -1,6 +1,6 @@
-"""Run while the image for GPUs is built: what is in it loads, and Triton compiles for an H100. Needs no GPU.
+"""Check the image for GPUs while it is built: its packages load, and Triton compiles for an H100. Needs no GPU.
 
-A GPU alone tells whether kernels compute what they should: `mini-r1 doctor --smoke`.
+Whether kernels compute correctly needs a GPU: `mini-r1 doctor --smoke`.
 """
 
 from importlib.metadata import version

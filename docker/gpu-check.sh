@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs before `train` of docker-compose.yml: says in words what Docker says in its own ("could not select device driver").
-# It has no GPU itself, and looks for the kernel module, which every container of the machine can see.
+# Runs before `train` of docker-compose.yml, and explains Docker's "could not select device driver" before it appears. It
+# runs without a GPU, and looks for the kernel module, which every container of the machine can see.
 set -eu
 
 proc=${1:-/proc}
