@@ -17,7 +17,7 @@ done in a moment. An installation that was cut short leaves the stamp marked unf
 """
 
 # No `from __future__ import annotations`, and newer annotations in quotes: Python 3.6, still the system's on some
-# clusters, must get as far as the sentence that says what is wrong with it.
+# clusters, must reach the message that says what is wrong with it.
 import argparse
 import hashlib
 import json
@@ -54,7 +54,7 @@ DEVELOPMENT, TRAINING = "dev", "train"
 
 
 class Choice(NamedTuple):
-    """Which lock provides PyTorch, and the reason in words."""
+    """The lock that provides PyTorch, and the reason."""
 
     lock: str
     why: str
@@ -63,7 +63,7 @@ class Choice(NamedTuple):
 # ---- is this machine one that can be served? -------------------------------------------------------------------------
 
 
-def python_fault(version: "tuple[int, ...]") -> "str | None":
+def python_error(version: "tuple[int, ...]") -> "str | None":
     """What is wrong with this Python, or None. vLLM 0.7.0 and torch 2.5.1 have wheels for 3.10 to 3.12 together."""
     if (3, 10) <= version[:2] <= (3, 12):
         return None
@@ -71,7 +71,7 @@ def python_fault(version: "tuple[int, ...]") -> "str | None":
     return f"Python {found} cannot install this: it needs 3.10, 3.11 or 3.12. Try: make install PYTHON=python3.11"
 
 
-def platform_fault(system: str, machine: str) -> "str | None":
+def platform_error(system: str, machine: str) -> "str | None":
     """What is wrong with this operating system, or None."""
     if system == "Linux" and machine in ("x86_64", "aarch64"):
         return None
@@ -84,7 +84,7 @@ def platform_fault(system: str, machine: str) -> "str | None":
     return f"PyTorch 2.5.1 has no build for {system} on {machine}."
 
 
-def venv_fault(python: str) -> "str | None":
+def venv_error(python: str) -> "str | None":
     """What keeps this Python from making virtual environments, or None (Debian and Ubuntu package that apart)."""
     probe = subprocess.run([python, "-c", "import ensurepip, venv"], capture_output=True, check=False)  # noqa: S603
     if probe.returncode == 0:
@@ -209,7 +209,7 @@ def up_to_date(root: Path, venv: Path, packages: str, facts: "Mapping[str, objec
 
 
 def reusable(venv: Path, version: "tuple[int, ...]") -> bool:
-    """True when what stands in `.venv` can be updated in place; else it is made anew."""
+    """Return whether `.venv` can be updated in place; otherwise it is recreated."""
     if read_stamp(venv).get("state") == "unfinished":
         return False  # a package may be there by half, which uv would not notice
     activate = venv / "bin" / "activate"
@@ -235,13 +235,13 @@ def run(*command: "str | Path") -> None:
 
 
 def make_venv(venv: Path) -> None:
-    """An empty environment with the pinned uv in it, or the one that stands."""
+    """Return the existing environment, or an empty one with the pinned uv."""
     if not reusable(venv, sys.version_info[:2]):
         if venv.exists():
             print(f"{venv.name} is incomplete or from elsewhere: making it anew", flush=True)
-        fault = venv_fault(sys.executable)
-        if fault:
-            raise Unusable(fault)
+        error = venv_error(sys.executable)
+        if error:
+            raise Unusable(error)
         run(sys.executable, "-m", "venv", "--clear", venv)
     pip = (str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", LOCKS / "uv.txt")
@@ -268,9 +268,9 @@ def install(only: "str | None") -> None:
         only: "train", "uv" or None for everything.
     """
     system, machine, version = platform.system(), platform.machine(), sys.version_info[:2]
-    fault = python_fault(version) or platform_fault(system, machine)
-    if fault:
-        raise Unusable(fault)
+    error = python_error(version) or platform_error(system, machine)
+    if error:
+        raise Unusable(error)
     venv = ROOT / ".venv"
     if only == "uv":  # for `make lock`, which must work when the locks do not
         make_venv(venv)
@@ -315,7 +315,7 @@ def main() -> int:
         return EXIT_CONFIG
     except subprocess.CalledProcessError as failed:
         step = " ".join(str(part) for part in failed.cmd[:4])
-        print(f"install: '{step} …' failed with status {failed.returncode}; its reason stands above.", file=sys.stderr)
+        print(f"install: '{step} …' failed with status {failed.returncode}; see its output above.", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("install: interrupted; run the same command again and it starts over.", file=sys.stderr)

@@ -12,7 +12,7 @@ cache directory, under vllm-cpu/. Their name is a hash over what decides them: t
 the flags.
 """
 
-# As in install.py: an old Python must get as far as the sentence that says what is wrong with it.
+# As in install.py: an old Python must reach the message that says what is wrong with it.
 import hashlib
 import json
 import os
@@ -72,7 +72,7 @@ print(f"vLLM {importlib.metadata.version('vllm')} is ready in .venv-vllm")
 # ---- is this machine one that can be served? -------------------------------------------------------------------------
 
 
-def machine_fault(
+def machine_error(
     system: str, machine: str, cpu_flags: str, which: "Callable[[str], str | None]" = shutil.which
 ) -> "str | None":
     """What keeps vLLM's CPU kernels from being built here, or None.
@@ -110,7 +110,7 @@ def python_311(version: "tuple[int, ...]", which: "Callable[[str], str | None]" 
     return found
 
 
-def headers_fault(include: str) -> "str | None":
+def headers_error(include: str) -> "str | None":
     """What is missing to compile against this Python, or None."""
     if (Path(include) / "Python.h").is_file():
         return None
@@ -246,9 +246,9 @@ def make() -> None:
     """The whole of `make vllm-cpu`."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    fault = machine_fault(platform.system(), platform.machine(), flags)
-    if fault:
-        raise Unusable(fault)
+    error = machine_error(platform.system(), platform.machine(), flags)
+    if error:
+        raise Unusable(error)
     python = python_311(sys.version_info[:2])
     if python is not None:
         os.execv(python, [python, *sys.argv])  # noqa: S606
@@ -256,9 +256,9 @@ def make() -> None:
     if up_to_date(ROOT, VENV, facts):
         print(f"{VENV.name} is up to date")
         return
-    fault = headers_fault(sysconfig.get_path("include"))
-    if fault:
-        raise Unusable(fault)
+    error = headers_error(sysconfig.get_path("include"))
+    if error:
+        raise Unusable(error)
 
     print("vLLM 0.7.0 on the CPU: installing the container image's packages (7 GB) into .venv-vllm", flush=True)
     install.make_venv(VENV)
@@ -291,7 +291,7 @@ def main() -> int:
         return EXIT_CONFIG
     except subprocess.CalledProcessError as failed:
         step = " ".join(str(part) for part in failed.cmd[:4])
-        print(f"vllm-cpu: '{step} …' failed with status {failed.returncode}; its reason stands above.", file=sys.stderr)
+        print(f"vllm-cpu: '{step} …' failed with status {failed.returncode}; see its output above.", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("vllm-cpu: interrupted; run make vllm-cpu again and it starts over.", file=sys.stderr)

@@ -360,29 +360,29 @@ def test_only_a_whole_environment_in_its_place_is_reused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 11), (3, 12)])
 def test_python_that_serves(version: tuple[int, int]) -> None:
-    assert install.python_fault(version) is None
+    assert install.python_error(version) is None
 
 
 @pytest.mark.parametrize("version", [(2, 7), (3, 9), (3, 13), (4, 0)])
 def test_python_that_does_not(version: tuple[int, int]) -> None:
-    assert f"Python {version[0]}.{version[1]} " in install.python_fault(version)
+    assert f"Python {version[0]}.{version[1]} " in install.python_error(version)
 
 
 def test_platforms() -> None:
-    assert install.platform_fault("Linux", "x86_64") is None
-    assert install.platform_fault("Linux", "aarch64") is None
-    assert install.platform_fault("Darwin", "arm64") is None
-    assert "Intel Macs" in install.platform_fault("Darwin", "x86_64")
-    assert "WSL" in install.platform_fault("Windows", "AMD64")
-    assert "riscv64" in install.platform_fault("Linux", "riscv64")
+    assert install.platform_error("Linux", "x86_64") is None
+    assert install.platform_error("Linux", "aarch64") is None
+    assert install.platform_error("Darwin", "arm64") is None
+    assert "Intel Macs" in install.platform_error("Darwin", "x86_64")
+    assert "WSL" in install.platform_error("Windows", "AMD64")
+    assert "riscv64" in install.platform_error("Linux", "riscv64")
 
 
 def test_python_without_venv_is_told_what_to_install(tmp_path: Path) -> None:
     bare = tmp_path / "python3"
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
-    assert "apt-get install python3-venv" in install.venv_fault(str(bare))
-    assert install.venv_fault(sys.executable) is None
+    assert "apt-get install python3-venv" in install.venv_error(str(bare))
+    assert install.venv_error(sys.executable) is None
 
 
 def test_a_fault_is_one_sentence_and_exit_78(

@@ -54,8 +54,8 @@ AVX2 = "flags : sse avx2 fma f16c"
 def test_a_machine_that_cannot_build_it_is_refused_in_words(
     script: Any, system: str, machine: str, flags: str, compiler: str | None, said: str | None
 ) -> None:
-    fault = script.machine_fault(system, machine, flags, lambda name: compiler)
-    assert fault is None if said is None else said in fault
+    error = script.machine_error(system, machine, flags, lambda name: compiler)
+    assert error is None if said is None else said in error
 
 
 def test_another_python_hands_over_to_3_11_or_says_that_there_is_none(script: Any) -> None:
@@ -66,9 +66,9 @@ def test_another_python_hands_over_to_3_11_or_says_that_there_is_none(script: An
 
 
 def test_missing_headers_are_named(script: Any, tmp_path: Path) -> None:
-    assert "python3-dev" in script.headers_fault(str(tmp_path))
+    assert "python3-dev" in script.headers_error(str(tmp_path))
     (tmp_path / "Python.h").touch()
-    assert script.headers_fault(str(tmp_path)) is None
+    assert script.headers_error(str(tmp_path)) is None
 
 
 def test_where_it_cannot_be_built_the_command_exits_78_with_a_sentence() -> None:

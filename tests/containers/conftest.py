@@ -10,12 +10,12 @@ from tests.containers import engine
 
 TEST_IMAGE, CPU_IMAGE = "mini-r1-under-test:test", "mini-r1-under-test:cpu"
 PLANTED = "hf_" + 5 * "PLANTED"
-"""Stands in the environment of every build, and in files beside the sources. In two parts, as images hold this file."""
+"""In the environment of every build, and in files next to the sources. In two parts, as images hold this file."""
 
 
 @pytest.fixture(scope="session")
 def images() -> Iterator[None]:
-    """An engine that can build, with its bases at hand."""
+    """An engine that can build, with its bases."""
     reason = engine.why_none()
     if reason:
         pytest.skip(reason)

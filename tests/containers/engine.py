@@ -91,7 +91,7 @@ def layers(image: str) -> list[str]:
 
 @contextmanager
 def volume(*options: str) -> Iterator[str]:
-    """A volume of its own, while the `with` lasts."""
+    """Create a volume that lasts as long as the `with`."""
     name = f"mini-r1-test-{uuid.uuid4().hex[:8]}"
     out("volume", "create", *options, name)
     try:

@@ -7,7 +7,7 @@ refused, so nothing is left out in silence. It differs from a kubelet in this:
   a pod asks for do not arrive.
 - An emptyDir on the disk is a tmpfs of its size limit: it is full at once where a kubelet evicts some time later,
   and it counts into the memory limit, as one of `medium: Memory` does everywhere.
-- CPUs above what this machine has are cut to them. A memory limit above it is set as it is, and binds nobody.
+- CPUs above what this machine has are cut to them. A memory limit above it is set as it is, and has no effect.
 - `ephemeral-storage` is not enforced: with a read-only root it is the sum of the emptyDirs and the log.
 """
 
@@ -28,13 +28,13 @@ from tests.kubernetes.manifests import K8S, Manifest, build, load, pods, quantit
 OF_THE_CLUSTER = {
     "restartPolicy", "nodeSelector", "tolerations", "affinity", "subdomain", "imagePullSecrets", "runtimeClassName",
 }  # fmt: skip
-"""Of a pod's spec: where and with what it runs, how it is found, whether it comes again. No container sees them."""
+"""Fields of a pod's spec about scheduling, names and restarts. No container sees them."""
 OF_THE_API = {"automountServiceAccountToken": False, "enableServiceLinks": False}
-"""Of a pod's spec, with the only value that needs no API server."""
+"""Fields of a pod's spec, with the only value that needs no API server."""
 OF_THE_PROBER = {"name", "image", "ports", "readinessProbe"}
-"""Of a container: names, the image that a test replaces, and what a test asks itself."""
+"""Fields of a container: names, the image that a test replaces, and what a test asks itself."""
 NOT_HERE = ("nvidia.com/gpu", "rdma/hca", "ephemeral-storage")
-"""Of a container's limits: devices that do not arrive, and what no engine enforces."""
+"""Fields of a container's limits: devices that do not arrive, and what no engine enforces."""
 
 Admission = Callable[[Manifest], Manifest]
 
@@ -67,7 +67,7 @@ def openshift(spec: Manifest) -> Manifest:
 
 @dataclass(frozen=True)
 class Pod:
-    """What `docker run` is told of one.
+    """The arguments of `docker run` for a pod.
 
     Args:
         spec: the pod's, as it was admitted.
@@ -236,7 +236,7 @@ class Node:
             options.append(f"--group-add={settings.pop('fsGroup')}")
         seccomp = settings.pop("seccompProfile", {"type": "Unconfined"})
         if seccomp != {"type": "RuntimeDefault"}:
-            options.append("--security-opt=seccomp=unconfined")  # what a kubelet does without a word from the spec
+            options.append("--security-opt=seccomp=unconfined")  # what a kubelet does by default
         if not settings.pop("allowPrivilegeEscalation", True):
             options.append("--security-opt=no-new-privileges")
         if settings.pop("readOnlyRootFilesystem", False):
@@ -260,7 +260,7 @@ class Node:
     def _environment(
         self, sources: Sequence[Manifest], variables: Sequence[Manifest], maps: Mapping[str, Mapping[str, str]]
     ) -> list[str]:
-        """By a file, so that a secret stands on no command line."""
+        """Pass it by a file, so that no secret is on a command line."""
         values: dict[str, str] = {}
         for source in sources:
             rest = dict(source)

@@ -113,7 +113,7 @@ def test_who_forgot_that_there_is_no_gpu_is_told(files: dict[str, str], code: in
 
 
 class Compose:
-    """A project of its own, with the images under test and settings of the test."""
+    """A separate project, with the images under test and settings of the test."""
 
     def __init__(self, project: str, override: Path, **settings: str) -> None:
         self._command = ["docker", "compose", "-p", project, "-f", FILE, "-f", override]
@@ -155,7 +155,7 @@ def compose(cpu_image: str, free_port: int, tmp_path: Path) -> Iterator[Compose]
     override = tmp_path / "small.yml"
     command = ["demo", *SMALL, "--set", "max_steps=40", "--set", "save_steps=40", "--set", "logging_steps=1"]
     override.write_text(yaml.safe_dump({"services": {"demo": {"command": command}}}))
-    # The image for GPUs cannot be built in a test: the CPU image stands in for it where no GPU is asked for.
+    # The image for GPUs cannot be built in a test: the CPU image is its stand-in where no GPU is asked for.
     settings = {"MINI_R1_CPU_IMAGE": cpu_image, "MINI_R1_IMAGE": cpu_image, "TENSORBOARD_PORT": str(free_port)}
     made = Compose("mini-r1-under-test", override, **settings)
     try:
@@ -166,7 +166,7 @@ def compose(cpu_image: str, free_port: int, tmp_path: Path) -> Iterator[Compose]
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """Return a free TCP port."""
     import socket
 
     with socket.socket() as probe:

@@ -57,7 +57,7 @@ def test_the_small_image_has_no_torch_and_is_below_500_mb(test_image: str) -> No
 
 @pytest.fixture(scope="module")
 def changed(test_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """The target `test` built again from a changed source, with tokens beside it: image, and output of the build."""
+    """The target `test` built again from a changed source, with tokens next to it: image, and output of the build."""
     context = engine.changed_sources(tmp_path_factory.mktemp("changed"))
     with (context / "app" / "mini_r1" / "errors.py").open("a") as file:
         file.write("# changed\n")

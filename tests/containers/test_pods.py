@@ -1,7 +1,7 @@
 """The pods of k8s/, each as its own manifest confines it: signals, exit codes, users, a root that cannot be written.
 
-A stand-in for the kubelet starts them (tests/containers/pod.py). In the pods for GPUs the image `cpu` stands in for
-`runtime`, because no test builds that one or has a GPU; where they work, MINI_R1_ACCELERATOR=cpu replaces their `cuda`.
+A stand-in for the kubelet starts them (tests/containers/pod.py). In the pods for GPUs the image `cpu` is a stand-in for
+`runtime`, which no test builds, and MINI_R1_ACCELERATOR=cpu replaces their `cuda`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ WRITABLE = {
     "tensorboard": set(),
     **{name: {RUNS} for name in FOR_GPUS},
 }
-"""Beside EVERYWHERE, and what a container runtime brings along itself."""
+"""In addition to EVERYWHERE, and what a container runtime brings along itself."""
 ON_CPU = {"MINI_R1_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 """In place of the GPU that no test has. One thread: two that share busy cores wait for one another."""
 DEMO_RUN = "runs/demo-cpu-quick"

@@ -1,12 +1,12 @@
-"""A stand-in for Kubernetes' API server and for its controllers, as far as the real kubectl asks when it does what the
-kit's pages say.
+"""Stand-in for Kubernetes' API server and its controllers, for the requests of the real kubectl with the commands of
+the docs.
 
 with Api() as api:
     ...  # KUBECONFIG=api.kubeconfig kubectl apply -k k8s/overlays/setup
     api.objects["namespaces", None, "mini-r1"]
 
 It keeps objects in memory, and validates nothing (tests/kubernetes/schemas.py does), but refuses what the order of
-commands can get wrong: an object in a namespace that is not there, a Job's new template, a kind that nobody installed.
+commands can get wrong: an object in a namespace that is not there, a Job's new template, a kind that is not installed.
 Controllers are some lines each: a Job's pods run at once, and it is complete when somebody has waited for that or has
 read the log of its pod. No pod runs anything, nothing is scheduled, admitted or pulled, and no tunnel leads there.
 """
@@ -76,10 +76,10 @@ class Request:
 
 @dataclass
 class Api:
-    """Serves on a port of its own.
+    """A server on a free port.
 
     Args:
-        installed: beside Kubernetes' own kinds, wire.KUBEFLOW and wire.KUEUE.
+        installed: in addition to Kubernetes' kinds, wire.KUBEFLOW and wire.KUEUE.
 
     Attributes:
         objects: everything there is.
@@ -103,7 +103,7 @@ class Api:
             json.dumps({  # which is YAML
                 "apiVersion": "v1", "kind": "Config", "current-context": "stand-in",
                 "clusters": [{"name": "stand-in", "cluster": {"server": server}}],
-                "contexts": [{"name": "stand-in", "context": {"cluster": "stand-in", "user": "nobody"}}],
+                "contexts": [{"name": "stand-in", "context": {"cluster": "stand-in", "user": "stand-in"}}],
                 "users": [{"name": "nobody", "user": {}}],
             })
         )  # fmt: skip

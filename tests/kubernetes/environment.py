@@ -33,7 +33,7 @@ class Pod:
 
     @property
     def arguments(self) -> list[str]:
-        """Of the image's entry point, which is mini-r1."""
+        """Arguments of the image's entry point, which is mini-r1."""
         return list(self.container["args"])
 
     @property

@@ -78,7 +78,7 @@ class Pods:
 
     @property
     def spec(self) -> Manifest:
-        """Of a pod."""
+        """Spec of a pod."""
         return self.template["spec"]
 
     @property
@@ -98,7 +98,7 @@ class Pods:
 
     @property
     def volumes(self) -> Sequence[Manifest]:
-        """Of a pod."""
+        """Volumes of a pod."""
         return self.spec.get("volumes", [])
 
     @property

@@ -27,7 +27,7 @@ TEMPLATE = "V1PodTemplateSpec"
 METADATA = "V1ObjectMeta"
 
 
-def schema_faults(manifest: Manifest) -> Iterator[str]:
+def schema_errors(manifest: Manifest) -> Iterator[str]:
     """A sentence for each field that the schema refuses; for Kubernetes' own kinds the first one alone."""
     if manifest.get("kind") == "PyTorchJob":
         if manifest.get("apiVersion") != "kubeflow.org/v1":

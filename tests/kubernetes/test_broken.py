@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.real, needs_kustomize]
 GONE = object()
 """As a value: the field is taken out."""
 
-FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
+MISTAKES: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
     ("job-4xh100", "Job"): [
         ("a field misspelt", "spec/backofLimit", 3, "schema"),
         ("a number as text", "POD/terminationGracePeriodSeconds", "900", "schema"),
@@ -22,9 +22,9 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
         ("a generated name", "metadata/generateName", "mini-r1-", "names"),
         ("another namespace", "metadata/namespace", "default", "names"),
         ("a ConfigMap without its hash", "POD/volumes/recipes/configMap/name", "mini-r1-recipes", "references"),
-        ("a claim that nobody makes", "POD/volumes/runs/persistentVolumeClaim/claimName", "runs", "references"),
+        ("a claim that no overlay makes", "POD/volumes/runs/persistentVolumeClaim/claimName", "runs", "references"),
         ("a mount without a volume", "MAIN/volumeMounts/-", {"name": "x", "mountPath": "/x"}, "volumes"),
-        ("a volume that nobody mounts", "POD/volumes/-", {"name": "x", "emptyDir": {"sizeLimit": "1Gi"}}, "volumes"),
+        ("a volume without a mount", "POD/volumes/-", {"name": "x", "emptyDir": {"sizeLimit": "1Gi"}}, "volumes"),
         ("two volumes at one place", "MAIN/volumeMounts/home/mountPath", "/tmp", "volumes"),
         ("an action of no such name", "spec/podFailurePolicy/rules/1/action", "Skip", "enums exit-codes-of-jobs"),
         (
@@ -44,7 +44,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
         ("the runtime's /dev/shm", "MAIN/volumeMounts/shm/mountPath", "/scratch", "scratch-counted"),
         ("no deadline", "spec/activeDeadlineSeconds", GONE, "deadlines"),
         ("Kubernetes' own 30 s to save in", "POD/terminationGracePeriodSeconds", GONE, "deadlines"),
-        ("a grace that the launcher is told wrongly", "MAIN/env/MINI_R1_GRACE_S/value", "60", "deadlines"),
+        ("a grace period that differs from the launcher's", "MAIN/env/MINI_R1_GRACE_S/value", "60", "deadlines"),
         ("root", "POD/securityContext/runAsNonRoot", GONE, "restricted"),
         ("a folder of the host", "POD/volumes/runs", {"name": "runs", "hostPath": {"path": "/data"}}, "restricted"),
         ("no seccomp profile", "POD/securityContext/seccompProfile", GONE, "restricted"),
@@ -65,7 +65,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
             "spec/podFailurePolicy/rules/0/onExitCodes/containerName",
             "main", "exit-codes-of-jobs",
         ),
-        ("started again by the kubelet", "POD/restartPolicy", "OnFailure", "exit-codes-of-jobs"),
+        ("restarted by the kubelet", "POD/restartPolicy", "OnFailure", "exit-codes-of-jobs"),
         ("two pods in one run directory", "spec/podReplacementPolicy", GONE, "exit-codes-of-jobs"),
         ("a probe that kills", "MAIN/livenessProbe", {"exec": {"command": ["true"]}}, "no-probe-on-training"),
         ("suspended for ever", "spec/suspend", True, "queued-is-suspended"),
@@ -85,7 +85,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
         ("a policy of no such name", "spec/runPolicy/cleanPodPolicy", "running", "enums exit-codes-of-pytorchjobs"),
         ("the host's network", "POD/hostNetwork", True, "restricted"),
         (
-            "a replica that always starts again",
+            "a replica that always restarts",
             "spec/pytorchReplicaSpecs/Master/restartPolicy",
             "OnFailure", "exit-codes-of-pytorchjobs",
         ),
@@ -95,7 +95,7 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
         ("elastic", "spec/elasticPolicy", {"minReplicas": 1}, "pytorchjob-form"),
     ],
     ("indexed-job-2x8h100", "Job"): [
-        ("a secret that nobody makes", "MAIN/env/MINI_R1_JOB_TOKEN/valueFrom/secretKeyRef/name", "token", "references"),
+        ("a missing secret", "MAIN/env/MINI_R1_JOB_TOKEN/valueFrom/secretKeyRef/name", "token", "references"),
         ("a capability without its device", "MAIN/securityContext/capabilities/add", ["IPC_LOCK"], "restricted"),
         ("a node too few", "spec/completions", 1, "indexed-job-agrees"),
         ("no index", "spec/completionMode", "NonIndexed", "indexed-job-agrees"),
@@ -132,12 +132,12 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
         ),
     ],
     ("indexed-job-2x8h100", "NetworkPolicy"): [
-        ("a way out for a run", "spec/egress/-", {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}, "network-closed"),
+        ("egress for a run", "spec/egress/-", {"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}, "network-closed"),
         ("nodes that cannot meet", "spec/ingress", GONE, "run-reaches-itself"),
     ],
     ("tensorboard", "NetworkPolicy"): [
         ("a door for everybody", "spec/ingress", [{}], "network-closed"),
-        ("nobody is let in", "spec/ingress", [], "tensorboard-reachable"),
+        ("no ingress", "spec/ingress", [], "tensorboard-reachable"),
     ],
     ("pytorchjob-2x8h100", "NetworkPolicy"): [
         ("a run that everybody reaches", "spec/ingress", [{"from": [{"podSelector": {}}]}], "run-reaches-itself"),
@@ -150,11 +150,11 @@ FAULTS: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
     ],
 }  # fmt: skip
 """Overlay and kind: what is wrong, where (POD is the template's spec, the Master's in a PyTorchJob, MAIN its first
-container, an item of a list by name or number, - its end), what stands there, and the rules that refuse it."""
+container, an item of a list by name or number, - its end), its new value, and the rules that refuse it."""
 
 
 def _broken(name: str, kind: str, path: str, value: Any) -> list[Manifest]:
-    """The overlay's manifests, with the fault in the first object of the kind."""
+    """The overlay's manifests, with the mistake in the first object of the kind."""
     pod = "spec/pytorchReplicaSpecs/Master/template/spec" if kind == "PyTorchJob" else "spec/template/spec"
     keys = path.replace("MAIN", "POD/containers/0").replace("POD", pod).split("/")
     manifests = overlay(name)
@@ -171,7 +171,7 @@ def _broken(name: str, kind: str, path: str, value: Any) -> list[Manifest]:
 
 
 def _key(place: Any, text: str) -> str | int:
-    """Of a list: a number, or the name of an item. Of a mapping: a slash in a key is ~1, as in RFC 6901's pointers."""
+    """Return an index or the name of an item of a list, or a mapping's key; a slash in a key is ~1, as in RFC 6901."""
     if not isinstance(place, list):
         return text.replace("~1", "/")
     return int(text) if text.isdecimal() else [item.get("name") for item in place].index(text)
@@ -179,8 +179,8 @@ def _key(place: Any, text: str) -> str | int:
 
 CASES = [
     pytest.param(name, kind, *rest, id=f"{name}: {what}")
-    for (name, kind), faults in FAULTS.items()
-    for what, *rest in faults
+    for (name, kind), mistakes in MISTAKES.items()
+    for what, *rest in mistakes
 ]
 
 
@@ -193,4 +193,7 @@ def test_a_broken_manifest_is_refused_by_the_rules_for_it(
 
 
 def test_every_rule_refuses_something() -> None:
-    assert {rule for faults in FAULTS.values() for *_, rules in faults for rule in rules.split()} == {*RULES, SCHEMA}
+    assert {rule for mistakes in MISTAKES.values() for *_, rules in mistakes for rule in rules.split()} == {
+        *RULES,
+        SCHEMA,
+    }

@@ -1,12 +1,12 @@
-"""docs/kubernetes.md and the headers in k8s/, followed to the letter; and the page explains what there is to explain.
+"""docs/kubernetes.md and the headers in k8s/: every command runs, and the page is complete and true.
 
-Every command is run by the real kubectl in bash, in a copy of k8s/ and configs/, against a stand-in for the API server
-(tests/kubernetes/api.py). What else takes the place of what:
+The real kubectl runs every command in bash, in a copy of k8s/ and configs/, against a stand-in for the API server
+(tests/kubernetes/api.py). Other stand-ins:
 
-- $EDITOR is a stand-in for whoever fills in k8s/site: it puts values in place of the placeholders.
-- NODE, POD and FILE are the reader's: a node, a pod and a file of the test. What the reader has in HOME is there.
-- `port-forward` and `exec` get as far as the pod; that the stand-in has no tunnel into it counts as Ctrl-C.
-- The operator's Deployment is an empty stand-in. What has to come from GitHub is not run (FROM_GITHUB).
+- $EDITOR is a stand-in for the user who fills in k8s/site: it replaces the placeholders.
+- NODE, POD and FILE are a node, a pod and a file of the test. HOME has the files that the commands read.
+- `port-forward` and `exec` reach the pod; the missing tunnel of the stand-in counts as Ctrl-C.
+- The operator's Deployment is an empty stand-in. Commands that download from GitHub are not run (FROM_GITHUB).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.conftest import REPO
 from tests.kubernetes.api import IMMUTABLE, LOG, NO_TUNNEL, Api, Key
 from tests.kubernetes.manifests import K8S, OVERLAYS, overlay, pods
 from tests.kubernetes.rules.security import restricted
-from tests.kubernetes.schemas import schema_faults
+from tests.kubernetes.schemas import schema_errors
 from tests.kubernetes.wire import KUBEFLOW, KUEUE, Object
 
 pytestmark = [
@@ -87,7 +87,7 @@ def header_of(path: Path) -> list[str]:
 
 
 class Reader:
-    """Whoever follows the page, at a bash in a checkout of their own.
+    """A user who follows the page, in bash in a separate checkout.
 
     Attributes:
         api: the stand-in for the API server that kubectl finds.
@@ -223,7 +223,7 @@ def test_the_rest_of_the_page(reader: Reader) -> None:
     assert (patched["volumes"][0]["name"], mount["name"]) == ("pytorch-init", "pytorch-init")
     assert f"`{mount['mountPath']}/initContainer.yaml`" in PAGE
     assert "initContainer.yaml" in api.objects["configmaps", "kubeflow", "pytorch-init"]["data"]
-    # What stands in a line of text.
+    # Commands within a line of text.
     commands = set(INLINE.findall(PAGE)) - MENTIONED
     assert commands > FROM_GITHUB
     reader.follow("kubectl -n mini-r1 delete job mini-r1-4xh100")
@@ -246,7 +246,7 @@ def test_an_overlays_header(name: str, request: pytest.FixtureRequest) -> None:
         if command in ends[1:]:  # each is one way to end it
             reader.follow(apply)
         if name == "kueue":
-            reader.follow(command)  # nobody admits the job, so it has no pods
+            reader.follow(command)  # the job is not admitted, so it has no pods
         else:
             reader.follow_one(command)
         is_over = command in ends and name == "setup"
@@ -304,7 +304,7 @@ def test_the_operators_template_is_hardened() -> None:
     (job,) = (manifest for manifest in overlay("pytorchjob-2x8h100") if manifest["kind"] == "PyTorchJob")
     template = job["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
     template["initContainers"] = yaml.safe_load(text)
-    assert [*restricted([job]), *schema_faults(job)] == []
+    assert [*restricted([job]), *schema_errors(job)] == []
     del template["initContainers"][0]["securityContext"]
     assert any("init-pytorch" in sentence for sentence in restricted([job]))
 
@@ -314,7 +314,7 @@ def test_every_overlay_is_there_with_its_pods_and_recipe() -> None:
     assert set(rows) == set(OVERLAYS)
     for name, row in rows.items():
         found = list(pods(overlay(name)))
-        recipes = {word for one in found for word in one.spec["containers"][0].get("args", []) if "recipes/" in word}
+        recipes = {arg for one in found for arg in one.spec["containers"][0].get("args", []) if "recipes/" in arg}
         recipe = f"recipes/{row[3].strip('`')}.yaml"
         assert row[2] == (f"{sum(one.count for one in found)} x {found[0].gpus}" if found else ""), name
         assert recipes == ({recipe} if row[3] and name != "demo-cpu" else set()), name

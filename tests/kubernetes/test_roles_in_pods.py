@@ -1,6 +1,6 @@
 """The numbers in the manifests against the kit's own: what `mini-r1 launch` makes of the environment that a pod gets.
 
-Nobody starts a pod here. The environment is the one of environment.py; the GPUs of a pod are a stand-in for the NVIDIA
+No pod is started here. The environment is the one of environment.py; the GPUs of a pod are a stand-in for the NVIDIA
 library.
 """
 
@@ -99,13 +99,13 @@ class Planned:
 
     @property
     def roles(self) -> Roles:
-        """Of every node."""
+        """Roles of every node."""
         assert self.plan.roles is not None
         return self.plan.roles
 
 
 def planned(manifests: Sequence[Manifest], folder: Path, gpus: Sequence[int] | None = None) -> Planned:
-    """Call what the launcher calls, with what each pod's launcher is told.
+    """Call what the launcher calls, with the environment of each pod's launcher.
 
     Args:
         manifests: of the overlay.
@@ -236,7 +236,7 @@ def test_an_indexed_job_whose_nodes_list_different_numbers_of_gpus(
     assert (found.plan.num_processes, found.plan.vllm_device) == (sum(gpus) - 1, vllm)
 
 
-# --- room ---
+# --- memory and disk ---
 
 
 @pytest.mark.parametrize("overlay", TRAINING)
@@ -274,8 +274,8 @@ def test_the_claim_holds_a_whole_run(of: Callable[[str], Planned], overlay: str)
     [claim] = [
         one for one in overlay_of("setup") if one["kind"] == "PersistentVolumeClaim" and one["metadata"]["name"] == name
     ]
-    room = gib(claim["spec"]["resources"]["requests"]["storage"]) * (1 - OF_A_FILESYSTEM)
-    assert found.plan.disk.total <= room
+    capacity_gib = gib(claim["spec"]["resources"]["requests"]["storage"]) * (1 - OF_A_FILESYSTEM)
+    assert found.plan.disk.total <= capacity_gib
 
 
 @pytest.mark.parametrize("overlay", TRAINING)
@@ -322,16 +322,16 @@ def dry_run(pod: Pod, manifests: Sequence[Manifest], folder: Path) -> Any:
 def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Path, overlay: str, index: int) -> None:
     manifests, gpus = overlay_of(overlay), TRAINING[overlay]
     pod = pods_of(manifests)[index]
-    told = dry_run(pod, manifests, tmp_path)
+    printed = dry_run(pod, manifests, tmp_path)
     node_0 = find_nodes(pods_of(manifests)[0].environment)
     spared = 1 if overlay in WITH_VLLM else 0
-    assert told["num_processes"] == len(told["workers"]) == sum(gpus) - spared
-    assert told["vllm_device"] == (f"cuda:{gpus[0] - 1}" if spared else None)
-    assert told["devices"] == "the NVIDIA library"
-    assert told["run_dir"] == str(tmp_path / "runs" / Path(pod.arguments[1]).stem)
-    counted = [sum(worker["node"] == node for worker in told["workers"]) for node in range(len(gpus))]
+    assert printed["num_processes"] == len(printed["workers"]) == sum(gpus) - spared
+    assert printed["vllm_device"] == (f"cuda:{gpus[0] - 1}" if spared else None)
+    assert printed["devices"] == "the NVIDIA library"
+    assert printed["run_dir"] == str(tmp_path / "runs" / Path(pod.arguments[1]).stem)
+    counted = [sum(worker["node"] == node for worker in printed["workers"]) for node in range(len(gpus))]
     assert counted == [gpus[0] - spared, *gpus[1:]]
-    for rank, worker in enumerate(told["workers"]):
+    for rank, worker in enumerate(printed["workers"]):
         environment = worker["environment"]
         assert (environment["RANK"], environment["WORLD_SIZE"]) == (str(rank), str(sum(gpus) - spared))
         assert environment["MASTER_ADDR"] == node_0.address

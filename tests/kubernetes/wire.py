@@ -102,7 +102,7 @@ def merged(old: Any, new: Any) -> Any:
 
 
 def from_protobuf(body: bytes) -> Object:
-    """What `kubectl create` sends of a Secret, a ConfigMap or a Namespace: they are alike as far as this goes."""
+    """What `kubectl create` sends of a Secret, a ConfigMap or a Namespace: they are alike here."""
     envelope = dict(_fields(body[len(PROTOBUF) :]))
     kind = dict(_fields(envelope[1]))[2].decode()
     fields = list(_fields(envelope[2]))

@@ -1,6 +1,6 @@
 """A real Slurm of three nodes on this machine: munge, slurmctld and three slurmd, with four fake GPUs a node.
 
-The nodes are processes with a host name, /etc/hosts and mounts of their own (Linux namespaces) and one network. Their
+The nodes are processes with separate host names, /etc/hosts and mounts (Linux namespaces) and one network. Their
 GPUs are device files that nothing opens: `MINI_R1_ACCELERATOR=cpu` makes them slots on the CPU. No systemd, no
 accounting database; everything is in one folder, and gone with the last process.
 """
@@ -22,12 +22,12 @@ from mini_r1.machine.lifeline import Lifeline
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "unshare")
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 NODES, GPUS = ("n1", "n2", "n3"), 4
-"""Slurm takes n3 last: what runs side by side on the others leaves room there."""
+"""Slurm uses n3 last, so jobs that run at the same time on the others leave it free."""
 APART = ("--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
-"""A node has mounts, a name and processes of its own, all of which end with its first one."""
+"""A node has separate mounts, name and processes, which all end with its first process."""
 START_S = 60
 GRACE_S = 60
-"""Of the partition `gpu`: what a preempted job may still take."""
+"""GraceTime of the partition `gpu`."""
 KILL_WAIT_S = 30
 """Between SIGTERM and SIGKILL; Slurm's default."""
 NODE = """
@@ -85,7 +85,7 @@ def why_none() -> str | None:
     if missing:
         return f"no {', '.join(missing)}: `apt-get install slurmctld slurmd slurm-client munge` (Debian)"
     if os.geteuid() != 0:
-        return "no Slurm without root: its daemons make nodes of their own"
+        return "no Slurm without root: its daemons create namespaces"
     probe = ["unshare", *APART, "sh", "-c", "hostname n1 && mount --bind /etc/hosts /etc/hosts"]
     done = subprocess.run(probe, capture_output=True, text=True, timeout=30)
     return None if done.returncode == 0 else f"namespaces are not permitted: {done.stderr.strip()}"
@@ -101,7 +101,7 @@ class Slurm:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.disk = folder / "node-disk"
-        """A path where each node has a disk of its own."""
+        """A path where each node has a separate disk."""
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
             "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:{SYSTEM_PATH}",
@@ -177,7 +177,7 @@ class Slurm:
     def try_to_run(
         self, *command: str | Path, cwd: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run one of Slurm's commands to its end, whatever it is."""
+        """Run one of Slurm's commands; it may fail."""
         return subprocess.run(
             list(map(str, command)), capture_output=True, text=True, timeout=300, cwd=cwd,
             env={**self.environment, **environment},
@@ -246,7 +246,7 @@ class Job:
 
     @property
     def restarts(self) -> int:
-        """How often it was started again."""
+        """Number of restarts."""
         return int(self.show("Restarts"))
 
     def wait_for(self, done: Callable[[], bool], timeout_s: float = 600) -> None:
@@ -258,7 +258,7 @@ class Job:
             time.sleep(0.2)
 
     def wait(self, timeout_s: float = 600) -> str:
-        """Wait for its end; how it ended."""
+        """Wait for its end and return its state."""
         deadline = time.monotonic() + timeout_s
         while (state := self.state) in GOES_ON:
             assert time.monotonic() < deadline, f"not over after {timeout_s:g} s: {self}"
@@ -267,7 +267,7 @@ class Job:
 
     @property
     def exit_code(self) -> int:
-        """Of the batch script."""
+        """Exit code of the batch script."""
         return int(self.show("ExitCode").partition(":")[0])
 
     def __str__(self) -> str:

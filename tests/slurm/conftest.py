@@ -1,4 +1,4 @@
-"""A real cluster for all tests of this folder, and a checkout of the project's own batch scripts to submit from."""
+"""A real cluster for all tests of this folder, and a checkout of the batch scripts to submit from."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ CHEAP = {
     "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "num_generations": 4, "max_prompt_length": 64,
     "max_completion_length": 24, "learning_rate": 1e-3, "lr_scheduler_type": "constant", "beta": 0.01,
     "temperature": 1.0, "save_steps": 1000, "seed": 3,
-    # An untrained model is never right: a coin gives the groups something to differ in.
+    # An untrained model is never right: random rewards make the groups differ.
     "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
 }  # fmt: skip
 

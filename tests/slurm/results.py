@@ -15,7 +15,7 @@ from tests.conftest import without_times
 
 
 def reached(run: RunDir, step: int) -> Callable[[], bool]:
-    """Whether a run has taken so many steps and goes on."""
+    """Return a check of whether a run has reached this step and is running."""
 
     def done() -> bool:
         state = run.read_state()
@@ -35,14 +35,14 @@ def freeze(run: RunDir) -> bool:
 
 
 def thaw(run: RunDir) -> None:
-    """The workers of a frozen run go on."""
+    """Continue the workers of a frozen run."""
     for process in processes_with("train", str(run.path)):
         with suppress(psutil.Error):
             process.resume()
 
 
 def freeze_each_at(step: int, runs: Mapping[str, RunDir], timeout_s: float = 600) -> None:
-    """Let each run take so many steps and no more, in whatever order they get there."""
+    """Freeze each run at this step, in any order."""
     waiting = dict(runs)
     deadline = time.monotonic() + timeout_s
     while waiting:

@@ -1,12 +1,11 @@
-"""Stand-ins for Apptainer and for pyxis, neither of which is here: they note what they are asked for, and do it.
+"""Stand-ins for Apptainer and for pyxis: they record what they are asked for, and do it.
 
     python stand_in_container.py apptainer exec ...    as the program does it
     python stand_in_container.py srun ...              the real srun, with the options that pyxis adds
     python stand_in_container.py enter JSON COMMAND    what is inside
 
-The container is a root of its own in a mount namespace. In place of an image it has the machine's own programs and this
-checkout, read-only; beside them what was asked to be mounted, and no more. What real ones do with GPUs, users, the
-host's /tmp and an image is not seen here.
+The container is a separate root in a mount namespace. Instead of an image it has the machine's programs and this
+checkout, read-only, and the requested mounts. GPUs, users, the host's /tmp and images are not simulated.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from shlex import join
 from typing import Any, NoReturn
 
 RECORD, IMAGE_BIN, SRUN = "STAND_IN_RECORD", "STAND_IN_IMAGE_BIN", "STAND_IN_SRUN"
-"""In the environment: the file of notes, a folder of the image's own programs, the real srun."""
+"""In the environment: the file of notes, a folder of the image's programs, the real srun."""
 REPO = Path(__file__).resolve().parents[2]
 SYSTEM = ("/usr", "/etc", "/bin", "/sbin", "/lib", "/lib64")
 

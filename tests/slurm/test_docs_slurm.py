@@ -1,15 +1,15 @@
-"""docs/slurm.md, followed to the letter; and it explains what there is to explain.
+"""docs/slurm.md: its first run works line by line, and it explains every setting and script.
 
-The lines of "First run in five minutes" are run as they stand, in one bash, in a folder of the test's own, against a
-real Slurm. What takes the place of what, and nothing else does:
+The lines of "First run in five minutes" run unchanged, in one bash, in a separate folder, against a real Slurm. The
+stand-ins are:
 
 - `RECIPE=mini-r1-3b` becomes RECIPE=tiny: some cheap steps on the CPU, whose model and data come from a stand-in of the
   hub (tests/hub.py). Fake GPUs are slots on the CPU.
 - `git`, `make` and `apptainer` are stand-ins: they bring a copy of this checkout, an environment that runs the copy's
   code with this one's packages, and a file. What jobs run in is `venv`.
-- $EDITOR is a stand-in for whoever fills in site.env: it puts values into lines that site.env.example has.
+- $EDITOR is a stand-in for the user who fills in site.env: it sets values in lines of site.env.example.
 - `tail -F` ends after the first step, as by Ctrl-C. Before the last block the reader waits, as the text says.
-- Where the tests' folder is in memory or a container's own, `doctor --login` rightly finds fault with it (78).
+- If the tests' folder is in memory or in a container, `doctor --login` reports an error, as it should (78).
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def test_a_first_run_as_the_page_has_it(
     said, kit = done.stdout, work / "mini-r1"
     logs = "\n".join(path.read_text(errors="replace") for path in kit.glob("*.log"))
     assert done.returncode == 0, f"{said}\n{logs}"
-    # Fetched before, asked by nobody after.
+    # Downloaded before, not requested afterwards.
     assert (shared / "hf" / "mini-r1" / "prefetched" / "tiny-0.1b.json").is_file()
     assert "nobody/tiny/model.safetensors" in " ".join(hub.fetched)
     assert re.search(r"submission +\S+ ok .* Slurm would take slurm/train_4xh100.sh", said), said

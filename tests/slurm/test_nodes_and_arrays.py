@@ -54,7 +54,7 @@ def test_a_job_whose_node_goes_down_starts_again_from_its_last_checkpoint(kit: K
 def test_a_job_whose_worker_dies_every_time_is_started_again_three_times_and_no_more(kit: Kit) -> None:
     job = kit.submit("slurm/train_1gpu.sh", "small.yaml", "--run-dir", "runs/broken", "--set", "seed=4")
     while job.state not in ("FAILED", "COMPLETED", "CANCELLED"):
-        # A worker that is killed is the node's fault, exit code 150.
+        # A killed worker is an error of the node, exit code 150.
         for process in processes_with("mini_r1", "train", "seed=4"):
             with suppress(psutil.Error):
                 process.kill()

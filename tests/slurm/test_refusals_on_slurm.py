@@ -1,4 +1,4 @@
-"""What no job should try again, on a real Slurm: it ends with 78, once, and Slurm does not start it again.
+"""What no job should try again, on a real Slurm: it ends with 78, once, and Slurm does not requeue it.
 
 `real` has what depends on what Slurm gives a job; `exhaustive` has every case of refusals.py. test_refusals.py has
 them without Slurm.
@@ -153,7 +153,7 @@ def test_the_environment_of_the_tests_without_slurm_is_the_one_that_slurm_gives(
         found = dict(line.split("=", 1) for line in job.said.split("\0") if "=" in line)
         expected = {**stand_in_job(CASES[name].gpus), **CASES[name].given}
         for variable in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_JOB_NAME", "SLURM_CPUS_PER_TASK"):
-            expected.pop(variable, None)  # a number of the test's own, or not what is decided by
+            expected.pop(variable, None)  # a number of the test, or irrelevant
         visible = expected.pop("CUDA_VISIBLE_DEVICES")
         assert {variable: found.get(variable) for variable in expected} == expected, name
         # Which ones depends on what else runs on the node.

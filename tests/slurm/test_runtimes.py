@@ -231,7 +231,7 @@ def test_apptainer_brings_the_gpus_unless_the_work_runs_on_the_cpu(tmp_path: Pat
 
 
 def test_pyxis_gets_the_whole_path_of_an_image_and_the_cache_by_a_way_that_wins(tmp_path: Path) -> None:
-    # A program that goes on talking after the line that is looked for is no sign of anything.
+    # Output after the line that is searched for must not matter.
     a_program(tmp_path / "programs" / "srun", "echo --container-image; yes srun | head -n 100000")
     (tmp_path / "image.sqsh").touch()
     ask = 'check_runtime && printf \'%s\\n\' "${container[@]}" "${kit_command[@]}"'

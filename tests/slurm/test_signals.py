@@ -26,7 +26,7 @@ while not Path("ends").exists():
     time.sleep(0.05)
 sys.exit(143)
 """
-"""Stands in for `mini-r1 launch`: from the file `hears` on a notice ends it, and the file `ends` always does."""
+"""Stand-in for `mini-r1 launch`: from the file `hears` on a notice ends it, and the file `ends` always does."""
 
 
 def start(folder: Path, shown: str) -> tuple[Script, Path]:

@@ -1,4 +1,4 @@
-"""What a cluster does to a job: preempted, out of time, cancelled, its node gone. The run goes on by itself, or not.
+"""What a cluster does to a job: preempted, out of time, cancelled, its node lost. The run resumes, or not.
 
 One worker and the sampler of transformers, without vLLM: what is tried is between Slurm, slurm/lib.sh and the launcher.
 tests/slurm/test_preemptions.py has the whole stack. The jobs run side by side, each until it is disturbed.
@@ -43,8 +43,8 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
     freeze_each_at(2, {name: kit.run(name) for name in ("notice", "limit", "cancelled")})
     slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=50")
     slurm.run("scontrol", "update", f"jobid={jobs['limit'].number}", "timelimit=1")
-    jobs["beside"] = start(kit, "cancelled", "--nodelist=n3")
-    jobs["beside"].wait()
+    jobs["second job"] = start(kit, "cancelled", "--nodelist=n3")
+    jobs["second job"].wait()
     slurm.run("scancel", jobs["cancelled"].number)
     notice, limit = jobs["notice"], jobs["limit"]
     notice.wait_for(lambda: NOTICE in notice.said)
@@ -145,7 +145,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(kit: Kit, jobs: dict[str, Job
 
 
 def test_a_second_job_in_one_run_directory_is_refused_and_disturbs_nothing(kit: Kit, jobs: dict[str, Job]) -> None:
-    job, other = jobs["beside"], jobs["cancelled"]
+    job, other = jobs["second job"], jobs["cancelled"]
     assert (job.state, job.exit_code) == ("FAILED", 78), str(job)
     assert f"job {other.number} is training in {kit.run('cancelled').path}" in job.said
     rows = (kit.run("cancelled").path / "slurm" / "attempts.tsv").read_text().splitlines()
@@ -172,7 +172,7 @@ def test_each_attempt_has_a_log_of_its_own_and_a_line_with_its_hours(kit: Kit, j
 
 @pytest.fixture(scope="module")
 def evaluated(kit: Kit, jobs: dict[str, Job]) -> Job:
-    """The job that evaluates the cancelled run once it has been started again and is done."""
+    """The job that evaluates the cancelled run once it has been resumed and is done."""
     again = start(kit, "cancelled")
     options = (f"--dependency=afterok:{again.number}", "slurm/evaluate.sh", "runs/cancelled")
     evaluation = kit.submit(*options, "--samples", "1")

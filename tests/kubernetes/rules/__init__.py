@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tests.kubernetes.manifests import Manifest
 from tests.kubernetes.rules import exits, names, network, nodes, resources, security
 from tests.kubernetes.rules.rule import Rule
-from tests.kubernetes.schemas import schema_faults
+from tests.kubernetes.schemas import schema_errors
 
 RULES: dict[str, Rule] = {
     rule.__name__.replace("_", "-"): rule
@@ -25,8 +25,8 @@ SCHEMA = "schema"
 
 def breaches(manifests: Sequence[Manifest]) -> dict[str, list[str]]:
     """The rules that are broken, and how. The schema comes first: a rule may rely on fields and types."""
-    faults = [fault for one in manifests for fault in schema_faults(one)]
-    if faults:
-        return {SCHEMA: faults}
+    errors = [error for one in manifests for error in schema_errors(one)]
+    if errors:
+        return {SCHEMA: errors}
     found = {name: list(rule(manifests)) for name, rule in RULES.items()}
     return {name: sentences for name, sentences in found.items() if sentences}

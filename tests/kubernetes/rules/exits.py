@@ -49,7 +49,7 @@ def exit_codes_of_jobs(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def exit_codes_of_pytorchjobs(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """By ExitCode the operator does what the table says, and a finished run lets go of its workers' GPUs."""
+    """By ExitCode the operator does what the table says, and a finished run frees its workers' GPUs."""
     assert all(code < RETRIED_FROM for code in NEVER_AGAIN)
     assert all(code >= RETRIED_FROM for code in {ExitCode.RETRY} | ASKED_TO_STOP)
     for one in manifests:

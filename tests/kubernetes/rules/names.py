@@ -44,7 +44,7 @@ def names(manifests: Sequence[Manifest]) -> Iterator[str]:
     for one in manifests:
         name = one.get("metadata", {}).get("name")
         if not name or "generateName" in one.get("metadata", {}):
-            yield f"{named(one)}: has no name of its own, so that apply cannot find it again"
+            yield f"{named(one)}: has no fixed name, so that apply cannot find it again"
         elif not _DNS_1035.fullmatch(name) or len(name) > LONGEST.get(one["kind"], 63):
             yield f"{named(one)}: no DNS-1035 name of at most {LONGEST.get(one['kind'], 63)} characters"
         if one["kind"] != "Namespace" and one["metadata"].get("namespace") != "mini-r1":

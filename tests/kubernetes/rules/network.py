@@ -24,7 +24,7 @@ def _dns(rule: dict[str, Any]) -> bool:
 
 
 def network_closed(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Each pod is closed both ways, but for DNS; what opens it names pods, and prefetch alone has a way out."""
+    """Each pod is closed both ways, but for DNS; what opens it names pods, and only prefetch has egress."""
     for one in pods(manifests):
         policies = _policies(manifests, one)
         for direction in ("Ingress", "Egress"):
@@ -36,7 +36,7 @@ def network_closed(manifests: Sequence[Manifest]) -> Iterator[str]:
         for rule in out:
             anywhere = not rule.get("to") or any("ipBlock" in peer for peer in rule["to"])
             if anywhere and one.component != WAY_OUT:
-                yield f"{one.where}: has a way out of the cluster"
+                yield f"{one.where}: has egress from the cluster"
         for rule in (rule for policy in policies for rule in policy.get("ingress", [])):
             if not rule.get("from") or any("ipBlock" in peer for peer in rule["from"]):
                 yield f"{one.where}: is open to everybody"

@@ -11,24 +11,24 @@ QUEUE = "kueue.x-k8s.io/queue-name"
 
 
 def indexed_job_agrees(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """As many pods at once as nodes are told, under names that a headless Service gives before they are ready."""
+    """As many parallel pods as MINI_R1_NODES, under names that a headless Service gives before they are ready."""
     services = {one["metadata"]["name"]: one["spec"] for one in manifests if one["kind"] == "Service"}
     for one in manifests:
         spec = one.get("spec", {})
         if one["kind"] != "Job" or spec.get("parallelism", 1) == 1:
             continue
         pod = spec["template"]["spec"]
-        told = {variable["name"]: variable.get("value") for variable in pod["containers"][0].get("env", [])}
+        given = {variable["name"]: variable.get("value") for variable in pod["containers"][0].get("env", [])}
         if spec.get("completionMode") != "Indexed":
             yield f"{named(one)}: several pods without an index"
-        if not str(spec.get("completions")) == str(spec["parallelism"]) == told.get("MINI_R1_NODES"):
+        if not str(spec.get("completions")) == str(spec["parallelism"]) == given.get("MINI_R1_NODES"):
             yield (
                 f"{named(one)}: completions {spec.get('completions')}, parallelism {spec['parallelism']}, "
-                f"MINI_R1_NODES {told.get('MINI_R1_NODES')}"
+                f"MINI_R1_NODES {given.get('MINI_R1_NODES')}"
             )
         service = pod.get("subdomain")
-        if told.get("MINI_R1_MASTER_ADDR") != f"{one['metadata']['name']}-0.{service}":
-            yield f"{named(one)}: MINI_R1_MASTER_ADDR {told.get('MINI_R1_MASTER_ADDR')} is not its first pod"
+        if given.get("MINI_R1_MASTER_ADDR") != f"{one['metadata']['name']}-0.{service}":
+            yield f"{named(one)}: MINI_R1_MASTER_ADDR {given.get('MINI_R1_MASTER_ADDR')} is not its first pod"
         found = services.get(service, {})
         if found.get("clusterIP") != "None" or found.get("publishNotReadyAddresses") is not True:
             yield f"{named(one)}: no headless Service {service} that names pods before they are ready"
@@ -56,7 +56,7 @@ def pytorchjob_form(manifests: Sequence[Manifest]) -> Iterator[str]:
 def claims_shared(manifests: Sequence[Manifest]) -> Iterator[str]:
     """What pods of several nodes mount can be mounted on several nodes."""
     several = any(one.count > 1 for one in pods(manifests)) or any(one["kind"] == "PyTorchJob" for one in manifests)
-    several = several or any(one.component == "tensorboard" for one in pods(manifests))  # beside a run
+    several = several or any(one.component == "tensorboard" for one in pods(manifests))  # during a run
     for one in with_setup(manifests):
         if one["kind"] == "PersistentVolumeClaim":
             if not one["spec"].get("storageClassName"):

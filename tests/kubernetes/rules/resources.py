@@ -10,7 +10,7 @@ from tests.kubernetes.rules.rule import leaves
 GPU = "nvidia.com/gpu"
 GRACE = "MINI_R1_GRACE_S"
 MIN_GRACE_S = 600
-"""For what trains. tests/kubernetes/test_roles_in_pods.py holds it against the plan's step and save."""
+"""For what trains. tests/kubernetes/test_roles_in_pods.py compares it with the plan's step and save."""
 
 
 def quantities(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -58,15 +58,17 @@ def scratch_counted(manifests: Sequence[Manifest]) -> Iterator[str]:
         for medium, what in (("Memory", "memory"), (None, "ephemeral-storage")):
             directories = [volume["emptyDir"] for volume in one.volumes if "emptyDir" in volume]
             sizes = [each.get("sizeLimit") for each in directories if each.get("medium") == medium]
-            rooms = [limit.get(what, 0) for limit in limits]
+            available = [limit.get(what, 0) for limit in limits]
             if not all(map(_is_quantity, sizes)):
                 yield f"{one.where}: an emptyDir without a sizeLimit"
-            elif sizes and not sum(map(quantity, sizes)) < sum(quantity(room) for room in rooms if _is_quantity(room)):
+            elif sizes and not sum(map(quantity, sizes)) < sum(
+                quantity(limit) for size in available if _is_quantity(size)
+            ):
                 yield f"{one.where}: its emptyDirs may grow to the limit of {what}"
         if one.component == "train" and "/dev/shm" not in {
             mount["mountPath"] for container in one.containers for mount in container.get("volumeMounts", [])
         }:
-            yield f"{one.where}: no /dev/shm of its own, and the runtime's has 64 MiB"
+            yield f"{one.where}: no volume for /dev/shm, and the runtime's has 64 MiB"
 
 
 def deadlines(manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -81,8 +83,8 @@ def deadlines(manifests: Sequence[Manifest]) -> Iterator[str]:
     for one in pods(manifests):
         if one.component in ("train", "demo") and one.spec.get("terminationGracePeriodSeconds", 30) < MIN_GRACE_S:
             yield f"{one.where}: less than {MIN_GRACE_S} s to save in"
-        told = [env.get("value") for each in one.containers for env in each.get("env", []) if env["name"] == GRACE]
-        if one.component in ("train", "demo") and told != [str(one.spec.get("terminationGracePeriodSeconds", 30))]:
+        given = [env.get("value") for each in one.containers for env in each.get("env", []) if env["name"] == GRACE]
+        if one.component in ("train", "demo") and given != [str(one.spec.get("terminationGracePeriodSeconds", 30))]:
             yield f"{one.where}: {GRACE} is not its terminationGracePeriodSeconds"
 
 

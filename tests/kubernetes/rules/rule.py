@@ -11,12 +11,12 @@ Rule = Callable[[Sequence[Manifest]], Iterator[str]]
 
 
 def with_setup(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """These, and what stands in the cluster before any of them."""
+    """These, and the objects of overlays/setup, which exist before any of them."""
     return [*manifests, *overlay("setup")]
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every scalar of a manifest, with the keys that lead to it; items of lists have no key of their own."""
+    """Every scalar of a manifest, with the keys that lead to it; items of lists have no key."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from leaves(item, (*path, key))

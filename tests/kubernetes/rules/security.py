@@ -70,7 +70,7 @@ def image_by_digest(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def secrets_by_reference(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """No secret stands in a manifest or on a command line."""
+    """No secret is in a manifest or on a command line."""
     for one in manifests:
         if one["kind"] == "Secret":
             yield f"{named(one)}: a Secret in a file"
@@ -85,7 +85,7 @@ def secrets_by_reference(manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def read_only_mounts(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """Only who fetches writes the cache, nobody the recipes, and TensorBoard no run."""
+    """Only prefetch writes to the cache, no pod to the recipes, and TensorBoard to no run."""
     for one in pods(manifests):
         closed = {"recipes", "hub"}
         closed |= set() if one.component in WRITES_CACHE else {"cache"}
