@@ -62,7 +62,7 @@ def scratch_counted(manifests: Sequence[Manifest]) -> Iterator[str]:
             if not all(map(_is_quantity, sizes)):
                 yield f"{one.where}: an emptyDir without a sizeLimit"
             elif sizes and not sum(map(quantity, sizes)) < sum(
-                quantity(limit) for size in available if _is_quantity(size)
+                quantity(size) for size in available if _is_quantity(size)
             ):
                 yield f"{one.where}: its emptyDirs may grow to the limit of {what}"
         if one.component == "train" and "/dev/shm" not in {
