@@ -86,7 +86,9 @@ def test_only_the_adapter_is_trained_and_in_float32(untrained: Path, recipe: Cal
     assert {name for name, p in model.named_parameters() if not torch.equal(p, before[name])} == training
 
 
-def test_the_first_policy_is_the_reference_dropout_or_not(untrained: Path, recipe: Callable[..., Recipe]) -> None:
+def test_the_first_policy_is_the_reference_with_or_without_dropout(
+    untrained: Path, recipe: Callable[..., Recipe]
+) -> None:
     model = with_adapter(base(untrained), recipe(lora_dropout=0.5))
     expected = logits(base(untrained))
     assert torch.equal(logits(model), expected)
@@ -97,7 +99,7 @@ def test_the_first_policy_is_the_reference_dropout_or_not(untrained: Path, recip
         assert torch.equal(logits(model), expected)
 
 
-def test_the_adapter_is_drawn_from_the_recipes_seed_alone(untrained: Path, recipe: Callable[..., Recipe]) -> None:
+def test_the_adapter_depends_only_on_the_recipes_seed(untrained: Path, recipe: Callable[..., Recipe]) -> None:
     def drawn(seed: int, disturbance: int) -> torch.Tensor:
         torch.manual_seed(disturbance)
         model = with_adapter(base(untrained), recipe(seed=seed))
@@ -116,7 +118,7 @@ def test_the_adapter_is_drawn_from_the_recipes_seed_alone(untrained: Path, recip
         (["all-linear"], sorted(LAYERS)),
     ],
 )
-def test_the_modules_named_get_an_adapter(
+def test_the_named_modules_get_an_adapter(
     untrained: Path, recipe: Callable[..., Recipe], names: list[str] | None, adapted: list[str]
 ) -> None:
     model = with_adapter(base(untrained), recipe(lora_target_modules=names, lora_r=3, lora_alpha=12))
@@ -137,7 +139,7 @@ def test_the_modules_named_get_an_adapter(
         (["all-linear", "q_proj"], "all-linear"),
     ],
 )
-def test_a_module_that_is_not_there_is_refused_with_those_that_are(
+def test_an_unknown_module_is_refused_with_the_known_ones(
     untrained: Path, recipe: Callable[..., Recipe], names: list[str], unknown: str
 ) -> None:
     with pytest.raises(KitError) as caught:
@@ -148,7 +150,7 @@ def test_a_module_that_is_not_there_is_refused_with_those_that_are(
     )
 
 
-def test_a_kind_that_peft_has_no_choice_for(untrained: Path, recipe: Callable[..., Recipe]) -> None:
+def test_a_model_type_without_a_default_of_peft_is_refused(untrained: Path, recipe: Callable[..., Recipe]) -> None:
     model = base(untrained)
     model.config.model_type = "mine"
     with pytest.raises(KitError, match="peft has no default for a 'mine' model: name some of embed_tokens"):
@@ -173,7 +175,7 @@ def test_gradients_pass_through_checkpointed_layers(
     torch.testing.assert_close(gradients(True), expected)
 
 
-def test_without_use_peft_the_model_is_left_as_it_is(untrained: Path, recipe: Callable[..., Recipe]) -> None:
+def test_without_use_peft_the_model_is_unchanged(untrained: Path, recipe: Callable[..., Recipe]) -> None:
     model = base(untrained)
     assert with_adapter(model, recipe(use_peft=False)) is model
     assert all(p.requires_grad for p in model.parameters())
@@ -198,7 +200,7 @@ def test_a_saved_adapter_loads_back_with_its_base(untrained: Path, saved: tuple[
     assert eos_token_ids(loaded, tokenizer) == [tokenizer.eos_token_id]
 
 
-def test_an_adapter_names_its_base_wherever_it_is_loaded_from(
+def test_an_adapter_names_its_base(
     untrained: Path, tmp_path: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(untrained.parent)
@@ -217,7 +219,7 @@ def test_an_adapter_names_its_base_wherever_it_is_loaded_from(
 
 
 @pytest.mark.parametrize("names", [None, ["embed_tokens", "q_proj"]])
-def test_saving_asks_nobody_and_copies_no_embeddings(
+def test_saving_needs_no_network_and_copies_no_embeddings(
     untrained: Path,
     tmp_path: Path,
     recipe: Callable[..., Recipe],
@@ -237,7 +239,7 @@ def test_saving_asks_nobody_and_copies_no_embeddings(
     assert all("lora_" in name for name in weights)
 
 
-def test_an_adapter_that_cannot_be_loaded(saved: tuple[Any, Path]) -> None:
+def test_an_adapter_that_cannot_be_loaded_is_refused(saved: tuple[Any, Path]) -> None:
     _, folder = saved
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     content = weights.read_bytes()
@@ -288,7 +290,7 @@ def test_quantized_weights_need_a_gpu(recipe: Callable[..., Recipe], key: str, m
     assert quantization(recipe()) is None
 
 
-def test_the_recipe_says_how_weights_are_quantized(
+def test_the_recipe_decides_how_weights_are_quantized(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a machine with a GPU and bitsandbytes: only the settings, nothing is quantized here."""
@@ -328,16 +330,14 @@ def test_a_quantized_base_is_loaded_onto_the_device_of_its_rank(
     assert (asked["use_safetensors"], asked["trust_remote_code"]) == (True, False)
 
 
-def test_what_is_not_quantized_of_a_qlora_base_is_computed_in_float32(
-    untrained: Path, recipe: Callable[..., Recipe]
-) -> None:
+def test_unquantized_parts_of_a_qlora_base_are_float32(untrained: Path, recipe: Callable[..., Recipe]) -> None:
     """peft's preparation, on a base that is not really quantized: norms and embeddings of the demo model."""
     model = with_adapter(base(untrained, "bfloat16"), recipe(load_in_4bit=True, gradient_checkpointing=True))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(p.requires_grad == ("lora_" in name) for name, p in model.named_parameters())
 
 
-def test_the_notebooks_recipe_keeps_what_the_notebook_says() -> None:
+def test_the_notebooks_recipe_has_the_notebooks_values() -> None:
     notebook = load_recipe(REPO / "configs" / "recipes" / "qlora-notebook.yaml")
     assert notebook.model_name_or_path == "Qwen/Qwen2.5-0.5B-Instruct"
     assert (notebook.load_in_4bit, notebook.use_peft, notebook.prompt_style) == (True, True, "notebook")
@@ -360,7 +360,7 @@ def test_an_adapter_needs_no_second_model_as_reference(
     assert read_metrics(run)[1]["kl"] > 0  # taken to the model without its adapter
 
 
-def test_a_run_with_an_adapter_that_was_cut_off_ends_as_if_it_had_not_been(
+def test_a_killed_run_with_an_adapter_resumes_exactly(
     small_recipe: Callable[..., Path], untrained: Path, tmp_path: Path
 ) -> None:
     recipe = str(small_recipe(use_peft=True, lora_r=4, lora_dropout=0.05, lora_target_modules="all-linear"))

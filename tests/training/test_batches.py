@@ -44,7 +44,7 @@ def test_prompts_are_padded_on_the_left_and_completions_on_the_right() -> None:
     assert "sampled_logps" not in batch
 
 
-def test_log_probabilities_of_another_sampler_stand_with_their_tokens() -> None:
+def test_log_probabilities_of_another_sampler_are_aligned_with_their_tokens() -> None:
     pair = [completion([1, 2], [4], sampled_logps=[-0.5]), completion([5], [6, 7], sampled_logps=[-1.5, -2.5])]
     assert collate(pair, 1.0, PAD, CPU)["sampled_logps"].tolist() == [[-0.5, 0.0], [-1.5, -2.5]]
 
@@ -55,11 +55,11 @@ def test_tensors_are_on_the_device() -> None:
     assert len(batch) == 6
 
 
-def test_like_lengths_are_together_and_a_completion_counts_its_share_of_the_step() -> None:
+def test_similar_lengths_share_a_batch_and_a_completion_has_its_share_of_the_step() -> None:
     assert lengths_and_weights(cut(of_lengths(4, 1, 3, 2, 5), 2)) == [([1, 2], [0.4] * 2), ([3, 4, 5], [0.4] * 3)]
 
 
-def test_equal_groups_stay_unless_they_are_to_be_left_out() -> None:
+def test_equal_groups_are_left_out_only_on_request() -> None:
     completions = of_lengths(1, 2, differs=False) + of_lengths(3, 4)
     assert lengths_and_weights(cut(completions, 1)) == [([1, 2, 3, 4], [0.25] * 4)]
     assert lengths_and_weights(cut(completions, 1, drop_equal_groups=True)) == [([3, 4], [0.5] * 2)]
@@ -70,7 +70,7 @@ def test_the_weight_is_that_of_the_completions_left_on_all_ranks(counted: float 
     assert lengths_and_weights(cut(of_lengths(1, 2), 2, counted=counted)) == [([1], [weight]), ([2], [weight])]
 
 
-def test_a_rank_with_too_few_completions_has_as_many_micro_batches_and_they_count_nothing() -> None:
+def test_a_rank_with_too_few_completions_fills_up_with_micro_batches_of_weight_0() -> None:
     completions = of_lengths(2, 1, differs=False) + of_lengths(3)
     batches = lengths_and_weights(cut(completions, 3, drop_equal_groups=True))
     assert sorted(batches) == [([1], [0.0]), ([1], [0.0]), ([3], [3.0])]

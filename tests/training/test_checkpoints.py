@@ -71,7 +71,7 @@ def tokenizer(untrained: Path) -> Any:
     ("held", "kept"),
     [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)],
 )
-def test_a_snapshot_is_in_16_bits_whatever_the_model_is_in(
+def test_a_snapshot_of_any_model_has_16_bit_weights(
     model: Any, tokenizer: Any, run: RunDir, held: torch.dtype, kept: torch.dtype
 ) -> None:
     model = model.to(held)
@@ -89,9 +89,7 @@ def test_a_snapshot_is_in_16_bits_whatever_the_model_is_in(
     assert AutoTokenizer.from_pretrained(saved.path).chat_template == tokenizer.chat_template
 
 
-def test_a_snapshot_takes_weights_gathered_from_shards_in_place_of_the_model_s(
-    model: Any, tokenizer: Any, run: RunDir
-) -> None:
+def test_a_snapshot_uses_gathered_weights_of_a_sharded_model(model: Any, tokenizer: Any, run: RunDir) -> None:
     gathered = {name: torch.ones_like(tensor) for name, tensor in model.state_dict().items()}
     gathered["lm_head.weight"] = gathered["model.embed_tokens.weight"]
     save_snapshot(model, tokenizer, run, 2, gathered)
@@ -118,7 +116,7 @@ def test_a_snapshot_of_an_adapter_holds_no_base_weights(
     assert (folder / "tokenizer.json").is_file()
 
 
-def test_a_snapshot_that_a_kill_left_is_replaced_when_its_step_is_saved_again(
+def test_a_half_written_snapshot_is_replaced_when_its_step_is_saved_again(
     model: Any, tokenizer: Any, run: RunDir
 ) -> None:
     for value in (1.0, 2.0):
@@ -158,7 +156,7 @@ def test_the_rank_that_wrote_a_file(name: str, rank: int) -> None:
 # --- room on the disk ---
 
 
-def test_the_next_save_needs_what_the_last_one_took(run: RunDir, model: Any, tokenizer: Any) -> None:
+def test_the_next_save_needs_as_much_space_as_the_last_one(run: RunDir, model: Any, tokenizer: Any) -> None:
     assert space_needed(run, 1000) == 14_000
     save(run, 2, size=5)
     checkpoint = save(run, 4, size=50_000)
@@ -183,7 +181,7 @@ def test_the_estimate_of_the_first_save_is_an_upper_bound(small_recipe: Callable
     assert 0.9 < taken / space_needed(RunDir(tmp_path), parameters) < 1.05, "1, and the names of the tensors"
 
 
-def test_too_little_room_is_said_before_a_byte_is_written(run: RunDir) -> None:
+def test_too_little_disk_space_is_reported_before_a_byte_is_written(run: RunDir) -> None:
     free = shutil.disk_usage(run.path).free
     check_space(run, 1)
     with pytest.raises(KitError, match=r"it starts from the beginning") as caught:
@@ -206,18 +204,18 @@ def resumed(run: RunDir, world_size: int = 1, zero_stage: int = 0) -> tuple[int 
     return saved.step if saved else None, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_new_run_starts_without_a_word(run: RunDir) -> None:
+def test_a_new_run_prints_nothing_about_checkpoints(run: RunDir) -> None:
     run.run_file.unlink()
     assert resumed(run) == (None, "")
 
 
-def test_the_newest_is_taken_without_a_word(run: RunDir) -> None:
+def test_the_newest_checkpoint_is_used_silently(run: RunDir) -> None:
     save(run, 9)
     save(run, 10)
     assert resumed(run) == (10, "")
 
 
-def test_what_a_kill_kept_from_pruning_goes_and_a_good_one_never_for_damaged_ones(run: RunDir) -> None:
+def test_an_extra_checkpoint_is_pruned_but_never_a_good_one_for_damaged_ones(run: RunDir) -> None:
     for step in (2, 4, 6):
         save(run, step)
     for step in (8, 10):
@@ -238,7 +236,7 @@ def put(name: str, content: bytes) -> Callable[[Path], object]:
         (put("scheduler.pt", b"a pickle"), "scheduler.pt is not in its manifest"),
     ],
 )
-def test_a_damaged_one_is_skipped_named_and_out_of_the_way(
+def test_a_damaged_checkpoint_is_skipped_reported_and_renamed(
     run: RunDir, damage: Callable[[Path], object], said: str
 ) -> None:
     save(run, 3)
@@ -264,7 +262,7 @@ def test_a_checkpoint_of_another_run_is_never_loaded(run: RunDir) -> None:
     assert "checkpoint of step 6 is damaged and skipped: it belongs to another run" in words
 
 
-def test_when_none_can_be_used_the_run_says_that_it_begins_anew(run: RunDir) -> None:
+def test_a_run_without_a_usable_checkpoint_starts_from_the_beginning(run: RunDir) -> None:
     for step in (3, 6):
         put("optimizer.pt", b"cut")(save(run, step))
     step, words = resumed(run)
@@ -275,7 +273,7 @@ def test_when_none_can_be_used_the_run_says_that_it_begins_anew(run: RunDir) -> 
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"run_id": ""}'])
-def test_without_run_json_nobody_knows_whose_the_checkpoints_are(run: RunDir, content: str) -> None:
+def test_checkpoints_without_run_json_are_refused(run: RunDir, content: str) -> None:
     save(run, 3)
     run.run_file.write_text(content)
     with pytest.raises(KitError, match=r"run\.json is missing or damaged") as caught:
@@ -284,7 +282,7 @@ def test_without_run_json_nobody_knows_whose_the_checkpoints_are(run: RunDir, co
     assert (run.checkpoints / "step-3").is_dir()
 
 
-def test_sharded_state_wants_as_many_workers_as_wrote_it(run: RunDir) -> None:
+def test_sharded_state_needs_the_number_of_workers_that_wrote_it(run: RunDir) -> None:
     save(run, 3, world_size=3, zero_stage=2)
     assert resumed(run, 3, 2) == (3, "")
     with pytest.raises(
@@ -297,7 +295,7 @@ def test_sharded_state_wants_as_many_workers_as_wrote_it(run: RunDir) -> None:
 @pytest.mark.parametrize(
     ("then", "now", "start_with"), [(2, 3, "zero2"), (3, 0, "zero3"), (0, 2, "none"), (3, 2, "zero3")]
 )
-def test_state_of_another_zero_stage_is_refused_with_the_option_that_goes_on(
+def test_state_of_another_zero_stage_is_refused_with_the_option_that_resumes_it(
     run: RunDir, then: int, now: int, start_with: str
 ) -> None:
     save(run, 3, world_size=2, zero_stage=then)
@@ -306,7 +304,7 @@ def test_state_of_another_zero_stage_is_refused_with_the_option_that_goes_on(
     assert (run.checkpoints / "step-3").is_dir()
 
 
-def test_whole_state_is_gone_on_with_by_any_number_of_workers(run: RunDir) -> None:
+def test_unsharded_state_is_resumed_by_any_number_of_workers(run: RunDir) -> None:
     save(run, 3, world_size=3, zero_stage=0)
     assert [resumed(run, size)[0] for size in (1, 2, 4)] == [3, 3, 3]
 
@@ -321,7 +319,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("write", [torch.save, save_file], ids=["torch", "safetensors"])
-def test_a_failed_write_is_a_sentence_and_leaves_its_room(disk: Path, write: Callable[[Any, Path], None]) -> None:
+def test_a_failed_write_is_one_error_and_frees_its_space(disk: Path, write: Callable[[Any, Path], None]) -> None:
     run = RunDir(disk)
     scratch = run.checkpoints / "checkpoint-2"
     scratch.mkdir(parents=True)
@@ -334,14 +332,14 @@ def test_a_failed_write_is_a_sentence_and_leaves_its_room(disk: Path, write: Cal
     assert shutil.disk_usage(disk).free >= MIB // 4
 
 
-def test_an_error_that_no_disk_made_stays_what_it_is(run: RunDir) -> None:
+def test_other_errors_than_the_disk_s_are_unchanged(run: RunDir) -> None:
     with pytest.raises(RuntimeError, match="size mismatch"), saving(run, main=True):
         torch.nn.Linear(1, 1).load_state_dict({"weight": torch.zeros(2, 2), "bias": torch.zeros(1)})
     with pytest.raises(SafetensorError, match="no such thing"), saving(run, main=True):
         raise SafetensorError("no such thing")
 
 
-def test_another_rank_than_the_first_deletes_nothing(run: RunDir) -> None:
+def test_ranks_other_than_0_delete_nothing(run: RunDir) -> None:
     scratch = run.checkpoints / "checkpoint-2"
     scratch.mkdir(parents=True)
     with pytest.raises(ZeroDivisionError), saving(run, main=False):
@@ -364,7 +362,7 @@ def whole(untrained: Path, one_thread: None, tmp_path_factory: pytest.TempPathFa
     [(0.9, None), (0.05, SafetensorError), (0.3, SafetensorError), (0.6, RuntimeError)],
     ids=["seen before", "in the snapshot", "in the weights", "in the optimizer's state"],
 )
-def test_a_run_goes_on_from_its_last_checkpoint_when_a_full_disk_has_room_again(
+def test_a_run_resumes_from_its_last_checkpoint_when_a_full_disk_has_space_again(
     whole: tuple[str, RunDir],
     disk: Path,
     monkeypatch: pytest.MonkeyPatch,

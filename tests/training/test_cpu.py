@@ -11,7 +11,7 @@ from mini_r1.training import cpu
     ("cores", "variable", "small_model", "threads"),
     [(1, None, True, 1), (2, None, True, 2), (16, None, True, 2), (16, "1", True, None), (16, None, False, None)],
 )
-def test_threads_follow_from_the_cores_unless_the_user_chose(
+def test_threads_depend_on_the_cores_unless_the_user_chose(
     cores: int, variable: str | None, small_model: bool, threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen: list[int | None] = [None]

@@ -32,7 +32,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_stays_text(text: str) -> None:
+def test_text_is_not_rendered_as_markdown(text: str) -> None:
     """As TensorBoard itself turns Markdown into HTML."""
     shown = markdown_to_safe_html(as_code(f"first\n{text}\nlast"))
     assert set(re.findall(r"</?(\w+)", shown)) <= {"pre", "code", "span", "div"}
@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
     return RunDir(tmp_path)
 
 
-def test_how_much_text_there_is_is_bounded(run: RunDir) -> None:
+def test_the_amount_of_text_is_bounded(run: RunDir) -> None:
     board = Curves(run, 0, 1000)
     for step in range(1, 1001):
         board.add_completions(step, [record(i % 2 == 0, "x" * 9_000) for i in range(20)])

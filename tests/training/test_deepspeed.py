@@ -162,7 +162,7 @@ def test_without_deepspeed_stock_is_right(plain: tuple[float, torch.Tensor], unt
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_zero_s_gradient_is_the_plain_one(
+def test_zero_s_gradient_equals_that_without_deepspeed(
     plain: tuple[float, torch.Tensor], untrained: Path, tmp_path: Path, stage: int
 ) -> None:
     norm, gradient = step_of(kit, stage, untrained, tmp_path)
@@ -170,7 +170,7 @@ def test_zero_s_gradient_is_the_plain_one(
     torch.testing.assert_close(gradient, plain[1], rtol=1e-3, atol=1e-6)
 
 
-def test_stock_divides_it_by_the_accumulation_once_too_often(
+def test_stock_divides_the_gradient_by_the_accumulation_twice(
     plain: tuple[float, torch.Tensor], untrained: Path, tmp_path: Path
 ) -> None:
     norm, gradient = step_of(stock, 2, untrained, tmp_path)
@@ -252,7 +252,7 @@ def on_two_ranks(stage: int, policy: Path, run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_sharded_checkpoints_are_whole_and_gone_on_from_exactly(untrained: Path, tmp_path: Path, stage: int) -> None:
+def test_sharded_checkpoints_are_complete_and_resumed_exactly(untrained: Path, tmp_path: Path, stage: int) -> None:
     run = RunDir(tmp_path / "run")
     run.attempts.mkdir(parents=True)
     write_json(run.run_file, {"run_id": "5" * 32})

@@ -166,7 +166,7 @@ def filled_run(recipe: Path, folder: Path, number: int, ranks: int | None, whole
         pytest.param(2, range(102, 110), 5, id="two ranks, more", marks=pytest.mark.exhaustive),
     ],
 )
-def test_a_disk_that_fills_at_any_moment_is_150_and_with_room_the_run_ends_as_an_uninterrupted_one(
+def test_a_disk_that_fills_at_any_moment_is_150_and_the_resumed_run_ends_as_an_uninterrupted_one(
     recipe: Path, tmp_path: Path, whole: Callable[..., Whole], ranks: int | None, numbers: range, failures: int
 ) -> None:
     """`failures` of the runs really had too little room."""
@@ -199,9 +199,7 @@ def train_with_full_file(name: str, *args: Any) -> None:
         r"events\.out\.tfevents.*",
     ],
 )  # fmt: skip
-def test_each_file_that_a_run_appends_to_is_named_when_it_can_take_no_more(
-    tmp_path: Path, recipe: Path, name: str
-) -> None:
+def test_each_file_that_cannot_be_appended_to_is_named(tmp_path: Path, recipe: Path, name: str) -> None:
     run = RunDir(tmp_path / "run")
     (ended,) = started(None, tmp_path / "logs", train_with_full_file, name, recipe, "--run-dir", run.path)
     sentence = the_sentence(ended, "No space left on device")
@@ -212,7 +210,7 @@ def test_each_file_that_a_run_appends_to_is_named_when_it_can_take_no_more(
         assert f"error: {state['reason']}" == sentence
 
 
-def test_a_log_that_cannot_be_written_loses_its_lines_and_nothing_else(
+def test_a_log_on_a_full_disk_loses_lines_and_the_run_continues(
     tmp_path: Path, recipe: Path, whole: Callable[..., Whole]
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -278,7 +276,7 @@ SAID = {
     ],
     ids=lambda value: value.__name__ if callable(value) else f"{len(value)} moments",
 )
-def test_a_run_directory_that_can_no_longer_be_written_is_150(
+def test_a_run_directory_that_becomes_unwritable_is_150(
     recipe: Path, disk: Path, whole: Callable[..., Whole], action: Action, numbers: range
 ) -> None:
     others = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]

@@ -74,14 +74,14 @@ def test_a_broken_gpu_ends_its_worker(
     assert refused.value.exit_code == code
 
 
-def test_a_gpu_that_torch_does_not_see_is_the_nodes_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_does_not_see_is_the_nodes_error(monkeypatch: pytest.MonkeyPatch) -> None:
     MadeUpGpus(monkeypatch, [1.0])
     with pytest.raises(KitError, match="sees 1 of 2 GPUs: see whether nvidia-smi lists them") as refused:
         gpu_check.refuse_broken_gpu()
     assert refused.value.exit_code == ExitCode.RETRY
 
 
-def test_a_torch_without_cuda_is_the_installations_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_cuda_is_the_installations_error(monkeypatch: pytest.MonkeyPatch) -> None:
     MadeUpGpus(monkeypatch, [])
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(KitError, match="was built without CUDA, and GPUs were given: install the lock") as refused:

@@ -40,7 +40,7 @@ def run_of(small_recipe: Recipe, folder: Path, **changes: Any) -> RunDir:
     return RunDir(folder)
 
 
-def test_the_kit_evaluates_every_so_many_steps_and_learns_the_same(small_recipe: Recipe, tmp_path: Path) -> None:
+def test_the_kit_evaluates_periodically_and_trains_the_same(small_recipe: Recipe, tmp_path: Path) -> None:
     plain = run_of(small_recipe, tmp_path / "plain", max_steps=5)
     evaluated = run_of(
         small_recipe, tmp_path / "evaluated", max_steps=5, eval_strategy="steps", eval_steps=2, eval_on_start=True
@@ -59,12 +59,12 @@ def test_the_kit_evaluates_every_so_many_steps_and_learns_the_same(small_recipe:
         assert tensor.equal(weights[name]), name
 
 
-def test_at_most_eval_problems_are_asked(small_recipe: Recipe, tmp_path: Path) -> None:
+def test_at_most_eval_problems_are_evaluated(small_recipe: Recipe, tmp_path: Path) -> None:
     run = run_of(small_recipe, tmp_path / "run", max_steps=1, eval_strategy="steps", eval_problems=4)
     assert read_metrics(run)[0]["eval_problems"] == 4
 
 
-def test_nothing_held_out_to_evaluate_on(small_recipe: Recipe, tmp_path: Path) -> None:
+def test_evaluation_without_held_out_problems_is_refused(small_recipe: Recipe, tmp_path: Path) -> None:
     """Two rows with one key cannot be parted."""
     data = tmp_path / "rows.jsonl"
     data.write_text('{"nums": [1, 2, 3], "target": 6}\n' * 2)

@@ -31,7 +31,7 @@ def hub(untrained: Path) -> Iterator[str]:
         yield serving.address
 
 
-def test_names_are_resolved_recorded_and_then_found_offline(
+def test_revisions_are_resolved_recorded_and_found_offline(
     hub: str, small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = small_recipe(

@@ -75,7 +75,7 @@ def test_chunks_give_the_same_values_and_gradients(small_chunks: None, temperatu
     assert model(input_ids=inputs["input_ids"]).logits.shape[-1] == VOCABULARY
 
 
-def test_a_model_that_caps_its_logits_is_not_cut_at_the_output_layer(small_chunks: None) -> None:
+def test_a_model_that_caps_its_logits_is_not_chunked_at_the_output_layer(small_chunks: None) -> None:
     """Gemma 2 passes the output layer's result through a tanh."""
     inputs = batch()
     model = tiny(Gemma2Config, final_logit_softcapping=0.5, attn_logit_softcapping=None)

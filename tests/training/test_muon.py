@@ -14,7 +14,7 @@ def test_nearly_all_singular_values_are_near_one(shape: tuple[int, int, int]) ->
     assert found.quantile(0.05) > 0.6  # the smallest of a square random matrix begin near 0 and stay small
 
 
-def test_the_directions_stay_the_gradients() -> None:
+def test_the_update_has_the_gradients_directions() -> None:
     gradient = torch.randn(1, 8, 20, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(gradient, full_matrices=False)
     update = left.transpose(1, 2) @ orthogonal(gradient) @ right.transpose(1, 2)
@@ -30,7 +30,7 @@ def parameters(count: int, scale: float = 1.0) -> list[torch.nn.Parameter]:
     return made
 
 
-def test_matrices_of_a_shape_do_not_mix_and_the_size_of_the_gradient_does_not_count() -> None:
+def test_matrices_of_a_shape_do_not_mix_and_the_gradients_size_has_no_effect() -> None:
     together, alone, larger = parameters(3), parameters(3), parameters(3, scale=100.0)
     for step in (0.1, 0.05):
         optimizers = [Muon(together), Muon(larger), *(Muon([parameter]) for parameter in alone)]

@@ -44,7 +44,7 @@ def told(run: RunDir) -> dict[str, Any]:
     return {key: value for key, value in run.read_state().items() if key not in ("heartbeat", "process")}
 
 
-def test_before_its_first_step_a_run_says_what_it_does_and_how_long_that_may_take(run: RunDir) -> None:
+def test_the_state_has_phase_and_limit_before_the_first_step(run: RunDir) -> None:
     run.write_state("interrupted", step=4, exit_code=143, reason="SIGTERM", attempt=1)
     with phases(run) as doing:
         doing.begin("model")
@@ -55,7 +55,7 @@ def test_before_its_first_step_a_run_says_what_it_does_and_how_long_that_may_tak
     assert told(run) == {"state": "running", "step": 5, "phase": "update", "attempt": 2, "hang_timeout_s": 77}
 
 
-def test_a_start_that_came_to_nothing_leaves_the_state_as_it_was(run: RunDir) -> None:
+def test_a_failed_start_restores_the_state(run: RunDir) -> None:
     run.write_state("interrupted", step=4, exit_code=143, reason="SIGTERM", attempt=1)
     before = run.read_state()
     with pytest.raises(KitError, match="in vain"):
@@ -63,19 +63,19 @@ def test_a_start_that_came_to_nothing_leaves_the_state_as_it_was(run: RunDir) ->
     assert run.read_state() == before
 
 
-def test_a_first_start_that_came_to_nothing_leaves_no_state(run: RunDir) -> None:
+def test_a_failed_first_start_leaves_no_state(run: RunDir) -> None:
     with pytest.raises(KitError, match="in vain"):
         fail(run)
     assert list(run.path.iterdir()) == []
 
 
-def test_an_attempt_that_fails_tells_its_own_end(run: RunDir) -> None:
+def test_a_failed_attempt_records_its_end(run: RunDir) -> None:
     with pytest.raises(KitError, match="in vain"):
         fail(run, in_its_attempt=True)
     assert run.read_state()["state"] == "failed"
 
 
-def test_a_full_disk_is_told_by_the_attempt_only(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_only_in_an_attempt(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -86,7 +86,9 @@ def test_a_full_disk_is_told_by_the_attempt_only(run: RunDir, monkeypatch: pytes
         fail(run, in_its_attempt=True)
 
 
-def test_a_refused_start_of_a_run_with_steps_changes_nothing(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_refused_start_of_a_run_with_checkpoints_changes_nothing(
+    small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     """Through the command: the data that it began with is gone."""
     run, data = RunDir(tmp_path / "run"), tmp_path / "rows.jsonl"
     data.write_bytes((ASSETS / "countdown_rows.jsonl").read_bytes())

@@ -116,7 +116,7 @@ def train_noting(log: Path, *args: Any) -> None:
     train_in_worker(*args)
 
 
-def test_with_two_ranks_the_manifest_is_synced_after_all_that_it_promises(recipe: str, tmp_path: Path) -> None:
+def test_with_two_ranks_the_manifest_is_synced_last(recipe: str, tmp_path: Path) -> None:
     run, log = RunDir(tmp_path / "runs" / "first"), tmp_path / "syncs"
     with Workers(2, train_noting, log, recipe, "--run-dir", run.path, folder=tmp_path / "logs") as workers:
         assert [ended.code for ended in workers.wait()] == [0, 0]
@@ -165,7 +165,7 @@ def cut_short(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("lose", [emptied, cut_short])
-def test_a_resume_says_which_logs_are_incomplete_and_continues(
+def test_a_resume_reports_incomplete_logs_and_continues(
     recipe: str, stopped: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str], lose: Callable[[RunDir], None]
 ) -> None:
     run = RunDir(Path(shutil.copytree(stopped.path, tmp_path / "run")))
@@ -179,7 +179,7 @@ def test_a_resume_says_which_logs_are_incomplete_and_continues(
     assert [row["step"] for row in read_metrics(run)][-2:] == [5, 6]
 
 
-def test_a_resume_with_all_its_logs_says_nothing_of_them(
+def test_a_resume_with_complete_logs_reports_nothing(
     recipe: str, stopped: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also when rows of steps after the checkpoint are cut short."""

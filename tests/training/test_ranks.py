@@ -170,7 +170,7 @@ def test_every_rank_s_completions_are_recorded_and_counted(trained: Trained) -> 
         assert row["completion_length"] == pytest.approx(sum(record["tokens"] for record in own) / len(own))
 
 
-def test_a_fault_that_rank_0_finds_ends_every_rank_with_its_sentence(start: Start, tmp_path: Path) -> None:
+def test_an_error_on_rank_0_ends_every_rank_with_its_message(start: Start, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     ranks = start(2, tmp_path)
     all_ended(ranks, 78)
@@ -198,7 +198,7 @@ def test_leaving_never_hangs(tmp_path: Path) -> None:
 # --- the steps of a single process ---
 
 
-def test_two_ranks_take_the_steps_of_one_with_twice_the_accumulation(trained: Trained, untrained: Path) -> None:
+def test_two_ranks_equal_one_rank_with_twice_the_accumulation(trained: Trained, untrained: Path) -> None:
     one, two = trained(1, given=True), trained(2, given=True)
     close(two, one)
     before = load_file(untrained / "model.safetensors")
@@ -215,12 +215,12 @@ def test_a_signal_to_one_rank_stops_the_rollouts_of_all_at_the_same_step(trained
     assert [saved.step for saved in run.complete_checkpoints()] == [3, 2]
 
 
-def test_a_rank_that_waits_for_the_others_tells_them_of_its_signal(trained: Trained) -> None:
+def test_a_rank_waiting_for_the_others_passes_its_signal_on(trained: Trained) -> None:
     state = trained(2, stop_at=-4).read_state()
     assert (state["state"], state["step"], state["exit_code"]) == ("interrupted", 3, 143)
 
 
-def test_ranks_that_were_stopped_go_on_to_the_same_end(trained: Trained, start: Start, tmp_path: Path) -> None:
+def test_stopped_ranks_resume_to_the_same_end(trained: Trained, start: Start, tmp_path: Path) -> None:
     run, whole = copied(trained(2, stop_at=4), tmp_path), trained(2)
     all_ended(start(2, run.path), 0)
     assert lasting(run) == lasting(whole)
@@ -230,7 +230,7 @@ def test_ranks_that_were_stopped_go_on_to_the_same_end(trained: Trained, start: 
     assert sorted(path.name for path in (run.attempts / "2").glob("rank-*")) == ["rank-0.log", "rank-1.log"]
 
 
-def test_a_rank_that_outlives_another_exits_150_and_the_run_goes_on(
+def test_a_rank_that_loses_another_exits_150_and_the_run_can_be_resumed(
     trained: Trained, start: Start, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -246,7 +246,7 @@ def test_a_rank_that_outlives_another_exits_150_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_another_number_of_ranks_goes_on_with_steps_of_as_many_prompts(
+def test_another_number_of_ranks_keeps_the_prompts_of_a_step(
     trained: Trained, start: Start, tmp_path: Path, before: int, after: int
 ) -> None:
     run = copied(trained(before, given=True, stop_at=3), tmp_path)

@@ -100,7 +100,7 @@ def test_a_full_disk_is_retryable_and_costs_only_the_steps_since_the_last_save(
     assert [row["step"] for row in read_jsonl(run.attempts / "2" / "metrics.jsonl")] == [3, 4]
 
 
-def test_a_model_without_a_chat_template(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_chat_template_is_refused(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
     model = tmp_path / "bare"
     model.mkdir()
     for file in untrained.iterdir():
@@ -112,7 +112,7 @@ def test_a_model_without_a_chat_template(small_recipe: Recipe, untrained: Path, 
     assert "has no chat template" in refusal(small_recipe(model_name_or_path=str(model)), tmp_path / "run")
 
 
-def test_a_directory_with_other_files_in_it_is_left_alone(small_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused(small_recipe: Recipe, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("keep me")
@@ -120,7 +120,7 @@ def test_a_directory_with_other_files_in_it_is_left_alone(small_recipe: Recipe, 
     assert [p.name for p in mine.iterdir()] == ["notes.txt"]
 
 
-def test_data_that_changed_since_the_run_began(small_recipe: Recipe, tmp_path: Path) -> None:
+def test_data_that_changed_since_the_run_began_is_refused(small_recipe: Recipe, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
     lines = [json.dumps({"nums": [n, n + 1, n + 2], "target": 3 * n + 3}) + "\n" for n in range(1, 20)]
     data.write_text("".join(lines))
@@ -131,7 +131,7 @@ def test_data_that_changed_since_the_run_began(small_recipe: Recipe, tmp_path: P
     assert "has changed since the run began" in refusal(recipe, tmp_path / "run")
 
 
-def test_a_run_goes_on_with_the_hub_commits_it_began_with(
+def test_a_run_resumes_with_the_hub_commits_it_began_with(
     small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A branch of the hub may have moved since the first start."""

@@ -28,7 +28,7 @@ def test_a_completion_without_a_score_has_no_reward_and_is_not_left_out() -> Non
     assert (found.reward, found.advantage, found.group_differs) == (0.0, 0.0, True)
 
 
-def test_a_row_has_what_is_known_of_a_completion() -> None:
+def test_a_row_has_every_field_of_a_completion() -> None:
     (found,) = [Completion(PROBLEM, "a prompt", [1, 2], [3, 4, 5], True, RIGHT, advantage=0.5)]
     score([found], {"words": 4.0})
     row = found.record(7)
@@ -50,7 +50,7 @@ def test_an_advantage_is_the_distance_from_the_groups_mean_in_standard_deviation
     assert statistics.equal == 0
 
 
-def test_a_tiny_difference_is_not_blown_up() -> None:
+def test_a_tiny_difference_is_not_amplified() -> None:
     assert ADVANTAGE_EPSILON == 1e-4  # TRL 0.14.0's
     found = completions(0.0, 1e-4 * math.sqrt(2))
     set_advantages(found, 2)

@@ -50,7 +50,7 @@ def finished(
     return RunDir(folder / "run"), done, recipe
 
 
-def test_a_run_finishes_and_says_where_it_is(finished: tuple[RunDir, Any, Path]) -> None:
+def test_a_run_finishes_and_reports_progress(finished: tuple[RunDir, Any, Path]) -> None:
     run, done, _ = finished
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
@@ -63,7 +63,7 @@ def test_a_run_finishes_and_says_where_it_is(finished: tuple[RunDir, Any, Path])
     assert (state["state"], state["step"], state["exit_code"], state["reason"]) == ("finished", 6, 0, "finished")
 
 
-def test_the_run_directory_holds_what_the_docs_say(finished: tuple[RunDir, Any, Path]) -> None:
+def test_the_run_directory_has_the_documented_files(finished: tuple[RunDir, Any, Path]) -> None:
     run, _, recipe = finished
     record = json.loads(run.run_file.read_text())
     assert record["attempts"][0]["versions"]["trl"] == "0.14.0"
@@ -135,7 +135,7 @@ def test_snapshots_are_16_bit_and_hold_the_trained_weights(finished: tuple[RunDi
     assert (run.snapshots / "step-6" / "tokenizer.json").is_file()
 
 
-def test_the_seed_s_sample_files_say_step_numbers_target_and_rewards(finished: tuple[RunDir, Any, Path]) -> None:
+def test_the_original_s_sample_files_have_step_numbers_target_and_rewards(finished: tuple[RunDir, Any, Path]) -> None:
     run, _, _ = finished
     text = (run.completion_samples / "completion_samples.txt").read_text()
     entries = text.split("\n\n==============\n")[1:]
@@ -144,7 +144,9 @@ def test_the_seed_s_sample_files_say_step_numbers_target_and_rewards(finished: t
     assert (run.completion_samples / "success_completion_samples.txt").is_file()
 
 
-def test_a_finished_run_started_again_says_so(finished: tuple[RunDir, Any, Path], tmp_path: Path) -> None:
+def test_starting_a_finished_run_reports_that_it_is_finished(
+    finished: tuple[RunDir, Any, Path], tmp_path: Path
+) -> None:
     run, _, recipe = finished
     before = run.run_file.read_text()
     again = run_forked("train", recipe, "--run-dir", run.path, folder=tmp_path)
@@ -164,9 +166,7 @@ def test_another_recipe_in_the_same_directory_is_refused_by_key(
     assert "logging_steps" not in other.errors  # changes nothing that the run means
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_end(
-    finished: tuple[RunDir, Any, Path], tmp_path: Path, mini_r1: Kit
-) -> None:
+def test_a_killed_run_resumes_to_the_same_end(finished: tuple[RunDir, Any, Path], tmp_path: Path, mini_r1: Kit) -> None:
     whole, _, recipe = finished
     run = RunDir(tmp_path / "run")
     process = subprocess.Popen(
@@ -186,7 +186,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_end(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(
+def test_a_stopped_run_resumes_to_the_same_end(
     finished: tuple[RunDir, Any, Path], number: signal.Signals, tmp_path: Path
 ) -> None:
     whole, _, recipe = finished
@@ -215,7 +215,9 @@ def _same_end(run: RunDir, whole: RunDir) -> None:
     assert len(json.loads(run.run_file.read_text())["attempts"]) == 2
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_and_named(finished: tuple[RunDir, Any, Path], tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_and_reported(
+    finished: tuple[RunDir, Any, Path], tmp_path: Path
+) -> None:
     whole, _, recipe = finished
     run = RunDir(tmp_path / "run")
     _start_and_signal(recipe, run, signal.SIGKILL, when=lambda: (run.checkpoints / "step-4").exists())

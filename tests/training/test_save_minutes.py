@@ -54,9 +54,7 @@ def steps(run: RunDir) -> tuple[list[int], list[int]]:
     return [one.step for one in run.complete_checkpoints()], [one.step for one in run.complete_snapshots()]
 
 
-def test_a_checkpoint_is_due_after_some_minutes_of_rank_0_and_has_no_snapshot(
-    small_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_checkpoint_by_the_clock_of_rank_0_has_no_snapshot(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     changes = {"max_steps": STEPS, "save_steps": 5, "lr_scheduler_type": "cosine"}
     whole, run = RunDir(tmp_path / "whole"), RunDir(tmp_path / "run")
     # 0: training begins, 1 and 2: steps end, a save is due, 3: it is done, 4 and 5: steps end.
@@ -74,7 +72,7 @@ def test_a_checkpoint_is_due_after_some_minutes_of_rank_0_and_has_no_snapshot(
         assert tensor.equal(load_file(run.checkpoints / f"step-{STEPS}" / "model.safetensors")[name]), name
 
 
-def test_one_that_is_due_at_every_step_keeps_two_checkpoints_and_the_planned_snapshots(
+def test_checkpoints_at_every_step_keep_two_checkpoints_and_the_planned_snapshots(
     small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")

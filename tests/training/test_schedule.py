@@ -15,7 +15,7 @@ def test_each_pass_uses_every_row_once() -> None:
     assert len(set(order[20:])) == 5
 
 
-def test_a_seed_is_an_order_with_every_version_of_the_kit() -> None:
+def test_the_order_of_a_seed_never_changes() -> None:
     """A run that is resumed goes on with the next problem, so this may not change."""
     assert run_order(rows=5, count=12, seed=1) == [2, 1, 0, 4, 3, 1, 4, 2, 0, 3, 4, 1]
 

@@ -38,7 +38,7 @@ def model_is(run: RunDir, name: str, revision: str | None = None) -> None:
     run.recipe_file.write_text(json.dumps({key: value for key, value in lines.items() if value is not None}))
 
 
-def test_the_demos_warm_start_is_where_training_took_it_from(run: RunDir) -> None:
+def test_the_demos_warm_start_is_found_in_the_cache(run: RunDir) -> None:
     recipe = load_recipe(run.recipe_file)
     data = prepare.load_task_data(recipe)
     job = warm_start.of_recipe(recipe, data.train)
@@ -50,7 +50,7 @@ def test_the_demos_warm_start_is_where_training_took_it_from(run: RunDir) -> Non
     assert starting_point(run).source == str(job.directory())
 
 
-def test_a_hub_model_in_the_commit_that_the_last_start_resolved(run: RunDir) -> None:
+def test_a_hub_model_has_the_commit_of_the_last_start(run: RunDir) -> None:
     model_is(run, "owner/name", "main")
     assert (starting_point(run).source, starting_point(run).revision) == ("owner/name", "main")
     attempts = [{"model": {"revision": "old"}}, {"model": {"revision": "0123abc"}}]
@@ -59,13 +59,13 @@ def test_a_hub_model_in_the_commit_that_the_last_start_resolved(run: RunDir) -> 
 
 
 @pytest.mark.parametrize("record", ["", "[]", '{"attempts": []}', '{"attempts": [{"model": 3}]}', '{"attempts": {}}'])
-def test_a_record_that_is_broken_leaves_the_recipes_revision(run: RunDir, record: str) -> None:
+def test_without_a_readable_record_the_recipes_revision_is_used(run: RunDir, record: str) -> None:
     model_is(run, "owner/name", "main")
     run.run_file.write_text(record)
     assert starting_point(run).revision == "main"
 
 
-def test_a_directory_that_has_gone_is_said(run: RunDir, tmp_path: Path) -> None:
+def test_a_missing_model_directory_is_reported(run: RunDir, tmp_path: Path) -> None:
     model_is(run, str(tmp_path / "model"))
     assert (starting_point(run).source, "is not there any more" in starting_point(run).words) == (None, True)
     (tmp_path / "model").mkdir()
@@ -73,7 +73,7 @@ def test_a_directory_that_has_gone_is_said(run: RunDir, tmp_path: Path) -> None:
     assert starting_point(run).revision is None
 
 
-def test_what_is_asked_of_a_warm_start_decides_which_model_it_is() -> None:
+def test_the_settings_of_a_warm_start_decide_its_directory() -> None:
     def of(**values: Any) -> warm_start.WarmStart:
         return warm_start.of_recipe(Recipe(model_name_or_path="builtin:scratch", max_steps=1, **values), ())
 

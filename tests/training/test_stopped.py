@@ -91,9 +91,7 @@ def start(
     return ended
 
 
-def test_a_run_stopped_within_its_steps_saves_the_last_finished_one_and_ends_as_an_uninterrupted_one(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_a_run_stopped_in_a_step_saves_the_last_finished_step_and_resumes_exactly(recipe: Path, tmp_path: Path) -> None:
     whole, run = RunDir(tmp_path / "whole"), RunDir(tmp_path / "run")
     assert start(recipe, whole).code == 0
 

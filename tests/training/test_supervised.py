@@ -84,9 +84,7 @@ def test_the_launcher_s_stop_file_ends_a_rollout(small_recipe: Callable[..., Pat
     assert run.complete_checkpoints()[0].step == 1
 
 
-def test_asked_to_stop_before_its_attempt_a_start_leaves_nothing(
-    small_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_start_stopped_before_its_attempt_leaves_nothing(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     launcher, run = tmp_path / "launcher", tmp_path / "run"
     launcher.mkdir()
     (launcher / "stop").write_text("SIGTERM")
@@ -99,7 +97,7 @@ def test_asked_to_stop_before_its_attempt_a_start_leaves_nothing(
     assert not run.exists()
 
 
-def test_without_a_launcher_nothing_is_written_and_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_launcher_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINI_R1_SUPERVISOR", raising=False)
     monkeypatch.chdir(tmp_path)
     supervisor = Supervisor.from_environment()

@@ -52,7 +52,7 @@ def test_every_step_is_calculated_right_and_every_remark_is_true(
     assert judged >= len(pairs) == 500
 
 
-def test_the_teacher_gives_up_early_and_is_right_only_part_of_the_time() -> None:
+def test_the_demonstrator_gives_up_early_and_is_often_wrong() -> None:
     pairs = list(traces(PROBLEMS, solver(), count=2000, seed=1))
     tries = sum(task.judge(text, problem).tries for problem, text in pairs) / len(pairs)
     right = sum(task.judge(text, problem).equation for problem, text in pairs) / len(pairs)
@@ -79,20 +79,20 @@ def test_tries_of_one_answer_differ_in_result_and_stay_in_range(sums: float) -> 
     assert all(0 <= value <= 20 for chain in tries for value in chain.values)
 
 
-def test_of_five_numbers_tries_are_drawn_and_not_listed() -> None:
+def test_tries_over_five_numbers_are_drawn_and_not_listed() -> None:
     problem = task.Problem((3, 50, 75, 8, 9), 1)
     tries = list(islice(draw_tries(problem, SCRATCH.demonstrator, random.Random(0)), 12))
     assert len({chain.values[-1] for chain in tries}) == 12
     assert all(sorted(chain.nums) == sorted(problem.nums) for chain in tries)
 
 
-def test_answers_to_one_problem_follow_one_another_where_tries_are_listed() -> None:
+def test_listed_tries_give_successive_answers_to_one_problem() -> None:
     problems = [problem for problem, _ in traces(REAL, SCRATCH.demonstrator, 8 * len(REAL) * 4, seed=0)]
     assert all(len(set(problems[i : i + 8])) == 1 for i in range(0, len(problems), 8))
     assert set(problems) == set(REAL)
 
 
-def test_the_share_of_sums_is_what_is_asked_for() -> None:
+def test_the_share_of_sums_is_the_configured_one() -> None:
     rng = random.Random(0)
     few, many = (  # of the first tries: later ones have less to draw from
         [next(draw_tries(problem, replace(SCRATCH.demonstrator, sums=share), rng)) for problem in REAL * 200]
@@ -104,7 +104,7 @@ def test_the_share_of_sums_is_what_is_asked_for() -> None:
 
 @pytest.mark.parametrize("sums", [0.0, 0.65])
 @pytest.mark.parametrize("nums", [(2, 3, 5), (7, 2, 6, 3)])
-def test_result_weights_are_what_the_next_new_try_is_drawn_by(nums: tuple[int, ...], sums: float) -> None:
+def test_result_weights_are_the_chances_of_the_next_new_try(nums: tuple[int, ...], sums: float) -> None:
     problem, draws, rng = task.Problem(nums, 1), 4000, random.Random(1)
     teacher = solver(largest_value=50, sums=sums)
     weights = result_weights(problem, teacher)
@@ -134,7 +134,7 @@ TOKENIZERS = {kind: build_tokenizer(kind) for kind in KINDS}
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(alphabet=string.printable))
-def test_any_ascii_text_is_read_back_exactly(kind: BuiltinModel, text: str) -> None:
+def test_any_ascii_text_is_decoded_exactly(kind: BuiltinModel, text: str) -> None:
     ids = TOKENIZERS[kind].encode(text, add_special_tokens=False)
     assert TOKENIZERS[kind].decode(ids, skip_special_tokens=True) == text
 
@@ -150,6 +150,6 @@ def test_the_real_prompt_is_a_few_tokens(style: str, kind: BuiltinModel, problem
     assert tokenizer.unk_token_id not in ids
 
 
-def test_digits_are_tokens_of_their_own() -> None:
+def test_each_digit_is_one_token() -> None:
     assert TOKENIZERS[SCRATCH].tokenize("112 + 7") == ["1", "1", "2", " + ", "7"]
     assert TOKENIZERS[DEMO].tokenize("11 + 7") == ["11", " + ", "7"]

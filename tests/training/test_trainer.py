@@ -163,9 +163,7 @@ def test_stock_attends_to_padding_and_the_kit_does_not(untrained: Path, tokenize
     assert theirs != pytest.approx(ours, rel=1e-4)
 
 
-def test_log_probabilities_are_those_of_the_temperature_sampled_at(
-    untrained: Path, tokenizer: Any, tmp_path: Path
-) -> None:
+def test_log_probabilities_are_at_the_sampling_temperature(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
     """Row 3: stock leaves the temperature out (trl#3029)."""
     completions = with_advantages(completions_of(tokenizer, [SHORT, SHORT]), REWARDS)
     trainer = kit(untrained, tokenizer, tmp_path, temperature=0.5)
@@ -256,10 +254,11 @@ def test_advantages_come_from_the_weighted_sum_within_each_group() -> None:
     completions = [Completion(problem, "", [1], [1], False, text) for text in texts]
     score(completions, {"format": 1.0, "words": 0.5})
     set_advantages(completions, GENERATIONS)
-    assert [c.verdict.equation for c in completions if c.verdict] == [1, 0, 1, 0]
-    assert [c.rewards["format"] for c in completions] == [1.0, 0.0, 1.0, 0.0]
-    assert completions[0].reward == pytest.approx(1.0 + 0.5 * completions[0].rewards["words"])
-    assert completions[0].rewards["words"] > completions[2].rewards["words"] > 0
+    rewards = [c.verdict.rewards for c in completions if c.verdict]
+    assert [each["equation"] for each in rewards] == [1, 0, 1, 0]
+    assert [each["format"] for each in rewards] == [1.0, 0.0, 1.0, 0.0]
+    assert completions[0].reward == pytest.approx(1.0 + 0.5 * rewards[0]["words"])
+    assert rewards[0]["words"] > rewards[2]["words"] > 0
     assert sum(c.advantage for c in completions) == pytest.approx(0.0, abs=1e-5)
     assert completions[1].advantage == completions[3].advantage < 0
 
@@ -272,7 +271,7 @@ def test_without_scaling_the_advantage_is_the_difference_to_the_mean() -> None:
     assert [c.advantage for c in completions] == [-0.5, -0.5, -0.5, 1.5]
 
 
-def test_a_group_of_equals_teaches_nothing_and_is_counted() -> None:
+def test_a_group_with_equal_rewards_has_no_advantage_and_is_counted() -> None:
     completions = of_lengths(1, 1, 1, 1) + of_lengths(1, 1, 1, 1)
     for completion, reward in zip(completions, (0.1, 0.1, 0.1, 0.1, 0.0, 1.0, 0.0, 0.0), strict=True):
         completion.reward = reward

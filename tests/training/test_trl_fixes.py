@@ -86,7 +86,7 @@ def test_a_group_of_one_is_nan_in_stock_and_refused_here(small_recipe: Recipe, u
         train(str(small_recipe(num_generations=1)), [], tmp_path / "run")
 
 
-def test_older_checkpoints_go_only_after_the_new_one_is_complete(
+def test_older_checkpoints_are_deleted_after_the_new_one_is_complete(
     small_recipe: Recipe, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row 20: transformers deletes before callbacks hear of the save, so before any manifest could be written."""
@@ -115,9 +115,7 @@ def test_older_checkpoints_go_only_after_the_new_one_is_complete(
     assert [saved.step for saved in run.complete_checkpoints()] == [4, 3]
 
 
-def test_every_step_has_as_many_completions_also_where_the_data_ends(
-    small_recipe: Recipe, untrained: Path, tmp_path: Path
-) -> None:
+def test_every_step_is_full_even_at_the_end_of_the_data(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
     """The last step of a pass over the data: stock has fewer micro-batches in it and divides by as many as ever."""
     trainer = stock(untrained, tmp_path / "stock", gradient_accumulation_steps=3, max_steps=6)
     micro_steps, seen, loss = [0], list[int](), trainer.compute_loss

@@ -19,7 +19,7 @@ class StandInEngine:
         return [Sampled(ids) for ids in self.texts]
 
 
-def test_texts_that_differ_from_the_policys_are_counted_and_so_are_new_ones() -> None:
+def test_equal_and_changed_texts_are_counted() -> None:
     policy, copy = StandInEngine([1, 2], [3, 4]), StandInEngine([1, 2], [3, 4])
     check: Any = SyncCheck(policy, copy, [[5], [6]])  # type: ignore[arg-type]
     assert check(None, None) == {"sync/equal": 1.0}

@@ -14,7 +14,7 @@ from tests.small_disk import PAGE, fill, make_room, small_disk
 
 
 @pytest.mark.parametrize("pages", [0, 1, 3, 60, 121, 122])
-def test_a_cache_without_room_is_a_sentence_and_keeps_nothing(
+def test_a_full_cache_is_one_error_and_keeps_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int
 ) -> None:
     """In the folder, the configuration, the weights, the tokenizer and the record."""

@@ -86,7 +86,7 @@ def kept(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "models").iterdir())
 
 
-def test_it_is_resumed_to_the_same_bits(start: Callable[..., Ended], tmp_path: Path) -> None:
+def test_a_stopped_warm_start_resumes_to_the_same_bits(start: Callable[..., Ended], tmp_path: Path) -> None:
     assert start("whole").code == 0
     (made,) = kept(tmp_path / "whole")
     stopped, progress = tmp_path / "stopped", f"{made}.progress.safetensors"
@@ -129,7 +129,7 @@ def test_the_demo_stops_in_its_warm_start_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no safetensors", b"\x08\0\0\0\0\0\0\0{}      "], ids=["empty", "text", "bare"]
 )
-def test_what_cannot_be_read_is_no_progress(start: Callable[..., Ended], tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_progress_file_is_ignored(start: Callable[..., Ended], tmp_path: Path, content: bytes) -> None:
     assert start("cache", "step", 3).code == 143
     (progress,) = (tmp_path / "cache" / "models").iterdir()
     progress.write_bytes(content)

@@ -46,22 +46,22 @@ def told(watch: Watch, name: str, values: list[float]) -> list[int]:
     ],
     ids=str,
 )
-def test_what_is_noticed(metric: str, values: list[float], steps: list[int]) -> None:
+def test_alerts(metric: str, values: list[float], steps: list[int]) -> None:
     assert told(Watch(WatchRecipe(window=4, not_finite="warn")), metric, values) == steps
 
 
-def test_a_warning_is_repeated_once_a_window_and_again_when_it_comes_back() -> None:
+def test_a_warning_is_repeated_once_a_window_and_when_it_returns() -> None:
     watch = Watch(WatchRecipe(window=3))
     assert told(watch, "kl", [20.0] * 8 + [1.0] + [20.0]) == [1, 4, 7, 10]
 
 
-def test_a_stop_is_said_at_once_and_off_never() -> None:
+def test_a_stop_is_reported_at_once_and_off_is_never_reported() -> None:
     found = Watch(WatchRecipe(kl="stop", max_kl=2)).check(7, {"kl": 2.5})
     assert found == [Alert("kl", "KL to the reference is 2.5 nats a token, above max_kl 2", stop=True)]
     assert Watch(WatchRecipe(kl="off")).check(7, {"kl": 1e9}) == []
 
 
-def test_what_it_remembers_survives_a_resume() -> None:
+def test_the_watch_s_state_survives_a_resume() -> None:
     values = [1.0, 0.9, 1.1, 0.4, 0.3, 0.2, 0.3, 0.2, 0.1]
     whole, first, second = (Watch(WatchRecipe(window=3)) for _ in range(3))
     expected = [whole.check(step, {"reward": value}) for step, value in enumerate(values, 1)]
@@ -72,7 +72,7 @@ def test_what_it_remembers_survives_a_resume() -> None:
     assert before + after == expected
 
 
-def test_a_run_that_stops_keeps_its_steps_and_goes_on_when_told_to(small_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_run_stopped_by_the_watch_keeps_its_steps_and_can_be_resumed(small_recipe: Recipe, tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     recipe = str(small_recipe(save_steps=100))
     strict = ["watch.entropy=stop", "watch.min_entropy=50", "watch.window=2"]
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
         assert tensor.equal(weights[1][name])
 
 
-def test_with_a_warning_the_run_leaves_the_step_out_and_goes_on(
+def test_with_a_warning_the_run_skips_the_step_and_continues(
     small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(tmp_path / "run")

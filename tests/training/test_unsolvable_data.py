@@ -43,18 +43,18 @@ def test_the_first_solution_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said == "looking for a problem with a solution 1/102\n"
 
 
-def test_what_takes_too_long_to_tell_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_takes_too_long_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     said = look([HARD, UNSOLVABLE, HARD], monkeypatch)
     assert "looking for a problem with a solution 2/3\n" in said
     assert "none of the first 3 training problems of rows.jsonl is known to have a solution; 2 of them were not" in said
 
 
-def test_a_stop_ends_the_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_ends_the_check_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Stopped, match="stopped while the data was looked at"):
         look([UNSOLVABLE] * 3, monkeypatch, stop_at=3)
 
 
-def test_a_stop_ends_the_generating(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_ends_the_generation_of_data(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(model_name_or_path="builtin:demo", dataset_id_or_path="generated", dataset_rows=30, max_steps=1)
     asked = iter(range(1, 100))
     with pytest.raises(Stopped, match="stopped after generating 5 of 30 problems"):
