@@ -12,7 +12,7 @@ from mini_r1.evaluation.evaluate_run import evaluate_run
 from mini_r1.evaluation.source import Wish
 from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.hub import branch_contents
-from mini_r1.report.samples_browser import KINDS, collect
+from mini_r1.report.samples_browser import KINDS, collect_samples
 from mini_r1.run import listing
 from mini_r1.run.completions import CompletionFilter, print_completions
 from mini_r1.run.files import read_jsonl
@@ -53,7 +53,7 @@ def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_termina
         assert sum(greedy) / len(greedy) == round(figures["greedy"] * len(greedy)) / len(greedy)
 
     # Read by the report: one problem's answers over the steps.
-    samples = collect([read_run(run.path)], 20_000)
+    samples = collect_samples([read_run(run.path)], 20_000)
     assert len(samples) == samples.total == 3 * EACH * len(problems)
     first = samples.columns["problem"][0]
     seen = [i for i in range(len(samples)) if samples.columns["problem"][i] == first]

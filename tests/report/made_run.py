@@ -168,18 +168,18 @@ def _evaluation(rng: random.Random, step: int, of: int) -> dict[str, Any]:
         "greedy_ci95": [share - 0.01, share + 0.07], "sampled": share, "ci95": [share - 0.03, share + 0.03],
         "pass_at_k": {"1": {"value": share, "ci95": [0, 1]}, "4": {"value": min(1.0, share * 1.6), "ci95": [0, 1]}},
         "format": min(1.0, 0.3 + step / 60), "tries": 1.5 + 4 * step / of, "completion_tokens": 400, "truncated": 0.01,
-        "by": {"numbers": {"3": _group(share + 0.15), "4": _group(share - 0.1)},
-               "operators": {"+ and - suffice": _group(share + 0.1), "needs × or ÷": _group(share / 3)}},
+        "by_size": {"3": _group(share + 0.15), "4": _group(share - 0.1)},
+        "by_operators": {"add_subtract_suffice": _group(share + 0.1), "needs_multiply_or_divide": _group(share / 3)},
         "baselines": {"random_solver": {"success_at_tries": {"1": 0.05, "4": 0.17, "8": 0.31, "16": 0.4, "all": 0.7},
                                         "observed_over_expected": 1.2}},
-        "reasons": {"result is N, not N": 300}, "seconds": 60.0,
+        "failures": {"result is N, not N": 300}, "seconds": 60.0,
         "provenance": {"step": step, "problems_sha256": "ab" * 32, "limit": None},
     }  # fmt: skip
 
 
 def _group(share: float) -> dict[str, Any]:
     known = min(1.0, max(0.0, share))
-    return {"n": 250, "greedy": known, "greedy_ci95": [known, known], "sampled": known, "ci95": [known, known]}
+    return {"problems": 250, "greedy": known, "greedy_ci95": [known, known], "sampled": known, "ci95": [known, known]}
 
 
 def _attempt(number: int, gpus: int) -> dict[str, Any]:

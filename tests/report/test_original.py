@@ -24,7 +24,7 @@ def rows(success: float, form: float, steps: int, every: int = 1) -> list[dict[s
 
 
 def verdicts(run: RunData) -> dict[int, str]:
-    return {standing.step: standing.verdict for standing in original_curve.standings(run)}
+    return {mark.step: mark.verdict for mark in original_curve.compare(run)}
 
 
 def test_the_published_figures_name_their_source() -> None:
@@ -49,12 +49,10 @@ def test_a_run_is_on_track_or_behind(tmp_path: Path, success: float, form: float
 def test_a_mark_that_is_not_reached_is_not_judged(tmp_path: Path) -> None:
     run = run_with(rows(0.45, 0.95, 120), tmp_path)
     assert verdicts(run) == {50: "on track", 100: "on track", 200: "not reached"}
-    assert "Step 200 is not reached yet (the original: 40 %)." in [s.sentence for s in original_curve.standings(run)]
+    assert "Step 200 is not reached yet (the original: 40 %)." in [s.sentence for s in original_curve.compare(run)]
     run.state["state"] = "finished"
     assert verdicts(run)[200] == "not reached"
-    assert "The run was over before step 200 (the original: 40 %)." in [
-        s.sentence for s in original_curve.standings(run)
-    ]
+    assert "The run was over before step 200 (the original: 40 %)." in [s.sentence for s in original_curve.compare(run)]
 
 
 def test_the_mean_around_a_mark_counts_not_one_step(tmp_path: Path) -> None:
@@ -70,12 +68,12 @@ def test_a_run_that_logs_rarely_is_judged_by_its_nearest_row(tmp_path: Path) -> 
 
 def test_another_model_or_other_problems_are_said(tmp_path: Path) -> None:
     same = read_run(make_run(tmp_path / "same", steps=1).path)
-    assert original_curve.caveat(same) is None
+    assert original_curve.why_not_comparable(same) is None
     other = make_run(tmp_path / "other", steps=1, overrides=("model_name_or_path=Qwen/Qwen2.5-0.5B",))
-    assert "another model" in (original_curve.caveat(read_run(other.path)) or "")
+    assert "another model" in (original_curve.why_not_comparable(read_run(other.path)) or "")
     problems = make_run(tmp_path / "mine", steps=1, overrides=("dataset_id_or_path=mine.jsonl",))
-    assert "other problems" in (original_curve.caveat(read_run(problems.path)) or "")
+    assert "other problems" in (original_curve.why_not_comparable(read_run(problems.path)) or "")
     # What the curve is no measure for is not told that it is behind.
-    assert [standing.step for standing in summarise(same, None).standings] == [50, 100, 200]
+    assert [mark.step for mark in summarise(same, None).comparisons] == [50, 100, 200]
     for run in (other, problems):
-        assert summarise(read_run(run.path), None).standings == []
+        assert summarise(read_run(run.path), None).comparisons == []

@@ -20,7 +20,7 @@ from mini_r1.console import as_markdown
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.report import drawing, markdown
 from mini_r1.report.build import MAX_BYTES, build_report, json_for_page
-from mini_r1.report.plots import LABEL, Curve, Plot, labels, plots
+from mini_r1.report.plots import LABEL, Curve, Plot, make_plots, shorten_names
 from mini_r1.report.summary import summarise
 from mini_r1.run import reader
 from mini_r1.run.files import write_json
@@ -153,10 +153,10 @@ def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     recipe = (run / "recipe.yaml").read_bytes()
     for target, words in (
-        (run / "recipe.yaml", "is no report"),
-        (tmp_path / "note.html", "is no report"),
+        (run / "recipe.yaml", "exists and is not a report"),
+        (tmp_path / "note.html", "exists and is not a report"),
         (tmp_path / "a folder", "is a folder"),
-        (tmp_path / "pipe", "no file that could be replaced"),
+        (tmp_path / "pipe", "is not a regular file"),
         (tmp_path / "nowhere" / "page.html", "there is no folder"),
         (Path(), "is a folder"),
     ):
@@ -200,7 +200,7 @@ def test_a_full_disk_under_the_page_or_the_markdown_is_worth_a_retry(tmp_path: P
 
 
 def test_plots_are_only_what_a_strict_page_takes(run_path: Path) -> None:
-    made = plots([read_run(run_path)])
+    made = make_plots([read_run(run_path)])
     empty = [plot.name for plot in made if plot.empty]
     assert empty == []
     for plot in made:
@@ -223,11 +223,11 @@ def test_a_stack_is_not_cut_off() -> None:
 
 
 def test_long_names_are_told_apart_in_a_legend_that_takes_nothing_from_the_plot() -> None:
-    assert labels(["a", "b"]) == ["a", "b"]
+    assert shorten_names(["a", "b"]) == ["a", "b"]
     names = [f"the-same-beginning-{i}-and-the-same-end" for i in range(6)]
-    short = labels([*names, "another"])
+    short = shorten_names([*names, "another"])
     assert len(set(short)) == 7
-    assert max(map(len, [*short, *labels([name + "x" * i for i, name in enumerate(names)])])) <= LABEL
+    assert max(map(len, [*short, *shorten_names([name + "x" * i for i, name in enumerate(names)])])) <= LABEL
     drawn = []
     for used in (["a"], short[:6]):
         curves = [Curve(name, ([1.0, 2.0], [1.0, 2.0]), "a", at) for at, name in enumerate(used)]
@@ -240,7 +240,7 @@ def test_long_names_are_told_apart_in_a_legend_that_takes_nothing_from_the_plot(
 
 def test_gpu_hours_grow_with_every_start_and_cost_what_was_said(run_path: Path) -> None:
     run = read_run(run_path)
-    plot = next(plot for plot in plots([run], 2.5) if plot.name == "gpu-hours")
+    plot = next(plot for plot in make_plots([run], 2.5) if plot.name == "gpu-hours")
     steps, hours = plot.curves[0].points
     assert steps == [*map(float, range(1, 35)), *map(float, range(30, 61))]
     assert hours == sorted(hours)
@@ -255,15 +255,15 @@ def test_a_cpu_has_no_gpu_hours(tmp_path: Path) -> None:
     record = run.read_record()
     record["attempts"][0].update(devices=["cpu x 2 (1 threads)"], vllm_device=None, workers=1)
     write_json(run.run_file, record)
-    assert "gpu-hours" not in [plot.name for plot in plots([read_run(run.path)], 2.5)]
+    assert "gpu-hours" not in [plot.name for plot in make_plots([read_run(run.path)], 2.5)]
 
 
 def test_a_short_run_has_the_originals_curve_beside_and_a_long_one_on_its_axis(run_path: Path, tmp_path: Path) -> None:
-    short = plots([read_run(run_path)])[0]
-    assert [curve.colour for curve in short.beside] == ["original"]
+    short = make_plots([read_run(run_path)])[0]
+    assert [curve.colour for curve in short.side] == ["original"]
     long = make_run(tmp_path / "long", steps=3, overrides=("max_steps=450",))
-    success = plots([read_run(long.path)])[0]
-    assert success.beside == []
+    success = make_plots([read_run(long.path)])[0]
+    assert success.side == []
     assert "original" in [curve.colour for curve in success.curves]
 
 

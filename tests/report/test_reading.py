@@ -26,7 +26,7 @@ def test_a_whole_run_is_read(run_path: Path) -> None:
     assert run.points("success")[0] == [float(step) for step in range(1, 61)]
     assert [(a.first_step, a.last_step) for a in run.attempts] == [(1, 34), (30, 60)]
     assert run.restarts == [30]
-    assert attempt_rows(run)[0][2] == "1 to 34 (from 30 on done again)"
+    assert attempt_rows(run)[0][2] == "1 to 34 (repeated from 30 on)"
     assert [e.step for e in main_series(run)] == [0, 20, 40, 60]
 
 
@@ -65,7 +65,7 @@ def test_half_a_run_says_what_is_missing(tmp_path: Path) -> None:
     for word in ("state.json", "run.json", "recipe", "no step has been logged", "no held-out evaluation"):
         assert word in said
     assert run.state_sentence() == "state unknown at step 0"
-    assert summarise(run, 1.0).sentence == "Nothing can be said of its success yet."
+    assert summarise(run, 1.0).sentence == "Its success is not known yet."
 
 
 @pytest.mark.parametrize("name", ["state.json", "run.json", "recipe.yaml", "evaluation/step-20.json"])
@@ -168,7 +168,7 @@ def test_the_headline_names_what_search_alone_achieves(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run", steps=20, evaluate_every=10).path)
     assert main_series(run)[-1].figure("tries") == pytest.approx(1.68, abs=0.01)
     said = summarise(run, None).sentence
-    assert "; a random solver solves 17 % of them in 4 tries" in said
+    assert "A random solver solves 17 % of them in 4 tries" in said
     for evaluated in run.evaluations:
         del evaluated.values["baselines"]
-    assert "random solver" not in summarise(run, None).sentence
+    assert "andom solver" not in summarise(run, None).sentence

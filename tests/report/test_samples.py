@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from mini_r1.report.samples_browser import FORMAT, ORIGINAL, REFLECTS_WAIT, RIGHT, Samples, collect
+from mini_r1.report.samples_browser import FORMAT, ORIGINAL, RIGHT, SAYS_WAIT, Samples, collect_samples
 from mini_r1.run.files import JsonLines
 from mini_r1.run.reader import read_completions, read_run
 
@@ -20,7 +20,7 @@ def of_steps(samples: Samples) -> dict[int, int]:
 
 def test_all_are_taken_where_there_is_room(run_path: Path) -> None:
     run = read_run(run_path)
-    samples = collect([run], 20_000)
+    samples = collect_samples([run], 20_000)
     rows = list(read_completions(run.run))
     assert len(samples) == samples.total == len(rows)
     assert [len(column) for column in samples.columns.values()] == [len(rows)] * len(samples.columns)
@@ -28,17 +28,17 @@ def test_all_are_taken_where_there_is_room(run_path: Path) -> None:
         assert bool(samples.columns["flags"][i] & RIGHT) == bool(row["rewards"]["equation"])
         assert bool(samples.columns["flags"][i] & FORMAT) == bool(row["rewards"]["format"])
         assert bool(samples.columns["flags"][i] & ORIGINAL) == bool(row["rewards"]["equation_original"])
-        assert samples.reasons[samples.columns["reason"][i]]
-        assert sorted(samples.problems[samples.columns["problem"][i]][0]) == sorted(row["nums"])
+        assert samples.values("reasons")[samples.columns["reason"][i]]
+        assert sorted(samples.values("problems")[samples.columns["problem"][i]][0]) == sorted(row["nums"])
 
 
 def test_too_many_are_thinned_evenly_over_the_steps(run_path: Path) -> None:
-    samples = collect([read_run(run_path)], 600)
+    samples = collect_samples([read_run(run_path)], 600)
     assert len(samples) == 600
     counts = of_steps(samples)
     assert set(counts) == set(range(1, 61))
     assert min(counts.values()) >= 3
-    few = collect([read_run(run_path)], 20)
+    few = collect_samples([read_run(run_path)], 20)
     assert len(few) == 20
 
 
@@ -52,7 +52,7 @@ def test_the_first_of_each_story_survives_thinning(tmp_path: Path) -> None:
     rows = sorted([*others, row], key=lambda r: r["step"])
     with JsonLines(path) as lines:
         lines.write_rows(*rows)
-    samples = collect([read_run(run.path)], 400)
+    samples = collect_samples([read_run(run.path)], 400)
     assert len(samples) == 400
     assert sum("the only one" in text for text in samples.columns["text"]) == 1
 
@@ -63,30 +63,30 @@ def test_the_first_of_each_story_survives_thinning(tmp_path: Path) -> None:
 )
 def test_a_wait_is_a_thought_that_stops_itself(tmp_path: Path, thought: str, waits: bool) -> None:
     run = make_run(tmp_path / "run", steps=1, per_step=1, extra=(f"{thought}\n</think>\n<answer>wait</answer>",))
-    samples = collect([read_run(run.path)], 20_000)
-    assert bool(samples.columns["flags"][-1] & REFLECTS_WAIT) == waits
+    samples = collect_samples([read_run(run.path)], 20_000)
+    assert bool(samples.columns["flags"][-1] & SAYS_WAIT) == waits
 
 
 def test_what_a_short_run_leaves_a_long_one_takes(run_path: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "short", steps=2, per_step=10)
-    samples = collect([read_run(run_path), read_run(tmp_path / "short")], 1_000)
+    samples = collect_samples([read_run(run_path), read_run(tmp_path / "short")], 1_000)
     assert len(samples) == 1_000
     assert samples.columns["run"].count(1) == 20
 
 
 def test_nothing_is_asked_for_nothing_is_taken(run_path: Path) -> None:
-    assert len(collect([read_run(run_path)], 0)) == 0
+    assert len(collect_samples([read_run(run_path)], 0)) == 0
 
 
 def test_long_text_is_cut_in_the_middle(run_path: Path) -> None:
-    samples = collect([read_run(run_path)], 20_000)
+    samples = collect_samples([read_run(run_path)], 20_000)
     longest = max(range(len(samples)), key=lambda i: samples.columns["clipped"][i])
     assert samples.columns["clipped"][longest] == 980_000
     assert len(samples.columns["text"][longest]) < 20_100
 
 
 def test_hostile_text_arrives_as_it_was(run_path: Path) -> None:
-    samples = collect([read_run(run_path)], 20_000)
+    samples = collect_samples([read_run(run_path)], 20_000)
     again = json.loads(json.dumps(samples.to_json()))
     for text in HOSTILE.values():
         assert text in again["text"]
@@ -98,7 +98,7 @@ def test_answers_to_held_out_problems_join_where_an_evaluation_left_them(tmp_pat
     for step in (0, 2, 4):
         with JsonLines(run.evaluation / f"step-{step}-completions.jsonl") as lines:
             lines.write_rows({**problem, "step": step, "kind": "greedy"}, {**problem, "step": step, "kind": "sampled"})
-    samples = collect([read_run(run.path)], 20_000)
+    samples = collect_samples([read_run(run.path)], 20_000)
     assert samples.columns["kind"].count(1) == samples.columns["kind"].count(2) == 3
 
 
@@ -108,6 +108,6 @@ def test_rows_that_are_no_completions_are_counted(tmp_path: Path) -> None:
         good = next(iter(read_completions(run)))
         lines.write_rows({"step": 2}, {**good, "nums": "many"}, {**good, "completion": 7}, {**good, "target": 10**30})
         lines.write_rows({**good, "rewards": None, "reason": None, "tokens": "x", "style": ["wordy"], "tries": -3})
-    samples = collect([read_run(run.path)], 20_000)
+    samples = collect_samples([read_run(run.path)], 20_000)
     assert samples.unreadable == 4
-    assert samples.reasons[samples.columns["reason"][-1]] == "no reason was logged"
+    assert samples.values("reasons")[samples.columns["reason"][-1]] == "no reason was logged"

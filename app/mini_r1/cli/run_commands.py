@@ -124,8 +124,8 @@ def report(
         return
     for summary in made.summaries:
         print(printable(f"{summary.run.name}: {summary.run.state_sentence()}. {summary.sentence}"))
-        for standing in summary.standings:
-            print(printable(f"  {standing.sentence}"))
+        for comparison in summary.comparisons:
+            print(printable(f"  {comparison.sentence}"))
         for sentence in summary.run.missing:
             print(printable(f"  missing: {sentence}"))
     for path in [made.path, *made.markdown[:1]]:

@@ -1,4 +1,1 @@
-"""A run directory becomes one page to look at, and Markdown with plots for a README.
-
-Reads run directories and nothing else; no torch, no network. `build.build` is the way in.
-"""
+"""`mini-r1 report`: run directories as one page, and as Markdown with plots. No torch, no network."""

@@ -1,4 +1,4 @@
-"""`mini-r1 report`: read the runs, draw, pack, write one file."""
+"""`mini-r1 report`: read the runs, draw the plots, pack the completions, write one file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,44 +18,45 @@ from typing import Any
 import mini_r1
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import KitError
-from mini_r1.report import drawing, original_curve, samples_browser, summary
-from mini_r1.report import markdown as markdown_room
-from mini_r1.report.plots import Plot, plots
+from mini_r1.report import drawing, original_curve
+from mini_r1.report.markdown import write_markdown
+from mini_r1.report.plots import GROUPS, SERIES, Plot, make_plots
+from mini_r1.report.samples_browser import Samples, collect_samples
+from mini_r1.report.summary import Summary, provenance_facts, recipe_facts, summarise, tables
 from mini_r1.run.files import write_text
 from mini_r1.run.reader import RunData, read_run, text
 from mini_r1.tasks.countdown import task
 
-MAX_RUNS = 6
-"""Runs on one page: as many as there are colours to tell them apart by."""
+MAX_RUNS = len(SERIES)
+"""Runs on one page: one for each colour."""
 SAMPLES = 20_000
-"""Completions on a page: what filters and search were measured with."""
+"""Completions on a page: filters and search were measured with this number."""
 MAX_BYTES = 15_000_000
-"""Of a page: what a mail or a ticket still takes."""
+"""Of a page: mail and ticket systems accept it."""
 PACKED_BYTES = 12_500_000
-"""Of it, for the packed completions; text and plots take less than 2 MB."""
-
+"""Of these, for the packed completions; text and plots take less than 2 MB."""
 SCRIPTS = ("page.js", "reader.js", "samples.js")
-"""In this order they are the page's one script."""
+"""Joined in this order, they are the page's one script."""
 TITLE = "Mini-R1 report</title>"
-"""In the head of every page that was made here, and so what tells it from a file of the user's own."""
+"""In the head of every page made here: other files are not overwritten."""
 HEAD_BYTES = 64 << 10
-"""Of a file, for the title to be in: what comes before it is a policy and the names of at most six runs."""
+"""Of a file, searched for the title: before it are a policy and the names of at most six runs."""
 
 Progress = Callable[[str], None]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Report:
-    """What was made."""
+    """A report that was written."""
 
     path: Path
     size: int
-    summaries: list[summary.Summary]
+    summaries: list[Summary]
     shown: int
     """Completions on the page."""
     total: int
     """Completions of the runs."""
-    markdown: list[Path] = field(default_factory=list)
+    markdown: list[Path]
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -65,7 +66,7 @@ class Report:
             "samples": self.shown,
             "completions": self.total,
             "markdown": [str(path) for path in self.markdown],
-            "runs": [s.to_json() for s in self.summaries],
+            "runs": [summary.to_json() for summary in self.summaries],
         }
 
 
@@ -78,19 +79,19 @@ def build_report(
     limit: int = SAMPLES,
     progress: Progress = lambda line: None,
 ) -> Report:
-    """Make the page, and the Markdown where a folder for it is named.
+    """Write the page and, with `markdown`, the Markdown.
 
     Args:
         paths: run directories.
         out: the page; None is `report.html` in the run directory, of several runs in the current one.
-        markdown: a folder for `report.md` and its plots.
-        price: of one GPU for an hour.
-        limit: completions on the page at most.
+        markdown: folder for `report.md` and its plots.
+        price: of a GPU-hour.
+        limit: maximum number of completions on the page.
         progress: called with each line of progress.
 
     Raises:
-        KitError: there is no run, there are too many, the price is no number, or a file cannot be written or is
-            somebody's own.
+        KitError: there is no run, there are too many, the price is invalid, a file can't be written, or the page would
+            replace another file.
     """
     if len({path.resolve() for path in paths}) != len(paths):
         raise KitError("a run is named twice")
@@ -100,44 +101,38 @@ def build_report(
         raise KitError(f"a GPU cannot cost {price} an hour: name a price of 0 or more")
     target = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     progress("reading metrics and attempts")
-    with _said_if_not_read(paths[0]):
+    with _errors(paths[0], "read"):
         runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
-    _check_target(target)  # before minutes of reading
-    summaries = [summary.summarise(run, price) for run in runs]
-    made = plots(runs, price)
+    _refuse_other_file(target)  # before completions are read, which takes minutes
+    summaries = [summarise(run, price) for run in runs]
+    plots = make_plots(runs, price)
     progress("drawing")
-    drawn = {plot.name: _drawn(plot) for plot in made if not plot.empty}
-    with _said_if_not_read(paths[0]):
-        chosen, packed = _packed(runs, limit, progress)
-    page = _page(summaries, made, drawn, chosen, packed)
-    with _said_if_not_written(target):
+    drawn = {plot.name: _draw(plot) for plot in plots if not plot.empty}
+    with _errors(paths[0], "read"):
+        samples, packed = _pack(runs, limit, progress)
+    page = _render(summaries, plots, drawn, samples, packed)
+    with _errors(target, "written"):
         write_text(target, page, sync=False)
     written: list[Path] = []
     if markdown is not None:
         progress("drawing for the Markdown")
-        with _said_if_not_written(markdown):
-            written = markdown_room.write(markdown, summaries, made)
-    return Report(target, target.stat().st_size, summaries, len(chosen), chosen.total, written)
+        with _errors(markdown, "written"):
+            written = write_markdown(markdown, summaries, plots)
+    return Report(target, target.stat().st_size, summaries, len(samples), samples.total, written)
 
 
 @contextlib.contextmanager
-def _said_if_not_read(path: Path) -> Iterator[None]:
+def _errors(path: Path, done: str) -> Iterator[None]:
+    """Raise an OSError as a KitError; half of a run's files would be half of the truth."""
     try:
         yield
-    except OSError as error:  # no right to it, or a disk's fault: what is missing would be half of the truth
-        raise disk_error(error) or KitError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    except OSError as error:
+        name = (error.filename if done == "read" else None) or path
+        raise disk_error(error) or KitError(f"{name}: cannot be {done}: {error.strerror}") from error
 
 
-@contextlib.contextmanager
-def _said_if_not_written(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # its own name is that of a scratch file, which nobody asked for
-        raise disk_error(error) or KitError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def _check_target(target: Path) -> None:
-    """Refuse what cannot become the page, or is a file that was not made here: it would be gone."""
+def _refuse_other_file(target: Path) -> None:
+    """Raise KitError unless the page can be written there and replaces nothing but a page."""
     another = "choose another file with --out"
     try:
         if not target.parent.is_dir():
@@ -147,17 +142,17 @@ def _check_target(target: Path) -> None:
         if not target.exists():
             return
         if not target.is_file():
-            raise KitError(f"{target} is no file that could be replaced: {another}")
+            raise KitError(f"{target} is not a regular file: {another}")
         with target.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise KitError(f"{target}: cannot be read: {error.strerror}: {another}") from error
     if head and TITLE.encode("ascii") not in head:
-        raise KitError(f"{target} is there and is no report: {another}, or delete it first")
+        raise KitError(f"{target} exists and is not a report: {another}, or delete it first")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The directories' names, with as many of those above as it takes to tell the runs apart."""
+    """Return the directories' names, with as many parents as make them different."""
     parts = [path.absolute().parts for path in paths]
     for depth in range(1, 32):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -166,66 +161,63 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _drawn(plot: Plot) -> dict[str, Any]:
-    size = drawing.WIDE if plot.name == "success" else drawing.SMALL
-    svg, place = drawing.draw(plot, drawing.VARIABLES, size)
+def _draw(plot: Plot) -> dict[str, Any]:
+    large = plot.name == "success"
+    svg, place = drawing.draw(plot, drawing.VARIABLES, drawing.WIDE if large else drawing.SMALL)
     drawn: dict[str, Any] = {"svg": svg, "place": place}
-    if plot.name == "success":  # on a phone the wide one would be a stamp
+    if large:  # on a phone the wide picture is too small to read
         drawn["narrow"], drawn["narrow_place"] = drawing.draw(plot, drawing.VARIABLES, drawing.NARROW)
     return drawn
 
 
-def _packed(runs: Sequence[RunData], limit: int, progress: Progress) -> tuple[samples_browser.Samples, str]:
-    """The completions, fewer of them where their text is long, compressed as text of a script element."""
+def _pack(runs: Sequence[RunData], limit: int, progress: Progress) -> tuple[Samples, str]:
+    """Return completions, fewer of them if their text is long, and their compressed form for a script element."""
     while True:
-        chosen = samples_browser.collect(runs, limit, lambda count: progress(f"reading completions: {count:,}"))
-        raw = json.dumps(chosen.to_json(), separators=(",", ":")).encode("ascii")
+        samples = collect_samples(runs, limit, lambda count: progress(f"reading completions: {count:,}"))
+        raw = json.dumps(samples.to_json(), separators=(",", ":")).encode("ascii")
         packed = base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
-        if len(packed) <= PACKED_BYTES or len(chosen) <= len(runs):
-            return chosen, packed
-        limit = int(len(chosen) * 0.95 * PACKED_BYTES / len(packed))
+        if len(packed) <= PACKED_BYTES or len(samples) <= len(runs):
+            return samples, packed
+        limit = int(len(samples) * 0.95 * PACKED_BYTES / len(packed))
         progress(f"their text is long: {limit:,} of them fit")
 
 
-def _page(
-    summaries: Sequence[summary.Summary],
-    made: Sequence[Plot],
+def _render(
+    summaries: Sequence[Summary],
+    plots: Sequence[Plot],
     drawn: Mapping[str, dict[str, Any]],
-    chosen: samples_browser.Samples,
+    samples: Samples,
     packed: str,
 ) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    room = files("mini_r1.report")
-    css = _variables() + (room / "page.css").read_text("utf-8")
-    script = "(() => {\n" + "".join((room / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
-    runs = [s.run for s in summaries]
+    folder = files("mini_r1.report")
+    css = _theme_variables() + (folder / "page.css").read_text("utf-8")
+    script = "(() => {\n" + "".join((folder / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
+    runs = [summary.run for summary in summaries]
     data = {
-        "plots": {plot.name: _for_crosshair(plot, drawn[plot.name]) for plot in made if plot.name in drawn},
+        "plots": {plot.name: _crosshair(plot, drawn[plot.name]) for plot in plots if plot.name in drawn},
         "runs": [run.name for run in runs],
         "reflection": task.REFLECTION_PATTERN.replace(" ", r"\s+"),
-        "total": chosen.total,
+        "total": samples.total,
     }
     environment = Environment(
         loader=PackageLoader("mini_r1.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=StrictUndefined, finalize=_unbroken,
+        undefined=StrictUndefined, finalize=_keep_percent_sign,
     )  # fmt: skip
-    template = environment.get_template("page.html.j2")
-    return template.render(
+    return environment.get_template("page.html.j2").render(
         summaries=summaries,
         runs=runs,
         places=[text(str(run.run.path), 1_000) for run in runs],
-        plots=made,
+        plots=plots,
+        groups=GROUPS,
         drawn={name: {k: Markup(v) for k, v in d.items() if k in ("svg", "narrow")} for name, d in drawn.items()},
         original=original_curve.published(),
-        recipe=summary.recipe_table(runs),
-        provenance=summary.provenance_table(runs),
-        attempts=[summary.attempt_rows(run) for run in runs],
-        evaluations=[summary.evaluation_rows(run) for run in runs],
-        strata=[summary.strata_rows(run) for run in runs],
-        failures=[summary.failure_rows(run) for run in runs],
-        chosen=chosen,
+        recipe=recipe_facts(runs),
+        provenance=provenance_facts(runs),
+        tables=[tables(run) for run in runs],
+        samples=samples,
         css=Markup(css),
         script=Markup(script),
         css_hash=_hash(css),
@@ -237,18 +229,19 @@ def _page(
     )
 
 
-def _unbroken(value: Any) -> Any:
-    """A number and its percent sign stay on one line. What is Markup is left as it is: its hash is told already."""
+def _keep_percent_sign(value: Any) -> Any:
+    """Keep a number and its percent sign on one line; markup stays as it was hashed."""
     return value.replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def json_for_page(value: Any) -> str:
-    """JSON that may stand inside a script element: no `<`, `>`, `&`, and nothing but ASCII."""
+    """Return JSON that can't end its script element: ASCII without `<`, `>` and `&`."""
     plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _for_crosshair(plot: Plot, drawn: dict[str, Any]) -> dict[str, Any]:
+def _crosshair(plot: Plot, drawn: dict[str, Any]) -> dict[str, Any]:
+    """Return what page.js needs to show the values of a plot."""
     curves = [
         {"label": c.label, "colour": c.colour, "x": c.points[0], "y": c.points[1], "ci": c.intervals}
         for c in plot.curves
@@ -260,12 +253,12 @@ def _for_crosshair(plot: Plot, drawn: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _variables() -> str:
-    """The two themes as CSS variables; the system's choice counts until the reader makes one."""
+def _theme_variables() -> str:
+    """Return the two themes as CSS variables: the system's, until the reader chooses one."""
     light, dark = (
         "".join(f"--{role}:{colour};" for role, colour in colours.items()) for colours in (drawing.LIGHT, drawing.DARK)
     )
-    return (  # paper is light, whatever the screen is
+    return (  # print is always light
         f":root{{color-scheme:light;{light}}}\n@media screen{{\n"
         f"@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{color-scheme:dark;{dark}}}}}\n"
         f":root[data-theme=dark]{{color-scheme:dark;{dark}}}\n}}\n"

@@ -1,4 +1,4 @@
-"""The published figures, and how a run stands beside them."""
+"""The original's published figures, and the comparison of a run with them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from statistics import fmean
 from typing import Any
 
 from mini_r1.run.reader import RunData
 
-FORMAT_KEPT = 0.9
-"""Share of completions in the right format from which it counts as learned; the original gives no figure for it."""
+FORMAT_LEARNED = 0.9
+"""Share of completions in the right format that counts as learned; the original gives no figure."""
 AROUND = 5
-"""Steps before and after one whose mean is compared: a single step of 192 completions has an error of 3 points."""
+"""Steps before and after a mark that are averaged: a single step of 192 completions has an error of 3 points."""
 SUCCESS = "rewards/equation_original"
-"""The figure to compare: the original's own verdict, on the completions that the run trains on."""
+"""The original's own verdict, on the completions that the run trains on."""
 
 
 @cache
 def published() -> dict[str, Any]:
-    """The original's figures with their source (original_curve.json)."""
+    """Return the original's figures and their source (original_curve.json)."""
     return dict(json.loads((files("mini_r1.report") / "original_curve.json").read_text("utf-8")))
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How a run stands at one of the original's marks."""
+class Comparison:
+    """A run compared with the original at one step."""
 
     step: int
     verdict: str
@@ -34,51 +35,45 @@ class Standing:
     sentence: str
 
 
-def standings(run: RunData) -> list[Standing]:
-    """How a run stands at steps 50, 100 and 200, against what the original published."""
+def compare(run: RunData) -> list[Comparison]:
+    """Compare a run with the original's figures at steps 50, 100 and 200."""
     figures = published()
-    marks = [(int(figures["format_step"]), "rewards/format_original", "format", FORMAT_KEPT)]
-    marks += [(int(step), SUCCESS, "training success", share) for step, share in figures["success"] if step <= 200]
+    marks = [(figures["format_step"], "rewards/format_original", "format", FORMAT_LEARNED, "learned by then")]
+    for step, share in figures["success"]:
+        if step <= 200:
+            marks.append((step, SUCCESS, "training success", share, f"{100 * share:.0f} %"))
     over = run.state_name in ("finished", "failed")
     found = []
-    for step, figure, words, wanted in marks:
-        value = _around(run, figure, step)
-        at_original = f"the original: {'learned by then' if figure != SUCCESS else f'{100 * wanted:.0f} %'}"
+    for step, figure, name, wanted, at_original in marks:
+        value = _mean_around(run, figure, step)
         if run.step < step:
-            reached = f"The run was over before step {step}" if over else f"Step {step} is not reached yet"
-            found.append(Standing(step, "not reached", f"{reached} ({at_original})."))
+            verdict = "not reached"
+            sentence = f"The run was over before step {step}" if over else f"Step {step} is not reached yet"
         elif value is None:
-            found.append(Standing(step, "not known", f"Nothing was logged around step {step} ({at_original})."))
-        elif value >= wanted:
-            found.append(
-                Standing(step, "on track", f"On track at step {step}: {words} {100 * value:.0f} % ({at_original}).")
-            )
+            verdict, sentence = "not known", f"Nothing was logged around step {step}"
         else:
-            behind = f"Behind at step {step}: {words} {100 * value:.0f} % ({at_original})."
-            found.append(Standing(step, "behind", behind))
+            verdict = "on track" if value >= wanted else "behind"
+            sentence = f"{verdict.capitalize()} at step {step}: {name} {100 * value:.0f} %"
+        found.append(Comparison(step, verdict, f"{sentence} (the original: {at_original})."))
     return found
 
 
-def caveat(run: RunData) -> str | None:
-    """Why the original's curve is no measure for this run; None where it is one."""
+def why_not_comparable(run: RunData) -> str | None:
+    """Return why a run can't be compared with the original's figures; None if it can."""
     model = str(run.recipe.get("model_name_or_path", run.record.get("model_name_or_path", "")))
-    figures = published()
-    other = []
-    if str(figures["model"]) not in model:
-        other.append("another model")
     source = run.recipe.get("dataset_id_or_path")
+    other = [] if published()["model"] in model else ["another model"]
     if run.recipe.get("generator") is not None or source not in (None, "Jiayi-Pan/Countdown-Tasks-3to4", "generated"):
         other.append("other problems")
     if not other:
         return None
-    what = " and ".join(other)
-    return f"This run has {what}: the original's curve shows what a rise looks like, and is no mark to reach."
+    return f"This run has {' and '.join(other)}: the original's curve shows the shape of a rise, not a target."
 
 
-def _around(run: RunData, figure: str, step: int) -> float | None:
+def _mean_around(run: RunData, figure: str, step: int) -> float | None:
     steps, values = run.points(figure)
     near = [value for at, value in zip(steps, values, strict=True) if abs(at - step) <= AROUND]
-    if not near and steps:  # logged rarely: the nearest row, if it is near at all
-        nearest = min(range(len(steps)), key=lambda i: abs(steps[i] - step))
-        near = [values[nearest]] if abs(steps[nearest] - step) <= 4 * AROUND else []
-    return sum(near) / len(near) if near else None
+    if not near and steps:  # a run that logs rarely: its nearest row
+        distance, value = min((abs(at - step), value) for at, value in zip(steps, values, strict=True))
+        near = [value] if distance <= 4 * AROUND else []
+    return fmean(near) if near else None

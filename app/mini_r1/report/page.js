@@ -1,17 +1,16 @@
-// The page itself: what makes elements, the theme, and the crosshair on the plots. reader.js and samples.js come after it
-// in one script (build.py). Everything a model wrote becomes a text node; the page's policy (Trusted Types) would refuse
-// any other way in.
+// Elements, the theme, and the crosshair on the plots; build.py appends reader.js and samples.js to one script. All text
+// of a model becomes text nodes; the page's policy (Trusted Types) forbids anything else.
 "use strict";
-// What has no visible form, as console.py has it; line breaks and tabs stay.
+// Invisible characters, as in console.py; line breaks and tabs stay.
 const HIDDEN = /(?![\n\t])[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/gu;
 const $ = (id) => document.getElementById(id);
 const page = JSON.parse($("data").textContent);
 
-/** An element with properties, a class as ".name", and children: nodes, or text. */
+/** Return an element: "tag.class", properties, and children, which are nodes or text. */
 function el(tag, properties, ...children) {
   const [name, ...classes] = tag.split(".");
   const node = document.createElement(name);
-  if (classes.length) node.className = classes.join(" ");
+  node.className = classes.join(" ");
   for (const [key, value] of Object.entries(properties || {})) {
     if (key.includes("-") || key === "role") node.setAttribute(key, value);
     else node[key] = value;
@@ -26,29 +25,25 @@ const whole = (value) => value.toLocaleString("en");
 // --- theme ---
 
 const root = document.documentElement;
-const kept = { get() { try { return localStorage.getItem("mini-r1-theme"); } catch { return null; } },
-  set(value) { try { localStorage.setItem("mini-r1-theme", value); } catch { /* a file may have no storage */ } } };
-if (kept.get()) root.dataset.theme = kept.get() === "dark" ? "dark" : "light";
+const stored = (use) => { try { return use(localStorage); } catch { return null; /* a file may have no storage */ } };
+const theme = stored((storage) => storage.getItem("mini-r1-theme"));
+if (theme) root.dataset.theme = theme === "dark" ? "dark" : "light";
 function switchTheme() {
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme:dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
-  kept.set(root.dataset.theme);
+  stored((storage) => storage.setItem("mini-r1-theme", root.dataset.theme));
 }
 $("theme").onclick = switchTheme;
 
 // --- crosshair on the plots ---
 
-function shown(plot, value) {
+function format(plot, value) {
   if (plot.percent) return (100 * value).toFixed(1) + " %";
   const size = Math.abs(value);
   return size >= 1000 ? whole(Math.round(value)) : size >= 0.01 || size === 0 ? String(+value.toPrecision(3)) : value.toExponential(1);
 }
-function nearest(xs, x) {
-  let best = 0;
-  for (let i = 1; i < xs.length; i++) if (Math.abs(xs[i] - x) < Math.abs(xs[best] - x)) best = i;
-  return best;
-}
-function crosshair(canvas, plot, place) {
+const nearest = (xs, x) => xs.reduce((best, value, i) => Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best, 0);
+function addCrosshair(canvas, plot, place) {
   const svg = canvas.querySelector("svg");
   const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
   const tip = el("div.tip", { hidden: true });
@@ -72,9 +67,9 @@ function crosshair(canvas, plot, place) {
       if (Math.abs(curve.x[i] - x) > 0.015 * (high - low)) continue;
       const dot = el("i");
       dot.style.background = `var(--${curve.colour})`;
-      const limits = curve.ci && curve.ci[i] ? ` (${shown(plot, curve.ci[i][0])} to ${shown(plot, curve.ci[i][1])})` : "";
+      const limits = curve.ci && curve.ci[i] ? ` (${format(plot, curve.ci[i][0])} to ${format(plot, curve.ci[i][1])})` : "";
       const step = curve.x[i] === x ? "" : ` at ${+curve.x[i].toFixed(2)}`;
-      lines.push(el("div", null, dot, `${curve.label}${step}: ${shown(plot, curve.y[i])}${limits}`));
+      lines.push(el("div", null, dot, `${curve.label}${step}: ${format(plot, curve.y[i])}${limits}`));
     }
     if (!lines.length) return leave();
     tip.replaceChildren(el("b", null, plot.steps ? `step ${x}` : String(+x.toFixed(2))), ...lines);
@@ -83,13 +78,13 @@ function crosshair(canvas, plot, place) {
     svg.append(line);
     tip.hidden = false;
     const frame = canvas.getBoundingClientRect(), left = at / svg.viewBox.baseVal.width * frame.width;
-    tip.style.left = Math.max(0, Math.min(left + 12, frame.width - tip.offsetWidth)) + "px";
-    if (left + 12 + tip.offsetWidth > frame.width) tip.style.left = Math.max(0, left - 12 - tip.offsetWidth) + "px";
+    const fits = left + 12 + tip.offsetWidth <= frame.width;
+    tip.style.left = Math.max(0, fits ? left + 12 : left - 12 - tip.offsetWidth) + "px";
   });
   canvas.addEventListener("pointerleave", leave);
   canvas.addEventListener("click", (event) => {
     const x = atPointer(event);
-    // A finger has no other way to point at values: it must not be carried away by it.
+    // On a touch screen a tap shows the values, so it must not scroll away.
     if (x === null || !plot.steps || !samples || !matchMedia("(hover: hover)").matches) return;
     clear();
     $("f-step0").value = $("f-step1").value = x;
@@ -101,5 +96,5 @@ for (const figure of document.querySelectorAll(".plot")) {
   const plot = page.plots[figure.dataset.plot];
   if (!plot) continue;
   for (const canvas of figure.querySelectorAll(".canvas"))
-    crosshair(canvas, plot, canvas.classList.contains("narrow") ? plot.narrow : plot.place);
+    addCrosshair(canvas, plot, canvas.classList.contains("narrow") ? plot.narrow : plot.place);
 }

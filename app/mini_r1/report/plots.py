@@ -1,33 +1,66 @@
-"""What is plotted: which curves belong together, what they are called, what a reader has to know of them.
+"""Which curves a report has, how they are grouped, and their captions; `drawing` draws them.
 
-Nothing is drawn here; `drawing` does that. A plot without data stays in the list and says why it is empty.
+A plot without data stays in the list, and the page says that nothing was logged for it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
-from mini_r1.report import original_curve
+from mini_r1.report.original_curve import published
 from mini_r1.run.reader import Evaluated, Points, RunData, drawable
 from mini_r1.values import mapping
 
 SERIES = ("a", "b", "c", "d", "e", "f")
-"""Names of the colours (Okabe and Ito 2008, told apart by the colour-blind), for a run or for a curve of one run."""
+"""Names of the colours (Okabe and Ito 2008, for colour-blind readers), for a run or for a curve of one run."""
 LABEL = 24
-"""Characters of a run's name in a legend: two of them stand side by side in a small picture."""
-TOLD_APART = 4
-"""Attempts of a run that get a colour each; of more, the gaps between their lines tell enough."""
-PHASES = (
-    ("time/rollout", "rollout"),
-    ("time/update", "update"),
-    ("time/reference", "reference"),
-    ("time/score", "score"),
-    ("time/sync", "weights to vLLM"),
-    ("time/evaluate", "evaluate"),
-    ("time/save", "save"),
-)
+"""Characters of a run's name in a legend: two of them fit next to each other in a small picture."""
+COLOURED_ATTEMPTS = 4
+"""Most attempts of a run that get a colour each."""
+LONG_RUN = 150
+"""Steps from which a run is drawn on the same axis as the original."""
+SHOWN_BUDGETS = ("1", "4", "16")
+"""Tries of the random solver that have a line of their own."""
+PHASES = {
+    "time/rollout": "rollout",
+    "time/update": "update",
+    "time/reference": "reference",
+    "time/score": "score",
+    "time/sync": "weights to vLLM",
+}
+RARE_PHASES = {"time/evaluate": "evaluate", "time/save": "save"}
+GROUPS = LEARNS, ANSWERS, COSTS = "What it learns", "How it answers", "What it costs"
+
+# group, name, figure, curve, whether it is a share, title, caption
+FIGURES = (
+    (LEARNS, "reward", "reward", "reward", False, "Reward",
+     "Weighted sum of the rewards, mean over the completions of a step."),
+    (LEARNS, "format", "rewards/format", "format", True, "Format",
+     "Share of completions with one thought, one answer block and nothing after it. The original learned it by step "
+     "50."),
+    (LEARNS, "kl", "kl", "KL", False, "KL from the start",
+     "Divergence of the policy from the model it started as, in nats per token."),
+    (LEARNS, "entropy", "entropy", "entropy", False, "Entropy",
+     "Of the policy, in nats per token. Near 0 it always writes the same."),
+    (LEARNS, "loss", "loss", "loss", False, "Loss",
+     "Not a measure of learning. The advantages of a group add up to 0, so the printed loss is beta × KL: it starts at "
+     "0 and rises as the policy changes. Its gradient is not 0."),
+    (LEARNS, "equal-groups", "frac_groups_all_equal", "groups", True, "Groups without a signal",
+     "Share of groups whose completions all have the same reward: all right, or all wrong."),
+    (ANSWERS, "tries", "tries", "tries", False, "Tries per answer",
+     "Candidate calculations in a thought: how long it searches."),
+    (ANSWERS, "length", "completion_length", "tokens", False, "Completion length", "Tokens, mean over completions."),
+    (ANSWERS, "reflections", "reflections", "phrases", False, "Reflection phrases",
+     "“Wait”, “let me check”, “alternatively”, … in a thought, mean over completions."),
+    (ANSWERS, "enumerating", "frac_enumerating", "enumerating", True, "Enumerating thoughts",
+     "Share of thoughts that list candidate calculations."),
+    (ANSWERS, "wordy", "frac_wordy", "wordy", True, "Wordy thoughts", "Share of thoughts that reason in sentences."),
+    (ANSWERS, "truncated", "frac_truncated", "truncated", True, "Truncated completions",
+     "Share of completions that reached the maximum length before their end."),
+)  # fmt: skip
 
 
 @dataclass
@@ -37,34 +70,32 @@ class Curve:
     label: str
     points: Points
     colour: str
-    """One of SERIES, or `original`, or `ink`."""
+    """One of SERIES, `original`, or `ink`."""
     run: int | None = None
-    """Which run it is of; None for what is no run's."""
+    """Index of its run; None for a line that belongs to no run."""
     style: str = "line"
-    """line, path (a line that is no mean of anything, so never smoothed), dotted (a level), marks (measured at few
-    steps, with intervals), published (the original's)."""
+    """line, path (never smoothed), dotted (a level), marks (few steps, with intervals), published (the original's)."""
     intervals: list[tuple[float, float] | None] = field(default_factory=list)
-    """95 %, one for each point or none at all."""
+    """95 %, one for each point of `marks`."""
 
 
 @dataclass
 class Plot:
-    """One picture."""
+    """One picture and its caption."""
 
     name: str
     title: str
     note: str
-    """What a reader has to know; shown below the picture."""
     curves: list[Curve]
     percent: bool = False
     x: str = "optimizer steps"
-    restarts: list[tuple[int, int]] = field(default_factory=list)
-    """(run, step) at which a later attempt began."""
-    beside: list[Curve] = field(default_factory=list)
-    """Drawn in a small picture of its own on the right: another time scale."""
+    restarts: list[int] = field(default_factory=list)
+    """First steps of later attempts."""
+    side: list[Curve] = field(default_factory=list)
+    """Drawn in a small picture on the right, with its own time scale."""
     stacked: bool = False
     price: float | None = None
-    """Of what the left axis counts: the right one then tells the cost."""
+    """Of one unit of the left axis: the right axis then shows the cost."""
     group: str = ""
 
     @property
@@ -73,165 +104,103 @@ class Plot:
         return not any(curve.points[0] for curve in self.curves if curve.run is not None)
 
 
-def plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot]:
-    """Every plot of a report on these runs, the most telling one first.
-
-    Args:
-        runs: what was read of them.
-        price: of one GPU for an hour; None: no cost is told.
-    """
-    one = len(runs) == 1
-    names = labels([run.name for run in runs])
-    made = [success(runs)]
-
-    def add(group: str, name: str, title: str, note: str, figures: dict[str, str], *, percent: bool = False) -> None:
-        curves = []
-        for index, run in enumerate(runs):
-            for order, (figure, label) in enumerate(figures.items()):
-                points = run.points(figure)
-                if not points[0] and len(figures) > 1:
-                    continue
-                colour = SERIES[(order if one else index) % len(SERIES)]
-                curves.append(Curve(label if one else names[index], points, colour, index))
-        made.append(Plot(name, title, note, curves, percent, group=group, restarts=_restarts(runs)))
-
-    learns, answers, costs = "What it learns", "How it answers", "What it costs"
-    add(
-        learns, "reward", "Reward", "Weighted sum of the rewards, mean over the step's completions.",
-        {"reward": "reward"},
-    )  # fmt: skip
-    add(
-        learns, "format", "Format kept",
-        "Share of completions with one thought, one answer block and nothing after it. Original: learned by step 50.",
-        {"rewards/format": "format"}, percent=True,
-    )  # fmt: skip
-    add(
-        learns, "kl", "KL to the start", "Distance of the policy from the model it began as, nats a token.",
-        {"kl": "KL"},
-    )  # fmt: skip
-    add(
-        learns, "entropy", "Entropy", "How undecided the policy is, nats a token. Near 0 it always says the same.",
-        {"entropy": "entropy"},
-    )  # fmt: skip
-    add(
-        learns, "loss", "Loss",
-        "Not a measure of learning. The advantages of a group add up to 0, so the printed loss is beta × KL: it starts "
-        "at 0 and rises as the policy moves, while its gradient is real all along.",
-        {"loss": "loss"},
-    )  # fmt: skip
-    add(
-        learns, "equal-groups", "Groups that teach nothing",
-        "Share of groups whose completions all have the same reward: all right, or all wrong.",
-        {"frac_groups_all_equal": "groups"}, percent=True,
-    )  # fmt: skip
-    add(
-        answers, "tries", "Tries per answer", "Lines of the thought that work something out: how long it searches.",
-        {"tries": "tries"},
-    )  # fmt: skip
-    add(
-        answers, "length", "Completion length", "Tokens, mean over completions.", {"completion_length": "tokens"},
-    )  # fmt: skip
-    add(
-        answers, "reflections", "Reflection phrases",
-        "“Wait”, “let me check”, “alternatively”, … in a thought, mean over completions.",
-        {"reflections": "phrases"},
-    )  # fmt: skip
-    if one:
-        add(
-            answers, "style", "Words or enumeration",
-            "Share of thoughts that list attempts, and of those that reason in words; the rest do neither.",
-            {"frac_enumerating": "enumerating", "frac_wordy": "wordy"}, percent=True,
-        )  # fmt: skip
-    else:  # both in one picture would be two lines of each colour
-        add(
-            answers,
-            "enumerating",
-            "Enumeration",
-            "Share of thoughts that list attempts.",
-            {"frac_enumerating": ""},
-            percent=True,
-        )
-        add(answers, "wordy", "Words", "Share of thoughts that reason in words.", {"frac_wordy": ""}, percent=True)
-    add(
-        answers, "truncated", "Cut short", "Share of completions that reached the length limit without an end.",
-        {"frac_truncated": "cut"}, percent=True,
-    )  # fmt: skip
-    _published(made)
-    paid = [_gpu_hours(runs, price)] if any(a.gpus for run in runs for a in run.attempts) else []
-    for plot in (_seconds(runs), _tokens(runs), *paid, _clock(runs)):
-        plot.group = costs
+def make_plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot]:
+    """Return every plot of a report on these runs, success first; `price` is that of a GPU-hour."""
+    made = [_success(runs)]
+    for group, name, figure, label, percent, title, note in FIGURES:
+        plot = Plot(name, title, note, _curve_per_run(runs, label, lambda run, f=figure: run.points(f)), percent)  # type: ignore[misc]
+        plot.group = group
+        if figure in published() and max((c.points[0][-1] for c in plot.curves if c.points[0]), default=0) >= LONG_RUN:
+            plot.curves.append(_original(figure, "the original"))
         made.append(plot)
+    tokens = _curve_per_run(runs, "tokens", lambda run: run.points("tokens_per_second"))
+    made += [
+        _seconds(runs),
+        Plot("tokens-per-second", "Tokens per second", "Completion tokens of all workers, during the rollout.", tokens),
+    ]
+    if any(attempt.gpus for run in runs for attempt in run.attempts):
+        made.append(_gpu_hours(runs, price))
+    made.append(_clock(runs))
+    for plot in made:
+        plot.group = plot.group or COSTS
+        if plot.x.startswith("optimizer"):
+            plot.restarts = [step for run in runs for step in run.restarts]
     return made
 
 
-def labels(names: Sequence[str]) -> list[str]:
-    """Names for a legend: long ones without their middle, numbered where that leaves two of them alike."""
-    short = [_short(name, LABEL) for name in names]
+def shorten_names(names: Sequence[str]) -> list[str]:
+    """Return names for a legend: long ones lose their middle, and are numbered if two of them are the same then."""
+
+    def shorten(name: str, most: int) -> str:
+        return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
+
+    short = [shorten(name, LABEL) for name in names]
     if len(set(short)) == len(short):
         return short
-    return [f"{at}: {_short(name, LABEL - 3)}" for at, name in enumerate(names, 1)]
+    return [f"{at}: {shorten(name, LABEL - 3)}" for at, name in enumerate(names, 1)]
 
 
-def _short(name: str, room: int) -> str:
-    return name if len(name) <= room else f"{name[: (room - 1) // 2]}…{name[-(room // 2) :]}"
+def _names(runs: Sequence[RunData]) -> list[str]:
+    return shorten_names([run.name for run in runs])
 
 
-def success(runs: Sequence[RunData]) -> Plot:
-    """Held-out success with intervals, training success, the baselines, and the published curve."""
+def _curve_per_run(
+    runs: Sequence[RunData], label: str, points: Callable[[RunData], Points], style: str = "line"
+) -> list[Curve]:
+    """Return a curve for each run, with its name as label; with `label` if there is one run."""
+    names = [label] if len(runs) == 1 else _names(runs)
+    return [Curve(names[i], points(run), SERIES[i], i, style) for i, run in enumerate(runs)]
+
+
+def _original(figure: str, label: str) -> Curve:
+    steps, values = zip(*published()[figure], strict=True)
+    return Curve(label, ([*map(float, steps)], [*map(float, values)]), "original", None, "published")
+
+
+def _success(runs: Sequence[RunData]) -> Plot:
+    """Return held-out success with intervals, training success, the baselines, and the published curve."""
     one = len(runs) == 1
-    names = labels([run.name for run in runs])
     curves: list[Curve] = []
-    for index, run in enumerate(runs):
-        own = "" if one else f"{names[index]}: "
-        colour = SERIES[index % len(SERIES)]
-        held = SERIES[2] if one else colour
-        curves.append(Curve(f"{own}training", run.points("success"), colour, index))
+    for index, (run, name) in enumerate(zip(runs, _names(runs), strict=True)):
+        prefix, colour = ("" if one else f"{name}: "), SERIES[index]
+        curves.append(Curve(f"{prefix}training", run.points("success"), colour, index))
         during = run.points("eval_success")
         if during[0]:
             counts = dict(zip(*run.points("eval_problems"), strict=True))
-            limits = [wilson(v, counts.get(s, 0)) for s, v in zip(*during, strict=True)]
-            label = f"{own}held out, during training"
+            limits = [wilson(share, counts.get(step, 0)) for step, share in zip(*during, strict=True)]
+            label = f"{prefix}held out, during training"
             curves.append(Curve(label, during, SERIES[4] if one else colour, index, "marks", limits))
-        for figure, limits_of, label in (("sampled", "ci95", "held out, sampled"), ("greedy", "greedy_ci95", "greedy")):
-            measured = [e for e in main_series(run) if e.figure(figure) is not None]
-            if measured and (one or figure == "sampled"):
-                points = [float(e.step) for e in measured], [e.figure(figure) or 0.0 for e in measured]
-                ends = [e.interval(limits_of) for e in measured]
-                shade = held if figure == "sampled" else SERIES[1]
-                name = label if figure == "sampled" else "held out, greedy"
-                curves.append(Curve(own + name, points, shade, index, "marks", ends))
+        for figure, ends, single in (("sampled", "ci95", SERIES[2]), ("greedy", "greedy_ci95", SERIES[1])):
+            known = [(e, value) for e in main_series(run) if (value := e.figure(figure)) is not None]
+            if known and (one or figure == "sampled"):
+                points = [float(e.step) for e, _ in known], [value for _, value in known]
+                limits = [e.interval(ends) for e, _ in known]
+                shade = single if one else colour
+                curves.append(Curve(f"{prefix}held out, {figure}", points, shade, index, "marks", limits))
         if one:
             curves += _baselines(run)
-    last = max((run.planned or run.step for run in runs), default=0)
-    published = original_curve.published()
-    original = Curve(
-        "the original: training reward, T 0.9",
-        ([float(s) for s, _ in published["success"]], [float(v) for _, v in published["success"]]),
-        "original", None, "published",
-    )  # fmt: skip
+    original = _original("success", "the original: training reward, T 0.9")
     note = (
-        "Bars: 95 % intervals that respect problems over the same numbers. Training success is measured on the "
-        f"problems it trains on. {published['name']}: {published['what']}."
+        "Bars: 95 % intervals; problems with the same numbers count as one draw. Training success is measured on the "
+        f"problems it trains on. {published()['name']}: {published()['what']}."
     )
-    plot = Plot("success", "Success", note, curves, True, restarts=_restarts(runs))
-    if last >= 150:
-        plot.curves.append(original)
-    else:
-        plot.beside = [original]
+    plot = Plot("success", "Success", note, curves, percent=True, group="success")
+    long = max((run.planned or run.step for run in runs), default=0) >= LONG_RUN
+    (plot.curves if long else plot.side).append(original)
     return plot
 
 
 def main_series(run: RunData) -> list[Evaluated]:
-    """The evaluations that one line may join: on the same problems, covering most steps, of these the largest."""
-    series: dict[str, list[Evaluated]] = {}
+    """Return the evaluations that one line may join: on the same problems, with the most steps, then problems."""
+    series: dict[str, dict[int, Evaluated]] = {}
     for evaluated in run.evaluations:
-        series.setdefault(evaluated.series, []).append(evaluated)
-    best = max(series.values(), key=lambda found: (len({e.step for e in found}), found[0].problems), default=[])
-    return sorted({e.step: e for e in best}.values(), key=lambda e: e.step)
+        series.setdefault(evaluated.series, {})[evaluated.step] = evaluated
+    best = max(series.values(), key=lambda found: (len(found), next(iter(found.values())).problems), default={})
+    return [best[step] for step in sorted(best)]
 
 
 def wilson(share: float, count: float) -> tuple[float, float] | None:
-    """The 95 % interval of a share of so many independent draws (Wilson 1927); None where the count is not known."""
+    """Return the 95 % interval of a share of `count` independent draws (Wilson 1927); None without a count."""
     if count < 1 or not 0 <= share <= 1:
         return None
     z = 1.959964
@@ -240,12 +209,8 @@ def wilson(share: float, count: float) -> tuple[float, float] | None:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-SHOWN_BUDGETS = ("1", "4", "16")
-"""Tries of the random solver that have a line of their own."""
-
-
 def _baselines(run: RunData) -> list[Curve]:
-    """What takes no learning: a random solver after some numbers of tries; the untrained model."""
+    """Return levels that take no learning: a random solver after some numbers of tries, the untrained model."""
     measured = main_series(run)
     if not measured:
         return []
@@ -253,9 +218,7 @@ def _baselines(run: RunData) -> list[Curve]:
     found = mapping(measured[-1].values.get("baselines"))
     at_tries = mapping(mapping(found.get("random_solver")).get("success_at_tries"))
     untrained = mapping(found.get("untrained"))
-    levels = {
-        f"random solver, {tries} {'try' if tries == '1' else 'tries'}": at_tries.get(tries) for tries in SHOWN_BUDGETS
-    }
+    levels = {f"random solver, {n} {'try' if n == '1' else 'tries'}": at_tries.get(n) for n in SHOWN_BUDGETS}
     levels["untrained"] = untrained.get("sampled", untrained.get("greedy"))
     return [
         Curve(label, (ends, [level] * 2), "ink", None, "dotted")
@@ -264,105 +227,60 @@ def _baselines(run: RunData) -> list[Curve]:
     ]
 
 
-def _published(made: list[Plot]) -> None:
-    """The original's other figures, where the run is long enough for them to be on the same axis."""
-    published = original_curve.published()
-    for plot, figure in (("length", "completion_length"), ("kl", "kl")):
-        found = next(p for p in made if p.name == plot)
-        reach = max((c.points[0][-1] for c in found.curves if c.points[0]), default=0)
-        if reach >= 150:
-            points = [float(s) for s, _ in published[figure]], [float(v) for _, v in published[figure]]
-            found.curves.append(Curve("the original", points, "original", None, "published"))
-
-
 def _seconds(runs: Sequence[RunData]) -> Plot:
     if len(runs) > 1:
-        curves = []
-        names = labels([run.name for run in runs])
-        for index, run in enumerate(runs):
-            steps = [row["step"] for row in run.rows if "loss" in row]
-            totals = []
-            by_phase = {figure: dict(zip(*run.points(figure), strict=True)) for figure, _ in PHASES[:5]}
-            for step in steps:
-                totals.append(sum(phase.get(step, 0.0) for phase in by_phase.values()))
-            curves.append(Curve(names[index], ([float(s) for s in steps], totals), SERIES[index % len(SERIES)], index))
-        return Plot("seconds", "Seconds a step", "Without evaluation and saving.", curves)
-    curves = []
-    for order, (figure, label) in enumerate(PHASES[:5]):
-        points = runs[0].points(figure)
-        if points[0]:
-            curves.append(Curve(label, points, SERIES[order % len(SERIES)], 0))
-    note = "Of one optimizer step, by phase, on top of each other."
-    seldom = [(label, runs[0].points(figure)[1]) for figure, label in PHASES[5:]]
-    extra = [f"{label} {_mean(values):.1f} s each time" for label, values in seldom if values]
-    return Plot(
-        "seconds", "Seconds a step", " ".join([note, *([f"Besides: {', '.join(extra)}."] if extra else [])]), curves,
-        restarts=_restarts(runs), stacked=True,
-    )  # fmt: skip
-
-
-def _tokens(runs: Sequence[RunData]) -> Plot:
-    names = labels([run.name for run in runs])
+        curves = _curve_per_run(runs, "", _step_seconds)
+        return Plot("seconds", "Seconds per step", "Without evaluation and saving.", curves)
+    run = runs[0]
     curves = [
-        Curve("tokens" if len(runs) == 1 else names[i], run.points("tokens_per_second"), SERIES[i % len(SERIES)], i)
-        for i, run in enumerate(runs)
+        Curve(label, points, colour, 0)
+        for (figure, label), colour in zip(PHASES.items(), SERIES, strict=False)
+        if (points := run.points(figure))[0]
     ]
-    note = "Completion tokens of all workers by the seconds of the rollout."
-    return Plot("tokens-per-second", "Tokens a second", note, curves, restarts=_restarts(runs))
+    rare = [f"{label} {fmean(run.points(f)[1]):.1f} s" for f, label in RARE_PHASES.items() if run.points(f)[0]]
+    note = "Of one optimizer step, by phase." + (f" Not in every step: {', '.join(rare)}." if rare else "")
+    return Plot("seconds", "Seconds per step", note, curves, stacked=True)
+
+
+def _step_seconds(run: RunData) -> Points:
+    phases = [dict(zip(*run.points(figure), strict=True)) for figure in PHASES]
+    steps = [float(row["step"]) for row in run.rows if "loss" in row]
+    return steps, [sum(phase.get(step, 0.0) for phase in phases) for step in steps]
 
 
 def _gpu_hours(runs: Sequence[RunData], price: float | None) -> Plot:
-    """GPU-hours paid for when a step was done: of every GPU of every start so far, steps done again included."""
-    names = labels([run.name for run in runs])
-    curves = []
-    for index, run in enumerate(runs):
-        paid = 0.0
+    def paid(run: RunData) -> Points:
+        before = 0.0
         points: Points = ([], [])
         for attempt in run.attempts:
             times, steps = attempt.times
-            if attempt.gpus and attempt.seconds is not None:
-                begin = attempt.started if attempt.started is not None else times[0]
+            if attempt.gpus and attempt.begin is not None and attempt.seconds is not None:
                 points[0].extend(steps)
-                points[1].extend(paid + max(0.0, at - begin) * attempt.gpus / 3600 for at in times)
-                paid += attempt.seconds * attempt.gpus / 3600
-        curves.append(Curve("GPU-hours" if len(runs) == 1 else names[index], points, SERIES[index], index, "path"))
-    said = "on the right what they cost at this price" if price else "--price-per-gpu-hour tells what they cost"
-    note = f"Of every GPU of every start, steps done again included; {said}."
+                points[1].extend(before + max(0.0, at - attempt.begin) * attempt.gpus / 3600 for at in times)
+                before += attempt.seconds * attempt.gpus / 3600
+        return points
+
+    right = "right axis: the cost" if price else "--price-per-gpu-hour adds the cost"
+    note = f"Of every GPU of every attempt, repeated steps included; {right}."
     title = f"GPU-hours, and cost at {price:g} each" if price else "GPU-hours"
-    return Plot("gpu-hours", title, note, curves, price=price or None, restarts=_restarts(runs))
+    return Plot("gpu-hours", title, note, _curve_per_run(runs, "GPU-hours", paid, "path"), price=price or None)
 
 
 def _clock(runs: Sequence[RunData]) -> Plot:
-    """Steps over time: every attempt a line of its own; gaps are waiting, falling back is work done again."""
+    """Return steps over time, with a line for each attempt: gaps are waiting, lower beginnings are repeated steps."""
+    begins = [next((a.begin for a in run.attempts if a.begin is not None), 0.0) for run in runs]
+    ends = [a.times[0][-1] - begin for run, begin in zip(runs, begins, strict=True) for a in run.attempts if a.times[0]]
+    longest = max(ends, default=0.0)
+    unit, per = ("hours", 3600) if longest > 5_400 else ("minutes", 60) if longest > 90 else ("seconds", 1)
     curves = []
-    names = labels([run.name for run in runs])
-    unit, per = _unit(runs)
-    for index, run in enumerate(runs):
-        begin = next((a.started or (a.times[0][0] if a.times[0] else None) for a in run.attempts), None)
-        for attempt in run.attempts:
+    for index, (run, name, begin) in enumerate(zip(runs, _names(runs), begins, strict=True)):
+        coloured = len(runs) == 1 and len(run.attempts) <= COLOURED_ATTEMPTS
+        for order, attempt in enumerate(run.attempts):
             times, steps = attempt.times
-            if not times or begin is None:
-                continue
-            few = len(runs) == 1 and len(run.attempts) <= TOLD_APART
-            label = f"attempt {attempt.number}" if few else names[index] if len(runs) > 1 else ""
-            order = attempt.number - 1 if few else index
-            first = attempt.started if attempt.started is not None else times[0]
-            after = float((attempt.first_step or 1) - 1)
-            points = [(at - begin) / per for at in [first, *times]], [after, *steps]
-            curves.append(Curve(label, points, SERIES[order % len(SERIES)], index, "path"))
-    note = "Every start of the program is a line of its own; where a line begins lower, steps were done again."
+            if times:
+                label = f"attempt {attempt.number}" if coloured else name if len(runs) > 1 else ""
+                points = [(at - begin) / per for at in (attempt.begin or 0.0, *times)]
+                done = [float((attempt.first_step or 1) - 1), *steps]
+                curves.append(Curve(label, (points, done), SERIES[order if coloured else index], index, "path"))
+    note = "One line per attempt; where a line begins lower than the last one ended, steps were repeated."
     return Plot("clock", "Steps over time", note, curves, x=f"{unit} since the first start")
-
-
-def _unit(runs: Sequence[RunData]) -> tuple[str, float]:
-    spans = [a.times[0][-1] - (run.attempts[0].begin or 0.0) for run in runs for a in run.attempts if a.times[0]]
-    longest = max(spans, default=0.0)
-    return ("hours", 3600.0) if longest > 5_400 else ("minutes", 60.0) if longest > 90 else ("seconds", 1.0)
-
-
-def _restarts(runs: Sequence[RunData]) -> list[tuple[int, int]]:
-    return [(index, step) for index, run in enumerate(runs) for step in run.restarts]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

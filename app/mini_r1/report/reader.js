@@ -1,18 +1,17 @@
-// One completion to read: its verdict, its answer worked out, its thought with what is worth seeing marked; and the answers
-// to one problem side by side.
-const RIGHT = 1, FORMAT = 2, ORIGINAL = 4, CUT = 8, WAIT = 16; // bits of a sample's flags: samples.py
+// One completion: its verdict, its answer worked out, its thought with marks; and the answers to one problem side by side.
+const RIGHT = 1, FORMAT = 2, ORIGINAL = 4, TRUNCATED = 8, WAIT = 16; // bits of flags: samples_browser.py
 const REFLECTION = new RegExp(page.reflection, "gi");
 
-let samples = null; // columns, as samples.py packs them
-let current = -1; // the sample that is read
+let samples = null; // columns, as samples_browser.py packs them
+let current = -1; // the sample in the reader
 let thinking = false; // whether the thought is open
 const ofProblem = new Map(); // samples of each problem, by step
 const has = (i, flag) => (samples.flags[i] & flag) !== 0;
 
-/** Text with search hits and, in a thought, reflection phrases marked; what is invisible is spelled out. */
-function written(text, reflective) {
+/** Return text with marked search hits and, in a thought, reflection phrases; invisible characters are escaped. */
+function mark(text, reflective) {
   const query = $("q").value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), spans = [];
-  // Not by places in the text in small letters: some letters are two then (İ).
+  // Not by positions in the lowercase text: some letters become two (İ).
   if (query) for (const hit of text.matchAll(new RegExp(query, "gi"))) {
     spans.push([hit.index, hit.index + hit[0].length, "found"]);
     if (spans.length === 500) break;
@@ -39,7 +38,7 @@ function plain(node, text) {
   return node;
 }
 
-/** The answer worked out: every operation, the numbers used, the result beside the target. */
+/** Return the answer worked out: every operation, the numbers used, the result and the target. */
 function check(i) {
   const [answer, steps, value, missing, extra] = samples.workings[samples.working[i]];
   const [nums, target] = samples.problems[samples.problem[i]];
@@ -63,9 +62,10 @@ function check(i) {
 
 const plural = (n, one, many) => `${whole(n)} ${n === 1 ? one : many}`;
 function facts(i) {
-  const parts = [`${plural(samples.tokens[i], "token", "tokens")}${has(i, CUT) ? ", cut short" : ""}`, plural(samples.tries[i], "try", "tries"),
-    plural(samples.reflections[i], "reflection phrase", "reflection phrases"), samples.styles[samples.style[i]] === "neither" ? "neither wordy nor enumerating" : samples.styles[samples.style[i]],
-    has(i, FORMAT) ? "format kept" : "format broken"];
+  const style = samples.styles[samples.style[i]];
+  const parts = [`${plural(samples.tokens[i], "token", "tokens")}${has(i, TRUNCATED) ? ", truncated" : ""}`, plural(samples.tries[i], "try", "tries"),
+    plural(samples.reflections[i], "reflection phrase", "reflection phrases"), style === "neither" ? "neither wordy nor enumerating" : style,
+    has(i, FORMAT) ? "right format" : "wrong format"];
   if (samples.reward[i] !== null) parts.push(`reward ${samples.reward[i]}`);
   if (has(i, RIGHT) !== has(i, ORIGINAL)) parts.push(`the original’s scorer: ${has(i, ORIGINAL) ? "right" : "wrong"}`);
   return parts.join(" · ");
@@ -74,11 +74,11 @@ function thought(i, open, folded) {
   const text = samples.text[i], end = text.indexOf("</think>");
   const inside = end < 0 ? text : text.slice(0, end), rest = end < 0 ? "" : text.slice(end);
   const lines = inside.trim() ? inside.trim().split("\n").length : 0;
-  const details = el("details.think", { open }, el("summary", null, `Thinking: ${plural(lines, "line", "lines")}${end < 0 ? ", never ended" : ""}`));
-  const fill = () => { if (details.open && details.children.length < 2) details.append(written(inside.replace(/^\n+|\s+$/g, ""), true), folded && rest ? written(rest, false) : ""); };
+  const details = el("details.think", { open }, el("summary", null, `Thinking: ${plural(lines, "line", "lines")}${end < 0 ? ", without an end" : ""}`));
+  const fill = () => { if (details.open && details.children.length < 2) details.append(mark(inside.replace(/^\n+|\s+$/g, ""), true), folded && rest ? mark(rest, false) : ""); };
   details.ontoggle = fill;
   fill();
-  return [details, rest && !folded ? written(rest, false) : null,
+  return [details, rest && !folded ? mark(rest, false) : null,
     samples.clipped[i] ? el("p.note", null, `${whole(samples.clipped[i])} characters were left out at ⋯`) : null].filter(Boolean);
 }
 function badge(i) {
@@ -101,7 +101,7 @@ function read(i) {
     el("p.facts", null, facts(i)), check(i), ...body];
 }
 
-/** One problem's answers, a card for each step. */
+/** Show the answers to one problem, one card per step. */
 function compare() {
   if (current < 0) return;
   const [nums, target] = samples.problems[samples.problem[current]], groups = new Map(), steps = new Set();
@@ -115,7 +115,7 @@ function compare() {
   const cards = [...groups.values()].map((group) => card(group));
   box.replaceChildren(
     el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.note", null, `${plural(steps.size, "step", "steps")}, ${plural([...groups.values()].flat().length, "answer", "answers")}`), close),
-    steps.size < 2 ? el("p.note", null, "This problem came up at one step only: its answers there stand side by side.") : "",
+    steps.size < 2 ? el("p.note", null, "This problem was asked at one step only; these are its answers there.") : "",
     el("div.cards", null, ...(groups.size < 2 ? [...groups.values()][0].map((i) => card([i])) : cards)));
   box.showModal();
 }

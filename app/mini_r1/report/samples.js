@@ -3,13 +3,14 @@ const ROW = 54; // pixels of a row: page.css
 let inOrder = []; // all samples by step
 let order = []; // those that pass the filters
 let story = null, lowered = null;
+const spacer = $("spacer");
 const STORIES = [
-  ["First “wait” that ended right", (i) => has(i, RIGHT) && has(i, WAIT), true],
-  ["First that reconsidered and was right", (i) => has(i, RIGHT) && samples.reflections[i] > 0, true],
-  ["First that tried again and was right", (i) => has(i, RIGHT) && samples.tries[i] > 1, true],
+  ["First “wait” that succeeded", (i) => has(i, RIGHT) && has(i, WAIT), true],
+  ["First answer that reconsidered and succeeded", (i) => has(i, RIGHT) && samples.reflections[i] > 0, true],
+  ["First answer that retried and succeeded", (i) => has(i, RIGHT) && samples.tries[i] > 1, true],
   ["First right answer", (i) => has(i, RIGHT), false],
-  ["Longest search that was right", (i) => has(i, RIGHT) && samples.tries[i] > 1, true, (a, b) => samples.tries[b] - samples.tries[a]],
-  ["Right, format broken", (i) => has(i, RIGHT) && !has(i, FORMAT), false],
+  ["Longest successful search", (i) => has(i, RIGHT) && samples.tries[i] > 1, true, (a, b) => samples.tries[b] - samples.tries[a]],
+  ["Right answer, wrong format", (i) => has(i, RIGHT) && !has(i, FORMAT), false],
   ["The original’s scorer disagrees", (i) => has(i, RIGHT) !== has(i, ORIGINAL), false],
 ];
 
@@ -26,13 +27,13 @@ function options(select, values, any) {
   select.replaceChildren(el("option", { value: "" }, any), ...values.map(([value, text]) => el("option", { value }, text)));
 }
 
-function prepare() {
+function fillFilters() {
   const count = samples.step.length;
   inOrder = Array.from({ length: count }, (_, i) => i);
   inOrder.sort((a, b) => samples.step[a] - samples.step[b] || samples.run[a] - samples.run[b] || a - b);
   for (const i of inOrder) {
-    const of = ofProblem.get(samples.problem[i]);
-    if (of) of.push(i); else ofProblem.set(samples.problem[i], [i]);
+    if (!ofProblem.has(samples.problem[i])) ofProblem.set(samples.problem[i], []);
+    ofProblem.get(samples.problem[i]).push(i);
   }
   const reasons = new Map();
   for (const folded of samples.folded) reasons.set(folded, (reasons.get(folded) || 0) + 1);
@@ -46,36 +47,36 @@ function prepare() {
   $("stories").replaceChildren(...STORIES.map(([name, test], index) => {
     const found = inOrder.reduce((sum, i) => sum + test(i), 0);
     const button = el("button", { type: "button", disabled: !found, "aria-pressed": "false" }, name, el("small", null, found ? `of ${whole(found)}` : "none"));
-    button.onclick = () => { tell(story === index ? null : index); if (story !== null) reveal(); };
+    button.onclick = () => { choose(story === index ? null : index); if (story !== null) reveal(); };
     return button;
   }));
   const best = [...$("stories").children].findIndex((button) => !button.disabled);
   if (best < 0 || best > 3) return;
-  $("aha").textContent = `Read the ${STORIES[best][0].replace(/^./, (letter) => letter.toLowerCase())} →`;
-  $("aha").onclick = () => { tell(best); $("samples").scrollIntoView(); reveal(); };
+  $("aha").textContent = `Show the ${STORIES[best][0].replace(/^./, (letter) => letter.toLowerCase())} →`;
+  $("aha").onclick = () => { choose(best); $("samples").scrollIntoView(); reveal(); };
   $("aha").hidden = false;
 }
 
-function tell(index) {
+function choose(index) {
   clear();
   story = index;
   thinking = index !== null && STORIES[index][2];
   update(true);
 }
 
-const field = (id) => $(id).value === "" ? null : Number($(id).value);
+const number = (id) => $(id).value === "" ? null : Number($(id).value);
 function update(first) {
   const query = $("q").value.toLowerCase();
   const tests = [];
-  const equal = (id, column) => { const v = field(id); if (v !== null) tests.push((i) => samples[column][i] === v); };
+  const equal = (id, column) => { const v = number(id); if (v !== null) tests.push((i) => samples[column][i] === v); };
   const range = (id, column) => {
-    const low = field(id + "0"), high = field(id + "1");
+    const low = number(id + "0"), high = number(id + "1");
     if (low !== null) tests.push((i) => samples[column][i] >= low);
     if (high !== null) tests.push((i) => samples[column][i] <= high);
   };
   equal("f-run", "run"); equal("f-kind", "kind"); equal("f-reason", "folded"); equal("f-style", "style");
   range("f-step", "step"); range("f-len", "tokens");
-  const right = field("f-right");
+  const right = number("f-right");
   if (right !== null) tests.push((i) => has(i, RIGHT) === (right === 1));
   if (story !== null) tests.push(STORIES[story][1]);
   if (query) {
@@ -88,7 +89,7 @@ function update(first) {
   const rights = order.reduce((sum, i) => sum + (samples.flags[i] & RIGHT), 0);
   const share = order.length ? `, ${(100 * rights / order.length).toFixed(0)} % right` : "";
   $("count").textContent = `${whole(order.length)} of ${whole(inOrder.length)}${share}`;
-  $("spacer").style.height = order.length * ROW + "px";
+  spacer.style.height = order.length * ROW + "px";
   if (first || !order.includes(current)) current = order.length ? order[0] : -1;
   if (first) $("list").scrollTop = 0;
   show();
@@ -106,7 +107,7 @@ function row(place) {
   const node = el("div.row", { id: "row-" + i, role: "option", "aria-selected": String(i === current), "aria-setsize": order.length, "aria-posinset": place + 1 },
     el("div", null, el(ok ? "span.ok" : "span.no", { "aria-label": ok ? "right" : "wrong" }, ok ? "✓" : "✗"), el("span", null, `${problem[0].join(", ")} → ${problem[1]}`),
       el("span.at", null, run, `step ${samples.step[i]}${samples.kind[i] ? " · held out" : ""}`)),
-    el("div.say", null, visible((said || "").slice(0, 160))));
+    el("div.reason", null, visible((said || "").slice(0, 160))));
   node.style.top = place * ROW + "px";
   node.onclick = () => { current = i; show(); reveal(); };
   return node;
@@ -116,12 +117,11 @@ function drawList() {
   const to = Math.min(order.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 4);
   const rows = [];
   for (let place = from; place < to; place++) rows.push(row(place));
-  list.replaceChildren($("spacer") || spacer, ...rows);
+  list.replaceChildren(spacer, ...rows);
   if (current >= 0) list.setAttribute("aria-activedescendant", "row-" + current);
 }
-const spacer = $("spacer");
 
-/** In one column the reader stands below filters and list: go there. */
+/** Scroll to the reader if it is below the list, in one column. */
 function reveal() {
   if (getComputedStyle($("browser")).gridTemplateColumns.split(" ").length === 1) $("reader").scrollIntoView();
 }
@@ -134,7 +134,7 @@ function show() {
     else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
   }
   drawList();
-  $("reader").replaceChildren(...(current < 0 ? [el("p.none", null, inOrder.length ? "No completion passes these filters." : page.total ? "No completion was put on this page." : "The run has no completions yet.")] : read(current)));
+  $("reader").replaceChildren(...(current < 0 ? [el("p.none", null, inOrder.length ? "No completion matches these filters." : page.total ? "No completions are on this page." : "The run has no completions yet.")] : read(current)));
   $("reader").scrollTop = 0;
 }
 
@@ -177,11 +177,11 @@ addEventListener("resize", () => { if (samples) drawList(); });
 addEventListener("beforeprint", () => { for (const folded of document.querySelectorAll("#about details")) folded.open = true; });
 
 if (typeof DecompressionStream === "undefined") {
-  $("reader").replaceChildren(el("p.none", null, "This browser is too old to unpack the samples; Firefox 113, Chrome 80, Safari 16.4 and later can."));
+  $("reader").replaceChildren(el("p.none", null, "This browser can’t unpack the samples. Use Firefox 113, Chrome 80, Safari 16.4 or later."));
 } else unpack().then((columns) => {
   samples = columns;
-  prepare();
+  fillFilters();
   update(true);
   root.dataset.ready = "yes";
   (window.requestIdleCallback || setTimeout)(() => { lowered ||= samples.text.map((text) => text.toLowerCase()); });
-}, () => $("reader").replaceChildren(el("p.none", null, "The samples of this file are damaged: make the report again.")));
+}, () => $("reader").replaceChildren(el("p.none", null, "The samples in this file are damaged. Make the report again.")));
