@@ -51,18 +51,6 @@ class Health:
         return {"healthy": self.healthy, "sentence": self.sentence, "run": run, **self.facts}
 
 
-@dataclass(frozen=True, slots=True)
-class _Heartbeat:
-    """The last sign of life of a run."""
-
-    run: Path
-    at: float
-    """Seconds since 1970: the heartbeat in state.json or, if that is not valid, when the file was written."""
-    state: dict[str, Any]
-    error: str | None
-    """What is wrong with state.json."""
-
-
 def check_health(path: Path, now: float) -> Health:
     """Return the health of a run, or of the run with the newest heartbeat in a folder.
 
@@ -71,17 +59,17 @@ def check_health(path: Path, now: float) -> Health:
         now: seconds since 1970.
     """
     try:
-        heartbeats = [_read_heartbeat(run, now) for run in _find_runs(path)]
+        found = [(run, *_read_state(run, now)) for run in _find_runs(path)]
     except OSError as error:
         return Health(False, f"{_format_path(path)} cannot be read: {error.strerror}", None, {})
-    if not heartbeats:
+    if not found:
         return Health(False, f"no run yet in {_format_path(path)}", None, {})
-    newest = max(heartbeats, key=lambda heartbeat: heartbeat.at)
-    among = f" (the newest of {len(heartbeats)} runs)" if len(heartbeats) > 1 else ""
-    healthy, why, facts = _judge(newest, now)
+    run, at, state = max(found, key=lambda one: one[1])
+    among = f" (the newest of {len(found)} runs)" if len(found) > 1 else ""
+    healthy, why, facts = _judge(at, state, now)
     if not healthy and facts.get("state") == "running":
-        healthy, why, facts = _judge(_read_heartbeat(newest.run, now), now)  # it may have ended in order since
-    return Health(healthy, f"{_format_path(newest.run)}{among} {why}", newest.run, facts)
+        healthy, why, facts = _judge(*_read_state(run, now), now)  # it may have ended in order since
+    return Health(healthy, f"{_format_path(run)}{among} {why}", run, facts)
 
 
 def _find_runs(path: Path) -> list[Path]:
@@ -97,7 +85,8 @@ def _has_state(path: Path) -> bool:
         return False
 
 
-def _read_heartbeat(run: Path, now: float) -> _Heartbeat:
+def _read_state(run: Path, now: float) -> tuple[float, dict[str, Any] | str]:
+    """Return when the run's last sign of life was, and its state or what is wrong with state.json."""
     file = RunDir(run).state_file
     try:
         state = load_object(file, MAX_BYTES)
@@ -106,21 +95,20 @@ def _read_heartbeat(run: Path, now: float) -> _Heartbeat:
             raise ValueError("has no heartbeat that is a time")
         if beat > now + CLOCKS_S:
             raise ValueError("has a heartbeat in the future: a clock is wrong, or the file was not written by a run")
-        return _Heartbeat(run, float(beat), state, None)
+        return float(beat), state
     except ValueError as error:
-        return _Heartbeat(run, min(file.stat().st_mtime, now), {}, str(error))
+        return min(file.stat().st_mtime, now), str(error)
 
 
-def _judge(heartbeat: _Heartbeat, now: float) -> tuple[bool, str, dict[str, Any]]:
+def _judge(at: float, state: dict[str, Any] | str, now: float) -> tuple[bool, str, dict[str, Any]]:
     """Return whether the run is healthy, why, and what is known."""
     unknown = "cannot be judged: its state.json"
-    state = heartbeat.state
-    if heartbeat.error is not None:
-        return False, f"{unknown} {heartbeat.error}", {}
+    if isinstance(state, str):
+        return False, f"{unknown} {state}", {}
     name, step = state.get("state"), state.get("step")
     if type(step) is not int or not 0 <= step < MAX_NUMBER:
         return False, f"{unknown} has no step", {}
-    age = max(now - heartbeat.at, 0.0)
+    age = max(now - at, 0.0)
     facts: dict[str, Any] = {"state": name, "step": step, "age_s": round(age, 1)}
     if name == "finished":
         return True, f"is finished at step {step}", facts

@@ -1,15 +1,14 @@
-"""Complete or not: a directory counts only with its manifest, which names every file with its size and hash.
+"""Complete checkpoints and snapshots: a directory counts only with its manifest, which has each file's size and hash.
 
-The manifest is written last, after every file has reached the disk, and the directory takes its final name only then.
-Resume reads pickles (optimizer and random states), so what is not in the manifest of this very run is never loaded.
-No torch: cluster scripts and reports look at checkpoints too.
+The manifest is written last, after every file has reached the disk, and only then does the directory get its final
+name. Resuming reads pickles (optimizer and random states), so a file that is not in the manifest of this very run is
+never loaded. No torch.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -17,15 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from mini_r1.run.files import sync_path
+from mini_r1.run.files import read_object, sync_path, write_json
 
 MANIFEST = "manifest.json"
-UNFINISHED = ".manifest.json"
-"""The manifest while it is being written."""
 ASIDE = ".old-"
-"""Before the name of a directory that is being replaced."""
+"""Prefix of a directory that is being replaced."""
 GONE = ".gone-"
-"""Before the name of a directory that is being deleted."""
+"""Prefix of a directory that is being deleted."""
 BLOCK = 1 << 20
 """Bytes read at a time for a hash."""
 
@@ -40,48 +37,43 @@ class Saved:
     path: Path
     step: int
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the manifest says besides: `run_id`; of a checkpoint `world_size`, `zero_stage` (0 is without DeepSpeed) and
-    `evaluation_due`: a stop abandoned the evaluation of this step."""
+    """The rest of the manifest: `run_id`; of a checkpoint `world_size`, `zero_stage` (0 is without DeepSpeed) and
+    `evaluation_due`: a stop interrupted the evaluation of this step."""
 
 
 def digests(folder: Path, names: Iterable[str]) -> Files:
-    """Size and hash of files in `folder`, each of them on the disk when this returns."""
+    """Return size and hash of files in `folder`, after waiting until they are on the disk."""
     files = {}
     for name in names:
-        path = folder / name
-        files[name] = {"size": path.stat().st_size, "sha256": _hash_and_sync(path)}
+        with (folder / name).open("rb") as handle:
+            files[name] = {"size": os.fstat(handle.fileno()).st_size, "sha256": _digest(handle)}
+            os.fsync(handle.fileno())
     return files
 
 
 def seal(scratch: Path, final: Path, *, run_id: str, files: Files | None = None, **facts: Any) -> None:
-    """Make a written directory complete and move it to its final name.
+    """Write the manifest of a directory and move the directory to its final name.
 
-    Killed at any point, `complete` finds the old directory of that name or the new one, each of them whole.
+    After a kill at any point `complete` finds the old directory of that name or the new one, and it is whole.
 
     Args:
         scratch: the directory, on the same filesystem as `final`.
-        final: replaced if it is there: a step saved again after a resume from an older checkpoint.
-        run_id: of the run whose files these are.
-        files: digests made already, by the ranks that wrote the files; None makes them here.
-        facts: kept in the manifest as they are.
+        final: replaced if it exists: the step was saved before, and the run resumed from an older checkpoint.
+        run_id: id of the run.
+        files: digests from the ranks that wrote the files; None makes them here.
+        facts: other values for the manifest.
 
     Raises:
-        OSError: a file is not in `files`, or one of them is not there: a rank's part is missing.
+        OSError: `files` and the directory differ: a rank's part is missing.
     """
     entries = sorted(scratch.rglob("*"))
-    unsealed = {scratch / MANIFEST, scratch / UNFINISHED}
-    names = {_name(path, scratch) for path in entries if _is_content(path) and path not in unsealed}
-    if files is None:
-        files = digests(scratch, sorted(names))
+    names = {_name(path, scratch) for path in entries if _is_content(path)} - {MANIFEST}
+    files = digests(scratch, sorted(names)) if files is None else files
     for name in sorted(names ^ files.keys()):
         raise OSError(errno.EIO, "the parts of this save do not fit together", str(scratch / name))
     for folder in (path for path in entries if not _is_content(path)):
         sync_path(folder)
-    manifest = scratch / UNFINISHED
-    manifest.write_text(json.dumps({"run_id": run_id, **facts, "files": dict(sorted(files.items()))}, indent=2) + "\n")
-    sync_path(manifest)
-    manifest.rename(scratch / MANIFEST)
-    sync_path(scratch)
+    write_json(scratch / MANIFEST, {"run_id": run_id, **facts, "files": dict(sorted(files.items()))})
     aside = final.with_name(f"{ASIDE}{final.name}")
     if final.exists():
         discard(aside)
@@ -93,10 +85,10 @@ def seal(scratch: Path, final: Path, *, run_id: str, files: Files | None = None,
 
 
 def verify(saved: Saved, run_id: str) -> str | None:
-    """None when the directory is this run's and every file is as its manifest says, else what is wrong."""
+    """Return what is wrong with a directory; None if it is this run's and its files are as in its manifest."""
     if saved.facts.get("run_id", "") != run_id:
         return "it belongs to another run"
-    manifest = _read(saved.path)
+    manifest = _read_manifest(saved.path)
     if manifest is None:
         return "its manifest cannot be read"
     files: Files = manifest["files"]
@@ -111,21 +103,21 @@ def verify(saved: Saved, run_id: str) -> str | None:
         if plain.is_absolute() or ".." in plain.parts or plain.as_posix() != name:
             return f"its manifest names {name!r}, which is no path inside"
         try:
-            fault = _differs(saved.path / name, expected)
+            difference = _compare(saved.path / name, expected)
         except OSError as error:  # a bad block: another checkpoint may be whole
-            fault = f"cannot be read: {error.strerror}"
-        if fault is not None:
-            return f"{name} {fault}"
+            difference = f"cannot be read: {error.strerror}"
+        if difference is not None:
+            return f"{name} {difference}"
     return None
 
 
 def complete(parent: Path) -> list[Saved]:
-    """The `step-N` directories that have a manifest, newest first."""
+    """Return the `step-N` directories that have a manifest, newest first."""
     found: dict[int, Saved] = {}
-    # The second kind is what `seal` was about to replace when it was killed between two moves.
+    # `seal` leaves the second kind when it is killed between its two moves.
     for path in [*parent.glob("step-*"), *parent.glob(f"{ASIDE}step-*")]:
         number = path.name.rpartition("step-")[2]
-        manifest = _read(path)
+        manifest = _read_manifest(path)
         if number.isdecimal() and manifest is not None:
             facts = {key: value for key, value in manifest.items() if key != "files"}
             found.setdefault(int(number), Saved(path, int(number), facts))
@@ -133,7 +125,7 @@ def complete(parent: Path) -> list[Saved]:
 
 
 def tidy(parent: Path) -> None:
-    """Finish or delete what a killed save left; for the only writer, before its first save."""
+    """Finish or delete what a killed save left; only for the one writer, before its first save."""
     for saved in complete(parent):
         whole = parent / f"step-{saved.step}"
         if saved.path != whole:
@@ -145,7 +137,7 @@ def tidy(parent: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a directory, if it is there. It loses its name first: half deleted, it never looks complete."""
+    """Delete a directory if it exists. It is renamed first, so that it never looks complete while it is deleted."""
     gone = path if path.name.startswith(GONE) else path.with_name(f"{GONE}{path.name}")
     if gone != path and path.exists():
         shutil.rmtree(gone, ignore_errors=True)
@@ -153,15 +145,14 @@ def discard(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A directory's manifest; None when there is none that can be read."""
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    manifest = read_object(path / MANIFEST)
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"].values()
-        sound = all(isinstance(entry["size"], int) and isinstance(entry["sha256"], str) for entry in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        entries = manifest["files"].values()
+        valid = all(isinstance(entry["size"], int) and isinstance(entry["sha256"], str) for entry in entries)
+    except (KeyError, TypeError, AttributeError):
         return None
-    return manifest if sound else None
+    return manifest if valid else None
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -169,11 +160,11 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _is_content(path: Path) -> bool:
-    """Whether a manifest has to name it: files, and whatever else is no folder."""
+    """Return whether a manifest has to name it: a file, or anything else that is not a folder."""
     return path.is_symlink() or not path.is_dir()
 
 
-def _differs(path: Path, expected: dict[str, Any]) -> str | None:
+def _compare(path: Path, expected: dict[str, Any]) -> str | None:
     if not path.is_file():
         return "is missing"
     size = path.stat().st_size
@@ -181,13 +172,6 @@ def _differs(path: Path, expected: dict[str, Any]) -> str | None:
         return f"has {size} bytes, not {expected['size']}"
     with path.open("rb") as handle:
         return None if _digest(handle) == expected["sha256"] else "does not have the hash of its manifest"
-
-
-def _hash_and_sync(path: Path) -> str:
-    with path.open("rb") as handle:
-        digest = _digest(handle)
-        os.fsync(handle.fileno())
-    return digest
 
 
 def _digest(handle: IO[bytes]) -> str:
