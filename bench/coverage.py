@@ -1,17 +1,17 @@
-"""How often do the evaluation's 95 % intervals hold the truth?
+"""How often do the evaluation's 95 % intervals contain the true value?
 
     .venv/bin/python bench/coverage.py [--rounds 1000] [--json]
 
-Made-up evaluations whose truth is known: each cluster of problems has a chance of success of its own (beta
-distributed), each problem some samples. Counted is the share of rounds in which the interval holds the true value:
+Simulated evaluations with known true values: each cluster of problems has a separate probability of success (beta
+distributed), each problem some samples. The bench counts the share of rounds in which the interval contains the value:
 
     rate          success of the samples                  `rate_interval`
     pass@2, @4    chance that one of k samples is right   `rate_interval`
     difference    success after less success before, paired by problem     `mean_interval`
     O/E           hits over expected hits of a search that stops when it hits     `ratio_interval`
 
-Beside the last two: bootstrap-t over clusters (Efron and Tibshirani 1993, chapter 12.5), which the kit does not use.
-Bar: each of the kit's own covers 93 to 99.5 %, less two standard errors of the simulation at either end.
+To compare with the last two: bootstrap-t over clusters (Efron and Tibshirani 1993, chapter 12.5), which is not used.
+Bar: each of the kit's intervals covers 93 to 99.5 %, less two standard errors of the simulation at either end.
 About 4 minutes of one core.
 """
 
@@ -33,7 +33,7 @@ LEAST, MOST = 0.93, 0.995
 SAMPLES = 4
 RESAMPLES = 500
 MOST_TRIES = 7
-"""Of a search; how many it makes at most is drawn from 1 to this."""
+"""A search's limit of tries is drawn from 1 to this."""
 
 
 class Case(NamedTuple):
@@ -41,12 +41,12 @@ class Case(NamedTuple):
 
     clusters: int
     problems: int
-    """Most problems of a cluster; how many is drawn from 1 to this."""
+    """A cluster's number of problems is drawn from 1 to this."""
     before: float
     """Success, on average."""
     after: float
     correlation: float
-    """Of two problems of a cluster: the share of the variance that lies between clusters."""
+    """Correlation of two problems of a cluster: the share of the variance between clusters."""
 
 
 CASES = {
@@ -114,7 +114,7 @@ def bootstrap_t(
 
 
 def simulate(case: Case, rounds: int, seed: int) -> dict[str, dict[str, float]]:
-    """Of each figure the share of rounds that cover, and the median width."""
+    """For each figure, the share of rounds that cover, and the median width."""
     rng = np.random.default_rng(seed)
     found: dict[str, list[tuple[bool, float]]] = {}
 
@@ -148,7 +148,7 @@ def simulate(case: Case, rounds: int, seed: int) -> dict[str, dict[str, float]]:
 
 
 def holds(seen: dict[str, float]) -> bool:
-    """Whether a coverage is within the bar, as far as so many rounds can tell."""
+    """Return whether a coverage is within the bar, given the number of rounds."""
     error = 2 * math.sqrt(LEAST * (1 - LEAST) / seen["rounds"])
     return LEAST - error <= seen["coverage"] <= min(1.0, MOST + error)
 

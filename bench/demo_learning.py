@@ -3,10 +3,10 @@
     .venv/bin/python bench/demo_learning.py [--seeds 0 1 2 3 4] [--jobs 2] [--only learning|time] [--json]
 
 Learning: five seeds and a random-reward control, each with its own warm start and one thread, `--jobs` at a time.
-Told are the median and the range over the seeds, of each seed the rise with its interval (paired: every problem is
-compared with itself), and how the model's tries compare with a random solver's (O/E; docs/evaluation.md). Bars: on
-every seed success (sampled) rises by at least 25 points and the 95 % intervals do not overlap; the control does not
-rise.
+It prints the median and the range over the random seeds, for each of them the rise with its interval (paired: every
+problem is compared with itself), and how the model's tries compare with a random solver's (O/E; docs/evaluation.md).
+Bars: on every random seed success (sampled) rises by at least 25 points and the 95 % intervals do not overlap; the
+control does not rise.
 
 Time: the plain `mini-r1 demo` three times, one after another, each with an empty cache and the threads that it chooses
 itself. Bar: the median of the whole process is at most 120 s on two idle cores. The load average of the minute before
@@ -107,7 +107,7 @@ def over_random(figures: dict[str, Any]) -> str:
 def over_seeds(learned: list[dict[str, Any]]) -> list[str]:
     """Median and range of the figures over the seeds, and the random solver's success on the same problems."""
 
-    def told(name: str, values: list[float], form: str) -> str:
+    def line(name: str, values: list[float], form: str) -> str:
         return f"{name}: median {statistics.median(values):{form}}, {min(values):{form}} to {max(values):{form}}"
 
     solvers = [result["after"]["baselines"]["random_solver"] for result in learned]
@@ -115,11 +115,11 @@ def over_seeds(learned: list[dict[str, Any]]) -> list[str]:
         key: statistics.median(s["success_at_tries"][key] for s in solvers) for key in solvers[0]["success_at_tries"]
     }
     return [
-        told("success before", [r["before"]["sampled"] for r in learned], ".1%"),
-        told("success after", [r["after"]["sampled"] for r in learned], ".1%"),
-        told("rise", [r["rise"]["sampled"] for r in learned], "+.1%"),
-        told("tries per answer after", [r["after"]["tries"] for r in learned], ".2f"),
-        told("O/E after, against the random solver", [s["observed_over_expected"] for s in solvers], ".2f"),
+        line("success before", [r["before"]["sampled"] for r in learned], ".1%"),
+        line("success after", [r["after"]["sampled"] for r in learned], ".1%"),
+        line("rise", [r["rise"]["sampled"] for r in learned], "+.1%"),
+        line("tries per answer after", [r["after"]["tries"] for r in learned], ".2f"),
+        line("O/E after, against the random solver", [s["observed_over_expected"] for s in solvers], ".2f"),
         "random solver, success by number of tries, median: "
         + ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items()),
     ]

@@ -51,7 +51,7 @@ datasets==5.2.0
 """
 TRL, TUNED = "TRL 1.16.0", "TRL 1.16.0, malloc"
 COMPLETIONS, TURN = 512, 2
-"""Completions of an optimizer step, whatever the recipe's; steps that a side does at a time."""
+"""Completions of an optimizer step, instead of the recipe's; steps that a side does at a time."""
 RATIO = 2.5
 
 

@@ -2,12 +2,12 @@
 
     .venv/bin/python bench/search.py [--json]
 
-First the success of three solvers after 1, 2, 4, ... tries: on the demo's problems, on problems of the hub set's kind
-(generated, 1,000), and on 200 rows of the hub set. `patient` is the solver that `builtin:scratch` imitates, if it never
-gave up.
+First the success of three solvers after 1, 2, 4, ... tries: on the demo's problems, on 1,000 generated problems
+like the hub data set's, and on 200 rows of that set. `patient` is the solver that `builtin:scratch` imitates, without
+giving up.
 
-Then a model that is the random solver itself, with at most so many tries, on the first two sets. Told are its success,
-what a comparison with "as many tries as the model made" would give the solver, and O/E (docs/evaluation.md). Bar: O/E
+Then a model that is the random solver itself, with a limited number of tries, on the first two sets: its success, what
+a comparison with "as many tries as the model made" would give the solver, and O/E (docs/evaluation.md). Bar: O/E
 has 1 within its 95 % interval, every time. About 1 minute.
 """
 
@@ -50,7 +50,7 @@ def sets() -> dict[str, tuple[list[task.Problem], Game]]:
 
 
 def levels(problems: list[task.Problem], solver: Solver) -> dict[str, float]:
-    """Success after so many tries."""
+    """Return the success after each number of tries."""
     rng = np.random.default_rng(0)
     found = [
         success_at_tries(solver.weights(p) or {}, abs(p.target) if solver.signless else p.target, rng) for p in problems

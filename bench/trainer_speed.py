@@ -5,15 +5,15 @@
 Both start from the same warm-started model and see the same problems in the same order: the demo recipe with 8
 accumulation steps, 16 x 8 x 8 = 1,024 completions a step. The kit runs through its own `train`, saves and logs
 included. Stock is TRL's GRPOTrainer with the kit's rewards as plain reward functions, its rows in the given order and
-no saves. They take turns of a few steps within one run, one process at a time and one thread each, so that whatever
-slows the machine down meets both. A completion lengthens as the policy learns: the same steps are compared.
+no saves. They take turns of a few steps within one run, one process at a time and one thread each, so that other
+load slows down both. A completion lengthens as the policy learns: the same steps are compared.
 
 The kit also has malloc keep what it frees (`training/cpu.py`); the bar is judged against stock without it. With
---stock-tuned a third process runs stock with the same setting, and the ratio to it is printed too. CPU time stands
-beside wall time: on a busy machine it varies less.
+--stock-tuned a third process runs stock with the same setting, and the ratio to it is printed too. CPU time is
+printed with wall time: on a busy machine it varies less.
 
 Bars: the median ratio over the seeds is at least 2 and no seed is below 1.8; after the last step held-out success
-(sampled, 95 % cluster bootstrap) of the two overlaps on every seed. About 16 minutes with --stock-tuned, less
+(sampled, 95 % cluster bootstrap) of the two overlaps on every random seed. About 16 minutes with --stock-tuned, less
 without; the first run makes three warm starts as well (two minutes each, cached).
 """
 
@@ -41,7 +41,7 @@ RATIO, WORST = 2.0, 1.8
 STOCK, TUNED = "stock", "stock, tuned"
 
 
-# --- a side, in a process of its own
+# --- a side, in a separate process
 
 
 def work(side: str, seed: int, steps: int, run_folder: str, parent: Connection) -> None:
@@ -137,7 +137,7 @@ def measure(seed: int, steps: int, turn: int, names: list[str], folder: Path) ->
 
 
 def summary(sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Of one seed: steps a minute by wall time, each ratio kit / stock by wall and by CPU time, what was learned."""
+    """Figures of one random seed: steps a minute, the ratios kit / stock by wall and by CPU time, what was learned."""
     total = {name: [sum(column) for column in zip(*side["seconds"], strict=True)] for name, side in sides.items()}
     steps = len(sides[KIT]["seconds"])
     (low, high), (stock_low, stock_high) = (sides[name]["evaluation"]["ci95"] for name in (KIT, STOCK))

@@ -42,7 +42,7 @@ tests instead."""
 
 @pytest.hookimpl(optionalhook=True)  # the image's tests do without pytest-xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Of several processes, one takes a whole file, because its tests share fixtures, or a folder of TOGETHER."""
+    """Schedule: each process takes a whole file, because its tests share fixtures, or a folder of TOGETHER."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """No network, no second thread, no state of the user's own: before a test's imports, which read these once."""
+    """No network, no second thread, no state of the user: before a test's imports, which read these once."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -130,7 +130,7 @@ def write_recipe(path: Path, model: Path, **changes: Any) -> Path:
         "temperature": 1.0,
         "save_steps": 2,
         "seed": 3,
-        # An untrained model is never right: a coin gives the groups something to differ in.
+        # An untrained model is never right: random rewards give the groups something to differ in.
         "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
     }
     path.write_text(yaml.safe_dump({**values, **changes}))

@@ -49,7 +49,7 @@ def parse(page: str) -> list[Line]:
 
 
 def tiers_of(name: str, root: Path) -> dict[Test, set[str]]:
-    """Return the test functions that a name of the page stands for, each with the tiers of its cases.
+    """Return the test functions of a name on the page, each with the tiers of its cases.
 
     Raises:
         FileNotFoundError: there is no such file or folder.

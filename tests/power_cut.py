@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 Content = bytes | dict[str, int]
-"""Of a file, or of a folder: the inode of each name."""
+"""Content of a file, or of a folder: the inode of each name."""
 
 
 @dataclass

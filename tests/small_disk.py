@@ -31,7 +31,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> None:
-    """Leave so many bytes free; less is left as it is."""
+    """Leave this number of bytes free; if fewer are free, change nothing."""
     with (disk / "filler").open("wb") as filler:
         filler.write(bytes(max(0, shutil.disk_usage(disk).free - leave)))
 

@@ -91,7 +91,7 @@ def test_the_hub_rows_are_two_hundred_different_problems_of_the_real_game() -> N
 
 
 def figures(**changes: Any) -> dict[str, Any]:
-    """Of a run that meets all bars."""
+    """Figures of a run that meets all bars."""
     after = {"sampled": 0.6, "ci95": [0.57, 0.63], "needs": 0.2, "signed_sums": 1.1, "random_solver": 1.2}
     after.update(changes.get("after", {}))
     before = {"sampled": 0.25, "ci95": [0.22, 0.28], "needs": 0.1, "signed_sums": 1, "random_solver": 1}

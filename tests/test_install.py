@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "app" / "install.py"
 
-# The script stands outside the package (it runs before there is one), so it is loaded by its path.
+# The script is outside the package (it runs before there is one), so it is loaded by its path.
 spec = importlib.util.spec_from_file_location("install", SCRIPT)
 assert spec is not None
 assert spec.loader is not None
@@ -89,7 +89,7 @@ def test_index_answers(index: str) -> None:
 
 def test_index_does_not_answer(index: str) -> None:
     assert not install.url_answers(f"{index}/something-else.whl"), "an index without the file does not serve it"
-    assert not install.url_answers("http://127.0.0.1:9/torch.whl"), "nobody listens"
+    assert not install.url_answers("http://127.0.0.1:9/torch.whl"), "no server there"
     assert not install.url_answers("file:///etc/hosts"), "only the web"
     assert not install.url_answers("not a url")
     assert not install.url_answers("http://[bad/torch.whl")

@@ -71,7 +71,7 @@ def test_what_is_no_program_is_no_mutant(mutants: ModuleType) -> None:
 
 
 def test_a_mutant_that_no_test_notices_is_seen(mutants: ModuleType, tmp_path: Path) -> None:
-    """`a <= b` is tested with two numbers alone, which it cannot be told from `a < b` by."""
+    """`a <= b` is tested with two numbers alone, which does not distinguish it from `a < b`."""
     package, tests = tmp_path / "app" / "mini_r1", tmp_path / "tests"
     package.mkdir(parents=True)
     tests.mkdir()

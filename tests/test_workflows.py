@@ -1,4 +1,4 @@
-"""The GitHub workflows, as far as they can be held without GitHub: pins, rights, shell, names, the release's own steps.
+"""The GitHub workflows, without GitHub: pins, permissions, shell, names, the steps of a release.
 
 Nothing of GitHub Actions runs here. What a step runs is run where it can be: with bash, as the runner would.
 """
@@ -31,7 +31,7 @@ SCRIPTS = sorted(GITHUB.glob("*.sh"))
 
 USES = re.compile(r"^\s*(?:- )?uses:(.*)$", re.MULTILINE)
 PIN = re.compile(r" (?P<action>[\w.-]+/[\w./-]+)@(?P<commit>[0-9a-f]{40}) # (?P<version>v\d+\.\d+\.\d+)")
-# Whoever names a branch, writes a title or pushes a commit decides what these are.
+# Anyone who names a branch, writes a title or pushes a commit controls these.
 OF_STRANGERS = re.compile(r"\$\{\{[^}]*\bgithub\.(?:event|head_ref|base_ref|actor|triggering_actor)\b")
 
 # Beyond `contents: read`. What is not here must not be asked for.
@@ -58,7 +58,7 @@ def steps() -> Iterator[Step]:
 
 
 RUNS = [step for step in steps() if "run" in step.step]
-# Each name as a word of its own: `$()`, pipes and redirections are no arguments.
+# Each name as a separate word: `$()`, pipes and redirections are no arguments.
 COMMAND_ENDS = re.compile(r"[|;&]+|\n")
 
 
@@ -422,7 +422,7 @@ def test_notes_without_a_digest_are_not_published(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stand_ins(tmp_path: Path) -> Path:
-    """`sudo` and `df` that only say what they were told."""
+    """`sudo` and `df` that only print their arguments."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sudo", "df"):
@@ -506,6 +506,6 @@ esac
     assert done.returncode == status, done.stderr
     assert ("should have exited 0 or 143" in done.stderr) == bool(status)
     calls = log.read_text().splitlines()
-    # Stopped before it is asked how it ended, and removed with its volumes whatever the answer was.
+    # Stopped before its exit code is read, and removed with its volumes in any case.
     assert calls.index("compose --profile=cpu stop") < next(at for at, call in enumerate(calls) if "inspect" in call)
     assert calls[-1] == "compose --profile=cpu down -v"

@@ -99,7 +99,7 @@ def make_tokenizer(vocabulary: int) -> Any:
 
 
 def made_model(name: str, scratch: Path) -> Path:
-    """The folder of a random bfloat16 model of a shape; made on first use, by a process of its own.
+    """The folder of a random bfloat16 model of a shape; made on first use, by a separate process.
 
     What it takes of the GPU is then given back before anything is measured.
     """
@@ -137,8 +137,8 @@ def make_model(name: str, scratch: Path) -> None:
 def bench_recipe(folder: Path, **changes: Any) -> Recipe:
     """The published recipe on one worker that generates for itself: 8 prompts x 8 completions a step.
 
-    Generated problems, sdpa unless a change says otherwise, nothing saved. A random model is never right: a coin
-    gives the groups something to differ in.
+    Generated problems, sdpa by default, nothing saved. A random model is never right, so random rewards make the groups
+    differ.
     """
     values = {
         "model_name_or_path": folder, "attn_implementation": "sdpa", "use_vllm": "false", "tf32": "null",
@@ -160,7 +160,7 @@ def drawn_lengths(row: int, limit: int, attempt: int = 0) -> list[int]:
     Args:
         row: of the run's ordered problems.
         limit: the longest, in tokens; median and limit of the distribution are scaled to it.
-        attempt: another draw for a bench that goes on.
+        attempt: another draw for a bench that is resumed.
     """
     step, position = divmod(row, PROMPTS)
     count = PROMPTS * GENERATIONS
@@ -187,7 +187,7 @@ def table_of_lengths(rows: Any, tokenizer: Any, lengths: Any) -> dict[tuple[int,
 
 
 class DrawnLengths:
-    """Makes completions end where they were told to: a random model never says the end token at the right moment.
+    """Makes completions end at given lengths: a random model never writes the end token at the right moment.
 
     The end token cannot be drawn before, and is what is drawn then. Both trainers pay for it with the same two small
     operations a token.
@@ -202,13 +202,13 @@ class DrawnLengths:
         self._eos = eos
 
     def of(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """Of all completions of some prompts, those of one prompt next to one another."""
+        """For all completions of some prompts, those of one prompt next to one another."""
         return [length for prompt in prompts for length in self._table[tuple(prompt)]]
 
     def into_the_kit(self) -> None:
         """Replace the sampler's draw, for the rest of the process.
 
-        `next_token` is not told which completions its rows are; it follows from the lengths, because the sampler
+        `next_token` does not know which completions its rows are; it follows from the lengths, because the sampler
         drops the finished ones every COMPACT_EVERY tokens.
         """
         import torch

@@ -11,7 +11,7 @@ from mini_r1.plan.timing import BANDWIDTH_SHARE, GPU_CLASSES, PREFILL_SHARE, VLL
 
 H100 = GPU_CLASSES[0]
 BYTES = 2
-"""Of a weight and of a value in the cache: bfloat16."""
+"""Bytes of a weight and of a value in the cache: bfloat16."""
 
 
 def vllm_rollout(shape: Any, lengths: Sequence[int], prompt: int) -> float:
@@ -35,5 +35,5 @@ def vllm_rollout(shape: Any, lengths: Sequence[int], prompt: int) -> float:
 
 
 def flops_share(shape: Any, tokens: int, seconds: float, each: int) -> float:
-    """Of the H100's dense bfloat16 peak: `each` x parameters x tokens, 2 forward (Kaplan et al., arXiv:2001.08361)."""
+    """Share of the H100's dense bfloat16 peak: `each` x parameters x tokens, 2 forward (arXiv:2001.08361)."""
     return float(each * shape.parameters * tokens / seconds / H100.flops) if seconds else 0.0

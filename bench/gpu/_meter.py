@@ -35,7 +35,7 @@ class CudaMeter:
         return self._reserved
 
     def context(self) -> int | None:
-        """What this process holds besides: the CUDA context, libraries' own memory. None where nobody can tell."""
+        """What this process holds besides: the CUDA context, libraries' own memory. None if unknown."""
         import pynvml
 
         pynvml.nvmlInit()

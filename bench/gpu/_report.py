@@ -137,7 +137,7 @@ def memory(name: str, result: dict[str, Any]) -> Iterator[str]:
     batch = result["batch"]
     yield (
         f"{name}: {batch['prompts']} x {batch['accumulation']} prompts x {batch['generations']}, "
-        f"{batch['prompt_tokens']} + {batch['completion_tokens']} tokens; {result['meter']}; beside other units "
+        f"{batch['prompt_tokens']} + {batch['completion_tokens']} tokens; {result['meter']}; during other units "
         + ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in result["seconds"].items())
     )
     yield f"{'MiB':34}{'planned':>10}{'measured':>10}{'error':>9}"
@@ -205,7 +205,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "tokens": lambda seen: f"{seen['completion_tokens']:.0f}",
     "  cut": lambda seen: f"{seen['truncated']:.1%}",
 }
-"""Of one model on one set of problems; cells are as wide as their heading."""
+"""Figures of one model on one set of problems; cells are as wide as their heading."""
 LEAST_BEFORE, MOST_BEFORE, LEAST_AFTER, LEAST_RISE, LEAST_NEEDS = 0.15, 0.40, 0.55, 0.20, 0.15
 
 

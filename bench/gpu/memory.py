@@ -12,7 +12,7 @@ allocator's peak is read wherever a phase ends; inside a phase too, where someth
     optimizer step   the optimizer alone
 
 Items that are tensors one can get hold of (weights, reference, gradients, optimizer states, cache) are counted by
-their sizes. The plan's context and fragmentation are held against what the driver says, apart.
+their sizes. The plan's context and fragmentation are compared with the driver's figures, separately.
 
 Bar: the plan's largest moment within 10 % of the measured one, without context and fragmentation.
 """
@@ -103,12 +103,12 @@ class Watcher:
         from mini_r1.training.attempt import Attempt
         from mini_r1.training.trainer import CountdownTrainer
 
-        book, told, loss = self.book, Attempt.phase, CountdownTrainer.compute_loss
+        book, original, loss = self.book, Attempt.phase, CountdownTrainer.compute_loss
 
         def phase(callback: Any, name: str) -> None:
             self.clock(name)
             book.begin("prefill" if name == "rollout" else name)
-            told(callback, name)
+            original(callback, name)
 
         def compute_loss(trainer: Any, *rest: Any, **named: Any) -> Any:
             book.begin("forward")

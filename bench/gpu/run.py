@@ -1,15 +1,15 @@
-"""Everything that is measured on a GPU, in one command that can be interrupted and called again.
+"""All measurements on a GPU, in one command that can be interrupted and called again.
 
     .venv/bin/python bench/gpu/run.py --out FOLDER [--only step-time,memory] [--limit-s 480] [--record]
 
-Each unit of work is a process of its own with one small JSON file in FOLDER; a unit that is whole there is not run
-again, and step-time goes on with the rounds that are missing. None is begun that would end after --limit-s by the
-seconds that it is expected to take on an H100. The units of memory run at once, the seeds of scratch too. At the end
-everything in FOLDER is printed, with the machine, versions and this command, and written to FOLDER/RESULTS.md;
---record appends it to bench/RESULTS.md. Models and logs are in --scratch, several GiB. Exit code 1: a unit failed, or
-a bar is missed. Units that are still to do do not count.
+Each unit of work is a separate process with one small JSON file in FOLDER; a unit that is complete there is not run
+again, and step-time runs the missing rounds. A unit starts only if it is expected to end before --limit-s on an H100.
+The units of memory run at once, and so do the random seeds of scratch. At the end everything in FOLDER is printed, with
+the machine, versions and this command, and written to FOLDER/RESULTS.md; --record appends it to bench/RESULTS.md.
+Models and logs are in --scratch, several GiB. Exit code 1: a unit failed, or a bar is missed. Units that were not run
+are ignored.
 
---scale tiny runs all of it with a tiny model on a CPU: it shows that the benches work, and says nothing of a GPU.
+--scale tiny runs all of it with a tiny model on a CPU: a smoke run of the benches.
 --scale small is scratch alone with a small model that a CPU can teach in one to two hours (--limit-s 9000).
 """
 
@@ -53,7 +53,7 @@ class Unit:
         name: of the file.
         script: that measures it; for `smoke` none.
         arguments: of the script.
-        expected_s: on one H100, start and model included. By reckoning, where nobody has run it.
+        expected_s: on one H100, start and model included. An estimate, if it was never run.
         least_s: to get anything out of it; None: it is all or nothing.
     """
 

@@ -1,8 +1,8 @@
 """The recipe scratch-1gpu with one seed: warm start, GRPO, and held-out success before and after. See run.py.
 
-Success is measured on problems of the run's own held-out part, and on rows of the hub's set (`hub_rows.jsonl`, its
-first 200) without those that share numbers and target with a training problem. At the deadline the run is told to save;
-called again on the same machine it goes on with it.
+Success is measured on held-out problems of the run, and on rows of the hub data set (`hub_rows.jsonl`, its
+first 200) without those that share numbers and target with a training problem. At the deadline the run saves;
+called again on the same machine it resumes.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ SCALES: dict[str, dict[str, Any]] = {
 completions; `tiny` shows that the bench works, and measures nothing."""
 KEPT = ("problems", "greedy", "greedy_ci95", "sampled", "ci95", "by_size", "by_operators", "format", "tries",
         "completion_tokens", "truncated", "failures")  # fmt: skip
-"""Of an evaluation's figures."""
+"""Figures of an evaluation."""
 CURVE = ("step", "reward", "success", "rewards/format", "completion_length", "frac_truncated", "tries", "kl", "entropy",
          "eval_success", "eval_tries")  # fmt: skip
-"""Of a row of metrics, where it has them."""
+"""Figures of a row of metrics, if it has them."""
 
 
 class Stopped(Exception):
@@ -164,7 +164,7 @@ def figures(deadline: float, run: RunDir, *arguments: Any) -> dict[str, Any]:
 
 
 def worth_of_tries(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Of sampled answers: what their tries are worth.
+    """Return for sampled answers what their tries are worth.
 
     Returns:
         `repeated`: share of tries with a result that the same answer had before; `false_claims`: share of answers that
@@ -192,7 +192,7 @@ def worth_of_tries(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 def patient(rows: Iterable[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | None:
     """The imitated solver, if it did not give up: its success, and its chances at the model's tries.
 
-    A model that does no better at its tries has learned to go on, and not to search better.
+    A model that does no better at its tries has learned to keep trying, and not to search better.
     """
     teacher = of_recipe(recipe, ()).model.demonstrator
     sampled = [

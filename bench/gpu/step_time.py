@@ -7,7 +7,7 @@ a step, accumulation 8, generation by transformers. The kit runs through its own
 with the kit's rewards as plain functions. Same problems in the same order, and each completion has the same length on
 both sides: drawn in advance (`_common.py`), because a random model never ends by itself.
 
-Each side is a process of its own that waits while the other has its turn of one step; who begins changes from round to
+Each side is a separate process that waits while the other has its turn of one step; who begins changes from round to
 round. Before a side waits it gives the memory that it does not need back to the driver. At 1.5B stock's own peak is so
 near to 80 GiB (by reckoning 58) that the kit also moves its weights and optimizer states to the host meanwhile. Neither
 is timed.
@@ -46,7 +46,7 @@ FINISH = 0
 AT_ONCE = {"cacheless_rows": 8, "cacheless_context": 544, "cacheless_tokens": 24}
 
 
-# --- a side, in a process of its own
+# --- a side, in a separate process
 
 
 class Stopwatch:
@@ -69,7 +69,7 @@ class Stopwatch:
         return before
 
     def during(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with a phase of its own."""
+        """The function, as a separate phase."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             before = self.begin(name)
@@ -105,7 +105,7 @@ def work(side: str, job: dict[str, Any], parent: Connection) -> None:
 
 
 def lengths_of(job: dict[str, Any], row: int) -> list[int]:
-    """Of the completions of a row; those of the first step are for warming up."""
+    """Lengths of the completions of a row; those of the first step are for warming up."""
     drawn = common.drawn_lengths(row, job["limit"], job["attempt"])
     return [max(2, length // common.WARM_UP) for length in drawn] if row < common.PROMPTS else drawn
 
@@ -186,11 +186,11 @@ def train_kit(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, fol
     from rich.console import Console
 
     drawn.into_the_kit()
-    told, judged = Attempt.phase, Attempt.rollout
+    original, judged = Attempt.phase, Attempt.rollout
 
     def phase(self: Attempt, name: str) -> None:
         turns.watch.begin(name)
-        told(self, name)
+        original(self, name)
 
     def rollout(self: Any, step: int, records: list[dict[str, Any]]) -> None:
         turns.rolled += [record["tokens"] for record in records]
@@ -226,7 +226,7 @@ def train_stock(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, f
         train_dataset=rows,
         processing_class=policy.tokenizer,
     )
-    turns._policy = dataclasses.replace(policy, reference=trainer.ref_model)  # stock made one of its own
+    turns._policy = dataclasses.replace(policy, reference=trainer.ref_model)  # stock made another one
     trainer._get_train_sampler = lambda: SequentialSampler(rows)
     plain = model.generate
     drawn.into_stock(model)
@@ -314,7 +314,7 @@ class Side:
         return self.receive()  # type: ignore[no-any-return]
 
     def kill(self) -> None:
-        """End it, whatever it does: the save at the end of a run is not what is measured."""
+        """End it at any moment: the save at the end of a run is not what is measured."""
         self._process.kill()
         self._process.join()
 

@@ -1,10 +1,10 @@
-"""What bfloat16 does to log-probabilities, KL and gradients, and what stock's faults do to them.
+"""What bfloat16 does to log-probabilities, KL and gradients, and the effect of stock's errors on them.
 
     .venv/bin/python bench/gpu/run.py --out FOLDER --only trl-fixes
 
 Sixteen completions of different length of two prompts of different length, made once; a policy that differs from its
 reference, so that the KL is not zero. The truth is the kit's trainer with float32 weights, eager attention and no
-TensorFloat-32. Held against it, on the same completions and advantages, through the trainers' own `compute_loss`:
+TensorFloat-32. Compared with it, on the same completions and advantages, through the trainers' own `compute_loss`:
 
     the kit     float32 weights and sdpa (nothing may change); bfloat16 as the recipes have it (16-bit weights and
                 autocast) with each attention there is; float32 weights under autocast
@@ -36,7 +36,7 @@ TEMPERATURE, BETA = 0.9, 0.001
 NOISE = 0.25
 """How far the policy is from its reference: normal noise on each weight, as a share of that tensor's deviation."""
 EXACT = 1e-3
-"""Of float32 with another kernel: mean error of a log-probability in nats, and relative error of the gradient."""
+"""Error of float32 with another kernel: mean error of a log-probability in nats, and relative error of the gradient."""
 ROUNDED, COSINE = 0.05, 0.99
 """Bars of bfloat16: mean error of a log-probability in nats, and the gradient's cosine with the truth's."""
 
@@ -81,10 +81,10 @@ def variants() -> list[Variant]:
 
 @dataclass
 class Seen:
-    """Of one variant."""
+    """Results of one variant."""
 
     logps: list[Any]
-    """Of each completion's real tokens, in the order in which they were made; float32."""
+    """Log-probabilities of each completion's real tokens, in the order in which they were made; float32."""
     kl: float
     gradient: dict[str, Any]
 
@@ -306,7 +306,7 @@ def bars(seen: dict[str, dict[str, float]]) -> dict[str, bool]:
         f"float32 with sdpa is the truth to {EXACT:g}": max(exact["logp_mean_error"], exact["gradient_error"]) <= EXACT,
         f"the kit's bfloat16: log-probabilities within {ROUNDED:g} nats in the mean, gradient's cosine >= {COSINE:g}":
             all(v["logp_mean_error"] <= ROUNDED and v["cosine"] >= COSINE for v in rounded),
-        "stock's faults are larger than the kit's rounding": stock["logp_mean_error"] > kit["logp_mean_error"],
+        "stock's errors are larger than the kit's rounding": stock["logp_mean_error"] > kit["logp_mean_error"],
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import pytest
 from mini_r1.doctor.case import Case
 from mini_r1.doctor.local_storage import filesystem
-from mini_r1.doctor.shared_storage import FLEETING
+from mini_r1.doctor.login_checks import FLEETING
 from mini_r1.machine.devices import Devices
 from mini_r1.run.run_dir import RunDir
 
