@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.launch.worker_environment import Start, starts_as_json, starts_as_text, starts_of, train_command
+from mini_r1.launch.worker_environment import WorkerStart, describe_starts, starts_to_dict, train_command, worker_starts
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.roles import assign
 
@@ -16,13 +16,13 @@ COMMAND = train_command(Path("my.yaml"), ["seed=7", "run_name=a b"], Path("runs/
 
 def starts(
     node: int, devices: list[list[str]], *, vllm: bool = True, on_cpu: bool = False, **options: Any
-) -> list[Start]:
+) -> list[WorkerStart]:
     roles = assign(devices, use_vllm=vllm, on_cpu=on_cpu)
     options = {"launchers": {}, "supervisor": Path("/scratch"), **options}
-    return starts_of(roles.nodes[node], roles, TWO, COMMAND, on_cpu=on_cpu, **options)
+    return worker_starts(roles.nodes[node], roles, TWO, COMMAND, on_cpu=on_cpu, **options)
 
 
-def variables(start: Start) -> dict[str, str]:
+def variables(start: WorkerStart) -> dict[str, str]:
     return {variable.name: variable.value for variable in start.variables}
 
 
@@ -88,7 +88,7 @@ def test_every_variable_has_a_reason_and_is_shown_with_it() -> None:
     devices = [["0", "1", "2"], ["0"]]
     every = [*starts(0, devices), *starts(1, devices)]
     assert all(variable.reason for start in every for variable in start.variables)
-    text = starts_as_text(every, {})
+    text = describe_starts(every, {})
     for start in every:
         for variable in start.variables:
             assert f"{variable.name}=" in text
@@ -101,10 +101,10 @@ def test_no_secret_and_no_escape_is_shown() -> None:
     launchers = {"HF_TOKEN": "hf_" + "s" * 30, "TORCHELASTIC_\x1b[31m": "1"}
     command = train_command(Path("my.yaml"), ["run_name=hf_" + "s" * 30, "x=\x1b[31m"], Path("runs/my"), None)
     roles = assign([["0"]], use_vllm=False, on_cpu=True)
-    shown = starts_of(
+    shown = worker_starts(
         roles.nodes[0], roles, TWO, command, on_cpu=True, supervisor=Path("/scratch"), launchers=launchers
     )  # fmt: skip
-    text = starts_as_text(shown, launchers)
-    assert "s" * 30 not in text + str(starts_as_json(shown, launchers))
+    text = describe_starts(shown, launchers)
+    assert "s" * 30 not in text + str(starts_to_dict(shown, launchers))
     assert "\x1b" not in text
     assert "run_name=[redacted]" in text

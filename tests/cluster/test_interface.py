@@ -6,7 +6,7 @@ import socket
 import sys
 
 import pytest
-from mini_r1.launch.network_interface import interface_of
+from mini_r1.launch.channel import interface_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nodes are Linux machines")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.launch import peers as peers_module
 from mini_r1.launch import rendezvous
-from mini_r1.launch.channel import Channel, Gone
-from mini_r1.launch.peers import Ending, Peers, agreed
+from mini_r1.launch.channel import MAX_BYTES, Channel, Gone
+from mini_r1.launch.peers import Ending, PeerProblem, Peers, agree
 from mini_r1.launch.rendezvous import Introduction, Meeting
+from mini_r1.launch.stop_order import StopOrder
 from mini_r1.machine.nodes import Nodes, free_port
 
 HELLO = Introduction(
@@ -29,20 +32,20 @@ class Node(threading.Thread):
 
     def __init__(self, index: int, count: int, port: int, run_dir: Path, **changes: Any) -> None:
         super().__init__(daemon=True)
-        self.stopped = False
+        self.stop = StopOrder()
         self.outcome: Any = None
         self.channels: dict[int, Channel] = {}
         environment = {"MINI_R1_JOB_TOKEN": changes.pop("token", "a secret"), **changes.pop("environment", {})}
         timeout = changes.pop("timeout_s", 60)
         nodes = Nodes(count, index, changes.pop("address", "127.0.0.1"), port, "a test", None)
         self.said: list[str] = []
-        self._meeting = Meeting(nodes, run_dir, environment, self.said.append, lambda: self.stopped, timeout)
+        self._meeting = Meeting(nodes, run_dir, environment, self.said.append, self.stop, timeout)
         self._me = replace(HELLO, **{"index": index, **changes})
         self.start()
 
     def run(self) -> None:
-        def decide(introductions: Any) -> dict[str, Any]:
-            return {"devices": [list(node.devices) for node in introductions]}
+        def decide(devices: Any) -> dict[str, Any]:
+            return {"devices": [list(ids) for ids in devices]}
 
         try:
             self.channels, self.outcome = self._meeting.hold(self._me, decide)
@@ -86,7 +89,7 @@ def test_all_nodes_hear_the_same_and_nothing_is_left_in_the_run_directory(port: 
         ({"recipe": {"seed": 1, "beta": 0.1, "gamma": 3}}, "gamma is None on node 0 and 3 on node 1"),
         ({"options": {"--deepspeed": "zero3"}}, "--deepspeed is auto on node 0 and zero3 on node 1"),
         ({"on_cpu": False}, "one has GPUs"),
-        ({"problem": "the recipe is wrong", "problem_code": 78}, "node 1 (h): the recipe is wrong"),
+        ({"error": "the recipe is wrong", "error_code": 78}, "node 1 (h): the recipe is wrong"),
     ],
 )
 def test_nodes_that_disagree_are_refused_on_all(port: int, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
@@ -94,7 +97,7 @@ def test_nodes_that_disagree_are_refused_on_all(port: int, tmp_path: Path, chang
     assert words in refused(*nodes)
 
 
-@pytest.mark.parametrize("changes", [{"versions": {"torch": "2.6"}}, {"problem": "no memory", "problem_code": 150}])
+@pytest.mark.parametrize("changes", [{"versions": {"torch": "2.6"}}, {"error": "no memory", "error_code": 150}])
 def test_what_is_a_nodes_fault_may_be_tried_again(port: int, tmp_path: Path, changes: dict[str, Any]) -> None:
     nodes = [Node(0, 2, port, tmp_path), Node(1, 2, port, tmp_path, **changes)]
     assert [node.wait().exit_code for node in nodes] == [ExitCode.RETRY] * 2
@@ -161,7 +164,7 @@ def test_who_is_in_no_pod_is_not_told_of_kubernetes(port: int, tmp_path: Path) -
 def test_a_long_wait_is_told_once_with_what_may_be_wrong(
     port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendezvous, "SAY_EVERY_S", 0.1)
+    monkeypatch.setattr(rendezvous, "REPORT_EVERY_S", 0.1)
     monkeypatch.setattr(rendezvous, "HINT_AFTER_S", 1.0)
     node = Node(0, 2, port, tmp_path, timeout_s=3, environment=IN_A_POD)
     node.wait()
@@ -179,7 +182,7 @@ def test_a_pod_with_another_secret_is_told_that_pods_keep_theirs(
     assert "MINI_R1_JOB_TOKEN" in error.message
     assert "a pod keeps the secret it was started with" in error.message
     assert error.exit_code == ExitCode.RETRY
-    first.stopped = True
+    first.stop.take(signal.SIGTERM)
     assert first.wait().exit_code == ExitCode.INTERRUPTED
 
 
@@ -202,7 +205,7 @@ def test_two_launchers_of_one_index_are_told(port: int, tmp_path: Path) -> None:
 def test_a_signal_ends_the_wait(port: int, tmp_path: Path) -> None:
     nodes = [Node(0, 3, port, tmp_path), Node(1, 3, port, tmp_path)]
     for node in nodes:
-        node.stopped = True
+        node.stop.take(signal.SIGTERM)
     assert {node.wait().exit_code for node in nodes} <= {ExitCode.INTERRUPTED, ExitCode.RETRY}
     assert nodes[0].wait().exit_code == ExitCode.INTERRUPTED
 
@@ -232,14 +235,14 @@ def test_messages_arrive_whole_and_in_order() -> None:
         right.receive(30)
 
 
-@pytest.mark.parametrize(
-    "data", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x02[]", b"\x00\x00\x00\x01{", b"\x00\x00\x00\x02\xff\xff"]
-)
+@pytest.mark.parametrize("data", [b"x" * (MAX_BYTES + 1), b"[]\n", b"{\n", b"\xff\xff\n", b"[" * 100_000 + b"\n"])
 def test_what_is_no_message_ends_the_channel(data: bytes) -> None:
     left, right = socket.socketpair()
-    left.sendall(data)
-    with pytest.raises(Gone):
+    writer = threading.Thread(target=lambda: left.sendall(data))
+    writer.start()
+    with pytest.raises(Gone, match="no valid message"):
         Channel(right).receive(30)
+    writer.join()
     left.close()
 
 
@@ -287,10 +290,10 @@ def star() -> Any:
     """Peers of some nodes, connected with node 0."""
     made: list[Peers] = []
 
-    def make(count: int, **options: float) -> list[Peers]:
+    def make(count: int) -> list[Peers]:
         pairs = [socket.socketpair() for _ in range(1, count)]
-        made.append(Peers(0, {i: Channel(pair[0]) for i, pair in enumerate(pairs, 1)}, **options))
-        made.extend(Peers(i, {0: Channel(pair[1])}, **options) for i, pair in enumerate(pairs, 1))
+        made.append(Peers(0, {i: Channel(pair[0]) for i, pair in enumerate(pairs, 1)}))
+        made.extend(Peers(i, {0: Channel(pair[1])}) for i, pair in enumerate(pairs, 1))
         return made
 
     yield make
@@ -315,19 +318,19 @@ def test_all_nodes_end_with_the_code_that_says_most(star: Star) -> None:
     ]
     for peers, ending in zip(nodes, endings, strict=True):
         peers.start()
-        peers.tell_end(ending)
+        peers.report_end(ending)
     assert [until(lambda p=peers: p.result) for peers in nodes] == [Ending(ExitCode.FAILED, "the fault")] * 3
-    assert [peers.trouble for peers in nodes] == [None] * 3
+    assert [peers.problem for peers in nodes] == [None] * 3
 
 
 def test_nobody_ends_before_the_last(star: Star) -> None:
     nodes = star(2)
     for peers in nodes:
         peers.start()
-    nodes[0].tell_end(Ending(ExitCode.FINISHED))
+    nodes[0].report_end(Ending(ExitCode.FINISHED))
     time.sleep(0.5)
     assert nodes[0].result is None
-    nodes[1].tell_end(Ending(ExitCode.FINISHED))
+    nodes[1].report_end(Ending(ExitCode.FINISHED))
     assert [until(lambda p=peers: p.result).code for peers in nodes] == [0, 0]
 
 
@@ -335,10 +338,9 @@ def test_trouble_reaches_every_node(star: Star) -> None:
     nodes = star(3)
     for peers in nodes:
         peers.start()
-    nodes[2].tell_trouble("rank 5 hangs", hung=True)
+    nodes[2].report_problem("rank 5 hangs", hung=True)
     for peers in nodes[:2]:
-        trouble = until(lambda p=peers: p.trouble)
-        assert (trouble.node, trouble.hung, trouble.lost, trouble.text) == (2, True, False, "rank 5 hangs")
+        assert until(lambda p=peers: p.problem) == PeerProblem("rank 5 hangs", hung=True)
 
 
 @pytest.mark.parametrize("lost", [0, 2])
@@ -348,43 +350,47 @@ def test_a_node_that_vanishes_is_noticed_by_all(star: Star, lost: int) -> None:
         peers.start()
     nodes[lost].close()
     for peers in (node for index, node in enumerate(nodes) if index != lost):
-        trouble = until(lambda p=peers: p.trouble)
-        assert (trouble.node, trouble.lost) == (lost, True)
-        peers.tell_end(Ending(ExitCode.RETRY, "", True))
+        problem = until(lambda p=peers: p.problem)
+        assert problem.lost
+        assert problem.text.startswith(f"node {lost} is gone")
+        peers.report_end(Ending(ExitCode.RETRY, "", True))
     for peers in (node for index, node in enumerate(nodes) if index != lost):
         ending = until(lambda p=peers: p.result)
-        assert (ending.code, ending.text) == (ExitCode.RETRY, trouble.text)
+        assert (ending.code, ending.text) == (ExitCode.RETRY, problem.text)
 
 
-def test_a_node_that_falls_silent_is_lost(star: Star) -> None:
-    nodes = star(2, silence_s=2.0, ping_every_s=0.2)
+def test_a_node_that_falls_silent_is_lost(star: Star, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "SILENCE_S", 2.0)
+    nodes = star(2)
     nodes[0].start()  # the other one never does
-    assert "nothing was heard" in until(lambda: nodes[0].trouble).text
+    assert "nothing was heard" in until(lambda: nodes[0].problem).text
 
 
-def test_signs_of_life_keep_a_node(star: Star) -> None:
-    nodes = star(2, silence_s=3.0, ping_every_s=0.2)
+def test_signs_of_life_keep_a_node(star: Star, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers_module, "SILENCE_S", 3.0)
+    monkeypatch.setattr(peers_module, "PING_EVERY_S", 0.2)
+    nodes = star(2)
     for peers in nodes:
         peers.start()
     time.sleep(4)
-    assert [peers.trouble for peers in nodes] == [None, None]
+    assert [peers.problem for peers in nodes] == [None, None]
 
 
 def test_a_node_alone_agrees_with_itself() -> None:
     peers = Peers(0, {})
     peers.start()
-    peers.tell_end(Ending(ExitCode.INTERRUPTED))
+    peers.report_end(Ending(ExitCode.INTERRUPTED))
     assert peers.result == Ending(ExitCode.INTERRUPTED)
     peers.close()
 
 
 def test_the_node_to_blame_is_the_one_that_tells() -> None:
     survivor = Ending(ExitCode.RETRY, "a collective failed", True)
-    assert agreed([survivor, Ending(ExitCode.RETRY, "killed")]).text == "killed"
-    assert agreed([survivor, Ending(ExitCode.CONFIG, "wrong")]).code == 78
-    assert agreed([Ending(ExitCode.FINISHED), Ending(ExitCode.INTERRUPTED)]).code == 143
+    assert agree([survivor, Ending(ExitCode.RETRY, "killed")]).text == "killed"
+    assert agree([survivor, Ending(ExitCode.CONFIG, "wrong")]).code == 78
+    assert agree([Ending(ExitCode.FINISHED), Ending(ExitCode.INTERRUPTED)]).code == 143
     hangs = [Ending(ExitCode.RETRY, "waits", age_s=61), Ending(ExitCode.RETRY, "sleeps", age_s=90)]
-    assert agreed(hangs).text == "sleeps"
+    assert agree(hangs).text == "sleeps"
 
 
 def _connect(port: int) -> socket.socket:

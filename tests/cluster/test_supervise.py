@@ -17,8 +17,8 @@ from mini_r1.launch.hang import Heartbeats, top_frame
 from mini_r1.launch.peers import Ending, Peers
 from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.supervise import Supervision
-from mini_r1.launch.worker_environment import Start, Variable
-from mini_r1.launch.workers import start_all
+from mini_r1.launch.worker_environment import Variable, WorkerStart
+from mini_r1.launch.workers import start_workers
 from mini_r1.run.run_dir import RunDir
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
@@ -40,17 +40,16 @@ class Node:
         """Start a worker for each task and watch them; `after` runs beside it."""
         variables = (Variable("MINI_R1_SUPERVISOR", str(self.folder), ""),)
         starts = [
-            Start(
+            WorkerStart(
                 rank, 0, (sys.executable, str(STAND_IN), *task.split()), (*variables, Variable("RANK", str(rank), ""))
             )
             for rank, task in enumerate(tasks)
         ]
         launchers = {**os.environ, "HF_TOKEN": SECRET}
-        self.workers = start_all(starts, launchers, self.said.append)
-        beats = Heartbeats(self.folder, range(len(tasks)))
+        self.workers = start_workers(starts, launchers, self.said.append)
         peers = Peers(0, {})
         supervision = Supervision(
-            self.workers, beats, self.folder, self.run, peers, self.stop, "node 0 (here)", self.hang_timeout_s,
+            self.workers, self.folder, self.run, peers, self.stop, "node 0 (here)", self.hang_timeout_s,
             self.said.append,
         )  # fmt: skip
         if after is not None:
@@ -176,7 +175,7 @@ def test_a_second_signal_stops_at_once(node: Node) -> None:
 def test_which_signals_mean_at_once(signals: list[tuple[float, signal.Signals]], at_once: bool) -> None:
     now = 0.0
     stop = StopOrder(lambda: now)
-    assert not stop.asked
+    assert stop.name is None
     for now, number in signals:  # noqa: B007  the clock reads it
         stop.take(number)
     assert (stop.name, stop.at_once) == (signals[0][1].name, at_once)
@@ -207,14 +206,14 @@ def test_who_waits_in_a_collective_is_not_to_blame(tmp_path: Path) -> None:
         sign = {"step": 0, "phase": "score", "attempt": 1, "time": told}
         (tmp_path / f"rank-{rank}.heartbeat").write_text(json.dumps(sign))
     beats = Heartbeats(tmp_path, range(3))
-    beats.look()
+    beats.read()
     waiting = (
         'Thread 0x1 (most recent call first):\n  File "/x/torch/distributed/distributed_c10d.py", line 1 in gather\n'
     )
     sleeping = 'Thread 0x1 (most recent call first):\n  File "/x/rewards.py", line 1 in slow\n'
-    assert beats.to_blame(range(3), {0: waiting, 1: waiting, 2: sleeping}) == 2
-    assert beats.to_blame(range(3), {0: waiting, 1: waiting, 2: waiting}) == 1
-    assert beats.to_blame([0, 2], {}) == 0
+    assert beats.find_culprit(range(3), {0: waiting, 1: waiting, 2: sleeping}) == 2
+    assert beats.find_culprit(range(3), {0: waiting, 1: waiting, 2: waiting}) == 1
+    assert beats.find_culprit([0, 2], {}) == 0
 
 
 def test_the_top_frame_is_the_main_threads_and_not_the_standard_librarys() -> None:

@@ -22,19 +22,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """What was asked for on the command line.
+    """The command line of `mini-r1 launch`; None is the recipe's own value, or what scheduler and driver report.
 
-    Args:
-        recipe: a file, the name of a shipped one, or `auto`: the largest shipped one that fits.
-        overrides: of --set.
-        run_dir: None is the recipe's own.
-        gpus: of this node to use; None is all that were given.
-        nodes: how many; None is what the scheduler says.
-        node_index: of this one.
-        address: of node 0.
-        port: of the rendezvous.
-        deepspeed: auto, none, the name of a shipped configuration, or a file.
-        gpu_memory_gib: of a GPU; None asks the driver.
+    `recipe` is a file, the name of a shipped recipe, or `auto`: the largest shipped one that fits.
     """
 
     recipe: str
@@ -48,12 +38,18 @@ class LaunchOptions:
     deepspeed: str = "auto"
     gpu_memory_gib: float | None = None
 
+    def find_nodes(self, environment: Mapping[str, str]) -> Nodes:
+        """Return the nodes of the job, see `machine.nodes.find_nodes`."""
+        return find_nodes(
+            environment, count=self.nodes, index=self.node_index, address=self.address, port=self.port
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What this node knows before it has met the others."""
 
-    order: LaunchOptions
+    options: LaunchOptions
     path: Path
     recipe: Recipe
     run: RunDir
@@ -61,30 +57,31 @@ class Job:
     nodes: Nodes
     gpu_memory_gib: float | None
     environment: Mapping[str, str]
+    say: Say
 
     @property
-    def words(self) -> str:
-        """This node's words for itself."""
+    def node(self) -> str:
+        """This node's name in messages."""
         return f"node {self.nodes.index} ({socket.gethostname()})"
 
 
-def read_job(order: LaunchOptions, environment: Mapping[str, str], say: Say) -> Job:
-    """What is to run here.
+def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> Job:
+    """Find recipe, devices and nodes.
 
     Raises:
-        KitError: recipe, devices or nodes cannot be made sense of.
+        KitError: one of them is wrong.
     """
-    devices = given_devices(environment, order.gpus)
-    nodes = find_nodes(environment, count=order.nodes, index=order.node_index, address=order.address, port=order.port)
-    memory = order.gpu_memory_gib
+    devices = given_devices(environment, options.gpus)
+    nodes = options.find_nodes(environment)
+    memory = options.gpu_memory_gib
     if memory is None and not devices.on_cpu:
         memory = smallest_gpu_gib(read_driver(devices.ids))
-    if order.recipe == AUTO:
-        place = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source)
-        path, reason = find_largest_fitting(place)
+    if options.recipe == AUTO:
+        hardware = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source)
+        path, reason = find_largest_fitting(hardware)
         say(reason)
     else:
-        path = find_recipe(order.recipe)
-    recipe = load_recipe(path, order.overrides)
-    run = RunDir((order.run_dir or effective_output_dir(recipe, path)).absolute())
-    return Job(order, path, recipe, run, devices, nodes, memory, environment)
+        path = find_recipe(options.recipe)
+    recipe = load_recipe(path, options.overrides)
+    run = RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())
+    return Job(options, path, recipe, run, devices, nodes, memory, environment, say)

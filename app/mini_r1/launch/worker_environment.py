@@ -1,6 +1,6 @@
 """What each worker is started with: its command, and each variable with the reason for it.
 
-What the launcher itself was started with is passed on, but for what belongs to another launcher.
+A worker also gets the launcher's own variables, except those that belong to another launcher.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mini_r1.console import printable
 from mini_r1.machine.nodes import Nodes
@@ -18,7 +18,7 @@ from mini_r1.machine.redact import redact
 from mini_r1.machine.roles import NodeRoles, Roles
 
 JOB_TOKEN = "MINI_R1_JOB_TOKEN"  # noqa: S105  the variable's name
-"""A secret that the launchers of one job share; without it they know one another by the job's id."""
+"""A secret that the launchers of one job share; without it they recognize one another by the job's id."""
 
 TAKEN_OUT = {
     "ACCELERATE_": "settings of `accelerate launch`, which would override the recipe's",
@@ -28,22 +28,15 @@ TAKEN_OUT = {
     "GROUP_RANK": "torchrun's",
     "GROUP_WORLD_SIZE": "torchrun's",
     "ROLE_": "torchrun's",
-    "MINI_R1_VLLM_DEVICE": "rank 0's alone, and computed",
+    "MINI_R1_VLLM_DEVICE": "for rank 0 only, and computed",
     "VLLM_USE_V1": "vLLM 0.7.0's other engine, whose worker the kit cannot load weights into",
     JOB_TOKEN: "between launchers only",
 }
-"""Beginnings of names that no worker gets, and why."""
+"""Prefixes of variables that no worker gets, and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable of a worker's environment.
-
-    Args:
-        name: of the variable.
-        value: its text; may be empty.
-        reason: why the worker gets it.
-    """
+class Variable(NamedTuple):
+    """A variable of a worker's environment, and why the worker gets it."""
 
     name: str
     value: str
@@ -51,15 +44,8 @@ class Variable:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
-    """How one worker is started.
-
-    Args:
-        rank: over all nodes.
-        node: that it runs on.
-        command: program and arguments.
-        variables: in place of, or beside, those of the launcher.
-    """
+class WorkerStart:
+    """How one worker is started: its rank over all nodes, its node, and what is added to the launcher's environment."""
 
     rank: int
     node: int
@@ -67,24 +53,24 @@ class Start:
     variables: tuple[Variable, ...]
 
     def environment(self, launchers: Mapping[str, str]) -> dict[str, str]:
-        """The whole environment: the launcher's without what is taken out, and the worker's own."""
+        """Return the whole environment of the worker, from the launcher's."""
         kept = {name: value for name, value in launchers.items() if not name.startswith(tuple(TAKEN_OUT))}
         return {**kept, **{variable.name: variable.value for variable in self.variables}}
 
 
 def train_command(recipe: Path, overrides: Sequence[str], run_dir: Path, deepspeed: str | None) -> tuple[str, ...]:
-    """What every worker runs. Paths are absolute: the same on every node."""
+    """Return what every worker runs. Paths are absolute: the same on every node."""
     sets = [part for override in overrides for part in ("--set", override)]
     zero = ["--deepspeed", deepspeed] if deepspeed else []
     train = ["train", str(recipe.absolute()), *sets, "--run-dir", str(run_dir.absolute()), *zero]
     return (sys.executable, "-m", "mini_r1", *train)
 
 
-def starts_of(
+def worker_starts(
     node: NodeRoles,
     roles: Roles,
     nodes: Nodes,
-    command: Sequence[str],
+    command: tuple[str, ...],
     *,
     on_cpu: bool,
     supervisor: Path,
@@ -92,118 +78,93 @@ def starts_of(
     vllm_device: str | None = None,
     cores: int | None = None,
     interface: str | None = None,
-) -> list[Start]:
-    """How the workers of a node are started, in order of their ranks.
+) -> list[WorkerStart]:
+    """Return how the workers of a node are started, in order of their ranks.
 
     Args:
-        node: whose workers.
-        roles: of all nodes.
+        node: the node with these workers.
+        roles: what each device does, on all nodes.
         nodes: where they meet.
-        command: what each of them runs.
+        command: what each worker runs.
         on_cpu: whether the work runs on the CPU.
-        supervisor: the scratch directory that launcher and workers share.
-        launchers: the launcher's environment; what the user has set there stays where the kit only has a default.
-        vllm_device: index of the device for vLLM, where it is named otherwise than in `node`.
-        cores: that the workers share; None leaves the number of threads to them.
-        interface: of this node, over which the nodes reach one another; None leaves it to gloo to find.
+        supervisor: scratch directory shared by launcher and workers.
+        launchers: the launcher's environment; a default of the kit does not override it.
+        vllm_device: index of vLLM's device if `node` has its UUID.
+        cores: CPU cores that the workers share; None leaves the number of threads to them.
+        interface: network interface between the nodes; None lets gloo choose.
     """
-    vllm = None if node.vllm_device is None else "cpu" if on_cpu else vllm_device or node.vllm_device
-    return [
-        Start(
-            rank=rank,
-            node=node.index,
-            command=tuple(command),
-            variables=(
-                *_place(rank, node, roles, nodes),
-                *(_cpu(node) if on_cpu else _gpu(node)),
-                *([_vllm(vllm)] if vllm is not None and rank == 0 else []),
-                Variable("MINI_R1_SUPERVISOR", str(supervisor), "heartbeats, stacks and the request to stop go here"),
-                *_defaults(node, launchers, cores, interface),
-            ),
-        )
-        for rank in node.ranks
-    ]
-
-
-def _place(rank: int, node: NodeRoles, roles: Roles, nodes: Nodes) -> list[Variable]:
-    devices = f"{roles.num_processes} workers" if roles.num_processes > 1 else "1 worker"
-    spared = ": all devices but vLLM's" if roles.vllm_device else ""
-    return [
-        Variable("RANK", str(rank), "this worker among all"),
-        Variable("LOCAL_RANK", str(rank - node.first_rank), f"this worker among those of node {node.index}"),
-        Variable("WORLD_SIZE", str(roles.num_processes), f"{devices}{spared}"),
+    plural = "s" * (roles.num_processes > 1)
+    spared = ": all devices except vLLM's" if roles.vllm_device else ""
+    shared = [
+        Variable("WORLD_SIZE", str(roles.num_processes), f"{roles.num_processes} worker{plural}{spared}"),
         Variable("LOCAL_WORLD_SIZE", str(node.workers), f"workers of node {node.index}; nodes may differ"),
         Variable("MASTER_ADDR", nodes.address, "where rank 0 listens"),
         Variable("MASTER_PORT", str(nodes.port), "from the job, so that two jobs on one machine do not meet"),
+        Variable("MINI_R1_SUPERVISOR", str(supervisor), "folder for heartbeats, stacks and the request to stop"),
     ]
-
-
-def _gpu(node: NodeRoles) -> list[Variable]:
-    spared = f", without {node.vllm_device}, which is vLLM's" if node.vllm_device else ""
-    return [
-        Variable("CUDA_VISIBLE_DEVICES", ",".join(node.training_devices), f"devices that train{spared}"),
-        Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "indices are nvidia-smi's, whatever the GPUs are"),
-    ]
-
-
-def _cpu(node: NodeRoles) -> list[Variable]:
-    return [
-        Variable("MINI_R1_ACCELERATOR", "cpu", "the work runs on the CPU"),
-        Variable("CUDA_VISIBLE_DEVICES", "", "no GPU, should there be one"),
-        Variable("DS_ACCELERATOR", "cpu", "DeepSpeed guesses otherwise"),
-        Variable("LOCAL_SIZE", str(node.workers), "DeepSpeed's collectives on a CPU ask for it"),
-    ]
-
-
-def _vllm(device: str) -> Variable:
-    return Variable("MINI_R1_VLLM_DEVICE", device, "the child process that generates gets this device, and no other")
-
-
-def _defaults(
-    node: NodeRoles, launchers: Mapping[str, str], cores: int | None, interface: str | None
-) -> list[Variable]:
-    """What a user may have set otherwise."""
-    wanted = [
-        Variable("PYTHONUNBUFFERED", "1", "what a worker said last is there when it is killed"),
+    if on_cpu:
+        shared += [
+            Variable("MINI_R1_ACCELERATOR", "cpu", "the work runs on the CPU"),
+            Variable("CUDA_VISIBLE_DEVICES", "", "no GPU, even if there is one"),
+            Variable("DS_ACCELERATOR", "cpu", "DeepSpeed guesses otherwise"),
+            Variable("LOCAL_SIZE", str(node.workers), "DeepSpeed's collectives on a CPU ask for it"),
+        ]
+    else:
+        without = f", without {node.vllm_device}, which is vLLM's" if node.vllm_device else ""
+        shared += [
+            Variable("CUDA_VISIBLE_DEVICES", ",".join(node.training_devices), f"devices that train{without}"),
+            Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "indices as in nvidia-smi, for GPUs of any kind"),
+        ]
+    defaults = [
+        Variable("PYTHONUNBUFFERED", "1", "the last output of a worker is there when it is killed"),
         Variable("PYTHONFAULTHANDLER", "1", "a crash in native code leaves a stack"),
-        Variable("PYTHONSAFEPATH", "1", "a folder that is called like a package is not imported for it"),
+        Variable("PYTHONSAFEPATH", "1", "a folder named like a package is not imported in its place"),
         Variable("TOKENIZERS_PARALLELISM", "false", "its threads do not survive the fork of a loader process"),
     ]
     if cores is not None:
-        threads = max(1, cores // node.workers)
-        wanted.append(
-            Variable("OMP_NUM_THREADS", str(threads), f"{cores} cores for {node.workers} workers; each would take all")
-        )
+        reason = f"{cores} cores for {node.workers} workers; each would take all"
+        defaults.append(Variable("OMP_NUM_THREADS", str(max(1, cores // node.workers)), reason))
     if interface is not None:
         # Debian and Ubuntu give a machine's own name the address 127.0.1.1, where no other node finds it.
-        reason = "the launchers met over it; gloo would go by this host's name"
-        wanted.append(Variable("GLOO_SOCKET_IFNAME", interface, reason))
-    return [variable for variable in wanted if variable.name not in launchers]
+        reason = "the launchers met over it; gloo would use the address of this host's name"
+        defaults.append(Variable("GLOO_SOCKET_IFNAME", interface, reason))
+    shared += [variable for variable in defaults if variable.name not in launchers]
+    starts = []
+    for rank in node.ranks:
+        own = [
+            Variable("RANK", str(rank), "this worker among all"),
+            Variable("LOCAL_RANK", str(rank - node.first_rank), f"this worker among those of node {node.index}"),
+        ]
+        if node.vllm_device is not None and rank == 0:
+            device = "cpu" if on_cpu else vllm_device or node.vllm_device
+            own.append(Variable("MINI_R1_VLLM_DEVICE", device, "the only device of the process that generates"))
+        starts.append(WorkerStart(rank, node.index, command, (*own, *shared)))
+    return starts
 
 
-# --- shown ---
+# --- dry run ---
 
 
-def starts_as_text(starts: Sequence[Start], launchers: Mapping[str, str]) -> str:
-    """Commands and environments for a person; what is the same for all workers of a node stands once."""
+def describe_starts(starts: Sequence[WorkerStart], launchers: Mapping[str, str]) -> str:
+    """Describe commands and environments; what all workers of a node share is listed once."""
     blocks = []
     for node in dict.fromkeys(start.node for start in starts):
         here = [start for start in starts if start.node == node]
         common = [variable for variable in here[0].variables if all(variable in start.variables for start in here)]
-        lines = [f"node {node}: {len(here)} worker{'s' * (len(here) > 1)}", *_told(common, launchers)]
+        lines = [f"node {node}: {len(here)} worker{'s' * (len(here) > 1)}", *_describe_variables(common, launchers)]
         for start in here:
-            lines.append(f"  rank {start.rank}")
-            lines.extend(_told([variable for variable in start.variables if variable not in common], launchers))
-        lines += ["  each runs", "    " + _shown(" ".join(map(_quoted, here[0].command)), launchers)]
-        blocks.append("\n".join(lines))
+            own = [variable for variable in start.variables if variable not in common]
+            lines += [f"  rank {start.rank}", *_describe_variables(own, launchers)]
+        command = " ".join(map(shlex.quote, here[0].command))
+        blocks.append("\n".join([*lines, "  each runs", f"    {printable(redact(command, launchers))}"]))
     out = _taken_out(launchers)
     if out:
         blocks.append("\n".join(["taken out of the environment", *(f"  {name}  # {why}" for name, why in out.items())]))
     return "\n\n".join(blocks)
 
 
-def starts_as_json(starts: Sequence[Start], launchers: Mapping[str, str]) -> dict[str, Any]:
-    """The same for a program: `workers` with their variables and reasons, `taken_out` with reasons."""
+def starts_to_dict(starts: Sequence[WorkerStart], launchers: Mapping[str, str]) -> dict[str, Any]:
+    """Return commands and environments for --json, with the reasons."""
     return {
         "workers": [
             {
@@ -219,10 +180,10 @@ def starts_as_json(starts: Sequence[Start], launchers: Mapping[str, str]) -> dic
     }
 
 
-def _told(variables: Sequence[Variable], launchers: Mapping[str, str]) -> list[str]:
+def _describe_variables(variables: Sequence[Variable], launchers: Mapping[str, str]) -> list[str]:
     return [
-        f"    {variable.name}={_shown(_quoted(variable.value), launchers)}  # {variable.reason}"
-        for variable in variables
+        f"    {name}={printable(redact(shlex.quote(value) if value else '', launchers))}  # {reason}"
+        for name, value, reason in variables
     ]
 
 
@@ -230,14 +191,6 @@ def _taken_out(launchers: Mapping[str, str]) -> dict[str, str]:
     return {
         printable(name): why
         for name in sorted(launchers)
-        for beginning, why in TAKEN_OUT.items()
-        if name.startswith(beginning)
+        for prefix, why in TAKEN_OUT.items()
+        if name.startswith(prefix)
     }
-
-
-def _shown(text: str, launchers: Mapping[str, str]) -> str:
-    return printable(redact(text, launchers))
-
-
-def _quoted(text: str) -> str:
-    return shlex.quote(text) if text else ""
