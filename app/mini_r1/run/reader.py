@@ -149,7 +149,7 @@ def read_evaluations(run: RunDir, missing: list[str]) -> list[Evaluated]:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptRecord:
     """One start of the program."""
 
     number: int
@@ -203,7 +203,7 @@ class Attempt:
         return known + (self.facts.get("vllm_device") is not None)
 
 
-def read_attempts(run: RunDir) -> list[Attempt]:
+def read_attempts(run: RunDir) -> list[AttemptRecord]:
     """Return the attempts that have a folder or an entry in run.json, by number."""
     entries = run.read_record().get("attempts")
     facts = {
@@ -221,7 +221,7 @@ def read_attempts(run: RunDir) -> list[Attempt]:
                 times[0].append(at)
                 times[1].append(float(row["step"]))
         known = facts.get(index, {})
-        found.append(Attempt(index, folder, _parse_time(known.get("started")), times, known))
+        found.append(AttemptRecord(index, folder, _parse_time(known.get("started")), times, known))
     return found
 
 
@@ -248,7 +248,7 @@ class RunData:
     recipe: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The metrics."""
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
     troubles: list[tuple[int, str]] = field(default_factory=list)
     """Step and sentence of each warning."""
