@@ -24,8 +24,8 @@ def os_error(number: int, path: Path | None = None) -> OSError:
 @pytest.mark.parametrize(
     ("number", "todo"),
     [
-        (errno.ENOSPC, "Make room on that disk"),
-        (errno.EDQUOT, "Make room on that disk"),
+        (errno.ENOSPC, "Free space on that disk"),
+        (errno.EDQUOT, "Free space on that disk"),
         (errno.EROFS, "Make that filesystem writable"),
         (errno.EIO, "Check that disk and its mount"),
         (errno.ESTALE, "Check that disk and its mount"),

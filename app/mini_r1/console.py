@@ -1,4 +1,4 @@
-"""Text for people: model output made safe to print, and where progress goes."""
+"""Text for people: model output made safe to print, sizes, and progress on standard error."""
 
 from __future__ import annotations
 
@@ -18,48 +18,38 @@ _MARKUP = re.compile(r"([\\`*_\[\]|~$#])")
 
 
 def printable(text: str) -> str:
-    """The text with every control and invisible character written out as an escape.
-
-    A completion may hold anything, terminal escapes and right-to-left marks included; after this it is only text.
-    """
+    """Return text with control and invisible characters escaped: a completion may hold terminal escapes."""
     if text.isascii() and all(c in _KEPT or " " <= c <= "~" for c in text):
         return text
-    return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escaped(c) for c in text)
+    return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escape(c) for c in text)
 
 
 def as_markdown(text: object) -> str:
-    """Text from outside as Markdown shows it: itself, on one line; no heading, link, tag or cell comes of it."""
+    """Return untrusted text for Markdown, on one line, which makes no heading, link, tag or cell."""
     line = " ".join(printable(str(text)).split())
     return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
 
 def shown_bytes(size: float) -> str:
-    """A number of bytes for people: in GiB, below one in MiB, below a tenth of one in KiB."""
+    """Return a size in GiB, below 1 GiB in MiB, below 0.1 MiB in KiB."""
     if size >= 2**30:
         return f"{size / 2**30:.1f} GiB"
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 / 10 else f"{size / 2**10:.1f} KiB"
 
 
 def progress_console() -> Console:
-    """Progress and remarks go to standard error, so that standard output holds results alone."""
+    """Return a console on standard error, so that standard output holds results alone."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def _escaped(character: str) -> str:
+def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
 class ProgressLine:
-    """Progress of long work: a bar on a terminal, a plain line every few seconds elsewhere.
-
-    Args:
-        console: where to draw.
-        title: what is being done.
-        total: units of work.
-    """
+    """Progress of long work: a bar on a terminal, elsewhere a plain line every PLAIN_EVERY seconds."""
 
     PLAIN_EVERY = 10.0
-    """Seconds between two plain lines: enough to see life in a log, few enough to read it."""
 
     def __init__(self, console: Console, title: str, total: int) -> None:
         self._console = console

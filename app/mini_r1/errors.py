@@ -1,6 +1,6 @@
-"""Exit codes and the one exception the command line turns into a sentence.
+"""Exit codes, and the error that the command line prints as a sentence.
 
-The codes are an interface: schedulers decide by them whether to run a job again (docs/exit-codes.md).
+The codes are an interface: schedulers decide by them whether to restart a job (docs/exit-codes.md).
 """
 
 from __future__ import annotations
@@ -12,24 +12,19 @@ class ExitCode(IntEnum):
     """What a command's exit status means."""
 
     FINISHED = 0
-    """The work is done; starting it again says so and does nothing."""
+    """The work is done; the same command does nothing more."""
     FAILED = 1
-    """Anything not named below."""
+    """Any other error."""
     CONFIG = 78
-    """The recipe, the data or the command is wrong (EX_CONFIG of sysexits.h): running it again cannot help."""
+    """The recipe, the data or the command is wrong (EX_CONFIG of sysexits.h): don't retry."""
     INTERRUPTED = 143
-    """Asked to stop (128 + SIGTERM) and stopped in order; run the same command again and it goes on."""
+    """Stopped on request (128 + SIGTERM) with what can be kept; the same command resumes."""
     RETRY = 150
-    """The node, a peer, the disk or a service failed; the last complete checkpoint stands. Retry, bounded."""
+    """The node, a peer, the disk or a service failed; the last checkpoint is complete. Retry, bounded."""
 
 
 class KitError(Exception):
-    """An error a user can act on: what is wrong, where, and what to do.
-
-    Args:
-        message: one sentence (or several lines, one for each fault found).
-        exit_code: the status the process ends with.
-    """
+    """Error that a user can act on; the message has a sentence, or a line for each error found."""
 
     def __init__(self, message: str, exit_code: ExitCode = ExitCode.CONFIG) -> None:
         super().__init__(message)
@@ -38,11 +33,7 @@ class KitError(Exception):
 
 
 class Stopped(KitError):
-    """Raised where work was asked to stop: what can be kept is kept, and the command exits 143.
-
-    Args:
-        message: what was stopped, what is kept, and what to run.
-    """
+    """Error raised when work was asked to stop; the message has what is kept and what to run."""
 
     def __init__(self, message: str = "stopped") -> None:
         super().__init__(message, ExitCode.INTERRUPTED)

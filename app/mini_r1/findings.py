@@ -1,4 +1,4 @@
-"""What a check found, in the same words for the light checks of a node and the heavy ones in a process of their own."""
+"""Findings of the doctor's checks, and the exit code that follows from them."""
 
 from __future__ import annotations
 
@@ -14,60 +14,54 @@ Cause = Literal["recipe", "node"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One check's result.
-
-    Args:
-        check: its name, as in docs/doctor.md.
-        status: `ok`; `warn` for what may cost time or work; `fail` for what will not work; `skip` for what does not
-            apply here or could not be looked at.
-        detail: what was found.
-        fix: what to do about it.
-        cause: of a failure. `recipe`: the recipe, the command or the installation, which no other node mends (exit code
-            78). `node`: this machine, where a retry on another may succeed (150).
-    """
+    """Result of one check."""
 
     check: str
+    """Name of the check, as in docs/doctor.md."""
     status: Status
+    """`warn`: may cost time or work. `fail`: a run would end with it. `skip`: doesn't apply, or can't be checked."""
     detail: str
     fix: str = ""
     cause: Cause | None = None
+    """Cause of a failure. `recipe`: recipe, command or installation, the same on any node (exit code 78). `node`: this
+    machine; a retry on another one may succeed (150)."""
 
     def named(self, check: str) -> Finding:
-        """The same under the name of its check."""
+        """Return the finding under the name of its check."""
         return replace(self, check=check)
 
     def to_dict(self) -> dict[str, Any]:
-        """As one object of `--json`."""
+        """Return the finding as an object of `--json`."""
         return asdict(self)
 
 
 def ok(detail: str) -> Finding:
-    """All is well."""
+    """Return a finding without a problem."""
     return Finding("", "ok", detail)
 
 
 def skip(detail: str) -> Finding:
-    """Not looked at, and why."""
+    """Return a finding of what was not checked, and why."""
     return Finding("", "skip", detail)
 
 
 def warn(detail: str, fix: str) -> Finding:
-    """Something that need not stop a run."""
+    """Return a finding that need not stop a run."""
     return Finding("", "warn", detail, fix)
 
 
 def fail(detail: str, fix: str, cause: Cause) -> Finding:
-    """Something that a run would end with."""
+    """Return a finding that a run would end with."""
     return Finding("", "fail", detail, fix, cause)
 
 
 def from_error(error: KitError) -> Finding:
-    """An error's sentence, which says what to do too; its exit code says whose fault it is."""
+    """Return an error as a finding; its message has the fix, its exit code the cause."""
     return fail(error.message, "", "node" if error.exit_code == ExitCode.RETRY else "recipe")
 
 
 def from_dict(value: Mapping[str, Any]) -> Finding:
-    """What `to_dict` gave.
+    """Return the finding that `to_dict` wrote.
 
     Raises:
         KeyError, TypeError: it is something else.
@@ -76,15 +70,14 @@ def from_dict(value: Mapping[str, Any]) -> Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Finding:
-    """One finding for several things that one check looked at: the worst, with the words of all that are as bad."""
-    order: dict[Status, int] = {"fail": 3, "warn": 2, "ok": 1, "skip": 0}
-    every = list(findings)
-    top = max(every, key=lambda finding: order[finding.status])
-    alike = [finding for finding in every if finding.status == top.status]
-    cause: Cause | None = "recipe" if any(finding.cause == "recipe" for finding in alike) else top.cause
+    """Return one finding for several: the worst, with detail and fix of all that are as bad."""
+    order: tuple[Status, ...] = ("fail", "warn", "ok", "skip")
+    ranked = sorted(findings, key=lambda finding: order.index(finding.status))
+    alike = [finding for finding in ranked if finding.status == ranked[0].status]
+    cause: Cause | None = "recipe" if any(finding.cause == "recipe" for finding in alike) else ranked[0].cause
     details = "; ".join(dict.fromkeys(finding.detail for finding in alike))
     fixes = "; ".join(dict.fromkeys(finding.fix for finding in alike if finding.fix))
-    return replace(top, detail=details, fix=fixes, cause=cause)
+    return replace(ranked[0], detail=details, fix=fixes, cause=cause)
 
 
 def as_error(findings: Iterable[Finding]) -> KitError:
@@ -99,7 +92,7 @@ def sentence(finding: Finding) -> str:
 
 
 def exit_code(findings: Iterable[Finding]) -> ExitCode:
-    """78 if the recipe is at fault anywhere, else 150 if this node is, else 0."""
+    """Return 78 if the recipe causes any failure, else 150 if the node does, else 0."""
     causes = {finding.cause for finding in findings if finding.status == "fail"}
     if "recipe" in causes:
         return ExitCode.CONFIG

@@ -1,4 +1,4 @@
-"""Values out of files that may be half-written or of another version: what is no figure counts as absent; and times."""
+"""Values read from files that may be incomplete: a wrong type counts as absent. And durations as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def number(value: object) -> float | None:
-    """A finite number, or None."""
+    """Return a finite number, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -18,7 +18,7 @@ def number(value: object) -> float | None:
 
 
 def interval(value: object) -> tuple[float, float] | None:
-    """A pair of finite numbers in order, or None."""
+    """Return a pair of finite numbers in order, or None."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         return None
     low, high = number(value[0]), number(value[1])
@@ -26,7 +26,7 @@ def interval(value: object) -> tuple[float, float] | None:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 45 s, 12 min, 3.4 h, 2.1 d."""
+    """Format seconds: 45 s, 12 min, 3.4 h, 2.1 d."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5_400:
@@ -35,5 +35,5 @@ def duration(seconds: float) -> str:
 
 
 def mapping(value: object) -> dict[str, Any]:
-    """The value, if it is a mapping, else an empty one."""
+    """Return the value if it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}

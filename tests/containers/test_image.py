@@ -212,7 +212,7 @@ def test_a_full_disk_is_the_nodes_fault(cpu_image: str) -> None:
             "train", "demo-cpu", *SMALL, "--set", "max_steps=2",
         )  # fmt: skip
     assert done.returncode == 150, done.stderr
-    assert "Make room on that disk" in done.stderr
+    assert "Free space on that disk" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -387,7 +387,7 @@ def test_a_run_resumes_from_its_last_checkpoint_when_a_full_disk_has_space_again
             train(recipe, [], run.path)
     assert caught.value.exit_code == ExitCode.RETRY
     if hidden is None:
-        assert "Make room on that disk" in caught.value.message
+        assert "Free space on that disk" in caught.value.message
     else:
         assert "No space left on device" in caught.value.message
         assert isinstance(caught.value.__cause__, hidden)

@@ -140,7 +140,7 @@ def filled_run(recipe: Path, folder: Path, number: int, ranks: int | None, whole
         assert codes in ({0}, {150}), f"{about}: {ended}"
         assert all("Traceback" not in one.errors + one.output for one in ended), f"{about}: {ended}"
         if codes == {150} and logs.parent != disk:
-            sentence = the_sentence(ended[0], str(run.path), "Make room on that disk")
+            sentence = the_sentence(ended[0], str(run.path), "Free space on that disk")
             assert re.search(r"[0-9.]+ [KM]iB left", sentence), about
         state = run.read_state()
         assert state.get("state") != "running", about

@@ -28,7 +28,7 @@ def test_a_full_cache_is_one_error_and_keeps_nothing(
         with pytest.raises(KitError, match=expected) as caught:
             warm_start.make(job, lambda step, loss: None)
         assert caught.value.exit_code == ExitCode.RETRY
-        assert "iB left). Make room on that disk" in caught.value.message
+        assert "iB left). Free space on that disk" in caught.value.message
         assert list((disk / "models").iterdir()) == []
         make_room(disk)
         warm_start.make(job, lambda step, loss: None)

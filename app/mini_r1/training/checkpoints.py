@@ -127,7 +127,7 @@ def check_space(run: RunDir, needed: int) -> None:
         return
     raise KitError(
         f"a checkpoint and its snapshot need {shown_bytes(needed)}, and the disk of {run.path} has "
-        f"{shown_bytes(free)} left. Make room on that disk, then run the same command again: {next_start(run)}.",
+        f"{shown_bytes(free)} left. Free space on that disk, then run the same command again: {next_start(run)}.",
         ExitCode.RETRY,
     )
 
