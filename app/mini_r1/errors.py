@@ -23,6 +23,10 @@ class ExitCode(IntEnum):
     """The node, a peer, the disk or a service failed; the last checkpoint is complete. Retry, bounded."""
 
 
+STOPPING = "saving what is done, then exiting; a second signal exits without saving"
+"""What is printed at the first request to stop, after the signal's name."""
+
+
 class KitError(Exception):
     """Error that a user can act on; the message has a sentence, or a line for each error found."""
 

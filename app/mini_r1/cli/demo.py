@@ -34,7 +34,7 @@ QUICK = (
 
 PATH = """\
 What this shows: the training path of the big run - prompt, rewards, rollout,
-GRPO, checkpoints - on a model of 120 thousand parameters."""
+GRPO, checkpoints - on a model with 120 thousand parameters."""
 NO_RISE = "Success on problems the model never saw did not rise in this run: the interval of the rise includes 0."
 RISE = "Success on problems the model never saw rose by {points:.1f} points."
 MORE_TRIES = """\

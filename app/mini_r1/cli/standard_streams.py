@@ -1,4 +1,4 @@
-"""Standard output and standard error as files on a disk that may be full: batch systems redirect both."""
+"""Standard output and standard error on a disk that may be full, to which batch systems redirect them."""
 
 from __future__ import annotations
 
@@ -11,31 +11,19 @@ from typing import Any, NoReturn, TextIO
 
 
 class BestEffortStream:
-    """A text stream whose writes may get lost: a full disk under standard error must not end a run.
-
-    Args:
-        stream: the stream; everything but `write` and `flush` is its own.
-    """
+    """Text stream whose writes may get lost: a full disk under standard error must not end a run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write the text, if possible.
-
-        Raises:
-            BrokenPipeError: the reader is gone.
-        """
+        """Write the text, if possible; raise BrokenPipeError if the reader is gone."""
         with _lossy():
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush the stream, if possible.
-
-        Raises:
-            BrokenPipeError: the reader is gone.
-        """
+        """Flush the stream, if possible; raise BrokenPipeError if the reader is gone."""
         with _lossy():
             self._stream.flush()
 
@@ -44,10 +32,7 @@ class BestEffortStream:
 
 
 def flush_output() -> OSError | None:
-    """Write what standard output still holds; return the error of a failure.
-
-    After one, standard output is dropped: Python would try again at its end, and replace the exit code with 120.
-    """
+    """Flush standard output and return an error, after which it is dropped: Python would retry, and exit with 120."""
     try:
         if sys.stdout is not None:  # None where it is closed
             sys.stdout.flush()
@@ -59,10 +44,10 @@ def flush_output() -> OSError | None:
 
 
 def exit_process(code: int) -> NoReturn:
-    """End the process with this exit code; one that has loaded torch skips the destructors of native libraries.
+    """End the process with this exit code, with torch loaded without the destructors of native libraries.
 
-    A finished worker died of them (SIGSEGV after "finished", seen once in several hundred runs): a thread of gloo that
-    asks for the interpreter's lock while the interpreter ends is ended in the middle of C++ code, which aborts.
+    They can abort a finished worker (once in several hundred runs): a gloo thread that waits for the interpreter's lock
+    at the interpreter's end is killed in the middle of C++ code.
     """
     if "torch" not in sys.modules:
         sys.exit(code)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mini_r1.errors import ExitCode
+from mini_r1.errors import STOPPING, ExitCode
 from mini_r1.launch.hang import Heartbeats, is_waiting, keep_stacks, write_stacks
 from mini_r1.launch.peers import Ending, Peers, agree
 from mini_r1.launch.stop_order import StopOrder
@@ -94,7 +94,7 @@ class Supervision:
             self._stop_forwarded = True
             write_text(self.folder / "stop", self.stop.name, sync=False)
             if self._deadline is None:
-                self.say(f"{self.stop.name}: saving what is done, then exiting; a second signal exits without saving")
+                self.say(f"{self.stop.name}: {STOPPING}")
 
     def _check_ends(self) -> None:
         for worker in self._running:

@@ -15,7 +15,7 @@ import threading
 import time
 from types import FrameType
 
-from mini_r1.errors import ExitCode
+from mini_r1.errors import STOPPING, ExitCode
 from mini_r1.training.supervised import Supervisor
 from mini_r1.training.world import World
 
@@ -70,7 +70,7 @@ class StopRequest:
         self._own = signal.Signals(number).name
         if not self._supervisor:
             # os.write and not print: a handler may run in the middle of another print.
-            text = f"\n{self._own}: saving what is done, then exiting; a second signal exits without saving\n"
+            text = f"\n{self._own}: {STOPPING}\n"
             with contextlib.suppress(OSError):  # a full disk under it
                 os.write(sys.stderr.fileno(), text.encode())
 
