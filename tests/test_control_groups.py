@@ -11,7 +11,7 @@ V1 = "9:memory:/slice/job\n4:cpu,cpuacct:/slice/job\n1:name=systemd:/slice/job\n
 
 
 def reader(root: Path, cgroup: str, files: dict[str, str]) -> control_groups.Read:
-    """Of a made-up /proc and /sys/fs/cgroup."""
+    """Return a reader of a made-up /proc and /sys/fs/cgroup."""
     kernels = {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()}}
     for path, text in kernels.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def test_the_tightest_quota_counts(tmp_path: Path, cgroup: str, files: dict[str,
 
 
 @pytest.mark.parametrize(("quota", "seen", "cores"), [(None, 16, 16), (2.5, 16, 2), (0.5, 16, 1), (32.0, 16, 16)])
-def test_a_worker_counts_the_cores_it_gets_and_not_those_it_sees(
+def test_the_quota_limits_the_usable_cores(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, seen: int, cores: int
 ) -> None:
     monkeypatch.setattr(control_groups, "cores", lambda: quota)

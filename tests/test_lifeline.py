@@ -1,4 +1,4 @@
-"""What is tied to its parent dies with it, and learns when it comes too late."""
+"""A process that is tied to its parent ends with it, or learns that the parent has ended before."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ time.sleep(600)
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs; one that nobody has waited for yet does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")
@@ -33,7 +33,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_killed_parent_takes_along_what_is_tied_to_it() -> None:
+def test_a_killed_parent_ends_what_is_tied_to_it() -> None:
     parent = subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     tied, free = map(int, parent.stdout.readline().split())
@@ -51,7 +51,7 @@ def test_a_killed_parent_takes_along_what_is_tied_to_it() -> None:
         os.kill(free, signal.SIGKILL)
 
 
-def test_one_whose_parent_has_ended_already_is_told() -> None:
+def test_a_process_learns_that_its_parent_has_ended_already() -> None:
     pid = os.fork()
     if pid == 0:
         os._exit(0 if Lifeline(os.getppid())() and not Lifeline(os.getpid())() else 1)

@@ -1,4 +1,4 @@
-"""A support archive holds what explains a run, and neither secrets, weights nor anything from outside the run."""
+"""A support bundle holds what explains a run, and no secrets, weights or files from outside the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.doctor import bundle as room
+from mini_r1.doctor import bundle as bundling
 from mini_r1.doctor.bundle import bundle
 from mini_r1.errors import KitError
 from mini_r1.run.run_dir import RunDir
@@ -108,10 +108,10 @@ def test_no_link_is_followed_and_no_pipe_is_waited_for(run: RunDir, tmp_path: Pa
     assert not {"state.json", "attempts/1/rank-9.log", "attempts/1/rank-8.log", "attempts/2/rank-0.log"} & set(found)
 
 
-def test_of_a_long_log_the_end_is_kept_in_whole_lines(
+def test_the_end_of_a_long_log_is_kept_in_whole_lines(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "TAIL", 1_000)
+    monkeypatch.setattr(bundling, "TAIL", 1_000)
     log = run.attempts / "1/rank-0.log"
     log.write_text("".join(f"line {n}\n" for n in range(1_000)))
     first, second, *rest = make(run, tmp_path / "b.tar.gz")["attempts/1/rank-0.log"].splitlines()
@@ -124,7 +124,7 @@ def test_of_a_long_log_the_end_is_kept_in_whole_lines(
 def test_a_secret_that_the_cut_goes_through_does_not_survive_in_half(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "TAIL", 10_000)
+    monkeypatch.setattr(bundling, "TAIL", 10_000)
     (run.attempts / "1/rank-0.log").write_text("x" * 5_000 + SECRET + "y" * (10_000 - len(SECRET) // 2))
     text = make(run, tmp_path / "b.tar.gz")["attempts/1/rank-0.log"]
     assert SECRET[-8:] not in text
@@ -135,12 +135,12 @@ def test_the_same_contents_make_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     digests = []
     for name, now in (("one.tar.gz", 1e9), ("two.tar.gz", 2e9)):
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        room._write(tmp_path / name, files)
+        bundling._write(tmp_path / name, files)
         digests.append(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert digests[0] == digests[1]
 
 
-def test_a_failed_write_leaves_nothing_and_the_old_archive_stands(
+def test_a_failed_write_keeps_the_old_archive_and_leaves_nothing_else(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out" / "b.tar.gz"
@@ -152,7 +152,7 @@ def test_a_failed_write_leaves_nothing_and_the_old_archive_stands(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(KitError, match="No space left") as caught:
-        room._write(out, {"b/x": b"1"})
+        bundling._write(out, {"b/x": b"1"})
     assert caught.value.exit_code == 150
     assert [path.name for path in out.parent.iterdir()] == ["b.tar.gz"]
     assert out.read_text() == "old"
@@ -178,7 +178,7 @@ def test_a_launch_that_never_trained_can_be_bundled_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("out", ["x.tar.gz", "."])
-def test_what_is_no_run_or_no_file_is_a_sentence(mini_r1: Kit, run: RunDir, tmp_path: Path, out: str) -> None:
+def test_what_is_no_run_or_no_file_is_refused(mini_r1: Kit, run: RunDir, tmp_path: Path, out: str) -> None:
     source = tmp_path if out == "x.tar.gz" else run.path
     done = mini_r1("bundle", source, "--out", out, cwd=tmp_path)
     assert done.returncode == 78

@@ -1,4 +1,4 @@
-"""Which devices a process was given, whoever says it: indices, UUIDs, slices, slots, and what is refused."""
+"""The devices that a process was given: indices, UUIDs, slices, slots, and what is refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def indices(count: int) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("count", range(9))
-def test_all_that_the_driver_sees_is_given_where_nothing_else_says_so(count: int) -> None:
+def test_without_a_grant_all_devices_of_the_driver_are_given(count: int) -> None:
     devices = given_devices({}, driver=seen(*indices(count)))
     assert (devices.ids, devices.on_cpu) == (indices(count), count == 0)
     assert devices.source == ("the NVIDIA library" if count else "the NVIDIA library sees none")
@@ -65,7 +65,7 @@ def test_devices_of_an_environment(environment: dict[str, str], ids: tuple[str, 
 
 
 @pytest.mark.parametrize("count", range(9))
-def test_the_first_so_many_are_taken(count: int) -> None:
+def test_the_first_devices_are_taken(count: int) -> None:
     devices = given_devices({"CUDA_VISIBLE_DEVICES": "7,6,5,4,3,2,1,0"}, count, seen(*indices(8)))
     assert devices.ids == ("7", "6", "5", "4", "3", "2", "1", "0")[:count]
     assert devices.on_cpu == (count == 0)
@@ -94,7 +94,7 @@ def test_a_slice_that_the_driver_sees_is_one_gpu() -> None:
         ({"MINI_R1_ACCELERATOR": "cuda"}, (), "nvidia.com/gpu in resources.limits"),
     ],
 )
-def test_what_means_nothing_is_refused(environment: dict[str, str], machine: tuple[str, ...], words: str) -> None:
+def test_invalid_entries_are_refused(environment: dict[str, str], machine: tuple[str, ...], words: str) -> None:
     with pytest.raises(KitError) as refused:
         given_devices(environment, driver=seen(*machine))
     assert words in refused.value.message
@@ -151,7 +151,7 @@ def test_where_slots_come_from(environment: dict[str, str], count: int | None, s
     assert given_devices({**CPU, **environment}, count, seen()).source == source
 
 
-# ---- the NVIDIA library, as far as it is asked: stand-in -------------------------------------------------------------
+# ---- a stand-in for the NVIDIA library -------------------------------------------------------------------------------
 
 
 @dataclass

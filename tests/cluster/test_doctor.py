@@ -1,4 +1,4 @@
-"""`mini-r1 doctor` as a user calls it: findings, fixes, exit codes, and nothing left behind."""
+"""`mini-r1 doctor` as a user runs it: findings, fixes, exit codes, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_node_alone_is_a_table_with_a_line_for_each_check(mini_r1: Kit, tmp_
     assert "torch" not in re.findall(r"│ (\w+) +│", done.stdout)  # the probe needs a recipe
 
 
-def test_every_fault_of_a_recipe_is_told_at_once_with_its_fix(
+def test_all_errors_of_a_recipe_are_reported_together_with_their_fixes(
     mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     rows = tmp_path / "rows.jsonl"
@@ -84,7 +84,9 @@ def test_every_fault_of_a_recipe_is_told_at_once_with_its_fix(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_of_a_later_kind_is_told_once(mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_later_kind_of_model_is_reported_once(
+    mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen3"}')
@@ -96,7 +98,7 @@ def test_a_model_of_a_later_kind_is_told_once(mini_r1: Kit, small_recipe: Callab
     assert findings["architecture"]["detail"] == "see model"
 
 
-def test_a_recipe_that_cannot_be_read_is_a_sentence(mini_r1: Kit) -> None:
+def test_a_recipe_that_cannot_be_read_is_an_error(mini_r1: Kit) -> None:
     done = mini_r1("doctor", "demo-cpu", "--set", "num_generations=1", "--json")
     assert done.returncode == 78
     assert "num_generations" in json.loads(done.stdout)["error"]
@@ -118,9 +120,7 @@ def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypat
 # --- the report ---
 
 
-def test_vllm_without_a_device_of_its_own_is_the_recipes_fault(
-    small_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_vllm_without_a_device_is_an_error_of_the_recipe(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     one = Devices(("0",), True, "a test")
     report = examine_node(small_recipe(use_vllm=True), devices=one, run_dir=tmp_path / "run", with_torch=False)
     assert report.exit_code == 78
@@ -137,7 +137,7 @@ def test_another_node_than_the_first_may_have_one_device(small_recipe: Callable[
     assert by_name(report)["ports"].status == "skip"
 
 
-def test_a_taken_port_is_seen_on_node_0_of_several(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_taken_port_is_found_on_node_0_of_several(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -147,7 +147,7 @@ def test_a_taken_port_is_seen_on_node_0_of_several(small_recipe: Callable[..., P
     assert by_name(report)["ports"].status == "fail"
 
 
-def test_a_recipes_fault_outweighs_a_nodes() -> None:
+def test_a_failure_of_the_recipe_outweighs_one_of_the_node() -> None:
     node, recipe = fail("a", "b", "node").named("x"), fail("c", "d", "recipe").named("y")
     assert exit_code([ok("fine"), warn("hm", "do")]) == 0
     assert exit_code([node]) == 150
@@ -158,12 +158,12 @@ def test_a_recipes_fault_outweighs_a_nodes() -> None:
     assert report.error.exit_code == 78
 
 
-def test_the_worst_of_several_speaks_for_all_that_are_as_bad() -> None:
-    finding = worst([ok("one"), fail("two", "mend", "node"), fail("three", "mend", "recipe"), warn("four", "look")])
-    assert (finding.status, finding.detail, finding.fix, finding.cause) == ("fail", "two; three", "mend", "recipe")
+def test_the_worst_of_several_findings_includes_all_that_are_as_bad() -> None:
+    finding = worst([ok("one"), fail("two", "repair", "node"), fail("three", "repair", "recipe"), warn("four", "look")])
+    assert (finding.status, finding.detail, finding.fix, finding.cause) == ("fail", "two; three", "repair", "recipe")
 
 
-def test_words_of_a_device_or_an_environment_cannot_write_to_the_terminal() -> None:
+def test_text_of_a_device_or_an_environment_is_escaped() -> None:
     from rich.console import Console
 
     report = Report("host", "none", None, (warn("\x1b[2J[red]x[/red]", "\x07").named("driver"),))
@@ -191,7 +191,7 @@ ASK = """if True:
 
 
 def asked(endpoint: str, names: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """What the check says of each model, in one process."""
+    """Return the findings about each model, from one process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint, "HF_HOME": str(folder)}
     command = [sys.executable, "-c", ASK, *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -223,13 +223,13 @@ ANSWERS = {
 }
 
 
-def test_what_the_hub_says_of_a_model(hub: str, tmp_path: Path) -> None:
-    for finding, (name, (fault, said)) in zip(asked(hub, list(ANSWERS), tmp_path), ANSWERS.items(), strict=True):
-        assert finding["cause"] == fault, name
-        assert said in finding["detail"]
+def test_the_hubs_answer_about_a_model(hub: str, tmp_path: Path) -> None:
+    for finding, (name, (cause, message)) in zip(asked(hub, list(ANSWERS), tmp_path), ANSWERS.items(), strict=True):
+        assert finding["cause"] == cause, name
+        assert message in finding["detail"]
 
 
-def test_a_hub_that_cannot_be_reached_is_the_nodes_fault(tmp_path: Path) -> None:
+def test_a_hub_that_cannot_be_reached_is_a_failure_of_the_node(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
@@ -242,7 +242,7 @@ def test_a_hub_that_cannot_be_reached_is_the_nodes_fault(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("script", "fault", "said"),
+    ("script", "cause", "message"),
     [
         ("echo to HF_TOKEN=pineapple >&2; exit 3", "recipe", "exit code 3"),
         ("echo not JSON", "recipe", "exit code 0"),
@@ -250,14 +250,14 @@ def test_a_hub_that_cannot_be_reached_is_the_nodes_fault(tmp_path: Path) -> None
         ("exec sleep 60", "node", "more than 2 s"),
     ],
 )
-def test_a_process_that_dies_is_a_finding(tmp_path: Path, script: str, fault: str, said: str) -> None:
+def test_a_process_that_dies_is_a_finding(tmp_path: Path, script: str, cause: str, message: str) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
     (finding,) = run_torch_checks(Path("x.yaml"), [], deepspeed=None, devices=CPU, environment=dict(os.environ),
                        python=str(python), timeout_s=2.0 if "sleep" in script else 60.0)  # fmt: skip
-    assert (finding.check, finding.status, finding.cause) == ("probe", "fail", fault)
-    assert said in finding.detail
+    assert (finding.check, finding.status, finding.cause) == ("probe", "fail", cause)
+    assert message in finding.detail
     assert "pineapple" not in finding.detail
 
 
@@ -284,7 +284,7 @@ def probe_names() -> set[str]:
     return set(Probe(Recipe(model_name_or_path="builtin:demo", max_steps=1), deepspeed=False).checks())
 
 
-def test_the_documentation_tells_every_check_and_no_other() -> None:
+def test_the_documentation_names_every_check_and_no_other() -> None:
     page, _, _ = (REPO / "docs" / "doctor.md").read_text().partition("## On a login node")
-    told = {row.split("|")[1].strip() for row in page.splitlines() if row.startswith("| ")} - {"Check", "---"}
-    assert told == {*CHECKS, *probe_names(), "plan", "probe"}
+    names = {row.split("|")[1].strip() for row in page.splitlines() if row.startswith("| ")} - {"Check", "---"}
+    assert names == {*CHECKS, *probe_names(), "plan", "probe"}

@@ -1,4 +1,4 @@
-"""What the doctor says of GPUs, driver and their faults: a stand-in answers in the place of the NVIDIA library."""
+"""The doctor's checks of GPUs and driver, with a stand-in for the NVIDIA library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ H100 = "NVIDIA H100 80GB HBM3"
 
 @dataclass
 class StandInGpu:
-    """What the stand-in answers of one GPU; None is 'not supported'."""
+    """The stand-in's answers about one GPU; None is 'not supported'."""
 
     name: str = H100
     capability: tuple[int, int] = (9, 0)
@@ -142,7 +142,7 @@ def test_the_driver_must_run_cuda_12_4(version: str | bytes, cuda: int, status: 
     assert ("550.54.14" in finding.fix) == (status != "ok")
 
 
-def test_gpus_that_were_given_without_a_driver_are_the_nodes_fault() -> None:
+def test_gpus_without_a_driver_are_a_failure_of_the_node() -> None:
     finding = gpus.driver(Case({}, Devices(("0",), False, "CUDA_VISIBLE_DEVICES=0"), None))
     assert (finding.status, finding.cause) == ("fail", "node")
     assert "CUDA_VISIBLE_DEVICES=0" in finding.detail
@@ -164,7 +164,7 @@ def test_without_a_gpu_a_recipe_trains_on_the_cpu_unless_it_needs_one() -> None:
 
 
 @pytest.mark.parametrize("check", [gpus.compute_capability, gpus.gpu_kinds, gpus.gpu_memory, gpus.ecc, gpus.xid])
-def test_without_a_gpu_nothing_else_is_said_of_gpus(check: Any) -> None:
+def test_without_a_gpu_the_other_checks_are_skipped(check: Any) -> None:
     assert check(on_cpu()).status == "skip"
 
 
@@ -172,7 +172,7 @@ def test_without_a_gpu_nothing_else_is_said_of_gpus(check: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "recipe", "said"),
+    ("capability", "recipe", "message"),
     [
         ((9, 0), {"bf16": True, "attn_implementation": "flash_attention_2"}, None),
         ((8, 9), {"bf16": True}, None),
@@ -186,19 +186,19 @@ def test_without_a_gpu_nothing_else_is_said_of_gpus(check: Any) -> None:
     ],
 )
 def test_compute_capability_against_the_recipe(
-    capability: tuple[int, int], recipe: dict[str, Any] | None, said: str | None
+    capability: tuple[int, int], recipe: dict[str, Any] | None, message: str | None
 ) -> None:
     finding = gpus.compute_capability(case(StandInGpu(), StandInGpu(capability=capability), recipe=recipe))
-    if said is None:
+    if message is None:
         assert finding.status == "ok"
     else:
         assert (finding.status, finding.cause) == ("fail", "recipe")
-        assert said in finding.detail
+        assert message in finding.detail
         assert "GPU 1" in finding.detail
         assert "GPU 0" not in finding.detail
 
 
-def test_gpus_of_several_kinds_are_told() -> None:
+def test_gpus_of_several_kinds_are_a_warning() -> None:
     assert gpus.gpu_kinds(case(StandInGpu(), StandInGpu())).detail == f"2 × {H100}"
     finding = gpus.gpu_kinds(case(StandInGpu(), StandInGpu(name="NVIDIA A100")))
     assert finding.status == "warn"
@@ -213,11 +213,11 @@ def test_memory_that_others_hold_is_judged_by_its_share(used: float, status: str
     assert ("ps -p 4711" in finding.fix) == (status != "ok")
 
 
-# --- faults ---
+# --- hardware errors ---
 
 
 @pytest.mark.parametrize(
-    ("gpu", "status", "said"),
+    ("gpu", "status", "message"),
     [
         (StandInGpu(), "ok", "none uncorrected"),
         (StandInGpu(uncorrected=2), "fail", "2 memory errors"),
@@ -228,10 +228,10 @@ def test_memory_that_others_hold_is_judged_by_its_share(used: float, status: str
         (StandInGpu(uncorrected=None, rows=None), "skip", "no ECC"),
     ],
 )
-def test_memory_faults_that_the_driver_counts(gpu: StandInGpu, status: str, said: str) -> None:
+def test_memory_errors_that_the_driver_counts(gpu: StandInGpu, status: str, message: str) -> None:
     finding = gpus.ecc(case(gpu))
     assert (finding.status, finding.cause) == (status, "node" if status == "fail" else None)
-    assert said in finding.detail
+    assert message in finding.detail
 
 
 def kernel(root: Path, *lines: str) -> Path:
@@ -240,7 +240,7 @@ def kernel(root: Path, *lines: str) -> Path:
     return root
 
 
-def test_hardware_faults_of_these_gpus_in_the_kernels_log_are_counted(tmp_path: Path) -> None:
+def test_hardware_errors_of_these_gpus_in_the_kernels_log_are_counted(tmp_path: Path) -> None:
     root = kernel(
         tmp_path,
         "[1] NVRM: Xid (PCI:0000:3b:00): 79, pid=1, GPU has fallen off the bus.",
@@ -255,13 +255,13 @@ def test_hardware_faults_of_these_gpus_in_the_kernels_log_are_counted(tmp_path: 
     assert "48" not in finding.detail
 
 
-def test_a_log_without_faults_and_no_log_at_all_are_told_apart(tmp_path: Path) -> None:
+def test_a_log_without_errors_is_ok_and_no_log_a_skip(tmp_path: Path) -> None:
     assert gpus.xid(case(root=tmp_path)).status == "skip"
     assert gpus.xid(case(root=kernel(tmp_path, "[1] all is well"))).detail == "no hardware error in /var/log/kern.log"
 
 
 def test_the_kernels_own_device_is_read_to_its_end() -> None:
-    """The real one, where this user may read it: it must not block."""
+    """The real one, if this user may read it: it must not block."""
     text, source = gpus.read_kernel_log(case(root=Path("/")))
     assert (text is None) == (source == "")
 

@@ -1,4 +1,4 @@
-"""What the doctor says of host, disks, network, installation and inputs: real ones where there are any."""
+"""The doctor's checks of host, disks, network, installation and inputs, on real ones if possible."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def case(devices: Devices = NO_GPU, recipe: dict[str, Any] | None = None, **fact
     return Case(devices=devices, driver=None, recipe=None if recipe is None else Recipe(**values), **facts)
 
 
-def is_failure(finding: Finding, fault: str) -> bool:
-    return (finding.status, finding.cause) == ("fail", fault)
+def is_failure(finding: Finding, cause: str) -> bool:
+    return (finding.status, finding.cause) == ("fail", cause)
 
 
 def files(root: Path, **texts: str) -> Path:
@@ -65,7 +65,7 @@ def groups(root: Path, cgroup: str, limits: dict[str, str]) -> Path:
         ("0::/\n", {}, "50.0 of 100.0 GiB free (the machine)"),
         ("0::/\n", {"memory.max": "max"}, "50.0 of 100.0 GiB free (the machine)"),
         ("0::/\n", {"memory.max": str(8 * GIB), "memory.current": str(2 * GIB)}, "6.0 of 8.0 GiB"),
-        # Slurm's way: the limit stands at the job, above the step that this process is in
+        # As Slurm does: the limit is the job's, above the step that this process is in
         ("0::/job_1/step_0\n", {"job_1/memory.max": str(8 * GIB), "job_1/memory.current": "0",
                                 "job_1/step_0/memory.max": "max"}, "8.0 of 8.0 GiB"),
         ("9:memory:/job_1\n0::/\n", {"memory/job_1/memory.limit_in_bytes": str(4 * GIB),
@@ -134,7 +134,7 @@ def test_a_capability_locks_memory_only_where_it_is_in_effect(
     assert ("LimitMEMLOCK" in finding.fix) == (status == "warn")
 
 
-def test_few_open_files_are_warned_of() -> None:
+def test_few_open_files_are_a_warning() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
@@ -145,14 +145,14 @@ def test_few_open_files_are_warned_of() -> None:
     assert "1024" in finding.detail
 
 
-def test_a_container_with_few_processes_is_warned_of(tmp_path: Path) -> None:
+def test_a_container_with_few_processes_is_a_warning(tmp_path: Path) -> None:
     root = groups(tmp_path, "0::/\n", {"pids.max": "300", "pids.current": "100"})
     assert host.processes(case(root=root, workers=1)).status == "warn"
     (root / "sys/fs/cgroup/pids.max").write_text("max\n")
     assert host.processes(case(root=root, workers=1)).status == "ok"
 
 
-def test_a_user_without_a_name_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_name_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
@@ -170,7 +170,7 @@ def test_a_writable_run_directory_is_left_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_run_can_be_gone_on_with_and_other_files_are_no_run(tmp_path: Path) -> None:
+def test_an_existing_run_can_be_resumed_and_other_files_are_no_run(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     finding = local_storage.run_directory(case(run_dir=tmp_path))
     assert is_failure(finding, "recipe")
@@ -180,14 +180,14 @@ def test_an_existing_run_can_be_gone_on_with_and_other_files_are_no_run(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "recipe.yaml"]
 
 
-def test_a_file_in_the_way_is_the_commands_fault(tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_an_error_of_the_command(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     for path in (file, file / "run"):
         assert is_failure(local_storage.run_directory(case(run_dir=path)), "recipe")
 
 
-def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: Path) -> None:
+def test_a_directory_without_write_permission_is_a_failure_of_the_node(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     pid = os.fork()
     if pid == 0:
@@ -197,14 +197,14 @@ def test_a_directory_that_this_user_may_not_write_is_the_nodes_fault(tmp_path: P
                 os.setgid(65_534)
                 os.setuid(65_534)
             found = local_storage.run_directory(case(run_dir=tmp_path / "run"))
-            said = f"give this user ({os.geteuid()}) the right" in found.fix and "fsGroup" in found.fix
-            code = 0 if is_failure(found, "node") and "Permission denied" in found.detail and said else 1
+            message = f"give this user ({os.geteuid()}) the right" in found.fix and "fsGroup" in found.fix
+            code = 0 if is_failure(found, "node") and "Permission denied" in found.detail and message else 1
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_a_claim_that_is_mounted_read_only_is_the_nodes_fault(small_tmpfs: Path) -> None:
+def test_a_claim_that_is_mounted_read_only_is_a_failure_of_the_node(small_tmpfs: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
     finding = local_storage.run_directory(case(run_dir=small_tmpfs / "runs/first"))
     assert is_failure(finding, "node")
@@ -212,7 +212,7 @@ def test_a_claim_that_is_mounted_read_only_is_the_nodes_fault(small_tmpfs: Path)
     assert "readOnly on claim or mount" in finding.fix
 
 
-def test_a_read_only_cache_is_no_matter_without_a_network(small_tmpfs: Path, tmp_path: Path) -> None:
+def test_a_read_only_cache_is_ok_offline(small_tmpfs: Path, tmp_path: Path) -> None:
     """As in the pods that train: what overlays/prefetch has filled is not theirs to change."""
     subprocess.run(["mount", "-o", "remount,ro", small_tmpfs], check=True)
     local = {name: f"{tmp_path}/{name}" for name in local_storage.NODE_CACHES}
@@ -267,12 +267,15 @@ def test_the_filesystem_of_a_path(tmp_path: Path, path: str, kind: str, network:
     assert local_storage.is_network(kind) == network
 
 
-def test_caches_on_a_network_filesystem_are_warned_of(tmp_path: Path) -> None:
+def test_caches_on_a_network_filesystem_are_a_warning(tmp_path: Path) -> None:
     root = files(tmp_path, proc__self__mountinfo=MOUNTS)
     finding = local_storage.caches(case(root=root))
     assert finding.status == "warn"
-    for said in ("/home/me/.cache/huggingface/hub is on nfs4", "TRITON_CACHE_DIR: /home/me/.triton/cache is on nfs4"):
-        assert said in finding.detail
+    for message in (
+        "/home/me/.cache/huggingface/hub is on nfs4",
+        "TRITON_CACHE_DIR: /home/me/.triton/cache is on nfs4",
+    ):
+        assert message in finding.detail
     local = {name: f"{tmp_path}/{name}" for name in local_storage.NODE_CACHES}
     offline = case(root=root, environment={"HOME": "/home/me", "HF_HUB_OFFLINE": "1", **local})
     assert local_storage.caches(offline).status == "ok"
@@ -286,7 +289,7 @@ def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:
         assert str(paths.hub_cache(given)) == done.stdout.strip()
 
 
-def test_a_user_without_a_home_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_causes_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr(os, "getuid", lambda: 54_321)
     assert local_storage.caches(case(environment={})).status in ("ok", "warn")
@@ -296,7 +299,7 @@ def test_a_user_without_a_home_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPa
 # --- network ---
 
 
-def test_a_port_that_somebody_listens_on_is_the_nodes_fault() -> None:
+def test_a_port_in_use_is_a_failure_of_the_node() -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
@@ -341,7 +344,7 @@ def test_the_pins_are_those_of_the_package() -> None:
     assert "hatchling" not in pins
 
 
-def test_another_version_of_what_is_mended_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_a_patched_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     real = software._installed
     versions = {"torch": "2.6.0"}
     monkeypatch.setattr(software, "_installed", lambda name: versions.get(name, real(name)))
@@ -371,7 +374,7 @@ def test_nvcc_is_asked_for_where_deepspeed_meets_a_gpu(tmp_path: Path, monkeypat
     assert software.nvcc(case(GPUS, environment={"PATH": "", "CUDA_HOME": str(tmp_path)})).status == "ok"
 
 
-def test_a_deepspeed_configuration_that_cannot_be_used_is_the_recipes_fault(tmp_path: Path) -> None:
+def test_a_deepspeed_configuration_that_cannot_be_used_is_an_error_of_the_recipe(tmp_path: Path) -> None:
     assert software.deepspeed(case(deepspeed="zero3")).detail == "zero3: ZeRO stage 3"
     file = tmp_path / "mine.json"
     file.write_text("{")
@@ -379,7 +382,7 @@ def test_a_deepspeed_configuration_that_cannot_be_used_is_the_recipes_fault(tmp_
         assert is_failure(software.deepspeed(case(deepspeed=name)), "recipe")
 
 
-def test_vllms_other_engine_is_told() -> None:
+def test_vllms_other_engine_is_a_warning() -> None:
     recipe = {"use_vllm": True}
     assert software.vllm_engine(case(recipe=recipe, environment={"VLLM_USE_V1": "1"})).status == "warn"
     assert software.vllm_engine(case(recipe=recipe, environment={"VLLM_USE_V1": "0"})).status == "ok"
@@ -425,7 +428,7 @@ def cached_repo(cache: Path, folder: str, source: Path | None = None) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("config", "present", "said"),
+    ("config", "present", "message"),
     [
         (None, 2, None),
         (None, 1, "1 of 2 files are missing, such as model-1.safetensors"),
@@ -433,15 +436,15 @@ def cached_repo(cache: Path, folder: str, source: Path | None = None) -> Path:
     ],
 )
 def test_a_model_on_disk_must_be_whole_and_known(
-    tmp_path: Path, config: dict[str, Any] | None, present: int, said: str | None
+    tmp_path: Path, config: dict[str, Any] | None, present: int, message: str | None
 ) -> None:
     folder = model_dir(tmp_path / "model", config, present=present)
     finding = inputs.model(case(recipe={"model_name_or_path": str(folder)}))
-    if said is None:
+    if message is None:
         assert finding.status == "ok"
     else:
         assert is_failure(finding, "recipe")
-        assert said in finding.detail
+        assert message in finding.detail
 
 
 def test_a_directory_without_a_model_and_one_with_pickles_only(tmp_path: Path) -> None:
@@ -458,7 +461,7 @@ def test_a_later_kind_is_known_by_its_name_without_any_file() -> None:
     assert "qwen3" in finding.detail
 
 
-def test_a_misspelt_name_offline_is_a_sentence_with_the_likely_one(tmp_path: Path) -> None:
+def test_a_misspelt_name_offline_is_reported_with_the_likely_one(tmp_path: Path) -> None:
     cached_repo(tmp_path, "models--Qwen--Qwen2.5-3B-Instruct", model_dir(tmp_path / "model"))
     environment = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     right = {"model_name_or_path": "Qwen/Qwen2.5-3B-Instruct"}

@@ -1,4 +1,4 @@
-"""Which node of which job this is, as Slurm, the PyTorchJob operator, an Indexed Job and flags say it."""
+"""The nodes of a job by Slurm, the PyTorchJob operator, an Indexed Job and flags."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def place(nodes: Nodes) -> tuple[int, int, str]:
     [
         (STEP, (2, 1, "n1")),
         (without(STEP, "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES", "SLURM_STEP_NUM_TASKS"), (2, 1, "n1")),
-        # A step on part of the job's nodes: the step counts.
+        # A step on some of the job's nodes: the step counts.
         (
             {**STEP, "SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_NODELIST": "n[1-4]", "SLURM_STEP_NODELIST": "n[3-4]"},
             (2, 1, "n3"),
@@ -51,7 +51,7 @@ def place(nodes: Nodes) -> tuple[int, int, str]:
         (INDEXED, (3, 2, "mini-r1-0.mini-r1")),
     ],
 )
-def test_what_a_scheduler_says(environment: dict[str, str], expected: tuple[int, int, str]) -> None:
+def test_nodes_of_a_scheduler(environment: dict[str, str], expected: tuple[int, int, str]) -> None:
     nodes = find_nodes(environment)
     assert place(nodes) == expected
     assert nodes.control_port == nodes.port + 1
@@ -66,7 +66,7 @@ def test_what_a_scheduler_says(environment: dict[str, str], expected: tuple[int,
         (INDEXED, "an Indexed Job", "mini-r1-0.mini-r1"),
     ],
 )
-def test_who_said_so_and_the_jobs_id(environment: dict[str, str], source: str, job_id: str) -> None:
+def test_the_source_and_the_jobs_id(environment: dict[str, str], source: str, job_id: str) -> None:
     nodes = find_nodes(environment)
     assert (nodes.source, nodes.job_id) == (source, job_id)
     assert nodes.index == (0 if "SLURM_NODEID" not in environment and "SLURM_JOB_ID" in environment else nodes.index)
@@ -80,7 +80,7 @@ def test_who_said_so_and_the_jobs_id(environment: dict[str, str], source: str, j
         ({}, {"address": "gpu1"}, Nodes(1, 0, "gpu1", 4000, "one node: no flag, no scheduler", None)),
         (BATCH, {"count": 1}, Nodes(1, 0, "127.0.0.1", 4000, "--nodes 1", None)),
         ({"SLURM_JOB_ID": "7"}, {}, Nodes(1, 0, "127.0.0.1", 4000, "Slurm job 7", "7")),
-        # Nothing says how many nodes, which one this is, or their names.
+        # Neither the number of nodes, nor the index, nor their names are set.
         ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, {}, Nodes(1, 0, "127.0.0.1", 4000, "Slurm job 7", "7")),
         ({"SLURM_JOB_ID": "7", "SLURM_STEPID": "0"}, {"count": 1}, Nodes(1, 0, "127.0.0.1", 4000, "Slurm job 7", "7")),
         ({"PET_NNODES": "1", "RANK": "0"}, {}, Nodes(1, 0, "127.0.0.1", 4000, "the PyTorchJob operator", None)),
@@ -108,7 +108,7 @@ def test_one_node_with_a_port_of_the_users(environment: dict[str, str], flags: d
         {"JOB_COMPLETION_INDEX": "3"},  # an Indexed Job of independent pods
     ],
 )
-def test_one_node_meets_nobody_and_takes_a_free_port(environment: dict[str, str]) -> None:
+def test_a_single_node_takes_a_free_port(environment: dict[str, str]) -> None:
     nodes = find_nodes(environment)
     assert place(nodes) == (1, 0, "127.0.0.1")
     assert 1024 <= nodes.port <= 65_534
@@ -120,7 +120,7 @@ def test_all_nodes_of_a_job_take_the_same_port_below_the_ephemeral_ones() -> Non
     assert first.job_id == second.job_id == "4711"
     ports = {job_port(str(job)) for job in range(3000)}
     assert all(port in PORTS and port + 1 in PORTS and port % 2 == 0 for port in ports)
-    assert len(ports) > 2000  # jobs beside each other seldom meet
+    assert len(ports) > 2000  # ports of neighbouring jobs seldom collide
     assert find_nodes(OPERATOR).port == 23456
     assert find_nodes(INDEXED).port == job_port("mini-r1-0.mini-r1")
     assert find_nodes({**INDEXED, "MASTER_PORT": "23456"}).port == 23456
@@ -131,7 +131,7 @@ def test_nodes_with_other_versions_of_the_kit_take_the_same_port() -> None:
     assert [job_port(job) for job in ("4711", "mini-r1-0.mini-r1")] == [23_620, 22_984]
 
 
-def test_a_free_port_is_one_of_two_beside_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_free_port_is_one_of_two_adjacent_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     def listen(port: int) -> None:
         taken.enter_context(socket.socket()).bind(("", port))
 
@@ -166,7 +166,7 @@ def test_a_free_port_is_one_of_two_beside_each_other(monkeypatch: pytest.MonkeyP
         ({"count": 1024, "index": 1023, "address": "gpu1"}, (1024, 1023, "gpu1", 29500)),
     ],
 )
-def test_flags_name_nodes_where_no_scheduler_does(flags: dict[str, Any], expected: tuple[Any, ...]) -> None:
+def test_flags_name_nodes_without_a_scheduler(flags: dict[str, Any], expected: tuple[Any, ...]) -> None:
     nodes = find_nodes({}, **flags)
     assert (*place(nodes), nodes.port) == expected
 
@@ -227,7 +227,7 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
         ({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}, {}, "starts the workers itself"),
         (without(INDEXED, "JOB_COMPLETION_INDEX"), {}, "completionMode: Indexed, completions: 3 and parallelism: 3"),
         (without(INDEXED, "MINI_R1_MASTER_ADDR"), {}, "MINI_R1_MASTER_ADDR: set it to the name of the Job's first pod"),
-        # each pod would be a job of its own, all in one run directory
+        # each pod would be a separate job, all in one run directory
         (without(INDEXED, "MINI_R1_NODES"), {}, "MINI_R1_NODES to the Job's completions"),
         ({**INDEXED, "JOB_COMPLETION_INDEX": "3"}, {}, "MINI_R1_NODES=3: set it to the Job's completions"),
         ({"MINI_R1_NODES": "0"}, {}, "MINI_R1_NODES=0"),
@@ -242,7 +242,7 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
         ({}, {"port": 65535}, "between 1024 and 65534"),
     ],
 )
-def test_what_is_not_enough_or_contradicts_itself_is_refused(
+def test_incomplete_and_contradictory_values_are_refused(
     environment: dict[str, str], flags: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(KitError) as refused:

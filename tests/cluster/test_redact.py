@@ -1,4 +1,4 @@
-"""No secret that can be known by its name or its look gets through, and what is none stays readable."""
+"""Secrets with a known name or form are removed, and other text stays readable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WANDB = "0123456789abcdef0123456789abcdef01234567"
      "githubToken", "GOOGLE_CREDENTIALS", "NPM_AUTH", "SESSION_COOKIE", "api-key", "DB_PASS", "SSH_PRIVATE_KEY",
      "OPENAI_APIKEY"],
 )  # fmt: skip
-def test_a_variable_whose_name_says_so_is_secret(name: str) -> None:
+def test_a_variable_with_a_secrets_name_is_secret(name: str) -> None:
     assert is_secret(name, "pineapple")
     assert redact("it is pineapple.", {name: "pineapple"}) == f"it is {REDACTED}."
     assert redact_environment({name: "pineapple"}) == {name: REDACTED}
@@ -34,7 +34,7 @@ def test_a_variable_whose_name_says_so_is_secret(name: str) -> None:
      ("USE_AUTH", "true"), ("SSH_AUTH_SOCK", "/run/agent.1"), ("PATH", "/usr/bin:/bin"), ("MASTER_ADDR", "node-0"),
      ("COMPASS", "north")],
 )  # fmt: skip
-def test_a_variable_that_holds_none_is_shown(name: str, value: str) -> None:
+def test_other_variables_are_shown(name: str, value: str) -> None:
     assert not is_secret(name, value)
     assert redact_environment({name: value}) == {name: value}
     assert redact(f"with {value}", {name: value}) == f"with {value}"
@@ -64,7 +64,7 @@ def test_a_variable_that_holds_none_is_shown(name: str, value: str) -> None:
         ("-----BEGIN PRIVATE KEY-----\nabc\ncut off he", "cut off"),
     ],
 )  # fmt: skip
-def test_what_looks_like_a_secret_goes_whoever_brought_it(text: str, secret: str) -> None:
+def test_what_looks_like_a_secret_is_removed(text: str, secret: str) -> None:
     clean = redact(text, {})
     assert secret not in clean
     assert REDACTED in clean

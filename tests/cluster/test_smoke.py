@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.doctor import smoke as parts
+from mini_r1.doctor.smoke import SmokeFailure, check_sync
 
 from tests.cluster.real_stack import ENVIRONMENT, PYTHON, needs_vllm
 
@@ -18,7 +18,7 @@ PARTS = ["model", "training", "one worker killed", "workers", "vLLM weight sync"
 
 
 def smoke(*args: str | Path, **variables: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, the JSON it printed, and what it said on standard error."""
+    """Return the exit code, the JSON on standard output, and the text on standard error."""
     done = subprocess.run(
         [PYTHON, "-m", "mini_r1", "doctor", "--smoke", "--json", *map(str, args)],
         env={**os.environ, **ENVIRONMENT, **variables}, capture_output=True, text=True, timeout=900,
@@ -28,10 +28,10 @@ def smoke(*args: str | Path, **variables: str) -> tuple[int, dict[str, Any], str
 
 @needs_vllm
 @pytest.mark.real
-def test_the_whole_path_is_walked_and_nothing_is_left(tmp_path: Path) -> None:
-    code, said, errors = smoke("--gpus", "3", TMPDIR=str(tmp_path))
-    assert code == 0, errors + json.dumps(said, indent=2)
-    found = {finding["check"]: finding for finding in said["findings"]}
+def test_the_whole_path_passes_and_leaves_nothing(tmp_path: Path) -> None:
+    code, printed, errors = smoke("--gpus", "3", TMPDIR=str(tmp_path))
+    assert code == 0, errors + json.dumps(printed, indent=2)
+    found = {finding["check"]: finding for finding in printed["findings"]}
     assert list(found) == PARTS
     assert {finding["status"] for finding in found.values()} == {"ok"}
     assert "exit code 150, no process left" in found["one worker killed"]["detail"]
@@ -45,7 +45,7 @@ def test_the_whole_path_is_walked_and_nothing_is_left(tmp_path: Path) -> None:
 @pytest.mark.real
 @pytest.mark.exhaustive
 def test_weights_that_do_not_arrive_are_found(tmp_path: Path) -> None:
-    # Python runs this file in every process: a client that believes to have sent what it has not.
+    # Python runs this file in every process: the client loses the weights and does not notice.
     (tmp_path / "sitecustomize.py").write_text(
         """
 import sys, threading, time
@@ -62,41 +62,41 @@ def lose():
 threading.Thread(target=lose, daemon=True).start()
 """
     )
-    code, said, _ = smoke("--gpus", "3", "--run-dir", tmp_path / "smoke", PYTHONPATH=str(tmp_path))
+    code, printed, _ = smoke("--gpus", "3", "--run-dir", tmp_path / "smoke", PYTHONPATH=str(tmp_path))
     assert code == 150
-    last = said["findings"][-1]
+    last = printed["findings"][-1]
     assert (last["check"], last["status"]) == ("vLLM weight sync", "fail")
     assert "greedy text differs from the trainer's" in last["detail"]
     assert (tmp_path / "smoke" / "first-launch-node-0.txt").is_file()
 
 
 @pytest.mark.parametrize(
-    ("logged", "said"),
+    ("logged", "message"),
     [
         ([{"sync/equal": 1.0}, {"sync/equal": 0.5, "sync/changed": 1.0}], "differs from the trainer's at 1 of 2 steps"),
         ([{"loss": 0.0}], "differs from the trainer's at 0 of 0 steps"),
         ([{"sync/equal": 1.0}, {"sync/equal": 1.0, "sync/changed": 0.0}], "the greedy text never changed"),
     ],
 )
-def test_a_sync_that_proves_nothing_fails(logged: list[dict[str, float]], said: str) -> None:
-    with pytest.raises(parts.SmokeFailure, match=said) as failed:
-        parts.check_sync(logged)
+def test_a_sync_that_proves_nothing_fails(logged: list[dict[str, float]], message: str) -> None:
+    with pytest.raises(SmokeFailure, match=message) as failed:
+        check_sync(logged)
     assert (failed.value.finding.check, failed.value.finding.status) == ("vLLM weight sync", "fail")
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (("my.yaml",), "the smoke test has its own recipe"),
         (("--set", "seed=1"), "the smoke test has its own recipe"),
         (("--run-dir", "."), "is not empty: give --smoke a new --run-dir"),
     ],
 )
-def test_what_goes_not_with_it_is_refused(
-    mini_r1: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, args: tuple[str, ...], said: str
+def test_other_options_are_refused(
+    mini_r1: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, args: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "thesis.tex").touch()
     done = mini_r1("doctor", "--smoke", *args, cwd=tmp_path)
     assert done.returncode == 78
-    assert said in done.stderr
+    assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

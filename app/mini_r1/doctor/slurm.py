@@ -212,7 +212,7 @@ def _check_partition(login: LoginNode, name: str) -> Finding:
         return fail(
             f"{name} is {groups[0].available}", "wait until it is up, or choose another SBATCH_PARTITION", "node"
         )
-    found = f"{name} is up, time limit {groups[0].limit}: {_list(groups)}"
+    found = f"{name} is up, time limit {groups[0].limit}: {_format_groups(groups)}"
     on_cpu = login.environment.get("MINI_R1_ACCELERATOR") == "cpu"
     with_gpus = [group for group in groups if group.gpus or on_cpu]
     if not with_gpus:
@@ -257,17 +257,9 @@ def submission(login: LoginNode) -> Finding:
     in_service = sum(group.nodes for group in large_enough if group.in_service)
     if in_service < nodes <= sum(group.nodes for group in large_enough):
         fix = "see `sinfo -R` for the reason; the job would wait for them"
-        return fail(f"{detail}; nodes out of service are not counted: {_list(groups)}", fix, "node")
+        return fail(f"{detail}; nodes out of service are not counted: {_format_groups(groups)}", fix, "node")
     fix = "ask for GPUs, CPUs and memory that a node has (`sinfo -o '%P %D %c %m %G'`), or name another partition"
-    return fail(f"{detail}; nodes: {_list(groups)}", fix, "recipe")
-
-
-class StopTime(NamedTuple):
-    """Seconds that a run gets to stop, where they come from, and how to get more."""
-
-    seconds: int
-    text: str
-    fix: str
+    return fail(f"{detail}; nodes: {_format_groups(groups)}", fix, "recipe")
 
 
 def time_to_save(login: LoginNode) -> Finding:
@@ -278,50 +270,49 @@ def time_to_save(login: LoginNode) -> Finding:
     config = _scontrol(login, "config")
     if not config.get("KillWait", "").isdecimal():
         return skip("KillWait is not known: `scontrol show config` does not print it")
-    kill_wait = int(config["KillWait"])
-    enough = math.ceil(timing.stop_s / 10) * 10
-    given = [
-        StopTime(
-            kill_wait,
-            f"KillWait is {kill_wait} s, all the time that a scancel leaves",
-            "bound the loss with --set save_minutes=10 or a smaller save_steps, and ask the administrator for a "
-            f"KillWait of {enough} s",
-        ),
-        _notice(login, kill_wait, enough),
-    ]
-    if config.get("PreemptType", NO_PREEMPTION[0]) not in NO_PREEMPTION:
-        given += [_preemption(login, name, kill_wait, enough) for name in login.partitions]
-    needed = f"asked to stop, the run needs up to {describe_stop(timing)}"
+    given = list(_stop_times(login, config, math.ceil(timing.stop_s / 10) * 10))
     short = [each for each in given if each.seconds < timing.stop_s]
+    found = f"asked to stop, the run needs up to {describe_stop(timing)}"
+    found = f"{found}; {'; '.join(each.text for each in short or given)}"
     if not short:
-        return ok(f"{needed}; {'; '.join(each.text for each in given)}")
-    return warn(
-        f"{needed}; {'; '.join(each.text for each in short)}: a run that is killed before it has saved repeats the "
-        "steps since its last checkpoint",
-        "; ".join(each.fix for each in short),
-    )
+        return ok(found)
+    found += ": a run that is killed before it has saved repeats the steps since its last checkpoint"
+    return warn(found, "; ".join(each.fix for each in short))
 
 
-def _notice(login: LoginNode, kill_wait: int, enough: int) -> StopTime:
+class StopTime(NamedTuple):
+    """Seconds that a run gets to stop, what gives them, and how to get more."""
+
+    seconds: int
+    text: str
+    fix: str
+
+
+def _stop_times(login: LoginNode, config: dict[str, str], enough: int) -> Iterator[StopTime]:
+    """Yield the time after a scancel, the notice before the time limit, and the time after a preemption."""
+    kill_wait = int(config["KillWait"])
+    fix = f"save more often (--set save_minutes=10), and ask the administrator for a KillWait of {enough} s"
+    yield StopTime(kill_wait, f"KillWait is {kill_wait} s, all the time that a scancel leaves", fix)
+
     signal = login.environment.get("SBATCH_SIGNAL") or login.directives.get("signal", "")
+    lead = signal.rpartition("@")[2]
     fix = f"write #SBATCH --signal=B:USR1@{max(600, enough)} into {login.script}"
-    seconds = signal.rpartition("@")[2]
-    if not seconds.isdecimal():
-        return StopTime(kill_wait, f"{login.script} asks for no notice before its time limit", fix)
-    return StopTime(int(seconds), f"the notice comes {seconds} s before the time limit (--signal={signal})", fix)
+    if lead.isdecimal():
+        yield StopTime(int(lead), f"the notice comes {lead} s before the time limit (--signal={signal})", fix)
+    else:
+        yield StopTime(kill_wait, f"{login.script} asks for no notice before its time limit", fix)
 
-
-def _preemption(login: LoginNode, name: str, kill_wait: int, enough: int) -> StopTime:
-    fields = _scontrol(login, "partition", name, "--oneliner")
-    grace, mode = fields.get("GraceTime", ""), fields.get("PreemptMode", "OFF")
-    if mode == "OFF" or not grace.isdecimal():
-        return StopTime(enough, f"jobs in {name} are not preempted", "")
-    fix = f"ask for a GraceTime of {enough} s in {name}"
-    may = f"jobs in {name} may be preempted ({mode}), and"
-    if int(grace) == 0:
-        return StopTime(kill_wait, f"{may} it has no GraceTime", fix)
-    # After GraceTime comes a second TERM, which ends the run at once: KillWait adds nothing.
-    return StopTime(int(grace), f"{may} its GraceTime is {grace} s", fix)
+    preempts = config.get("PreemptType", NO_PREEMPTION[0]) not in NO_PREEMPTION
+    for name in login.partitions if preempts else ():
+        fields = _scontrol(login, "partition", name, "--oneliner")
+        grace, mode = fields.get("GraceTime", ""), fields.get("PreemptMode", "OFF")
+        if mode == "OFF" or not grace.isdecimal():
+            yield StopTime(enough, f"jobs in {name} are not preempted", "")
+            continue
+        # After GraceTime comes a second TERM, which ends the run at once: KillWait adds nothing.
+        source = f"its GraceTime is {grace} s" if int(grace) else "it has no GraceTime"
+        text = f"jobs in {name} may be preempted ({mode}), and {source}"
+        yield StopTime(int(grace) or kill_wait, text, f"ask for a GraceTime of {enough} s in {name}")
 
 
 def _scontrol(login: LoginNode, *what: str) -> dict[str, str]:
@@ -334,5 +325,5 @@ def _partitions(groups: Iterable[NodeGroup]) -> list[str]:
     return list(dict.fromkeys(group.partition for group in groups))
 
 
-def _list(groups: Iterable[NodeGroup]) -> str:
+def _format_groups(groups: Iterable[NodeGroup]) -> str:
     return ", ".join(map(str, groups)) or "none"
