@@ -1,4 +1,4 @@
-"""What a run leaves at its end, as far as it must not depend on how it got there."""
+"""The parts of a finished run that must not depend on how often it was stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STATE = ("model.safetensors", "optimizer.pt", "scheduler.pt")
 
 
 def outcome(run: RunDir) -> dict[str, Any]:
-    """Return all that must be as in an uninterrupted run, by what it is."""
+    """Return everything that must equal an uninterrupted run's, by name."""
     last, snapshot = run.complete_checkpoints()[0], run.complete_snapshots()[0]
     assert verify(last, run.run_id) is None
     assert verify(snapshot, run.run_id) is None

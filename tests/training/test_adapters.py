@@ -227,7 +227,7 @@ def test_saving_needs_no_network_and_copies_no_embeddings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = base(untrained)
-    model.name_or_path = "nobody/base"  # as of a model from the hub
+    model.name_or_path = "someone/base"  # as of a model from the hub
     asked: list[str] = []
     monkeypatch.setattr("peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda name, _: asked.append(name))
     adapted = with_adapter(model, recipe(lora_target_modules=names))

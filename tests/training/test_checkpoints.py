@@ -1,4 +1,4 @@
-"""What is saved beside the Trainer's own files, which checkpoint a run goes on from, and a disk that is really full."""
+"""Snapshots, manifests, the checkpoint that a run resumes from, and a disk that is really full."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_the_rank_that_wrote_a_file(name: str, rank: int) -> None:
     assert written_by(name, 4) == rank
 
 
-# --- room on the disk ---
+# --- disk space ---
 
 
 def test_the_next_save_needs_as_much_space_as_the_last_one(run: RunDir, model: Any, tokenizer: Any) -> None:
@@ -198,7 +198,7 @@ def test_too_little_disk_space_is_reported_before_a_byte_is_written(run: RunDir)
 
 
 def resumed(run: RunDir, world_size: int = 1, zero_stage: int = 0) -> tuple[int | None, str]:
-    """The step that a start goes on from, and what it says."""
+    """Return the step that a start resumes from, and what it prints."""
     console = Console(file=io.StringIO(), width=1000)
     saved = checkpoint_to_resume(run, console, world_size, zero_stage)
     return saved.step if saved else None, console.file.getvalue()  # type: ignore[attr-defined]
@@ -241,12 +241,12 @@ def test_a_damaged_checkpoint_is_skipped_reported_and_renamed(
 ) -> None:
     save(run, 3)
     damage(save(run, 6))
-    step, words = resumed(run)
+    step, printed = resumed(run)
     assert step == 3
-    assert f"checkpoint of step 6 is damaged and skipped: {said}" in words
-    assert "starting from the beginning" not in words
+    assert f"checkpoint of step 6 is damaged and skipped: {said}" in printed
+    assert "starting from the beginning" not in printed
     aside = run.checkpoints / "skipped-step-6"
-    assert str(aside) in words
+    assert str(aside) in printed
     assert aside.is_dir()
     save(run, 5)  # an earlier step than the damaged one, as after a signal: both good ones stay
     run.prune_checkpoints()
@@ -257,18 +257,18 @@ def test_a_damaged_checkpoint_is_skipped_reported_and_renamed(
 def test_a_checkpoint_of_another_run_is_never_loaded(run: RunDir) -> None:
     save(run, 3)
     save(run, 6, run_id="f" * 16)
-    step, words = resumed(run)
+    step, printed = resumed(run)
     assert step == 3
-    assert "checkpoint of step 6 is damaged and skipped: it belongs to another run" in words
+    assert "checkpoint of step 6 is damaged and skipped: it belongs to another run" in printed
 
 
 def test_a_run_without_a_usable_checkpoint_starts_from_the_beginning(run: RunDir) -> None:
     for step in (3, 6):
         put("optimizer.pt", b"cut")(save(run, step))
-    step, words = resumed(run)
+    step, printed = resumed(run)
     assert step is None
-    assert words.count("damaged and skipped") == 2
-    assert "no checkpoint can be used: starting from the beginning" in words
+    assert printed.count("damaged and skipped") == 2
+    assert "no checkpoint can be used: starting from the beginning" in printed
     assert not run.has_checkpoint()
 
 
@@ -369,7 +369,7 @@ def test_a_run_resumes_from_its_last_checkpoint_when_a_full_disk_has_space_again
     left: float,
     hidden: type[Exception] | None,
 ) -> None:
-    """The second save finds room for a part of what it needs: seen before it begins, or hidden in a library's error."""
+    """The second save has too little disk space: seen before it begins, or hidden in a library's error."""
     recipe, expected = whole
     run = RunDir(disk / "run")
 

@@ -128,7 +128,7 @@ def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder
     if stage:
         arguments.prepare_deepspeed(on_cpu=True)
     before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
-    # A few tokens a chunk: the backward pass then calculates logits again, with weights that ZeRO-3 has let go of.
+    # A few tokens a chunk: the backward pass then calculates logits again, with weights that ZeRO-3 has freed.
     logprobs.CHUNK_BYTES = 7 * 4 * len(before["lm_head.weight"])
     trainer = built(build, partial(config, folder, stage), policy, ACCUMULATION)
     trainer.train()
@@ -140,7 +140,7 @@ def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder
 
 
 def step_of(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> tuple[float, torch.Tensor]:
-    """Norm and gradient of a process of its own: DeepSpeed and accelerate keep global state."""
+    """Return norm and gradient of another process: DeepSpeed and accelerate keep global state."""
     with Workers(1 if stage else None, one_step, build, stage, policy, folder, folder=folder) as w:
         (ended,) = w.wait()
     assert ended.code == 0, ended.errors + ended.output
@@ -189,12 +189,12 @@ class Filled(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.full((size,), value))
 
 
-def gather_large_and_small(mended: bool, folder: Path) -> None:
+def gather_large_and_small(patched: bool, folder: Path) -> None:
     """Gather a large weight and many small ones, and count the times that one is read before it has arrived."""
     import deepspeed
 
     waiting = arguments.wait_for_every_gather
-    if not mended:
+    if not patched:
         arguments.wait_for_every_gather = lambda: None
     arguments.prepare_deepspeed(on_cpu=True)
     arguments.wait_for_every_gather = waiting
@@ -204,7 +204,7 @@ def gather_large_and_small(mended: bool, folder: Path) -> None:
     with deepspeed.zero.Init(config_dict_or_path=ds_config, dtype=torch.float32):
         weights = [Filled(1.0, 16_000_000), *(Filled(float(i), 10) for i in range(2, 10))]
     early = 0
-    for _ in range(10 if mended else 300):
+    for _ in range(10 if patched else 300):
         with deepspeed.zero.GatheredParameters([each.weight for each in weights]):
             early += any(not each.weight.eq(each.weight[0].item()).all() for each in weights)
             torch.distributed.barrier()
@@ -216,18 +216,18 @@ def gather_large_and_small(mended: bool, folder: Path) -> None:
     torch.distributed.barrier()
 
 
-@pytest.mark.parametrize("mended", [False, True], ids=["DeepSpeed", "kit"])
-def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits(mended: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("patched", [False, True], ids=["DeepSpeed", "kit"])
+def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits(patched: bool, tmp_path: Path) -> None:
     environment, early = {"LOCAL_WORLD_SIZE": str(RANKS)}, 0
-    for attempt in range(1 if mended else 5):  # the fault is a race: DeepSpeed wins it now and then
+    for attempt in range(1 if patched else 5):  # the bug is a race, which DeepSpeed sometimes wins
         folder = tmp_path / str(attempt)
-        with Workers(RANKS, gather_large_and_small, mended, folder, folder=folder, environment=environment) as workers:
+        with Workers(RANKS, gather_large_and_small, patched, folder, folder=folder, environment=environment) as workers:
             for ended in workers.wait():
                 assert ended.code == 0, ended.errors + ended.output
         early += sum(int(file.read_text()) for file in folder.glob("early-*"))
         if early:
             break
-    assert (early == 0) == mended
+    assert (early == 0) == patched
 
 
 def two_steps(stage: int, policy: Path, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """A disk that fills up, becomes read-only or disappears under a run: one sentence, exit code 150, and nothing lost.
 
-A run writes to a small tmpfs. When it opens its n-th file there, another writer takes all the room but some pages, so
+A run writes to a small tmpfs. When it opens its n-th file there, another writer takes all but some pages of it, so
 every moment and every file has its turn. Five such runs are quick, 25 more are exhaustive.
 """
 
@@ -29,7 +29,7 @@ from tests.training.outcome import outcome
 from tests.training.workers import Ended, Workers, train
 
 Action = Callable[..., object]
-NOBODY = 65534
+OTHER_USER = 65534
 
 
 def train_until(opened: int, action: Action, arguments: tuple[Any, ...], *args: Any) -> None:
@@ -90,7 +90,7 @@ def recipe(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int | None], Whole]:
-    """Return an uninterrupted run of so many ranks."""
+    """Return an uninterrupted run with a given number of ranks."""
     known: dict[int | None, Whole] = {}
 
     def get(ranks: int | None) -> Whole:
@@ -124,14 +124,14 @@ def ends_as(whole: Whole, run: RunDir, recipe: Path, ranks: int | None, logs: Pa
 
 
 def filled_run(recipe: Path, folder: Path, number: int, ranks: int | None, whole: Whole) -> int:
-    """Fill the disk of a run, make room, and run it to its end; return the exit code of the first start."""
+    """Fill the disk of a run, free it, and run it to its end; return the exit code of the first start."""
     chance = random.Random(number)
     opened = chance.randint(1, whole.opened)
     pages = chance.choice([0, 1, 2, 3, 4, chance.randint(5, whole.save_bytes // PAGE)])
     about = f"number {number}: file {opened}, {pages} pages"
     with small_disk(folder / f"disk-{number}", "64m") as disk:
         run = RunDir(disk / "run")
-        # A batch system may write what a job prints to the same disk, and then there is no room for the sentence.
+        # A batch system may write the job's output to the same disk, which then has no space for the error.
         logs = disk / "logs" if number % 4 == 3 else folder / f"logs-{number}"
         ended = started(
             ranks, logs, train_until, opened, fill, (disk, pages * PAGE), recipe, "--run-dir", run.path
@@ -169,13 +169,13 @@ def filled_run(recipe: Path, folder: Path, number: int, ranks: int | None, whole
 def test_a_disk_that_fills_at_any_moment_is_150_and_the_resumed_run_ends_as_an_uninterrupted_one(
     recipe: Path, tmp_path: Path, whole: Callable[..., Whole], ranks: int | None, numbers: range, failures: int
 ) -> None:
-    """`failures` of the runs really had too little room."""
+    """At least `failures` of the runs had too little space."""
     codes = [filled_run(recipe, tmp_path, number, ranks, whole(ranks)) for number in numbers]
     assert codes.count(150) >= failures
 
 
 def train_with_full_file(name: str, *args: Any) -> None:
-    """`mini-r1 train RECIPE --run-dir RUN`; files of that name in RUN take no byte, on a disk that has room."""
+    """`mini-r1 train RECIPE --run-dir RUN`; files of that name in RUN accept no byte, on a disk with free space."""
     from mini_r1.training import run_logs
 
     entry = run_logs._entry
@@ -232,11 +232,11 @@ def read_only(run: Path) -> None:
 
 
 def forbidden(run: Path) -> None:
-    """Take this process the right to the run directory."""
+    """Revoke this process's access to the run directory."""
     root = os.geteuid() == 0
     os.chmod(run.parent, 0o700 if root else 0o000)
-    if root:  # whose rights are those of another user from here on, as far as files are concerned
-        ctypes.CDLL(None).setfsuid(NOBODY)
+    if root:  # from here on with another user's access to files
+        ctypes.CDLL(None).setfsuid(OTHER_USER)
 
 
 def renamed(run: Path) -> None:
@@ -248,19 +248,19 @@ def removed(run: Path) -> None:
 
 
 def undo(action: Action, run: Path) -> None:
-    """Bring back what there is of the run directory."""
+    """Restore the run directory."""
     if action is read_only:
         for folder in (run / "checkpoints", run / "snapshots"):
             subprocess.run(["umount", folder], check=True)
     elif action is forbidden:
         os.chmod(run.parent, 0o755)
     elif action is renamed:
-        if run.exists():  # made anew between two looks
+        if run.exists():  # created again between two checks
             shutil.rmtree(run)
         run.with_name("elsewhere").rename(run)
 
 
-SAID = {
+EXPECTED = {
     read_only: "Read-only file system",
     forbidden: "the right to read and write",
     renamed: "renamed",
@@ -271,8 +271,8 @@ SAID = {
 @pytest.mark.parametrize(
     ("action", "numbers"),
     [
-        *((action, range(1)) for action in SAID),
-        *(pytest.param(action, range(1, 6), marks=pytest.mark.exhaustive) for action in SAID),
+        *((action, range(1)) for action in EXPECTED),
+        *(pytest.param(action, range(1, 6), marks=pytest.mark.exhaustive) for action in EXPECTED),
     ],
     ids=lambda value: value.__name__ if callable(value) else f"{len(value)} moments",
 )
@@ -280,8 +280,12 @@ def test_a_run_directory_that_becomes_unwritable_is_150(
     recipe: Path, disk: Path, whole: Callable[..., Whole], action: Action, numbers: range
 ) -> None:
     others = [line.split() for line in Path("/proc/self/uid_map").read_text().splitlines()]
-    if action is forbidden and os.geteuid() == 0 and all(int(first) + int(size) <= NOBODY for first, _, size in others):
-        pytest.skip("no other user in this user namespace, whose rights could be missing")
+    if (
+        action is forbidden
+        and os.geteuid() == 0
+        and all(int(first) + int(size) <= OTHER_USER for first, _, size in others)
+    ):
+        pytest.skip("this user namespace has no other user, whose access could be revoked")
     for number in numbers:
         folder = disk / str(number)
         folder.mkdir()
@@ -292,7 +296,7 @@ def test_a_run_directory_that_becomes_unwritable_is_150(
             None, folder / "logs", train_until, opened, action, (run.path,), recipe, "--run-dir", run.path
         )  # fmt: skip
         assert ended.code == 150, f"{about}: {ended.errors}"
-        the_sentence(ended, str(run.path), SAID[action])
+        the_sentence(ended, str(run.path), EXPECTED[action])
         if action is read_only:
             assert run.read_state()["state"] == "failed", about
         undo(action, run.path)

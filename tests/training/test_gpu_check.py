@@ -11,7 +11,7 @@ from mini_r1.training import gpu_check
 
 
 class MadeUpGpus:
-    """`torch.cuda` of a node whose GPUs answer as they are told; records which one was asked to calculate."""
+    """A stand-in for `torch.cuda` with given answers; records which GPU was asked to calculate."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: list[str | float]) -> None:
         self.asked: list[int] = []

@@ -1,4 +1,4 @@
-"""Evaluation inside training: on held-out problems, every so many steps, and without a trace in what is learned."""
+"""Evaluation during training: on held-out problems, periodically, and without an effect on training."""
 
 from __future__ import annotations
 

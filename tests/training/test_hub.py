@@ -22,11 +22,11 @@ TABLE = "data/train-00000-of-00001.parquet"
 
 @pytest.fixture
 def hub(untrained: Path) -> Iterator[str]:
-    """Return the address of a stand-in that serves the model nobody/tiny and the data set nobody/rows."""
+    """Return the address of a stand-in that serves the model someone/tiny and the data set someone/rows."""
     table = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows(ASSETS / "countdown_rows.jsonl")), table)
-    model = Repo("nobody/tiny", files_of(untrained), MODEL_COMMIT)
-    data = Repo("nobody/rows", {TABLE: table.getvalue(), "README.md": b"#"}, DATA_COMMIT, is_data=True)
+    model = Repo("someone/tiny", files_of(untrained), MODEL_COMMIT)
+    data = Repo("someone/rows", {TABLE: table.getvalue(), "README.md": b"#"}, DATA_COMMIT, is_data=True)
     with Hub(model, data) as serving:
         yield serving.address
 
@@ -35,7 +35,7 @@ def test_revisions_are_resolved_recorded_and_found_offline(
     hub: str, small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = small_recipe(
-        model_name_or_path="nobody/tiny", dataset_id_or_path="nobody/rows", max_steps=1, dataset_revision="main"
+        model_name_or_path="someone/tiny", dataset_id_or_path="someone/rows", max_steps=1, dataset_revision="main"
     )
     online = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_planted"}
 

@@ -37,7 +37,7 @@ def recipe(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 24, "learning_rate": 1e-3,
         "lr_scheduler_type": "cosine", "beta": 0.01, "temperature": 1.0, "seed": 3, "logging_steps": 2, "save_steps": 3,
         "eval_strategy": "steps", "eval_steps": 4, "eval_on_start": True,
-        # An untrained model is never right: a coin gives the groups something to differ in.
+        # An untrained model is never right: a random reward makes the groups differ.
         "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
         # Warnings that come and go again: what the watch remembers has to survive as well.
         "watch": {"entropy": "warn", "min_entropy": 5.0, "window": 3},

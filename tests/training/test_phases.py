@@ -1,4 +1,4 @@
-"""state.json tells what a run does before its first step, and is as it was where a start came to nothing."""
+"""state.json has the phase of a run before its first step, and is restored when a start fails."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def phases(run: RunDir) -> Phases:
 
 
 def fail(run: RunDir, *, in_its_attempt: bool = False) -> None:
-    """A start that looks at its data and fails then, or in its attempt, whose failure state.json tells."""
+    """Start, check the data and fail; or fail in the attempt, which records it in state.json."""
     with phases(run) as doing:
         doing.begin("data")
         assert run.read_state().get("phase", "data") == "data"
@@ -40,7 +40,7 @@ def fail(run: RunDir, *, in_its_attempt: bool = False) -> None:
         raise KitError("in vain")
 
 
-def told(run: RunDir) -> dict[str, Any]:
+def state_of(run: RunDir) -> dict[str, Any]:
     return {key: value for key, value in run.read_state().items() if key not in ("heartbeat", "process")}
 
 
@@ -48,11 +48,11 @@ def test_the_state_has_phase_and_limit_before_the_first_step(run: RunDir) -> Non
     run.write_state("interrupted", step=4, exit_code=143, reason="SIGTERM", attempt=1)
     with phases(run) as doing:
         doing.begin("model")
-        assert told(run) == {"state": "running", "step": 4, "phase": "model", "hang_timeout_s": 77}
+        assert state_of(run) == {"state": "running", "step": 4, "phase": "model", "hang_timeout_s": 77}
         doing.begin("engine", 3, attempt=2)
-        assert told(run) == {"state": "running", "step": 3, "phase": "engine", "attempt": 2, "hang_timeout_s": 77}
+        assert state_of(run) == {"state": "running", "step": 3, "phase": "engine", "attempt": 2, "hang_timeout_s": 77}
         doing.begin("update", 5, attempt=2)
-    assert told(run) == {"state": "running", "step": 5, "phase": "update", "attempt": 2, "hang_timeout_s": 77}
+    assert state_of(run) == {"state": "running", "step": 5, "phase": "update", "attempt": 2, "hang_timeout_s": 77}
 
 
 def test_a_failed_start_restores_the_state(run: RunDir) -> None:

@@ -43,7 +43,7 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
     """
     sample, calls = rollout_engines.sample, []
 
-    def told(model: Any, prompts: Any, config: Any, **kwargs: Any) -> list[list[int]]:
+    def counted(model: Any, prompts: Any, config: Any, **kwargs: Any) -> list[list[int]]:
         calls.append(1)
         last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
         if last and len(calls) == stop_at:
@@ -56,7 +56,7 @@ def train_as_told(given: bool, stop_at: int | None, number: signal.Signals, *arg
             return sample(model, prompts, config, **kwargs)
         return [drawn(ids, i, kwargs["eos_token_ids"][0]) for ids in prompts for i in range(config.num_generations)]
 
-    rollout_engines.sample = told
+    rollout_engines.sample = counted
     train(*args)
 
 
@@ -68,7 +68,7 @@ def drawn(prompt: list[int], index: int, end: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def start(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
-    """Run `mini-r1 train` on some ranks to its end, an optimizer step of PROMPTS prompts whatever the ranks are."""
+    """Run `mini-r1 train` on some ranks to its end, with PROMPTS prompts in an optimizer step."""
     folder = tmp_path_factory.mktemp("ranks")
 
     def run(
@@ -89,7 +89,7 @@ def start(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
             "max_completion_length": 24, "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0,
             # Plain SGD: Adam's first steps make the sign of a rounding error as large as a gradient.
             "optim": "sgd", "learning_rate": 0.05, "save_steps": 2, "seed": 3,
-            # An untrained model is never right: a coin gives the groups something to differ in.
+            # An untrained model is never right: a random reward makes the groups differ.
             "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
         }  # fmt: skip
         recipe.write_text(json.dumps(values))  # JSON is YAML

@@ -31,11 +31,11 @@ def refusal(recipe: Path, run_dir: Path) -> str:
     ("changes", "said"),
     [
         ({"model_name_or_path": "/no/such/model"}, "cannot load the model from /no/such/model"),
-        ({"model_name_or_path": "nobody/nothing"}, "cannot load the model nobody/nothing"),
+        ({"model_name_or_path": "someone/nothing"}, "cannot load the model someone/nothing"),
         ({"dataset_id_or_path": "/no/such/rows.jsonl"}, "/no/such/rows.jsonl"),
-        ({"dataset_id_or_path": "nobody/nothing"}, "nobody/nothing"),
+        ({"dataset_id_or_path": "someone/nothing"}, "someone/nothing"),
         ({"max_prompt_length": 20}, "max_prompt_length is 20: raise it to at least"),
-        ({"use_vllm": True}, "use_vllm: true needs a device of its own, which `mini-r1 launch` gives it"),
+        ({"use_vllm": True}, "use_vllm: true needs another device, which `mini-r1 launch` assigns"),
         ({"push_to_hub": True}, "push_to_hub is true, and there is no token for the hub: set HF_TOKEN"),
         ({"report_to": ["comet_ml"]}, "report_to: comet_ml is not installed: install it"),
         ({"fp16": True}, "fp16 needs a GPU"),
@@ -72,7 +72,7 @@ def test_pushing_without_a_network_is_refused(
 def test_a_recipe_may_be_corrected_until_the_first_checkpoint(
     small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A start that failed after the run directory was made does not lock the run to its faulty recipe."""
+    """A start that failed after the run directory was made does not bind the run to its wrong recipe."""
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr("mini_r1.training.trainer.CountdownTrainer.compute_loss", lambda *_, **__: 1 / 0)

@@ -1,4 +1,4 @@
-"""A training run as a user starts it: what it leaves behind, how it is stopped and goes on, what it refuses.
+"""A training run as a user starts it: its files, stopping and resuming, what it refuses.
 
 The uninterrupted run, the one that is killed and continued, and the evaluation are started by the console script; the
 others are forked, because their start is the same.
@@ -42,7 +42,7 @@ def finished(
         "test_fraction": 0.25, "max_steps": 6, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
         "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 24, "learning_rate": 1e-3,
         "lr_scheduler_type": "cosine", "beta": 0.01, "temperature": 1.0, "save_steps": 2, "seed": 3,
-        # An untrained model is never right: a coin gives the groups something to differ in.
+        # An untrained model is never right: a random reward makes the groups differ.
         "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
     }  # fmt: skip
     recipe.write_text(json.dumps(values))  # JSON is YAML

@@ -1,4 +1,4 @@
-"""`save_minutes`: a checkpoint by rank 0's clock, and a resume from it to the bits of a run that never made one."""
+"""`save_minutes`: a checkpoint by rank 0's clock, and a resume from it with the same bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS, RANKS = 6, 2
 
 
 def train_by_the_clock(killed_at: int | None, *args: str | Path) -> None:
-    """`mini-r1 train ARGS` where each look at the clock finds it a minute later; rank 1's stands still.
+    """`mini-r1 train ARGS` with a clock that advances a minute at each reading; rank 1's never does.
 
     Args:
         killed_at: the rollout that kills this process.

@@ -1,4 +1,4 @@
-"""The order of problems: whole passes, fixed by the seed, exactly as many as the run needs."""
+"""Optimizer steps and the order of problems: whole passes, fixed by the seed, cut to the run's length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_each_pass_uses_every_row_once() -> None:
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    """A run that is resumed goes on with the next problem, so this may not change."""
+    """A resumed run continues with the next problem, so the order may not change."""
     assert run_order(rows=5, count=12, seed=1) == [2, 1, 0, 4, 3, 1, 4, 2, 0, 3, 4, 1]
 
 

@@ -74,7 +74,7 @@ def recipe(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4,
         # Dropout draws from torch's global generator, whose state has to be resumed too.
         "use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.1,
-        # An untrained model is never right: a coin gives the groups something to differ in.
+        # An untrained model is never right: a random reward makes the groups differ.
         "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
     }  # fmt: skip
     path = tmp_path_factory.mktemp("recipe") / "stopped.yaml"

@@ -1,4 +1,4 @@
-"""A worker under a launcher: it says that it lives, writes stacks when asked, and leaves decisions to the launcher."""
+"""A worker under a launcher: it sends heartbeats, writes stacks when asked, and leaves decisions to the launcher."""
 
 from __future__ import annotations
 

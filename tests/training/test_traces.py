@@ -1,4 +1,4 @@
-"""The demo's teacher is honest and impatient, and its tokenizer gives text back exactly."""
+"""The demonstrator is honest and impatient, and the tokenizer's decoding is exact."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_where_stock_is_right_loss_and_gradients_are_equal(untrained: Path, toke
 
 
 def test_stock_attends_to_padding_and_the_kit_does_not(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """Row 2 of the facts: prompts of different length in one batch (trl#2708)."""
+    """Row 2: prompts of different length in one batch (trl#2708)."""
     ours, our_gradients, theirs, their_gradients = both(untrained, tokenizer, tmp_path, [SHORT, LONG])
     assert not torch.allclose(our_gradients, their_gradients, rtol=1e-2)
     alone = []
@@ -285,6 +285,6 @@ def test_a_group_with_equal_rewards_has_no_advantage_and_is_counted() -> None:
 def test_no_reference_model_without_a_kl_term(
     untrained: Path, tokenizer: Any, tmp_path: Path, beta: float, references: int
 ) -> None:
-    """Row 11: stock makes one whatever beta is."""
+    """Row 11: stock makes one for any beta."""
     assert stock(untrained, tokenizer, tmp_path, lambda **_: REWARDS, beta=beta).ref_model is not None
     assert (kit(untrained, tokenizer, tmp_path, beta=beta).ref_model is not None) == bool(references)

@@ -1,4 +1,4 @@
-"""Faults of stock TRL 0.14.0 that show over whole steps: each is seen on stock first, then gone here."""
+"""Bugs of stock TRL 0.14.0 over whole steps: each is shown on stock first, then absent here."""
 
 from __future__ import annotations
 

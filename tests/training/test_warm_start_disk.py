@@ -1,4 +1,4 @@
-"""A warm start's cache on a disk that is too small for the model: one sentence, and nothing half-written."""
+"""A warm start's cache on a disk that is too small for the model: one error, and nothing half-written."""
 
 from __future__ import annotations
 

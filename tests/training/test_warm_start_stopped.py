@@ -1,4 +1,4 @@
-"""A warm start that is stopped exits 143, keeps what it did, and is resumed to the bits of an undisturbed one."""
+"""A stopped warm start exits 143, keeps its progress, and is resumed to the bits of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -91,21 +91,21 @@ def test_a_stopped_warm_start_resumes_to_the_same_bits(start: Callable[..., Ende
     (made,) = kept(tmp_path / "whole")
     stopped, progress = tmp_path / "stopped", f"{made}.progress.safetensors"
 
-    def stop(*moment: Any, said: str, files: list[str]) -> None:
+    def stop(*moment: Any, message: str, files: list[str]) -> None:
         ended = start("stopped", *moment)
         assert ended.code == 143, ended.errors
-        assert said in ended.errors
+        assert message in ended.errors
         assert "error" not in ended.errors
         assert kept(stopped) == files
         assert not (tmp_path / "stopped-run").exists()
 
-    where = f"kept in {stopped / 'models' / progress}: the same command resumes it"
-    stop("trace", 20, said=f"stopped at step 0 of {STEPS}: run the same command again", files=[])
-    stop("step", 3, signal.SIGINT, said=f"stopped at step 3 of {STEPS}, {where}", files=[progress])
-    stop("trace", 200, signal.SIGUSR1, said=f"stopped at step 3 of {STEPS}, {where}", files=[progress])
-    stop("loss", 3, said=f"stopped at step 5 of {STEPS}, {where}", files=[progress])
-    stop("step", 3, said=f"stopped at step 8 of {STEPS}, {where}", files=[progress])
-    stop("sample", 1, said=f"stopped at step {STEPS} of {STEPS}, {where}", files=[progress])
+    kept_in = f"kept in {stopped / 'models' / progress}: the same command resumes it"
+    stop("trace", 20, message=f"stopped at step 0 of {STEPS}: run the same command again", files=[])
+    stop("step", 3, signal.SIGINT, message=f"stopped at step 3 of {STEPS}, {kept_in}", files=[progress])
+    stop("trace", 200, signal.SIGUSR1, message=f"stopped at step 3 of {STEPS}, {kept_in}", files=[progress])
+    stop("loss", 3, message=f"stopped at step 5 of {STEPS}, {kept_in}", files=[progress])
+    stop("step", 3, message=f"stopped at step 8 of {STEPS}, {kept_in}", files=[progress])
+    stop("sample", 1, message=f"stopped at step {STEPS} of {STEPS}, {kept_in}", files=[progress])
     ended = start("stopped")
     assert ended.code == 0, ended.errors
     assert kept(stopped) == [made]

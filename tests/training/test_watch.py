@@ -1,4 +1,4 @@
-"""Trouble in a run: what is noticed, how often it is said, and a run that stops because of it."""
+"""Alerts about a run, how often they are reported, and a run that stops because of one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 Recipe = Callable[..., Path]
 
 
-def told(watch: Watch, name: str, values: list[float]) -> list[int]:
-    """The steps (from 1) at which something is said, for one metric's values."""
+def alert_steps(watch: Watch, name: str, values: list[float]) -> list[int]:
+    """Return the steps (from 1) with an alert, for one metric's values."""
     return [step for step, value in enumerate(values, start=1) if watch.check(step, {name: value})]
 
 
@@ -47,12 +47,12 @@ def told(watch: Watch, name: str, values: list[float]) -> list[int]:
     ids=str,
 )
 def test_alerts(metric: str, values: list[float], steps: list[int]) -> None:
-    assert told(Watch(WatchRecipe(window=4, not_finite="warn")), metric, values) == steps
+    assert alert_steps(Watch(WatchRecipe(window=4, not_finite="warn")), metric, values) == steps
 
 
 def test_a_warning_is_repeated_once_a_window_and_when_it_returns() -> None:
     watch = Watch(WatchRecipe(window=3))
-    assert told(watch, "kl", [20.0] * 8 + [1.0] + [20.0]) == [1, 4, 7, 10]
+    assert alert_steps(watch, "kl", [20.0] * 8 + [1.0] + [20.0]) == [1, 4, 7, 10]
 
 
 def test_a_stop_is_reported_at_once_and_off_is_never_reported() -> None:

@@ -50,7 +50,7 @@ class Ended:
 
 
 class Workers:
-    """Processes that each call `function(*args)` with their rank in the environment; whatever still runs is killed.
+    """Processes that each call `function(*args)` with their rank in the environment; those that still run are killed.
 
     Args:
         world_size: how many; None for one process that is no rank of anything.
@@ -114,7 +114,7 @@ class Workers:
         """How each rank ended, by rank.
 
         Raises:
-            AssertionError: a rank still runs when the time is over; with what they said and where they stand.
+            AssertionError: a rank still runs when the time is over; with output and stacks.
         """
         running = {process.sentinel for process in self._processes}
         deadline = time.monotonic() + timeout_s
@@ -131,7 +131,7 @@ class Workers:
         ]
 
     def _where(self) -> str:
-        """What each rank has said, and where those that still run stand."""
+        """Return each rank's output, with the stacks of those that still run."""
         self.send(signal.SIGUSR2)
         time.sleep(1)  # for the tracebacks to be written
         return "\n".join(

@@ -249,7 +249,7 @@ def refuse_unlaunched(recipe: Recipe, deepspeed: DeepSpeedFile | None) -> None:
     """Raise KitError if this process needs the launcher (several GPUs, vLLM, DeepSpeed) and was not started by it."""
     if recipe.use_vllm and not Supervisor.from_environment():
         raise KitError(
-            "use_vllm: true needs a device of its own, which `mini-r1 launch` gives it: use that in place of "
+            "use_vllm: true needs another device, which `mini-r1 launch` assigns: use that instead of "
             "`mini-r1 train`, or set use_vllm: false"
         )
     if deepspeed is not None and "RANK" not in os.environ:

@@ -1,8 +1,8 @@
 """A worker's side of the channel to its launcher: heartbeats, stacks, the request to stop.
 
-The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on the node's own disk. Signals
-would not do: a scheduler may send its own to every process, and the two could not be told apart. No heavy imports,
-because a worker needs this before it spends seconds on importing torch.
+The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on the node's local disk. It can't be
+signals: a scheduler may send the same ones to every process. No heavy imports, because a worker needs this before it
+spends seconds on importing torch.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class CountdownTrainer(GRPOTrainer):
         sync_check: SyncCheck | None = None,
     ) -> None:
         self._guard = GradientGuard()
-        # TRL makes a reference whatever beta is, and loads it without dtype or revision under ZeRO-3.
+        # TRL makes a reference for any beta, and loads it without dtype or revision under ZeRO-3.
         with patch.multiple(
             grpo_trainer, create_reference_model=lambda _: policy.reference, is_deepspeed_zero3_enabled=lambda: False
         ):
