@@ -1,32 +1,50 @@
-"""What workers are started with: on GPUs, on a CPU, on nodes of different size; and what is shown of it."""
+"""Commands and environments of workers: on GPUs, on a CPU, on nodes of different size; and their description."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from mini_r1.launch.worker_environment import WorkerStart, describe_starts, starts_to_dict, train_command, worker_starts
+from mini_r1.launch import worker_environment
+from mini_r1.launch.job import Job, LaunchOptions
+from mini_r1.launch.worker_environment import WorkerStart, describe_starts, starts_to_dict, worker_starts
+from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.roles import assign
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe
+from mini_r1.run.run_dir import RunDir
 
-TWO = Nodes(2, 0, "n1", 15_000, "a test", "7")
-COMMAND = train_command(Path("my.yaml"), ["seed=7", "run_name=a b"], Path("runs/my"), "zero3")
+RECIPE = load_recipe(find_recipe("mini-r1-3b"))
+
+
+def job(node: int, *overrides: str, on_cpu: bool = False, environment: Mapping[str, str] | None = None) -> Job:
+    """Return a job of two nodes, on one of them."""
+    return Job(
+        LaunchOptions("my.yaml", overrides), Path("my.yaml"), RECIPE, RunDir(Path("/runs/my")),
+        Devices((), on_cpu, "a test"), Nodes(2, node, "n1", 15_000, "a test", "7"), None, environment or {}, print,
+    )  # fmt: skip
 
 
 def starts(
-    node: int, devices: list[list[str]], *, vllm: bool = True, on_cpu: bool = False, **options: Any
+    node: int,
+    devices: list[list[str]],
+    *,
+    here: int | None = None,
+    on_cpu: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> list[WorkerStart]:
-    roles = assign(devices, use_vllm=vllm, on_cpu=on_cpu)
-    options = {"launchers": {}, "supervisor": Path("/scratch"), **options}
-    return worker_starts(roles.nodes[node], roles, TWO, COMMAND, on_cpu=on_cpu, **options)
+    """Return the starts of a node's workers, as its own launcher or that of node `here` computes them."""
+    made = job(node if here is None else here, "seed=7", "run_name=a b", on_cpu=on_cpu, environment=environment)
+    roles = assign(devices, use_vllm=True, on_cpu=on_cpu)
+    return worker_starts(made, roles, node, "zero3", Path("/scratch"))
 
 
 def variables(start: WorkerStart) -> dict[str, str]:
     return {variable.name: variable.value for variable in start.variables}
 
 
-def test_workers_of_uneven_nodes_have_their_place() -> None:
+def test_workers_of_uneven_nodes_have_consecutive_ranks() -> None:
     devices = [["0", "1"], ["4", "5", "6"]]
     every = [*starts(0, devices), *starts(1, devices)]
     places = [[variables(start)[name] for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")] for start in every]
@@ -36,7 +54,7 @@ def test_workers_of_uneven_nodes_have_their_place() -> None:
         assert (own["WORLD_SIZE"], own["MASTER_ADDR"], own["MASTER_PORT"]) == ("4", "n1", "15000")
 
 
-def test_the_last_device_is_vllms_and_no_workers() -> None:
+def test_vllm_gets_the_last_device() -> None:
     devices = [["2", "3", "5"], ["0", "1"]]
     first, second = starts(0, devices)
     assert variables(first)["CUDA_VISIBLE_DEVICES"] == variables(second)["CUDA_VISIBLE_DEVICES"] == "2,3"
@@ -48,10 +66,14 @@ def test_the_last_device_is_vllms_and_no_workers() -> None:
     assert not any("MINI_R1_VLLM_DEVICE" in variables(start) for start in other)
 
 
-def test_vllm_gets_an_index_where_devices_have_uuids() -> None:
-    (only,) = starts(0, [["GPU-aa", "GPU-bb"], ["0"]], vllm_device="6")
+def test_vllm_gets_an_index_in_place_of_a_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_environment, "device_index", {"GPU-bb": "6"}.__getitem__)
+    devices = [["GPU-aa", "GPU-bb"], ["0"]]
+    (only,) = starts(0, devices)
     assert variables(only)["CUDA_VISIBLE_DEVICES"] == "GPU-aa"
     assert variables(only)["MINI_R1_VLLM_DEVICE"] == "6"
+    (shown,) = starts(0, devices, here=1)  # a dry run on the other node
+    assert variables(shown)["MINI_R1_VLLM_DEVICE"] == "GPU-bb"
 
 
 def test_on_a_cpu_nothing_sees_a_gpu() -> None:
@@ -61,12 +83,12 @@ def test_on_a_cpu_nothing_sees_a_gpu() -> None:
     assert own["LOCAL_SIZE"] == "2"
 
 
-def test_what_belongs_to_other_launchers_is_taken_out_and_the_rest_stays() -> None:
+def test_variables_of_other_launchers_are_taken_out_and_the_rest_stays() -> None:
     launchers = {
         "HOME": "/home/me", "ACCELERATE_USE_DEEPSPEED": "true", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "9",
         "PET_NNODES": "2", "MINI_R1_JOB_TOKEN": "t", "MINI_R1_VLLM_DEVICE": "3", "VLLM_USE_V1": "1", "HF_TOKEN": "hf_1",
     }  # fmt: skip
-    second = starts(0, [["0", "1", "2"], ["0"]], launchers=launchers)[1].environment(launchers)
+    second = starts(0, [["0", "1", "2"], ["0"]], environment=launchers)[1].environment(launchers)
     assert second["HOME"] == "/home/me"
     assert second["HF_TOKEN"] == "hf_1"
     assert second["RANK"] == "1"
@@ -74,17 +96,17 @@ def test_what_belongs_to_other_launchers_is_taken_out_and_the_rest_stays() -> No
 
 
 @pytest.mark.parametrize(
-    ("launchers", "cores", "threads"),
-    [({}, 16, "5"), ({}, 2, "1"), ({}, None, None), ({"OMP_NUM_THREADS": "4"}, 16, None)],
+    ("environment", "cores", "threads"), [({}, 16, "5"), ({}, 2, "1"), ({"OMP_NUM_THREADS": "4"}, 16, None)]
 )
-def test_cores_are_shared_unless_the_user_said_otherwise(
-    launchers: dict[str, str], cores: int | None, threads: str | None
+def test_workers_share_the_cores_unless_the_user_set_the_threads(
+    environment: dict[str, str], cores: int, threads: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = starts(0, [["0", "1", "2", "3"], ["0"]], launchers=launchers, cores=cores)[0]
+    monkeypatch.setattr(worker_environment, "usable_cores", lambda: cores)
+    first = starts(0, [["0", "1", "2", "3"], ["0"]], environment=environment)[0]
     assert variables(first).get("OMP_NUM_THREADS") == threads
 
 
-def test_every_variable_has_a_reason_and_is_shown_with_it() -> None:
+def test_every_variable_is_shown_with_a_reason() -> None:
     devices = [["0", "1", "2"], ["0"]]
     every = [*starts(0, devices), *starts(1, devices)]
     assert all(variable.reason for start in every for variable in start.variables)
@@ -99,11 +121,8 @@ def test_every_variable_has_a_reason_and_is_shown_with_it() -> None:
 
 def test_no_secret_and_no_escape_is_shown() -> None:
     launchers = {"HF_TOKEN": "hf_" + "s" * 30, "TORCHELASTIC_\x1b[31m": "1"}
-    command = train_command(Path("my.yaml"), ["run_name=hf_" + "s" * 30, "x=\x1b[31m"], Path("runs/my"), None)
-    roles = assign([["0"]], use_vllm=False, on_cpu=True)
-    shown = worker_starts(
-        roles.nodes[0], roles, TWO, command, on_cpu=True, supervisor=Path("/scratch"), launchers=launchers
-    )  # fmt: skip
+    made = job(0, "run_name=hf_" + "s" * 30, "x=\x1b[31m", on_cpu=True, environment=launchers)
+    shown = worker_starts(made, assign([["0"]], use_vllm=False, on_cpu=True), 0, None, Path("/scratch"))
     text = describe_starts(shown, launchers)
     assert "s" * 30 not in text + str(starts_to_dict(shown, launchers))
     assert "\x1b" not in text

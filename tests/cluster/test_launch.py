@@ -257,8 +257,8 @@ RECEIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which
 @pytest.mark.parametrize(
     ("module", "function", "phase", "fault"),
     [
-        pytest.param("trainer", "judge", "score", SLEEP, id="sleeps in a reward", marks=pytest.mark.exhaustive),
-        pytest.param("engines", "sample", "rollout", RECEIVE, id="blocks in a collective"),
+        pytest.param("trainer", "score", "score", SLEEP, id="sleeps in a reward", marks=pytest.mark.exhaustive),
+        pytest.param("rollout_engines", "sample", "rollout", RECEIVE, id="blocks in a collective"),
     ],
 )
 @pytest.mark.real

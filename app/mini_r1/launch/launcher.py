@@ -25,22 +25,13 @@ from mini_r1.launch.peers import Ending, Peers
 from mini_r1.launch.rendezvous import Introduction, Meeting
 from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.supervise import Supervision
-from mini_r1.launch.worker_environment import (
-    WorkerStart,
-    describe_starts,
-    starts_to_dict,
-    train_command,
-    worker_starts,
-)
+from mini_r1.launch.worker_environment import describe_starts, starts_to_dict, worker_starts
 from mini_r1.launch.workers import Worker, start_workers
-from mini_r1.machine.control_groups import usable_cores
 from mini_r1.machine.devices import Devices
-from mini_r1.machine.nvidia import device_index
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.planner import make_plan
 from mini_r1.plan.timing import given_grace, grace_warning
-from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
 from mini_r1.run.finished import finished_step_before_loading
 
 TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets", "tokenizers")
@@ -63,7 +54,7 @@ def dry_run(
     if print_run_dir:
         return str(job.run.path)
     folder = Path(tempfile.gettempdir()) / "mini-r1-XXXXXXXX"
-    starts = [start for node in roles.nodes for start in _starts(job, roles, node.index, deepspeed, folder)]
+    starts = [start for node in roles.nodes for start in worker_starts(job, roles, node.index, deepspeed, folder)]
     if as_json:
         facts = {
             "num_processes": roles.num_processes,
@@ -218,7 +209,7 @@ def _run(job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, C
     with tempfile.TemporaryDirectory(prefix="mini-r1-", ignore_cleanup_errors=True) as scratch:
         folder = Path(scratch)
         interface = next((channel.interface for channel in channels.values()), None)
-        starts = _starts(job, roles, index, deepspeed, folder, interface)
+        starts = worker_starts(job, roles, index, deepspeed, folder, interface)
         try:
             workers = start_workers(starts, job.environment, job.say)
         except OSError as error:
@@ -239,25 +230,6 @@ def _run(job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, C
     if index == 0:
         _record(job, ending, supervision.heartbeats.step)
     return ending
-
-
-def _starts(
-    job: Job, roles: Roles, index: int, deepspeed: str | None, folder: Path, interface: str | None = None
-) -> list[WorkerStart]:
-    node, cores = roles.nodes[index], usable_cores()
-    ask_driver = index == job.nodes.index and node.vllm_device and not job.devices.on_cpu
-    return worker_starts(
-        node,
-        roles,
-        job.nodes,
-        train_command(job.path, job.options.overrides, job.run.path, deepspeed),
-        on_cpu=job.devices.on_cpu,
-        supervisor=folder,
-        launchers=job.environment,
-        vllm_device=device_index(node.vllm_device) if ask_driver and node.vllm_device else None,
-        cores=min(cores, SMALL_MODEL_THREADS * node.workers) if job.recipe.built_in else cores,
-        interface=interface,
-    )
 
 
 def _record(job: Job, ending: Ending, step: int) -> None:

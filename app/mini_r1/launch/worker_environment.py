@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mini_r1.console import printable
-from mini_r1.machine.nodes import Nodes
+from mini_r1.launch.job import Job
+from mini_r1.machine.control_groups import usable_cores
+from mini_r1.machine.nvidia import device_index
 from mini_r1.machine.redact import redact
-from mini_r1.machine.roles import NodeRoles, Roles
+from mini_r1.machine.roles import Roles
+from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
 
 JOB_TOKEN = "MINI_R1_JOB_TOKEN"  # noqa: S105  the variable's name
 """A secret that the launchers of one job share; without it they recognize one another by the job's id."""
@@ -58,49 +61,33 @@ class WorkerStart:
         return {**kept, **{variable.name: variable.value for variable in self.variables}}
 
 
-def train_command(recipe: Path, overrides: Sequence[str], run_dir: Path, deepspeed: str | None) -> tuple[str, ...]:
-    """Return what every worker runs. Paths are absolute: the same on every node."""
-    sets = [part for override in overrides for part in ("--set", override)]
-    zero = ["--deepspeed", deepspeed] if deepspeed else []
-    train = ["train", str(recipe.absolute()), *sets, "--run-dir", str(run_dir.absolute()), *zero]
-    return (sys.executable, "-m", "mini_r1", *train)
-
-
 def worker_starts(
-    node: NodeRoles,
-    roles: Roles,
-    nodes: Nodes,
-    command: tuple[str, ...],
-    *,
-    on_cpu: bool,
-    supervisor: Path,
-    launchers: Mapping[str, str],
-    vllm_device: str | None = None,
-    cores: int | None = None,
-    interface: str | None = None,
+    job: Job, roles: Roles, index: int, deepspeed: str | None, scratch: Path, interface: str | None = None
 ) -> list[WorkerStart]:
     """Return how the workers of a node are started, in order of their ranks.
 
-    Args:
-        node: the node with these workers.
-        roles: what each device does, on all nodes.
-        nodes: where they meet.
-        command: what each worker runs.
-        on_cpu: whether the work runs on the CPU.
-        supervisor: scratch directory shared by launcher and workers.
-        launchers: the launcher's environment; a default of the kit does not override it.
-        vllm_device: index of vLLM's device if `node` has its UUID.
-        cores: CPU cores that the workers share; None leaves the number of threads to them.
-        interface: network interface between the nodes; None lets gloo choose.
+    `scratch` is a directory shared by launcher and workers, `interface` the network interface between the nodes. Paths
+    in the command are absolute: the same on every node.
+
+    Raises:
+        KitError: the NVIDIA library doesn't know vLLM's device.
     """
+    node, nodes, on_cpu = roles.nodes[index], job.nodes, job.devices.on_cpu
+    sets = [part for override in job.options.overrides for part in ("--set", override)]
+    zero = ["--deepspeed", deepspeed] if deepspeed else []
+    train = ["train", str(job.path.absolute()), *sets, "--run-dir", str(job.run.path), *zero]
+    command = (sys.executable, "-m", "mini_r1", *train)
+    cores = usable_cores()
+    if job.recipe.built_in:
+        cores = min(cores, SMALL_MODEL_THREADS * node.workers)
     plural = "s" * (roles.num_processes > 1)
     spared = ": all devices except vLLM's" if roles.vllm_device else ""
     shared = [
         Variable("WORLD_SIZE", str(roles.num_processes), f"{roles.num_processes} worker{plural}{spared}"),
-        Variable("LOCAL_WORLD_SIZE", str(node.workers), f"workers of node {node.index}; nodes may differ"),
+        Variable("LOCAL_WORLD_SIZE", str(node.workers), f"workers of node {index}; nodes may differ"),
         Variable("MASTER_ADDR", nodes.address, "where rank 0 listens"),
         Variable("MASTER_PORT", str(nodes.port), "from the job, so that two jobs on one machine do not meet"),
-        Variable("MINI_R1_SUPERVISOR", str(supervisor), "folder for heartbeats, stacks and the request to stop"),
+        Variable("MINI_R1_SUPERVISOR", str(scratch), "folder for heartbeats, stacks and the request to stop"),
     ]
     if on_cpu:
         shared += [
@@ -120,25 +107,25 @@ def worker_starts(
         Variable("PYTHONFAULTHANDLER", "1", "a crash in native code leaves a stack"),
         Variable("PYTHONSAFEPATH", "1", "a folder named like a package is not imported in its place"),
         Variable("TOKENIZERS_PARALLELISM", "false", "its threads do not survive the fork of a loader process"),
+        Variable("OMP_NUM_THREADS", str(max(1, cores // node.workers)), f"{cores} cores / {node.workers} workers"),
     ]
-    if cores is not None:
-        reason = f"{cores} cores for {node.workers} workers; each would take all"
-        defaults.append(Variable("OMP_NUM_THREADS", str(max(1, cores // node.workers)), reason))
     if interface is not None:
         # Debian and Ubuntu give a machine's own name the address 127.0.1.1, where no other node finds it.
         reason = "the launchers met over it; gloo would use the address of this host's name"
         defaults.append(Variable("GLOO_SOCKET_IFNAME", interface, reason))
-    shared += [variable for variable in defaults if variable.name not in launchers]
+    shared += [variable for variable in defaults if variable.name not in job.environment]
     starts = []
     for rank in node.ranks:
         own = [
             Variable("RANK", str(rank), "this worker among all"),
-            Variable("LOCAL_RANK", str(rank - node.first_rank), f"this worker among those of node {node.index}"),
+            Variable("LOCAL_RANK", str(rank - node.first_rank), f"this worker among those of node {index}"),
         ]
         if node.vllm_device is not None and rank == 0:
-            device = "cpu" if on_cpu else vllm_device or node.vllm_device
+            device = "cpu" if on_cpu else node.vllm_device
+            if index == nodes.index and not on_cpu:
+                device = device_index(device)
             own.append(Variable("MINI_R1_VLLM_DEVICE", device, "the only device of the process that generates"))
-        starts.append(WorkerStart(rank, node.index, command, (*own, *shared)))
+        starts.append(WorkerStart(rank, index, command, (*own, *shared)))
     return starts
 
 
