@@ -59,9 +59,9 @@ def examine_login_node(
     Args:
         recipe_path: what is to be trained; None leaves out what depends on it.
         overrides: values of --set.
-        script: the batch script; None is the kit's for one node of four GPUs.
+        script: None is the kit's batch script for one node of four GPUs.
         run_dir: None is below MINI_R1_RUNS, else the recipe's.
-        environment: of the shell, with the site file's exports; None is `os.environ`.
+        environment: None is `os.environ`, with the site file's exports.
         root: of /proc, another one in tests.
 
     Raises:
@@ -120,16 +120,15 @@ def _site_problems(login: LoginNode, file: Path, name: str) -> Iterator[Finding]
     for variable, value in sorted(login.environment.items()):
         if variable.startswith(PREFIXES) and any(part.startswith("~") for part in value.split()):
             yield fail(f"{variable}: the shell does not expand a ~ within quotes", 'write "$HOME/..."', "recipe")
-    runtime = login.environment.get("MINI_R1_RUNTIME")
-    if runtime and runtime not in RUNTIMES:
-        fix = f"set it in the site file to one of {', '.join(RUNTIMES)}"
-        yield fail(f"MINI_R1_RUNTIME={runtime}{did_you_mean(runtime, RUNTIMES)}", fix, "recipe")
-    elif not runtime and file.is_file():
-        fix = f"set it there to one of {', '.join(RUNTIMES)}, then `source {name}`"
-        yield fail(f"MINI_R1_RUNTIME is not set: {name} was not read in this shell, or does not set it", fix, "recipe")
+    runtime = login.environment.get("MINI_R1_RUNTIME", "")
+    if runtime in RUNTIMES:
+        return
+    detail, fix = f"MINI_R1_RUNTIME={runtime}{did_you_mean(runtime, RUNTIMES)}", f"set it to {', '.join(RUNTIMES)}"
+    if not runtime and file.is_file():
+        detail = f"MINI_R1_RUNTIME is not set: {name} was not read in this shell, or does not set it"
     elif not runtime:
-        fix = f"in the kit's folder: `cp {name}.example {name}`, edit it, then `source {name}`"
-        yield fail("MINI_R1_RUNTIME is not set: there is no site file yet", fix, "recipe")
+        detail, fix = "MINI_R1_RUNTIME is not set: there is no site file yet", f"`cp {name}.example {name}`, edit it"
+    yield fail(detail, f"{fix}, then `source {name}`", "recipe")
 
 
 # --- what jobs run in ---

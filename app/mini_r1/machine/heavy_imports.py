@@ -23,13 +23,10 @@ DEEPSPEED_FIX = (
 
 @contextmanager
 def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None = None) -> Iterator[None]:
-    """Import an extra's packages inside this context.
+    """Import the packages of an extra of pyproject.toml inside this context, announced on the console.
 
-    Args:
-        extra: of pyproject.toml; the error message names it.
-        deepspeed: whether DeepSpeed is used. Otherwise TRL must not find it: TRL imports an installed DeepSpeed, which
-            takes a second. TRL never finds vLLM, which the kit runs in another process.
-        console: where to announce the imports, which take seconds.
+    Unless DeepSpeed is used, TRL must not find it: TRL imports an installed DeepSpeed, which takes a second. It never
+    finds vLLM, which the kit runs in another process.
 
     Raises:
         KitError: a package is missing, or DeepSpeed is used and cannot be imported.
