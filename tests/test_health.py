@@ -73,7 +73,7 @@ def test_a_run_is_healthy_while_it_runs_and_once_it_is_finished(
     assert said in found.sentence
 
 
-def test_of_several_runs_the_newest_heartbeat_counts_and_is_named(tmp_path: Path) -> None:
+def test_the_run_with_the_newest_heartbeat_is_judged_and_named(tmp_path: Path) -> None:
     write(tmp_path / "a", state="failed", reason="out of memory", heartbeat=NOW - 900)
     write(tmp_path / "b")
     write(tmp_path / "c", state="finished", heartbeat=NOW - 300)
@@ -87,7 +87,7 @@ def test_of_several_runs_the_newest_heartbeat_counts_and_is_named(tmp_path: Path
     assert unhealthy(tmp_path, "c (the newest of 3 runs) failed at step 7: a hang").run == tmp_path / "c"
 
 
-def test_a_broken_file_counts_by_when_it_was_written(tmp_path: Path) -> None:
+def test_a_damaged_file_counts_by_its_modification_time(tmp_path: Path) -> None:
     """It hides no run that came after it, and none that came before it hides it."""
     write(tmp_path / "whole")
     broken = RunDir(write(tmp_path / "broken")).state_file
@@ -98,7 +98,7 @@ def test_a_broken_file_counts_by_when_it_was_written(tmp_path: Path) -> None:
     unhealthy(tmp_path, "broken (the newest of 2 runs) cannot be judged: its state.json is not JSON")
 
 
-def test_a_folder_that_may_not_be_entered_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A volume's own lost+found, for everybody but root."""
     write(tmp_path / "run")
     (tmp_path / "lost+found").mkdir()
@@ -126,7 +126,7 @@ def test_no_run_yet(tmp_path: Path, name: str) -> None:
     assert (found.run, found.facts) == (None, {})
 
 
-def test_a_path_that_cannot_be_looked_at_is_a_sentence(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     unhealthy(tmp_path / ("x" * 300), "cannot be read: File name too long")
 
 
@@ -182,7 +182,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     unhealthy(run.path, "is not a file")
 
 
-def test_what_a_file_says_is_printed_as_text_and_shortly(tmp_path: Path) -> None:
+def test_text_from_a_file_is_printable_and_short(tmp_path: Path) -> None:
     reason = "\x1b[2J\u202e" + "a" * 5_000 + "\nhealthy"
     sentence = unhealthy(write(tmp_path / "run", state="failed", reason=reason), r"failed at step 7: \x1b[2J\u202eaaa")
     assert sentence.sentence.endswith("aaa...")
@@ -208,7 +208,7 @@ states = st.fixed_dictionaries(
 
 
 @given(content=st.binary(max_size=200) | states.map(lambda state: json.dumps(state).encode()))
-def test_whatever_the_file_says_there_is_one_safe_line(
+def test_any_file_gives_one_safe_line(
     content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     run = RunDir(tmp_path_factory.getbasetemp() / "any-run")
@@ -287,7 +287,7 @@ def test_the_health_of_a_real_run_from_its_warm_start_to_its_end(tmp_path: Path,
     assert dead.returncode == 1
     assert re.search(r"is dead: step \d+, phase \w+, and its process is gone; the same command", dead.stdout)
     write_json(run.state_file, {**state, "process": {**state["process"], "boot": "of another host"}})
-    assert check_health(run.path, state["heartbeat"] + 119).healthy  # nobody can know better before that
+    assert check_health(run.path, state["heartbeat"] + 119).healthy  # on another host it can't be known earlier
     assert "is stuck or dead: step" in check_health(run.path, state["heartbeat"] + 121).sentence
     write_json(run.state_file, state)
 

@@ -60,7 +60,7 @@ def found(parent: Path) -> dict[int, str]:
     return steps
 
 
-# --- what a manifest says ---
+# --- the manifest ---
 
 
 def test_the_manifest_names_every_file_and_keeps_the_facts(parent: Path) -> None:
@@ -101,14 +101,14 @@ def test_digests_of_several_ranks_make_one_manifest(parent: Path) -> None:
 
 @pytest.mark.parametrize("named", [["model.safetensors"], ["model.safetensors", "global_step/deep/shard.pt", "other"]])
 def test_a_save_with_a_part_missing_is_never_sealed(parent: Path, named: list[str]) -> None:
-    """A rank's file that nobody hashed, and a digest of a file that did not arrive."""
+    """A rank's file without a digest, and a digest of a missing file."""
     scratch = written(parent, 6)
     with pytest.raises(OSError, match=r"the parts of this save do not fit together: .*/(shard\.pt|other)"):
         seal(scratch, parent / "step-6", run_id=RUN_ID, files={name: {"size": 1, "sha256": ""} for name in named})
     assert not (parent / "step-6").exists()
 
 
-def test_only_what_was_sealed_counts_and_the_newest_comes_first(parent: Path) -> None:
+def test_only_sealed_directories_count_and_the_newest_is_first(parent: Path) -> None:
     for step in (9, 100, 10):
         save(parent, step)
     written(parent, 200).rename(parent / "step-200")
@@ -192,20 +192,20 @@ def test_damage_is_found_and_named(parent: Path, damage: Callable[[Path], object
     save(parent, 6)
     (saved,) = complete(parent)
     damage(saved.path)
-    fault = verify(saved, RUN_ID)
-    assert fault is not None
-    assert said in fault
+    error = verify(saved, RUN_ID)
+    assert error is not None
+    assert said in error
 
 
-def test_a_file_that_cannot_be_read_is_a_fault_and_no_crash(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_reported(parent: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(parent, 6)
 
     def bad_block(handle: object) -> str:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(manifest, "_digest", bad_block)
-    fault = verify(complete(parent)[0], RUN_ID)
-    assert fault == "global_step/deep/shard.pt cannot be read: Input/output error"
+    error = verify(complete(parent)[0], RUN_ID)
+    assert error == "global_step/deep/shard.pt cannot be read: Input/output error"
 
 
 def test_a_directory_of_another_run_is_refused(parent: Path) -> None:
@@ -220,8 +220,8 @@ def test_a_manifest_that_names_what_is_not_inside(parent: Path, name: str) -> No
     said = json.loads((path / MANIFEST).read_text())
     said["files"][name] = said["files"]["model.safetensors"]
     (path / MANIFEST).write_text(json.dumps(said))
-    fault = verify(complete(parent)[0], RUN_ID)
-    assert fault == f"its manifest names {name!r}, which is no path inside"
+    error = verify(complete(parent)[0], RUN_ID)
+    assert error == f"its manifest names {name!r}, which is no path inside"
 
 
 # --- killed ---
@@ -336,7 +336,7 @@ def test_tidying_up_may_be_killed_too(tmp_path: Path, stride: int) -> None:
 
 
 @strides
-def test_pruning_killed_at_any_line_leaves_nothing_half_deleted_in_sight(tmp_path: Path, stride: int) -> None:
+def test_pruning_killed_at_any_line_leaves_nothing_that_looks_complete(tmp_path: Path, stride: int) -> None:
     def prepare(folder: Path) -> None:
         for step in (4, 6, 8):
             save(folder, step)

@@ -1,4 +1,4 @@
-"""The files of a run directory one by one: how far a start has come, its state, its lock, and what is no file."""
+"""The files of a run directory: a start before its first attempt, the state, the lock, pipes and damaged files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> RunDir:
         (["recipe.yaml"], False),
     ],
 )
-def test_how_far_a_start_has_come(run: RunDir, there: list[str], starting: bool) -> None:
+def test_a_run_is_starting_until_its_first_attempt(run: RunDir, there: list[str], starting: bool) -> None:
     for name in there:
         (run.path / name).parent.mkdir(exist_ok=True)
         (run.path / name).write_text("")
@@ -55,7 +55,7 @@ def test_a_run_without_run_json_has_no_id_to_save_under(run: RunDir) -> None:
     assert run.require_id() == "abc"
 
 
-def test_a_run_has_snapshots_or_says_that_it_has_none_yet(run: RunDir) -> None:
+def test_a_run_without_a_snapshot_is_an_error(run: RunDir) -> None:
     with pytest.raises(KitError, match="has no complete snapshot yet"):
         run.require_snapshots()
     (run.snapshots / "written").mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_after_a_failure_the_state_waits_for_no_disk(run: RunDir) -> None:
     assert run.read_state() == {"state": "interrupted"}
 
 
-def test_without_room_for_a_second_file_the_old_state_is_overwritten(
+def test_the_old_state_is_overwritten_if_there_is_no_space_for_a_second_file(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
@@ -101,12 +101,12 @@ def test_without_room_for_a_second_file_the_old_state_is_overwritten(
 # --- files ---
 
 
-def test_json_is_written_to_be_read(tmp_path: Path) -> None:
+def test_json_is_indented(tmp_path: Path) -> None:
     write_json(tmp_path / "some.json", {"a": [1], "path": Path("b")})
     assert (tmp_path / "some.json").read_text() == '{\n  "a": [\n    1\n  ],\n  "path": "b"\n}\n'
 
 
-def test_lines_behind_a_broken_one_are_read(tmp_path: Path) -> None:
+def test_lines_after_a_broken_one_are_read(tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_bytes(b'{"a": 1}\n{"b": \n\x00\x00\n[2]\n' + b"[" * 100_000 + b'\n{"c": 3}\n')
     assert list(read_jsonl(tmp_path / "some.jsonl")) == [{"a": 1}, {"c": 3}]
 
@@ -117,7 +117,7 @@ def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path, size: int, rea
     assert read_object(tmp_path / "some.json") == ({"a": 1} if read else {})
 
 
-def test_what_is_no_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pipes_and_folders_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail(f"opened {path}, where it might wait for ever"))
     os.mkfifo(tmp_path / "pipe")
     assert read_object(tmp_path / "pipe") == {}
@@ -141,7 +141,7 @@ def test_folders_that_were_made_are_there_after_a_power_cut(tmp_path: Path) -> N
     [(None, True), (BlockingIOError(errno.EWOULDBLOCK, ""), False), (OSError(errno.ENOLCK, ""), True)],
 )
 @pytest.mark.parametrize(("wait", "flags"), [(False, fcntl.LOCK_EX | fcntl.LOCK_NB), (True, fcntl.LOCK_EX)])
-def test_a_lock_is_ours_unless_another_process_has_it(
+def test_a_file_is_locked_unless_another_process_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: OSError | None, ours: bool, wait: bool, flags: int
 ) -> None:
     asked: list[int] = []
@@ -157,7 +157,7 @@ def test_a_lock_is_ours_unless_another_process_has_it(
     assert asked == [flags]
 
 
-def test_where_there_are_no_locks_a_lock_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_a_file_counts_as_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with (tmp_path / ".lock").open("w") as handle:
         assert lock_file(handle)

@@ -131,7 +131,7 @@ def test_the_run_id_is_what_run_json_says(run: RunDir) -> None:
 # --- metrics and completions ---
 
 
-def test_the_highest_attempt_that_reached_a_step_tells_it(run: RunDir) -> None:
+def test_a_step_is_read_from_the_highest_attempt_that_reached_it(run: RunDir) -> None:
     logged(run, 1, *({"step": step, "by": "1"} for step in (1, 2, 3, 4)))
     logged(run, 3, *({"step": step, "by": "2"} for step in (3, 4)))
     logged(run, 4, *({"step": step, "by": "3"} for step in (4, 5)))
@@ -142,7 +142,7 @@ def test_the_highest_attempt_that_reached_a_step_tells_it(run: RunDir) -> None:
     ]  # fmt: skip
 
 
-def test_rows_of_one_step_stand_together(run: RunDir) -> None:
+def test_rows_of_one_step_are_merged(run: RunDir) -> None:
     logged(
         run, 1,
         {"step": 0, "eval_success": 0.0},
@@ -158,28 +158,28 @@ def test_rows_of_one_step_stand_together(run: RunDir) -> None:
     ]
 
 
-def test_an_evaluation_where_an_attempt_starts_joins_that_step_s_row(run: RunDir) -> None:
-    """Attempt 2 goes on after step 4, which it evaluates again; attempt 3 was killed before it had trained."""
+def test_an_evaluation_at_the_start_of_an_attempt_is_merged_into_its_step(run: RunDir) -> None:
+    """Attempt 2 resumes after step 4, which it evaluates again; attempt 3 was killed before it had trained."""
     logged(run, 1, {"step": 4, "loss": 0.5, "eval_success": 0.1}, {"step": 5, "loss": 9.0}, {"step": 6, "loss": 9.0})
     logged(run, 5, {"step": 4, "eval_success": 0.2}, {"step": 5, "loss": 0.25})
     logged(run, None, {"step": 4, "eval_success": 0.3})
     assert read_metrics(run) == [{"step": 4, "loss": 0.5, "eval_success": 0.3}, {"step": 5, "loss": 0.25}]
 
 
-def test_rows_of_steps_that_were_taken_again_are_void_before_the_new_attempt_s_first_line(run: RunDir) -> None:
-    """Attempt 1 logged each step; attempt 2 goes on after step 3 and logs every fourth: of 4 to 7 nothing counts."""
+def test_rows_of_repeated_steps_are_void(run: RunDir) -> None:
+    """Attempt 1 logged each step; attempt 2 resumes after step 3 and logs every fourth: nothing of 4 to 7 counts."""
     logged(run, 1, *({"step": step, "loss": 9.0} for step in range(1, 7)))
     logged(run, 4, {"step": 8, "loss": 0.5})
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 8]
 
 
-def test_an_attempt_that_began_anew_voids_all_before_it(run: RunDir) -> None:
+def test_an_attempt_from_the_first_step_voids_all_before_it(run: RunDir) -> None:
     logged(run, 1, {"step": 2, "loss": 9.0}, {"step": 6, "loss": 9.0})
     logged(run, 1, {"step": 1, "loss": 0.5})
     assert read_metrics(run) == [{"step": 1, "loss": 0.5}]
 
 
-def test_readers_pass_over_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
+def test_readers_skip_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with JsonLines(path) as lines:
         lines.write_rows({"step": 1}, {"step": 2})
@@ -202,7 +202,7 @@ def test_an_attempt_never_writes_into_another(run: RunDir) -> None:
     assert [run.start_attempt().name for _ in range(11)] == [str(n) for n in range(1, 12)]
 
 
-def test_of_each_step_the_answers_to_the_most_held_out_problems_count(run: RunDir) -> None:
+def test_the_answers_to_the_most_held_out_problems_of_a_step_are_read(run: RunDir) -> None:
     run.evaluation.mkdir()
     for name in (
         "step-10-limit-9", "step-10-limit-20", "step-5", "step-5-limit-9", "step-5-0a1b2c3d", "step-5-12345678-limit-3",
@@ -213,7 +213,7 @@ def test_of_each_step_the_answers_to_the_most_held_out_problems_count(run: RunDi
     assert [row["of"] for row in read_held_out_completions(run)] == ["step-5", "step-10-limit-20"]
 
 
-def test_what_is_written_in_a_strangers_run_follows_no_planted_link(tmp_path: Path) -> None:
+def test_writing_in_a_strangers_run_follows_no_planted_link(tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.write_text("mine")
     (tmp_path / f".report.html.{os.getpid()}.tmp").symlink_to(own)
@@ -241,7 +241,7 @@ def test_a_directory_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_file_in_the_way_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     for path in (tmp_path / "run", tmp_path / "run" / "below"):
         with pytest.raises(KitError, match="cannot use .* as run directory") as caught, RunDir(path).claim():
@@ -249,7 +249,7 @@ def test_a_file_in_the_way_is_refused_in_words(tmp_path: Path) -> None:
         assert caught.value.exit_code == ExitCode.CONFIG
 
 
-def test_a_place_that_cannot_be_written_is_the_nodes_fault() -> None:
+def test_a_folder_that_cannot_be_written_is_retried() -> None:
     with (
         pytest.raises(KitError, match=r"give this user \(uid \d+\) the right") as caught,
         RunDir(Path("/proc/x")).claim(),
@@ -284,7 +284,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(run: RunDir) -
         pass
 
 
-def test_a_start_that_came_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+def test_a_start_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "new" / "run")
     with pytest.raises(ZeroDivisionError), run.claim():
         raise ZeroDivisionError
@@ -305,7 +305,7 @@ def test_a_file_that_was_replaced_is_there_after_a_power_cut(tmp_path: Path) -> 
 def test_a_file_that_could_not_be_written_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a full disk half a file would keep the room that the next attempt needs."""
+    """On a full disk half a file would take the space that the next attempt needs."""
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

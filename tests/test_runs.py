@@ -99,7 +99,7 @@ def test_success_is_the_newest_evaluation_of_the_held_out_part(tmp_path: Path) -
     assert (found.success, found.success_from, found.ci95) == (0.5, "held out, step 10", [0.4, 0.6])
 
 
-def test_time_is_that_of_all_attempts(tmp_path: Path) -> None:
+def test_the_time_of_all_attempts_is_added(tmp_path: Path) -> None:
     run = make(tmp_path / "run", state="finished")
     later = "2033-05-18T04:33:20Z"
     write_json(run.run_file, {"attempts": [{"attempt": 1, "started": STARTED}, {"attempt": 2, "started": later}, 3]})
@@ -117,7 +117,7 @@ def test_size_counts_files_and_follows_no_link(tmp_path: Path) -> None:
     assert before + 5000 <= list_run(run.path, NOW).bytes < before + 6000
 
 
-def test_a_folder_of_runs_the_one_heard_of_last_first(tmp_path: Path) -> None:
+def test_runs_of_a_folder_are_sorted_by_heartbeat(tmp_path: Path) -> None:
     make(tmp_path / "old", heartbeat=NOW - 500)
     make(tmp_path / "new", heartbeat=NOW - 5)
     make(tmp_path / "sweep" / "one", heartbeat=NOW - 50)
@@ -162,7 +162,7 @@ def test_no_file_of_a_run_stops_the_table(
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_pipe_in_a_files_place_is_waited_for(tmp_path: Path, name: str) -> None:
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
     run = make(tmp_path / "run")
     metrics(run, {"step": 3, "success": 0.1, "time": NOW + 1})
     result(run, "step-4.json")
@@ -174,7 +174,7 @@ def test_no_pipe_in_a_files_place_is_waited_for(tmp_path: Path, name: str) -> No
     assert shown.returncode == 0, shown.stderr
 
 
-def test_what_a_run_says_is_text(tmp_path: Path) -> None:
+def test_hostile_text_of_a_run_is_printable(tmp_path: Path) -> None:
     reason = "\x1b[31m[bold]disk\x07\u202e <script>"
     run = make(tmp_path / "r\x1b[2Jn", state="failed", reason=reason)
     write_json(run.run_file, {"model_name_or_path": "a\x1bmodel"})

@@ -79,7 +79,7 @@ def steps(run: RunDir, which: CompletionFilter) -> list[int]:
 # --- what is chosen ---
 
 
-def test_the_highest_attempt_tells_a_step(run: RunDir) -> None:
+def test_completions_are_read_from_the_highest_attempt(run: RunDir) -> None:
     attempt(run, row(1, "old 1"), row(2, "old 2"), row(3, "old 3"))
     attempt(run, row(2, "new 2"), row(3, "new 3"))
     text, _ = shown(run)
@@ -132,12 +132,12 @@ def test_the_first_or_the_last_ones(run: RunDir) -> None:
         ((None, None, None, "("), r"--grep must be a regular expression, and '\(' is none"),
     ],
 )
-def test_what_a_user_can_get_wrong(arguments: tuple[Any, ...], message: str) -> None:
+def test_invalid_options(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(KitError, match=message):
         parse_filter(*arguments)
 
 
-def test_an_expression_that_never_ends_is_ended(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_search_is_stopped(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(completions_module, "GREP_S", 0.2)
     attempt(run, row(1, "a" * 60 + "!"))
     with pytest.raises(KitError, match=r"--grep '\(a\+\)\+\$' takes more than .* on one completion of step 1"):
@@ -145,13 +145,13 @@ def test_an_expression_that_never_ends_is_ended(run: RunDir, monkeypatch: pytest
     assert "a!" in shown(run, parse_filter(None, None, None, "a+!$"))[0]
 
 
-def test_what_is_missing_is_said(run: RunDir) -> None:
+def test_a_run_without_completions_or_matches_is_reported(run: RunDir) -> None:
     assert "no completions in it yet" in shown(run)[1]
     attempt(run, row(1))
     assert "none of its completions matches" in shown(run, CompletionFilter(right=True))[1]
 
 
-def test_answers_to_held_out_problems_are_shown_apart(run: RunDir) -> None:
+def test_answers_to_held_out_problems_are_separate(run: RunDir) -> None:
     attempt(run, row(1, "in training"))
     assert "no answers to held-out problems in it yet: `mini-r1 evaluate` keeps them" in shown(run, held_out=True)[1]
     run.evaluation.mkdir()
@@ -180,7 +180,7 @@ def test_a_completion_is_shown_as_text(run: RunDir, text: str) -> None:
     assert as_json.isascii()
 
 
-def test_a_line_of_a_megabyte_is_cut_and_says_how_much_is_left(run: RunDir) -> None:
+def test_a_line_of_a_megabyte_is_cut_with_the_number_of_characters_left(run: RunDir) -> None:
     attempt(run, row(1, "x" * (1 << 20)))
     out, _ = shown(run)
     assert out.count("x") < SHOWN_CHARACTERS + 200
@@ -188,7 +188,7 @@ def test_a_line_of_a_megabyte_is_cut_and_says_how_much_is_left(run: RunDir) -> N
     assert shown(run, full=True)[0].count("x") >= 1 << 20
 
 
-def test_bytes_that_are_no_text_and_lines_that_are_no_rows(run: RunDir) -> None:
+def test_invalid_bytes_and_lines_are_survived(run: RunDir) -> None:
     path = attempt(run, row(1, "first"))
     good = json.dumps(row(2, "second")).encode()
     with path.open("ab") as file:
@@ -218,16 +218,16 @@ def test_json_is_a_line_of_ascii_for_each(run: RunDir, text: str, capsys: pytest
 # --- a large file ---
 
 
-def test_a_file_is_read_line_by_line_and_no_further_than_wanted(run: RunDir) -> None:
+def test_a_file_is_read_line_by_line_and_no_further_than_needed(run: RunDir) -> None:
     path = attempt(run, row(1, "first"))
     with path.open("ab") as file:
-        file.truncate(1 << 40)  # a hole of a terabyte: whoever reads it all does not come back
+        file.truncate(1 << 40)  # a hole of a terabyte, which no test could read
     found = list(islice(filter_completions(read_completions(run), CompletionFilter(), Console(file=io.StringIO())), 1))
     assert [each["completion"] for each in found] == ["first"]
 
 
 def test_a_long_file_is_filtered_in_little_memory(run: RunDir) -> None:
-    """In a process of its own that may have 400 MB of address space in all, the interpreter and its libraries included.
+    """In a process with 400 MB of address space, including the interpreter and its libraries.
 
     150 MB of file here: more than what is left of that.
     """

@@ -53,14 +53,14 @@ def doing(starting: Starting) -> str:
     return f"{starting.run.path} runs: step 0, phase model for "
 
 
-def test_health_and_runs_say_what_it_does(starting: Starting, doing: str) -> None:
+def test_health_and_runs_show_its_phase(starting: Starting, doing: str) -> None:
     health = starting.kit("health", starting.run.path)
     assert (health.code, health.output[: len(doing)]) == (0, doing)
     (row,) = json.loads(starting.kit("runs", starting.run.path.parent, "--json").output)
     assert (row["state"], row["step"]) == ("running", 0)
 
 
-def test_samples_says_what_it_does_and_that_there_are_none(starting: Starting, doing: str) -> None:
+def test_samples_shows_its_phase_and_that_there_are_none(starting: Starting, doing: str) -> None:
     for options in ([], ["--held-out"], ["--json"]):
         ended = starting.kit("samples", starting.run.path, *options)
         assert (ended.code, ended.output) == (0, "")
@@ -83,7 +83,7 @@ def test_a_bundle_has_its_state(starting: Starting, doing: str) -> None:
 @pytest.mark.parametrize(
     "command", [("evaluate", "evaluate"), ("play", "play with"), ("publish", "publish")], ids=lambda value: value[0]
 )
-def test_what_needs_a_snapshot_says_what_it_does_and_is_to_be_retried(
+def test_commands_that_need_a_snapshot_show_its_phase_and_are_retried(
     starting: Starting, doing: str, command: tuple[str, str]
 ) -> None:
     name, verb = command
@@ -95,7 +95,7 @@ def test_what_needs_a_snapshot_says_what_it_does_and_is_to_be_retried(
     assert "loading torch" not in ended.errors
 
 
-def test_the_report_shows_what_there_is(starting: Starting, doing: str) -> None:
+def test_the_report_shows_its_phase(starting: Starting, doing: str) -> None:
     ended = starting.kit("report", starting.run.path)
     assert ended.code == 0, ended.errors
     assert ended.output.startswith("first: running at step 0 (model)")
@@ -104,7 +104,7 @@ def test_the_report_shows_what_there_is(starting: Starting, doing: str) -> None:
     assert "running at step 0 (model)" in page
 
 
-def test_killed_it_is_dead_at_once_and_the_same_command_starts_it(starting: Starting, doing: str) -> None:
+def test_a_killed_start_is_dead_at_once_and_the_same_command_resumes_it(starting: Starting, doing: str) -> None:
     starting.workers.kill()
     starting.workers.wait()
     health = starting.kit("health", starting.run.path)

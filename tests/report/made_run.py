@@ -60,8 +60,8 @@ def make_run(
         restart_at: the step that a second attempt begins with.
         evaluate_every: steps between two evaluation files.
         gpus: of the node, vLLM's included.
-        seed: of what is made up.
-        state: what state.json says.
+        seed: of the random texts and figures.
+        state: in state.json; none writes no file.
     """
     rng = random.Random(seed)
     run = RunDir(path)

@@ -1,7 +1,7 @@
 """The page in a real headless browser: nothing complains, filters, search and keyboard work, hostile text stays text.
 
-Every test that opens a page also fails when the browser's console says anything or the page asks a network for
-something (`conftest.opened`).
+Every test that opens a page also fails if the browser's console is not empty or the page sends a request
+(`conftest.opened`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def test_the_page_fits_the_screen_in_both_themes(page: Path, opened: Open, theme
     assert (there.tab.evaluate(lightness) < 200) == (theme == "light")
 
 
-def test_the_first_wait_that_ended_right_is_one_click_away(page: Path, opened: Open) -> None:
+def test_the_first_wait_that_succeeded_is_one_click_away(page: Path, opened: Open) -> None:
     there = opened(page)
     there.tab.click("#aha")
     assert "wait" in there.tab.inner_text("#aha")
@@ -91,7 +91,7 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_text_can_be_told_from_what_is_behind_it(page: Path, opened: Open, theme: str) -> None:
+def test_every_text_has_enough_contrast(page: Path, opened: Open, theme: str) -> None:
     there = opened(page, theme=theme)
     there.tab.select_option("#f-right", "0")
     for key in ("t", "c"):
@@ -101,7 +101,7 @@ def test_every_text_can_be_told_from_what_is_behind_it(page: Path, opened: Open,
         assert {text: value for text, value in contrasts.items() if value < 4.5} == {}
 
 
-def test_paper_is_light_and_has_everything_but_the_samples(page: Path, opened: Open) -> None:
+def test_a_print_is_light_and_has_everything_but_the_samples(page: Path, opened: Open) -> None:
     there = opened(page, theme="dark")
     there.tab.emulate_media(media="print")
     assert there.tab.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--ink')") == "#20242a"
@@ -114,7 +114,7 @@ def test_20_000_samples_are_listed_filtered_and_searched(large_page: Path, opene
     there = opened(large_page)
     tab = there.tab
     assert number(there.count()) == 20_000
-    assert tab.eval_on_selector_all(".row", "all => all.length") < 60, "only what is seen stands in the page"
+    assert tab.eval_on_selector_all(".row", "all => all.length") < 60, "only visible rows are in the page"
     tab.eval_on_selector("#list", "list => { list.scrollTop = list.scrollHeight }")
     there.until("document.querySelector('.row:last-child').ariaPosInSet === '20000'")
 
@@ -152,7 +152,7 @@ def test_20_000_samples_are_listed_filtered_and_searched(large_page: Path, opene
     assert number(there.count()) == 0
 
 
-def test_the_keyboard_goes_through_samples_and_one_problem(page: Path, opened: Open) -> None:
+def test_the_keyboard_moves_through_samples_and_one_problem(page: Path, opened: Open) -> None:
     there = opened(page)
     tab = there.tab
     first = there.reader()
@@ -220,7 +220,7 @@ def test_an_answer_is_checked_term_by_term(page: Path, opened: Open) -> None:
     assert sorted(chips) == sorted(f"{n} ✓" for n in numbers)
 
 
-def test_a_plot_shows_values_and_leads_to_the_samples_of_a_step(page: Path, opened: Open) -> None:
+def test_a_plot_shows_values_and_links_to_the_samples_of_a_step(page: Path, opened: Open) -> None:
     there = opened(page)
     canvas = there.tab.query_selector("#plot-tries .canvas")
     canvas.scroll_into_view_if_needed()
@@ -232,7 +232,7 @@ def test_a_plot_shows_values_and_leads_to_the_samples_of_a_step(page: Path, open
     there.until(f"document.querySelector('.row .at').textContent === {json.dumps(step)}")
 
 
-def test_a_finger_on_a_plot_is_not_carried_away(page: Path, browser: Any) -> None:
+def test_a_tap_on_a_plot_does_not_scroll_away(page: Path, browser: Any) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     tab = context.new_page()
     tab.goto(page.as_uri())
@@ -259,14 +259,14 @@ def test_hostile_completions_are_text(page: Path, opened: Open, name: str) -> No
     assert there.tab.evaluate("document.querySelectorAll('#samples img, #samples script, #samples style').length") == 0
 
 
-def test_a_line_of_a_megabyte_is_cut_and_said(page: Path, opened: Open) -> None:
+def test_a_line_of_a_megabyte_is_cut_with_a_note(page: Path, opened: Open) -> None:
     there = opened(page)
     there.tab.fill("#q", "y" * 40)
     there.until("document.querySelector('#count').textContent.startsWith('1 of')")
     assert "980,000 characters were left out" in there.reader()
 
 
-def test_several_runs_can_be_told_apart(run_path: Path, opened: Open, tmp_path: Path) -> None:
+def test_several_runs_are_compared(run_path: Path, opened: Open, tmp_path: Path) -> None:
     from mini_r1.report.build import build_report
 
     make_run(tmp_path / "second", steps=20, overrides=("learning_rate=1e-6",), seed=2)

@@ -1,4 +1,4 @@
-"""How a run stands beside the published figures, said honestly."""
+"""A run compared with the published figures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_run_is_on_track_or_behind(tmp_path: Path, success: float, form: float
     assert verdicts(run_with(rows(success, form, 210), tmp_path)) == found
 
 
-def test_a_mark_that_is_not_reached_is_not_judged(tmp_path: Path) -> None:
+def test_a_step_that_is_not_reached_is_not_compared(tmp_path: Path) -> None:
     run = run_with(rows(0.45, 0.95, 120), tmp_path)
     assert verdicts(run) == {50: "on track", 100: "on track", 200: "not reached"}
     assert "Step 200 is not reached yet (the original: 40 %)." in [s.sentence for s in original_curve.compare(run)]
@@ -55,25 +55,25 @@ def test_a_mark_that_is_not_reached_is_not_judged(tmp_path: Path) -> None:
     assert "The run was over before step 200 (the original: 40 %)." in [s.sentence for s in original_curve.compare(run)]
 
 
-def test_the_mean_around_a_mark_counts_not_one_step(tmp_path: Path) -> None:
+def test_the_mean_around_a_step_is_compared(tmp_path: Path) -> None:
     logged = rows(0.26, 0.95, 110)
     logged[99]["rewards/equation_original"] = 0.2
     assert verdicts(run_with(logged, tmp_path))[100] == "on track"
 
 
-def test_a_run_that_logs_rarely_is_judged_by_its_nearest_row(tmp_path: Path) -> None:
+def test_a_run_that_logs_rarely_is_compared_by_its_nearest_row(tmp_path: Path) -> None:
     assert verdicts(run_with(rows(0.45, 0.95, 240, every=15), tmp_path))[200] == "on track"
     assert verdicts(run_with(rows(0.45, 0.95, 300, every=150), tmp_path))[200] == "not known"
 
 
-def test_another_model_or_other_problems_are_said(tmp_path: Path) -> None:
+def test_a_run_with_another_model_or_other_problems_is_not_compared(tmp_path: Path) -> None:
     same = read_run(make_run(tmp_path / "same", steps=1).path)
     assert original_curve.why_not_comparable(same) is None
     other = make_run(tmp_path / "other", steps=1, overrides=("model_name_or_path=Qwen/Qwen2.5-0.5B",))
     assert "another model" in (original_curve.why_not_comparable(read_run(other.path)) or "")
     problems = make_run(tmp_path / "mine", steps=1, overrides=("dataset_id_or_path=mine.jsonl",))
     assert "other problems" in (original_curve.why_not_comparable(read_run(problems.path)) or "")
-    # What the curve is no measure for is not told that it is behind.
+    # A run that can't be compared is not called behind.
     assert [mark.step for mark in summarise(same, None).comparisons] == [50, 100, 200]
     for run in (other, problems):
         assert summarise(read_run(run.path), None).comparisons == []

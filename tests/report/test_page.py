@@ -51,7 +51,7 @@ class Elements(HTMLParser):
             self.inside.append(data)
 
 
-def test_the_policy_allows_the_pages_own_two_parts_and_nothing_else(page: Path) -> None:
+def test_the_policy_allows_the_pages_script_and_style_only(page: Path) -> None:
     text = page.read_text("utf-8")
     elements = Elements(text)
     policy = next(a["content"] for t, a in elements.found if a.get("http-equiv") == "Content-Security-Policy") or ""
@@ -109,7 +109,7 @@ def test_hostile_text_of_a_run_is_escaped_everywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_json_inside_a_page_can_end_nothing(text: str) -> None:
+def test_json_inside_a_page_cannot_end_its_element(text: str) -> None:
     packed = json_for_page({"text": text})
     assert not set("<>&\u2028\u2029") & set(packed)
     assert packed.isascii()
@@ -136,7 +136,7 @@ def test_a_report_is_made_while_a_run_writes(tmp_path: Path) -> None:
     assert made.shown == 72
 
 
-def test_runs_are_named_apart_and_not_too_many(tmp_path: Path) -> None:
+def test_runs_get_different_names_and_are_limited(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / folder / "run", steps=2).path for folder in "ab"]
     made = build_report(paths, tmp_path / "page.html")
     assert [s.run.name for s in made.summaries] == ["a/run", "b/run"]
@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         build_report([run])
 
 
-def test_a_full_disk_under_the_page_or_the_markdown_is_worth_a_retry(tmp_path: Path) -> None:
+def test_a_full_disk_is_retried(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2).path
     with small_disk(tmp_path / "disk", "4m") as disk:
         (disk / "folder").mkdir()
@@ -199,7 +199,7 @@ def test_a_full_disk_under_the_page_or_the_markdown_is_worth_a_retry(tmp_path: P
         assert [path.name for path in disk.rglob("*") if path.is_file()] == ["filler"]
 
 
-def test_plots_are_only_what_a_strict_page_takes(run_path: Path) -> None:
+def test_plots_meet_the_pages_policy(run_path: Path) -> None:
     made = make_plots([read_run(run_path)])
     empty = [plot.name for plot in made if plot.empty]
     assert empty == []
@@ -222,7 +222,7 @@ def test_a_stack_is_not_cut_off() -> None:
     assert place["y"][1] > 60
 
 
-def test_long_names_are_told_apart_in_a_legend_that_takes_nothing_from_the_plot() -> None:
+def test_long_names_differ_in_a_legend_that_takes_no_space_from_the_plot() -> None:
     assert shorten_names(["a", "b"]) == ["a", "b"]
     names = [f"the-same-beginning-{i}-and-the-same-end" for i in range(6)]
     short = shorten_names([*names, "another"])
@@ -238,7 +238,7 @@ def test_long_names_are_told_apart_in_a_legend_that_takes_nothing_from_the_plot(
     assert drawn[1] > 0.75 * drawn[0]
 
 
-def test_gpu_hours_grow_with_every_start_and_cost_what_was_said(run_path: Path) -> None:
+def test_gpu_hours_grow_with_every_attempt_and_have_a_cost(run_path: Path) -> None:
     run = read_run(run_path)
     plot = next(plot for plot in make_plots([run], 2.5) if plot.name == "gpu-hours")
     steps, hours = plot.curves[0].points
@@ -258,7 +258,7 @@ def test_a_cpu_has_no_gpu_hours(tmp_path: Path) -> None:
     assert "gpu-hours" not in [plot.name for plot in make_plots([read_run(run.path)], 2.5)]
 
 
-def test_a_short_run_has_the_originals_curve_beside_and_a_long_one_on_its_axis(run_path: Path, tmp_path: Path) -> None:
+def test_the_originals_curve_is_on_the_axis_of_a_long_run_only(run_path: Path, tmp_path: Path) -> None:
     short = make_plots([read_run(run_path)])[0]
     assert [curve.colour for curve in short.side] == ["original"]
     long = make_run(tmp_path / "long", steps=3, overrides=("max_steps=450",))
@@ -295,7 +295,7 @@ def test_a_name_of_any_bytes_is_shown_on_one_line(run_path: Path, tmp_path: Path
     assert "<b>" not in head[0]
 
 
-def test_the_command_says_what_it_wrote(run_path: Path, tmp_path: Path, mini_r1: Kit) -> None:
+def test_the_command_prints_what_it_wrote(run_path: Path, tmp_path: Path, mini_r1: Kit) -> None:
     page = tmp_path / "page.html"
     done = mini_r1("report", run_path, "--out", page, "--price-per-gpu-hour", "2", "--samples", "100", "--json")
     assert done.returncode == 0, done.stderr

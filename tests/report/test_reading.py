@@ -1,4 +1,4 @@
-"""Whatever state a run directory is in, it is read, and what is missing is said."""
+"""A run directory in any state is read, and what is missing is listed."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def test_a_cpu_costs_nothing(tmp_path: Path) -> None:
     assert [tile.detail for tile in made.tiles if tile.label == "Time"] == ["on the CPU, no GPU"]
 
 
-def test_nothing_of_a_run_is_refused_in_words(tmp_path: Path) -> None:
+def test_a_folder_without_any_part_of_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KitError, match="holds no run"):
         read_run(tmp_path)
     with pytest.raises(KitError, match="holds no run"):
         read_run(tmp_path / "nowhere")
 
 
-def test_half_a_run_says_what_is_missing(tmp_path: Path) -> None:
+def test_half_a_run_lists_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "attempts" / "1").mkdir(parents=True)
     run = read_run(tmp_path)
     said = " ".join(run.missing)
@@ -72,7 +72,7 @@ def test_half_a_run_says_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[1]", b"\xff\xfe", b'{"attempts": 5, "step": "x"}', b"[" * 9000], ids=range(6)
 )
-def test_a_damaged_file_costs_only_what_it_held(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_damaged_file_loses_only_its_own_content(tmp_path: Path, name: str, content: bytes) -> None:
     run = make_run(tmp_path / "run", steps=3, evaluate_every=20)
     (run.path / name).write_bytes(content)
     read = read_run(run.path)
@@ -92,7 +92,7 @@ def test_a_damaged_file_costs_only_what_it_held(tmp_path: Path, name: str, conte
         {"step": 10**30},
     ],
 )
-def test_a_strange_row_is_passed_over(tmp_path: Path, row: dict[str, Any]) -> None:
+def test_an_invalid_row_is_skipped(tmp_path: Path, row: dict[str, Any]) -> None:
     run = make_run(tmp_path / "run", steps=3)
     for name in ("metrics.jsonl", "completions.jsonl"):
         with (run.attempts / "1" / name).open("ab") as file:
@@ -103,7 +103,7 @@ def test_a_strange_row_is_passed_over(tmp_path: Path, row: dict[str, Any]) -> No
     assert all(number(value) is not None for value in read.points("success")[1])
 
 
-def test_what_is_no_file_ends_nothing(tmp_path: Path) -> None:
+def test_pipes_devices_and_folders_count_as_missing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=3, evaluate_every=2)
     attempt = run.attempts / "2"
     attempt.mkdir()
@@ -133,14 +133,14 @@ def test_figures_that_overflow_count_as_absent(tmp_path: Path) -> None:
     assert [row[4] for row in evaluation_rows(read) if row[0] == "2"] == ["@2 60 %"]
 
 
-def test_a_run_that_went_silent_is_doubted(tmp_path: Path) -> None:
+def test_a_run_without_a_heartbeat_is_called_killed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=3, state="running")
     assert read_run(run.path).state_sentence() == "running at step 3 of 3"
     write_json(run.state_file, {"state": "running", "step": 3, "phase": "rollout", "heartbeat": START})
     assert "without a sign of life" in read_run(run.path).state_sentence()
 
 
-def test_troubles_are_told(tmp_path: Path) -> None:
+def test_warnings_are_listed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=3)
     with (run.attempts / "1" / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": 3, "trouble": {"kl": "KL is\x1b[31m 7"}, "time": START}) + "\n")
@@ -163,8 +163,8 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert wilson(0.5, 0) is None
 
 
-def test_the_headline_names_what_search_alone_achieves(tmp_path: Path) -> None:
-    """After as many tries as an answer makes, or the next number that is told: 1.7 tries here, so 4."""
+def test_the_headline_has_the_success_of_random_search(tmp_path: Path) -> None:
+    """After the tries of one answer, or the next number that was measured: 1.7 tries here, so 4."""
     run = read_run(make_run(tmp_path / "run", steps=20, evaluate_every=10).path)
     assert main_series(run)[-1].figure("tries") == pytest.approx(1.68, abs=0.01)
     said = summarise(run, None).sentence

@@ -1,4 +1,4 @@
-"""Which completions go on a page, and how."""
+"""Which completions are on a page, and how they are packed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def of_steps(samples: Samples) -> dict[int, int]:
     return {step: steps.count(step) for step in sorted(set(steps))}
 
 
-def test_all_are_taken_where_there_is_room(run_path: Path) -> None:
+def test_all_completions_are_shown_if_they_fit(run_path: Path) -> None:
     run = read_run(run_path)
     samples = collect_samples([run], 20_000)
     rows = list(read_completions(run.run))
@@ -61,20 +61,20 @@ def test_the_first_of_each_story_survives_thinning(tmp_path: Path) -> None:
     ("thought", "waits"),
     [("Wait, no.", True), ("so\nWAIT", True), ("I can't\nwait to try", False), ("a waiter", False), ("hm", False)],
 )
-def test_a_wait_is_a_thought_that_stops_itself(tmp_path: Path, thought: str, waits: bool) -> None:
+def test_a_wait_interrupts_the_thought(tmp_path: Path, thought: str, waits: bool) -> None:
     run = make_run(tmp_path / "run", steps=1, per_step=1, extra=(f"{thought}\n</think>\n<answer>wait</answer>",))
     samples = collect_samples([read_run(run.path)], 20_000)
     assert bool(samples.columns["flags"][-1] & SAYS_WAIT) == waits
 
 
-def test_what_a_short_run_leaves_a_long_one_takes(run_path: Path, tmp_path: Path) -> None:
+def test_a_long_run_gets_the_space_that_a_short_one_leaves(run_path: Path, tmp_path: Path) -> None:
     make_run(tmp_path / "short", steps=2, per_step=10)
     samples = collect_samples([read_run(run_path), read_run(tmp_path / "short")], 1_000)
     assert len(samples) == 1_000
     assert samples.columns["run"].count(1) == 20
 
 
-def test_nothing_is_asked_for_nothing_is_taken(run_path: Path) -> None:
+def test_a_limit_of_0_takes_nothing(run_path: Path) -> None:
     assert len(collect_samples([read_run(run_path)], 0)) == 0
 
 
@@ -85,14 +85,14 @@ def test_long_text_is_cut_in_the_middle(run_path: Path) -> None:
     assert len(samples.columns["text"][longest]) < 20_100
 
 
-def test_hostile_text_arrives_as_it_was(run_path: Path) -> None:
+def test_hostile_text_is_packed_unchanged(run_path: Path) -> None:
     samples = collect_samples([read_run(run_path)], 20_000)
     again = json.loads(json.dumps(samples.to_json()))
     for text in HOSTILE.values():
         assert text in again["text"]
 
 
-def test_answers_to_held_out_problems_join_where_an_evaluation_left_them(tmp_path: Path) -> None:
+def test_kept_answers_to_held_out_problems_are_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=4, evaluate_every=2)
     problem = next(iter(read_completions(run)))
     for step in (0, 2, 4):
@@ -102,7 +102,7 @@ def test_answers_to_held_out_problems_join_where_an_evaluation_left_them(tmp_pat
     assert samples.columns["kind"].count(1) == samples.columns["kind"].count(2) == 3
 
 
-def test_rows_that_are_no_completions_are_counted(tmp_path: Path) -> None:
+def test_unreadable_rows_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2)
     with JsonLines(run.attempts / "1" / "completions.jsonl") as lines:
         good = next(iter(read_completions(run)))
