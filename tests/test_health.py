@@ -208,9 +208,7 @@ states = st.fixed_dictionaries(
 
 
 @given(content=st.binary(max_size=200) | states.map(lambda state: json.dumps(state).encode()))
-def test_any_file_gives_one_safe_line(
-    content: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_file_gives_one_safe_line(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     run = RunDir(tmp_path_factory.getbasetemp() / "any-run")
     run.path.mkdir(exist_ok=True)
     run.state_file.write_bytes(content)
