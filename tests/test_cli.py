@@ -166,7 +166,7 @@ def test_data_mistakes(mini_r1: Kit, tmp_path: Path, arguments: tuple[str, ...],
     assert "Traceback" not in done.stderr
 
 
-def test_a_bad_row_is_named_by_file_and_line_and_json_says_it_too(mini_r1: Kit, tmp_path: Path) -> None:
+def test_a_bad_row_is_named_by_file_and_line_also_in_json(mini_r1: Kit, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"nums": [1, 2], "target": 3}\n{"nums": [1, "2"], "target": 3}\n')
     done = mini_r1("data", "inspect", file, "--json")
@@ -180,7 +180,7 @@ def test_a_bad_row_is_named_by_file_and_line_and_json_says_it_too(mini_r1: Kit, 
 # --- recipes on the command line ---
 
 
-def test_every_fault_of_a_recipe_is_told_at_once_and_nothing_is_started(
+def test_all_errors_of_a_recipe_are_reported_together_and_nothing_is_started(
     mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     recipe = small_recipe(num_generation=8, beta=-1, scoring="mine")

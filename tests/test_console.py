@@ -1,4 +1,4 @@
-"""What every command says in the same way."""
+"""Sizes as all commands print them."""
 
 from __future__ import annotations
 

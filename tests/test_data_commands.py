@@ -71,7 +71,7 @@ def inspect_and_stop(number: signal.Signals, *args: str | Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_inspect_says_so(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stopped_inspect_exits_143(tmp_path: Path, number: signal.Signals) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(HARD) + "\n")
     with Workers(None, inspect_and_stop, number, "data", "inspect", file, folder=tmp_path / "logs") as workers:
@@ -81,7 +81,7 @@ def test_a_stopped_inspect_says_so(tmp_path: Path, number: signal.Signals) -> No
     assert ended.output == ""
 
 
-def test_inspect_says_which_rows_it_did_not_check_to_the_end(tmp_path: Path) -> None:
+def test_inspect_names_the_rows_that_it_did_not_check_to_the_end(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     rows = [{"nums": [1, 2], "target": 3}, *[HARD] * 7]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cli.demo import what_it_shows
+from mini_r1.cli.demo import describe_result
 
 from tests.training.workers import run_forked
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_the_quick_demo_goes_the_whole_way(mini_r1: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quick_demo_runs_the_whole_path(mini_r1: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINI_R1_CACHE", str(tmp_path / "cache"))
     fewer = ("--set", "warm_start.traces=2000", "--set", "dataset_rows=200")
     command = ("demo", "--quick", *fewer, "--run-dir", tmp_path / "run")
@@ -72,13 +72,13 @@ def test_the_closing_text_claims_what_happened(
     rise: list[float] | None, tries: float, over: list[float] | None, said: list[str], unsaid: list[str]
 ) -> None:
     result = {"before": figures(1.4, None), "after": figures(tries, over), "rise": {"sampled": 0.35, "ci95": rise}}
-    text = what_it_shows(result)
+    text = describe_result(result)
     assert all(words in text for words in said), text
     assert not any(words in text for words in unsaid), text
 
 
 @pytest.mark.parametrize("where", ["a file/models", "full"])
-def test_a_cache_that_cannot_hold_the_model_is_said_before_it_is_made(
+def test_a_cache_that_cannot_hold_the_model_is_refused_before_it_is_made(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a file").write_text("")

@@ -84,7 +84,7 @@ def test_the_error_behind_a_library_s_own_is_found(tmp_path: Path, error: Except
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_torch_does_not_say_a_small_file_shows(tmp_path: Path) -> None:
+def test_a_small_file_shows_what_torch_s_message_lacks(tmp_path: Path) -> None:
     error = RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 384 vs 342")
     with small_disk(tmp_path / "disk", "4m") as disk:
         fill(disk, 1 << 19)
@@ -97,7 +97,7 @@ def test_what_torch_does_not_say_a_small_file_shows(tmp_path: Path) -> None:
     assert found.errno == errno.ENOENT
 
 
-def test_a_disk_without_inodes_says_so(tmp_path: Path) -> None:
+def test_a_disk_without_inodes_is_named(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m,nr_inodes=3") as disk:
         (disk / "file").touch()
         (disk / "other").touch()
@@ -108,7 +108,7 @@ def test_a_disk_without_inodes_says_so(tmp_path: Path) -> None:
         assert "left, and no inodes)" in described.message
 
 
-def test_the_last_state_finds_room_on_a_full_disk_and_raises_nowhere(tmp_path: Path) -> None:
+def test_the_last_state_fits_on_a_full_disk_and_never_raises(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
         run = RunDir(disk)
         run.write_state("running", step=3, phase="rollout", filling="x" * 900)
@@ -127,7 +127,7 @@ def test_the_last_state_finds_room_on_a_full_disk_and_raises_nowhere(tmp_path: P
 
 
 def test_standard_output_and_error_on_a_full_disk(tmp_path: Path) -> None:
-    """/dev/full takes no byte. Results that are lost are a failure, what is printed besides is not."""
+    """/dev/full takes no byte. Lost results are a failure, lost progress lines are not."""
     with open("/dev/full", "w") as full:
         done = subprocess.run([*command(), "version"], stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 150
@@ -150,7 +150,7 @@ def test_a_reader_that_is_gone_is_no_disk_s_error() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_problems_that_find_no_room_are_worth_a_retry(tmp_path: Path) -> None:
+def test_problems_that_do_not_fit_on_the_disk_are_worth_a_retry(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "4m") as disk:
         fill(disk, 0)
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""docs/exit-codes.md and mini_r1.errors say the same."""
+"""docs/exit-codes.md equals the table of mini_r1.errors."""
 
 from __future__ import annotations
 

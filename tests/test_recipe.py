@@ -1,4 +1,4 @@
-"""The recipe: published files load unchanged, and every fault of a bad one is named with its place and a way out."""
+"""The recipe: published files load unchanged, and all issues of a bad one are reported with line and fix."""
 
 import dataclasses
 import subprocess
@@ -39,17 +39,17 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def faults(write):
+def issues(write):
     """The lines of the error, without the folder."""
 
-    def faults(text, *overrides):
+    def issues(text, *overrides):
         path = write(text)
         with pytest.raises(RecipeError) as caught:
             load_recipe(path, overrides)
         assert caught.value.exit_code == ExitCode.CONFIG
         return [line.replace(f"{path}:", "x:") for line in caught.value.message.splitlines()]
 
-    return faults
+    return issues
 
 
 # --- the published recipe, and what a good file means
@@ -67,7 +67,7 @@ def test_the_published_recipe_loads_unchanged():
     assert recipe.warnings() == ["vllm_device is ignored: the launcher gives vLLM the last device"]
 
 
-def test_defaults_are_those_of_the_pinned_libraries_unless_the_docstring_says_so():
+def test_defaults_are_those_of_the_pinned_libraries_unless_the_docstring_names_another():
     pytest.importorskip("trl")
     from trl import GRPOConfig, ModelConfig
 
@@ -115,13 +115,13 @@ def test_tensorboard_is_always_on(write, written, meant):
     assert load_recipe(write(DEMO + f"report_to: {written}\n")).report_to == meant
 
 
-def test_an_old_name_is_refused_with_the_new_one(faults):
+def test_an_old_name_is_refused_with_the_new_one(issues):
     text = DEMO + "scoring: seed\nrewards: {format: 1, equation_seed: 1}\n"
-    assert faults(text) == [
+    assert issues(text) == [
         "x:2: scoring: 'seed' was renamed: write 'original'",
         "x:3: rewards.equation_seed: 'equation_seed' was renamed: write 'equation_original'",
     ]
-    assert faults(DEMO, "rewards.format_seed=1", "scoring=seed") == [
+    assert issues(DEMO, "rewards.format_seed=1", "scoring=seed") == [
         "--set rewards.format_seed=1: 'format_seed' was renamed: write 'format_original'",
         "--set scoring=seed: 'seed' was renamed: write 'original'",
     ]
@@ -190,7 +190,7 @@ def test_loading_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-# --- faults
+# --- issues
 
 
 @pytest.mark.parametrize(
@@ -283,8 +283,8 @@ def test_loading_needs_no_torch():
         ("---\na: 1", "not valid YAML: expected a single document in the stream, but found another document"),
     ],
 )
-def test_one_fault(faults, line, sentence):
-    found = faults(DEMO + "# the fault is below\n" + line + "\n")
+def test_one_issue(issues, line, sentence):
+    found = issues(DEMO + "# the issue is below\n" + line + "\n")
     assert len(found) == 1
     # Where YAML notices: in the line itself, or below it when something is left open or comes twice.
     at = {"seed: 1\nseed: 2": (4,), "seed: &x 1\nbeta: *x": (4,), "seed: [1": (3, 4)}.get(line, (3,))
@@ -322,19 +322,19 @@ def test_one_fault(faults, line, sentence):
         ),
     ],
 )
-def test_contradictions(faults, text, sentence):
-    (found,) = faults(DEMO + text)
+def test_contradictions(issues, text, sentence):
+    (found,) = issues(DEMO + text)
     assert found.startswith(sentence)
 
 
-def test_warm_start_is_for_built_in_models(faults):
-    assert faults("model_name_or_path: a/b\nwarm_start: {}") == [
+def test_warm_start_is_for_built_in_models(issues):
+    assert issues("model_name_or_path: a/b\nwarm_start: {}") == [
         "x:2: warm_start: a warm start is for builtin:demo and builtin:scratch only: take it out"
     ]
 
 
-def test_all_faults_at_once_sorted_by_line_and_overrides_last(faults):
-    found = faults(
+def test_all_issues_together_sorted_by_line_and_overrides_last(issues):
+    found = issues(
         "num_generation: 4\nbeta: -1\nbf16: true\nfp16: true\nseed: x\nseed: 3\ngenerator: {low: 0}\n",
         "temperature=0",
         "nonsense",
@@ -349,20 +349,20 @@ def test_all_faults_at_once_sorted_by_line_and_overrides_last(faults):
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "null\n"])
-def test_an_empty_file(faults, text):
-    (found,) = faults(text)
+def test_an_empty_file(issues, text):
+    (found,) = issues(text)
     assert found.endswith("is empty; a recipe needs at least model_name_or_path, e.g. builtin:demo")
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "just text\n", "3\n"])
-def test_not_a_mapping(faults, text):
-    assert faults(text) == ["x:1: must be a mapping, one 'key: value' a line"]
+def test_not_a_mapping(issues, text):
+    assert issues(text) == ["x:1: must be a mapping, one 'key: value' a line"]
 
 
-def test_files_that_are_no_recipe(write, tmp_path, faults):
-    assert faults(b"seed: 1\nrun_name: \xff\n") == ["x:2: is not UTF-8 text; save the file as UTF-8"]
-    assert faults(b"#" * (MAX_BYTES + 1))[0].endswith("is larger than 64 KiB; this is not a recipe")
-    assert faults("seed: " + "[" * 5000)[0].endswith("is nested too deeply")
+def test_files_that_are_no_recipe(write, tmp_path, issues):
+    assert issues(b"seed: 1\nrun_name: \xff\n") == ["x:2: is not UTF-8 text; save the file as UTF-8"]
+    assert issues(b"#" * (MAX_BYTES + 1))[0].endswith("is larger than 64 KiB; this is not a recipe")
+    assert issues("seed: " + "[" * 5000)[0].endswith("is nested too deeply")
     with pytest.raises(RecipeError, match="is a directory; name a recipe file in it"):
         load_recipe(tmp_path)
     for name in ("a" * 5000, "a\0b"):
@@ -370,7 +370,7 @@ def test_files_that_are_no_recipe(write, tmp_path, faults):
             load_recipe(Path(name))
 
 
-def test_a_missing_file_names_what_is_near():
+def test_the_error_for_a_missing_file_names_similar_ones():
     with pytest.raises(RecipeError) as caught:
         load_recipe(PUBLISHED_RECIPE.with_name("published-3B.yaml"))
     assert "no such recipe; did you mean 'published-3b'?" in caught.value.message
@@ -378,7 +378,7 @@ def test_a_missing_file_names_what_is_near():
     assert "ConfigMap" not in caught.value.message
 
 
-def test_a_file_that_a_config_map_lacks_is_told_where_to_add_it(tmp_path):
+def test_the_error_for_a_file_missing_from_a_config_map_names_where_to_add_it(tmp_path):
     data = tmp_path / "recipes/..2026_01_01"  # as the kubelet mounts it
     data.mkdir(parents=True)
     (data / "mine.yaml").write_text(DEMO)
@@ -425,8 +425,8 @@ def test_overrides(write):
         ("use_peft=true", "use_peft: an adapter cannot be generated"),
     ],
 )
-def test_bad_overrides(faults, override, sentence):
-    (found,) = faults(DEMO + "seed: 1\nuse_vllm: true\n", override)
+def test_bad_overrides(issues, override, sentence):
+    (found,) = issues(DEMO + "seed: 1\nuse_vllm: true\n", override)
     shown = override.replace("\udcff", "\\udcff")
     # A contradiction is about the key itself, so its name is not said twice.
     assert found.startswith((f"--set {shown}: {sentence}", f"--set {shown}: {sentence.removeprefix('use_peft: ')}"))
@@ -459,7 +459,7 @@ def test_differences_are_those_that_change_what_is_learned():
     assert differences(old, old) == {}
 
 
-def test_a_run_may_go_on_with_other_evaluation_and_other_watchers_but_not_with_another_loss():
+def test_a_run_resumes_with_other_evaluation_and_watchers_but_not_with_another_loss():
     old = Recipe(model_name_or_path="a/b")
     harmless = {
         "eval_strategy": "steps", "eval_steps": 5, "eval_on_start": True, "eval_problems": None,
@@ -516,7 +516,7 @@ def test_warnings():
     ]  # fmt: skip
 
 
-def test_what_has_an_effect_is_not_warned_of():
+def test_settings_with_an_effect_get_no_warning():
     used = Recipe(
         model_name_or_path="a/b", use_peft=True, load_in_4bit=True, use_bnb_nested_quant=True, eval_strategy="steps",
         eval_steps=5, eval_on_start=True, eval_problems=None,
@@ -577,7 +577,7 @@ def test_reward_names_are_distinct():
 
 
 def test_a_reward_is_added_by_one_function_and_one_line(tmp_path):
-    """What docs/rewards.md promises, in a process of its own so that the registry here stays as it is."""
+    """What docs/rewards.md promises, in another process, so that this one's registry stays as it is."""
     program = """
 from pathlib import Path
 from mini_r1.tasks.countdown import task

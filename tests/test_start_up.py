@@ -136,7 +136,7 @@ def test_a_launch_that_cannot_start_imports_no_torch(
 
 
 @pytest.mark.parametrize("command", ["train", "demo", "evaluate", "play", "doctor"])
-def test_a_command_says_what_it_loads_before_it_imports_torch(
+def test_a_command_prints_what_it_loads_before_it_imports_torch(
     start: Callable[..., subprocess.CompletedProcess[str]],
     small_recipe: Callable[..., Path],
     tmp_path: Path,
@@ -157,7 +157,7 @@ def test_a_command_says_what_it_loads_before_it_imports_torch(
     assert re.search(r"^loading torch", before, re.MULTILINE), done.stderr
 
 
-def test_data_says_what_it_generates_before_it_does(
+def test_data_generate_prints_its_task_first(
     start: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     done = start("data", "generate", "--rows", "3", "--out", tmp_path / "rows.jsonl")

@@ -14,10 +14,8 @@ from mini_r1.errors import ExitCode, KitError, Stopped
 if TYPE_CHECKING:
     from mini_r1.run.run_dir import RunDir
 
-Say = Callable[[str], None]
 
-
-def progress_printer(style: str | None = None) -> Say:
+def progress_printer(style: str | None = None) -> Callable[[str], None]:
     """Return a function that prints one line of progress on standard error."""
     from mini_r1.console import printable, progress_console
 

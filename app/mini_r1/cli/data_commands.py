@@ -68,8 +68,8 @@ def data_generate(
 
     if rows < 1:
         raise KitError(f"--rows must be at least 1, found {rows}")
-    say = progress_printer()
-    say(f"generating {rows:,} problems")
+    progress = progress_printer()
+    progress(f"generating {rows:,} problems")
     problems: list[Problem] = []
 
     def describe() -> str:
@@ -82,7 +82,7 @@ def data_generate(
             line.update(len(problems))
         with named(out):
             write_jsonl(problems, out)
-    say(f"{rows:,} problems written to {out}")
+    progress(f"{rows:,} problems written to {out}")
 
 
 @data_app.command("inspect")

@@ -200,23 +200,23 @@ def _print_result(result: dict[str, Any], before: dict[str, Any], after: dict[st
         markup=False,
         soft_wrap=True,  # a path or a command is copied whole
     )
-    console.print(what_it_shows(result), style="dim", markup=False)
+    console.print(describe_result(result), style="dim", markup=False)
 
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def what_it_shows(result: dict[str, Any]) -> str:
+def describe_result(result: dict[str, Any]) -> str:
     """Return what a demo's figures show, and what they don't."""
     before, after, rise = result["before"], result["after"], result["rise"]
     rose = rise["ci95"] is not None and rise["ci95"][0] > 0
-    said = [PATH, RISE.format(points=100 * rise["sampled"]) if rose else NO_RISE]
+    lines = [PATH, RISE.format(points=100 * rise["sampled"]) if rose else NO_RISE]
     if rose and after["tries"] > before["tries"]:
-        said.append(MORE_TRIES.format(before=before["tries"], after=after["tries"]))
+        lines.append(MORE_TRIES.format(before=before["tries"], after=after["tries"]))
     limits = after["baselines"]["random_solver"]["observed_over_expected_ci95"]
     if rose and limits is not None:
         low, high = limits
         how = "less often than" if high < 1 else "more often than" if low > 1 else "about as often as"
-        said.append(SEARCH.format(how=how))
-    return "\n".join(said)
+        lines.append(SEARCH.format(how=how))
+    return "\n".join(lines)

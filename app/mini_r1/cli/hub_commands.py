@@ -59,10 +59,10 @@ def publish(
     from mini_r1.run.run_dir import RunDir
 
     refuse_starting(RunDir(run), "it has no snapshot to publish yet")
-    say = progress_printer()
+    progress = progress_printer()
     if dry_run:
-        made = publishing.dry_run(run, repo, snapshot, say)
+        made = publishing.dry_run(run, repo, snapshot, progress)
         print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.main.card])))
         return
-    done = publishing.publish(run, repo, snapshot, public=public, say=say)
+    done = publishing.publish(run, repo, snapshot, public=public, say=progress)
     print(json.dumps(done.to_dict()) if as_json else done.line())

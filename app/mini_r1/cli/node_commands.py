@@ -82,15 +82,15 @@ def doctor(
     from mini_r1.machine.nodes import find_nodes
     from mini_r1.recipe.recipe_file import find_recipe
 
-    say = progress_printer()
+    progress = progress_printer()
     try:
         nodes = find_nodes(os.environ)
     except KitError as error:  # in a batch script's own shell, for one: the node can be checked all the same
-        say(f"warning: {error.message}; checking this node alone")
+        progress(f"warning: {error.message}; checking this node alone")
         nodes = None
     path = find_recipe(recipe) if recipe else None
     if path is not None:
-        say("loading torch, the tokenizer and the data: about 20 s")
+        progress("loading torch, the tokenizer and the data: about 20 s")
     report = node_checks.examine_node(
         path,
         overrides or [],
@@ -184,9 +184,9 @@ def bundle(
     from mini_r1.run.run_dir import RunDir
 
     target, run_directory = out or Path(f"{run.absolute().name}-bundle.tar.gz"), RunDir(run)
-    say = progress_printer()
+    progress = progress_printer()
     if run_directory.is_starting():
-        say(check_health(run, time.time()).sentence)
+        progress(check_health(run, time.time()).sentence)
     made = make_bundle(run_directory, target, completions=completions, environment=os.environ)
     if as_json:
         print(json.dumps(made.to_dict()))
@@ -195,4 +195,4 @@ def bundle(
     for name, size in made.files:
         table.add_row(name, f"{size:,}")
     Console(highlight=False, markup=False).print(table)
-    say("known secrets are removed; host names, users and paths are not: read the bundle before you send it")
+    progress("known secrets are removed; host names, users and paths are not: read the bundle before you send it")

@@ -110,11 +110,11 @@ def launch(
     options = LaunchOptions(
         recipe, overrides or [], run_dir, gpus, nodes, node_index, address, port, deepspeed, gpu_memory
     )  # fmt: skip
-    say = progress_printer()
+    progress = progress_printer()
     if dry_run:
-        print(launcher.dry_run(options, os.environ, say, print_run_dir=print_run_dir, as_json=as_json))
+        print(launcher.dry_run(options, os.environ, progress, print_run_dir=print_run_dir, as_json=as_json))
         return ExitCode.FINISHED
-    ending = launcher.launch(options, os.environ, say)
+    ending = launcher.launch(options, os.environ, progress)
     if ending.text:
-        say(f"{'' if ending.code == ExitCode.INTERRUPTED else 'error: '}{ending.text}")
+        progress(f"{'' if ending.code == ExitCode.INTERRUPTED else 'error: '}{ending.text}")
     return ending.code

@@ -1,4 +1,4 @@
-"""The models that the kit makes itself, and the solver each of them imitates before GRPO: sizes and numbers only."""
+"""Built-in models, which the kit makes itself, and the solver that each imitates before GRPO."""
 
 from __future__ import annotations
 
@@ -8,72 +8,57 @@ from typing import Final
 DEMO_MODEL: Final = "builtin:demo"
 SCRATCH_MODEL: Final = "builtin:scratch"
 SMALL_MODEL_THREADS: Final = 2
-"""Most CPU threads of a process that trains a built-in model: its tensors are too small for more."""
+"""Most CPU threads of a process that trains a built-in model; its tensors are too small for more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demonstrator:
-    """A solver that is honest but impatient; what it writes is imitated.
-
-    Attributes:
-        operators: what its tries are made of.
-        sums: share of tries that only add and subtract.
-        largest_value: that a try may reach on its way; a problem's own `max_intermediate` may be smaller.
-        give_up: chance of giving up after a failed try: the impatience that GRPO has to unlearn.
-        max_tries: in one answer, such that they fit the recipe's `max_completion_length`.
-        broken_format: share of answers whose tags are broken, so that the format reward has something to teach.
-    """
+    """Solver whose answers are imitated: correct, but it gives up too early."""
 
     operators: str
     sums: float
+    """Share of tries that only add and subtract."""
     largest_value: int
+    """Largest intermediate result of a try; a problem's own `max_intermediate` may be smaller."""
     give_up: float
+    """Chance of giving up after a failed try, which GRPO has to unlearn."""
     max_tries: int
+    """Tries in one answer, few enough for the recipe's `max_completion_length`."""
     broken_format: float = 0.3
+    """Share of answers with broken tags, so that the format reward has something to teach."""
 
 
 @dataclass(frozen=True, slots=True)
 class Imitation:
-    """Supervised training on the demonstrator's answers.
-
-    Attributes:
-        batch: answers of an optimizer step.
-        learning_rate: of AdamW, at its highest.
-        matrix_learning_rate: of Muon for the layers' weight matrices, at its highest; 0: AdamW for them too.
-        max_new_tokens: of the answers that its arithmetic is measured on.
-    """
+    """Supervised training on the demonstrator's answers."""
 
     batch: int
+    """Answers per optimizer step."""
     learning_rate: float
+    """Peak of AdamW's."""
     max_new_tokens: int
+    """Longest answer when its arithmetic is measured."""
     matrix_learning_rate: float = 0.0
+    """Peak of Muon's, for the layers' weight matrices; 0: AdamW for them too."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltinModel:
-    """A Qwen2 with random weights and a tokenizer of its own.
-
-    Attributes:
-        name: in a recipe, as `model_name_or_path`.
-        layers: of the decoder.
-        hidden_size: width of a token; the MLP's is three times that.
-        head_size: width of an attention head; vLLM's kernels want 32 or more.
-        digits: numbers are read and written digit by digit; else 0 to 99 are a token each.
-        vocabulary: tokens of its tokenizer.
-        positions: longest sequence, in tokens.
-        initializer_range: standard deviation of the random weights.
-        demonstrator: whom it imitates before GRPO.
-        imitation: how.
-    """
+    """Qwen2 with random weights and its own tokenizer."""
 
     name: str
     layers: int
     hidden_size: int
+    """Width of a token; the MLP is three times as wide."""
     head_size: int
+    """Width of an attention head; vLLM's kernels need 32 or more."""
     digits: bool
+    """Numbers are read and written digit by digit; else 0 to 99 are one token each."""
     vocabulary: int
     positions: int
+    """Longest sequence, in tokens."""
     initializer_range: float
+    """Standard deviation of the random weights."""
     demonstrator: Demonstrator
     imitation: Imitation
 
@@ -99,4 +84,3 @@ BUILTIN_MODELS: Final = {
         ),
     )
 }  # fmt: skip
-"""By name."""

@@ -17,37 +17,35 @@ from mini_r1.recipe.shipped_files import shipped_deepspeed
 STAGES = (2, 3)
 """ZeRO stages that the kit's trainer is tested with."""
 RECIPE_DECIDES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-"""What DeepSpeed wants to know and the recipe says: `auto` in every configuration."""
+"""DeepSpeed settings that the recipe decides: `auto` in every configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFile:
-    """One DeepSpeed configuration."""
+    """One DeepSpeed configuration: its name or path as given, its file and the file's values."""
 
     name: str
-    """As it was asked for: `zero3`, or a path."""
     path: Path
     values: dict[str, Any]
-    """What is in the file."""
 
     @property
     def stage(self) -> int:
-        """The ZeRO stage."""
+        """ZeRO stage."""
         return int(self.values["zero_optimization"]["stage"])
 
     @property
     def offloads(self) -> bool:
-        """Whether optimizer or parameters are kept in the host's memory."""
+        """Whether optimizer or parameters are kept in host memory."""
         zero = self.values["zero_optimization"]
         devices = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
         return any(device != "none" for device in devices)
 
 
 def find_deepspeed(name_or_path: str) -> DeepSpeedFile:
-    """A configuration given as the bare name of a shipped one (`zero3`) or as a path.
+    """Return a configuration given as the name of a shipped one (`zero3`) or as a path.
 
     Raises:
-        KitError: there is none, it is no JSON object, its ZeRO stage is not one of STAGES, or it decides what the
+        KitError: there is no such file, it is no JSON object, its ZeRO stage is not one of STAGES, or it sets what the
             recipe decides.
     """
     shipped = shipped_deepspeed()

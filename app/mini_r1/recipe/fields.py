@@ -1,6 +1,6 @@
 """The recipe: WHAT to train, as one validated model with TRL's and transformers' own flat key names.
 
-Defaults are those of TRL 0.14.0 and transformers 4.48.1 unless a field says otherwise. No torch: planning, scoring
+Defaults are those of TRL 0.14.0 and transformers 4.48.1 unless the docstring names another. No torch: planning, scoring
 and `--help` load this on a laptop. recipe_file.py reads files, reference.py writes docs/recipe.md from the docstrings.
 
     Recipe(model_name_or_path="builtin:demo", max_steps=10)

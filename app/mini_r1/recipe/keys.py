@@ -1,6 +1,6 @@
-"""Names a recipe may meet: what the pinned libraries know, what later ones know, and what to say to each.
+"""Keys of the pinned libraries and of newer ones, and the error for each.
 
-Frozen here because the recipe must load without torch; tests/test_recipe.py holds them against the pinned libraries.
+They are listed because the recipe must load without torch; tests/test_recipe.py compares them with the libraries.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ REPORT_INTEGRATIONS: Final = (
     "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive",
     "flyte", "mlflow", "neptune", "tensorboard", "wandb",
 )  # fmt: skip
-"""Every tracker transformers 4.48.1 has a callback for (`INTEGRATION_TO_CALLBACK`)."""
+"""Trackers with a callback in transformers 4.48.1 (`INTEGRATION_TO_CALLBACK`)."""
 
 REFUSED_KEYS: Final = {
     "hub_token": "tokens come from the environment variable HF_TOKEN only; take it out of the recipe",
     "push_to_hub_token": "tokens come from the environment variable HF_TOKEN only; take it out of the recipe",
-    "model_init_kwargs": "write model_revision, torch_dtype and attn_implementation as keys of their own",
-    "resume_from_checkpoint": "a run resumes by itself from its run directory; start the same command again",
+    "model_init_kwargs": "write model_revision, torch_dtype and attn_implementation as separate keys",
+    "resume_from_checkpoint": "a run resumes by itself from its run directory; run the same command again",
     "overwrite_output_dir": "a run directory is never overwritten; give another output_dir",
-    "save_total_limit": "the newest 2 checkpoints and all snapshots are kept; leave it out",
-    "deepspeed": "where a job runs is no part of a recipe; the launcher takes the DeepSpeed configuration",
+    "save_total_limit": "the kit decides which checkpoints are kept (docs/checkpoints.md); leave it out",
+    "deepspeed": "a recipe doesn't depend on devices; give it to the launcher: `mini-r1 launch --deepspeed`",
     "evaluation_strategy": "it is called eval_strategy, 'no' or 'steps'",
 }
-"""Keys of the pinned libraries that have an answer of their own."""
+"""Keys of the pinned libraries with their own error."""
 
 LATER_TRL_KEYS: Final = frozenset({
     "cache_implementation", "cast_lm_head_to_fp32", "chat_template_kwargs", "chat_template_path", "delta",
@@ -41,7 +41,7 @@ LATER_TRL_KEYS: Final = frozenset({
 """GRPOConfig keys that TRL 0.14.0 does not have; newer tutorials use them."""
 
 LATER_TRL_PREFIXES: Final = ("ref_model_", "vllm_server_")
-"""Families of such keys."""
+"""Prefixes of such keys."""
 
 UNUSED_KEYS: Final = frozenset({
     "accelerator_config", "adafactor", "auto_find_batch_size", "average_tokens_across_devices", "batch_eval_metrics",
@@ -63,12 +63,10 @@ UNUSED_KEYS: Final = frozenset({
     "torch_empty_cache_steps", "torchdynamo", "tpu_metrics_debug", "tpu_num_cores", "use_cpu", "use_ipex",
     "use_legacy_prediction_loop", "use_liger_kernel", "use_mps_device",
 })  # fmt: skip
-"""`TrainingArguments` fields of transformers 4.48.1 that the kit decides itself or has no use for."""
+"""`TrainingArguments` fields of transformers 4.48.1 that the kit sets itself or does not need."""
 
-UNUSED_TRL_KEYS: Final = frozenset({
-    "lora_modules_to_save", "lora_task_type", "use_rslora",
-})  # fmt: skip
-"""`ModelConfig` fields of TRL 0.14.0 that the kit has no use for."""
+UNUSED_TRL_KEYS: Final = frozenset({"lora_modules_to_save", "lora_task_type", "use_rslora"})
+"""`ModelConfig` fields of TRL 0.14.0 that the kit does not need."""
 
 HARMLESS_KEYS: Final = frozenset({
     "output_dir", "run_name", "report_to",  # where results go
@@ -77,31 +75,29 @@ HARMLESS_KEYS: Final = frozenset({
     "watch",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
     "gradient_checkpointing", "gradient_checkpointing_kwargs",  # memory against time, the same gradients
-    "vllm_device", "vllm_gpu_memory_utilization",  # the machine's business
+    "vllm_device", "vllm_gpu_memory_utilization",  # depend on the machine
     "ddp_timeout", "hang_timeout_s", "dataloader_num_workers",
 })  # fmt: skip
-"""Keys that may change between two attempts of one run: none of them changes what is learned."""
+"""Keys that may change between two attempts of a run, since they don't change what is learned."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A suggestion to append to a message, empty when nothing is close."""
-    # 0.6 is difflib's own cutoff: it catches a slip or a missing letter and leaves out mere cousins.
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    """Return a suggestion to append to a message, empty if nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def unknown_key(name: str, known: Iterable[str], inside: str = "") -> str:
-    """The sentence for a key that the recipe, or its mapping `inside`, does not have."""
+    """Return the error for a key that the recipe, or its mapping `inside`, does not have."""
     if not inside:
         if name in REFUSED_KEYS:
             return f"key '{name}' is not accepted: {REFUSED_KEYS[name]}"
         if name in LATER_TRL_KEYS or name.startswith(LATER_TRL_PREFIXES):
             hint = "; write weights under 'rewards'" if name == "reward_weights" else ""
             return f"unknown key '{name}': TRL 0.15 or later has it, the pinned TRL is 0.14.0{hint}"
-        if name in UNUSED_KEYS:
-            return f"key '{name}' is a transformers argument that this kit does not use"
-        if name in UNUSED_TRL_KEYS:
-            return f"key '{name}' is a TRL argument that this kit does not use"
-    where = f" in '{inside}'" if inside else ""
+        for library, names in (("transformers", UNUSED_KEYS), ("TRL", UNUSED_TRL_KEYS)):
+            if name in names:
+                return f"key '{name}' is a {library} argument that this kit does not use"
+    place = f" in '{inside}'" if inside else ""
     shown = name if len(name) <= 60 else name[:57] + "..."
-    return f"unknown key '{shown}'{where}{did_you_mean(name, known)}"
+    return f"unknown key '{shown}'{place}{did_you_mean(name, known)}"

@@ -1,11 +1,11 @@
-"""Kinds of model that came after the pinned transformers: a table and its sentence, for planning and for loading."""
+"""Model types that are newer than the pinned transformers, and the error for them."""
 
 from __future__ import annotations
 
 from typing import Final
 
 TRANSFORMERS: Final = "4.48.1"
-"""The pinned version, which the table was made against."""
+"""Pinned version."""
 
 _LATER: Final = {
     "4.49.0": ("granitemoeshared", "helium", "qwen2_5_vl", "zamba2"),
@@ -19,29 +19,16 @@ _LATER: Final = {
     "4.57.0": ("ministral", "olmo3", "qwen3_next", "qwen3_vl", "qwen3_vl_moe"),
 }
 FIRST_VERSION: Final = {kind: version for version, kinds in _LATER.items() for kind in kinds}
-"""The first transformers release whose `CONFIG_MAPPING_NAMES` has a model_type that 4.48.1 lacks.
-
-Read from the released packages: each kind is in the version named and in no release before it.
-"""
+"""First transformers release whose `CONFIG_MAPPING_NAMES` has the model_type, read from the released packages."""
 
 _FAMILIES: Final = {
-    "qwen3": "qwen3",
-    "gemma-3": "gemma3",
-    "llama-4": "llama4",
-    "smollm3": "smollm3",
-    "gpt-oss": "gpt_oss",
-}
-"""How a repository's name begins whose models are all of a later kind; names of other families say less."""
+    "qwen3": "qwen3", "gemma-3": "gemma3", "llama-4": "llama4", "smollm3": "smollm3", "gpt-oss": "gpt_oss",
+}  # fmt: skip
+"""Beginnings of repository names whose models all have a newer type."""
 
 
 def unknown_kind(name: str, kind: str, why: str) -> str:
-    """The sentence for a model of a kind that the pinned transformers does not know.
-
-    Args:
-        name: of the model.
-        kind: its model_type.
-        why: what is said of kinds that are not in the table.
-    """
+    """Return the error for a model type that the pinned transformers doesn't know; `why` is for types not listed."""
     if kind in FIRST_VERSION:
         why = f"transformers {FIRST_VERSION[kind]} was the first that does"
     return (
@@ -51,6 +38,6 @@ def unknown_kind(name: str, kind: str, why: str) -> str:
 
 
 def later_kind_by_name(name: str) -> str | None:
-    """The later kind that a hub name speaks of (`Qwen/Qwen3-1.7B`), where there is no config.json to read."""
+    """Return the newer type that a hub name implies (`Qwen/Qwen3-1.7B`), without its config.json."""
     repository = name.rsplit("/", 1)[-1].lower()
     return next((kind for beginning, kind in _FAMILIES.items() if repository.startswith(beginning)), None)

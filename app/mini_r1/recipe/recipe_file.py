@@ -17,13 +17,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML
-from ruamel.yaml.composer import Composer, ComposerError
-from ruamel.yaml.constructor import ConstructorError
-from ruamel.yaml.error import MantissaNoDotYAML1_1Warning, MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.reader import ReaderError
+from ruamel.yaml import YAML, composer, constructor, error, events, nodes, reader
 
 from mini_r1.errors import KitError
 from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
@@ -34,7 +28,7 @@ MAX_BYTES = 2**16
 """Largest recipe file; a real one has one or two thousand bytes. The YAML reader takes about 1 s for this many."""
 WHOLE_FILE = MAX_BYTES + 1
 """Line number of issues that concern no single line: after all lines, before the overrides, which are numbered on."""
-YAML_ERRORS = (YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
+YAML_ERRORS = (error.YAMLError, RecursionError, ValueError, OverflowError, TypeError, AttributeError, LookupError)
 """What ruamel.yaml raises for bad text: its own errors, and Python's from converting a scalar."""
 
 CONSTRAINTS = {
@@ -43,18 +37,15 @@ CONSTRAINTS = {
     "less_than_equal": "must be at most {le}",
     "less_than": "must be below {lt}",
     "finite_number": "must be a finite number",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "string_type": "must be text (put it in quotes)",
-    "list_type": "must be a list",
     "too_short": "must not be empty",
-    "dict_type": "must be a mapping of names to values",
-    "model_type": "must be a mapping of names to values",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "string": "must be text (put it in quotes)",
+    "list": "must be a list",
+    "dict": "must be a mapping of names to values",
+    "model": "must be a mapping of names to values",
 }
-"""pydantic's error types in plain English."""
+"""pydantic's error types, or their first words, in plain English."""
 
 KeyPath = tuple[str | int, ...]  # ("generator", "sizes", 0)
 
@@ -70,17 +61,17 @@ class Issue(NamedTuple):
     text: str
 
 
-class _PlainComposer(Composer):
+class _PlainComposer(composer.Composer):
     """Composer without aliases: they can make a small file expand without end, and a flat recipe has no use for one."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.loader.parser.check_event(AliasEvent):
+        if self.loader.parser.check_event(events.AliasEvent):
             mark = self.loader.parser.peek_event().start_mark
-            raise ComposerError(None, None, "aliases (*name) are not allowed", mark)
+            raise composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
         node = super().compose_node(parent, index)
-        if isinstance(node, ScalarNode) and any("\ud800" <= char <= "\udfff" for char in node.value):
+        if isinstance(node, nodes.ScalarNode) and any("\ud800" <= char <= "\udfff" for char in node.value):
             # Written as an escape; no file, terminal or pydantic can hold half a surrogate pair.
-            raise ComposerError(None, None, "a character that does not exist", node.start_mark)
+            raise composer.ComposerError(None, None, "a character that does not exist", node.start_mark)
         return node
 
 
@@ -173,14 +164,14 @@ def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+    except OSError as failed:
+        raise RecipeError(f"{path}: cannot be read: {failed.strerror}") from None
     if len(data) > MAX_BYTES:
         raise RecipeError(f"{path}: is larger than 64 KiB; this is not a recipe")
     try:
         return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+    except UnicodeDecodeError as failed:
+        line = data.count(b"\n", 0, failed.start) + 1
         raise RecipeError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from None
 
 
@@ -197,18 +188,17 @@ def _yaml() -> Any:
     return yaml
 
 
-def _yaml_issue(error: Exception, line: int, text: str = "") -> Issue:
+def _yaml_issue(raised: Exception, line: int, text: str = "") -> Issue:
     """Return the issue behind an exception of the YAML reader, at its own line if it has one."""
-    if isinstance(error, RecursionError):
+    if isinstance(raised, RecursionError):
         return Issue(line, "is nested too deeply")
-    if isinstance(error, ReaderError):
-        return Issue(text.count("\n", 0, error.position) + 1, "a character that YAML does not allow")
-    if isinstance(error, MarkedYAMLError):
-        mark = error.problem_mark or error.context_mark
-        problem = str(error.problem)
+    if isinstance(raised, reader.ReaderError):
+        return Issue(text.count("\n", 0, raised.position) + 1, "a character that YAML does not allow")
+    if isinstance(raised, error.MarkedYAMLError):
+        mark, problem = raised.problem_mark or raised.context_mark, str(raised.problem)
         if problem.startswith("but "):
-            problem = f"{error.context}, {problem}"
-        if isinstance(error, ConstructorError):
+            problem = f"{raised.context}, {problem}"
+        if isinstance(raised, constructor.ConstructorError):
             problem += "; write plain values"
         if "'\\t'" in problem:
             problem += "; YAML indents with spaces, not tabs"
@@ -241,23 +231,23 @@ class _Source:
     def read(self, text: str) -> Any:
         """Return the value of a YAML document, or None if it has none."""
         yaml = _yaml()
-        try:
-            root = yaml.compose(text)
-        except YAML_ERRORS as error:
-            self.issues.append(_yaml_issue(error, WHOLE_FILE, text))
-            return None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", MantissaNoDotYAML1_1Warning)
+            warnings.simplefilter("ignore")  # ruamel.yaml warns of `5e-7` and of anchors
+            try:
+                root = yaml.compose(text)
+            except YAML_ERRORS as raised:
+                self.issues.append(_yaml_issue(raised, WHOLE_FILE, text))
+                return None
             return None if root is None else self._build(root, (), yaml)
 
-    def _build(self, node: Node, path: KeyPath, yaml: Any) -> Any:
+    def _build(self, node: nodes.Node, path: KeyPath, yaml: Any) -> Any:
         """Return the value of a node, and note the line of everything in it."""
         line = self.lines.setdefault(path, node.start_mark.line + 1)
-        if isinstance(node, MappingNode) and str(node.tag).endswith(":map"):
+        if isinstance(node, nodes.MappingNode) and str(node.tag).endswith(":map"):
             values: dict[str, Any] = {}
             for key_node, item in node.value:
                 line, key = key_node.start_mark.line + 1, key_node.value
-                if not isinstance(key_node, ScalarNode):
+                if not isinstance(key_node, nodes.ScalarNode):
                     self.issues.append(Issue(line, "a key must be a plain word"))
                 elif key in values:
                     first = self.lines[(*path, key)]
@@ -266,12 +256,12 @@ class _Source:
                     self.lines[(*path, key)] = line
                     values[key] = self._build(item, (*path, key), yaml)
             return values
-        if isinstance(node, SequenceNode) and str(node.tag).endswith(":seq"):
+        if isinstance(node, nodes.SequenceNode) and str(node.tag).endswith(":seq"):
             return [self._build(item, (*path, index), yaml) for index, item in enumerate(node.value)]
         try:
             return yaml.constructor.construct_object(node, deep=True)
-        except YAML_ERRORS as error:
-            issue = _yaml_issue(error, line)
+        except YAML_ERRORS as raised:
+            issue = _yaml_issue(raised, line)
             self.issues.append(Issue(issue.line, f"{path[0]}: {issue.text}" if path else issue.text))
             self.unreadable.add(str(path[0]) if path else "")
             return None
@@ -315,8 +305,8 @@ class _Source:
             except RecursionError:
                 self.issues.append(Issue(WHOLE_FILE, "is nested too deeply"))
                 return None
-            except ValidationError as error:
-                details = error.errors(include_url=False)
+            except ValidationError as invalid:
+                details = invalid.errors(include_url=False)
             for detail in details:
                 keys: tuple[str, ...] = detail["ctx"]["keys"] if detail["type"] == "cross_check" else ()
                 if not wrong.intersection(keys):
@@ -371,9 +361,10 @@ def _describe_error(detail: ErrorDetails) -> str:
         allowed = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
         guess = did_you_mean(value[:60], allowed) if isinstance(value, str) else ""
         return f"must be one of {', '.join(allowed)}{_describe_found(value)}{guess}"
-    if kind in CONSTRAINTS:
+    constraint = CONSTRAINTS.get(kind) or CONSTRAINTS.get(kind.partition("_")[0])
+    if constraint is not None:
         bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
-        return CONSTRAINTS[kind].format_map(bounds) + ("" if kind == "too_short" else _describe_found(value))
+        return constraint.format_map(bounds) + ("" if kind == "too_short" else _describe_found(value))
     return detail["msg"][:1].lower() + detail["msg"][1:]
 
 
