@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPO
 
 FIXES = REPO / "docs" / "trl-fixes.md"
-PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "SECURITY.md", *sorted((REPO / "docs").glob("*.md"))]
 TEST = re.compile(r"`(?P<file>test_\w+\.py)(?:::(?P<name>test_\w+))?`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 IN_CODE = re.compile(r"`((?:tests|bench|configs|docs|app)/[\w./-]+)`")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    """The script as a module: it stands outside the package, next to the install.py that it imports."""
+    """The script as a module: it is outside the package, next to the install.py that it imports."""
     with pytest.MonkeyPatch.context() as patched:
         patched.syspath_prepend(str(ROOT / "app"))
         spec = importlib.util.spec_from_file_location("vllm_cpu", ROOT / "app" / "vllm_cpu.py")

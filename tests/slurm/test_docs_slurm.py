@@ -215,6 +215,18 @@ def test_every_script_is_there_with_its_resources() -> None:
         ]  # fmt: skip
 
 
+def test_messages_of_the_trouble_table_are_in_the_source() -> None:
+    files = [*(REPO / "slurm").glob("*.sh"), *(REPO / "app" / "mini_r1").rglob("*.py")]
+    source = "\n".join(path.read_text() for path in files)
+    rows = [
+        line.split("|")[1] for line in section("Trouble").splitlines() if re.search(r"^\| .*?\((?:1|78|150)\)", line)
+    ]
+    quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row) if not text.startswith(("--", "RUN"))]
+    pieces = [piece.strip(" ,") for text in quoted for piece in re.split(r"\.\.\.|NODE", text)]
+    assert len(pieces) > 15
+    assert [piece for piece in pieces if piece not in source and "No space" not in piece and "quota" not in piece] == []
+
+
 def test_the_readme_has_lines_that_were_followed() -> None:
     readme = (REPO / "README.md").read_text()
     here = re.findall(r"^```sh\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
