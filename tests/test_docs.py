@@ -1,4 +1,4 @@
-"""What the documentation points at is there: tests, benches, files."""
+"""The documentation is short, and what it names exists: tests, benches, files, functions."""
 
 from __future__ import annotations
 
@@ -48,3 +48,53 @@ def test_the_pages_point_at_many_things() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_points_at_is_there(page: Path) -> None:
     assert [target for target in targets(page) if not target.exists()] == []
+
+
+ARCHITECTURE = (REPO / "docs" / "architecture.md").read_text()
+PACKAGE = REPO / "app" / "mini_r1"
+
+
+def test_the_readme_and_the_pages_are_short() -> None:
+    assert len((REPO / "README.md").read_text().splitlines()) <= 150
+    assert sum(len(page.read_text().splitlines()) for page in (REPO / "docs").glob("*.md")) <= 3500
+
+
+def test_the_index_has_every_page() -> None:
+    index = (REPO / "docs" / "README.md").read_text()
+    assert set(LINK.findall(index)) >= {page.name for page in (REPO / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_files_of_the_architecture_page_exist() -> None:
+    named = set(re.findall(r"(?<![\w/])[\w/-]+\.py\b", ARCHITECTURE))
+    assert len(named) > 40
+    # A diagram leaves out the folder of a file that follows another one.
+    assert [name for name in named if not (REPO / name).exists() and not list(PACKAGE.rglob(name))] == []
+
+
+def test_packages_of_the_architecture_page_are_all_there_are() -> None:
+    table = ARCHITECTURE.partition("| package | job |")[2].partition("\n\n")[0]
+    named = {
+        name.partition("/")[0]
+        for line in table.splitlines()
+        for name in re.findall(r"`(\w+/)", line.partition(" | ")[0])
+    }
+    assert named == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "name"),
+    [
+        ("add a reward", "tasks/countdown/rewards.py", "def reward("),
+        ("how many checkpoints are kept", "run/run_dir.py", "KEEP_CHECKPOINTS ="),
+        ("give vLLM another device", "machine/roles.py", "def assign("),
+        ("add a `top_p` key", "recipe/fields.py", "class Recipe"),
+        ("add a `top_p` key", "generation/sampler.py", "class SamplingConfig"),
+        ("the pass@k formula", "evaluation/statistics.py", "def pass_at_k("),
+        ("the hang limit", "recipe/fields.py", "hang_timeout_s:"),
+        ("the exit code of a hub failure at start", "hub/hub_errors.py", "def hub_error("),
+    ],
+)  # fmt: skip
+def test_the_architecture_page_says_where_to_change_what(change: str, file: str, name: str) -> None:
+    (row,) = (line for line in ARCHITECTURE.splitlines() if line.startswith(f"| {change} |"))
+    assert f"`app/mini_r1/{file}`" in row
+    assert name in (PACKAGE / file).read_text()
