@@ -25,11 +25,7 @@ time.sleep(600)
 
 
 def alive(pid: int) -> bool:
-<<<<<<< HEAD
     """Return whether a process runs; a zombie does not."""
-=======
-    """Whether it runs; a zombie does not."""
->>>>>>> 005487f (Docs tests: messages of the trouble table)
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[0] not in ("Z", "X")

@@ -33,7 +33,6 @@ def another() -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
 
 def test_a_process_that_runs_is_there_and_one_that_was_killed_is_gone() -> None:
     assert is_gone(this_process()) is False
-<<<<<<< HEAD
     with another() as (process, described):
         assert described["pid"] == process.pid
         assert is_gone(described) is False
@@ -56,30 +55,6 @@ def test_a_process_of_another_kernel_or_container_is_not_known(changes: dict[str
     assert described is not None
     assert is_gone({**described, "started": 0}) is True
     assert is_gone({**described, "started": 0, **changes}) is False
-=======
-    with another() as (process, facts):
-        assert facts["pid"] == process.pid
-        assert is_gone(facts) is False
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert is_gone(facts) is True  # a zombie
-        process.wait()
-        assert is_gone(facts) is True
-
-
-def test_another_process_with_the_same_id_is_another_one() -> None:
-    facts = this_process()
-    assert facts is not None
-    assert is_gone({**facts, "started": facts["started"] - 1}) is True
-
-
-@pytest.mark.parametrize("changes", [{"boot": "another"}, {"namespace": "pid:[1]"}, {"boot": None}])
-def test_of_another_kernel_or_container_nothing_is_known(changes: dict[str, Any]) -> None:
-    facts = this_process()
-    assert facts is not None
-    assert is_gone({**facts, "started": 0}) is True
-    assert is_gone({**facts, "started": 0, **changes}) is False
->>>>>>> 005487f (Docs tests: messages of the trouble table)
 
 
 @pytest.mark.parametrize("pid", [None, 0, -1, True, "1", 1.5, 10**30, [1]])
@@ -88,7 +63,6 @@ def test_what_is_no_process_is_not_gone(pid: object) -> None:
     assert is_gone(pid) is False
 
 
-<<<<<<< HEAD
 def test_a_process_that_proc_hides_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with another() as (process, described):
         (tmp_path / "sys/kernel/random").mkdir(parents=True)
@@ -107,25 +81,3 @@ def test_without_proc_nothing_is_known(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(processes, "PROC", tmp_path)
     assert this_process() is None
     assert is_gone({**(described or {}), "started": 0}) is False
-=======
-def test_where_proc_hides_a_process_of_another_user_it_is_not_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with another() as (process, facts):
-        (tmp_path / "sys/kernel/random").mkdir(parents=True)
-        (tmp_path / "sys/kernel/random/boot_id").write_text(facts["boot"])
-        (tmp_path / "self/ns").mkdir(parents=True)
-        (tmp_path / "self/ns/pid").symlink_to(facts["namespace"])
-        monkeypatch.setattr(processes, "PROC", tmp_path)
-        assert is_gone(facts) is False
-        process.kill()
-        process.wait()
-        assert is_gone(facts) is True
-
-
-def test_without_proc_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = this_process()
-    monkeypatch.setattr(processes, "PROC", tmp_path)
-    assert this_process() is None
-    assert is_gone({**(facts or {}), "started": 0}) is False
->>>>>>> 005487f (Docs tests: messages of the trouble table)
