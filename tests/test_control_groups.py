@@ -11,11 +11,7 @@ V1 = "9:memory:/slice/job\n4:cpu,cpuacct:/slice/job\n1:name=systemd:/slice/job\n
 
 
 def reader(root: Path, cgroup: str, files: dict[str, str]) -> control_groups.Read:
-<<<<<<< HEAD
     """Return a reader of a made-up /proc and /sys/fs/cgroup."""
-=======
-    """Read of a simulated /proc and /sys/fs/cgroup."""
->>>>>>> 005487f (Docs tests: messages of the trouble table)
     kernels = {"proc/self/cgroup": cgroup, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()}}
     for path, text in kernels.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
