@@ -76,7 +76,7 @@ def test_a_slice_that_the_driver_sees_is_one_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "machine", "words"),
+    ("environment", "machine", "message"),
     [
         ({"CUDA_VISIBLE_DEVICES": ",".join(SLICES)}, (), SLICES[1]),
         ({"CUDA_VISIBLE_DEVICES": f"{UUIDS[0]},{SLICES[0]}"}, (), "one MIG slice"),
@@ -94,15 +94,15 @@ def test_a_slice_that_the_driver_sees_is_one_gpu() -> None:
         ({"MINI_R1_ACCELERATOR": "cuda"}, (), "nvidia.com/gpu in resources.limits"),
     ],
 )
-def test_invalid_entries_are_refused(environment: dict[str, str], machine: tuple[str, ...], words: str) -> None:
+def test_invalid_entries_are_refused(environment: dict[str, str], machine: tuple[str, ...], message: str) -> None:
     with pytest.raises(KitError) as refused:
         given_devices(environment, driver=seen(*machine))
-    assert words in refused.value.message
+    assert message in refused.value.message
     assert refused.value.message.isprintable()
 
 
 @pytest.mark.parametrize(
-    ("environment", "machine", "count", "words"),
+    ("environment", "machine", "count", "message"),
     [
         ({"CUDA_VISIBLE_DEVICES": "2,3"}, indices(8), 3, "only 2 given (CUDA_VISIBLE_DEVICES=2,3)"),
         ({}, ("0",), 2, "only 1 given"),
@@ -112,11 +112,11 @@ def test_invalid_entries_are_refused(environment: dict[str, str], machine: tuple
     ],
 )
 def test_more_than_was_given_is_refused(
-    environment: dict[str, str], machine: tuple[str, ...], count: int, words: str
+    environment: dict[str, str], machine: tuple[str, ...], count: int, message: str
 ) -> None:
     with pytest.raises(KitError) as refused:
         given_devices(environment, count, seen(*machine))
-    assert words in refused.value.message
+    assert message in refused.value.message
 
 
 @pytest.mark.parametrize(
@@ -251,16 +251,16 @@ def test_an_index_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fails_at", "words"),
+    ("fails_at", "message"),
     [
         ("", f"no GPU {UUIDS[3]} here: compare CUDA_VISIBLE_DEVICES with `nvidia-smi -L`"),
         ("init", "the NVIDIA library does not answer (Not Supported): see `nvidia-smi`"),
         ("count", "the NVIDIA library does not answer (Not Supported): see `nvidia-smi`"),
     ],
 )
-def test_a_uuid_that_no_gpu_has_is_worth_a_retry(fails_at: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_uuid_that_no_gpu_has_is_worth_a_retry(fails_at: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library([Gpu(UUIDS[0])], fails_at).install(monkeypatch)
     with pytest.raises(KitError) as refused:
         device_index(UUIDS[3])
-    assert (refused.value.message, refused.value.exit_code) == (words, 150)
+    assert (refused.value.message, refused.value.exit_code) == (message, 150)
     assert library.opened == 0

@@ -193,7 +193,7 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "flags", "words"),
+    ("environment", "flags", "message"),
     [
         (BATCH, {}, "srun --ntasks-per-node=1"),
         (BATCH, {"count": 2}, "srun --ntasks-per-node=1"),
@@ -243,11 +243,11 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
     ],
 )
 def test_incomplete_and_contradictory_values_are_refused(
-    environment: dict[str, str], flags: dict[str, Any], words: str
+    environment: dict[str, str], flags: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(KitError) as refused:
         find_nodes(environment, **flags)
-    assert words in refused.value.message
+    assert message in refused.value.message
     assert refused.value.message.isprintable()
     assert refused.value.exit_code == 78
 

@@ -71,7 +71,7 @@ OR_NOT = "2 or more, or set use_vllm: false (--set use_vllm=false)"
 
 
 @pytest.mark.parametrize(
-    ("devices", "vllm", "words"),
+    ("devices", "vllm", "message"),
     [
         ([["0"]], True, f"use_vllm: true, but there is 1 GPU: {SPARE}. Give the job {OR_NOT}"),
         ([[]], True, "there is no GPU"),
@@ -82,10 +82,10 @@ OR_NOT = "2 or more, or set use_vllm: false (--set use_vllm=false)"
         ([], False, "no nodes"),
     ],
 )
-def test_a_shape_that_cannot_work_is_refused_with_what_to_do(devices: list[list[str]], vllm: bool, words: str) -> None:
+def test_an_impossible_shape_is_refused_with_what_to_do(devices: list[list[str]], vllm: bool, message: str) -> None:
     with pytest.raises(KitError) as refused:
         assign(devices, use_vllm=vllm, on_cpu=True)
-    assert words in refused.value.message
+    assert message in refused.value.message
     assert (CONTAINER_HINT in refused.value.message) == (devices == [[]])
     assert refused.value.exit_code == 78
 
