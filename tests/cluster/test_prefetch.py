@@ -406,7 +406,7 @@ def test_a_terminal_gets_a_bar_and_a_log_gets_lines(
 def test_a_long_download_shows_its_progress_in_a_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(prefetch, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(ProgressLine, "PLAIN_EVERY", 0.01)
-    part = Part("model", "a/b", MODEL, commit=MODEL_COMMIT, files=(HubFile("x.safetensors", 3 << 20, "b" * 64),))
+    part = Part(MODEL, "a/b", on_hub=True, commit=MODEL_COMMIT, files=(HubFile("x.safetensors", 3 << 20, "b" * 64),))
     begun = part.blobs(tmp_path) / f"{'b' * 64}.incomplete"
     begun.parent.mkdir(parents=True)
     log = io.StringIO()

@@ -26,8 +26,8 @@ def prefetch(recipe: RecipeName, overrides: Set = None, as_json: Json = False) -
     from mini_r1.hub import prefetch as fetching
 
     path = find_recipe_for_other_node(recipe)
-    done = fetching.prefetch(path, overrides or [], os.environ, progress_console())
-    print(json.dumps(done.to_dict()) if as_json else printable("\n".join(done.lines())))
+    record, lines = fetching.prefetch(path, overrides or [], os.environ, progress_console())
+    print(json.dumps(record) if as_json else printable("\n".join(lines)))
 
 
 def publish(

@@ -40,10 +40,7 @@ _PATH_KEYS = frozenset({"source", "snapshot", "problems_file", "written_to"})
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A branch of the repository and the content of its files, by name.
-
-    `left_out` names files of the run that are not sent, because they are links that lead out of it.
-    """
+    """A branch: the contents of its files, and what is left out because it is a link that leads out of the run."""
 
     name: str
     step: int
@@ -67,21 +64,13 @@ class Branch:
     def to_dict(self) -> dict[str, Any]:
         """Return it for --json."""
         files = [{"name": name, "bytes": self._size(name)} for name in self.files]
-        return {
-            "branch": self.name,
-            "step": self.step,
-            "bytes": self.size,
-            "files": files,
-            "left_out": list(self.left_out),
-        }
+        name = {"branch": self.name, "step": self.step}
+        return {**name, "bytes": self.size, "files": files, "left_out": [*self.left_out]}
 
-    def line(self) -> str:
-        """Return one line for people."""
-        return f"{self.name}: the model of step {self.step}, {len(self.files)} files, {shown_bytes(self.size)}"
-
-    def file_lines(self) -> list[str]:
-        """Return a line for each file."""
-        return [f"  {name}  {shown_bytes(self._size(name))}" for name in self.files]
+    def lines(self, *, files: bool = False) -> list[str]:
+        """Return a line for people, and one for each file on request."""
+        line = f"{self.name}: the model of step {self.step}, {len(self.files)} files, {shown_bytes(self.size)}"
+        return [line, *(f"  {name}  {shown_bytes(self._size(name))}" for name in self.files if files)]
 
     def remarks(self) -> list[str]:
         """Return a line for each file that is left out."""
@@ -98,10 +87,9 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The model that the run began with.
+    """The model that the run began with: hub id (None for one that only this machine has), commit, name for people.
 
-    `name` is its hub id, None for one that only this machine has; `shown` is its name for people; `licence` holds
-    what the hub's card has of `license`, `license_name`, `license_link`.
+    `licence` is what the hub's card has of `license`, `license_name`, `license_link`.
     """
 
     name: str | None

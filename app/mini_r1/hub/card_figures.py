@@ -74,12 +74,7 @@ def of_step(run: RunDir, step: int) -> Figure | None:
 
 
 def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:
-    """Return the step that `--snapshot` asks for.
-
-    Args:
-        run: the run.
-        wanted: `BEST`, or a step.
-        steps: those of the complete snapshots, newest first.
+    """Return the step that `--snapshot` asks for, `BEST` or a number, of the complete snapshots, newest first.
 
     Raises:
         KitError: there is no such snapshot, or no figure to choose the best by.

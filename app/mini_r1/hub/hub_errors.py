@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from mini_r1.console import printable
 from mini_r1.disk_errors import disk_error
@@ -18,6 +18,8 @@ from mini_r1.hub.repo_kinds import RepoKind
 
 RESUMES: Final = "run the same command again to resume"
 NETWORK: Final = "give this machine a network (HTTPS_PROXY, HF_ENDPOINT)"
+NOT_FOUND: Final = "the hub has no {}, or your token has no access to it"
+"""One sentence for both: the hub gives the same answer."""
 SHOWN_CHARACTERS: Final = 200
 """Longest part of the hub's own message that is shown."""
 _PASSING: Final = frozenset({408, 409, 412, 425, 429})
@@ -33,15 +35,10 @@ class HubError(KitError):
 
 
 def hub_error(error: Exception, name: str, kind: RepoKind | None = None, revision: str | None = None) -> KitError:
-    """Return what an error means for a repository; an error that isn't the hub's is raised again.
+    """Return what an error of huggingface_hub means for a repository; another error is raised again.
 
-    No address is shown: those of uploads are signed.
-
-    Args:
-        error: what huggingface_hub raised.
-        name: the repository.
-        kind: of a repository that is read, named by a recipe; None is one that is written to.
-        revision: the revision that is read.
+    A repository with a `kind` is read because a recipe names it, one without is written to. No address is shown:
+    those of uploads are signed.
     """
     from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
@@ -60,59 +57,50 @@ def hub_error(error: Exception, name: str, kind: RepoKind | None = None, revisio
             f"unset HF_HUB_ENABLE_HF_TRANSFER, then {RESUMES}",
             ExitCode.CONFIG if isinstance(began, ValueError) else ExitCode.RETRY,
         )
+    refusal = None
     if response is not None:
-        status = int(response.status_code)
-        return _read_answer(began, status, name, kind, revision) if kind else _write_answer(began, status, name)
-    if isinstance(began, OSError) and "Consistency check failed" in str(began):
-        return cut_short(name)
-    if isinstance(began, OSError) and began.errno is not None:  # the network's errors have none
-        return HubError(f"{began.filename or 'a file'}: {began.strerror}", RESUMES, ExitCode.RETRY)
-    if isinstance(began, OSError):
-        return _unanswered(began, name)
-    if isinstance(began, ValueError):  # the hub refused a file, or its answer made no sense
-        return _unanswered(began, name) if kind else KitError(f"the hub refuses {name}: {_first_line(str(began))}")
-    raise error
+        refusal = _refused_read(began, name, kind, revision) if kind else _refused_write(began, name)
+    elif isinstance(began, OSError) and "Consistency check failed" in str(began):
+        refusal = cut_short(name)
+    elif isinstance(began, OSError) and began.errno is not None:  # the network's errors have none
+        refusal = HubError(f"{began.filename or 'a file'}: {began.strerror}", RESUMES, ExitCode.RETRY)
+    elif not isinstance(began, OSError | ValueError):
+        raise error
+    elif kind is None and not isinstance(began, OSError):  # the hub refused a file, or its answer made no sense
+        refusal = HubError(f"the hub refuses {name}", _first_line(str(began)))
+    no_answer = f"the hub does not answer for {name} ({type(began).__name__})"
+    return refusal or HubError(no_answer, f"{NETWORK} and {RESUMES}", ExitCode.RETRY)
 
 
-def _read_answer(error: Exception, status: int, name: str, kind: RepoKind, revision: str | None) -> HubError:
+def _refused_read(error: Exception, name: str, kind: RepoKind, revision: str | None) -> HubError | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
         return HubError(f"{name} is gated", "accept its terms on the hub, and set HF_TOKEN to a token of yours")
     if isinstance(error, RepositoryNotFoundError):
-        return HubError(_not_found(f"{kind.word} {name}"), f"check {kind.key}; for a private one set HF_TOKEN")
+        return HubError(NOT_FOUND.format(f"{kind.word} {name}"), f"check {kind.key}; for a private one set HF_TOKEN")
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{name} has no revision {revision}", f"check the revision of {kind.key}")
-    if status in (401, 403):
+    if _status(error) in (401, 403):
         return HubError(f"the hub gives this user no access to {name}", "check HF_TOKEN, or unset it")
-    return _unanswered(error, name)
+    return None
 
 
-def _write_answer(error: Exception, status: int, name: str) -> HubError:
-    message = _first_line(getattr(error, "server_message", None) or "")
+def _refused_write(error: Exception, name: str) -> HubError:
+    status, message = _status(error), _first_line(getattr(error, "server_message", None) or "")
     said = f" ({message})" if message else ""
-    if status == 401:
-        return HubError(f"the hub doesn't accept this token{said}", "make a new one, and set HF_TOKEN to it")
-    if status == 403:
-        return HubError(
-            f"this token can't write to {name}{said}", "use one that can write there, or another repository"
-        )
-    if status == 404:
-        return HubError(f"{_not_found(f'repository {name}')}{said}", "check its name and HF_TOKEN")
     if status in _PASSING or status >= 500:
         return HubError(f"the hub answers {status}{said}", RESUMES, ExitCode.RETRY)
-    return HubError(f"the hub refuses {name} with {status}{said}", "check the files and the name")
+    what, fix = {
+        401: ("the hub doesn't accept this token", "make a new one, and set HF_TOKEN to it"),
+        403: (f"this token can't write to {name}", "use one that can write there, or another repository"),
+        404: (NOT_FOUND.format(f"repository {name}"), "check its name and HF_TOKEN"),
+    }.get(status, (f"the hub refuses {name} with {status}", "check the files and the name"))
+    return HubError(f"{what}{said}", fix)
 
 
-def _unanswered(error: Exception, name: str) -> HubError:
-    return HubError(
-        f"the hub does not answer for {name} ({type(error).__name__})", f"{NETWORK} and {RESUMES}", ExitCode.RETRY
-    )
-
-
-def _not_found(what: str) -> str:
-    """Return one sentence for both: the hub gives the same answer."""
-    return f"the hub has no {what}, or your token has no access to it"
+def _status(error: Any) -> int:
+    return int(error.response.status_code)
 
 
 def cut_short(what: str) -> HubError:
@@ -122,11 +110,7 @@ def cut_short(what: str) -> HubError:
 
 @contextmanager
 def fetch_errors(cache: Path, kind: RepoKind, name: str, revision: str | None) -> Iterator[None]:
-    """Raise what goes wrong while files are fetched into the cache as `hub_error` and `cache_error` describe it.
-
-    Raises:
-        KitError: 78 for an error of the recipe or the token, 150 for one of the hub, the network or the disk.
-    """
+    """Raise an error of fetching files into the cache as `hub_error` or `cache_error` describes it."""
     try:
         yield
     except NotImplementedError as error:  # filelock's, on a filesystem without locks

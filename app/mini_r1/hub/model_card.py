@@ -46,18 +46,9 @@ def card(
 ) -> str:
     """Return README.md of a branch.
 
-    Args:
-        repo: `owner/name`.
-        step: the snapshot's step.
-        is_adapter: whether it is an adapter without its base.
-        recipe: the run's recipe.
-        base: the model that the run began with.
-        record: run.json.
-        figure: the snapshot's held-out success, None if it was not measured.
-        branches: the steps that have a branch.
-        example: the problem of the code example.
-        why: why main has this snapshot; empty on other branches.
-        is_best: whether the snapshot was chosen by the figures that are shown.
+    `record` is run.json, `figure` the snapshot's held-out success if it was measured, `branches` the steps that have
+    one, `example` the problem of the code example, `why` why main has this snapshot, and `is_best` whether it was
+    chosen by the figures that are shown.
     """
     parts = [
         _metadata(repo, is_adapter, recipe, base, figure),
@@ -79,8 +70,6 @@ def card(
 
 def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: Figure | None) -> str:
     """Return the YAML that the hub's search reads."""
-    from huggingface_hub import ModelCardData
-
     values: dict[str, Any] = {
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -94,11 +83,9 @@ def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: F
         values["datasets"] = [recipe.dataset_id_or_path]
     if recipe.built_in:
         values["license"] = "apache-2.0"
-    data = ModelCardData(**values).to_dict()
     if figure is not None:
-        # Not by huggingface_hub's EvalResult, which has no field for the interval.
-        data["model-index"] = [{"name": repo.rpartition("/")[2], "results": [_result(recipe, figure)]}]
-    return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True).strip()}\n---"
+        values["model-index"] = [{"name": repo.rpartition("/")[2], "results": [_result(recipe, figure)]}]
+    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()}\n---"
 
 
 def _result(recipe: Recipe, figure: Figure) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,73 +36,51 @@ LOOK_EVERY_S: Final = 1.0
 MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Prefetched:
-    """A finished prefetch; `record` is the file that says so, None if nothing was to be fetched."""
-
-    recipe: str
-    cache: Path
-    parts: tuple[Part, ...]
-    record: Path | None
-    time: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the record, which --json prints."""
-        return {
-            "recipe": self.recipe,
-            "time": self.time,
-            "kit": mini_r1.__version__,
-            "cache": str(self.cache),
-            "record": str(self.record) if self.record else None,
-            "parts": [part.to_dict() for part in self.parts],
-        }
-
-    def lines(self) -> list[str]:
-        """Return the lines for people."""
-        lines = [part.line() for part in self.parts]
-        if self.record is None:
-            return [*lines, "nothing of this is on the hub: it runs without a network as it is"]
-        return [*lines, f"in {self.cache}, recorded in {self.record}", "run it with HF_HUB_OFFLINE=1"]
-
-
 def prefetch(
     recipe_path: Path, overrides: Sequence[str], environment: Mapping[str, str], console: Console
-) -> Prefetched:
-    """Fetch everything of a recipe that is on the hub and not in the cache.
+) -> tuple[dict[str, Any], list[str]]:
+    """Fetch everything of a recipe that is on the hub and not in the cache; return the record, and lines for people.
 
-    Args:
-        recipe_path: the recipe's file.
-        overrides: of --set.
-        environment: of this process, which huggingface_hub reads too.
-        console: for progress.
+    `record` in the record is the file that it was written to, None if nothing of the recipe is on the hub. The
+    environment must be this process's, which huggingface_hub reads too. The console is for progress.
 
     Raises:
         KitError: 78 for an error of recipe, token or settings; 150 for one of hub, network or disk.
     """
-    parts, cache = recipe_parts(load_recipe(recipe_path, overrides), environment), hub_cache(environment)
-    wanted = [part for part in parts if part.kind]
-    if not wanted:
-        return Prefetched(recipe_path.stem, cache, tuple(parts), None, utc_now())
-    _refuse_settings(wanted, environment)
-    record = hub_home(environment) / "mini-r1" / "prefetched" / f"{recipe_path.stem}.json"
-    for folder in (cache, record.parent):
-        _make_writable(folder)
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()  # its warnings show addresses, which are signed for large files
     disable_progress_bars()
-    with _exit_on_signal():
-        found = [look_up(part, environment) for part in wanted]
-        _refuse_small_disk(found, cache)
-        fetched = {part.part: _fetch(part, cache, console) for part in found}
-    done = Prefetched(recipe_path.stem, cache, tuple(fetched.get(part.part, part) for part in parts), record, utc_now())
+    parts, cache = recipe_parts(load_recipe(recipe_path, overrides), environment), hub_cache(environment)
+    file = hub_home(environment) / "mini-r1" / "prefetched" / f"{recipe_path.stem}.json"
+    on_hub = [part for part in parts if part.on_hub]
+    if on_hub:
+        _refuse_settings(on_hub, environment)
+        for folder in (cache, file.parent):
+            _make_writable(folder)
+        with _exit_on_signal():
+            found = [look_up(part, environment) for part in on_hub]
+            _refuse_small_disk(found, cache)
+            fetched = {part.kind: _fetch(part, cache, console) for part in found}
+        parts = [fetched.get(part.kind, part) for part in parts]
+    record = {
+        "recipe": recipe_path.stem,
+        "time": utc_now(),
+        "kit": mini_r1.__version__,
+        "cache": str(cache),
+        "record": str(file) if on_hub else None,
+        "parts": [part.to_dict() for part in parts],
+    }
+    lines = [part.line() for part in parts]
+    if not on_hub:
+        return record, [*lines, "nothing of this is on the hub: it runs without a network as it is"]
     try:
         if not (cache / CACHE_VERSION).exists():
             (cache / CACHE_VERSION).write_text("1")
-        write_json(record, done.to_dict())
+        write_json(file, record)
     except OSError as error:
-        raise cache_error(record.parent, error) from error
-    return done
+        raise cache_error(file.parent, error) from error
+    return record, [*lines, f"in {cache}, recorded in {file}", "run it with HF_HUB_OFFLINE=1"]
 
 
 def _refuse_settings(parts: Sequence[Part], environment: Mapping[str, str]) -> None:
@@ -183,9 +161,9 @@ def _progress(part: Part, cache: Path, console: Console) -> Iterator[None]:
     if not total:
         yield
         return
-    console.print(f"{part.part}: fetching {shown_bytes(total)} of {part.name}", markup=False)
+    console.print(f"{part.kind.input}: fetching {shown_bytes(total)} of {part.name}", markup=False)
     ended = threading.Event()
-    with ProgressLine(console, f"{part.part}, MiB:", total // MIB) as line:
+    with ProgressLine(console, f"{part.kind.input}, MiB:", total // MIB) as line:
 
         def watch() -> None:
             while not ended.wait(LOOK_EVERY_S):

@@ -36,23 +36,16 @@ class PublishPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        return {
-            "repo": self.repo,
-            "step": self.main.step,
-            "why": self.why,
-            "branches": [branch.to_dict() for branch in self.branches],
-            "card": self.main.card,
-        }
+        branches = [branch.to_dict() for branch in self.branches]
+        shown = {"step": self.main.step, "why": self.why, "branches": branches, "card": self.main.card}
+        return {"repo": self.repo, **shown}
 
     def lines(self) -> list[str]:
         """Return the lines that a dry run prints."""
         stored = sum(branch.size for branch in self.branches[:-1])
-        return [
-            *(branch.line() for branch in self.branches),
-            *self.main.file_lines(),
-            *self.main.remarks(),
-            f"{shown_bytes(stored)} in total; the weights on main are those of its branch, stored once",
-        ]
+        lines = [line for branch in self.branches for line in branch.lines(files=branch is self.main)]
+        total = f"{shown_bytes(stored)} in total; the weights on main are those of its branch, stored once"
+        return [*lines, *self.main.remarks(), total]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +69,7 @@ class Published:
 
 
 class Publication:
-    """The branches of a run's repository; every snapshot is read and verified once before it is part of one.
-
-    Args:
-        run: the run.
-        token: to ask for the licence of a base that needs one.
-
-    Raises:
-        KitError: the recipe cannot be read.
-    """
+    """The branches of a run's repository; every snapshot is read and verified once before it is part of one."""
 
     def __init__(self, run: RunDir, token: str | None) -> None:
         self._run = run
@@ -128,11 +113,7 @@ class Publication:
         return branch_contents.fill_branch(run, self.recipe, self._base, saved, name, text)
 
     def plan(self, repo: str, wanted: str | None) -> PublishPlan:
-        """Return what `mini-r1 publish` sends.
-
-        Args:
-            repo: the repository.
-            wanted: None for every snapshot as a branch and the best on main; else `BEST` or a step, sent alone.
+        """Return what `mini-r1 publish` sends: every snapshot and the best on main, or only `wanted`, `BEST` or a step.
 
         Raises:
             KitError: there is no such snapshot, it is incomplete or damaged, or an adapter of an unknown base.
@@ -160,7 +141,7 @@ class Publication:
 
 
 def dry_run(path: Path, repo: str, wanted: str | None, say: Say) -> PublishPlan:
-    """Return what `publish` would send; the hub is asked for the licence of the base only, if it can be reached.
+    """Return what `publish` would send; the only request is for the licence of the base, if the hub can be reached.
 
     Raises:
         KitError: as `publish`, for errors of the run and the arguments.
@@ -173,23 +154,12 @@ def dry_run(path: Path, repo: str, wanted: str | None, say: Say) -> PublishPlan:
 
 
 def publish(
-    path: Path,
-    repo: str,
-    wanted: str | None,
-    *,
-    public: bool,
-    say: Say,
-    sleep: Callable[[float], None] = time.sleep,
+    path: Path, repo: str, wanted: str | None, *, public: bool, say: Say, sleep: Callable[[float], None] = time.sleep
 ) -> Published:
-    """Send a run's snapshots to the hub, except what is there already.
+    """Send a run's snapshots to the hub, except what is there already; `wanted` is that of `Publication.plan`.
 
-    Args:
-        path: the run directory.
-        repo: `owner/name`, or `name` in the token's own space.
-        wanted: see `Publication.plan`.
-        public: make a new repository public; without it a public one is refused.
-        say: receives a line of progress.
-        sleep: waits between two attempts.
+    `public` makes a new repository public; without it a public one is refused. `say` receives lines of progress, and
+    `sleep` waits between two attempts.
 
     Raises:
         KitError: 78 for an error of the run, the token or the name, 150 for one of the hub or the network.

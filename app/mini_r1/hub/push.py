@@ -10,9 +10,8 @@ trainer. A failed round is retried after a pause and at the next save. `hub.json
 from __future__ import annotations
 
 import os
-import queue
+import select
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -51,7 +50,6 @@ class Pusher:
 
     def push(self, *, last: bool) -> bool:
         """Send what is new; return False if a retry may help. An error is recorded, not raised."""
-        error: KitError | None = None
         try:
             error = self._push_snapshots(last=last)
         except KitError as raised:
@@ -112,30 +110,18 @@ def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {printable(line)}", file=sys.stderr, flush=True)
 
 
-def read_orders(orders: queue.Queue[str]) -> None:
-    """Pass on the lines of standard input; when it closes, exit at once."""
-    for line in sys.stdin:
-        orders.put(line.strip())
-    os._exit(ExitCode.FINISHED)
-
-
-def run_rounds(pusher: Pusher, orders: queue.Queue[str]) -> None:
-    """Push at each order, and after a pause what failed, until the last round is done."""
+def run_rounds(pusher: Pusher) -> None:
+    """Push at each order on standard input, and after a pause what failed, until the last round or the input's end."""
     pause, pending, last = FIRST_PAUSE_S, False, False
-    while True:
-        try:
-            received = [orders.get(timeout=pause if pending else None)]
-        except queue.Empty:
-            received = []
-        while not orders.empty():
-            received.append(orders.get())
-        last = last or END in received
-        if pusher.only_at_end and not last:
-            continue
-        pending = not pusher.push(last=last)
-        if last and not pending:
+    while not last or pending:
+        ready = select.select([0], [], [], pause if pending else None)[0]
+        orders = os.read(0, 4096).decode().split() if ready else []
+        if ready and not orders:
             return
-        pause = FIRST_PAUSE_S if received else min(2 * pause, LONGEST_PAUSE_S)
+        last = last or END in orders
+        if last or not pusher.only_at_end:
+            pending = not pusher.push(last=last)
+            pause = FIRST_PAUSE_S if orders else min(2 * pause, LONGEST_PAUSE_S)
 
 
 def main() -> None:
@@ -147,10 +133,7 @@ def main() -> None:
     if token is None or is_offline():
         say(LOGIN_HINT if token is None else OFFLINE)
         sys.exit(ExitCode.CONFIG)
-    orders: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=read_orders, args=(orders,), daemon=True).start()
-    run_rounds(Pusher(RunDir(Path(sys.argv[1])), token), orders)
-    os._exit(ExitCode.FINISHED)  # returning would wait for the thread that reads
+    run_rounds(Pusher(RunDir(Path(sys.argv[1])), token))
 
 
 if __name__ == "__main__":

@@ -37,15 +37,15 @@ class HubFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One input of a recipe: `model`, `tokenizer` or `data`, and what is known of it on the hub.
+    """One input of a recipe, and what is known of it on the hub.
 
-    `kind` is None for an input that isn't on the hub. `revision` None is the hub's default branch, `commit` what the
-    revision is now. `files` are those that a run can use, `fetched` the bytes of them that were not in the cache.
+    `revision` None is the hub's default branch, `commit` what the revision is now. `files` are those that a run can
+    use, `fetched` the bytes of them that were not in the cache.
     """
 
-    part: str
+    kind: RepoKind
     name: str
-    kind: RepoKind | None = None
+    on_hub: bool
     revision: str | None = None
     commit: str | None = None
     files: tuple[HubFile, ...] = ()
@@ -57,17 +57,11 @@ class Part:
         """Return the size of all its files."""
         return sum(file.size for file in self.files)
 
-    @property
-    def repository(self) -> RepoKind:
-        """Return the kind of a part that is on the hub."""
-        assert self.kind is not None, self
-        return self.kind
-
     def blobs(self, cache: Path) -> Path:
         """Return the folder of its contents in the cache, which may not exist."""
         from huggingface_hub.file_download import repo_folder_name
 
-        return cache / str(repo_folder_name(repo_id=self.name, repo_type=self.repository.word)) / "blobs"
+        return cache / str(repo_folder_name(repo_id=self.name, repo_type=self.kind.word)) / "blobs"
 
     def snapshot(self, cache: Path) -> Path:
         """Return the folder of its commit in the cache, which may not exist."""
@@ -90,51 +84,44 @@ class Part:
         """
         from huggingface_hub import snapshot_download
 
-        revision, patterns = self.revision, [glob.escape(name) for name in names]
-        with fetch_errors(cache, self.repository, self.name, revision):
-            return Path(
-                snapshot_download(
-                    self.name,
-                    repo_type=self.repository.word,
-                    revision=revision,
-                    cache_dir=cache,
-                    allow_patterns=patterns,
-                )
-            )
+        patterns = [glob.escape(name) for name in names]
+        options = {"revision": self.revision, "repo_type": self.kind.word, "allow_patterns": patterns}
+        with fetch_errors(cache, self.kind, self.name, self.revision):
+            return Path(snapshot_download(self.name, cache_dir=cache, **options))
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as prefetch records it."""
         names = ("name", "revision", "commit", "bytes", "fetched", "note")
         values = {name: getattr(self, name) for name in names}
-        return {"kind": self.part, **values, "files": [file.name for file in self.files]}
+        return {"kind": self.kind.input, **values, "files": [file.name for file in self.files]}
 
     def line(self) -> str:
         """Return one line for people."""
-        if self.kind is None:
-            return f"{self.part:9}  {self.name}: {self.note}"
-        count = f"{len(self.files)} file{'s' if len(self.files) != 1 else ''}"
+        if not self.on_hub:
+            return f"{self.kind.input:9}  {self.name}: {self.note}"
+        count = f"{len(self.files)} file{'s' if len(self.files) != 1 else ''}, {shown_bytes(self.bytes)}"
         commit = f"{self.revision or hub_access.BRANCH}, {(self.commit or '')[:12]}"
-        return f"{self.part:9}  {self.name} ({commit}): {count}, {shown_bytes(self.bytes)}, {self.note}"
+        return f"{self.kind.input:9}  {self.name} ({commit}): {count}, {self.note}"
 
 
 def recipe_parts(recipe: Recipe, environment: Mapping[str, str]) -> list[Part]:
-    """Return model, tokenizer and data of a recipe; those with a kind are on the hub."""
+    """Return model, tokenizer and data of a recipe, on the hub or not."""
 
-    def part(part: str, name: str, kind: RepoKind, revision: str | None) -> Part:
+    def part(kind: RepoKind, name: str, revision: str | None, not_on_hub: str | None) -> Part:
         exists = expand_user(name, environment).exists()
-        if exists or hub_access.is_path(name) or (kind is DATA and not recipe.data_on_hub):
-            return Part(part, name, note=f"a path, nothing to fetch{'' if exists else '; not on this machine'}")
-        return Part(part, name, kind, revision)
+        if not_on_hub is None and (exists or hub_access.is_path(name) or (kind is DATA and not recipe.data_on_hub)):
+            not_on_hub = f"a path, nothing to fetch{'' if exists else '; not on this machine'}"
+        return Part(kind, name, not_on_hub is None, revision, note=not_on_hub or "")
 
     made = "made by the kit, nothing to fetch"
-    name, tokenizer, data = recipe.model_name_or_path, recipe.tokenizer_name_or_path, recipe.dataset_id_or_path
-    own_tokenizer = tokenizer is None or (tokenizer == name and recipe.model_revision == hub_access.BRANCH)
+    model, data = recipe.model_name_or_path, recipe.dataset_id_or_path
+    tokenizer = recipe.tokenizer_name_or_path or model
+    own = recipe.tokenizer_name_or_path is None or (tokenizer == model and recipe.model_revision == hub_access.BRANCH)
     return [
-        Part("model", name, note=made) if recipe.built_in else part("model", name, MODEL, recipe.model_revision),
-        Part("tokenizer", tokenizer or name, note="the model's own, nothing more to fetch")
-        if tokenizer is None or own_tokenizer
-        else part("tokenizer", tokenizer, TOKENIZER, None),  # model_revision is of the model's repository only
-        Part("data", data, note=made) if data == GENERATED else part("data", data, DATA, recipe.dataset_revision),
+        part(MODEL, model, recipe.model_revision, made if recipe.built_in else None),
+        # model_revision is only of the model's repository.
+        part(TOKENIZER, tokenizer, None, "the model's own, nothing more to fetch" if own else None),
+        part(DATA, data, recipe.dataset_revision, made if data == GENERATED else None),
     ]
 
 
@@ -147,21 +134,27 @@ def look_up(part: Part, environment: Mapping[str, str]) -> Part:
         KitError: the hub has nothing that a run can use, gives this user no access, or does not answer.
     """
     cache = hub_cache(environment)
-    facts = hub_access.ask(environment, part.repository, part.name, part.revision, sizes=True)
+    facts = hub_access.ask(environment, part.kind, part.name, part.revision, sizes=True)
     there = {
         each.rfilename: HubFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id)
         for each in facts.siblings or ()
     }
     part = replace(part, commit=str(facts.sha))
-    snapshot = part.snapshot(cache)
-    _remove_damaged(part, there.values(), cache)
+    blobs, snapshot = part.blobs(cache), part.snapshot(cache)
+    for file in there.values():
+        path, begun = snapshot / file.name, blobs / f"{file.blob}.incomplete"
+        if path.is_file() and file_size(path) != file.size:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+        if file_size(begun) > file.size:
+            begun.unlink(missing_ok=True)
     before = {name for name in there if (snapshot / name).exists()}
-    select = {DATA: _data_files, TOKENIZER: _tokenizer_files, MODEL: _model_files}[part.repository]
-    files = tuple(there[name] for name in sorted(select(part, there, cache)))
+    select = {DATA: _data_files, TOKENIZER: _tokenizer_files, MODEL: _model_files}[part.kind]
+    files = tuple(there[name] for name in sorted(select(part, set(there), cache)))
     return replace(part, files=files, fetched=sum(file.size for file in files if file.name not in before))
 
 
-def _data_files(part: Part, there: Mapping[str, HubFile], cache: Path) -> list[str]:
+def _data_files(part: Part, there: set[str], cache: Path) -> list[str]:
     names = [name for name in there if name.endswith(".parquet")]
     if not names:
         raise KitError(f"{part.name} has no Parquet files on the hub: use another data set, or a local file")
@@ -173,14 +166,14 @@ def _data_files(part: Part, there: Mapping[str, HubFile], cache: Path) -> list[s
     return names
 
 
-def _tokenizer_files(part: Part, there: Mapping[str, HubFile], cache: Path) -> list[str]:
+def _tokenizer_files(part: Part, there: set[str], cache: Path) -> list[str]:
     names = _small_files(there)
     if not any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in names):
         raise KitError(f"{part.name} has no tokenizer on the hub: check {TOKENIZER.key}")
     return names
 
 
-def _model_files(part: Part, there: Mapping[str, HubFile], cache: Path) -> list[str]:
+def _model_files(part: Part, there: set[str], cache: Path) -> list[str]:
     if ADAPTER in there:
         raise KitError(
             f"{part.name} is an adapter and can't be trained further: train its base model, or merge the two (peft's "
@@ -188,7 +181,7 @@ def _model_files(part: Part, there: Mapping[str, HubFile], cache: Path) -> list[
         )
     if CONFIG not in there:
         raise KitError(f"{part.name} holds no config.json: name a repository that transformers' save_pretrained wrote")
-    if WEIGHTS not in there and INDEX not in there:
+    if not there & {WEIGHTS, INDEX}:
         raise KitError(f"{part.name} has no safetensors weights on the hub: {hub_access.NO_PICKLES}")
     kind = _read(part, CONFIG, cache).get("model_type")
     if isinstance(kind, str) and kind in FIRST_VERSION:
@@ -196,19 +189,18 @@ def _model_files(part: Part, there: Mapping[str, HubFile], cache: Path) -> list[
     if WEIGHTS in there:  # transformers takes it first
         return [*_small_files(there), WEIGHTS]
     weight_map = _read(part, INDEX, cache).get("weight_map")
-    shards = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
-    missing = [name for name in shards if name not in there or not name.endswith(".safetensors")]
+    shards = {str(name) for name in weight_map.values()} if isinstance(weight_map, dict) else set()
+    missing = sorted(name for name in shards if name not in there or not name.endswith(".safetensors"))
     if missing or not shards:
         which = f"{len(missing)} of {len(shards)} files, such as {missing[0]}" if missing else "all files"
         raise KitError(f"the hub lacks {which} of the weights of {part.name}: check the revision, or use another model")
     return [*_small_files(there), INDEX, *shards]
 
 
-def _small_files(names: Iterable[str]) -> list[str]:
+def _small_files(names: set[str]) -> list[str]:
     """Return the files read with the weights, without indices (of any weights) and folders (of other frameworks)."""
-    return [
-        name for name in names if name.endswith(SMALL_FILES) and not name.endswith(".index.json") and "/" not in name
-    ]
+    found = [name for name in names if name.endswith(SMALL_FILES) and "/" not in name]
+    return [name for name in found if not name.endswith(".index.json")]
 
 
 def _read(part: Part, file: str, cache: Path) -> dict[str, Any]:
@@ -219,17 +211,6 @@ def _read(part: Part, file: str, cache: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise KitError(f"{file} of {part.name} cannot be read as JSON: check the revision") from error
     return value if isinstance(value, dict) else {}
-
-
-def _remove_damaged(part: Part, files: Iterable[HubFile], cache: Path) -> None:
-    blobs, snapshot = part.blobs(cache), part.snapshot(cache)
-    for file in files:
-        path, begun = snapshot / file.name, blobs / f"{file.blob}.incomplete"
-        if path.is_file() and file_size(path) != file.size:
-            path.resolve().unlink()
-            path.unlink(missing_ok=True)
-        if file_size(begun) > file.size:
-            begun.unlink(missing_ok=True)
 
 
 def file_size(path: Path) -> int:

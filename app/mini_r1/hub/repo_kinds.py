@@ -1,4 +1,4 @@
-"""The kinds of repositories that a recipe names on the hub."""
+"""The inputs that a recipe may name on the hub."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 
 class RepoKind(NamedTuple):
-    """A kind of repository: its word in addresses and in the cache's folder names, and its key in a recipe."""
+    """An input: its name, the hub's word for such a repository, and its key in a recipe."""
 
+    input: str
     word: str
     key: str
 
 
-MODEL, DATA = RepoKind("model", "model_name_or_path"), RepoKind("dataset", "dataset_id_or_path")
-TOKENIZER = RepoKind("model", "tokenizer_name_or_path")
+MODEL = RepoKind("model", "model", "model_name_or_path")
+TOKENIZER = RepoKind("tokenizer", "model", "tokenizer_name_or_path")
+DATA = RepoKind("data", "dataset", "dataset_id_or_path")

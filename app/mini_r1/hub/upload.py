@@ -74,11 +74,7 @@ def refuse_name(name: str) -> None:
 class Repository:
     """A model repository on the hub; every request is retried while that may help.
 
-    Args:
-        name: `owner/name`, or `name` in the token's own space.
-        token: for the hub; it is removed from every message.
-        say: receives a line of progress.
-        sleep: waits between two attempts.
+    The name is `owner/name`, or `name` in the token's own space. The token is removed from every message.
     """
 
     def __init__(self, name: str, token: str, say: Say, sleep: Callable[[float], None] = time.sleep) -> None:

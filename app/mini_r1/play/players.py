@@ -50,15 +50,7 @@ class Answer:
 
 
 class Player:
-    """A model that answers.
-
-    Args:
-        name: `untrained` or `trained`.
-        title: the model's name for people.
-        source: directory or hub id of the model.
-        revision: of a hub id.
-        tokenizer: directory of the tokenizer.
-        recipe: for the prompt and the longest completion.
+    """The `untrained` or `trained` model; the recipe has the prompt and the longest completion.
 
     Raises:
         KitError: the model cannot be loaded.
@@ -100,13 +92,9 @@ class Player:
 
 
 def load_players(run: RunDir, step: int | None, start: StartingPoint, say: Callable[[str], None]) -> list[Player]:
-    """Return the untrained model, if it is available, and a snapshot.
+    """Return the untrained model, if it is available, and the snapshot of a step, None for the newest.
 
-    Args:
-        run: the run directory.
-        step: the snapshot's step; None is the newest.
-        start: the model that the run began with.
-        say: receives a line about the untrained model.
+    `say` receives a line about the untrained model.
 
     Raises:
         KitError: there is no such snapshot, or it is damaged.

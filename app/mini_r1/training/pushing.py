@@ -57,11 +57,7 @@ def refuse(recipe: Recipe) -> None:
 class Pushing:
     """The process that pushes; without `push_to_hub` every method does nothing.
 
-    Args:
-        recipe: the run's recipe.
-        run: the run directory, with its recipe.yaml.
-        attempt: the directory for the log.
-        console: for the result.
+    Its log is in the attempt's directory; the result is printed on the console.
     """
 
     def __init__(self, recipe: Recipe, run: RunDir, attempt: Path, console: Console) -> None:
@@ -107,15 +103,10 @@ class Pushing:
     def leave(self) -> None:
         """Kill the process; the next start sends what it was sending."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(OSError):
+        if process is not None:
             process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a dead disk can't be killed
-            process.wait(KILLED_WAIT_S)
-        with contextlib.suppress(OSError):
-            if process.stdin is not None:
-                process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a dead disk
+                process.wait(KILLED_WAIT_S)
 
     def _say(self, line: str, style: str | None = None) -> None:
         self._console.print(printable(line), style=style, markup=False)
