@@ -39,7 +39,7 @@ def publish(
     run: RunDir, repo: str = "anna/first", wanted: str | None = None, *, public: bool = False
 ) -> publishing.Published:
     """Publish without waiting between two attempts."""
-    return publishing.publish(run.path, repo, wanted, public=public, say=progress.append, sleep=waited.append)
+    return publishing.publish(run.path, repo, wanted, public=public, report=progress.append, sleep=waited.append)
 
 
 def refusal(run: RunDir, repo: str = "anna/first", wanted: str | None = None, **options: Any) -> KitError:

@@ -44,7 +44,7 @@ def test_vllm_generates_what_transformers_does(
     hub: WritableHub, made_run: Callable[..., RunDir], tmp_path: Path
 ) -> None:
     run = made_run((2, 4))
-    publish(run.path, "anna/first", None, public=False, say=lambda line: None)
+    publish(run.path, "anna/first", None, public=False, report=lambda line: None)
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "TRANSFORMERS_OFFLINE": "0"}
     command = [PYTHON, SESSION, run.snapshots / "step-2", "anna/first", "step-2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

@@ -64,5 +64,5 @@ def publish(
         made = publishing.dry_run(run, repo, snapshot, progress)
         print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.main.card])))
         return
-    done = publishing.publish(run, repo, snapshot, public=public, say=progress)
+    done = publishing.publish(run, repo, snapshot, public=public, report=progress)
     print(json.dumps(done.to_dict()) if as_json else done.line())

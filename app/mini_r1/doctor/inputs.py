@@ -127,7 +127,7 @@ def _check_hub(case: Case, kind: RepoKind, name: str, revision: str | None, find
 
 def _report_missing(case: Case, kind: RepoKind, name: str, revision: str | None) -> Finding:
     """Return the failure of what is not in the cache of a process that is offline."""
-    cache, prefix = hub_cache(case.environment), f"{kind.word}s--"
+    cache, prefix = hub_cache(case.environment), f"{kind.type}s--"
     there = [path.name.removeprefix(prefix).replace("--", "/", 1) for path in cache.glob(f"{prefix}*")]
     close = difflib.get_close_matches(name, there, n=1)
     hint = f"; did you mean {close[0]}, which is?" if close else ""

@@ -35,12 +35,12 @@ def ask(environment: Mapping[str, str], kind: RepoKind, name: str, revision: str
 
     hub = HfApi(endpoint=environment.get("HF_ENDPOINT") or None)
     try:
-        facts = hub.repo_info(name, repo_type=kind.word, revision=revision, timeout=TIMEOUT_S, files_metadata=sizes)
+        facts = hub.repo_info(name, repo_type=kind.type, revision=revision, timeout=TIMEOUT_S, files_metadata=sizes)
     except Exception as error:
         raise hub_error(error, name, kind, revision) from error
     if getattr(facts, "gated", False):  # the hub lists the files for everyone, and serves them to some
         try:
-            hub.auth_check(name, repo_type=kind.word)
+            hub.auth_check(name, repo_type=kind.type)
         except GatedRepoError as error:
             raise hub_error(error, name, kind, revision) from error
         except (OSError, ValueError):
@@ -57,7 +57,11 @@ def cached_folder(
     try:
         return Path(
             snapshot_download(
-                name, repo_type=kind.word, revision=revision, cache_dir=hub_cache(environment), local_files_only=True
+                name,
+                repo_type=kind.type,
+                revision=revision,
+                cache_dir=hub_cache(environment),
+                local_files_only=True,
             )
         )
     except (OSError, ValueError):  # not in the cache, or not a valid name

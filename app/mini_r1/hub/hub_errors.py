@@ -78,7 +78,7 @@ def _refused_read(error: Exception, name: str, kind: RepoKind, revision: str | N
     if isinstance(error, GatedRepoError):
         return HubError(f"{name} is gated", "accept its terms on the hub, and set HF_TOKEN to a token of yours")
     if isinstance(error, RepositoryNotFoundError):
-        return HubError(NOT_FOUND.format(f"{kind.word} {name}"), f"check {kind.key}; for a private one set HF_TOKEN")
+        return HubError(NOT_FOUND.format(f"{kind.type} {name}"), f"check {kind.key}; for a private one set HF_TOKEN")
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{name} has no revision {revision}", f"check the revision of {kind.key}")
     if _status(error) in (401, 403):
@@ -88,15 +88,15 @@ def _refused_read(error: Exception, name: str, kind: RepoKind, revision: str | N
 
 def _refused_write(error: Exception, name: str) -> HubError:
     status, message = _status(error), _first_line(getattr(error, "server_message", None) or "")
-    said = f" ({message})" if message else ""
+    reason = f" ({message})" if message else ""
     if status in _PASSING or status >= 500:
-        return HubError(f"the hub answers {status}{said}", RESUMES, ExitCode.RETRY)
+        return HubError(f"the hub answers {status}{reason}", RESUMES, ExitCode.RETRY)
     what, fix = {
         401: ("the hub doesn't accept this token", "make a new one, and set HF_TOKEN to it"),
         403: (f"this token can't write to {name}", "use one that can write there, or another repository"),
         404: (NOT_FOUND.format(f"repository {name}"), "check its name and HF_TOKEN"),
     }.get(status, (f"the hub refuses {name} with {status}", "check the files and the name"))
-    return HubError(f"{what}{said}", fix)
+    return HubError(f"{what}{reason}", fix)
 
 
 def _status(error: Any) -> int:

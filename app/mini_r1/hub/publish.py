@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
-from mini_r1.hub import branch_contents, card_figures
+from mini_r1.hub import branch_contents, card_figures, upload
 from mini_r1.hub.branch_contents import MAIN, Branch
 from mini_r1.hub.hub_access import ADAPTER
 from mini_r1.hub.model_card import card
-from mini_r1.hub.upload import LOGIN_HINT, OFFLINE, Repository, Say, base_licence, find_token, is_offline, refuse_name
+from mini_r1.hub.upload import Report, Repository, Sleep, find_token
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.manifest import Saved, verify
@@ -76,8 +76,8 @@ class Publication:
         self._verified: set[int] = set()
         self.recipe: Recipe = load_recipe(run.recipe_file)
         base = branch_contents.base_of(run, self.recipe)
-        asked = base.name is not None and not is_offline()
-        self._base = replace(base, licence=base_licence(str(base.name), token)) if asked else base
+        asked = base.name is not None and not upload.is_offline()
+        self._base = replace(base, licence=upload.base_licence(str(base.name), token)) if asked else base
 
     def branch(
         self, repo: str, saved: Saved, name: str, steps: Sequence[int] = (), why: str = "", *, is_best: bool = False
@@ -140,46 +140,46 @@ class Publication:
         return PublishPlan(repo, (*branches, main), why.strip(" ,"))
 
 
-def dry_run(path: Path, repo: str, wanted: str | None, say: Say) -> PublishPlan:
+def dry_run(path: Path, repo: str, wanted: str | None, report: Report) -> PublishPlan:
     """Return what `publish` would send; the only request is for the licence of the base, if the hub can be reached.
 
     Raises:
         KitError: as `publish`, for errors of the run and the arguments.
     """
     run, token = _open(path), find_token()
-    refuse_name(repo)
+    upload.refuse_name(repo)
     plan = Publication(run, token).plan(repo, wanted)
-    say("nothing was sent" + ("" if token else f"; {LOGIN_HINT}"))
+    report("nothing was sent" + ("" if token else f"; {upload.LOGIN_HINT}"))
     return plan
 
 
 def publish(
-    path: Path, repo: str, wanted: str | None, *, public: bool, say: Say, sleep: Callable[[float], None] = time.sleep
+    path: Path, repo: str, wanted: str | None, *, public: bool, report: Report, sleep: Sleep = time.sleep
 ) -> Published:
     """Send a run's snapshots to the hub, except what is there already; `wanted` is that of `Publication.plan`.
 
-    `public` makes a new repository public; without it a public one is refused. `say` receives lines of progress, and
+    `public` makes a new repository public; without it a public one is refused. `report` receives lines of progress, and
     `sleep` waits between two attempts.
 
     Raises:
         KitError: 78 for an error of the run, the token or the name, 150 for one of the hub or the network.
     """
     run = _open(path)
-    refuse_name(repo)
+    upload.refuse_name(repo)
     token = find_token()
     if token is None:
-        raise KitError(LOGIN_HINT)
-    if is_offline():
-        raise KitError(OFFLINE)
+        raise KitError(upload.LOGIN_HINT)
+    if upload.is_offline():
+        raise KitError(upload.OFFLINE)
     publication = Publication(run, token)
     publication.plan(repo, wanted)  # refuse what can't work before anything is made on the hub
-    repository = Repository(repo, token, say, sleep)
+    repository = Repository(repo, token, report, sleep)
     private = repository.open(run.run_id, private=not public)
     if public and private:
-        say(f"{repository.name} is private and stays private: make it public on its page")
+        report(f"{repository.name} is private and stays private: make it public on its page")
     plan = publication.plan(repository.name, wanted)
     for remark in plan.main.remarks():
-        say(remark)
+        report(remark)
     sent = tuple(branch.name for branch in plan.branches if repository.send(branch))
     return Published(plan, repository.address, private, sent)
 

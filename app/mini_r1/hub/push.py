@@ -59,7 +59,7 @@ class Pusher:
             raise
         self._record(error.message if error else None)
         if error:
-            say(f"not pushed: {error.message}")
+            log_line(f"not pushed: {error.message}")
         return error is None or error.exit_code != ExitCode.RETRY
 
     def _push_snapshots(self, *, last: bool) -> KitError | None:
@@ -84,10 +84,10 @@ class Pusher:
         return first_error
 
     def _open(self) -> tuple[Repository, Publication]:
-        repository = Repository(default_name(self._run, self._recipe), self._token, say)
+        repository = Repository(default_name(self._run, self._recipe), self._token, log_line)
         repository.open(self._run.run_id, private=self._recipe.hub_private_repo)
         self._opened = repository, Publication(self._run, self._token)
-        say(f"pushing to {repository.address}")
+        log_line(f"pushing to {repository.address}")
         return self._opened
 
     def _record(self, error: str | None) -> None:
@@ -102,10 +102,10 @@ class Pusher:
         try:
             write_json(self._run.path / PUSH_RECORD, values, sync=False)
         except OSError:
-            say(f"{PUSH_RECORD} could not be written")
+            log_line(f"{PUSH_RECORD} could not be written")
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """Write a line to the log."""
     print(f"{time.strftime('%H:%M:%S')} {printable(line)}", file=sys.stderr, flush=True)
 
@@ -131,7 +131,7 @@ def main() -> None:
     os.nice(NICENESS)
     token = find_token()
     if token is None or is_offline():
-        say(LOGIN_HINT if token is None else OFFLINE)
+        log_line(LOGIN_HINT if token is None else OFFLINE)
         sys.exit(ExitCode.CONFIG)
     run_rounds(Pusher(RunDir(Path(sys.argv[1])), token))
 

@@ -61,7 +61,7 @@ class Part:
         """Return the folder of its contents in the cache, which may not exist."""
         from huggingface_hub.file_download import repo_folder_name
 
-        return cache / str(repo_folder_name(repo_id=self.name, repo_type=self.kind.word)) / "blobs"
+        return cache / str(repo_folder_name(repo_id=self.name, repo_type=self.kind.type)) / "blobs"
 
     def snapshot(self, cache: Path) -> Path:
         """Return the folder of its commit in the cache, which may not exist."""
@@ -85,7 +85,7 @@ class Part:
         from huggingface_hub import snapshot_download
 
         patterns = [glob.escape(name) for name in names]
-        options = {"revision": self.revision, "repo_type": self.kind.word, "allow_patterns": patterns}
+        options = {"revision": self.revision, "repo_type": self.kind.type, "allow_patterns": patterns}
         with fetch_errors(cache, self.kind, self.name, self.revision):
             return Path(snapshot_download(self.name, cache_dir=cache, **options))
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class RepoKind(NamedTuple):
-    """An input: its name, the hub's word for such a repository, and its key in a recipe."""
+    """An input: its name, the hub's type of its repository, and its key in a recipe."""
 
     input: str
-    word: str
+    type: str
     key: str
 
 

@@ -40,7 +40,8 @@ LOGIN_HINT: Final = (
 )
 OFFLINE: Final = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, publishing needs the hub"
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
+Sleep = Callable[[float], None]
 
 
 def find_token() -> str | None:
@@ -77,13 +78,13 @@ class Repository:
     The name is `owner/name`, or `name` in the token's own space. The token is removed from every message.
     """
 
-    def __init__(self, name: str, token: str, say: Say, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, name: str, token: str, report: Report, sleep: Sleep = time.sleep) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars, logging
 
         self.name = name
         self._token = token
-        self._say: Say = lambda line: say(line.replace(token, "[token]"))
+        self._report: Report = lambda line: report(line.replace(token, "[token]"))
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token, library_name="mini-r1")
         self._retrying = Retrying(
             stop=stop_after_attempt(ATTEMPTS),
@@ -137,9 +138,9 @@ class Repository:
         if branch.name not in heads:  # from the first commit: the branch of a snapshot has nothing of main's
             first = self._try(self._api.list_repo_commits, self.name)[-1].commit_id
             self._try(self._api.create_branch, self.name, branch=branch.name, revision=first, exist_ok=True)
-        self._say(f"{branch.name}: {len(branch.files)} files, {shown_bytes(branch.size)}")
+        self._report(f"{branch.name}: {len(branch.files)} files, {shown_bytes(branch.size)}")
         sent = self._commit(branch.name, branch.files, f"Step {branch.step}") != heads.get(branch.name)
-        self._say(f"{branch.name}: {'complete' if sent else 'already there'}")
+        self._report(f"{branch.name}: {'complete' if sent else 'already there'}")
         return sent
 
     def _commit(self, branch: str, files: dict[str, Path | bytes], message: str) -> str:
@@ -149,15 +150,12 @@ class Repository:
         """
         from huggingface_hub import CommitOperationAdd
 
-        additions = [
-            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-            for name, content in files.items()
-        ]
-        return str(
-            self._try(
-                self._api.create_commit, self.name, operations=additions, commit_message=message, revision=branch
-            ).oid
-        )
+        def add(name: str, content: Path | bytes) -> CommitOperationAdd:
+            return CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+
+        operations = [self._try(add, name, content) for name, content in files.items()]
+        options = {"operations": operations, "commit_message": message, "revision": branch}
+        return str(self._try(self._api.create_commit, self.name, **options).oid)
 
     def _read_record(self) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
@@ -183,7 +181,7 @@ class Repository:
     def _announce_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         reason = error.detail if isinstance(error, HubError) else str(error)
-        self._say(f"{reason}; trying again in {state.upcoming_sleep:.0f} s")
+        self._report(f"{reason}; trying again in {state.upcoming_sleep:.0f} s")
 
 
 def _pause(state: RetryCallState) -> float:

@@ -91,10 +91,10 @@ class Player:
         yield answer
 
 
-def load_players(run: RunDir, step: int | None, start: StartingPoint, say: Callable[[str], None]) -> list[Player]:
+def load_players(run: RunDir, step: int | None, start: StartingPoint, report: Callable[[str], None]) -> list[Player]:
     """Return the untrained model, if it is available, and the snapshot of a step, None for the newest.
 
-    `say` receives a line about the untrained model.
+    `report` receives a line about the untrained model.
 
     Raises:
         KitError: there is no such snapshot, or it is damaged.
@@ -105,9 +105,9 @@ def load_players(run: RunDir, step: int | None, start: StartingPoint, say: Calla
         if start.source is None:
             raise KitError(start.words)
         found.append(Player("untrained", "untrained", start.source, start.revision, saved.path, recipe))
-        say(f"untrained: {start.words}")
+        report(f"untrained: {start.words}")
     except KitError as error:
-        say(f"only the trained model plays: {error.message}")
+        report(f"only the trained model plays: {error.message}")
     found.append(Player("trained", f"trained, step {saved.step}", str(saved.path), None, saved.path, recipe))
     return found
 

@@ -39,7 +39,7 @@ _NOT_PASSED_ON = frozenset(
 
 
 def refuse(recipe: Recipe) -> None:
-    """Raise KitError before the first step, on rank 0, if nothing can be pushed or nobody could load it."""
+    """Raise KitError before the first step, on rank 0, if nothing can be pushed, or nothing of it could be loaded."""
     if not recipe.push_to_hub:
         return
     later = "or set push_to_hub: false and `mini-r1 publish` the run afterwards"
@@ -49,8 +49,8 @@ def refuse(recipe: Recipe) -> None:
         raise KitError(f"push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, {later}")
     if recipe.use_peft and not is_on_hub(recipe.model_name_or_path):
         raise KitError(
-            f"push_to_hub is true, and nobody could load an adapter of {recipe.model_name_or_path}, which is not on "
-            "the hub: set push_to_hub: false, or use_peft: false"
+            f"push_to_hub is true, and an adapter of {recipe.model_name_or_path}, which is not on the hub, could not "
+            "be loaded: set push_to_hub: false, or use_peft: false"
         )
 
 
@@ -79,7 +79,7 @@ class Pushing:
         self._send(END)
         # Half of the hang limit, because the launcher sees no progress meanwhile.
         deadline = time.monotonic() + min(END_WAIT_S, self._recipe.hang_timeout_s / 2)
-        self._say("pushing what is left to the hub")
+        self._print("pushing what is left to the hub")
         while self._running and time.monotonic() < deadline and not stop():
             time.sleep(LOOK_EVERY_S)
         self.leave()
@@ -89,13 +89,13 @@ class Pushing:
             pushed if isinstance(pushed, list) else ()
         )
         if not missing and not error:
-            self._say(f"all snapshots are on {record.get('address')}")
+            self._print(f"all snapshots are on {record.get('address')}")
             return
         repo = str(record.get("repo") or default_name(self._run, self._recipe))
         command = ["mini-r1", "publish", str(self._run.path), "--repo", repo]
         command += [] if self._recipe.hub_private_repo else ["--public"]
         why = f" ({error})" if error else ""
-        self._say(
+        self._print(
             f"not everything was pushed{why}: `{shlex.join(command)}` sends what is missing; see {self._log}",
             "yellow",
         )
@@ -108,7 +108,7 @@ class Pushing:
             with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a dead disk
                 process.wait(KILLED_WAIT_S)
 
-    def _say(self, line: str, style: str | None = None) -> None:
+    def _print(self, line: str, style: str | None = None) -> None:
         self._console.print(printable(line), style=style, markup=False)
 
     @property
