@@ -163,7 +163,7 @@ def _progress(part: Part, cache: Path, console: Console) -> Iterator[None]:
         return
     console.print(f"{part.kind.input}: fetching {shown_bytes(total)} of {part.name}", markup=False)
     ended = threading.Event()
-    with ProgressLine(console, f"{part.kind.input}, MiB:", total // MIB) as line:
+    with ProgressLine(console, f"{part.kind.input}, MiB:", -(-total // MIB)) as line:
 
         def watch() -> None:
             while not ended.wait(LOOK_EVERY_S):
