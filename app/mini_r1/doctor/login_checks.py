@@ -57,7 +57,7 @@ def examine_login_node(
     """Check a login node from the folder that jobs are submitted from: the kit's, unless MINI_R1_HOME names that.
 
     Args:
-        recipe_path: what is to be trained; None leaves out what depends on it.
+        recipe_path: None leaves out what depends on a recipe.
         overrides: values of --set.
         script: None is the kit's batch script for one node of four GPUs.
         run_dir: None is below MINI_R1_RUNS, else the recipe's.

@@ -127,10 +127,10 @@ def examine_node(
     """Check this node, and what a recipe needs of it. A file in the run directory's place is written and removed.
 
     Args:
-        recipe_path: what is to be trained; None checks the node alone.
+        recipe_path: None checks the node alone.
         overrides: values of --set.
-        devices: of this process.
-        nodes: of the job; the other nodes are assumed to have the same devices.
+        devices: of this process; the other nodes are assumed to have the same.
+        nodes: of the job; None checks no port.
         run_dir: None is the recipe's.
         deepspeed: as for `make_plan`.
         gpu_memory_gib: of the smallest GPU; None asks the driver.

@@ -1,6 +1,6 @@
 """A worker's side of the channel to its launcher: heartbeats, stacks, the request to stop.
 
-The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on the node's local disk. It can't be
+The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on a local disk. It can't be
 signals: a scheduler may send the same ones to every process. No heavy imports, because a worker needs this before it
 spends seconds on importing torch.
 """
