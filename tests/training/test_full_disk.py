@@ -6,6 +6,7 @@ every moment and every file has its turn. Five such runs are quick, 25 more are 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import random
@@ -49,11 +50,9 @@ def train_until(opened: int, action: Action, arguments: tuple[Any, ...], *args: 
     first = os.environ.get("RANK", "0") == "0"
     if first:
         sys.addaudithook(look)
-    try:
-        train(*args)
-    finally:
-        if first and opened == 0:
-            Path(run).with_name("opened").write_text(str(count))
+    if first and opened == 0:  # at exit, because `mini-r1 train` ends the process
+        atexit.register(lambda: Path(run).with_name("opened").write_text(str(count)))
+    train(*args)
 
 
 def started(ranks: int | None, logs: Path, function: Action, *args: Any) -> list[Ended]:
