@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
@@ -142,14 +142,12 @@ class Attempt(TrainerCallback):
 
     # --- what transformers calls ---
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step = state.global_step
         self._saved_at = time.monotonic()
         self._line.begin()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step = step = state.global_step
         last = step >= state.max_steps
         stop = self.world.any(self.stop())
@@ -164,14 +162,7 @@ class Attempt(TrainerCallback):
         if last:
             control.should_log = control.should_training_stop = True
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or not ("loss" in logs or "eval_success" in logs):
             return  # transformers' summary at the end
         self._write(state.global_step, {**logs, "epoch": state.global_step / self._steps_per_epoch})

@@ -138,9 +138,7 @@ def find_model(
 def load_policy(recipe: Recipe, origin: Origin) -> Policy:
     """Load the recipe's model and its reference; raise KitError if they don't fit the tokenizer or the recipe."""
     quantization = adapters.quantization(recipe)
-    model = load_model(
-        origin.source, origin.revision, recipe.torch_dtype, recipe.attn_implementation, quantization
-    )  # fmt: skip
+    model = load_model(origin.source, origin.revision, recipe.torch_dtype, recipe.attn_implementation, quantization)
     refuse_misfit(model, origin.tokenizer)
     model = adapters.with_adapter(model, recipe)
     reference = create_reference_model(model) if recipe.beta and not recipe.use_peft else None

@@ -181,7 +181,11 @@ def _make_in(folder: Path, job: WarmStart, progress: Progress, stop: Stop) -> No
     settings = job.settings
     tokenizer = from_scratch.build_tokenizer(job.model)
     model = from_scratch.build_model(tokenizer, settings.seed, job.model).to(device())  # type: ignore[arg-type]
-    training = _begin(model, job)
+    imitation = job.model.imitation
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if imitation.matrix_learning_rate else []
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    adamw = torch.optim.AdamW(others, lr=imitation.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+    training = Training(model, others, adamw, Muon(matrices), random.Random(settings.seed))
     warm_progress.load(job.progress_file(), training)
     started = time.perf_counter() - training.seconds
     try:
@@ -216,14 +220,6 @@ def _save_progress(job: WarmStart, training: Training) -> str:
     except (OSError, SafetensorError) as error:
         return f"{stopped}, and {path} cannot be written ({error}): the same command starts it again"
     return f"{stopped}, kept in {path}: the same command resumes it"
-
-
-def _begin(model: Any, job: WarmStart) -> Training:
-    imitation = job.model.imitation
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if imitation.matrix_learning_rate else []
-    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    adamw = torch.optim.AdamW(others, lr=imitation.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
-    return Training(model, others, adamw, Muon(matrices), random.Random(job.settings.seed))
 
 
 def train(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from mini_r1.recipe.fields import WatchRecipe
 
@@ -38,9 +38,8 @@ class Watch:
         alerts = []
         for name, sentence in found.items():
             action = getattr(self._limits, name)
-            if action == "off" or (
-                action == "warn" and step - self._reported.get(name, -math.inf) < self._limits.window
-            ):
+            recent = step - self._reported.get(name, -math.inf) < self._limits.window
+            if action == "off" or (action == "warn" and recent):
                 continue
             self._reported[name] = step
             alerts.append(Alert(name, sentence, action == "stop"))
@@ -113,9 +112,7 @@ class GradientGuard(TrainerCallback):
         self.norm = 0.0
         """Norm of the last gradient, after clipping."""
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         parameters = [p for p in model.parameters() if p.grad is not None]
         if args.fp16 or not parameters:
             return
