@@ -41,12 +41,12 @@ def targets(page: Path) -> list[Path]:
     return [page.parent / link for link in LINK.findall(text)] + [REPO / name for name in IN_CODE.findall(text)]
 
 
-def test_the_pages_point_at_many_things() -> None:
+def test_the_pages_name_many_files() -> None:
     assert sum(len(targets(page)) for page in PAGES) > 100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_what_a_page_points_at_is_there(page: Path) -> None:
+def test_what_a_page_names_exists(page: Path) -> None:
     assert [target for target in targets(page) if not target.exists()] == []
 
 

@@ -200,7 +200,7 @@ def test_no_stamp_to_trust_is_not_up_to_date(checkout: Path, stamp: str) -> None
 # ---- training alone, and the development tools -----------------------------------------------------------------------
 
 
-def test_training_alone_does_not_count_as_the_development_environment(checkout: Path) -> None:
+def test_a_training_environment_is_not_a_development_environment(checkout: Path) -> None:
     finish(checkout, "train")
     assert not install.up_to_date(checkout, checkout / ".venv", "dev", FACTS)
     assert install.up_to_date(checkout, checkout / ".venv", "train", FACTS)
@@ -233,7 +233,7 @@ def test_development_tools_that_are_installed_are_kept(
     assert install.packages_to_install(tmp_path, wanted) == installed
 
 
-def test_stamps_written_before_there_was_a_choice_still_count(checkout: Path) -> None:
+def test_stamps_without_a_choice_are_accepted(checkout: Path) -> None:
     stamp = install.read_stamp(checkout / ".venv")
     del stamp["packages"]
     install.write_stamp(checkout / ".venv", stamp)
@@ -377,7 +377,7 @@ def test_platforms() -> None:
     assert "riscv64" in install.platform_error("Linux", "riscv64")
 
 
-def test_python_without_venv_is_told_what_to_install(tmp_path: Path) -> None:
+def test_python_without_venv_names_the_package_to_install(tmp_path: Path) -> None:
     bare = tmp_path / "python3"
     bare.write_text("#!/bin/sh\nexit 1\n")
     bare.chmod(0o755)
@@ -385,7 +385,7 @@ def test_python_without_venv_is_told_what_to_install(tmp_path: Path) -> None:
     assert install.venv_error(sys.executable) is None
 
 
-def test_a_fault_is_one_sentence_and_exit_78(
+def test_an_error_is_one_sentence_and_exit_code_78(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))

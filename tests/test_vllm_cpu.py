@@ -51,7 +51,7 @@ AVX2 = "flags : sse avx2 fma f16c"
         ("Linux", "x86_64", AVX2, None, "apt-get install g++"),
     ],
 )
-def test_a_machine_that_cannot_build_it_is_refused_in_words(
+def test_a_machine_that_cannot_build_it_is_refused(
     script: Any, system: str, machine: str, flags: str, compiler: str | None, said: str | None
 ) -> None:
     error = script.machine_error(system, machine, flags, lambda name: compiler)
@@ -115,7 +115,7 @@ def test_an_interrupted_or_emptied_environment_is_not_up_to_date(script: Any, ch
     assert not script.up_to_date(checkout, venv, FACTS)
 
 
-def test_kernels_are_compiled_again_for_another_vllm_torch_or_compiler_alone(script: Any) -> None:
+def test_kernels_are_recompiled_only_for_another_vllm_torch_or_compiler(script: Any) -> None:
     lock = (ROOT / "app/locks/gpu.txt").read_text()
     kept = script.kernels_digest(lock, 0, "g++ 12")
     assert script.kernels_digest(lock.replace("accelerate==1.3.0", "accelerate==1.3.1"), 0, "g++ 12") == kept

@@ -117,7 +117,7 @@ def test_an_action_has_one_pin() -> None:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_rights_are_as_few_as_known(name: str) -> None:
+def test_permissions_are_minimal(name: str) -> None:
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {"contents": "read"}
     for job, value in workflow["jobs"].items():
@@ -295,7 +295,7 @@ def test_the_tag_is_the_version() -> None:
 
 
 @pytest.mark.parametrize("tag", ["v99.0.0", mini_r1.__version__, f"v{mini_r1.__version__}-rc1", "v"])
-def test_another_tag_is_refused_in_words(tag: str) -> None:
+def test_another_tag_is_refused(tag: str) -> None:
     done = bash(script_of("The tag is the package's version"), REPO, GITHUB_REF_NAME=tag)
     assert done.returncode == 1
     assert f"The tag is {tag}, but the package says {mini_r1.__version__}. Set __version__" in done.stdout
@@ -432,7 +432,7 @@ def stand_ins(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("runner", [{}, {"RUNNER_ENVIRONMENT": "self-hosted"}], ids=["none", "self-hosted"])
-def test_toolchains_go_from_githubs_own_runners_only(stand_ins: Path, runner: dict[str, str]) -> None:
+def test_toolchains_are_removed_from_github_hosted_runners_only(stand_ins: Path, runner: dict[str, str]) -> None:
     done = bash(f"PATH={stand_ins}:$PATH; {GITHUB}/free-disk.sh", REPO, **runner)
     assert (done.returncode, done.stdout) == (1, "")
     assert "runs on GitHub's own runners only" in done.stderr

@@ -20,7 +20,7 @@ MODEL_COMMIT, DATA_COMMIT = "a" * 40, "b" * 40
 TOKEN = "hf_" + 5 * "fetched"
 
 
-def test_what_was_fetched_into_the_volume_is_all_that_a_run_needs(
+def test_prefetch_into_a_volume_is_enough_for_a_run(
     cpu_image: str, runs: str, untrained: Path, small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     table = tmp_path / "table.parquet"

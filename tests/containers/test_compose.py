@@ -42,7 +42,7 @@ def test_every_service_has_a_profile_so_that_the_cpu_profile_starts_no_other(ser
     assert "COMPOSE_PROFILES=gpu" in (engine.REPO / ".env").read_text().splitlines()
 
 
-def test_every_service_is_confined_and_none_is_started_again(services: dict[str, Any]) -> None:
+def test_every_service_is_confined_and_none_is_restarted(services: dict[str, Any]) -> None:
     assert services
     for name, service in services.items():
         assert service["read_only"] is True, name
@@ -60,7 +60,7 @@ def test_training_may_save_before_it_is_killed_and_is_watched(services: dict[str
     assert services["train"]["deploy"]["resources"]["reservations"]["devices"][0]["count"] == "all"
 
 
-def test_tensorboard_answers_this_machine_only_and_cannot_write_runs(services: dict[str, Any]) -> None:
+def test_tensorboard_binds_to_localhost_and_cannot_write_runs(services: dict[str, Any]) -> None:
     for name in ("tensorboard", "tensorboard-cpu"):
         assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"])
         assert all(volume.endswith(":ro") for volume in services[name]["volumes"])
@@ -83,7 +83,7 @@ def test_every_setting_is_explained_with_its_default() -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("profile", ["gpu", "cpu"])
-def test_compose_itself_finds_no_fault_in_it(profile: str) -> None:
+def test_compose_accepts_the_file(profile: str) -> None:
     if shutil.which("docker") is None or engine.docker("compose", "version").returncode != 0:
         pytest.skip("no docker compose here")
     done = engine.docker("compose", f"--profile={profile}", "config", "--quiet")  # asks no engine
@@ -99,7 +99,7 @@ def test_compose_itself_finds_no_fault_in_it(profile: str) -> None:
         ({"version": "Linux version 6.8", "driver/nvidia/version": "NVRM 550.54"}, 0, "NVIDIA Container Toolkit"),
     ],
 )
-def test_who_forgot_that_there_is_no_gpu_is_told(files: dict[str, str], code: int, words: str, tmp_path: Path) -> None:
+def test_a_missing_gpu_is_explained(files: dict[str, str], code: int, words: str, tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -175,7 +175,7 @@ def free_port() -> int:
 
 
 @pytest.mark.real
-def test_the_demo_comes_up_is_seen_in_tensorboard_stops_saved_and_goes_on(compose: Compose, free_port: int) -> None:
+def test_the_demo_starts_appears_in_tensorboard_saves_and_resumes(compose: Compose, free_port: int) -> None:
     compose.ok("up", "--detach", "--no-build")
     engine.wait_for_step(compose.container("demo"), 2)
     # Still there when TensorBoard, which reads every 15 s, has seen it. `pause` fails on a busy machine at times.
@@ -204,7 +204,7 @@ def test_the_demo_comes_up_is_seen_in_tensorboard_stops_saved_and_goes_on(compos
 
 
 @pytest.mark.real
-def test_without_a_gpu_up_says_so_and_starts_nothing(compose: Compose) -> None:
+def test_without_a_gpu_up_reports_it_and_starts_nothing(compose: Compose) -> None:
     if Path("/proc/driver/nvidia/version").exists():
         pytest.skip("this machine has an NVIDIA driver")
     done = compose("up", "--no-build", profile="gpu")
@@ -215,7 +215,7 @@ def test_without_a_gpu_up_says_so_and_starts_nothing(compose: Compose) -> None:
 
 
 @pytest.mark.real
-def test_a_token_in_a_file_is_seen_by_the_kit_and_by_nobody_else(compose: Compose, tmp_path: Path) -> None:
+def test_only_the_kit_sees_a_token_in_a_file(compose: Compose, tmp_path: Path) -> None:
     secret = tmp_path / "token"
     secret.write_text("hf_fromAfile")
     secret.chmod(0o644)

@@ -86,7 +86,7 @@ def test_a_change_of_the_source_leaves_the_environments_layer_as_it_is(
 # ---- cpu: confinement ------------------------------------------------------------------------------------------------
 
 
-def test_the_image_runs_as_nobody_in_particular_and_says_what_it_is(cpu_image: str) -> None:
+def test_the_image_runs_as_an_unprivileged_user_and_has_labels(cpu_image: str) -> None:
     config = json.loads(engine.out("image", "inspect", "--format={{json .Config}}", cpu_image))
     assert config["User"] == "1000:0"
     assert config["Entrypoint"] == ["/usr/bin/tini", "--", "mini-r1"]
@@ -118,7 +118,7 @@ for place in ("/opt/venv", "/workspace", "/usr/local/bin"):
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_command_the_image_says_what_it_can_do(cpu_image: str) -> None:
+def test_without_a_command_the_image_prints_help(cpu_image: str) -> None:
     done = engine.docker("run", "--rm", *engine.CONFINED, cpu_image)
     assert done.returncode == 0
     assert "launch" in done.stdout
@@ -187,7 +187,7 @@ def test_a_run_records_the_revision_that_its_image_was_made_from(cpu_image: str,
 
 
 @pytest.mark.exhaustive  # the same with compose and in a pod, in test_compose.py and test_pods.py
-def test_docker_stop_saves_and_the_next_start_goes_on(cpu_image: str, runs: str) -> None:
+def test_docker_stop_saves_and_the_next_start_resumes(cpu_image: str, runs: str) -> None:
     arguments = (
         "--network=none", *engine.CONFINED, f"--volume={runs}:/workspace/runs", CACHE, cpu_image,
         "train", "demo-cpu", *SMALL, "--set", "max_steps=40", "--set", "save_steps=40",
@@ -204,7 +204,7 @@ def test_docker_stop_saves_and_the_next_start_goes_on(cpu_image: str, runs: str)
 # ---- cpu: bad input --------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_the_nodes_fault(cpu_image: str) -> None:
+def test_a_full_disk_is_an_error_of_the_node(cpu_image: str) -> None:
     tmpfs = ("--driver=local", "--opt=type=tmpfs", "--opt=device=tmpfs", "--opt=o=size=600k,mode=1777")
     with engine.volume(*tmpfs) as small:
         done = engine.docker(
@@ -216,7 +216,7 @@ def test_a_full_disk_is_the_nodes_fault(cpu_image: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_of_the_host_that_cannot_be_written_is_said(cpu_image: str, tmp_path: Path) -> None:
+def test_an_unwritable_folder_of_the_host_is_reported(cpu_image: str, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir(mode=0o755)
     for command in (["train", "demo-cpu", *SMALL], ["launch", "demo-cpu", *SMALL]):
@@ -227,13 +227,13 @@ def test_a_folder_of_the_host_that_cannot_be_written_is_said(cpu_image: str, tmp
         assert "Traceback" not in done.stderr
 
 
-def test_no_gpu_is_said_with_what_a_container_needs(cpu_image: str) -> None:
+def test_a_missing_gpu_is_reported_with_the_option_for_a_container(cpu_image: str) -> None:
     done = engine.docker("run", "--rm", *engine.CONFINED, cpu_image, "launch", "mini-r1-1.5b")
     assert done.returncode == 78
     assert "--gpus all" in done.stderr
 
 
-def test_too_little_shared_memory_is_said(cpu_image: str) -> None:
+def test_too_little_shared_memory_is_reported(cpu_image: str) -> None:
     done = engine.docker(
         "run", "--rm", "--network=none", *engine.CONFINED, "--env=MINI_R1_ACCELERATOR=cpu", cpu_image,
         "doctor", "mini-r1-1.5b", "--gpus", "2", "--json",
@@ -243,7 +243,7 @@ def test_too_little_shared_memory_is_said(cpu_image: str) -> None:
     assert "shm_size" in found["shared memory"]["fix"]
 
 
-def test_a_push_without_a_token_is_said(cpu_image: str) -> None:
+def test_a_push_without_a_token_is_reported(cpu_image: str) -> None:
     done = engine.docker(
         "run", "--rm", *engine.CONFINED, cpu_image, "doctor", "demo-cpu", "--set", "push_to_hub=true", "--json"
     )

@@ -181,7 +181,7 @@ def test_tensorboards_pod_gets_ready_and_can_write_nothing_of_a_run(node: Node) 
 
 
 @pytest.mark.usefixtures("demo")  # its model: the cache is read-only here
-def test_a_pod_that_is_stopped_saves_and_the_next_one_goes_on(node: Node) -> None:
+def test_a_pod_that_is_stopped_saves_and_the_next_one_resumes(node: Node) -> None:
     args = ["launch", "recipes/demo-cpu.yaml", *SMALL, "--set", "max_steps=40", "--set", "save_steps=40"]
     pod = node.pod("job-1gpu", args=args, env=ON_CPU)
     with pod.started() as name:
@@ -198,7 +198,7 @@ def test_a_pod_that_is_stopped_saves_and_the_next_one_goes_on(node: Node) -> Non
     assert "step-40" in _saved(pod, "runs/demo-cpu")["checkpoints"]
 
 
-def test_what_prefetchs_pod_fetched_is_all_that_a_trainers_pod_needs_and_it_leaves_the_cache_alone(
+def test_prefetch_is_enough_for_a_training_pod_which_does_not_write_the_cache(
     node: Node, untrained: Path, small_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     table = tmp_path / "table.parquet"
@@ -251,14 +251,14 @@ def test_the_user_that_openshift_gives_a_namespace_can_do_all_of_it(node: Node, 
 
 
 @pytest.mark.parametrize("overlay", ["job-1gpu", "job-4xh100", "doctor"])
-def test_a_gpu_that_did_not_arrive_is_the_nodes_fault(node: Node, overlay: str) -> None:
+def test_a_missing_gpu_is_an_error_of_the_node(node: Node, overlay: str) -> None:
     done = node.pod(overlay).run()
     assert done.returncode == 150, done.stderr
     assert "no GPU was given" in done.stderr
 
 
 @pytest.mark.usefixtures("demo")
-def test_without_its_gpu_an_evaluation_does_not_go_on_for_days_on_the_cpu(node: Node) -> None:
+def test_without_its_gpu_an_evaluation_does_not_run_on_the_cpu(node: Node) -> None:
     done = node.pod("evaluate", args=["evaluate", DEMO_RUN]).run()
     assert done.returncode == 150, done.stderr
     assert "torch sees no GPU here" in done.stderr
@@ -272,20 +272,20 @@ def test_workers_share_the_cores_of_the_pod_and_not_those_of_the_node(node: Node
     assert node.pod("job-4xh100", admission=small).python(ask).stdout == "1\n"
 
 
-def test_a_recipe_of_the_configmap_that_is_wrong_is_said_and_never_tried_again(node: Node) -> None:
+def test_a_wrong_recipe_in_the_configmap_is_reported_and_never_retried(node: Node) -> None:
     done = node.pod("job-4xh100", env=ON_CPU, recipes={"mini-r1-3b.yaml": "num_generation: 8\n"}).run()
     assert done.returncode == 78, done.stderr
     assert "recipes/mini-r1-3b.yaml:1: unknown key 'num_generation'" in done.stderr
 
 
-def test_a_recipe_that_is_not_in_the_configmap_is_said_with_those_that_are(node: Node) -> None:
+def test_a_recipe_that_is_not_in_the_configmap_is_reported_with_those_that_are(node: Node) -> None:
     done = node.pod("job-4xh100", env=ON_CPU, recipes={"mini-r1-3b.yaml": None}).run()
     assert done.returncode == 78, done.stderr
     assert "recipes/mini-r1-3b.yaml: no such recipe" in done.stderr
     assert "recipes/demo-cpu.yaml" in done.stderr
 
 
-def test_prefetchs_pod_without_a_token_starts_and_says_that_it_has_no_network(node: Node) -> None:
+def test_prefetchs_pod_without_a_token_starts_and_reports_the_missing_network(node: Node) -> None:
     done = node.pod("prefetch").run()
     assert done.returncode == 150, done.stderr
     assert "the hub does not answer" in done.stderr

@@ -266,7 +266,7 @@ def test_a_training_is_stopped_by_a_line_that_waits_for_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", [K8S / "site", *sorted((K8S / "options").iterdir())], ids=lambda path: path.name)
-def test_what_the_site_and_its_options_tell_to_run(path: Path, reader_after_setup: Reader) -> None:
+def test_commands_of_the_site_and_its_options(path: Path, reader_after_setup: Reader) -> None:
     reader = reader_after_setup
     text = (path / "kustomization.yaml").read_text()
     comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
@@ -342,7 +342,7 @@ def test_the_exit_codes_do_what_the_table_says() -> None:
     assert {code for code, row in rows.items() if row[3] == "Failed"} == {code for code in rows if 0 < code < 128}
 
 
-def test_what_the_kit_is_said_to_say_it_says() -> None:
+def test_messages_of_the_trouble_table_are_in_the_source() -> None:
     source = "\n".join(path.read_text() for path in (REPO / "app" / "mini_r1").rglob("*.py"))
     ours = [row for row in table(TROUBLE) if re.search(r"\((?:78|150)\)", row[0])]
     said = [text for row in ours for text in re.findall(r"`([^`]+)`", row[0])]

@@ -70,13 +70,13 @@ def test_its_header_says_how_to_apply_watch_read_stop_and_clean(name: str) -> No
     assert f"kubectl apply -k k8s/overlays/{name}\n" in header or f"kubectl apply -k k8s/overlays/{name} " in header
 
 
-def test_a_product_of_a_gpu_stands_in_overlays_alone() -> None:
+def test_only_overlays_name_a_gpu_product() -> None:
     assert PRODUCT not in build(K8S / "base" / "train")
     assert PRODUCT in build(K8S / "overlays" / "job-4xh100")
     assert PRODUCT not in build(K8S / "overlays" / "job-1gpu")
 
 
-def test_site_is_the_one_place_of_what_a_cluster_has_of_its_own() -> None:
+def test_only_the_site_has_settings_of_a_cluster() -> None:
     site = (K8S / "site" / "kustomization.yaml").read_text()
     for own in ("newName: ghcr.io", "storageClassName", "accessModes", "digest: sha256"):
         assert own in site
@@ -98,7 +98,7 @@ def with_options(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_an_overlay_stands_with_every_option_too(name: str, with_options: Path) -> None:
+def test_an_overlay_breaks_no_rule_with_every_option(name: str, with_options: Path) -> None:
     manifests = load(build(with_options / name))
     refused = breaches(manifests)
     # OpenShift's admission gives the pods a group, which the rule wants to see.
@@ -110,7 +110,7 @@ def test_an_overlay_stands_with_every_option_too(name: str, with_options: Path) 
         assert one.spec.get("runtimeClassName") == ("nvidia" if one.gpus else None)
 
 
-def test_no_job_brings_a_claim_or_the_namespace_so_that_none_takes_it_along_when_it_is_deleted() -> None:
+def test_only_setup_owns_the_namespace_and_the_claims() -> None:
     kinds = {name: {one["kind"] for one in overlay(name)} for name in OVERLAYS}
     bringing = {name for name in OVERLAYS if kinds[name] & {"PersistentVolumeClaim", "Namespace"}}
     assert bringing == {"setup"}

@@ -183,7 +183,7 @@ def test_the_demo_needs_no_gpu(of: Callable[[str], Planned]) -> None:
 
 
 @pytest.mark.parametrize("overlay", TRAINING)
-def test_the_pods_of_an_overlay_are_told_the_same_job(of: Callable[[str], Planned], overlay: str) -> None:
+def test_the_pods_of_an_overlay_get_the_same_job(of: Callable[[str], Planned], overlay: str) -> None:
     found = of(overlay)
     assert len(found.nodes) == len(TRAINING[overlay])
     assert together(found.nodes)
@@ -200,7 +200,7 @@ def test_the_pods_of_an_indexed_job_have_the_name_that_they_look_for() -> None:
     assert headless["spec"]["publishNotReadyAddresses"] is True
 
 
-def test_pods_that_are_told_different_jobs_are_noticed() -> None:
+def test_pods_with_different_jobs_are_noticed() -> None:
     manifests = overlay_of("indexed-job-2x8h100")
     first, second = (find_nodes(pod.environment) for pod in pods_of(manifests))
     assert together([first, second])
@@ -240,9 +240,7 @@ def test_an_indexed_job_whose_nodes_list_different_numbers_of_gpus(
 
 
 @pytest.mark.parametrize("overlay", TRAINING)
-def test_every_pod_has_the_memory_that_the_plan_needs_beside_its_volumes(
-    of: Callable[[str], Planned], overlay: str
-) -> None:
+def test_every_pod_has_the_memory_of_the_plan_and_of_its_volumes(of: Callable[[str], Planned], overlay: str) -> None:
     found = of(overlay)
     plan = found.plan
     assert plan.setup is not None
@@ -254,9 +252,7 @@ def test_every_pod_has_the_memory_that_the_plan_needs_beside_its_volumes(
 
 
 @pytest.mark.parametrize("overlay", TRAINING)
-def test_shared_memory_holds_what_the_plan_needs_and_what_nccl_wants(
-    of: Callable[[str], Planned], overlay: str
-) -> None:
+def test_shared_memory_is_enough_for_the_plan_and_nccl(of: Callable[[str], Planned], overlay: str) -> None:
     found = of(overlay)
     assert found.plan.setup is not None
     for pod, node in zip(found.pods, found.roles.nodes, strict=True):

@@ -160,7 +160,7 @@ def test_a_first_run_as_the_page_has_it(
     # Downloaded before, not requested afterwards.
     assert (shared / "hf" / "mini-r1" / "prefetched" / "tiny-0.1b.json").is_file()
     assert "nobody/tiny/model.safetensors" in " ".join(hub.fetched)
-    assert re.search(r"submission +\S+ ok .* Slurm would take slurm/train_4xh100.sh", said), said
+    assert re.search(r"submission +\S+ ok .* Slurm would accept slurm/train_4xh100.sh", said), said
     assert (kit / "mini-r1.sif").is_file()
     # The run, where the site file wants it, by the copy's own code.
     number, where = (re.search(rf'^declare -- {name}="(.*)"$', said, re.MULTILINE)[1] for name in ("JOB", "RUN"))  # type: ignore[index]

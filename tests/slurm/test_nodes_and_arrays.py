@@ -28,7 +28,7 @@ def kit(make_kit: Callable[[str, Path], Kit], untrained: Path) -> Kit:
 
 
 @pytest.mark.usefixtures("failing")  # so that they wait meanwhile
-def test_a_job_whose_node_goes_down_starts_again_from_its_last_checkpoint(kit: Kit, slurm: Slurm) -> None:
+def test_a_job_whose_node_fails_resumes_from_its_last_checkpoint(kit: Kit, slurm: Slurm) -> None:
     # Two workers each: of the undisturbed run on one node, of the other on two.
     on_one = ("--nodelist=n3", "--gpus-per-node=2", "slurm/train_1gpu.sh", "small.yaml")
     on_two = ("--nodelist=n[1-2]", "--gpus-per-node=1", "slurm/train_2x8h100.sh", "small.yaml")
@@ -51,7 +51,7 @@ def test_a_job_whose_node_goes_down_starts_again_from_its_last_checkpoint(kit: K
 
 
 @pytest.mark.exhaustive  # its four starts import torch
-def test_a_job_whose_worker_dies_every_time_is_started_again_three_times_and_no_more(kit: Kit) -> None:
+def test_a_job_whose_worker_dies_every_time_is_requeued_three_times(kit: Kit) -> None:
     job = kit.submit("slurm/train_1gpu.sh", "small.yaml", "--run-dir", "runs/broken", "--set", "seed=4")
     while job.state not in ("FAILED", "COMPLETED", "CANCELLED"):
         # A killed worker is an error of the node, exit code 150.
@@ -83,7 +83,7 @@ def failing(make_kit: Callable[[str, Path], Kit]) -> dict[str, Job]:
     return jobs
 
 
-def test_a_job_that_fails_every_time_is_started_again_three_times_and_no_more(failing: dict[str, Job]) -> None:
+def test_a_job_that_fails_every_time_is_requeued_three_times(failing: dict[str, Job]) -> None:
     job = failing["attempt"]
     assert job.wait() == "FAILED", str(job)
     assert (job.exit_code, job.restarts) == (1, 3), str(job)
@@ -91,7 +91,7 @@ def test_a_job_that_fails_every_time_is_started_again_three_times_and_no_more(fa
     assert "3 attempts in a row failed without a new checkpoint; giving up" in job.said
 
 
-def test_starts_that_fail_before_there_is_a_run_directory_are_bounded_too(failing: dict[str, Job]) -> None:
+def test_failed_starts_without_a_run_directory_are_limited(failing: dict[str, Job]) -> None:
     # A driver that does not answer; an image that does not open.
     device, image = failing["driver"], failing["image"]
     assert (device.wait(), image.wait()) == ("FAILED", "FAILED")

@@ -38,7 +38,7 @@ def start(kit: Kit, run: str, steps: int, *options: str) -> Job:
 
 
 @pytest.mark.parametrize(("times", "steps"), [(2, 10), pytest.param(10, 32, marks=pytest.mark.exhaustive)])
-def test_preemptions_in_a_row_end_with_the_weights_of_the_run_that_nothing_disturbed(
+def test_preempted_runs_end_with_the_weights_of_an_undisturbed_run(
     kit: Kit, slurm: Slurm, times: int, steps: int
 ) -> None:
     job = start(kit, f"preempted-{times}", steps, "--nodelist=n1", "slurm/train_4xh100.sh")

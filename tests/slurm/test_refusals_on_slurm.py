@@ -121,7 +121,7 @@ def test_a_run_that_one_of_two_nodes_sees_is_refused(longer: dict[str, Job], slu
     assert "step 1/1" not in job.said
 
 
-def test_a_job_that_is_exported_nothing_trains_with_what_site_env_says(longer: dict[str, Job], kit: Kit) -> None:
+def test_a_job_without_exported_variables_reads_site_env(longer: dict[str, Job], kit: Kit) -> None:
     job = longer["exports nothing"]
     assert job.wait() == "COMPLETED", str(job)
     assert kit.run("small").read_state()["state"] == "finished"

@@ -44,7 +44,7 @@ def test_of_four_gpus_three_train_and_the_last_is_vllms(kit: Kit) -> None:
     assert "training on 4 GPU(s)" in job.said
 
 
-def test_on_a_node_that_is_shared_it_takes_the_gpus_that_slurm_has_left(kit: Kit, slurm: Slurm) -> None:
+def test_on_a_shared_node_a_job_uses_the_gpus_that_slurm_gives(kit: Kit, slurm: Slurm) -> None:
     other = ("--partition=prio", "--nodelist=n1", "--gpus-per-node=2", "--output=/dev/null", "--wrap=sleep 600")
     holder = slurm.run("sbatch", "--parsable", *other).strip()
     options = ("--gpus-per-node=2", "--nodelist=n1", "slurm/train_4xh100.sh", "two.yaml")

@@ -127,7 +127,7 @@ WITH_PYXIS = 'while [ "${1#--}" != "$1" ]; do [ "$1" != --help ] || echo --conta
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_what_a_container_would_not_see_is_refused_before_training(tmp_path: Path, runtime: str, name: str) -> None:
+def test_paths_outside_a_container_are_refused_before_training(tmp_path: Path, runtime: str, name: str) -> None:
     says, arguments, changes = REFUSED[name]
     (tmp_path / "model").mkdir()
     container = Containers(Checkout(tmp_path), runtime, tmp_path / "model")
@@ -161,7 +161,7 @@ def refused(
     [pytest.param(name, marks=() if name in ON_SLURM else pytest.mark.exhaustive) for name in REFUSED],
 )
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_what_a_container_would_not_see_ends_the_job(
+def test_paths_outside_a_container_end_the_job(
     refused: dict[tuple[str, str], tuple[Containers, Job]], runtime: str, on_slurm: str
 ) -> None:
     container, job = refused[runtime, on_slurm]
@@ -230,7 +230,7 @@ def test_apptainer_brings_the_gpus_unless_the_work_runs_on_the_cpu(tmp_path: Pat
     assert in_shell(tmp_path, ask, **site, MINI_R1_ACCELERATOR="cpu") == [*line, *image]
 
 
-def test_pyxis_gets_the_whole_path_of_an_image_and_the_cache_by_a_way_that_wins(tmp_path: Path) -> None:
+def test_pyxis_gets_the_absolute_path_of_an_image_and_the_jobs_cache(tmp_path: Path) -> None:
     # Output after the line that is searched for must not matter.
     a_program(tmp_path / "programs" / "srun", "echo --container-image; yes srun | head -n 100000")
     (tmp_path / "image.sqsh").touch()
@@ -243,7 +243,7 @@ def test_pyxis_gets_the_whole_path_of_an_image_and_the_cache_by_a_way_that_wins(
     ]  # fmt: skip
 
 
-def test_the_users_mounts_are_below_the_kits_own_and_nothing_is_mounted_twice(tmp_path: Path) -> None:
+def test_the_kits_mounts_cover_the_users_and_none_is_repeated(tmp_path: Path) -> None:
     for name in ("data", "data/runs", "models"):
         (tmp_path / name).mkdir()
     (word,) = in_shell(

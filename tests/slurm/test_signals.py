@@ -46,7 +46,7 @@ def requeues(script: Script) -> int:
     return script.calls.count("requeue 7")
 
 
-def test_a_notice_is_passed_on_until_the_launcher_hears_it_and_the_job_is_requeued(tmp_path: Path) -> None:
+def test_a_notice_is_forwarded_until_the_launcher_reacts_and_the_job_is_requeued(tmp_path: Path) -> None:
     script, folder = start(tmp_path, "JobState=RUNNING Reason=None")
     script.process.send_signal(signal.SIGUSR1)
     script.wait_for(lambda: "USR1: the time limit is near" in script.log)

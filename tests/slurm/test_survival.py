@@ -88,7 +88,9 @@ def start(kit: Kit, run: str, *options: str) -> Job:
 
 
 @pytest.mark.exhaustive
-def test_a_preempted_job_with_grace_saves_and_goes_on_to_the_same_end(kit: Kit, more_jobs: dict[str, Job]) -> None:
+def test_a_job_preempted_with_grace_time_saves_and_resumes_to_the_same_result(
+    kit: Kit, more_jobs: dict[str, Job]
+) -> None:
     job, run = more_jobs["with grace"], kit.run("with-grace")
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert "requeued after exit code 143" in job.said  # Slurm would only do it at the end of the grace
@@ -97,7 +99,9 @@ def test_a_preempted_job_with_grace_saves_and_goes_on_to_the_same_end(kit: Kit, 
 
 
 @pytest.mark.exhaustive
-def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Kit, more_jobs: dict[str, Job]) -> None:
+def test_a_job_preempted_without_grace_time_saves_and_resumes_to_the_same_result(
+    kit: Kit, more_jobs: dict[str, Job]
+) -> None:
     job, run = more_jobs["without grace"], kit.run("without-grace")
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert "Slurm ends this job: if it was preempted, Slurm restarts it" in job.said
@@ -105,7 +109,7 @@ def test_a_preempted_job_without_grace_saves_and_goes_on_to_the_same_end(kit: Ki
     same_result(run, kit.run("whole"))
 
 
-def test_ahead_of_its_time_limit_a_job_saves_and_goes_on_to_the_same_end(kit: Kit, jobs: dict[str, Job]) -> None:
+def test_ahead_of_its_time_limit_a_job_saves_and_resumes_to_the_same_result(kit: Kit, jobs: dict[str, Job]) -> None:
     job, run = jobs["notice"], kit.run("notice")
     assert (job.state, job.exit_code, job.restarts) == ("COMPLETED", 0, 1), str(job)
     assert NOTICE in job.said
@@ -116,7 +120,7 @@ def test_ahead_of_its_time_limit_a_job_saves_and_goes_on_to_the_same_end(kit: Ki
 
 
 @pytest.mark.exhaustive
-def test_a_notice_before_anyone_listens_costs_the_attempt_and_nothing_else(kit: Kit, more_jobs: dict[str, Job]) -> None:
+def test_a_notice_before_the_launcher_listens_costs_only_the_attempt(kit: Kit, more_jobs: dict[str, Job]) -> None:
     job, run = more_jobs["early notice"], kit.run("early-notice")
     second = job.said.partition("attempt 2:")[2].partition("attempt 3:")[0]
     assert NOTICE in second
@@ -126,7 +130,7 @@ def test_a_notice_before_anyone_listens_costs_the_attempt_and_nothing_else(kit: 
     same_result(run, kit.run("whole"))
 
 
-def test_at_its_time_limit_a_job_without_a_notice_is_requeued_all_the_same(kit: Kit, jobs: dict[str, Job]) -> None:
+def test_a_job_without_a_notice_is_requeued_at_its_time_limit(kit: Kit, jobs: dict[str, Job]) -> None:
     job, run = jobs["limit"], kit.run("limit")
     assert (job.state, job.exit_code) == ("COMPLETED", 0), str(job)
     assert "DUE TO TIME LIMIT" in job.said
@@ -153,7 +157,7 @@ def test_a_second_job_in_one_run_directory_is_refused_and_disturbs_nothing(kit: 
     assert job.number not in [row.split("\t")[0] for row in rows]
 
 
-def test_each_attempt_has_a_log_of_its_own_and_a_line_with_its_hours(kit: Kit, jobs: dict[str, Job]) -> None:
+def test_each_attempt_has_a_separate_log_and_a_line_with_its_hours(kit: Kit, jobs: dict[str, Job]) -> None:
     job, run = jobs["notice"], kit.run("notice")
     folder = run.path / "slurm"
     first, second = ((folder / f"{job.number}-{attempt}.log").read_text() for attempt in (1, 2))
@@ -183,16 +187,14 @@ def evaluated(kit: Kit, jobs: dict[str, Job]) -> Job:
 
 
 @pytest.mark.exhaustive
-def test_started_again_by_hand_a_cancelled_run_goes_on_and_is_evaluated_when_it_is_done(
-    kit: Kit, evaluated: Job
-) -> None:
+def test_a_cancelled_run_that_is_submitted_again_resumes_and_is_evaluated(kit: Kit, evaluated: Job) -> None:
     same_result(kit.run("cancelled"), kit.run("whole"))
     assert evaluated.said.startswith("[")  # its output was appended to the log, not written over it
     assert [path.name for path in kit.run("cancelled").evaluation.glob("*.json")] == [f"step-{LONG}.json"]
 
 
 @pytest.mark.exhaustive
-def test_every_snapshot_is_evaluated_that_is_not_measured_yet(kit: Kit, evaluated: Job) -> None:
+def test_snapshots_without_a_result_are_evaluated(kit: Kit, evaluated: Job) -> None:
     every = kit.submit("slurm/evaluate.sh", "runs/cancelled", "all", "--samples", "1")
     assert every.wait() == "COMPLETED", str(every)
     run = kit.run("cancelled")
@@ -204,7 +206,7 @@ def test_every_snapshot_is_evaluated_that_is_not_measured_yet(kit: Kit, evaluate
 
 
 @pytest.mark.exhaustive
-def test_a_finished_run_says_so_and_ends(kit: Kit, jobs: dict[str, Job]) -> None:
+def test_a_finished_run_exits_at_once(kit: Kit, jobs: dict[str, Job]) -> None:
     job = start(kit, "whole")
     assert (job.wait(), job.exit_code) == ("COMPLETED", 0)
     assert "finished" in job.said.partition("training on")[2]

@@ -15,7 +15,7 @@ from tests.slurm.conftest import Checkout
 pytestmark = pytest.mark.real
 
 
-def test_the_planned_stop_is_held_against_slurms_own_times(slurm: Slurm, tmp_path: Path) -> None:
+def test_the_planned_stop_is_compared_with_slurms_times(slurm: Slurm, tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     partitions = {"gpu": f"its GraceTime is {GRACE_S} s", "abrupt": "it has no GraceTime", "prio": "are not preempted"}
     environment = {**slurm.environment, "SBATCH_PARTITION": ",".join(partitions), "MINI_R1_RUNTIME": "venv"}
