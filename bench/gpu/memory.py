@@ -273,16 +273,18 @@ def planned_parts(setup: Any) -> dict[str, float]:
     `inputs of the layers` are there throughout, `one layer` and `its gradients` only after the `logits` are gone.
     """
     from mini_r1.plan.activations import layer_bytes, logits_bytes
+    from mini_r1.plan.memory import micro_batch
 
-    shape, batch, each, residual = setup.shape, setup.micro_batch, setup.compute_bytes, setup.weight_bytes
-    layer = layer_bytes(shape, setup.recipe.attn_implementation, residual=residual, compute=each)
+    shape, batch, each, residual = setup.shape, micro_batch(setup), setup.compute_bytes, setup.weight_bytes
+    layer = layer_bytes(shape, batch.attention, residual=residual, compute=each)
+    tokens = batch.sequences * batch.length
     return {
-        "inputs of the layers": batch.tokens * shape.layers * residual * shape.hidden,
-        "one layer": batch.tokens * layer,
-        "its gradients": batch.tokens * (3 * each * shape.intermediate + 8 * shape.hidden),
-        "last norm": batch.tokens * shape.hidden * (4 + residual + each),
-        "mask": batch.tokens * each * (batch.prompt + batch.completion),
-        "logits": logits_bytes(shape, batch, each),
+        "inputs of the layers": tokens * shape.layers * residual * shape.hidden,
+        "one layer": tokens * layer,
+        "its gradients": tokens * (3 * each * shape.intermediate + 8 * shape.hidden),
+        "last norm": tokens * shape.hidden * (4 + residual + each),
+        "mask": tokens * batch.mask_bytes,
+        "logits": logits_bytes(shape, batch),
     }
 
 

@@ -11,7 +11,6 @@ from mini_r1.plan.activations import (
     LOGITS_CHUNK_BYTES,
     LOGITS_COPIES,
     MicroBatch,
-    Pass,
     activation_bytes,
     adapter_bytes,
     layer_bytes,
@@ -26,6 +25,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 SHAPE = ModelShape("test", "qwen2", 128, 2, 8, 2, 16, 352, 300, True, 512)
 SEQUENCES, LENGTH = 3, 96
+
+
+def micro_batch(sequences: int, prompt: int, completion: int, *, compute: int = 2) -> MicroBatch:
+    return MicroBatch(sequences, prompt, completion, "sdpa", compute, compute, checkpointing=True)
 
 
 def kept_bytes(
@@ -100,11 +103,9 @@ def test_an_adapter_keeps_its_own_inputs() -> None:
 def test_with_checkpointing_a_layer_keeps_its_input_alone() -> None:
     measured = per_layer(attention="sdpa", dtype=torch.bfloat16, checkpointing=True)
     assert measured == pytest.approx(2 * SHAPE.hidden, rel=0.05)
-    batch = MicroBatch(SEQUENCES, 32, LENGTH - 32)
-    one, two = (
-        activation_bytes(replace(SHAPE, layers=n), batch, Pass("sdpa", 2, 2, checkpointing=True)) for n in (2, 3)
-    )
-    assert (two - one) / batch.tokens == 2 * SHAPE.hidden
+    batch = micro_batch(SEQUENCES, 32, LENGTH - 32)
+    one, two = (activation_bytes(replace(SHAPE, layers=n), batch) for n in (2, 3))
+    assert (two - one) / (SEQUENCES * LENGTH) == 2 * SHAPE.hidden
 
 
 def test_gpt_is_counted_as_in_the_paper_but_for_what_is_different() -> None:
@@ -118,21 +119,22 @@ def test_gpt_is_counted_as_in_the_paper_but_for_what_is_different() -> None:
 def test_logits_are_counted_as_the_trainer_s_own_formula_says() -> None:
     assert (LOGITS_CHUNK_BYTES, LOGITS_COPIES) == (logprobs.CHUNK_BYTES, logprobs.COPIES)
     shape = KNOWN["Qwen/Qwen2.5-3B"]
-    long = logits_bytes(shape, MicroBatch(8, 256, 1024), 4)
+    long = logits_bytes(shape, micro_batch(8, 256, 1024, compute=4))
     assert long == pytest.approx(LOGITS_COPIES * LOGITS_CHUNK_BYTES, rel=0.01)
-    short = MicroBatch(2, 16, 10)
-    assert logits_bytes(shape, short, 4) == LOGITS_COPIES * 4 * 20 * shape.vocabulary
+    short = micro_batch(2, 16, 10, compute=4)
+    assert logits_bytes(shape, short) == LOGITS_COPIES * 4 * 20 * shape.vocabulary
 
 
 def test_logits_and_a_layer_s_backward_pass_are_never_there_at_once() -> None:
-    shape, with_, without = KNOWN["Qwen/Qwen2.5-0.5B"], Pass("sdpa", 2, 2, True), Pass("sdpa", 2, 2, False)
-    small, large = MicroBatch(2, 180, 512), MicroBatch(32, 180, 512)
-    assert transient_bytes(shape, small, with_) == logits_bytes(shape, small, 2)
-    assert transient_bytes(shape, large, with_) > logits_bytes(shape, large, 2)
+    shape = KNOWN["Qwen/Qwen2.5-0.5B"]
+    small, large = micro_batch(2, 180, 512), micro_batch(32, 180, 512)
+    assert transient_bytes(shape, small) == logits_bytes(shape, small)
+    assert transient_bytes(shape, large) > logits_bytes(shape, large)
     layer = layer_bytes(shape, "sdpa", residual=2, compute=2)
-    gradients = 3 * 2 * shape.intermediate + 8 * shape.hidden
-    assert transient_bytes(shape, large, with_) == large.tokens * (layer + gradients)
-    assert transient_bytes(shape, large, without) == logits_bytes(shape, large, 2) > large.tokens * gradients
+    gradients, tokens = 3 * 2 * shape.intermediate + 8 * shape.hidden, 32 * (180 + 512)
+    assert transient_bytes(shape, large) == tokens * (layer + gradients)
+    without = replace(large, checkpointing=False)
+    assert transient_bytes(shape, without) == logits_bytes(shape, large) > tokens * gradients
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,6 @@ def test_logits_and_a_layer_s_backward_pass_are_never_there_at_once() -> None:
 )
 def test_the_update_is_what_an_h100_needed(name: str, prompts: int, measured: float) -> None:
     """MiB above weights, reference, optimizer and gradients: bench/RESULTS.md, the entry of bench/gpu/run.py."""
-    shape, batch, how = KNOWN[f"Qwen/Qwen2.5-{name}"], MicroBatch(8 * prompts, 180, 512), Pass("sdpa", 2, 2, True)
-    planned = (activation_bytes(shape, batch, how) + transient_bytes(shape, batch, how)) / 2**20
+    shape, batch = KNOWN[f"Qwen/Qwen2.5-{name}"], micro_batch(8 * prompts, 180, 512)
+    planned = (activation_bytes(shape, batch) + transient_bytes(shape, batch)) / 2**20
     assert planned == pytest.approx(measured, rel=0.11)

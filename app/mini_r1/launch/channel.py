@@ -105,7 +105,6 @@ class Channel:
             raise Gone("it is no launcher of this job")
 
     def close(self) -> None:
-        """Close the connection; the other side notices."""
         self._socket.close()
 
     def _read(self) -> None:

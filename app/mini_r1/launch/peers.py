@@ -96,7 +96,6 @@ class Peers:
             self._conclude()
 
     def close(self) -> None:
-        """Close the connections."""
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()

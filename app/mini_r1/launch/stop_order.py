@@ -27,7 +27,6 @@ class StopOrder:
         """Whether a second request came."""
 
     def take(self, number: int) -> None:
-        """Take a signal."""
         self.name = self.name or signal.Signals(number).name
         if number not in REQUESTS:
             return

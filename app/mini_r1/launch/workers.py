@@ -82,7 +82,6 @@ class Worker:
         self._log.close()
 
     def last_lines(self) -> list[str]:
-        """Return the last lines of its output, made safe to print."""
         return list(self._last)
 
     def _read(self) -> None:
@@ -123,7 +122,6 @@ class RankLog:
                 self._waiting.clear()
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock, contextlib.suppress(OSError):
             if self._file is not None:
                 self._file.close()

@@ -21,21 +21,7 @@ LOGITS_COPIES = 4
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward and backward pass of a worker at its largest; prompt and completion in tokens."""
-
-    sequences: int
-    prompt: int
-    completion: int
-
-    @property
-    def tokens(self) -> int:
-        """All tokens, padding included."""
-        return self.sequences * (self.prompt + self.completion)
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """How a micro-batch passes through the layers.
+    """One forward and backward pass of a worker at its largest; prompt and completion in tokens.
 
     Attributes:
         attention: `eager`, `sdpa` or `flash_attention_2`.
@@ -45,11 +31,24 @@ class Pass:
         extra_per_token: bytes of one layer's adapters, see `adapter_bytes`.
     """
 
+    sequences: int
+    prompt: int
+    completion: int
     attention: str
     residual: int
     compute: int
     checkpointing: bool
     extra_per_token: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence, padding included."""
+        return self.prompt + self.completion
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of the attention mask per token."""
+        return 0 if self.attention == "flash_attention_2" else self.compute * self.length
 
 
 def layer_bytes(shape: ModelShape, attention: str, *, residual: int, compute: int) -> float:
@@ -60,7 +59,7 @@ def layer_bytes(shape: ModelShape, attention: str, *, residual: int, compute: in
         MLP          gate, silu(gate), up and their product: 4 i
         autocast     if the residual is wider, each of five linear layers behind a norm casts its input anew: 3 h
 
-    Arguments as in `Pass`.
+    Arguments as in `MicroBatch`.
     """
     h = shape.hidden
     norms = 2 * h * (4 + residual + compute) + (3 * h * compute if residual > compute else 0)
@@ -84,18 +83,18 @@ def adapter_bytes(shape: ModelShape, modules: Sequence[str] | None, compute: int
     return compute * sum(inputs for inputs, _ in shape.adapted_linears(modules))
 
 
-def activation_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
+def activation_bytes(shape: ModelShape, batch: MicroBatch) -> float:
     """Return the bytes that the forward pass leaves until the backward pass has used them.
 
     Without checkpointing all that every layer keeps; with it each layer's input (Chen et al., arXiv:1604.06174). Both:
     the last norm, and sdpa's mask of sequences times length squared.
     """
-    layers = how.residual * shape.hidden if how.checkpointing else _one_layer(shape, batch, how)
-    last = shape.hidden * (4 + how.residual + how.compute)
-    return batch.tokens * (shape.layers * layers + last + _mask(batch, how))
+    layers = batch.residual * shape.hidden if batch.checkpointing else _one_layer(shape, batch)
+    last = shape.hidden * (4 + batch.residual + batch.compute)
+    return batch.sequences * batch.length * (shape.layers * layers + last + batch.mask_bytes)
 
 
-def transient_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
+def transient_bytes(shape: ModelShape, batch: MicroBatch) -> float:
     """Return the most bytes that come and go above those of `activation_bytes`.
 
     First the logits with loss and gradient, which are gone when the backward pass reaches the layers. Then, for one
@@ -103,28 +102,24 @@ def transient_bytes(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
     calculated again. So the larger of the two counts: on an H100 their sum was up to 17.5 % too much, the larger one
     within 5.3 % (bench/RESULTS.md).
     """
-    layer: float = 3 * how.compute * shape.intermediate + 8 * shape.hidden
-    if how.checkpointing:
-        layer += _one_layer(shape, batch, how)
-    return max(logits_bytes(shape, batch, how.compute), batch.tokens * layer)
+    layer: float = 3 * batch.compute * shape.intermediate + 8 * shape.hidden
+    if batch.checkpointing:
+        layer += _one_layer(shape, batch)
+    return max(logits_bytes(shape, batch), batch.sequences * batch.length * layer)
 
 
-def _one_layer(shape: ModelShape, batch: MicroBatch, how: Pass) -> float:
-    layer = layer_bytes(shape, how.attention, residual=how.residual, compute=how.compute) + how.extra_per_token
-    layer += score_bytes(shape, how.attention, batch.prompt + batch.completion, how.compute)
+def _one_layer(shape: ModelShape, batch: MicroBatch) -> float:
+    layer = layer_bytes(shape, batch.attention, residual=batch.residual, compute=batch.compute) + batch.extra_per_token
+    layer += score_bytes(shape, batch.attention, batch.length, batch.compute)
     # Autocast casts the mask in each layer.
-    return layer + (_mask(batch, how) if how.residual > how.compute else 0)
+    return layer + (batch.mask_bytes if batch.residual > batch.compute else 0)
 
 
-def _mask(batch: MicroBatch, how: Pass) -> int:
-    return 0 if how.attention == "flash_attention_2" else how.compute * (batch.prompt + batch.completion)
-
-
-def logits_bytes(shape: ModelShape, batch: MicroBatch, compute: int) -> float:
+def logits_bytes(shape: ModelShape, batch: MicroBatch) -> float:
     """Return the peak of the chunked log-probabilities, by the formula of training/logprobs.py.
 
     In 16 bits the output layer's own result and its gradient come on top.
     """
     tokens = batch.sequences * batch.completion
     chunk = min(tokens, max(1, LOGITS_CHUNK_BYTES // (4 * shape.vocabulary)))
-    return chunk * shape.vocabulary * (4 * LOGITS_COPIES + (4 if compute == 2 else 0))
+    return chunk * shape.vocabulary * (4 * LOGITS_COPIES + (4 if batch.compute == 2 else 0))

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.plan.memory import GIB, training_memory
+from mini_r1.plan.memory import CPU_CACHE_GIB, GIB, training_memory
 from mini_r1.plan.training_setup import TrainingSetup
-from mini_r1.plan.vllm_memory import CPU_CACHE_GIB
 from mini_r1.run.run_dir import KEEP_CHECKPOINTS
 
 PROCESS_GIB: Final = 3.0
@@ -38,11 +37,9 @@ class DiskUse:
 
     @property
     def total(self) -> float:
-        """Disk of the whole run."""
         return self.checkpoints + self.snapshots + self.completions
 
     def to_dict(self) -> dict[str, float]:
-        """Return the values for --json."""
         names = ("checkpoint", "checkpoints", "snapshot", "snapshots", "completions", "total")
         return {name: round(getattr(self, name), 3) for name in names}
 

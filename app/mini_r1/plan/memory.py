@@ -1,4 +1,4 @@
-"""Memory of a training device, item by item, and the phase of a step that needs most.
+"""Memory of a training device and of vLLM's device, item by item.
 
 Weights and optimizer are always there; the rollout, the update and the optimizer step each need more at another moment.
 The largest of the three must fit. Formulas and sources: docs/plan.md.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mini_r1.plan.activations import Pass, activation_bytes, adapter_bytes, transient_bytes
+from mini_r1.plan.activations import MicroBatch, activation_bytes, adapter_bytes, transient_bytes
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.training_setup import TrainingSetup
 
@@ -26,6 +26,21 @@ SAMPLER_ROWS: Final = 1024
 """`generation.sampler.SamplingConfig.batch_rows`; a test compares them."""
 SAMPLER_SPARE_TOKENS: Final = 8
 """`generation.sampler.COMPACT_EVERY`: spare tokens in a compacted cache."""
+
+BLOCK: Final = 16
+"""Tokens of a block of vLLM's cache: a sequence takes whole blocks (arXiv:2309.06180, section 4)."""
+MAX_SEQUENCES: Final = 256
+"""Sequences decoded at once: vLLM 0.7.0's default of max_num_seqs."""
+PROFILED_TOKENS: Final = 2048
+"""Least tokens of the forward pass by which vLLM 0.7.0 measures its activations (max_num_batched_tokens)."""
+GRAPHS_GIB: Final = 1.0
+"""Captured CUDA graphs, outside of vllm_gpu_memory_utilization. An allowance, not measured here."""
+CPU_CACHE_GIB: Final = 1.0
+"""Size of the cache on a CPU, VLLM_CPU_KVCACHE_SPACE."""
+HEAD_SIZES_GPU: Final = (32, 64, 80, 96, 112, 120, 128, 160, 192, 224, 256)
+"""Head sizes of vLLM 0.7.0's FlashAttention backend and of PagedAttention, which it falls back to."""
+HEAD_SIZES_CPU: Final = (32, 64, 80, 96, 112, 128, 192, 256)
+"""Head sizes that vLLM 0.7.0's csrc/cpu/attention.cpp is compiled for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +65,10 @@ class Memory:
 
     @property
     def phase(self) -> str:
-        """The phase that needs most."""
         return max(PHASES, key=self.at)
 
     @property
     def total_gib(self) -> float:
-        """Memory of the phase that needs most."""
         return self.at(self.phase)
 
     @property
@@ -64,7 +77,6 @@ class Memory:
         return self.available_gib is None or self.total_gib <= self.available_gib
 
     def to_dict(self) -> dict[str, object]:
-        """Return the table for --json."""
         return {
             "items": {item.name: _rounded(item.bytes / GIB) for item in self.items},
             "by_phase": {phase: _rounded(self.at(phase)) for phase in PHASES},
@@ -76,7 +88,12 @@ class Memory:
 
 def training_memory(setup: TrainingSetup) -> Memory:
     """Return the memory table of one training device; on a CPU of a worker, without a CUDA context."""
-    items = [*(_sharded_states(setup) if setup.zero.stage else _whole_states(setup)), *_training_work(setup)]
+    batch = micro_batch(setup)
+    items = [
+        *(_sharded_states(setup) if setup.zero.stage else _whole_states(setup)),
+        MemoryItem("activations", activation_bytes(setup.shape, batch), (UPDATE,)),
+        MemoryItem("logits, later a layer's backward", transient_bytes(setup.shape, batch), (UPDATE,)),
+    ]
     if not setup.recipe.use_vllm:
         items += _sampling_work(setup)
     if not setup.on_cpu:
@@ -145,21 +162,22 @@ def _sharded_states(setup: TrainingSetup) -> list[MemoryItem]:
     return items
 
 
-def _training_work(setup: TrainingSetup) -> list[MemoryItem]:
-    """Return the work of the update; the reference's forward pass keeps nothing and is smaller."""
-    recipe, shape = setup.recipe, setup.shape
-    extra = adapter_bytes(shape, recipe.lora_target_modules, 2 if setup.autocast else 4) if recipe.use_peft else 0.0
-    how = Pass(
+def micro_batch(setup: TrainingSetup) -> MicroBatch:
+    """Return the update's micro-batch; the reference's forward pass keeps nothing and is smaller."""
+    recipe = setup.recipe
+    adapters = 0.0
+    if recipe.use_peft:
+        adapters = adapter_bytes(setup.shape, recipe.lora_target_modules, 2 if setup.autocast else 4)
+    return MicroBatch(
+        recipe.per_device_train_batch_size * recipe.num_generations,
+        recipe.max_prompt_length,
+        recipe.max_completion_length,
         recipe.attn_implementation or "sdpa",
         setup.compute_bytes if setup.zero.stage else setup.weight_bytes,
         setup.compute_bytes,
         recipe.gradient_checkpointing,
-        extra,
+        adapters,
     )
-    return [
-        MemoryItem("activations", activation_bytes(shape, setup.micro_batch, how), (UPDATE,)),
-        MemoryItem("logits, later a layer's backward", transient_bytes(shape, setup.micro_batch, how), (UPDATE,)),
-    ]
 
 
 def kv_bytes_per_token(shape: ModelShape, each: int) -> int:
@@ -180,6 +198,60 @@ def _sampling_work(setup: TrainingSetup) -> list[MemoryItem]:
         # In float32: logits divided by the temperature, their softmax, and what the draw makes of it.
         MemoryItem("logits of a decoding step", rows * shape.vocabulary * 12, (ROLLOUT,)),
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class VllmMemory:
+    """The memory table of vLLM's device; with unknown memory the items lack the cache."""
+
+    items: tuple[MemoryItem, ...]
+    available_gib: float | None
+    sequences: int | None
+    """Sequences of max_prompt_length + max_completion_length that the cache holds; None with unknown memory."""
+
+    @property
+    def total_gib(self) -> float:
+        return sum(item.bytes for item in self.items) / GIB
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "items": {item.name: round(item.bytes / GIB, 2) for item in self.items},
+            "total": round(self.total_gib, 2),
+            "available": self.available_gib,
+            "sequences_that_fit": self.sequences,
+        }
+
+
+def vllm_memory(setup: TrainingSetup) -> VllmMemory:
+    """Return vLLM's memory table.
+
+    vLLM takes `vllm_gpu_memory_utilization` of the device; what weights and activations leave of that is its cache.
+    """
+    shape, each, available = setup.shape, setup.compute_bytes, setup.gpu_memory_gib
+    length = setup.recipe.longest_sequence
+    tokens = max(PROFILED_TOKENS, length)
+    # The forward pass that it profiles: gate, up and product, residual and norm; logits of every sequence in float32.
+    activations = tokens * each * (3 * shape.intermediate + 4 * shape.hidden) + MAX_SEQUENCES * shape.vocabulary * 12
+    items = [MemoryItem("weights", shape.parameters * each), MemoryItem("activations", activations)]
+    cache: float | None = None
+    if setup.on_cpu:
+        cache = CPU_CACHE_GIB * GIB
+    else:
+        items.append(MemoryItem("CUDA context", CONTEXT_GIB * GIB))
+        if available is not None:
+            share = setup.recipe.vllm_gpu_memory_utilization * available * GIB
+            cache = max(0.0, share - sum(item.bytes for item in items))
+        items.append(MemoryItem("CUDA graphs", GRAPHS_GIB * GIB))
+    if cache is None:
+        return VllmMemory(tuple(items), available, None)
+    items.append(MemoryItem("key-value cache", cache))
+    whole_blocks = -(-length // BLOCK) * BLOCK
+    return VllmMemory(tuple(items), available, int(cache // (whole_blocks * kv_bytes_per_token(shape, each))))
+
+
+def head_sizes(on_cpu: bool) -> tuple[int, ...]:
+    """Return the sizes of attention heads that vLLM 0.7.0 can run."""
+    return HEAD_SIZES_CPU if on_cpu else HEAD_SIZES_GPU
 
 
 def _rounded(value: float) -> float:

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from mini_r1.plan.memory import Memory, training_memory
+from mini_r1.plan.memory import Memory, VllmMemory, head_sizes, training_memory, vllm_memory
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, ZeroSettings, zero_settings
-from mini_r1.plan.vllm_memory import VllmMemory, head_sizes, vllm_memory
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import DEMO_MODEL, Recipe
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,57 +71,58 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
 
 def print_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print the rows of `recipe_rows`."""
-    table = _table("Shipped recipes", "recipe", "made for", "time", "disk, GiB", "fits")
+    cells = []
     for row in rows:
         made_for, hours, disk = row["made_for"] or "?", row["hours"], row["disk_gib"]
-        table.add_row(
-            row["name"],
-            "CPU" if "no GPU" in made_for else made_for.removeprefix("1 node x ").replace(" of ", ", "),
-            "?" if hours is None else duration(hours * 3600),
-            "?" if disk is None else f"{disk:.0f}",
-            "yes" if row["fits"] else "no",
-        )
-    console.print(table)
+        shape = "CPU" if "no GPU" in made_for else made_for.removeprefix("1 node x ").replace(" of ", ", ")
+        time = "?" if hours is None else duration(hours * 3600)
+        size = "?" if disk is None else f"{disk:.0f}"
+        cells.append((row["name"], shape, time, size, "yes" if row["fits"] else "no"))
+    console.print(_table("Shipped recipes", ("recipe", "made for", "time", "disk, GiB", "fits"), cells))
     for row in rows:
         for error in row["errors"]:
             console.print(f"{row['name']}: {printable(error)}", markup=False, soft_wrap=True)
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _roles_table(plan: Plan) -> Table:
-    table = _table("Roles", "node", "workers", "ranks", "training devices", "vLLM")
+    rows = []
     for node in plan.roles.nodes if plan.roles else ():
         ranks = f"{node.ranks.start}-{node.ranks.stop - 1}" if node.workers > 1 else str(node.first_rank)
         devices = ", ".join(node.training_devices) or "CPU"
-        table.add_row(str(node.index), str(node.workers), ranks, printable(devices), printable(node.vllm_device or "-"))
-    return table
+        rows.append((str(node.index), str(node.workers), ranks, printable(devices), printable(node.vllm_device or "-")))
+    return _table("Roles", ("node", "workers", "ranks", "training devices", "vLLM"), rows)
 
 
 def _batch_table(plan: Plan) -> Table:
-    table = _table("Batch", "", "optimizer step", "run")
-    for name, each in (
-        ("steps", 1),
-        ("prompts", plan.prompts_per_step),
-        ("completions", plan.completions_per_step),
-        ("tokens generated, at most", plan.tokens_per_step),
-    ):
-        table.add_row(name, f"{each:,}", "?" if plan.steps is None else f"{each * plan.steps:,}")
-    return table
+    each_step = {
+        "steps": 1,
+        "prompts": plan.prompts_per_step,
+        "completions": plan.completions_per_step,
+        "tokens generated, at most": plan.tokens_per_step,
+    }
+    rows = [
+        (name, f"{each:,}", "?" if plan.steps is None else f"{each * plan.steps:,}") for name, each in each_step.items()
+    ]
+    return _table("Batch", ("", "optimizer step", "run"), rows)
 
 
 def _memory_table(plan: Plan) -> Table:
     memory = plan.memory
     assert memory is not None
     device = "Each process on the CPU" if plan.on_cpu else "Each training GPU"
-    table = _table(f"{device}, GiB at most", "", *PHASES)
-    for item in memory.items:
-        table.add_row(item.name, *(_gib(item.bytes) if phase in item.phases else "" for phase in PHASES))
+    rows = [
+        (item.name, *(_gib(item.bytes) if phase in item.phases else "" for phase in PHASES)) for item in memory.items
+    ]
+    table = _table(f"{device}, GiB at most", ("", *PHASES), rows)
     table.add_section()
     table.add_row("together", *(f"{memory.at(phase):.2f}" for phase in PHASES))
     if memory.available_gib is not None:
@@ -130,25 +131,22 @@ def _memory_table(plan: Plan) -> Table:
 
 
 def _storage_table(plan: Plan) -> Table:
-    disk = plan.disk
+    disk, vllm = plan.disk, plan.vllm
     assert disk is not None
-    table = _table("vLLM's GPU, host and disk, GiB" if plan.vllm else "Host and disk, GiB", "", "")
-    if plan.vllm is not None:
-        for item in plan.vllm.items:
-            table.add_row(f"vLLM: {item.name}", _gib(item.bytes))
-        fit = plan.vllm.sequences
-        table.add_row("vLLM: sequences that the cache holds", "?" if fit is None else f"{fit:,}")
-        table.add_section()
+    rows = []
+    if vllm is not None:
+        fit = "?" if vllm.sequences is None else f"{vllm.sequences:,}"
+        rows += [(f"vLLM: {item.name}", _gib(item.bytes)) for item in vllm.items]
+        rows.append(("vLLM: sequences that the cache holds", fit))
     kept = f"{KEEP_CHECKPOINTS} kept and one being written"
-    for name, size in (
+    rows += [
         ("host memory, node 0", f"{plan.host_memory_gib:.1f}"),
         ("shared memory (/dev/shm)", f"{plan.shm_gib:.2f}"),
         (f"disk: checkpoints of {disk.checkpoint:.2f}, {kept}", f"{disk.checkpoints:.1f}"),
         (f"disk: snapshots of {disk.snapshot:.2f}, every save", f"{disk.snapshots:.1f}"),
         ("disk: completions", f"{disk.completions:.1f}"),
-    ):
-        table.add_row(name, size)
-    return table
+    ]
+    return _table("vLLM's GPU, host and disk, GiB" if vllm else "Host and disk, GiB", ("", ""), rows)
 
 
 def _gib(size: float) -> str:

@@ -14,12 +14,11 @@ from typing import Any, Final
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import Roles
 from mini_r1.plan.disk_space import DiskUse, disk_use, host_memory_gib, shared_memory_gib
-from mini_r1.plan.memory import Memory, training_memory
+from mini_r1.plan.memory import Memory, VllmMemory, training_memory, vllm_memory
 from mini_r1.plan.plan_errors import memory_errors, plan_warnings, recipe_errors
 from mini_r1.plan.shapes import FoundShape, builtin_shape, find_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, zero_settings
-from mini_r1.plan.vllm_memory import VllmMemory, vllm_memory
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import GENERATED, Recipe
 
@@ -59,7 +58,6 @@ class Plan:
 
     @property
     def vllm_device(self) -> str | None:
-        """vLLM's device, see `Roles.vllm_device`."""
         return self.roles.vllm_device if self.roles else None
 
     @property
@@ -69,7 +67,6 @@ class Plan:
 
     @property
     def completions_per_step(self) -> int:
-        """Prompts times num_generations."""
         return self.prompts_per_step * self.recipe.num_generations
 
     @property

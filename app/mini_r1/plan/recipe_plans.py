@@ -43,7 +43,6 @@ class Hardware:
 
     @property
     def gpus(self) -> int:
-        """GPUs over all nodes."""
         return 0 if self.on_cpu else sum(map(len, self.devices))
 
 

@@ -76,7 +76,6 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """All weights; tied ones count once."""
         biases = self.layers * (self.heads * self.head_size + 2 * self.kv_width) if self.qkv_bias else 0
         norms = self.layers * NORMS_PER_LAYER * self.hidden + self.hidden
         return self.embedding_parameters * (1 if self.tied else 2) + self.linear_parameters + biases + norms

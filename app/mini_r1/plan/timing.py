@@ -15,9 +15,8 @@ from typing import Final, NamedTuple
 
 from mini_r1.errors import KitError
 from mini_r1.plan.disk_space import DiskUse
-from mini_r1.plan.memory import GIB, SAMPLER_ROWS, kv_bytes_per_token
+from mini_r1.plan.memory import GIB, MAX_SEQUENCES, SAMPLER_ROWS, kv_bytes_per_token
 from mini_r1.plan.training_setup import TrainingSetup
-from mini_r1.plan.vllm_memory import MAX_SEQUENCES
 from mini_r1.recipe.fields import DEMO_MODEL
 
 
@@ -82,7 +81,6 @@ class Timing:
 
     @property
     def step_s(self) -> float:
-        """Seconds of an optimizer step."""
         return self.rollout + self.reference + self.update + self.save
 
     @property
@@ -96,7 +94,6 @@ class Timing:
         return None if self.steps is None else self.step_s * self.steps / 3600
 
     def to_dict(self) -> dict[str, object]:
-        """Return the estimate for --json."""
         return {
             "step_s": round(self.step_s, 2),
             **{name: round(getattr(self, name), 2) for name in ("rollout", "reference", "update", "save")},

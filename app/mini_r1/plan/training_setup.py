@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mini_r1.plan.activations import MicroBatch
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
@@ -118,12 +117,6 @@ class TrainingSetup:
         """Completions of an optimizer step on one worker."""
         recipe = self.recipe
         return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * recipe.num_generations
-
-    @property
-    def micro_batch(self) -> MicroBatch:
-        """The micro-batch at its longest."""
-        sequences = self.recipe.per_device_train_batch_size * self.recipe.num_generations
-        return MicroBatch(sequences, self.recipe.max_prompt_length, self.recipe.max_completion_length)
 
 
 def zero_settings(file: DeepSpeedFile, shape: ModelShape) -> ZeroSettings:
