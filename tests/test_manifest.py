@@ -45,7 +45,7 @@ def save(parent: Path, step: int, text: str = "weights", **facts: Any) -> Path:
 
 
 def content(path: Path) -> str:
-    """Of a directory by `save`; it must be whole."""
+    """Return the content of a directory by `save`; it must be whole."""
     text = (path / "model.safetensors").read_text()
     assert (path / "global_step" / "deep" / "shard.pt").read_text() == text * 2
     return text
@@ -230,7 +230,7 @@ def test_a_manifest_that_names_what_is_not_inside(parent: Path, name: str) -> No
 def killed_at(line: int, function: Callable[[], object]) -> bool:
     """Call a function in a forked process that gets a SIGKILL before the `line`-th line it runs; False: it ended.
 
-    Lines of the manifest's own code and of `shutil`'s deletion count.
+    Lines of the manifest's code and of `shutil`'s deletion count.
     """
     child = os.fork()
     if child == 0:

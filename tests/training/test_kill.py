@@ -1,4 +1,4 @@
-"""Killed at any moment and started again with the same command, a run ends as if nothing had happened.
+"""Killed at any moment and resumed with the same command, a run ends as if nothing had happened.
 
 Real processes, really killed (SIGKILL), at random moments between their start and their end; some of them while a save
 is being written, some killed twice. The log is written every second step and a save comes every third, so that

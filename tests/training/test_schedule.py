@@ -1,4 +1,4 @@
-"""Optimizer steps and the order of problems: whole passes, fixed by the seed, cut to the run's length."""
+"""Optimizer steps and the order of problems: whole passes, fixed by the random seed, cut to the run's length."""
 
 from __future__ import annotations
 
