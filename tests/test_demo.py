@@ -37,7 +37,7 @@ def test_the_quick_demo_runs_the_whole_path(mini_r1: Kit, tmp_path: Path, monkey
     assert result["seconds_warm_start"] > 0
     assert result["seconds_grpo"] > 0
     assert result["run_dir"] == str(tmp_path / "run")
-    assert "going on" not in done.stderr
+    assert "resuming after" not in done.stderr
 
     again = run_forked(*command, folder=tmp_path)  # finished and measured: only shown
     assert again.code == 0, again.errors

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,12 +65,22 @@ def test_the_schema_finds_what_the_kit_refuses(change: dict[str, object]) -> Non
         jsonschema.validate({"model_name_or_path": "builtin:demo", **change}, recipe_schema())
 
 
+def test_the_commands_of_the_reference_run(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^```bash\n(.*?)^```$", recipe_reference(), re.MULTILINE | re.DOTALL)
+    script = f'mini-r1() {{ {shlex.quote(sys.executable)} -m mini_r1 "$@"; }}\n{block}'
+    done = subprocess.run(["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "recipe.schema.json").read_text()) == recipe_schema()
+
+
 def test_recipes_commands(mini_r1: Kit) -> None:
     shown = mini_r1("recipes", "show", "demo-cpu", "--set", "seed=7", "--json")
     assert shown.returncode == 0, shown.stderr
     assert json.loads(shown.stdout) == load_recipe(shipped_recipes()["demo-cpu"], ["seed=7"]).model_dump()
     assert mini_r1("recipes", "show", "demo-cpu").stdout == annotate_recipe(load_recipe(shipped_recipes()["demo-cpu"]))
     assert json.loads(mini_r1("recipes", "schema").stdout) == recipe_schema()
+    before = mini_r1("recipes", "--json", "show", "demo-cpu")
+    assert (before.returncode, "options go after the subcommand" in before.stderr) == (78, True)
     unknown = mini_r1("recipes", "show", "demo-gpu", "--json")
     assert unknown.returncode == 78
     assert "did you mean 'demo-cpu'" in unknown.stderr

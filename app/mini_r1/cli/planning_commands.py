@@ -88,6 +88,10 @@ def recipes(
     from mini_r1.plan.recipe_plans import find_hardware, recipe_rows, shipped_plans
 
     if context.invoked_subcommand is not None:
+        if as_json or (gpus, nodes, gpu_memory) != (None, None, None):
+            raise typer.BadParameter(
+                f"options go after the subcommand: `mini-r1 recipes {context.invoked_subcommand} …`"
+            )
         return
     if gpus is None and (nodes is not None or gpu_memory is not None):
         raise KitError("--nodes and --gpu-memory need --gpus")
