@@ -210,9 +210,11 @@ def test_what_is_not_in_the_cache_gets_the_prefetch_command(cluster: Cluster, on
     assert is_failure(finding, "recipe"), finding
     assert "mini-r1 prefetch RECIPE" in finding.fix
     assert "HF_HUB_OFFLINE=0" in finding.fix
+    assert "for this check" in finding.detail
     chosen = cluster.found(check, on_hub, HF_HOME=str(cluster.disk / "hf"), HF_HUB_OFFLINE="1")
     assert is_failure(chosen, "recipe")
     assert "HF_HUB_OFFLINE=0" not in chosen.fix
+    assert "for this check" not in chosen.detail
 
 
 def test_what_is_whole_in_a_shared_cache_is_ok(cluster: Cluster, on_hub: Path) -> None:

@@ -228,12 +228,13 @@ def data(login: LoginNode) -> Finding:
 
 
 def _check_input(login: LoginNode, check: Callable[[Case], Finding], name: str | None) -> Finding:
-    """Check as if offline, unless the site file sets HF_HUB_OFFLINE: compute nodes often have no network."""
+    """Check as if offline, unless the site file sets HF_HUB_OFFLINE."""
     chosen = login.environment.get("HF_HUB_OFFLINE")
     found = check(replace(login.case, environment={**login.environment, "HF_HUB_OFFLINE": chosen or "1"}))
     if found.status == "fail" and not chosen and "HF_HUB_OFFLINE" in found.detail:
-        hint = f"{found.fix}; if compute nodes have a network: `export HF_HUB_OFFLINE=0` in the site file"
-        return replace(found, fix=hint)
+        detail = f"{found.detail} for this check, because compute nodes often have no network"
+        fix = f"{found.fix}; if they have one: `export HF_HUB_OFFLINE=0` in the site file"
+        return replace(found, detail=detail, fix=fix)
     if found.status != "ok" or name is None:
         return found
     path = expand_user(name, login.environment)
