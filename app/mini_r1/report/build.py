@@ -79,12 +79,12 @@ def build_report(
     limit: int = SAMPLES,
     progress: Progress = lambda line: None,
 ) -> Report:
-    """Write the page and, with `markdown`, the Markdown.
+    """Write the page of some runs and, to the folder `markdown`, `report.md` and its plots.
 
     Args:
         paths: run directories.
         out: the page; None is `report.html` in the run directory, of several runs in the current one.
-        markdown: folder for `report.md` and its plots.
+        markdown: a folder; made if it is missing.
         price: of a GPU-hour.
         limit: maximum number of completions on the page.
         progress: called with each line of progress.

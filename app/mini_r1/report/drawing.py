@@ -56,12 +56,7 @@ _SETTINGS = {
 
 
 def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> tuple[str, dict[str, Any]]:
-    """Draw a plot that is not empty.
-
-    Args:
-        plot: the plot.
-        colours: the colour of each role.
-        size: width and height in inches of 100 pixels.
+    """Draw a plot that is not empty, with a colour for each role and a size in inches of 100 pixels.
 
     Returns:
         The SVG element as text, and where its axes are: `box` (x0, y0, x1, y1 in the SVG's units), `x` and `y` limits.

@@ -117,18 +117,9 @@ def print_completions(
     out: Console,
     progress: Console,
 ) -> None:
-    """Print completions.
+    """Print training's completions or the kept answers to held-out problems to `out`, and remarks to `progress`.
 
-    Args:
-        run: the run.
-        which: the filter.
-        held_out: the answers to held-out problems that evaluations kept, instead of training's.
-        limit: maximum number of completions; 0 is all.
-        last: the last ones instead of the first.
-        full: each completion without a limit to its length.
-        as_json: one line of JSON each, as in the file.
-        out: console for the completions.
-        progress: console for remarks.
+    At most `limit` of them, the first or the last; 0 is all. With `as_json`, one line of JSON each, as in the file.
     """
     read = read_held_out_completions if held_out else read_completions
     rows = filter_completions(read(run), which, progress)

@@ -14,9 +14,16 @@ def finished_step(run: RunDir, recipe: Recipe) -> int | None:
     """Return the last step of a finished run, None for one to start or to resume.
 
     Raises:
-        KitError: the run was started with another recipe.
+        KitError: the run was started with another recipe; the message has the keys that differ.
     """
-    refuse_other_recipe(run, recipe)
+    changed = differences(load_recipe(run.recipe_file), recipe) if run.has_checkpoint() else {}
+    if changed:  # before the first checkpoint the recipe may be corrected
+        lines = [f"  {key}: the run has {old!r}, the recipe has {new!r}" for key, (old, new) in changed.items()]
+        raise KitError(
+            f"{run.path} was started with another recipe:\n"
+            + "\n".join(lines)
+            + "\nchoose another --run-dir, or undo the change"
+        )
     state = run.read_state()
     return int(state["step"]) if state.get("state") == "finished" else None
 
@@ -41,21 +48,3 @@ def finished_step_before_loading(run: RunDir, recipe: Recipe) -> int | None:
         pass  # `claim` reports what is wrong
     with run.claim():
         return finished_step(run, recipe)
-
-
-def refuse_other_recipe(run: RunDir, recipe: Recipe) -> None:
-    """Refuse to resume a run with another recipe; before its first checkpoint the recipe may be corrected.
-
-    Raises:
-        KitError: naming the keys that differ.
-    """
-    if not run.has_checkpoint():
-        return
-    changed = differences(load_recipe(run.recipe_file), recipe)
-    if changed:
-        lines = [f"  {key}: the run has {old!r}, the recipe has {new!r}" for key, (old, new) in changed.items()]
-        raise KitError(
-            f"{run.path} was started with another recipe:\n"
-            + "\n".join(lines)
-            + "\nchoose another --run-dir, or undo the change"
-        )

@@ -52,12 +52,7 @@ class Health:
 
 
 def check_health(path: Path, now: float) -> Health:
-    """Return the health of a run, or of the run with the newest heartbeat in a folder.
-
-    Args:
-        path: a run directory or a folder of them, which may be missing.
-        now: seconds since 1970.
-    """
+    """Return the health of a run, or of the run with the newest heartbeat in a folder; `now` is in s since 1970."""
     try:
         found = [(run, *_read_state(run, now)) for run in _find_runs(path)]
     except OSError as error:

@@ -59,9 +59,8 @@ def seal(scratch: Path, final: Path, *, run_id: str, files: Files | None = None,
     Args:
         scratch: the directory, on the same filesystem as `final`.
         final: replaced if it exists: the step was saved before, and the run resumed from an older checkpoint.
-        run_id: id of the run.
+        run_id: for the manifest, as `facts`.
         files: digests from the ranks that wrote the files; None makes them here.
-        facts: other values for the manifest.
 
     Raises:
         OSError: `files` and the directory differ: a rank's part is missing.

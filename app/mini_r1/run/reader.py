@@ -6,7 +6,6 @@ and what is missing is listed (`RunData.missing`) instead of raised. No torch; p
 
 from __future__ import annotations
 
-import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -163,14 +162,12 @@ class AttemptRecord:
 
     @cached_property
     def _steps(self) -> list[int]:
-        """The steps of its completions and of its metrics; a long run has hundreds of megabytes of completions."""
+        """The steps of its completions, without parsing them: a long run has hundreds of megabytes."""
         file = self.folder / "completions.jsonl"
-        steps = []
-        with contextlib.suppress(OSError):
-            if file.is_file():  # a pipe or a device may have no end
-                with file.open("rb") as lines:
-                    steps = sorted({int(found[1]) for line in lines if (found := _STEP.match(line))})
-        return steps
+        if not file.is_file():  # a pipe or a device may have no end
+            return []
+        with file.open("rb") as lines:
+            return sorted({int(found[1]) for line in lines if (found := _STEP.match(line))})
 
     @property
     def first_step(self) -> int | None:
@@ -305,11 +302,7 @@ class RunData:
 
 
 def read_run(path: Path, name: str | None = None) -> RunData:
-    """Read a run, or what there is of one, except its completions.
-
-    Args:
-        path: the run directory.
-        name: its name for people; None is the directory's.
+    """Read a run, or what there is of one, except its completions; `name` is for people, by default the directory's.
 
     Raises:
         KitError: there is no part of a run.
