@@ -236,6 +236,9 @@ def forbidden(run: Path) -> None:
     os.chmod(run.parent, 0o700 if root else 0o000)
     if root:  # from here on with another user's access to files
         ctypes.CDLL(None).setfsuid(OTHER_USER)
+        deepspeed = sys.modules.get("deepspeed.ops.transformer.inference.triton.matmul_ext")
+        if deepspeed is not None:  # at exit it writes to the home of the first user
+            atexit.unregister(deepspeed.matmul_ext_update_autotune_table)
 
 
 def renamed(run: Path) -> None:
