@@ -69,7 +69,7 @@ class World:
         return own[0] if self.main else function()
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Return whether the flag is set on any rank."""
         if self.size == 1:
             return flag
         votes = torch.tensor([int(flag)], device=self._state.device)
@@ -96,7 +96,7 @@ class World:
             self._store.set(notice, "1")
 
     def is_posted(self, notice: str) -> bool:
-        """Whether a rank has left this notice; not a collective."""
+        """Return whether a rank has left this notice; not a collective."""
         return self._store is not None and bool(self._store.check([notice]))
 
     @contextmanager
