@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from mini_r1.errors import KitError
+from mini_r1.recipe.recipe_file import load_recipe
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
@@ -104,13 +106,16 @@ def test_nothing_in_the_kit_turns_data_into_code() -> None:
     assert [f"{call.place} {call.name}" for call in kit_calls() if runs_code(call)] == []
 
 
-def test_yaml_is_read_by_a_loader_that_makes_plain_values_alone() -> None:
-    from mini_r1.recipe.recipe_file import _Loader
-    from yaml import SafeLoader
-
-    assert issubclass(_Loader, SafeLoader)
-    assert _Loader.yaml_constructors == SafeLoader.yaml_constructors
-    assert _Loader.yaml_multi_constructors == SafeLoader.yaml_multi_constructors
+def test_recipes_are_read_by_a_loader_that_makes_only_plain_values(tmp_path: Path) -> None:
+    readers = [call for call in kit_calls() if call.name == "ruamel.yaml.YAML"]
+    assert readers
+    for call in readers:
+        assert call.keywords.get("typ") == "safe", call.place
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"run_name: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']\n")
+    with pytest.raises(KitError):
+        load_recipe(recipe)
+    assert not (tmp_path / "made").exists()
 
 
 WITHOUT_CODE = {"transformers.GenerationConfig"}

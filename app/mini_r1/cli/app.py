@@ -74,8 +74,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for panel, commands in CONTENTS.items():
-    for name, command in commands.items():
+for panel, entries in CONTENTS.items():
+    for name, command in entries.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=panel)
         else:
