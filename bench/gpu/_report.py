@@ -229,7 +229,7 @@ def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
             yield f"{problems}, {name}, success by number of tries: {shares}"
     yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
     rows = read_problems(common.HUB_ROWS)
-    solved = sum(abs(row.target) in task.signed_sums(row) for row in rows)
+    solved = sum(abs(row.target) in task.signed_sums(row.nums) for row in rows)
     yield f"all signed sums, at most 8, solve {solved / len(rows):.1%} of the {len(rows)} hub rows"
 
 

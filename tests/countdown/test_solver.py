@@ -10,15 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini_r1.tasks.countdown.expression import check_answer
+from mini_r1.tasks.countdown.generator_rule import OutOfWork, Work, solvable_by_generator_rule, splits
 from mini_r1.tasks.countdown.solver import (
     MAX_STEPS,
     needs_multiplication_or_division,
     solvable,
-    solvable_by_generator_rule,
     solve,
 )
-from mini_r1.tasks.countdown.splits import splits
-from mini_r1.tasks.countdown.work_limit import OutOfWork, Work
 
 SMALL = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 

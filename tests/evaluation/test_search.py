@@ -53,7 +53,7 @@ def sums(problem: task.Problem, rng: random.Random) -> Iterator[Try]:
         text = str(first) + "".join(f" {sign} {n}" for sign, n in zip(chosen, others, strict=True))
         result = first + sum(n if sign == "+" else -n for sign, n in zip(chosen, others, strict=True))
         texts[abs(result)] = text, text if result != -problem.target else f"-({text})"
-    for result in rng.sample(task.signed_sums(problem), len(texts)):
+    for result in rng.sample(task.signed_sums(problem.nums), len(texts)):
         text, answer = texts[result]
         yield f"{text} = {result}", answer, result
 

@@ -61,7 +61,7 @@ def solvers(game: Game) -> dict[str, Solver]:
         "random_solver": Solver(
             lambda problem: task.chain_results(problem.numbers_key, game.operators, game.max_value)
         ),
-        "signed_sums": Solver(lambda problem: dict.fromkeys(task.signed_sums(problem), 1.0), signless=True),
+        "signed_sums": Solver(lambda problem: dict.fromkeys(task.signed_sums(problem.nums), 1.0), signless=True),
     }
 
 

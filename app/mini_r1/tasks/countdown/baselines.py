@@ -1,13 +1,12 @@
-"""Solvers that search without a thought, to hold a model's success against.
+"""A random solver, to compare a model's success with.
 
-They calculate without mistakes and never try a result twice. None knows the target while it searches, so what a model
-has above them is more than search.
+It calculates without mistakes and never tries a result twice. It doesn't know the target while it searches, so what a
+model achieves beyond it is more than search.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -15,26 +14,19 @@ from dataclasses import dataclass
 
 from .problem import Problem
 
-OPERATORS = "+-*/"
-"""What a problem allows that says nothing else."""
 DRAWS = 2_000
-"""Draws before a problem counts as exhausted that has too many results to count."""
+"""Draws after which a problem with too many results to count is exhausted."""
 MOST_ENUMERATED = 4
-"""Numbers of which all chains are listed: 1,536 of four; five would be 30,720, which takes longer than drawing."""
+"""Most numbers for which all chains are listed: 1,536 of four; the 30,720 of five take longer than drawing."""
 MOST_COUNTED = 500_000
-"""Values on the way, about a second of work: more than six numbers have by `+ - * /` up to a hundred."""
-
-
-def _exact_quotient(left: int, right: int) -> int:
-    """The quotient where it is exact, else -1, which no try may reach."""
-    return left // right if right and left % right == 0 else -1
-
+"""Most intermediate values counted, about a second of work; six numbers have fewer by `+ - * /` up to a hundred."""
 
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
-    "/": _exact_quotient,
+    # -1, which no try may reach, unless the quotient is exact.
+    "/": lambda left, right: left // right if right and left % right == 0 else -1,
 }
 
 
@@ -51,14 +43,14 @@ class Chain:
 def draw_chains(
     problem: Problem, operators: str, max_value: int | None, rng: random.Random, draws: int | None = None
 ) -> Iterator[Chain]:
-    """Random chains by the rule of the hub's data set: non-negative whole numbers, exact division. No result twice.
+    """Yield random chains by the hub data set's rule: non-negative whole numbers, exact division. No result twice.
 
     Args:
-        problem: its numbers are used once each; its target is not looked at.
+        problem: its numbers are used once each; its target is ignored.
         operators: allowed ones, out of `+-*/`.
-        max_value: largest value on the way; None is no limit.
-        rng: the draws.
-        draws: how many random chains to try at most; None ends when every result has come.
+        max_value: largest intermediate value; None is no limit.
+        rng: source of the draws.
+        draws: most random chains to try; None ends when every result has come.
     """
     counts = None if draws else chain_results(problem.numbers_key, operators, max_value)
     seen: set[int] = set()
@@ -78,17 +70,17 @@ def draw_chains(
 
 @functools.lru_cache(maxsize=4096)
 def chain_results(numbers: tuple[int, ...], operators: str, max_value: int | None) -> dict[int, int] | None:
-    """The results of all chains that `draw_chains` may draw, and how many chains give each.
+    """Return the results of all chains that `draw_chains` may draw, and how many chains give each.
 
     Counted by which numbers are used up, not chain by chain: six numbers have 737,280 chains by four operators.
 
     Args:
-        numbers: in any order, which is best that of `Problem.numbers_key`: the last few thousand are kept.
+        numbers: best sorted, because the results are cached.
         operators: allowed ones.
-        max_value: largest value on the way; None is no limit.
+        max_value: largest intermediate value; None is no limit.
 
     Returns:
-        None where there are more than MOST_COUNTED values on the way: counting them takes too long.
+        None for more than MOST_COUNTED intermediate values.
     """
     every = (1 << len(numbers)) - 1
     reached: dict[int, dict[int, int]] = {1 << i: {number: 1} for i, number in enumerate(numbers)}
@@ -110,35 +102,21 @@ def chain_results(numbers: tuple[int, ...], operators: str, max_value: int | Non
     return reached.get(every, {})
 
 
-def signed_sums(problem: Problem) -> list[int]:
-    """The different sums of the numbers with signs before them; a sum and its opposite are one, and not negative.
-
-    At most 2**(n - 1): 8 of four numbers.
-    """
-    first, *others = problem.nums
-    sums: dict[int, None] = {}
-    for count in range(len(others) + 1):
-        for minus in itertools.combinations(range(len(others)), count):
-            total = first + sum(-n if i in minus else n for i, n in enumerate(others))
-            sums[abs(total)] = None
-    return list(sums)
-
-
 def all_chains(numbers: tuple[int, ...], operators: str, max_value: int | None) -> list[Chain]:
-    """All chains that `draw_chains` may draw, each of them as likely; of more than MOST_ENUMERATED numbers too many."""
+    """Return all chains that `draw_chains` may draw, each of them as likely; for at most MOST_ENUMERATED numbers."""
     found: list[Chain] = []
 
-    def go_on(nums: tuple[int, ...], ops: tuple[str, ...], values: tuple[int, ...], left: tuple[int, ...]) -> None:
+    def extend(nums: tuple[int, ...], ops: tuple[str, ...], values: tuple[int, ...], left: tuple[int, ...]) -> None:
         if not left:
             found.append(Chain(nums, ops, values or nums))
         for i, number in enumerate(left):
             for op in operators:
                 after = _OPERATIONS[op](values[-1] if values else nums[0], number)
                 if _allowed(after, max_value):
-                    go_on((*nums, number), (*ops, op), (*values, after), left[:i] + left[i + 1 :])
+                    extend((*nums, number), (*ops, op), (*values, after), left[:i] + left[i + 1 :])
 
     for i, number in enumerate(numbers):
-        go_on((number,), (), (), numbers[:i] + numbers[i + 1 :])
+        extend((number,), (), (), numbers[:i] + numbers[i + 1 :])
     return found
 
 

@@ -1,7 +1,4 @@
-"""Where problems come from, how they are stored, and how they are split.
-
-A row that is wrong stops the reading with its place; no row is dropped in silence.
-"""
+"""Read, fetch, write, split and describe problems. A wrong row is an error that names its place; none is dropped."""
 
 from __future__ import annotations
 
@@ -18,16 +15,16 @@ from .solver import needs_multiplication_or_division, solvable
 SUFFIXES = (".jsonl", ".json", ".parquet")
 """Files that `read_problems` reads."""
 PARQUET_BATCH = 65_536
-"""Rows turned into Python objects at a time: some 20 MB, whatever the size of the file."""
+"""Rows turned into Python objects at a time: about 20 MB."""
 MOST_PARTS = 10_000
-"""Files of one data set that are looked for by their numbers."""
+"""Most files of one data set that `missing_parts` looks for."""
 
 
 def data_files(path: Path) -> list[Path]:
-    """The files behind a path: itself, or the Parquet files below a folder, in order of their paths.
+    """Return the files of a path: itself, or the Parquet files below a folder, in order of their paths.
 
     Raises:
-        DataError: when there is no such file, no Parquet file in the folder, or the kind is not in SUFFIXES.
+        DataError: no such file, no Parquet file in the folder, or a kind that is not in SUFFIXES.
     """
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
@@ -62,7 +59,7 @@ def read_problems(path: Path) -> list[Problem]:
 
 
 def missing_parts(files: Iterable[Path]) -> list[str]:
-    """Of files that say how many they are (`train-00000-of-00002.parquet`), those that are not there, by name."""
+    """Return the names of numbered files (`train-00000-of-00002.parquet`) that are not among the files."""
     numbered = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\.\w+)")
     found: dict[tuple[Path, str, str, str], set[str]] = {}
     for file in files:
@@ -85,13 +82,12 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
         revision: branch, tag or commit; None is the default branch.
 
     Returns:
-        (folder, commit hash that `revision` stands for).
+        The folder, and the commit of `revision`.
 
     Raises:
-        DataError: when the hub cannot be reached and the cache does not hold it, or not whole, or there is no such
-            data set.
+        DataError: no such data set, or the hub can't be reached and the cache doesn't hold it completely.
     """
-    # Late, because a local file or the generator should not pay for this import.
+    # Imported here, because a local file or the generator should not pay for it.
     from huggingface_hub import snapshot_download
 
     try:
@@ -100,7 +96,7 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
                 repo_id, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"]
             )
         )
-    # The hub's own errors, the network's and a bad name's are all one or the other of these two.
+    # Errors of the hub, of the network and of a bad name are all one of these.
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0][:200]
         at = f" at revision '{revision}'" if revision else ""
@@ -109,7 +105,7 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
             "Without a network, fetch it before where there is one (mini-r1 prefetch RECIPE), or name a local .parquet "
             "or .jsonl file, or 'generated' for problems of the same distribution"
         ) from error
-    # Without a network the cache is taken as it is, also one that an interrupted fetch left.
+    # Without a network the cache is taken as it is, even one that an interrupted fetch left.
     missing = missing_parts(folder.rglob("*.parquet"))
     if missing:
         raise DataError(
@@ -121,10 +117,7 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
 
 
 def write_jsonl(problems: Iterable[Problem], path: Path) -> int:
-    """Write problems as JSONL with the hub set's columns, and return how many.
-
-    The file appears complete or not at all: written beside its place, flushed to the disk, then renamed.
-    """
+    """Write problems as JSONL with the hub set's columns, atomically, and return how many."""
     path = Path(path)
     if path.is_dir():
         raise DataError(f"{path} is a directory: name a file")
@@ -148,18 +141,17 @@ def write_jsonl(problems: Iterable[Problem], path: Path) -> int:
 def split(
     problems: Sequence[Problem], fraction: float, seed: int, by: str = "key"
 ) -> tuple[list[Problem], list[Problem]]:
-    """Part problems into (train, held out), so that no key is in both.
+    """Split problems into (train, held out), so that no key is in both.
 
-    Keys are ranked by a seeded hash and the first `fraction` of them is held out: the side of a problem depends on the
-    set of keys and the seed alone, not on the order of rows, the process or the Python version. Both parts keep the
-    order of rows.
+    Keys are ranked by a seeded hash and the first `fraction` of them is held out, so the split depends only on the set
+    of keys and the random seed, not on the order of rows or the Python version. Both parts keep the order of rows.
 
     Args:
         problems: the rows, duplicates allowed.
-        fraction: share of the distinct keys to hold out, 0 <= fraction < 1; exact up to rounding, and at least one
-            key on each side when there are two and fraction > 0.
-        seed: another seed, another split.
-        by: `key`, (sorted numbers, target), or `numbers`, the sorted numbers whatever the target.
+        fraction: share of the distinct keys to hold out, 0 <= fraction < 1; at least one key on each side when there
+            are two and fraction > 0.
+        seed: random seed.
+        by: `key`, (sorted numbers, target), or `numbers`, the sorted numbers with any target.
 
     Raises:
         DataError: for another `by` or a fraction out of range.
@@ -186,16 +178,14 @@ def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambd
 
     Args:
         problems: the rows.
-        progress: called with the number of rows looked at so far.
+        progress: called with the number of rows read so far.
 
     Returns:
         `rows`; `exact_duplicates` (rows whose numbers, in this order, and target came before); `duplicate_keys` (rows
-        whose sorted numbers and target came before); `unchecked_rows` (those, counted from 1, whose search took too
-        many steps, see `solver.solvable`); `solvable_share` (0..1, of the other rows; None where there are none) and
-        `needs_mul_div_share` (0..1, of all rows);
-        `target` and `number` (each {"min", "max"}); `by_size` ({"3": {"rows", "share", "solvable_share",
-        "needs_mul_div_share"}, ...}). A row of 3 or 4 numbers takes about 50 microseconds, one without a solution 1 ms,
-        one of 6 or more without a solution 0.4 s.
+        whose sorted numbers and target came before); `unchecked_rows` (those, from 1, whose search took too many steps,
+        see `solver.solvable`); `solvable_share` (0..1, of the other rows, or None) and `needs_mul_div_share` (0..1, of
+        all rows); `target` and `number` (each {"min", "max"}); `by_size` ({"3": {"rows", "share", "solvable_share",
+        "needs_mul_div_share"}, ...}).
 
     Raises:
         DataError: when there are no problems.
@@ -223,6 +213,7 @@ def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambd
         rows = [problem for problem in problems if len(problem.nums) == size]
         by_size[str(size)] = {"rows": len(rows), "share": len(rows) / len(problems), **shares(rows)}
     targets = [problem.target for problem in problems]
+    numbers = {number for problem in problems for number in problem.nums}
     return {
         "rows": len(problems),
         "exact_duplicates": len(problems) - len(set(problems)),
@@ -230,33 +221,29 @@ def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambd
         "unchecked_rows": [row for row, one in enumerate(problems, start=1) if facts[one.key][0] is None],
         **shares(problems),
         "target": {"min": min(targets), "max": max(targets)},
-        "number": {
-            "min": min(min(problem.nums) for problem in problems),
-            "max": max(max(problem.nums) for problem in problems),
-        },
+        "number": {"min": min(numbers), "max": max(numbers)},
         "by_size": by_size,
     }
 
 
 def _jsonl(file: Path) -> Iterator[Problem]:
     lines = file.read_bytes().split(b"\n")
-    # What follows the last newline is no line, unless something does: then the file may have been cut off there.
-    complete = lines[-1] == b""
+    complete = lines[-1] == b""  # else the file may be truncated
     if complete:
         lines.pop()
     for number, raw in enumerate(lines, start=1):
-        where = f"{file}:{number}"
+        place = f"{file}:{number}"
         if not raw.strip():
-            raise DataError(f"{where}: the line is empty")
+            raise DataError(f"{place}: the line is empty")
         try:
             row = json.loads(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not valid UTF-8 (byte {error.start} of the line)") from error
+            raise DataError(f"{place}: not valid UTF-8 (byte {error.start} of the line)") from error
         except (ValueError, RecursionError) as error:
             cut_off = not complete and number == len(lines)
             hint = "; the last line does not end in a newline: is the file cut off?" if cut_off else ""
-            raise DataError(f"{where}: not valid JSON ({error}){hint}") from error
-        yield parse_problem(row, where)
+            raise DataError(f"{place}: not valid JSON ({error}){hint}") from error
+        yield parse_problem(row, place)
 
 
 def _json(file: Path) -> Iterator[Problem]:
@@ -273,7 +260,7 @@ def _json(file: Path) -> Iterator[Problem]:
 
 
 def _parquet(file: Path) -> Iterator[Problem]:
-    # Late, because only this kind of file needs it, and it takes a tenth of a second.
+    # Imported here, because only this kind of file needs it.
     import pyarrow
     from pyarrow import parquet
 

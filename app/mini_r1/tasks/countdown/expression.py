@@ -5,7 +5,7 @@
     term   := factor { ("*" | "/") factor }
     factor := { "+" | "-" } ( integer | "(" sum ")" )
 
-Integers are ASCII digits without leading zeros; ASCII white space, newlines included, may stand between tokens.
+Integers are ASCII digits without leading zeros; ASCII white space, newlines included, is allowed between tokens.
 The parser is E. W. Dijkstra's shunting-yard algorithm: one pass, an explicit stack, no recursion.
 """
 
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 512
-"""Characters of a stripped answer. The longest sensible one (8 numbers of 7 digits, with brackets) needs about 120."""
+"""Most characters of a stripped answer. The longest sensible one (8 numbers of 7 digits, brackets) needs about 120."""
 MAX_DEPTH = 32
-"""Brackets open at once. 8 numbers need 7; beyond this an answer is padding, and no reader could follow it."""
+"""Most brackets open at once. 8 numbers need 7; an answer with more is padding."""
 MAX_SHOWN_DIGITS = 24
-"""Digits of a number quoted in a reason, so that a reason stays one short line."""
+"""Most digits of a number in a reason, so that a reason stays one short line."""
 
 _WHITESPACE = " \t\n\r\x0b\x0c"
 _TOKEN = re.compile(rf"[0-9]+|[^{_WHITESPACE}]")
@@ -34,7 +34,7 @@ NEGATE = "~"
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """An answer that keeps to the grammar; nothing is computed yet."""
+    """An answer that follows the grammar; nothing is computed yet."""
 
     literals: tuple[int, ...]
     """The integers left of `=`, in reading order."""
@@ -45,61 +45,48 @@ class Parsed:
 
 
 def check_answer(text: str, nums: Sequence[int], target: int) -> str | None:
-    """Say what is wrong with an answer, or None when it is right.
+    """Return what is wrong with an answer, or None when it is right.
 
-    Work is bounded by a constant times the length of the text: numbers are compared with the given ones
-    before anything is computed, so no arithmetic is larger than the product of `nums`. No text raises.
+    Work is bounded by a constant times the length of the text: numbers are compared with the given ones before anything
+    is computed, so no arithmetic is larger than the product of `nums`. No text raises.
 
     Args:
-        text: what stands between `<answer>` and `</answer>`.
+        text: the text between `<answer>` and `</answer>`.
         nums: the given numbers; each must occur exactly once.
         target: the value the expression must have, exactly.
 
     Returns:
-        None, or the first fault in this order: empty or too long, characters, grammar, numbers, division by zero,
+        None, or the first error in this order: empty or too long, characters, grammar, numbers, division by zero,
         right-hand side, result.
     """
     parsed = parse(text.strip(_WHITESPACE))
     if isinstance(parsed, str):
         return parsed
-    fault = _numbers_fault(parsed.literals, nums)
-    if fault is not None:
-        return fault
+    if error := _numbers_error(parsed.literals, nums):
+        return error
     value = _evaluate(parsed.postfix)
     if value is None:
         return "division by zero"
     numerator, denominator = value
     claimed = parsed.right_hand_side
     if claimed is not None and numerator != claimed * denominator:
-        return f"right-hand side {_number(claimed)} is not the value {_fraction(numerator, denominator)}"
+        return f"right-hand side {_clipped(claimed)} is not the value {_fraction(numerator, denominator)}"
     if numerator != target * denominator:
         return f"result is {_fraction(numerator, denominator)}, not {target}"
     return None
 
 
 def value_of(text: str, nums: Sequence[int]) -> Fraction | None:
-    """The exact value of an expression that uses each of the numbers once, whatever it claims after `=`.
-
-    Args:
-        text: as in `check_answer`.
-        nums: the given numbers.
-
-    Returns:
-        None where it is no such expression, or divides by zero.
-    """
+    """Return the exact value of an expression that uses each number once, whatever it claims after `=`, or None."""
     parsed = parse(text.strip(_WHITESPACE))
-    if isinstance(parsed, str) or _numbers_fault(parsed.literals, nums) is not None:
+    if isinstance(parsed, str) or _numbers_error(parsed.literals, nums):
         return None
     value = _evaluate(parsed.postfix)
     return None if value is None else Fraction(*value)
 
 
 def parse(text: str) -> Parsed | str:
-    """Parse a stripped answer.
-
-    Returns:
-        The parsed answer, or its fault in words: empty, too long, a foreign character, or a breach of the grammar.
-    """
+    """Parse a stripped answer; return a sentence if it is empty or too long, or breaks the grammar."""
     if not text:
         return "answer is empty"
     if len(text) > MAX_LENGTH:
@@ -157,11 +144,7 @@ def parse(text: str) -> Parsed | str:
             end = index
             break
         else:
-            return (
-                f"operator missing before {symbol!r}"
-                if symbol == "("
-                else f"operator missing before {_clipped(symbol)}"
-            )
+            return f"operator missing before {repr(symbol) if symbol == '(' else _clipped(symbol)}"
 
     if operand_expected:
         return "answer ends where a number belongs"
@@ -176,7 +159,7 @@ def parse(text: str) -> Parsed | str:
 
 
 def _right_hand_side(tokens: list[str]) -> int | str:
-    """The integer after `=`, or the fault in words."""
+    """Return the integer after `=`, or what is wrong with it."""
     sign = -1 if tokens[:1] == ["-"] else 1
     digits = tokens[1:] if tokens[:1] in (["-"], ["+"]) else tokens
     if len(digits) != 1 or not "0" <= digits[0][0] <= "9":
@@ -186,26 +169,25 @@ def _right_hand_side(tokens: list[str]) -> int | str:
     return sign * int(digits[0])
 
 
-def _numbers_fault(literals: Sequence[int], nums: Sequence[int]) -> str | None:
-    """How the literals differ from the given numbers as a multiset, in words."""
+def _numbers_error(literals: Sequence[int], nums: Sequence[int]) -> str | None:
+    """Return how the literals differ from the given numbers as a multiset."""
     if sorted(literals) == sorted(nums):
         return None
     used, given = Counter(literals), Counter(nums)
     for number in literals:
         if number not in given:
-            return f"number {_number(number)} is not among the numbers"
-    for number in literals:
-        if used[number] > given[number]:
-            return f"number {_number(number)} used {_times(used[number])}" + _given(given[number])
-    for number in nums:
-        if not used[number]:
-            return f"number {_number(number)} not used"
-    number = next(number for number in nums if used[number] < given[number])
-    return f"number {_number(number)} used {_times(used[number])}" + _given(given[number])
+            return f"number {_clipped(number)} is not among the numbers"
+    too_often = [number for number in literals if used[number] > given[number]]
+    unused = [number for number in nums if not used[number]]
+    if unused and not too_often:
+        return f"number {_clipped(unused[0])} not used"
+    number = (too_often or [number for number in nums if used[number] < given[number]])[0]
+    more = "" if given[number] == 1 else f", given {_times(given[number])}"
+    return f"number {_clipped(number)} used {_times(used[number])}{more}"
 
 
 def _evaluate(postfix: Sequence[int | str]) -> tuple[int, int] | None:
-    """The exact value as (numerator, denominator), not reduced, the denominator not 0; None for a division by zero.
+    """Return the exact value as (numerator, denominator), not reduced; None for a division by zero.
 
     Pairs instead of Fraction: reducing after each step costs more than the whole rest of the scorer, and with
     at most 8 given numbers the unreduced pair stays small.
@@ -220,21 +202,15 @@ def _evaluate(postfix: Sequence[int | str]) -> tuple[int, int] | None:
             stack.append((-c, d))
             continue
         a, b = stack.pop()
-        if item == "+":
-            stack.append((a * d + c * b, b * d))
-        elif item == "-":
-            stack.append((a * d - c * b, b * d))
-        elif item == "*":
+        if item == "/":
+            if c == 0:
+                return None
+            c, d = d, c
+        if item in "*/":
             stack.append((a * c, b * d))
-        elif c == 0:
-            return None
         else:
-            stack.append((a * d, b * c))
+            stack.append((a * d + c * b if item == "+" else a * d - c * b, b * d))
     return stack.pop()
-
-
-def _given(count: int) -> str:
-    return "" if count == 1 else f", given {_times(count)}"
 
 
 def _times(count: int) -> str:
@@ -243,12 +219,9 @@ def _times(count: int) -> str:
 
 def _fraction(numerator: int, denominator: int) -> str:
     value = Fraction(numerator, denominator)
-    return _number(value.numerator) + ("" if value.denominator == 1 else f"/{_number(value.denominator)}")
+    return _clipped(value.numerator) + ("" if value.denominator == 1 else f"/{_clipped(value.denominator)}")
 
 
-def _number(number: int) -> str:
-    return _clipped(str(number))
-
-
-def _clipped(digits: str) -> str:
+def _clipped(number: int | str) -> str:
+    digits = str(number)
     return digits if len(digits) <= MAX_SHOWN_DIGITS else f"{digits[:MAX_SHOWN_DIGITS]}..."

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
+from .generator_rule import solvable_by_generator_rule
 from .problem import MAX_NUMBER, MAX_TARGET, DataError, Problem
-from .solver import solvable_by_generator_rule
 
 MAX_SIZE = 6
-"""Numbers in one generated problem; with 7 the search for one row takes seconds."""
+"""Most numbers in one generated problem; with 7 the search for one row takes seconds."""
 TRIES_FOR_ONE_TARGET = 2_000
-"""Sets of numbers tried for a target before it counts as out of reach. With the default specification the hardest
-target takes 3 numbers about 45 tries, so its distribution is left alone."""
+"""Sets of numbers tried for a target before it counts as out of reach. By default the hardest target takes 3 numbers
+about 45 tries, so the distribution is left alone."""
 TRIES_FOR_ONE_ROW = 1_000_000
-"""Sets of numbers tried since the last new row before the specification counts as exhausted: a minute at most."""
+"""Sets of numbers tried since the last new row before the specification is exhausted: a minute at most."""
 DRAWS_FOR_ONE_ROW = 10_000
 """Targets drawn since the last new row, likewise: a small specification is exhausted long before a million tries."""
 
@@ -68,11 +68,10 @@ DEFAULT_SPEC = GeneratorSpec()
 
 
 def generate(rows: int, seed: int, spec: GeneratorSpec = DEFAULT_SPEC) -> Iterator[Problem]:
-    """Yield `rows` distinct problems, each solvable by the generator's rule.
+    """Yield `rows` distinct problems, each solvable by the generator's rule; by default 50,000 take about 20 s.
 
-    Distinct means that no two have the same numbers in the same order and the same target; the same numbers in
-    another order do occur, as in the hub data set. The first N problems of a seed are the same whatever `rows` is,
-    on every supported Python version. The default specification takes about 20 s of one core for 50,000 rows.
+    No two have the same numbers in the same order and the same target; the same numbers in another order do occur, as
+    in the hub data set. The first N problems of a seed are always the same, on every supported Python version.
 
     Raises:
         DataError: at once for `rows` < 1; while iterating, when the specification has too few distinct problems.
@@ -108,7 +107,7 @@ def _stream(rows: int, random: Random, spec: GeneratorSpec) -> Iterator[Problem]
 
 
 def _numbers_for(target: int, size: int, random: Random, spec: GeneratorSpec) -> tuple[tuple[int, ...] | None, int]:
-    """Numbers that reach the target, or None when it resists, and how many sets were tried."""
+    """Return numbers that reach the target, or None, and how many sets were tried."""
     for tries in range(1, TRIES_FOR_ONE_TARGET + 1):
         nums = _draw(size, random, spec)
         if solvable_by_generator_rule(nums, target, spec.operators, spec.max_intermediate):
@@ -117,7 +116,7 @@ def _numbers_for(target: int, size: int, random: Random, spec: GeneratorSpec) ->
 
 
 def _draw(size: int, random: Random, spec: GeneratorSpec) -> tuple[int, ...]:
-    """Draw what `randrange(low, high + 1)` draws, three times as fast: most of what small problems take."""
+    """Draw what `randrange(low, high + 1)` draws, three times as fast: small problems spend most of their time here."""
     width = spec.high + 1 - spec.low
     bits, draw = width.bit_length(), random.getrandbits
     nums: list[int] = []

@@ -1,18 +1,40 @@
 """Which targets can be reached by the rule of the generator behind the hub data set (Stream of Search, 2024):
 all numbers, every step a non-negative integer, division only where it is exact.
 
-The search runs backwards: for each way to part the numbers and each value x of the smaller part, invert the last
-operation and ask whether the larger part reaches one of the at most five values that would do. The value sets of small
-parts are cached, because a generator asks about the same pairs again and again.
+The search runs backwards: for each split of the numbers and each value x of the smaller part, invert the last operation
+and ask whether the larger part reaches one of the at most five values that would do. The value sets of small parts are
+cached, because a generator asks about the same pairs again and again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import combinations
+from typing import TypeVar
 
-from .splits import splits
-from .work_limit import Work
+T = TypeVar("T")
+
+
+class OutOfWork(Exception):
+    """Error raised when a search has taken all its steps: its answer is not known."""
+
+
+class Work:
+    """The steps that a search may take; None is no limit. Steps, not seconds: the same limit on every machine."""
+
+    def __init__(self, steps: int | None) -> None:
+        self._left = float("inf") if steps is None else steps
+
+    def spend(self, steps: int = 1) -> None:
+        """Take steps.
+
+        Raises:
+            OutOfWork: there are none left.
+        """
+        self._left -= steps
+        if self._left < 0:
+            raise OutOfWork
 
 
 def solvable_by_generator_rule(
@@ -22,14 +44,14 @@ def solvable_by_generator_rule(
     max_intermediate: int | None = None,
     work: Work | None = None,
 ) -> bool:
-    """Whether the numbers reach the target with all of them, non-negative integers and exact division only.
+    """Return whether the numbers reach the target with all of them, by non-negative integers and exact division only.
 
     Args:
         nums: 1 to 8 positive ints.
         target: any int; a negative one is never reached.
         operators: those allowed, out of `+-*/`.
         max_intermediate: largest result of a step before the last one; None is no limit.
-        work: the steps that the search may take, one for each value that is looked for; None is no limit.
+        work: steps that the search may take, one for each value that is looked for; None is no limit.
 
     Raises:
         OutOfWork: it takes more.
@@ -42,6 +64,25 @@ def solvable_by_generator_rule(
     return _reaches(ordered, frozenset((target,)), operators, max_intermediate, work)
 
 
+def splits(items: tuple[T, ...]) -> list[tuple[tuple[T, ...], tuple[T, ...]]]:
+    """Return every unordered pair of non-empty parts, the smaller one first: 2**(n-1) - 1 pairs, items in order."""
+    return [
+        (tuple([items[i] for i in left]), tuple([items[i] for i in right]))
+        for left, right in _split_indices(len(items))
+    ]
+
+
+@lru_cache(maxsize=16)
+def _split_indices(count: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    return tuple(
+        (left, tuple(i for i in range(count) if i not in left))
+        for size in range(1, count // 2 + 1)
+        for left in combinations(range(count), size)
+        # Two halves of equal size would come twice.
+        if 2 * size < count or left[0] == 0
+    )
+
+
 # Three small numbers and a target come again and again: nine of ten questions of the demo's generator.
 @lru_cache(maxsize=1 << 14)
 def _reaches_one(nums: tuple[int, ...], target: int, operators: str, limit: int | None) -> bool:
@@ -49,7 +90,7 @@ def _reaches_one(nums: tuple[int, ...], target: int, operators: str, limit: int 
 
 
 def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, limit: int | None, work: Work) -> bool:
-    """Whether all of `nums` (sorted) give one of the targets (>= 0) by the rule; the limit spares the last step."""
+    """Return whether all of `nums` (sorted) give one of the targets (>= 0); the last step has no limit."""
     if len(nums) == 1:
         return nums[0] in targets
     for left, right in splits(nums):
@@ -70,16 +111,16 @@ def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, lim
 
 
 def _joins(x: int, values: frozenset[int], target: int, operators: str) -> bool:
-    """Whether one operation on x and some value of the other part, in either order, gives the target.
+    """Return whether one operation on x and a value of the other part, in either order, gives the target.
 
-    The generator spends its time here: single look-ups in place of `_partners`, which builds a set.
+    The generator spends its time here, so single look-ups replace `_partners`, which builds a set.
     """
     if "+" in operators and target - x in values:
         return True
     if "-" in operators and (target + x in values or x - target in values):
         return True
     if not x:
-        return False  # 0 * y and 0 / y are 0, as is a number of y times 0 or 0 by it: another way to part the numbers
+        return False  # 0 * y and 0 / y are 0; another split of the numbers reaches 0 too
     if "*" in operators and target % x == 0 and target // x in values:
         return True
     return "/" in operators and (target * x in values or (target > 0 and x % target == 0 and x // target in values))
@@ -87,7 +128,7 @@ def _joins(x: int, values: frozenset[int], target: int, operators: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def _partners(x: int, target: int, operators: str) -> frozenset[int]:
-    """The y >= 0 for which x and y give the target in one operation, in either order; 0 * y and 0 / y are left out."""
+    """Return the y >= 0 for which one operation on x and y gives the target; 0 * y and 0 / y are left out."""
     partners = []
     if "+" in operators and x <= target:
         partners.append(target - x)
@@ -108,7 +149,7 @@ def _partners(x: int, target: int, operators: str) -> frozenset[int]:
 # 99 numbers and 4,950 pairs of 1..99: every small part of the default generator stays cached.
 @lru_cache(maxsize=1 << 13)
 def _values(nums: tuple[int, ...], operators: str, limit: int | None) -> frozenset[int]:
-    """Every value of all of `nums` (sorted) by the rule; a given number is no step and has no limit."""
+    """Return every value of all of `nums` (sorted) by the rule; the limit doesn't hold for a given number."""
     if len(nums) == 1:
         return frozenset(nums)
     found = set()

@@ -1,4 +1,4 @@
-"""One Countdown problem, and the one place where a row from outside becomes one."""
+"""One Countdown problem, and the check that makes one of a row from outside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MAX_NUMBERS = 8
-"""Numbers in one problem; the exact solver's work grows by more than tenfold with each further one."""
+"""Most numbers in one problem; the exact solver's work grows more than tenfold with each further one."""
 MAX_NUMBER = 10**6
 """The largest given number: keeps every exact result below 10**48."""
 MAX_TARGET = 10**9
@@ -14,7 +14,7 @@ MAX_TARGET = 10**9
 
 
 class DataError(ValueError):
-    """Data a user handed in is wrong: the message says where and what, in one sentence."""
+    """Error raised for wrong data from a user: the message names the place and what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,39 +36,39 @@ class Problem:
         return tuple(sorted(self.nums))
 
 
-def parse_problem(row: object, where: str) -> Problem:
+def parse_problem(row: object, place: str) -> Problem:
     """Check one row and return its problem; columns other than `nums` and `target` are ignored.
 
     Args:
         row: a mapping with `nums` (list or tuple of 1..8 ints in 1..10**6) and `target` (int, |target| <= 10**9).
-        where: the row's place as the message names it, for example `data.jsonl:17`.
+        place: of the row, as the message names it: `data.jsonl:17`.
 
     Raises:
-        DataError: naming `where` and what is wrong. Nothing is converted: 3.0, "3" and true are refused.
+        DataError: naming `place` and what is wrong. Nothing is converted: 3.0, "3" and true are refused.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"{where}: expected an object with 'nums' and 'target', found {_shown(row)}")
+        raise DataError(f"{place}: expected an object with 'nums' and 'target', found {_shown(row)}")
     for name in ("nums", "target"):
         if name not in row:
-            raise DataError(f"{where}: '{name}' is missing")
+            raise DataError(f"{place}: '{name}' is missing")
     nums, target = row["nums"], row["target"]
     if not isinstance(nums, list | tuple):
-        raise DataError(f"{where}: 'nums' must be a list of whole numbers, found {_shown(nums)}")
+        raise DataError(f"{place}: 'nums' must be a list of whole numbers, found {_shown(nums)}")
     if not 1 <= len(nums) <= MAX_NUMBERS:
-        raise DataError(f"{where}: 'nums' must hold 1 to {MAX_NUMBERS} numbers, found {len(nums)}")
+        raise DataError(f"{place}: 'nums' must hold 1 to {MAX_NUMBERS} numbers, found {len(nums)}")
     for number in nums:
         # type() and not isinstance(): a bool is an int, and true is not a number of this game.
         if type(number) is not int or not 1 <= number <= MAX_NUMBER:
-            raise DataError(f"{where}: 'nums' must hold whole numbers from 1 to {MAX_NUMBER}, found {_shown(number)}")
+            raise DataError(f"{place}: 'nums' must hold whole numbers from 1 to {MAX_NUMBER}, found {_shown(number)}")
     if type(target) is not int or abs(target) > MAX_TARGET:
         raise DataError(
-            f"{where}: 'target' must be a whole number from -{MAX_TARGET} to {MAX_TARGET}, found {_shown(target)}"
+            f"{place}: 'target' must be a whole number from -{MAX_TARGET} to {MAX_TARGET}, found {_shown(target)}"
         )
     return Problem(tuple(nums), target)
 
 
 def _shown(value: object) -> str:
-    """A short, printable form of a value that may be hostile or huge."""
+    """Return a short, printable form of a value that may be hostile or huge."""
     if value is None or type(value) in (bool, float):
         return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
     if type(value) is int:

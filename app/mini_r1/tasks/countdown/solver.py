@@ -8,32 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import combinations
 from math import gcd
 
-from .generator_rule import solvable_by_generator_rule
-from .splits import splits
-from .work_limit import OutOfWork, Work
-
-__all__ = ["needs_multiplication_or_division", "solvable", "solvable_by_generator_rule", "solve"]
+from .generator_rule import OutOfWork, Work, solvable_by_generator_rule, splits
 
 Rational = tuple[int, int]
 """(numerator, denominator) in lowest terms, denominator > 0; several times faster here than Fraction."""
 MAX_STEPS = 50_000
-"""Of a search that must not take long: 0.4 s at most. 5 numbers need 8,000 at most, and 6 without a solution 410,000;
-what has a solution needs some hundreds with 7 or 8 numbers too, unless it is by fractions."""
+"""Steps of a search that must not take long: 0.4 s at most. 5 numbers need 8,000 at most, 6 without a solution 410,000,
+and 7 or 8 with a solution some hundreds, unless it is by fractions."""
 
 
 def solvable(nums: Sequence[int], target: int, max_steps: int = MAX_STEPS) -> bool | None:
-    """Whether some answer passes `check_answer`: each number exactly once, `+ - * /`, exact rationals.
-
-    Args:
-        nums: 1 to 8 positive ints.
-        target: any int.
-        max_steps: of the search.
-
-    Returns:
-        None where the search took `max_steps` without an answer: a solution is not known.
-    """
+    """Return whether some answer passes `check_answer`; None when the search takes more than `max_steps`."""
     if not needs_multiplication_or_division(nums, target):
         return True
     work = Work(max_steps)
@@ -44,7 +32,7 @@ def solvable(nums: Sequence[int], target: int, max_steps: int = MAX_STEPS) -> bo
 
 
 def solve(nums: Sequence[int], target: int, work: Work | None = None) -> str | None:
-    """An expression with the value `target` that uses each number exactly once, fully bracketed; None if none exists.
+    """Return an expression with the value `target` that uses each number exactly once, fully bracketed, or None.
 
     Deterministic; the order of the numbers does not matter. Up to 5 numbers take at most some 0.1 s, 6 without a
     solution 3 s, and each further number about thirty times as long.
@@ -52,7 +40,7 @@ def solve(nums: Sequence[int], target: int, work: Work | None = None) -> str | N
     Args:
         nums: 1 to 8 positive ints.
         target: any int.
-        work: the steps that the search may take, one for each value of a part; None is no limit.
+        work: steps that the search may take, one for each value of a part; None is no limit.
 
     Raises:
         OutOfWork: it takes more.
@@ -66,20 +54,24 @@ def solve(nums: Sequence[int], target: int, work: Work | None = None) -> str | N
     return found[1:-1] if found.startswith("(") else found
 
 
-def needs_multiplication_or_division(nums: Sequence[int], target: int) -> bool:
-    """Whether no signed sum of the numbers equals the target: addition and subtraction alone do not solve it.
-
-    Tries 2**(n-1) sign choices: the first number counts positive, and the sum is compared up to its sign.
-    """
+def signed_sums(nums: Sequence[int]) -> list[int]:
+    """Return the distinct sums of the numbers with a sign before each, up to the sum's sign: 2**(n - 1) at most."""
     first, *others = nums
-    sums = {first}
-    for number in others:
-        sums = {total + number for total in sums} | {total - number for total in sums}
-    return target not in sums and -target not in sums
+    sums: dict[int, None] = {}
+    for count in range(len(others) + 1):
+        for minus in combinations(range(len(others)), count):
+            total = first + sum(-n if i in minus else n for i, n in enumerate(others))
+            sums[abs(total)] = None
+    return list(sums)
+
+
+def needs_multiplication_or_division(nums: Sequence[int], target: int) -> bool:
+    """Return whether addition and subtraction alone do not reach the target."""
+    return abs(target) not in signed_sums(nums)
 
 
 def _search(nums: tuple[int, ...], target: Rational, work: Work) -> str | None:
-    """An expression over all of `nums` (sorted) with this value, in brackets unless it is a number."""
+    """Return an expression over all of `nums` (sorted) with this value, in brackets unless it is a number."""
     if len(nums) == 1:
         return str(nums[0]) if target == (nums[0], 1) else None
     if len(nums) == 2:
@@ -92,13 +84,13 @@ def _search(nums: tuple[int, ...], target: Rational, work: Work) -> str | None:
                 if right_text is not None:
                     return pattern.format(left_text, right_text)
             if x[0] == target[0] == 0:
-                # 0 * anything; the sum of the other part is always there.
+                # 0 * anything: the sum of the other part always exists.
                 return f"({left_text} * ({' + '.join(map(str, right))}))"
     return None
 
 
 def _partners(x: Rational, target: Rational) -> Iterator[tuple[Rational, str]]:
-    """The y for which one operation on x and y gives the target, with the pattern of that operation."""
+    """Yield each y for which one operation on x and y gives the target, with the pattern of that operation."""
     (a, b), (t, u) = x, target
     yield _reduced(t * b - a * u, b * u), "({0} + {1})"
     yield _reduced(a * u - t * b, b * u), "({0} - {1})"
@@ -112,7 +104,7 @@ def _partners(x: Rational, target: Rational) -> Iterator[tuple[Rational, str]]:
 
 @lru_cache(maxsize=1 << 12)
 def _values(nums: tuple[int, ...]) -> dict[Rational, str]:
-    """Every value of all of `nums` (sorted), up to a sign in front, each with one expression for it."""
+    """Return every value of all of `nums` (sorted), up to a sign in front, each with one expression for it."""
     if len(nums) == 1:
         return {(nums[0], 1): str(nums[0])}
     found: dict[Rational, str] = {}

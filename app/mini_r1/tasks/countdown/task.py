@@ -1,28 +1,25 @@
-"""The one seam between the game and the rest of the kit: rows, prompt, rewards, strata.
-
-Training and evaluation import this module and nothing else of the package.
-"""
+"""The interface of the game: problems, prompt, verdicts, strata, solvers. Training and evaluation import it alone."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from random import Random
 
 from . import solver
-from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains, signed_sums
+from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains
 from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
+from .generator_rule import OutOfWork, Work
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, Verdict, fold_reason, judge
+from .solver import signed_sums
 from .style import REFLECTION_PATTERN
-from .work_limit import OutOfWork, Work
 from .worked_solution import Working, work_out
 
 __all__ = [
@@ -34,7 +31,7 @@ __all__ = [
 GENERATED = "generated"
 """The source that needs no file and no network."""
 GENERATED_ROWS = 50_000
-"""Rows of the generated source when none are asked for: what the original trains on."""
+"""Rows of the generated source by default: what the original trains on."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -51,12 +48,12 @@ class TaskData:
 
 
 def solvable(problem: Problem) -> bool | None:
-    """Whether the problem has a solution at all, None where that takes too long to tell; see `solver.solvable`."""
+    """Return whether the problem has a solution; None when that takes too long to tell. See `solver.solvable`."""
     return solver.solvable(problem.nums, problem.target)
 
 
 def solve(problem: Problem) -> str | None:
-    """An exact answer, None when none was found; `solvable` tells whether there is none. See `solver.solve`."""
+    """Return an exact answer, None when none was found; `solvable` tells whether there is none."""
     try:
         return solver.solve(problem.nums, problem.target, Work(solver.MAX_STEPS))
     except OutOfWork:
@@ -64,8 +61,8 @@ def solve(problem: Problem) -> str | None:
 
 
 def strata(problem: Problem) -> dict[str, str]:
-    """The groups that success is reported by: how many numbers, and which operators the problem needs."""
-    needs = _needs_multiplication_or_division(problem)
+    """Return the groups that success is reported by: how many numbers, and which operators the problem needs."""
+    needs = solver.needs_multiplication_or_division(problem.nums, problem.target)
     return {"numbers": str(len(problem.nums)), "operators": "needs × or ÷" if needs else "+ and - suffice"}
 
 
@@ -85,9 +82,9 @@ def load_data(
     Args:
         source: `generated`, a local file or folder (see `data.read_problems`), or a hub data set `owner/name`.
         revision: of the hub data set.
-        rows: how many rows to take; None is all of them (generated: 50,000). A file or hub set is shuffled with the
-            seed before rows are taken, and one with fewer rows gives all it has: `provenance` holds the count.
-        seed: of generator, shuffle and split.
+        rows: how many rows to take; None is all of them (generated: 50,000). A file or hub set is shuffled before; one
+            with fewer rows gives all it has, and `provenance` holds the count.
+        seed: random seed of generator, shuffle and split.
         test_fraction: share of the keys to hold out; see `data.split`.
         split_by: `key` or `numbers`.
         generator: what to generate; None is the hub set's distribution.
@@ -98,8 +95,7 @@ def load_data(
     """
     if rows is not None and rows < 1:
         raise DataError(f"the number of rows must be at least 1, found {rows}")
-    commit: str | None = None
-    digest: str | None = None
+    commit = digest = None
     spec = generator or DEFAULT_SPEC
     if source == GENERATED:
         kind = GENERATED
@@ -110,8 +106,7 @@ def load_data(
     else:
         path = Path(source).expanduser()
         if path.exists():
-            kind = "file"
-            digest = _sha256(data_files(path))
+            kind, digest = "file", _sha256(data_files(path))
         elif _HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
             kind = "hub"
             path, commit = fetch_hub(source, revision)
@@ -140,13 +135,8 @@ def load_data(
     return TaskData(train, held_out, provenance)
 
 
-@lru_cache(maxsize=1 << 16)
-def _needs_multiplication_or_division(problem: Problem) -> bool:
-    return solver.needs_multiplication_or_division(problem.nums, problem.target)
-
-
 def _sha256(files: Iterable[Path]) -> str:
-    """Of the files' bytes one after the other; of one file, what `sha256sum` prints."""
+    """Return the hash of the files' bytes, one file after the other; for one file, what `sha256sum` prints."""
     digest = sha256()
     for file in files:
         with file.open("rb") as stream:

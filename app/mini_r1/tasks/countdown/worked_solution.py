@@ -1,4 +1,4 @@
-"""A right or wrong answer worked out for a reader, one operation at a time; the verdict itself is `expression`'s."""
+"""An answer worked out for a reader, one operation at a time; `expression` decides whether it is right."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .expression import NEGATE, parse
 from .parsed_completion import last_answer
 
 MAX_SHOWN = 16
-"""Operations worked out, and numbers told apart: 8 numbers need 7 operations; what is longer is no answer."""
+"""Most operations worked out and numbers compared: 8 numbers need 7 operations."""
 MAX_BITS = 160
-"""Of a value: numbers of a problem stay below 10**48; an answer that uses others may not blow the page up."""
+"""Most bits of a value shown: numbers of a problem stay below 10**48, but an answer may use others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +21,21 @@ class Working:
     """What an answer computes."""
 
     answer: str | None
-    """The text of the last answer block; None where there is none."""
+    """The text of the last answer block; None when there is none."""
     steps: list[str]
-    """`8 + 2 = 10`, one for each operation, in the order they are computed; stops at a division by zero."""
+    """`8 + 2 = 10`, one for each operation in the order of computation; ends at a division by zero."""
     value: str | None
-    """The value of the whole expression, exactly: `24` or `5/2`; None where it has none."""
+    """The exact value of the expression, `24` or `5/2`; None when it has none."""
     missing: list[int]
-    """Given numbers that the answer leaves out, as often as it does."""
+    """Given numbers that the answer leaves out, with repetitions."""
     extra: list[int]
     """Numbers it uses that were not given, or too often."""
 
 
 def work_out(completion: str, nums: Sequence[int]) -> Working:
-    """Work out the last answer of a completion; an answer outside the grammar has no steps.
+    """Work out the last answer of a completion (the model's text after the prefill).
 
-    Args:
-        completion: the model's text after the prefill.
-        nums: the given numbers.
+    An answer outside the grammar has no steps.
     """
     text, _ = last_answer(completion)
     parsed = parse(text.strip(" \t\n\r\x0b\x0c")) if text is not None else ""
