@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mini_r1.evaluation.answers import Answer
-from mini_r1.evaluation.search import Game, Solver, compared, solvers, success_at_tries
+from mini_r1.evaluation.measures import EvaluatedAnswer
+from mini_r1.evaluation.search import Game, Solver, compare, solvers, success_at_tries
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 from mini_r1.tasks.countdown import task
@@ -72,11 +72,11 @@ def as_a_model(problems: list[task.Problem], game: Game, cap: int) -> dict[str, 
             text = answer(last) if last else ""
             thought = "\n".join(lines)
             verdict = task.judge(f"{thought}\n</think>\n<answer>{text}</answer>", problem)
-            answers.append(Answer(verdict, 0, False))
+            answers.append(EvaluatedAnswer(verdict, 0, False))
             other = task.draw_chains(problem, game.operators, game.max_value, rng)
             matched += any(chain.values[-1] == problem.target for chain, _ in zip(other, lines, strict=False))
         sampled.append(answers)
-    found = compared(sampled, solvers(game)["random_solver"])
+    found = compare(sampled, solvers(game)["random_solver"])
     assert found is not None
     count = len(problems) * SAMPLES
     return {

@@ -81,7 +81,7 @@ class Watcher:
     def _watch_rollout(self) -> None:
         from mini_r1.generation import sampler
 
-        book, found, draw, select = self.book, self.found, sampler.next_token, sampler.RoomyCache.select
+        book, found, draw, select = self.book, self.found, sampler.next_token, sampler.PreallocatedCache.select
 
         def next_token(logits: Any, *rest: Any) -> Any:
             book.begin("draw")
@@ -96,7 +96,7 @@ class Watcher:
             size = sum(tensor.nbytes for tensor in [*cache.key_cache, *cache.value_cache])
             found["key-value cache"] = max(found["key-value cache"], size)
 
-        sampler.next_token, sampler.RoomyCache.select = next_token, selected
+        sampler.next_token, sampler.PreallocatedCache.select = next_token, selected
 
     def _watch_update(self) -> None:
         import torch

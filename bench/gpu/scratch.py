@@ -24,8 +24,8 @@ from typing import Any
 
 import _common as common
 from mini_r1.cli.demo import seconds_of_steps
-from mini_r1.evaluation.answers import Answer
-from mini_r1.evaluation.search import Solver, compared
+from mini_r1.evaluation.measures import EvaluatedAnswer
+from mini_r1.evaluation.search import Solver, compare
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import read_jsonl, write_json
@@ -196,10 +196,10 @@ def patient(rows: Iterable[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | 
     """
     teacher = of_recipe(recipe, ()).model.demonstrator
     sampled = [
-        [Answer(task.judge(row["completion"], problem), row["tokens"], row["truncated"]) for row in of_problem]
+        [EvaluatedAnswer(task.judge(row["completion"], problem), row["tokens"], row["truncated"]) for row in of_problem]
         for problem, of_problem in itertools.groupby(rows, lambda row: task.Problem(tuple(row["nums"]), row["target"]))
     ]
-    return compared(sampled, Solver(lambda problem: result_weights(problem, teacher)))
+    return compare(sampled, Solver(lambda problem: result_weights(problem, teacher)))
 
 
 def calculations(completion: str) -> Iterator[tuple[str, str]]:

@@ -57,9 +57,9 @@ def test_a_verdict_has_the_rewards_that_are_asked_for() -> None:
 
 
 def test_strata() -> None:
-    assert task.strata(PROBLEM) == {"numbers": "3", "operators": "+ and - suffice"}
+    assert task.strata(PROBLEM) == {"numbers": "3", "operators": "add_subtract_suffice"}
     needs = task.strata(Problem((3, 5), 15))
-    assert needs == {"numbers": "2", "operators": "needs × or ÷"}
+    assert needs == {"numbers": "2", "operators": "needs_multiply_or_divide"}
     needs["numbers"] = "changed"
     assert task.strata(Problem((3, 5), 15))["numbers"] == "2"
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
+from mini_r1.evaluation.source import MeasuringOptions
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown.data import write_jsonl
@@ -22,6 +25,13 @@ max_steps: 10
 seed: 11
 prompt_style: notebook
 """
+
+
+def evaluate_one(source: str, problems_file: Path | None = None, samples: int | None = None, **rest: Any) -> Any:
+    """Evaluate one snapshot or model."""
+    names = MeasuringOptions.__dataclass_fields__
+    options = MeasuringOptions(samples, **{name: rest.pop(name) for name in names if name in rest})
+    return evaluate_run_or_model(source, problems_file, options, **rest)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from mini_r1.cli.command_tools import stop_signals
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.evaluation import claims, measuring
+from mini_r1.evaluation import measuring
 from mini_r1.evaluation.answer_engines import Engines
 from mini_r1.evaluation.evaluate_run import Series, evaluate_run
-from mini_r1.evaluation.source import Wish
-from mini_r1.evaluation.time_left import KNOWN_AFTER_S, Rest
-from mini_r1.generation.starting_point import StartingPoint
+from mini_r1.evaluation.measuring import KNOWN_AFTER_S, claim_result, describe_time_left
+from mini_r1.evaluation.source import MeasuringOptions
+from mini_r1.generation.model import StartingPoint
 from mini_r1.run.files import JsonLines
 from mini_r1.run.manifest import seal
 from mini_r1.run.reader import list_held_out_results, read_held_out_completions
@@ -46,21 +46,21 @@ def evaluate(run: RunDir) -> Evaluate:
     def call(problems: Path | None = None, **options: Any) -> tuple[Series, str]:
         said = io.StringIO()
         console = Console(file=said, width=300, force_terminal=False)
-        return evaluate_run(run, problems, Wish(1, 2), UNKNOWN, console=console, **options), said.getvalue()
+        return evaluate_run(run, problems, MeasuringOptions(1, 2), UNKNOWN, console=console, **options), said.getvalue()
 
     return call
 
 
 def before_loading(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[], None]) -> None:
     """Between a snapshot's verification and the reading of its weights."""
-    load = Engines.of
+    load = Engines.load
 
     def disturbed(self: Engines, chosen: Any, say: Any) -> Any:
         if chosen.step == step:
             happens()
         return load(self, chosen, say)
 
-    monkeypatch.setattr(Engines, "of", disturbed)
+    monkeypatch.setattr(Engines, "load", disturbed)
 
 
 # --- snapshots that come and go ---
@@ -71,8 +71,8 @@ def test_a_snapshot_that_is_deleted_while_it_is_loaded_is_left_out(
 ) -> None:
     before_loading(monkeypatch, 10, lambda: shutil.rmtree(run.snapshots / "step-10"))
     series, said = evaluate()
-    assert (series.measured, list(series.faults)) == ([5], [10])
-    assert "was deleted or saved anew meanwhile: the same command measures what is there now" in series.faults[10]
+    assert (series.measured, list(series.errors)) == ([5], [10])
+    assert "was deleted or replaced meanwhile: the same command measures what is there now" in series.errors[10]
     assert "step 10 is left out: " in said
 
 
@@ -81,7 +81,7 @@ def test_a_snapshot_that_is_deleted_before_its_turn_is_left_out(
 ) -> None:
     before_loading(monkeypatch, 10, lambda: shutil.rmtree(run.snapshots / "step-5"))
     series, _ = evaluate()
-    assert (series.measured, list(series.faults)) == ([10], [5])
+    assert (series.measured, list(series.errors)) == ([10], [5])
 
 
 def test_figures_are_never_filed_under_other_weights_than_those_measured(
@@ -97,7 +97,7 @@ def test_figures_are_never_filed_under_other_weights_than_those_measured(
 
     before_loading(monkeypatch, 10, saved_anew)
     series, _ = evaluate()
-    assert list(series.faults) == [10]
+    assert list(series.errors) == [10]
     assert not (run.evaluation / "step-10-limit-2.json").exists()
     monkeypatch.undo()
     assert evaluate()[0].measured == [10]
@@ -118,7 +118,7 @@ def test_what_another_process_measures_is_waited_for_and_taken_over(
     holds, release = threading.Event(), threading.Event()
 
     def other() -> None:
-        with claims.claimed(result, wait=True):
+        with claim_result(result, wait=True):
             holds.set()
             release.wait(60)
             result.write_text(text)
@@ -144,17 +144,17 @@ def test_what_another_process_measures_is_waited_for_and_taken_over(
 def test_a_claim_goes_with_its_process(tmp_path: Path) -> None:
     result = tmp_path / "step-1.json"
     code = (
-        "import sys, time; from pathlib import Path; from mini_r1.evaluation.claims import claimed\n"
-        "with claimed(Path(sys.argv[1]), wait=True):\n    print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from mini_r1.evaluation.measuring import claim_result\n"
+        "with claim_result(Path(sys.argv[1]), wait=True):\n    print('held', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(result)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with claims.claimed(result, wait=False) as held:
+        with claim_result(result, wait=False) as held:
             assert not held
         other.kill()
         other.wait()
-        with claims.claimed(result, wait=False) as held:
+        with claim_result(result, wait=False) as held:
             assert held
     assert list(tmp_path.iterdir()) == []
 
@@ -199,12 +199,12 @@ def test_a_run_that_cannot_be_written_is_refused_before_a_model_is_loaded(
     def never(*args: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(Engines, "of", never)
+    monkeypatch.setattr(Engines, "load", never)
     run.evaluation.write_text("a file where the folder should be")
     with pytest.raises(KitError, match=r"cannot write .*/evaluation: File exists.* measure a snapshot as a model"):
         evaluate()
     run.evaluation.unlink()
-    monkeypatch.setattr(claims.os, "access", lambda path, mode: False)  # stand-in for a read-only mount
+    monkeypatch.setattr(measuring.os, "access", lambda path, mode: False)  # stand-in for a read-only mount
     with pytest.raises(KitError, match="cannot write .*read-only"):
         evaluate()
 
@@ -234,7 +234,7 @@ def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, tmp_path: Path
     arguments = ("evaluate", run.path, "--samples", "1", "--newest", "--json")
     logs = tmp_path / "logs"
     with (
-        claims.claimed(run.evaluation / "step-10.json", wait=False),
+        claim_result(run.evaluation / "step-10.json", wait=False),
         Workers(None, kit, *arguments, folder=logs) as workers,
     ):
         while not any("waiting for another process" in path.read_text() for path in logs.iterdir()):
@@ -251,17 +251,12 @@ def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, tmp_path: Path
 # --- what is said of the rest, and of problems that were trained on ---
 
 
-def test_the_rest_is_estimated_for_the_step_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    rest, alone = Rest(400, 2), Rest(400, 0)
-    now[0] = KNOWN_AFTER_S / 2
-    assert rest.words(10) == ""
-    now[0] = 60.0
-    assert rest.words(0) == ""
-    assert rest.words(100) == "about 3 min left, 11 min with all steps"
-    assert alone.words(100) == "about 3 min left"
-    assert rest.words(400) == ""
+def test_the_time_left_is_estimated_for_the_step_and_for_all() -> None:
+    assert describe_time_left(KNOWN_AFTER_S / 2, 10, 400, 2) == ""
+    assert describe_time_left(60.0, 0, 400, 2) == ""
+    assert describe_time_left(60.0, 100, 400, 2) == "about 3 min left, 11 min with all steps"
+    assert describe_time_left(60.0, 100, 400, 0) == "about 3 min left"
+    assert describe_time_left(60.0, 400, 400, 2) == ""
 
 
 def test_problems_that_were_trained_on_are_said(run: RunDir, evaluate: Evaluate, tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.evaluation import answer_engines as room
+from mini_r1.evaluation import answer_engines
 from mini_r1.evaluation.answer_engines import Engines
 from mini_r1.evaluation.evaluate_run import evaluate_run
-from mini_r1.evaluation.source import Wish
+from mini_r1.evaluation.source import MeasuringOptions
 from mini_r1.generation import completers
 from mini_r1.generation.completers import stored_tensors, vllm_device
+from mini_r1.generation.model import StartingPoint
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.generation.vllm_client import EngineConfig, Generated
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
@@ -65,12 +65,12 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandInEngine]:
     """A GPU with vLLM, as far as the choice of an engine looks; what generates is StandInEngine."""
     StandInEngine.made, StandInEngine.fault = [], None
     monkeypatch.setattr(completers, "VllmEngine", StandInEngine)
-    monkeypatch.setattr(room, "vllm_device", lambda wanted, adapter, environment: ("0", None))
+    monkeypatch.setattr(answer_engines, "vllm_device", lambda wanted, adapter, environment: ("0", None))
     return StandInEngine
 
 
 def series(run: RunDir, start: Path, **options: Any) -> Any:
-    return evaluate_run(run, None, Wish(2), StartingPoint(str(start), None, ""), **options)
+    return evaluate_run(run, None, MeasuringOptions(2), StartingPoint(str(start), None, ""), **options)
 
 
 def test_one_vllm_takes_the_weights_of_one_snapshot_after_the_other(

@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
 from mini_r1.evaluation.results_table import print_table
 from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown.problem import DataError
 from rich.console import Console
 
-from tests.evaluation.conftest import RECIPE
+from tests.evaluation.conftest import RECIPE, evaluate_one
 
 
 def test_a_run_uses_its_newest_snapshot_its_problems_and_its_recipe(run: RunDir, problems_file: Path) -> None:
-    result = evaluate_run_or_model(str(run.path), samples=2)
+    result = evaluate_one(str(run.path), samples=2)
     provenance = result["provenance"]
     assert provenance["step"] == 10
     assert provenance["problems_file"] == str(run.held_out_file)
@@ -34,7 +33,7 @@ def test_a_run_uses_its_newest_snapshot_its_problems_and_its_recipe(run: RunDir,
     written = run.evaluation / "step-10.json"
     assert provenance["written_to"] == str(written)
     assert json.loads(written.read_text()) == result
-    again = evaluate_run_or_model(str(run.path), samples=2)
+    again = evaluate_one(str(run.path), samples=2)
     for volatile in ("seconds", "provenance"):
         del again[volatile], result[volatile]
     assert again == result
@@ -43,10 +42,10 @@ def test_a_run_uses_its_newest_snapshot_its_problems_and_its_recipe(run: RunDir,
 def test_results_of_other_problems_stand_beside_those_of_the_held_out_ones(run: RunDir, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"nums": [1, 2, 3], "target": 6}\n')
-    evaluate_run_or_model(str(run.path), samples=1, step=5)
-    evaluate_run_or_model(str(run.path), other, 1, step=5)
-    limited = evaluate_run_or_model(str(run.path), samples=1, step=5, limit=2)
-    evaluate_run_or_model(str(run.path), samples=1, step=5, limit=1000)
+    evaluate_one(str(run.path), samples=1, step=5)
+    evaluate_one(str(run.path), other, 1, step=5)
+    limited = evaluate_one(str(run.path), samples=1, step=5, limit=2)
+    evaluate_one(str(run.path), samples=1, step=5, limit=1000)
     digest = sha256(other.read_bytes()).hexdigest()[:8]
     results = ("step-5", f"step-5-{digest}", "step-5-limit-2")
     names = {path.name for path in run.evaluation.iterdir()}
@@ -59,7 +58,7 @@ def test_a_model_directory_writes_nothing_and_takes_the_seeds_settings(
     model_directory: Path, problems_file: Path
 ) -> None:
     before = sorted(model_directory.rglob("*"))
-    result = evaluate_run_or_model(str(model_directory), problems_file, 1, limit=1, max_new_tokens=4)
+    result = evaluate_one(str(model_directory), problems_file, 1, limit=1, max_new_tokens=4)
     assert (result["provenance"]["prompt_style"], result["temperature"]) == ("script", 0.9)
     assert (result["provenance"]["step"], result["provenance"]["written_to"]) == (None, None)
     assert sorted(model_directory.rglob("*")) == before
@@ -78,7 +77,7 @@ def test_a_model_directory_writes_nothing_and_takes_the_seeds_settings(
 )
 def test_what_a_user_can_get_wrong(run: RunDir, options: dict[str, int], message: str) -> None:
     with pytest.raises(KitError, match=message) as caught:
-        evaluate_run_or_model(str(run.path), **options)  # type: ignore[arg-type]
+        evaluate_one(str(run.path), **options)  # type: ignore[arg-type]
     assert caught.value.exit_code == ExitCode.CONFIG
     assert not run.evaluation.exists()
 
@@ -87,7 +86,7 @@ def test_a_run_without_a_snapshot_says_when_there_will_be_one(run: RunDir) -> No
     for manifest in run.snapshots.glob(f"*/{MANIFEST}"):
         manifest.unlink()
     with pytest.raises(KitError, match="no complete snapshot yet: wait for the first save"):
-        evaluate_run_or_model(str(run.path))
+        evaluate_one(str(run.path))
 
 
 def test_a_damaged_snapshot_is_not_evaluated(run: RunDir) -> None:
@@ -96,45 +95,45 @@ def test_a_damaged_snapshot_is_not_evaluated(run: RunDir) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(KitError, match=r"damaged \(model.safetensors does not have the hash.*--step"):
-        evaluate_run_or_model(str(run.path))
-    assert evaluate_run_or_model(str(run.path), samples=1, limit=1, step=5)["problems"] == 1
+        evaluate_one(str(run.path))
+    assert evaluate_one(str(run.path), samples=1, limit=1, step=5)["problems"] == 1
 
 
 def test_a_run_that_held_nothing_out(run: RunDir) -> None:
     run.recipe_file.write_text(RECIPE + "test_fraction: 0\n")
     run.held_out_file.write_text("")
     with pytest.raises(KitError, match="held no problems out.*--problems"):
-        evaluate_run_or_model(str(run.path))
+        evaluate_one(str(run.path))
 
 
 def test_bad_problems_are_named(run: RunDir, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"nums": [1, 2, 3], "target": 6}\n{"nums": [1, 2]}\n')
     with pytest.raises(DataError, match=r"bad.jsonl:2: 'target' is missing"):
-        evaluate_run_or_model(str(run.path), bad)
+        evaluate_one(str(run.path), bad)
     with pytest.raises(DataError, match="no such file"):
-        evaluate_run_or_model(str(run.path), Path("owner/name"))
+        evaluate_one(str(run.path), Path("owner/name"))
 
 
 def test_models_that_are_none(model_directory: Path, problems_file: Path, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="not a run, so it has no held-out part: name a file with --problems"):
-        evaluate_run_or_model(str(model_directory))
+        evaluate_one(str(model_directory))
     with pytest.raises(KitError, match="--step chooses a snapshot of a run"):
-        evaluate_run_or_model(str(model_directory), problems_file, step=3)
+        evaluate_one(str(model_directory), problems_file, step=3)
     with pytest.raises(KitError, match="neither a run .* nor a model"):
-        evaluate_run_or_model(str(tmp_path), problems_file)
+        evaluate_one(str(tmp_path), problems_file)
     for name in ("./missing", "/no/such/run", str(problems_file)):
         with pytest.raises(KitError, match=f"there is no directory {name}: name a run"):
-            evaluate_run_or_model(name, problems_file)
+            evaluate_one(name, problems_file)
     with pytest.raises(KitError, match="no directory runs/tyop; if it is a model on the hub, name a file with --prob"):
-        evaluate_run_or_model("runs/tyop")
+        evaluate_one("runs/tyop")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(KitError, match="cannot load the model"):
-        evaluate_run_or_model(str(tmp_path), problems_file)
+        evaluate_one(str(tmp_path), problems_file)
 
 
 def test_the_table_shows_text_as_text(run: RunDir) -> None:
-    result = evaluate_run_or_model(str(run.path), samples=4, limit=4)
+    result = evaluate_one(str(run.path), samples=4, limit=4)
     result["failures"] = {"unexpected character '\x1b[31m'": 3, "[bold]no[/bold]": 1}
     result["provenance"]["source"] = "runs/[red]\x1b]0;title\x07"
     out = io.StringIO()
@@ -158,12 +157,12 @@ def test_the_table_shows_text_as_text(run: RunDir) -> None:
 
 def test_progress_without_a_terminal_is_plain_lines(run: RunDir) -> None:
     out = io.StringIO()
-    evaluate_run_or_model(str(run.path), samples=2, console=Console(file=out, force_terminal=False, width=200))
+    evaluate_one(str(run.path), samples=2, console=Console(file=out, force_terminal=False, width=200))
     assert out.getvalue().splitlines()[-1] == "completions 27/27"
     assert "\x1b" not in out.getvalue()
 
 
 def test_progress_on_a_terminal_is_a_bar(run: RunDir) -> None:
     out = io.StringIO()
-    evaluate_run_or_model(str(run.path), samples=1, console=Console(file=out, force_terminal=True, width=100))
+    evaluate_one(str(run.path), samples=1, console=Console(file=out, force_terminal=True, width=100))
     assert "completions 18/18" in out.getvalue()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mini_r1.evaluation.evaluate import KEPT_SAMPLES
 from mini_r1.evaluation.evaluate_run import evaluate_run
-from mini_r1.evaluation.source import Wish
-from mini_r1.generation.starting_point import StartingPoint
+from mini_r1.evaluation.source import MeasuringOptions
+from mini_r1.generation.model import StartingPoint
 from mini_r1.hub import branch_contents
 from mini_r1.report.samples_browser import KINDS, collect_samples
 from mini_r1.run import listing
@@ -29,7 +29,7 @@ TRAINERS_OWN = {"prompt", "reward", "advantage"}
 
 def evaluated(run: RunDir, model: Path, limit: int | None = None) -> None:
     start = StartingPoint(str(model), None, "the tests' model")
-    evaluate_run(run, None, Wish(SAMPLES, limit), start, console=Console(file=io.StringIO()))
+    evaluate_run(run, None, MeasuringOptions(SAMPLES, limit), start, console=Console(file=io.StringIO()))
 
 
 def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_terminal(

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from mini_r1.evaluation.answers import Answer
+from mini_r1.evaluation.measures import EvaluatedAnswer
 from mini_r1.evaluation.search import (
     Game,
     Solver,
     Weights,
-    compared,
+    compare,
     expected_hits,
     search_baselines,
     solvers,
@@ -75,7 +75,7 @@ STOPS: dict[str, Stops] = {
 }
 
 
-def search(problem: task.Problem, tries: Iterator[Try], stops: Stops) -> Answer:
+def search(problem: task.Problem, tries: Iterator[Try], stops: Stops) -> EvaluatedAnswer:
     """What a model writes that is this search: honest, and it answers with its last try."""
     lines: list[str] = []
     seen: list[int] = []
@@ -87,7 +87,7 @@ def search(problem: task.Problem, tries: Iterator[Try], stops: Stops) -> Answer:
         if result == problem.target or stops(seen):
             break
     text = "\n".join(lines)
-    return Answer(task.judge(f"{text}</think>\n<answer>{answer}</answer>", problem), 9, False)
+    return EvaluatedAnswer(task.judge(f"{text}</think>\n<answer>{answer}</answer>", problem), 9, False)
 
 
 @pytest.mark.parametrize("stops", STOPS)
@@ -97,7 +97,7 @@ def test_a_solver_in_the_place_of_the_model_has_a_ratio_of_one(name: str, stops:
     rng = random.Random(1)
     problems = PROBLEMS[:120] if name == "random" else PROBLEMS  # it draws slowly
     sampled = [[search(p, makes(p, rng), STOPS[stops]) for _ in range(SAMPLES)] for p in problems]
-    found = compared(sampled, solver)
+    found = compare(sampled, solver)
     assert found is not None
     assert found["observed"] > 30
     low, high = found["observed_over_expected_ci95"]  # two standard errors each way
@@ -122,7 +122,7 @@ def test_success_at_a_number_of_tries_is_that_of_a_search_that_is_capped_there(m
 
 def test_a_model_that_never_hits_has_a_ratio_of_zero_and_an_upper_limit() -> None:
     text = "1 + 1 = 2\n" * 30 + "</think>\n<answer>1</answer>"
-    wrong = [[Answer(task.judge(text, p), 9, False)] * 2 for p in PROBLEMS[:50]]
+    wrong = [[EvaluatedAnswer(task.judge(text, p), 9, False)] * 2 for p in PROBLEMS[:50]]
     found = search_baselines(wrong, GAME)
     for figures in found.values():
         assert figures["observed"] == 0
@@ -213,7 +213,7 @@ def test_what_counts_as_a_try(text: str, tries: list[int | None]) -> None:
 def test_problems_with_too_many_results_are_left_out_and_counted() -> None:
     large = task.Problem((3, 7, 25, 50, 75, 100, 9, 81), 1)
     small = PROBLEMS[0]
-    rows = [[Answer(task.judge("</think>", problem), 9, False)] for problem in (small, large)]
+    rows = [[EvaluatedAnswer(task.judge("</think>", problem), 9, False)] for problem in (small, large)]
     game = Game("+-*/", None)
     assert search_baselines(rows, game)["random_solver"]["problems"] == 1
     assert set(search_baselines(rows[1:], game)) == {"signed_sums"}

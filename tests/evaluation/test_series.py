@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
-from mini_r1.evaluation import measuring as room
-from mini_r1.evaluation.evaluate_run import Series, evaluate_run, evaluate_run_or_model
+from mini_r1.evaluation import measuring
+from mini_r1.evaluation.evaluate_run import Series, evaluate_run
 from mini_r1.evaluation.results_table import print_series
-from mini_r1.evaluation.source import Wish
-from mini_r1.generation.starting_point import StartingPoint
+from mini_r1.evaluation.source import MeasuringOptions
+from mini_r1.generation.model import StartingPoint
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
 from rich.console import Console
+
+from tests.evaluation.conftest import evaluate_one
 
 UNKNOWN = StartingPoint(None, None, "nobody kept it")
 
@@ -39,7 +41,9 @@ def evaluate(run: RunDir, start: StartingPoint) -> Evaluate:
     ) -> tuple[Series, str]:
         said = io.StringIO()
         console = Console(file=said, width=300, force_terminal=False)
-        return evaluate_run(run, None, Wish(samples, limit), start, console=console, **options), said.getvalue()
+        return evaluate_run(
+            run, None, MeasuringOptions(samples, limit), start, console=console, **options
+        ), said.getvalue()
 
     return call
 
@@ -52,7 +56,7 @@ def test_the_untrained_model_then_the_newest_snapshot_then_the_others(run: RunDi
         "step 5 (3 of 3): completions 4/4",
     ]
     assert [result["provenance"]["step"] for result in series.results] == [0, 5, 10]
-    assert (series.measured, series.there, series.faults, series.untrained) == ([0, 5, 10], [], {}, None)
+    assert (series.measured, series.there, series.errors, series.untrained) == ([0, 5, 10], [], {}, None)
     for result in series.results:
         assert json.loads(Path(result["provenance"]["written_to"]).read_text()) == result
     figures = series.results[0]
@@ -75,9 +79,9 @@ def test_a_second_call_measures_nothing_and_says_so(
     def never(*args: Any, **options: Any) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(room, "measure", never)
+    monkeypatch.setattr(measuring, "measure", never)
     second, said = evaluate()
-    assert "every snapshot is measured already with these settings: nothing to do (--again measures anew)" in said
+    assert "every snapshot is measured already with these settings: nothing to do (--again measures again)" in said
     assert (second.measured, second.there) == ([], [0, 5, 10])
     assert second.results == first.results
     assert {path: path.stat().st_mtime_ns for path in run.evaluation.iterdir()} == files
@@ -95,7 +99,7 @@ def test_only_what_is_missing_is_measured(run: RunDir, evaluate: Evaluate) -> No
 
 
 def test_a_call_that_was_stopped_goes_on(run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = room.measure
+    measure = measuring.measure
     calls = 0
 
     def stopped_at_the_second(*args: Any, **options: Any) -> Any:
@@ -105,7 +109,7 @@ def test_a_call_that_was_stopped_goes_on(run: RunDir, evaluate: Evaluate, monkey
             raise KeyboardInterrupt
         return measure(*args, **options)
 
-    monkeypatch.setattr(room, "measure", stopped_at_the_second)
+    monkeypatch.setattr(measuring, "measure", stopped_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate()
     assert {path.name for path in run.evaluation.iterdir()} == {
@@ -130,8 +134,8 @@ def test_without_a_number_of_samples_it_is_that_of_before(run: RunDir, evaluate:
     (run.evaluation / "step-5-limit-2.json").unlink()
     series, _ = evaluate(samples=None)
     assert (series.measured, [result["samples"] for result in series.results]) == ([5], [3, 3, 3])
-    assert evaluate_run_or_model(str(run.path), limit=2, step=5)["samples"] == 3
-    assert evaluate_run_or_model(str(run.path), limit=1, step=5)["samples"] == 4  # another set of problems: the default
+    assert evaluate_one(str(run.path), limit=2, step=5)["samples"] == 3
+    assert evaluate_one(str(run.path), limit=1, step=5)["samples"] == 4  # another set of problems: the default
 
 
 def test_a_snapshot_that_was_saved_again_is_measured_again(
@@ -169,7 +173,7 @@ def test_an_untrained_model_that_is_not_known_is_said(evaluate: Evaluate) -> Non
 def test_an_untrained_model_that_cannot_be_loaded_does_not_stop_the_rest(evaluate: Evaluate, tmp_path: Path) -> None:
     gone = StartingPoint(str(tmp_path / "gone"), None, "gone")
     series, said = evaluate(start=gone)
-    assert (series.measured, series.faults) == ([5, 10], {})
+    assert (series.measured, series.errors) == ([5, 10], {})
     assert series.untrained is not None
     assert "cannot load the" in series.untrained
     assert "step 0 is left out" in said
@@ -179,7 +183,7 @@ def test_a_damaged_snapshot_is_left_out_and_told(run: RunDir, evaluate: Evaluate
     weights = run.snapshots / "step-10" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     series, said = evaluate()
-    assert (series.measured, list(series.faults)) == ([0, 5], [10])
+    assert (series.measured, list(series.errors)) == ([0, 5], [10])
     assert "step 10 is left out: the snapshot" in said
     shutil.rmtree(run.snapshots / "step-5")
     shutil.rmtree(run.evaluation)
@@ -190,12 +194,12 @@ def test_a_damaged_snapshot_is_left_out_and_told(run: RunDir, evaluate: Evaluate
 def test_one_snapshot_is_held_against_the_untrained_model_that_was_measured_before(
     run: RunDir, evaluate: Evaluate, start: StartingPoint
 ) -> None:
-    before = evaluate_run_or_model(str(run.path), samples=1, limit=2, step=0, start=start)
+    before = evaluate_one(str(run.path), samples=1, limit=2, step=0, start=start)
     assert (before["provenance"]["step"], before["provenance"]["snapshot"]) == (0, None)
-    newest = evaluate_run_or_model(str(run.path), samples=1, limit=2, start=start)
+    newest = evaluate_one(str(run.path), samples=1, limit=2, start=start)
     assert newest["baselines"]["untrained"]["sampled"] == before["sampled"]
     with pytest.raises(KitError, match="nobody kept it"):
-        evaluate_run_or_model(str(run.path), samples=1, limit=2, step=0, start=UNKNOWN)
+        evaluate_one(str(run.path), samples=1, limit=2, step=0, start=UNKNOWN)
 
 
 def test_the_table_fits_80_columns(evaluate: Evaluate) -> None:

@@ -80,7 +80,7 @@ def test_a_kind_of_model_that_came_later_is_named_with_its_version(variant: Vari
         ({"model_type": "qwen9"}, "'qwen9' model; transformers 4.48.1, .* does not know it: a later version may"),
         (
             {"model_type": "mine", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}},
-            "'mine' model; .* does not know it: its repository brings code of its own, which the kit never runs",
+            "'mine' model; .* does not know it: its repository brings code, which the kit never runs",
         ),
         ({"model_type": None}, "is missing or has no model_type"),
         ({"model_type": 5}, "is missing or has no model_type"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.generation.sampler import COMPACT_EVERY, RoomyCache, SamplingConfig, sample, step_seed
+from mini_r1.generation.sampler import COMPACT_EVERY, PreallocatedCache, SamplingConfig, sample, step_seed
 from mini_r1.training.from_scratch import build_model, build_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,14 +110,14 @@ def test_the_room_of_the_cache_is_never_attended_to(
     expected = both()
     rooms: list[int] = []
 
-    def filled(cache: RoomyCache, rows: torch.Tensor, room: int) -> None:
+    def filled(cache: PreallocatedCache, rows: torch.Tensor, room: int) -> None:
         select(cache, rows, room)
         rooms.append(room)
         for states in (*cache.key_cache, *cache.value_cache):
             states[:, :, cache.get_seq_length() :] = 1e4
 
-    select = RoomyCache.select
-    monkeypatch.setattr(RoomyCache, "select", filled)
+    select = PreallocatedCache.select
+    monkeypatch.setattr(PreallocatedCache, "select", filled)
     assert both() == expected
     assert set(rooms) == {COMPACT_EVERY - 1, COMPACT_EVERY}
 

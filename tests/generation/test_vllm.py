@@ -22,7 +22,7 @@ import pytest
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation import vllm_client
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.generation.vllm_child import start_fault
+from mini_r1.generation.vllm_child import start_error
 from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, child_environment
 
 REPO = Path(__file__).parent.parent.parent
@@ -331,7 +331,7 @@ def test_the_wrong_vllm_is_refused_before_anything_is_started(
     ],
 )
 def test_why_vllm_did_not_start_is_told_with_what_helps(error: Exception, code: ExitCode, said: str) -> None:
-    fault = start_fault("some/model", error)
+    fault = start_error("some/model", error)
     assert said in fault["error"]
     assert fault["exit_code"] == code
 

@@ -13,6 +13,7 @@ import torch
 from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
+from mini_r1.evaluation.source import MeasuringOptions
 from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
@@ -258,7 +259,7 @@ def test_an_adapter_that_cannot_be_loaded_is_refused(saved: tuple[Any, Path]) ->
     assert "has no adapter_model.safetensors: only safetensors are read" in refusal()
     weights.write_bytes(content)
     config.write_text(json.dumps({**settings, "base_model_name_or_path": "/no/such/base"}))
-    assert f"{folder} is an adapter of /no/such/base, which is needed too: cannot load the model from" in refusal()
+    assert f"{folder} is an adapter of /no/such/base, which it needs: cannot load the model from" in refusal()
     config.write_text(json.dumps({**settings, "r": 5}))
     assert "size mismatch" in refusal()
     PrefixTuningConfig(base_model_name_or_path="x", num_virtual_tokens=1).save_pretrained(folder)
@@ -391,6 +392,6 @@ def test_a_killed_run_with_an_adapter_resumes_exactly(
     described = cut.read_record()["attempts"][-1]["model"]
     assert (described["class"], described["adapter"]["rank"]) == ("Qwen2ForCausalLM", 4)
 
-    result = evaluate_run_or_model(str(cut.path), samples=1, max_new_tokens=4)
+    result = evaluate_run_or_model(str(cut.path), options=MeasuringOptions(samples=1, max_new_tokens=4))
     assert result["provenance"]["step"] == 4
     assert result["provenance"]["model"]["adapter"] == described["adapter"]

@@ -183,18 +183,19 @@ def evaluate(
         with needs_extra("train", console=progress_console()):
             from mini_r1.evaluation.evaluate_run import evaluate_run, evaluate_run_or_model
             from mini_r1.evaluation.results_table import print_series, print_table
-            from mini_r1.evaluation.source import Wish
+            from mini_r1.evaluation.source import MeasuringOptions
             from mini_r1.training.prepare import starting_point
+        options = MeasuringOptions(samples, limit)
         start = starting_point(run) if run.is_run() else None
         if start is not None and not newest and step is None:
-            series = evaluate_run(run, problems, Wish(samples, limit), start, engine=engine, again=again)
+            series = evaluate_run(run, problems, options, start, engine=engine, again=again)
             if as_json:
                 print(json.dumps(series.to_json()))
             else:
                 print_series(series)
-            return ExitCode.CONFIG if series.faults else ExitCode.FINISHED
+            return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
         result = evaluate_run_or_model(
-            run_or_model, problems, samples, limit=limit, step=step, engine=engine, again=again, start=start
+            run_or_model, problems, options, step=step, engine=engine, again=again, start=start
         )
         if as_json:
             print(json.dumps(result))

@@ -1,4 +1,4 @@
-"""What generates for an evaluation: vLLM, started once and given one snapshot's weights after the other's, or not."""
+"""What generates for an evaluation: transformers, or vLLM, started once for all snapshots."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from mini_r1.generation.completers import Completer, TransformersCompleter, Vllm
 from mini_r1.generation.model import load_tokenizer
 from mini_r1.generation.prompts import render, token_ids
 
-Say = Callable[[str], None]
-
 
 class Engines:
-    """Completers for one model after the other, as `with Engines(...) as engines`.
+    """Completers for one model after another, as `with Engines(...) as engines`.
 
     Args:
         wanted: `auto`, `vllm` or `transformers`.
-        problems: what will be asked: vLLM is told at its start how long a sequence can be.
-        adapters: some of the models are adapters: one engine is to measure them all.
+        problems: what will be asked: vLLM needs the longest sequence at its start.
+        adapters: some of the models are adapters; one engine measures them all.
 
     Raises:
-        KitError: vLLM is wanted where it cannot be.
+        KitError: vLLM is wanted and can't be used.
     """
 
     def __init__(self, wanted: str, problems: Problems, adapters: bool) -> None:
@@ -36,8 +34,8 @@ class Engines:
         self._vllm: VllmCompleter | None = None
         self._last: Completer | None = None
 
-    def of(self, chosen: Source, say: Say) -> Completer:
-        """What completes with this model's weights; the one before is closed.
+    def load(self, chosen: Source, log: Callable[[str], None]) -> Completer:
+        """Return what completes with this model's weights; the one before is closed.
 
         Raises:
             KitError: the model cannot be loaded.
@@ -46,41 +44,37 @@ class Engines:
             self._last.close()
             self._last = None
         if self._why_not is not None:
-            say(f"{self._why_not}: transformers generates")
+            log(f"{self._why_not}: transformers generates")
             self._why_not = None
         if self._device is not None:
-            vllm = self._with_vllm(chosen, self._device, say)
+            vllm = self._load_vllm(chosen, self._device, log)
             if vllm is not None:
                 return vllm
         self._last = TransformersCompleter.load(chosen.model, chosen.revision, chosen.tokenizer or chosen.model)
         return self._last
 
-    def _with_vllm(self, chosen: Source, device: str, say: Say) -> VllmCompleter | None:
-        """vLLM with these weights; None where it cannot run the model and nobody insisted."""
+    def _load_vllm(self, chosen: Source, device: str, log: Callable[[str], None]) -> VllmCompleter | None:
+        """Return vLLM with these weights; None if it can't run the model and `auto` was asked for."""
         if self._vllm is not None and Path(chosen.model).is_dir():
             self._vllm.take(Path(chosen.model))
             return self._vllm
         self._close_vllm()
-        say("starting vLLM")
-        tokenizer_source = chosen.tokenizer or chosen.model
-        tokenizer = load_tokenizer(tokenizer_source, chosen.revision if tokenizer_source == chosen.model else None)
+        log("starting vLLM")
+        source = chosen.tokenizer or chosen.model
+        tokenizer = load_tokenizer(source, chosen.revision if source == chosen.model else None)
         prompts = token_ids(tokenizer, render(tokenizer, self._problems.asked, chosen.style))
         longest = max(map(len, prompts)) + chosen.max_new_tokens
+        log_file = Path(tempfile.gettempdir()) / f"mini-r1-vllm-{os.getpid()}.log"
+        if chosen.run is not None:
+            log_file = chosen.run.evaluation / "vllm.log"
         try:
-            self._vllm = VllmCompleter(
-                chosen.model, chosen.revision, tokenizer_source, longest, device, self._log(chosen)
-            )
+            self._vllm = VllmCompleter(chosen.model, chosen.revision, source, longest, device, log_file)
         except KitError as error:
             if self._wanted == "vllm" or error.exit_code == ExitCode.RETRY:
                 raise
-            say(f"{error.message}\nso transformers generates")
+            log(f"{error.message}\nso transformers generates")
             self._device = None
         return self._vllm
-
-    def _log(self, chosen: Source) -> Path:
-        if chosen.run is not None:
-            return chosen.run.evaluation / "vllm.log"
-        return Path(tempfile.gettempdir()) / f"mini-r1-vllm-{os.getpid()}.log"
 
     def _close_vllm(self) -> None:
         if self._vllm is not None:

@@ -10,8 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mini_r1.errors import KitError
-from mini_r1.evaluation.answers import Answer
-from mini_r1.evaluation.measures import OPERATOR_KEYS, counted, failure, mean, success
+from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure, count_by_frequency, mean, success
 from mini_r1.evaluation.search import Game, search_baselines
 from mini_r1.generation.completers import BATCH_ROWS, Completer, TransformersCompleter
 from mini_r1.generation.prompts import completion_texts, render, token_ids
@@ -25,47 +24,35 @@ OnProgress = Callable[[int], None]
 """Called with the completions done so far, of (1 + samples) for each problem."""
 
 KEPT_SAMPLES = 4
-"""Sampled completions of a problem that are kept as text, besides the greedy one: enough to read, whatever k is."""
+"""Sampled completions of a problem that are kept as text, besides the greedy one."""
 
 ANY_PROBLEM = Game()
-"""What a random solver may try where nothing is known of how the problems were made."""
+"""What a random solver may try when nothing is known of how the problems were made."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """Every completion of one evaluation; the figures are made from them."""
 
-    greedy: list[Answer]
+    greedy: list[EvaluatedAnswer]
     """One for each problem, in the order of the problems."""
-    sampled: list[list[Answer]]
+    sampled: list[list[EvaluatedAnswer]]
     """`samples` for each problem, in the same order."""
     temperature: float
     seconds: float
 
     def rows(self, step: int) -> Iterator[dict[str, Any]]:
-        """The answers to read: of each problem the greedy one and the first sampled ones, at most KEPT_SAMPLES.
+        """Yield the answers to read: for each problem the greedy one and the first KEPT_SAMPLES sampled ones.
 
-        As the rows of a training's completions, with `kind` (`greedy`, `sampled`) and without what is the trainer's:
-        `prompt`, `reward`, `advantage`.
+        Like the rows of a training's completions, with `kind` (`greedy`, `sampled`) and without what only the trainer
+        has: `prompt`, `reward`, `advantage`.
         """
         for greedy, sampled in zip(self.greedy, self.sampled, strict=True):
             yield greedy.row(step, "greedy")
             yield from (answer.row(step, "sampled") for answer in sampled[:KEPT_SAMPLES])
 
     def to_json(self, game: Game = ANY_PROBLEM) -> dict[str, Any]:
-        """All figures; shares are 0..1, intervals are 95 % over clusters of problems with the same numbers.
-
-        `problems`, `samples`, `temperature`; `greedy` and `greedy_ci95` (pass@1 of the greedy completion), `sampled`
-        and `ci95` (pass@1 of the sampled ones), `pass_at_k`, `by_size`, `by_operators`: see `figures.success`. Of the
-        sampled completions: `format` (share that keeps it), `tries` (mean calculations in the thought),
-        `completion_tokens` (mean), `truncated` (share), `failures` (how many are wrong in which way, in words) and
-        `reasons` (the scorer's own words for them, by `task.fold_reason`), both most frequent first. `by` is `by_size`
-        and `by_operators` under the names of earlier versions. `baselines`: see `search.compared`.
-        `seconds`.
-
-        Args:
-            game: what the random solver may try.
-        """
+        """Return all figures, described in docs/evaluation.md: shares are 0..1, intervals are 95 %."""
         flat = [answer for answers in self.sampled for answer in answers]
         wrong = [answer for answer in flat if not answer.verdict.equation]
         samples = len(self.sampled[0])
@@ -84,9 +71,8 @@ class Evaluation:
             "tries": mean([answer.verdict.tries for answer in flat]),
             "completion_tokens": mean([answer.tokens for answer in flat]),
             "truncated": mean([answer.truncated for answer in flat]),
-            "by": _earlier_names(figures),
-            "failures": counted(failure(answer.verdict.reason, answer.truncated) for answer in wrong),
-            "reasons": counted(task.fold_reason(answer.verdict.reason) for answer in wrong),
+            "failures": count_by_frequency(classify_failure(a.verdict.reason, a.truncated) for a in wrong),
+            "reasons": count_by_frequency(task.fold_reason(a.verdict.reason) for a in wrong),
             "baselines": search_baselines(self.sampled, game),
             "seconds": round(self.seconds, 1),
         }
@@ -97,42 +83,11 @@ def evaluate(
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[task.Problem],
     *,
-    samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    prompt_style: str,
-    seed: int,
-    on_progress: OnProgress | None = None,
     batch_rows: int = BATCH_ROWS,
+    **options: Any,
 ) -> Evaluation:
-    """`measure` of a transformers model that is in memory.
-
-    Args:
-        model: on its device; its mode is restored.
-        tokenizer: the model's, with a chat template.
-        problems: this and what follows: see `measure`.
-        samples: sampled completions for each problem.
-        temperature: of the sampled ones.
-        max_new_tokens: longest completion.
-        prompt_style: `script` or `notebook`.
-        seed: of the sampling.
-        on_progress: called after each batch.
-        batch_rows: sequences decoded at once; sampled completions change with it, greedy ones do not.
-
-    Raises:
-        KitError: as `measure`.
-        DataError: as `measure`.
-    """
-    return measure(
-        TransformersCompleter(model, tokenizer, batch_rows),
-        problems,
-        samples=samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        prompt_style=prompt_style,
-        seed=seed,
-        on_progress=on_progress,
-    )
+    """`measure` a transformers model that is in memory."""
+    return measure(TransformersCompleter(model, tokenizer, batch_rows), problems, **options)
 
 
 def measure(
@@ -144,22 +99,12 @@ def measure(
     max_new_tokens: int,
     prompt_style: str,
     seed: int,
-    on_progress: OnProgress | None = None,
+    on_progress: OnProgress = lambda done: None,
 ) -> Evaluation:
     """Complete and judge every problem: once greedily, `samples` times at `temperature`.
 
     The same arguments give the same completions on the same device: the draws depend on `seed`, not on what was
-    sampled before, so two models meet the same luck.
-
-    Args:
-        completer: the model and what samples from it.
-        problems: at least one.
-        samples: sampled completions for each problem, at least 1.
-        temperature: of the sampled ones, above 0.
-        max_new_tokens: longest completion.
-        prompt_style: `script` or `notebook`.
-        seed: of the sampling.
-        on_progress: called after each batch.
+    sampled before, so two models have the same draws.
 
     Raises:
         KitError: a number is out of range, or there is no problem.
@@ -176,15 +121,14 @@ def measure(
     def progressed(count: int) -> None:
         nonlocal done
         done += count
-        if on_progress is not None:
-            on_progress(done)
+        on_progress(done)
 
-    def complete(count: int, at: float) -> list[list[Answer]]:
+    def complete(count: int, at: float) -> list[list[EvaluatedAnswer]]:
         sampling = SamplingConfig(max_new_tokens, at, num_generations=count)
         ids = completer.complete(prompts, sampling, step_seed(seed, 0, EVALUATION_RANK), progressed)
         texts = completion_texts(tokenizer, ids)
         answers = [
-            Answer(task.judge(text, problem), len(tokens), tokens[-1] not in completer.ends)
+            EvaluatedAnswer(task.judge(text, problem), len(tokens), tokens[-1] not in completer.ends)
             for problem, text, tokens in zip((p for p in problems for _ in range(count)), texts, ids, strict=True)
         ]
         return [answers[i : i + count] for i in range(0, len(answers), count)]
@@ -195,7 +139,7 @@ def measure(
 
 
 def refuse_numbers(samples: int, temperature: float, max_new_tokens: int) -> None:
-    """What is out of range is said before a model is loaded.
+    """Refuse what is out of range, before a model is loaded.
 
     Raises:
         KitError: naming it.
@@ -206,14 +150,3 @@ def refuse_numbers(samples: int, temperature: float, max_new_tokens: int) -> Non
         raise KitError(f"the sampling temperature must be above 0, found {temperature:g}; greedy is measured anyway")
     if max_new_tokens < 1:
         raise KitError(f"the longest completion must be at least 1 token, found {max_new_tokens}")
-
-
-def _earlier_names(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """`by`, as it was before `by_size` and `by_operators`."""
-    words = {key: text for text, key in OPERATOR_KEYS.items()}
-
-    def renamed(group: dict[str, Any]) -> dict[str, Any]:
-        kept = ("greedy", "greedy_ci95", "sampled", "ci95")
-        return {words.get(key, key): {"n": of["problems"], **{k: of[k] for k in kept}} for key, of in group.items()}
-
-    return {"numbers": renamed(figures["by_size"]), "operators": renamed(figures["by_operators"])}

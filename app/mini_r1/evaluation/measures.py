@@ -1,9 +1,10 @@
-"""From right and wrong to figures: pass@1, pass@k, intervals, by size and by operators; of a model."""
+"""From verdicts to figures: pass@1, pass@k, intervals, by size and by operators."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mini_r1.evaluation.statistics import Interval, pass_at_k, rate_interval
@@ -11,10 +12,8 @@ from mini_r1.tasks.countdown import task
 
 MOST_K = 64
 """Largest k of pass@k: beyond it the estimate needs more samples than anyone draws."""
-OPERATOR_KEYS = {"+ and - suffice": "add_subtract_suffice", "needs × or ÷": "needs_multiply_or_divide"}
-"""Keys of `by_operators`, for the words of `task.strata`."""
 
-# What a verdict's reason begins with, and what that means; the first that fits.
+# How a verdict's reason begins, and what that means; the first that fits.
 _FAILURES = (
     ("no answer after </think>", "no answer after the thought"),
     ("result is ", "the equation is right as such, and its result is not the target"),
@@ -25,88 +24,96 @@ _FAILURES = (
 _UNREADABLE = "the answer is no equation that can be read"
 
 
-def failure(reason: str, truncated: bool) -> str:
-    """The kind of a wrong answer in words, from its verdict's reason and whether it was cut at the longest length."""
+@dataclass(frozen=True, slots=True)
+class EvaluatedAnswer:
+    """One completion of a problem, judged."""
+
+    verdict: task.Verdict
+    tokens: int
+    truncated: bool
+    """Cut at the longest length allowed, before the model ended it."""
+
+    @property
+    def problem(self) -> task.Problem:
+        """The problem that was asked."""
+        return self.verdict.completion.problem
+
+    def row(self, step: int, kind: str) -> dict[str, Any]:
+        """Return the row of a file of completions."""
+        row = self.verdict.record()
+        return {"step": step, "kind": kind, **row, "tokens": self.tokens, "truncated": self.truncated}
+
+
+def classify_failure(reason: str, truncated: bool) -> str:
+    """Return the kind of a wrong answer, from its verdict's reason and whether it was cut at the longest length."""
     if reason == "no </think>":
         return "cut off at the longest length while still thinking" if truncated else "the thought never ends"
-    for beginning, words in _FAILURES:
+    for beginning, kind in _FAILURES:
         if reason.startswith(beginning):
-            return words
+            return kind
     if reason.startswith("number ") and "leading zero" not in reason:
         return "a number is left out" if reason.endswith(" not used") else "a number that was not given, or too often"
     return _UNREADABLE
 
 
-def counted(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each comes, most frequent first."""
+def count_by_frequency(reasons: Iterable[str]) -> dict[str, int]:
+    """Return how often each comes, most frequent first."""
     return dict(sorted(Counter(reasons).items(), key=lambda item: (-item[1], item[0])))
 
 
 def success(
     problems: Sequence[task.Problem], greedy: Sequence[float], right: Sequence[int], samples: int
 ) -> dict[str, Any]:
-    """Success of greedy and sampled answers.
+    """Return the success of greedy and sampled answers.
 
     Args:
         problems: what was asked.
-        greedy: of each problem 1 or 0.
-        right: of each problem how many of its sampled answers are right.
+        greedy: 1 or 0 for each problem.
+        right: right sampled answers of each problem.
         samples: sampled answers for each problem.
 
     Returns:
         `greedy`, `greedy_ci95`, `sampled`, `ci95`, `pass_at_k` ({"1": {"value", "ci95"}, ...}: powers of two up to
         `samples`, and `samples`, at most 64), `by_size` and `by_operators` ({key: {"problems", "sampled", "ci95",
-        "greedy", "greedy_ci95"}}). An interval is None where the problems are one cluster.
+        "greedy", "greedy_ci95"}}). An interval is None when the problems are one cluster.
     """
     clusters = [problem.numbers_key for problem in problems]
     shares = [count / samples for count in right]
     most = min(samples, MOST_K)
     ks = sorted({*(2**i for i in range(most.bit_length())), most})
-    at_k = [[pass_at_k(samples, count, k) for count in right] for k in ks]
     strata = [task.strata(problem) for problem in problems]
+
+    def rates(rows: Sequence[int]) -> dict[str, Any]:
+        where = [clusters[i] for i in rows]
+        of_greedy, of_shares = [greedy[i] for i in rows], [shares[i] for i in rows]
+        return {
+            "greedy": mean(of_greedy),
+            "greedy_ci95": limits(rate_interval(of_greedy, 1, where)),
+            "sampled": mean(of_shares),
+            "ci95": limits(rate_interval(of_shares, samples, where)),
+        }
+
+    def by(keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        groups = {key: [i for i, other in enumerate(keys) if other == key] for key in sorted(set(keys))}
+        return {key: {"problems": len(rows), **rates(rows)} for key, rows in groups.items()}
+
+    def at_k(k: int) -> dict[str, Any]:
+        values = [pass_at_k(samples, count, k) for count in right]
+        return {"value": mean(values), "ci95": limits(rate_interval(values, samples, clusters))}
+
     return {
-        "greedy": mean(greedy),
-        "greedy_ci95": limits(rate_interval(greedy, 1, clusters)),
-        "sampled": mean(shares),
-        "ci95": limits(rate_interval(shares, samples, clusters)),
-        "pass_at_k": {
-            str(k): {"value": mean(values), "ci95": limits(rate_interval(values, samples, clusters))}
-            for k, values in zip(ks, at_k, strict=True)
-        },
-        "by_size": _by([stratum["numbers"] for stratum in strata], clusters, greedy, shares, samples),
-        "by_operators": _by(
-            [OPERATOR_KEYS[stratum["operators"]] for stratum in strata], clusters, greedy, shares, samples
-        ),
+        **rates(range(len(problems))),
+        "pass_at_k": {str(k): at_k(k) for k in ks},
+        "by_size": by([stratum["numbers"] for stratum in strata]),
+        "by_operators": by([stratum["operators"] for stratum in strata]),
     }
 
 
-def _by(
-    keys: Sequence[str],
-    clusters: Sequence[tuple[int, ...]],
-    greedy: Sequence[float],
-    shares: Sequence[float],
-    samples: int,
-) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for key in sorted(set(keys)):
-        rows = [i for i, other in enumerate(keys) if other == key]
-        where = [clusters[i] for i in rows]
-        of_greedy, of_shares = [greedy[i] for i in rows], [shares[i] for i in rows]
-        found[key] = {
-            "problems": len(rows),
-            "sampled": mean(of_shares),
-            "ci95": limits(rate_interval(of_shares, samples, where)),
-            "greedy": mean(of_greedy),
-            "greedy_ci95": limits(rate_interval(of_greedy, 1, where)),
-        }
-    return found
-
-
 def limits(interval: Interval | None) -> list[float] | None:
-    """An interval as JSON has it."""
+    """Return an interval as JSON has it."""
     return None if interval is None else [round(limit, 6) for limit in interval]
 
 
 def mean(values: Sequence[float]) -> float:
-    """To six digits."""
+    """Return the mean to six digits."""
     return round(sum(values) / len(values), 6)

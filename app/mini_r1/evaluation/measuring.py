@@ -1,10 +1,15 @@
-"""One snapshot or model measured, once: what is claimed, said, and written."""
+"""Measure snapshots or models on one set of problems: claim, measure, write.
+
+One process at a time measures a step of a run, so several calls on one run share its steps.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,171 +18,191 @@ from rich.console import Console
 
 import mini_r1
 from mini_r1.console import ProgressLine, printable
-from mini_r1.disk_errors import disk_errors
+from mini_r1.disk_errors import disk_error, disk_errors
 from mini_r1.errors import KitError
-from mini_r1.evaluation import source as sources
 from mini_r1.evaluation.answer_engines import Engines
-from mini_r1.evaluation.claims import claimed
 from mini_r1.evaluation.evaluate import measure
 from mini_r1.evaluation.source import Problems, Source
-from mini_r1.evaluation.time_left import Rest
 from mini_r1.generation.completers import Completer
 from mini_r1.generation.model import device
 from mini_r1.machine.provenance import utc_now, versions
-from mini_r1.run.files import write_json, write_jsonl
+from mini_r1.run.files import lock_file, write_json, write_jsonl
 from mini_r1.run.reader import completions_file
+from mini_r1.run.run_dir import RunDir
+from mini_r1.values import duration
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
+KNOWN_AFTER_S = 3.0
+"""Before that the rate is the first batch's alone, which includes the warm-up."""
 
 
-@dataclass(slots=True)
-class Work:
-    """One call's settings."""
+class Measurer:
+    """Measures one model after another, for one call of `mini-r1 evaluate`; `source` is as the user named it."""
 
-    problems: Problems
-    engines: Engines
-    console: Console
-    again: bool
-    source: str
-    """As the user named it."""
-
-    def say(self, line: str) -> None:
-        """On the console."""
-        self.console.print(printable(line), markup=False)
-
-    def say_what_was_trained_on(self) -> None:
-        """Of a user's own problems: then the figures are not of problems that the model never saw."""
-        if self.problems.trained_on:
-            self.say(
-                f"{self.problems.trained_on} of these {len(self.problems.asked)} problems were trained on "
+    def __init__(self, problems: Problems, engines: Engines, console: Console, again: bool, source: str) -> None:
+        self.problems = problems
+        self._engines = engines
+        self._console = console
+        self._again = again
+        self._source = source
+        if problems.trained_on:
+            self.print(
+                f"{problems.trained_on} of these {len(problems.asked)} problems were trained on "
                 "(attempts/*/completions.jsonl): this is no held-out success"
             )
 
+    def print(self, line: str) -> None:
+        """Print a line of progress."""
+        self._console.print(printable(line), markup=False)
 
-def measure_once(
-    work: Work, chosen: Source, title: str, *, wait: bool, steps_after: int = 0
-) -> tuple[dict[str, Any] | None, bool]:
-    """Measure a model, unless another process is at it.
+    def find(self, chosen: Source) -> dict[str, Any] | None:
+        """Return the result with the same settings, if it is written already and not to be repeated."""
+        return None if self._again else chosen.read_same_result(self.problems)
 
-    Args:
-        work: the call's settings.
-        chosen: what is measured.
-        title: for the progress.
-        wait: for another process, whose result is taken then.
-        steps_after: that will be measured after this one, for the estimate of the rest.
+    def measure(
+        self, chosen: Source, title: str, *, wait: bool, steps_after: int = 0
+    ) -> tuple[dict[str, Any] | None, bool]:
+        """Measure a model, unless another process is measuring it; with `wait`, wait for that one's result.
 
-    Returns:
-        The result, and whether it was measured here. None: another process is at it, and `wait` is False.
+        Returns:
+            The result (None if another process is measuring it and `wait` is False), and whether it was measured here.
+
+        Raises:
+            KitError: it can't be measured, or the result can't be written.
+        """
+        path = chosen.result_file(self.problems)
+        with claim_result(path, wait=False) as ours:
+            if not ours and not wait:
+                self.print(f"step {chosen.step or 0}: another process is measuring it")
+                return None, False
+            if not ours:
+                self.print(f"step {chosen.step or 0}: waiting for another process that is measuring it")
+            with contextlib.nullcontext() if ours else claim_result(path, wait=True):
+                # Another process may have measured it since this one looked.
+                found = self.find(chosen)
+                return (found, False) if found else (self._measure(chosen, path, title, steps_after), True)
+
+    def _measure(self, chosen: Source, path: Path | None, title: str, steps_after: int) -> dict[str, Any]:
+        chosen.verify()
+        self._print_changed_settings(chosen, path)
+        try:
+            completer = self._engines.load(chosen, self.print)
+        except (OSError, KitError):
+            chosen.refuse_change()
+            raise
+        chosen.refuse_change()  # from here on its weights are in memory
+        total = len(self.problems.asked) * (1 + chosen.samples)
+        started = time.monotonic()
+        with ProgressLine(self._console, title, total) as line:
+            evaluation = measure(
+                completer,
+                self.problems.asked,
+                samples=chosen.samples,
+                temperature=chosen.temperature,
+                max_new_tokens=chosen.max_new_tokens,
+                prompt_style=chosen.style,
+                seed=chosen.seed,
+                on_progress=lambda done: line.update(
+                    done, describe_time_left(time.monotonic() - started, done, total, steps_after)
+                ),
+            )
+            figures = evaluation.to_json(chosen.game)  # takes seconds, so inside the progress line
+        result = {**figures, "provenance": self._provenance(chosen, completer)}
+        if path is not None:
+            result["provenance"]["written_to"] = str(path)
+            with disk_errors(path.parent, lambda: "what was measured before is kept"):
+                write_jsonl(completions_file(path), evaluation.rows(chosen.step or 0))
+                write_json(path, result)  # last: with it the step counts as measured
+        return result
+
+    def _provenance(self, chosen: Source, completer: Completer) -> dict[str, Any]:
+        where = device()
+        problems = self.problems
+        return {
+            "source": self._source,
+            "model": completer.facts,
+            "step": chosen.step,
+            "snapshot": str(chosen.saved.path) if chosen.saved else None,
+            "problems_file": str(chosen.problems_file),
+            "problems_sha256": problems.sha256,
+            "problems_in_file": problems.available,
+            "limit": problems.limit,
+            "selection": problems.selection,
+            "prompt_style": chosen.style,
+            "max_new_tokens": chosen.max_new_tokens,
+            "seed": chosen.seed,
+            "engine": completer.name,
+            "settings": chosen.settings(problems),
+            "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu x {os.cpu_count()}",
+            "versions": {
+                "mini-r1": mini_r1.__version__,
+                "python": platform.python_version(),
+                **versions(RECORDED_VERSIONS),
+            },
+            "date": utc_now(),
+            "written_to": None,
+        }
+
+    def _print_changed_settings(self, chosen: Source, path: Path | None) -> None:
+        before = chosen.read_result(self.problems)
+        if before is None or self._again:
+            return
+        now, then = chosen.settings(self.problems), before["provenance"].get("settings") or {}
+        changed = [key.replace("_", " ") for key in now if now[key] != then.get(key)]
+        if changed:
+            self.print(f"{path} was measured with other settings ({', '.join(changed)}): measuring again")
+
+
+def describe_time_left(seconds: float, done: int, total: int, steps_after: int) -> str:
+    """Return how long a step, and all steps, will still take; empty when nothing is left or known.
+
+    `done` of the step's `total` completions took `seconds`; as many come in each of `steps_after` more steps.
+    """
+    if not 0 < done < total or seconds < KNOWN_AFTER_S:
+        return ""
+    each = seconds / done
+    step = f"about {duration(each * (total - done))} left"
+    return f"{step}, {duration(each * (total * (1 + steps_after) - done))} with all steps" if steps_after else step
+
+
+@contextlib.contextmanager
+def claim_result(result: Path | None, *, wait: bool) -> Iterator[bool]:
+    """Hold the claim on a result file while it is measured; yield whether it is held.
+
+    The claim is a lock on a file, so it ends with the process. On a filesystem without locks every process gets it:
+    then a step may be measured twice, and each of its files is still complete. A result of None needs no claim.
+    """
+    if result is None:
+        yield True
+        return
+    lock = result.with_name(f".{result.stem}.lock")
+    with lock.open("w") as handle:
+        held = lock_file(handle, wait=wait)
+        try:
+            yield held
+        finally:
+            if held:
+                lock.unlink(missing_ok=True)
+
+
+def refuse_unwritable(run: RunDir) -> None:
+    """Make the folder of results, before a model is loaded.
 
     Raises:
-        KitError: it cannot be measured, or the result cannot be written.
+        KitError: it can't be made or written.
     """
-    path = sources.result_file(chosen, work.problems)
-    with claimed(path, wait=False) as ours:
-        if ours:
-            return _measured_or_found(work, chosen, path, title, steps_after)
-    if not wait:
-        work.say(f"step {step_of(chosen)}: another process is measuring it")
-        return None, False
-    work.say(f"step {step_of(chosen)}: waiting for another process that is measuring it")
-    with claimed(path, wait=True):
-        return _measured_or_found(work, chosen, path, title, steps_after)
-
-
-def _measured_or_found(
-    work: Work, chosen: Source, path: Path | None, title: str, steps_after: int
-) -> tuple[dict[str, Any], bool]:
-    """Another process may have measured it since this one looked."""
-    found = None if work.again else same_before(work, chosen)
-    return (found, False) if found else (_measured(work, chosen, path, title, steps_after), True)
-
-
-def same_before(work: Work, chosen: Source) -> dict[str, Any] | None:
-    """The result of these very weights, problems and settings, if it is written already."""
-    path = sources.result_file(chosen, work.problems)
-    found = sources.read_result(path)
-    if found is None or found["provenance"].get("settings") != sources.settings(chosen, work.problems):
-        return None
-    found["provenance"]["written_to"] = str(path)  # where it is now: a run may have been moved
-    return found
-
-
-def step_of(source: Source) -> int:
-    """0 is the untrained model."""
-    return source.step or 0
-
-
-def _measured(work: Work, chosen: Source, path: Path | None, title: str, steps_after: int) -> dict[str, Any]:
-    """Measure and, of a run, write."""
-    chosen.verify()
-    _say_what_differs(work, chosen, path)
+    reason = None
     try:
-        completer = work.engines.of(chosen, work.say)
-    except (OSError, KitError):
-        chosen.refuse_change()
-        raise
-    chosen.refuse_change()  # from here on its weights are in memory
-    problems = work.problems.asked
-    total = len(problems) * (1 + chosen.samples)
-    rest = Rest(total, steps_after)
-    with ProgressLine(work.console, title, total) as line:
-        evaluation = measure(
-            completer,
-            problems,
-            samples=chosen.samples,
-            temperature=chosen.temperature,
-            max_new_tokens=chosen.max_new_tokens,
-            prompt_style=chosen.style,
-            seed=chosen.seed,
-            on_progress=lambda done: line.update(done, rest.words(done)),
+        run.evaluation.mkdir(exist_ok=True)
+    except OSError as error:
+        if full := disk_error(error):
+            raise full from error
+        reason = error.strerror
+    if reason is None and not os.access(run.evaluation, os.W_OK):
+        reason = "no permission, or a read-only filesystem"
+    if reason is not None:
+        raise KitError(
+            f"cannot write {run.evaluation}: {reason}. Give this user (uid {os.getuid()}) write permission there, or "
+            f"measure a snapshot as a model, which writes nothing: `mini-r1 evaluate {run.snapshots}/step-N "
+            f"--problems {run.held_out_file}`"
         )
-        figures = evaluation.to_json(chosen.game)  # seconds: the bar stands meanwhile
-    result = {**figures, "provenance": _provenance(chosen, work.problems, completer, work.source)}
-    if path is not None:
-        result["provenance"]["written_to"] = str(path)
-        with disk_errors(path.parent, lambda: "what was measured before is kept"):
-            write_jsonl(completions_file(path), evaluation.rows(step_of(chosen)))
-            write_json(path, result)  # last: with it the step counts as measured
-    return result
-
-
-def _provenance(chosen: Source, problems: Problems, completer: Completer, source: str) -> dict[str, Any]:
-    where = device()
-    return {
-        "source": source,
-        "model": completer.facts,
-        "step": chosen.step,
-        "snapshot": str(chosen.saved.path) if chosen.saved else None,
-        "problems_file": str(chosen.problems_file),
-        "problems_sha256": problems.sha256,
-        "problems_in_file": problems.available,
-        "limit": problems.limit,
-        "selection": problems.words,
-        "prompt_style": chosen.style,
-        "max_new_tokens": chosen.max_new_tokens,
-        "seed": chosen.seed,
-        "engine": completer.name,
-        "settings": sources.settings(chosen, problems),
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu x {os.cpu_count()}",
-        "versions": {
-            "mini-r1": mini_r1.__version__,
-            "python": platform.python_version(),
-            **versions(RECORDED_VERSIONS),
-        },
-        "date": utc_now(),
-        "written_to": None,
-    }
-
-
-def _say_what_differs(work: Work, chosen: Source, path: Path | None) -> None:
-    """Before a result is replaced: by what it was another."""
-    before = sources.read_result(path)
-    if before is None or path is None or work.again:
-        return
-    now, then = sources.settings(chosen, work.problems), before["provenance"].get("settings")
-    if not isinstance(then, dict):
-        work.say(f"{path} is of an earlier version of the kit: measured again")
-        return
-    changed = [key.replace("_", " ") for key in now if now[key] != then.get(key)]
-    if changed:
-        work.say(f"{path} was measured with other settings ({', '.join(changed)}): measured again")

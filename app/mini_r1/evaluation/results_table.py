@@ -1,4 +1,4 @@
-"""An evaluation for people: one snapshot in full, and a run's snapshots one below the other."""
+"""Tables of an evaluation: one snapshot in full, and one row for each of a run's snapshots."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from rich.text import Text
 
 from mini_r1.console import printable
 from mini_r1.evaluation.evaluate_run import Series
+from mini_r1.tasks.countdown.task import OPERATOR_STRATA
 
 SHOWN_REASONS = 8
 """Kinds of failure in the table; the JSON has all of them."""
 WIDE = 74
-"""Columns of a terminal that all of a series' figures need."""
+"""Columns of a terminal that all figures of a series need."""
 SOLVERS = {"random_solver": "random solver", "signed_sums": "signed sums"}
 OVER_SOLVER = {name: f"O/E\n{words.split()[0]}" for name, words in SOLVERS.items()}
 """Headings of a series, by solver."""
 ONLY_WIDE = frozenset({*OVER_SOLVER.values(), "format"})
-"""Left out on a narrower one, where cut figures could not be read."""
+"""Columns left out on a narrower terminal."""
 WHAT_OVER_IS = (
-    "O/E: right answers over those to be expected if each try of the model had been one of the solver's; above 1 the "
+    "O/E: right answers divided by those expected if each try of the model had been one of the solver's; above 1 the "
     "model searches better"
 )
 
 
 def print_table(result: dict[str, Any], console: Console | None = None) -> None:
-    """The result for people, on standard output: overall, by strata, baselines, why answers failed."""
+    """Print one result: overall, by strata, baselines, why answers failed."""
     console = console or Console()
     provenance = result["provenance"]
     step = "" if provenance["step"] is None else f", step {provenance['step']}"
@@ -37,11 +38,10 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
     for heading in ("n", "greedy", "95 %", f"sampled (T {result['temperature']:g})", "95 %"):
         table.add_column(heading, justify="right")
     table.add_row(*_row("all", result, result["problems"]))
-    for stratum, values in result["by"].items():
+    for groups, name in ((result["by_size"], "{} numbers"), (result["by_operators"], "{}")):
         table.add_section()
-        for value, figures in values.items():
-            name = f"{value} {stratum}" if value.isdecimal() else value
-            table.add_row(*_row(name, figures, figures["n"]))
+        for key, figures in groups.items():
+            table.add_row(*_row(name.format(OPERATOR_STRATA.get(key, key)), figures, figures["problems"]))
     table.add_section()
     untrained = result["baselines"].get("untrained")
     if untrained is not None:
@@ -71,7 +71,7 @@ def print_table(result: dict[str, Any], console: Console | None = None) -> None:
 
 
 def _print_search(result: dict[str, Any], console: Console) -> None:
-    """What search alone achieves, and what the model's own tries are worth beside it."""
+    """Print what search alone achieves, and what the model's tries are worth compared with it."""
     solvers = {name: result["baselines"][name] for name in SOLVERS if name in result["baselines"]}
     if not solvers:
         console.print("search alone: not counted, these problems have too many results")
@@ -90,7 +90,7 @@ def _print_search(result: dict[str, Any], console: Console) -> None:
 
 
 def over(figures: dict[str, Any]) -> str:
-    """A solver's O/E with its interval: `0.87 (0.82-0.93)`; a dash where the solver is expected to hit nothing."""
+    """Return a solver's O/E with its interval: `0.87 (0.82-0.93)`; `-` when the solver is expected to hit nothing."""
     ratio, limits = figures["observed_over_expected"], figures["observed_over_expected_ci95"]
     if ratio is None:
         return "-"
@@ -98,7 +98,7 @@ def over(figures: dict[str, Any]) -> str:
 
 
 def print_series(series: Series, console: Console | None = None) -> None:
-    """A run's snapshots: success over the steps beside what its tries are worth, then the newest one in full."""
+    """Print a run's snapshots, one in a row, then the newest in full."""
     console = console or Console()
     newest = series.results[-1]
     most = max(newest["pass_at_k"], key=int)
@@ -116,13 +116,13 @@ def print_series(series: Series, console: Console | None = None) -> None:
         console.print(WHAT_OVER_IS)
     if series.untrained is not None:
         console.print(_text(f"untrained model: not measured: {series.untrained}"))
-    for step, words in series.faults.items():
-        console.print(_text(f"step {step}: not measured: {words}"))
+    for step, error in series.errors.items():
+        console.print(_text(f"step {step}: not measured: {error}"))
     print_table(newest, console)
 
 
 def _series_row(result: dict[str, Any], most: str) -> dict[str, str]:
-    """Cells by their headings."""
+    """Return cells by their headings."""
     step, solvers = result["provenance"]["step"], result["baselines"]
     ratios = {heading: solvers.get(name, {}).get("observed_over_expected") for name, heading in OVER_SOLVER.items()}
     return {
@@ -149,10 +149,10 @@ def _row(name: str, figures: dict[str, Any], n: int) -> list[Text | str]:
 
 
 def _limits(interval: list[float] | None) -> str:
-    """Nothing for problems over the same numbers, of which there is no interval."""
+    """Return the interval; empty for problems over the same numbers, which have none."""
     return f"{interval[0]:.1%} - {interval[1]:.1%}" if interval else ""
 
 
 def _text(text: str) -> Text:
-    """What a model, a file or a user wrote: controls made visible, and no markup."""
+    """Return text from a model, a file or a user with control characters made visible and without markup."""
     return Text(printable(text))

@@ -1,10 +1,10 @@
-"""What search alone achieves on the same problems: at fixed numbers of tries, and in the place of the model.
+"""What search alone achieves on the same problems: after fixed numbers of tries, and in place of the model.
 
-A search stops when it hits, so how often it tries depends on how lucky it was: to give a solver as many tries as the
-model made would understate it. Two comparisons have no such flaw. A solver's success after 1, 2, 4, ... tries is a
-property of the solver and the problem. And at each try that the model makes, the solver in its place would hit with a
-known chance; the sum E of these chances is what the model's successes O would be on average if its tries were the
-solver's, whenever it stops.
+A search stops when it hits, so its number of tries depends on its luck: a solver that gets as many tries as the model
+made would be underestimated. Two comparisons avoid that. A solver's success after 1, 2, 4, ... tries is a property of
+the solver and the problem. And at each try that the model makes, the solver in its place would hit with a known chance;
+the sum E of these chances is what the model's successes O would be on average if its tries were the solver's, whenever
+it stops.
 """
 
 from __future__ import annotations
@@ -16,47 +16,43 @@ from typing import Any
 
 import numpy as np
 
-from mini_r1.evaluation.answers import Answer
-from mini_r1.evaluation.measures import OPERATOR_KEYS, limits, mean
+from mini_r1.evaluation.measures import EvaluatedAnswer, limits, mean
 from mini_r1.evaluation.statistics import rate_interval, ratio_interval
 from mini_r1.tasks.countdown import task
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
-"""Tries that a solver's success is told for."""
+"""Numbers of tries that a solver's success is given for."""
 DRAWS = 256
-"""Searches of one problem that its success is averaged over: of 500 problems to a few thousandths."""
+"""Searches that a problem's success is averaged over: exact to a few thousandths over 500 problems."""
 SEED = 0
-"""Seed of the solvers' draws; the same whatever the seed of the model is."""
+"""Random seed of the solvers' draws, independent of the model's."""
 
 Weights = Mapping[int, float]
-"""Each result that a solver may get from a problem's numbers, and how likely it is, relative to the others, to be next
-among those that are left: it never gets one twice."""
+"""Each result that a solver may get from a problem's numbers, and its relative chance to be the next among those that
+are left: no result comes twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solver:
-    """A search without a thought.
-
-    Attributes:
-        weights: of a problem; None where there are too many results to count.
-        signless: a result and its opposite are one.
-    """
+    """A search without a thought."""
 
     weights: Callable[[task.Problem], Weights | None]
+    """None for a problem with too many results to count."""
     signless: bool = False
+    """A result and its opposite are one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """What a random solver may try: the rule by which the problems were made, if it is known."""
+    """What a random solver may try: the rule by which the problems were made, if known."""
 
     operators: str = "+-*/"
     max_value: int | None = None
-    """Largest value on the way."""
+    """Largest intermediate value."""
 
 
 def solvers(game: Game) -> dict[str, Solver]:
-    """`random_solver`: chains of operations by the game's rule; `signed_sums`: signs before the numbers."""
+    """Return `random_solver`, chains of operations by the game's rule, and `signed_sums`, signs before the numbers."""
     return {
         "random_solver": Solver(
             lambda problem: task.chain_results(problem.numbers_key, game.operators, game.max_value)
@@ -65,65 +61,68 @@ def solvers(game: Game) -> dict[str, Solver]:
     }
 
 
-def compared(sampled: Sequence[Sequence[Answer]], solver: Solver) -> dict[str, Any] | None:
-    """One solver on the problems of the model's sampled answers, and in the model's place.
+def compare(sampled: Sequence[Sequence[EvaluatedAnswer]], solver: Solver) -> dict[str, Any] | None:
+    """Compare the model with one solver.
 
     Args:
-        sampled: of each problem the model's answers.
-        solver: what they are held against.
+        sampled: the model's answers to each problem.
+        solver: the search.
 
     Returns:
         `problems` (without those that have too many results to count), `success_at_tries` ({"1": share, "2": ...,
-        "all": the share that it can reach at all}), `observed` (the model's right answers), `expected` (what they would
-        be on average if its tries were the solver's; this is no success rate and may exceed the number of answers),
-        `observed_over_expected` and `observed_over_expected_ci95` (None where nothing is expected, or tells its
-        spread), and `by_operators` ({key: the same of these problems}). None where no problem can be counted.
+        "all": the share that it can reach at all}), `observed` (the model's right answers), `expected` (their average
+        number if its tries were the solver's; no success rate: it may exceed the number of answers),
+        `observed_over_expected` and `observed_over_expected_ci95` (None when nothing is expected, or the spread is
+        unknown), and `by_operators` ({key: the same of these problems}). None when no problem can be counted.
     """
-    counted = [(answers, weights) for answers in sampled if (weights := solver.weights(answers[0].problem)) is not None]
-    if not counted:
-        return None
     rng = random.Random(SEED)
     draws = np.random.default_rng(SEED)
-    kinds, rows = [], []
-    for answers, weights in counted:
+    rows: list[_Row] = []
+    for answers in sampled:
         problem = answers[0].problem
+        weights = solver.weights(problem)
+        if weights is None:
+            continue
         target = abs(problem.target) if solver.signless else problem.target
         expected = 0.0
         for answer in answers:
             tries = [abs(r) if solver.signless and r is not None else r for r in answer.verdict.results]
             expected += expected_hits(weights, target, tries, rng)
-        kinds.append(OPERATOR_KEYS[task.strata(problem)["operators"]])
         rows.append(
             _Row(
                 problem.numbers_key,
+                task.strata(problem)["operators"],
                 len(answers),
                 sum(answer.verdict.equation for answer in answers),
                 expected,
                 success_at_tries(weights, target, draws),
             )
         )
-    by = {
-        key: _summed([row for row, kind in zip(rows, kinds, strict=True) if kind == key]) for key in sorted(set(kinds))
+    if not rows:
+        return None
+    kinds = sorted({row.operators for row in rows})
+    return {
+        **_sum_up(rows),
+        "by_operators": {kind: _sum_up([row for row in rows if row.operators == kind]) for kind in kinds},
     }
-    return {**_summed(rows), "by_operators": by}
 
 
 def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rng: random.Random) -> float:
-    """The sum over tries, through the first that hits, of the solver's chance to hit there if it has not yet.
+    """Return the sum over tries, through the first that hits, of the solver's chance to hit there if it has not yet.
 
-    What the solver has behind it at a try are the model's tries before it. For one that the solver would never have
-    made (a result that it cannot get, one that it had already) it draws a result that misses. So a model that is
-    this solver is expected to hit exactly as often as it does, on average, by whatever rule it stops: the sum
-    compensates its hits (it makes their difference a martingale).
+    At each try the solver has made the model's earlier tries. For one that it would never have made (a result that it
+    can't get, or had already) it draws a result that misses. So a model that is this solver is expected to hit exactly
+    as often as it does, on average, by any stopping rule: the sum compensates its hits (their difference is a
+    martingale).
 
     Args:
         weights: of this problem.
-        target: what hits.
-        tries: results in the model's order.
-        rng: of the solver's own draws.
+        target: the result that hits.
+        tries: results in the model's order; None can hit no target.
+        rng: source of the solver's draws.
 
     Returns:
-        0 where the solver cannot reach the target; above 1 where a model goes on for long without a hit.
+        0 when the solver can't reach the target; above 1 for a model that tries long without a hit.
     """
     aim = weights.get(target, 0.0)
     if not aim:
@@ -132,7 +131,7 @@ def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rn
     order: list[int] | None = None
     for result in tries:
         expected += aim / total
-        if result == target or len(left) == 1:  # it is the only one left: the solver would have hit
+        if result == target or len(left) == 1:  # the only one left: the solver would have hit
             break
         if result is None or result not in left:
             if order is None:
@@ -144,9 +143,9 @@ def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rn
 
 
 def success_at_tries(weights: Weights, target: int, rng: np.random.Generator) -> dict[str, float]:
-    """The solver's chance to have hit within each of BUDGETS tries, from DRAWS searches; `all`: after all of them.
+    """Return the solver's chance to hit within each of BUDGETS tries, from DRAWS searches; `all`: after all of them.
 
-    A draw without repetition in proportion to weights is a race: result i arrives after an exponential time of rate
+    Drawing without repetition in proportion to weights is a race: result i arrives after an exponential time of rate
     w_i. Given the target's time, the number of results before it is a sum of independent draws, and results of equal
     weight are one binomial draw.
     """
@@ -161,16 +160,17 @@ def success_at_tries(weights: Weights, target: int, rng: np.random.Generator) ->
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One problem's part."""
+    """The counts of one problem."""
 
     cluster: tuple[int, ...]
+    operators: str
     answers: int
     observed: int
     expected: float
     at_tries: Mapping[str, float]
 
 
-def _summed(rows: Sequence[_Row]) -> dict[str, Any]:
+def _sum_up(rows: Sequence[_Row]) -> dict[str, Any]:
     observed, expected = sum(row.observed for row in rows), sum(row.expected for row in rows)
     return {
         "problems": len(rows),
@@ -193,7 +193,7 @@ def _ratio_limits(rows: Sequence[_Row], observed: int, expected: float) -> list[
     return None if none is None else limits((0.0, none[1] * sum(row.answers for row in rows) / expected))
 
 
-def search_baselines(sampled: Sequence[Sequence[Answer]], game: Game) -> dict[str, dict[str, Any]]:
-    """`compared` of every solver of `solvers`, without those that have no problem that can be counted."""
-    found = {name: compared(sampled, solver) for name, solver in solvers(game).items()}
+def search_baselines(sampled: Sequence[Sequence[EvaluatedAnswer]], game: Game) -> dict[str, dict[str, Any]]:
+    """Compare the model with every solver that has a problem that can be counted."""
+    found = {name: compare(sampled, solver) for name, solver in solvers(game).items()}
     return {name: figures for name, figures in found.items() if figures is not None}

@@ -1,17 +1,18 @@
-"""What is measured, on which problems, how, and where the result goes: told before any model is loaded."""
+"""What is measured, on which problems and how, and where the result goes: known before any model is loaded."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mini_r1.errors import KitError
+from mini_r1.evaluation.evaluate import refuse_numbers
 from mini_r1.evaluation.search import Game
-from mini_r1.generation.starting_point import StartingPoint
+from mini_r1.generation.model import StartingPoint
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import read_object
 from mini_r1.run.manifest import MANIFEST, Saved, verify
@@ -20,27 +21,21 @@ from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 
 FORMAT = 3
-"""Of what is written; raised when figures are added, so that a file without them is made again."""
-
-# For a model that brings no recipe: the original's own.
-DEFAULT_STYLE = "script"
-DEFAULT_TEMPERATURE = 0.9
-DEFAULT_MAX_NEW_TOKENS = 1024
-DEFAULT_SEED = 42
-DEFAULT_SAMPLES = 4
+"""Format of a result; a file with another one is measured again."""
 MOST_SAMPLES = 10_000
-"""For each problem: more than any figure needs, and few enough to hold."""
+"""Most samples for each problem: more than any figure needs, and few enough to hold."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What a user may say of how to measure; None is the run's recipe, else the original's values."""
+class MeasuringOptions:
+    """How a user wants to measure; None is the run's recipe, else the original's value."""
 
     samples: int | None = None
-    """None is what the run was measured with before, else DEFAULT_SAMPLES."""
+    """Sampled completions for each problem; None: as many as the run was measured with before, else 4."""
     limit: int | None = None
+    """Problems taken from a seeded shuffle; None is all."""
     prompt_style: str | None = None
     temperature: float | None = None
     max_new_tokens: int | None = None
@@ -62,17 +57,17 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One model to be measured."""
+    """One model to be measured. The defaults are the original's, for a model without a recipe."""
 
     model: str
     problems_file: Path
-    samples: int = DEFAULT_SAMPLES
-    style: str = DEFAULT_STYLE
-    temperature: float = DEFAULT_TEMPERATURE
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-    seed: int = DEFAULT_SEED
-    selection_seed: int = DEFAULT_SEED
-    """Of the shuffle that a limit takes its problems from: runs that differ in `seed` alone get the same ones."""
+    samples: int = 4
+    style: str = "script"
+    temperature: float = 0.9
+    max_new_tokens: int = 1024
+    seed: int = 42
+    selection_seed: int = 42
+    """Random seed of the shuffle that a limit takes its problems from: runs that differ only in `seed` share them."""
     revision: str | None = None
     tokenizer: str = ""
     """Where the tokenizer is, if not with the model."""
@@ -81,44 +76,100 @@ class Source:
     step: int | None = None
     saved: Saved | None = None
     weights: str = ""
-    """What tells a snapshot's weights from others, its manifest's hash: a resumed run saves a step a second time."""
+    """Hash of a snapshot's manifest: a resumed run saves a step a second time."""
     own_problems: bool = False
-    """The problems are a file of the user's and not the run's held-out part."""
+    """The problems are a file of the user and not the run's held-out part."""
+
+    def with_options(self, options: MeasuringOptions) -> Source:
+        """Return this with the user's options.
+
+        Raises:
+            KitError: a number is out of range.
+        """
+        wanted = {
+            "samples": options.samples,
+            "style": options.prompt_style,
+            "temperature": options.temperature,
+            "max_new_tokens": options.max_new_tokens,
+            "seed": options.seed,
+        }
+        found = replace(self, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
+        refuse_numbers(found.samples, found.temperature, found.max_new_tokens)
+        return found
 
     @property
     def is_adapter(self) -> bool:
         """Whether the weights are those of an adapter."""
         return (Path(self.model) / "adapter_config.json").is_file()
 
-    @property
-    def identity(self) -> str:
-        """What tells these weights from others."""
-        return self.weights or f"{self.model}@{self.revision}"
+    def settings(self, problems: Problems) -> dict[str, Any]:
+        """Return everything that a result depends on besides the machine."""
+        return {
+            "format": FORMAT,
+            "weights": self.weights or f"{self.model}@{self.revision}",
+            "problems_sha256": problems.sha256,
+            "problems": len(problems.asked),
+            "samples": self.samples,
+            "temperature": self.temperature,
+            "max_new_tokens": self.max_new_tokens,
+            "prompt_style": self.style,
+            "seed": self.seed,
+            "random_solver": asdict(self.game),
+        }
+
+    def result_file(self, problems: Problems) -> Path | None:
+        """Return where the result of a run's snapshot goes; None for a model.
+
+        The name identifies the problems: `step-N.json` is the run's held-out part, `step-N-HASH.json` another file with
+        that SHA-256, and `-limit-M` is added for M problems only.
+        """
+        if self.run is None or self.step is None:
+            return None
+        name = f"step-{self.step}"
+        if self.own_problems:
+            name += f"-{problems.sha256[:8]}"
+        if problems.limited:
+            name += f"-limit-{problems.limit}"
+        return self.run.evaluation / f"{name}.json"
+
+    def read_result(self, problems: Problems) -> dict[str, Any] | None:
+        """Return the result that is written, with any settings; None when there is none that can be read."""
+        path = self.result_file(problems)
+        value = read_object(path) if path is not None else {}
+        return value if isinstance(value.get("provenance"), dict) else None
+
+    def read_same_result(self, problems: Problems) -> dict[str, Any] | None:
+        """Return the result that is written, if it has the same weights, problems and settings."""
+        found = self.read_result(problems)
+        if found is None or found["provenance"].get("settings") != self.settings(problems):
+            return None
+        found["provenance"]["written_to"] = str(self.result_file(problems))  # the run may have been moved
+        return found
 
     def refuse_change(self) -> None:
-        """A snapshot may be saved anew by a resumed run, or deleted to make room, while it is about to be measured.
+        """Refuse a snapshot that a resumed run replaced, or deleted for its space, before it was measured.
 
         Raises:
             KitError: it is another one than when it was listed.
         """
         if self.saved is not None and _manifest_hash(self.saved) != self.weights:
             raise KitError(
-                f"the snapshot {self.saved.path} was deleted or saved anew meanwhile: the same command measures what "
-                "is there now"
+                f"the snapshot {self.saved.path} was deleted or replaced meanwhile: the same command measures what is "
+                "there now"
             )
 
     def verify(self) -> None:
-        """Its files are those that were saved.
+        """Check that a snapshot's files are those that were saved.
 
         Raises:
             KitError: they are not.
         """
         if self.saved is None or self.run is None:
             return
-        fault = verify(self.saved, self.run.run_id)
+        error = verify(self.saved, self.run.run_id)
         self.refuse_change()
-        if fault is not None:
-            raise KitError(f"the snapshot {self.saved.path} is damaged ({fault}): choose another one with --step")
+        if error is not None:
+            raise KitError(f"the snapshot {self.saved.path} is damaged ({error}): choose another one with --step")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +182,7 @@ class Problems:
     limit: int | None
     selection_seed: int
     trained_on: int = 0
-    """How many of them the run has trained on: none of its held-out part, maybe some of a user's file."""
+    """How many of them the run has trained on: possible for a user's file only."""
 
     @property
     def limited(self) -> bool:
@@ -139,65 +190,19 @@ class Problems:
         return len(self.asked) < self.available
 
     @property
-    def words(self) -> str:
+    def selection(self) -> str:
         """How they were chosen."""
-        said = f"all {self.available} problems"
+        text = f"all {self.available} problems"
         if self.limited:
-            said = f"first {len(self.asked)} of {self.available} problems by a shuffle with seed {self.selection_seed}"
-        return f"{said}, {self.trained_on} of them trained on" if self.trained_on else said
+            text = f"first {len(self.asked)} of {self.available} problems by a shuffle with seed {self.selection_seed}"
+        return f"{text}, {self.trained_on} of them trained on" if self.trained_on else text
 
 
-def settings(source: Source, problems: Problems) -> dict[str, Any]:
-    """Everything that a result depends on besides the machine: a file with the same is not made again."""
-    return {
-        "format": FORMAT,
-        "weights": source.identity,
-        "problems_sha256": problems.sha256,
-        "problems": len(problems.asked),
-        "samples": source.samples,
-        "temperature": source.temperature,
-        "max_new_tokens": source.max_new_tokens,
-        "prompt_style": source.style,
-        "seed": source.seed,
-        "random_solver": asdict(source.game),
-    }
-
-
-def result_file(source: Source, problems: Problems) -> Path | None:
-    """Where the result of a run's snapshot goes; None of a model, which has no place for one.
-
-    The name tells the problems: `step-N.json` is the run's held-out part, `step-N-HASH.json` another file with that
-    SHA-256, and `-limit-M` is added for M problems only, so that none of these overwrites the other.
-    """
-    if source.run is None or source.step is None:
-        return None
-    name = f"step-{source.step}"
-    if source.own_problems:
-        name += f"-{problems.sha256[:8]}"
-    if problems.limited:
-        name += f"-limit-{problems.limit}"
-    return source.run.evaluation / f"{name}.json"
-
-
-def read_result(path: Path | None) -> dict[str, Any] | None:
-    """A result that was written before; None when there is none that can be read."""
-    if path is None:
-        return None
-    value = read_object(path)
-    return value if isinstance(value.get("provenance"), dict) else None
-
-
-def samples_before(targets: Iterable[Source], problems: Problems) -> int | None:
-    """The most samples that one of these was measured with: fewer would replace a result that cost more."""
-    found = [(read_result(result_file(target, problems)) or {}).get("samples") for target in targets]
-    return max((n for n in found if type(n) is int and 0 < n <= MOST_SAMPLES), default=None)
-
-
-def of_model(source: str, problems_file: Path | None, step: int | None, wish: Wish) -> Source:
-    """A model directory or hub id.
+def model_source(source: str, problems_file: Path | None, step: int | None, options: MeasuringOptions) -> Source:
+    """Return a model directory or hub id as a source.
 
     Raises:
-        KitError: there is nothing to evaluate, or nothing to evaluate it on.
+        KitError: there is nothing to evaluate, or no problems to evaluate it on.
     """
     path = Path(source).expanduser()
     if not path.is_dir() and (path.exists() or not _HUB_ID.fullmatch(source)):
@@ -214,11 +219,11 @@ def of_model(source: str, problems_file: Path | None, step: int | None, wish: Wi
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source
-    return _with(wish, Source(name, problems_file, own_problems=True))
+    return Source(name, problems_file, own_problems=True).with_options(options)
 
 
-def of_run(run: RunDir, problems_file: Path | None, wish: Wish) -> list[Source]:
-    """The complete snapshots of a run, newest first.
+def run_sources(run: RunDir, problems_file: Path | None, options: MeasuringOptions) -> list[Source]:
+    """Return the complete snapshots of a run, newest first.
 
     Raises:
         KitError: there is none, or nothing was held out.
@@ -228,7 +233,6 @@ def of_run(run: RunDir, problems_file: Path | None, wish: Wish) -> list[Source]:
         raise KitError(f"{run.path} held no problems out (test_fraction 0): name a file with --problems")
     complete = run.require_snapshots()
     rule = recipe.generator
-    game = Game(rule.operators, rule.max_intermediate) if rule else Game()
     base = Source(
         "",
         problems_file or run.held_out_file,
@@ -237,24 +241,22 @@ def of_run(run: RunDir, problems_file: Path | None, wish: Wish) -> list[Source]:
         max_new_tokens=recipe.max_completion_length,
         seed=recipe.seed,
         selection_seed=recipe.dataset_seed,
-        game=game,
+        game=Game(rule.operators, rule.max_intermediate) if rule else Game(),
         run=run,
         own_problems=problems_file is not None,
-    )
-    base = _with(wish, base)
-    listed = [(saved, _manifest_hash(saved)) for saved in complete]
+    ).with_options(options)
     found = [
         replace(base, model=str(saved.path), saved=saved, step=saved.step, weights=weights)
-        for saved, weights in listed
-        if weights is not None  # else gone since it was listed
+        for saved in complete
+        if (weights := _manifest_hash(saved)) is not None  # else deleted since it was listed
     ]
     if not found:
-        raise KitError(f"the snapshots of {run.path} are being deleted: call this again")
+        raise KitError(f"the snapshots of {run.path} are being deleted: run the command again")
     return found
 
 
-def at_step(snapshots: list[Source], step: int | None) -> Source:
-    """The snapshot of a step; None is the newest.
+def find_step(snapshots: list[Source], step: int | None) -> Source:
+    """Return the snapshot of a step; None is the newest.
 
     Raises:
         KitError: there is none.
@@ -267,23 +269,23 @@ def at_step(snapshots: list[Source], step: int | None) -> Source:
     raise KitError(f"{run.path if run else ''} has no complete snapshot of step {step}; there are: {steps}")
 
 
-def untrained(snapshot: Source, start: StartingPoint) -> Source | None:
-    """The run's starting point as step 0, measured like this snapshot; None where it is not known."""
+def untrained_source(snapshot: Source, start: StartingPoint) -> Source | None:
+    """Return the run's starting point as step 0, measured like this snapshot; None when it is not known."""
     if start.source is None:
         return None
-    # The run's own tokenizer, which a recipe may take from elsewhere, is with every snapshot.
+    # The recipe may take the tokenizer from elsewhere, but every snapshot has it.
     return replace(
         snapshot, model=start.source, revision=start.revision, tokenizer=snapshot.model, saved=None, weights="", step=0
     )
 
 
 def read_problems(source: Source, limit: int | None) -> Problems:
-    """The problems in a seeded order.
+    """Read the problems in a seeded order.
 
     Raises:
         DataError: the file is missing or wrong.
     """
-    if not source.problems_file.exists():  # else a name like owner/name would be looked for on the hub
+    if not source.problems_file.exists():  # else a name like owner/name would be looked up on the hub
         raise task.DataError(f"{source.problems_file}: no such file")
     data = task.load_data(
         str(source.problems_file),
@@ -294,37 +296,25 @@ def read_problems(source: Source, limit: int | None) -> Problems:
         split_by="key",
         generator=None,
     )
-    digest = str(data.provenance["sha256"])
     asked = data.train[:limit]
-    trained_on = _trained_on(source.run, asked) if source.run is not None and source.own_problems else 0
+    trained_on = _count_trained_on(source.run, asked) if source.run is not None and source.own_problems else 0
+    digest = str(data.provenance["sha256"])
     return Problems(asked, len(data.train), digest, limit, source.selection_seed, trained_on)
 
 
-def _trained_on(run: RunDir, problems: Sequence[task.Problem]) -> int:
-    """How many of the problems, the order of their numbers aside, stand in the run's completions."""
-    wanted = {problem.key for problem in problems}
+def _count_trained_on(run: RunDir, problems: Sequence[task.Problem]) -> int:
+    """Count the problems, in any order of their numbers, that are in the run's completions."""
     seen = set()
     for row in read_completions(run):
         nums, target = row.get("nums"), row.get("target")
         if isinstance(nums, list) and type(target) is int and all(type(n) is int for n in nums):
             seen.add((tuple(sorted(nums)), target))
-    return sum(problem.key in seen for problem in problems) if wanted & seen else 0
+    return sum(problem.key in seen for problem in problems)
 
 
 def _manifest_hash(saved: Saved) -> str | None:
-    """None: there is none that can be read."""
+    """Return the hash of the manifest; None when it can't be read."""
     try:
         return hashlib.sha256((saved.path / MANIFEST).read_bytes()).hexdigest()
     except OSError:
         return None
-
-
-def _with(wish: Wish, source: Source) -> Source:
-    return replace(
-        source,
-        samples=source.samples if wish.samples is None else wish.samples,
-        style=wish.prompt_style or source.style,
-        temperature=source.temperature if wish.temperature is None else wish.temperature,
-        max_new_tokens=source.max_new_tokens if wish.max_new_tokens is None else wish.max_new_tokens,
-        seed=source.seed if wish.seed is None else wish.seed,
-    )

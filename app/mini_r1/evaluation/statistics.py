@@ -1,7 +1,7 @@
 """The estimators behind every figure of an evaluation: pass@k, and intervals that respect related problems.
 
 Problems over the same numbers succeed and fail together, and so do the samples of one problem: they are one cluster.
-How often the intervals cover the true value: `bench/coverage.py`.
+`bench/coverage.py` measures how often the intervals cover the true value.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 LEVEL = 0.95
-"""Coverage that all intervals aim at."""
+"""Nominal coverage of all intervals."""
 TAIL = (1 - LEVEL) / 2
 
 Interval = tuple[float, float]
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Chance that at least one of k completions is right, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
+    """Return the chance that one of k completions is right, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
 
     Unbiased, unlike 1 - (1 - c/n)^k, which is too low. As a product, because the binomials overflow. Source: Chen et
     al. 2021, "Evaluating Large Language Models Trained on Code", arXiv:2107.03374, equation 1 and figure 3.
@@ -42,26 +42,26 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def rate_interval(shares: Sequence[float], samples: int, clusters: Sequence[Hashable]) -> Interval | None:
-    """95 % interval of a mean of shares: Clopper and Pearson's for as many samples as the clustered ones are worth.
+    """Return the 95 % interval of a mean of shares: Clopper and Pearson's for the effective number of samples.
 
-    They are worth n* = p (1 - p) / v, with p the mean and v its variance between clusters, times
-    (t(n - 1) / t(clusters - 1))^2 because v is estimated, and never more than the n that were drawn. Where all shares
-    are 0 or all are 1, v says nothing, and each cluster counts as one sample. Source: Korn and Graubard 1998,
+    It is n* = p (1 - p) / v, with p the mean and v its variance between clusters, times
+    (t(n - 1) / t(clusters - 1))^2 because v is estimated, and at most the n that were drawn. When all shares are 0 or
+    all are 1, v is 0, and each cluster counts as one sample. Source: Korn and Graubard 1998,
     "Confidence intervals for proportions with small expected number of positive counts estimated from survey data",
     Survey Methodology 24.
 
     Args:
-        shares: of each problem its share of right completions, or another value from 0 to 1, such as its pass@k.
+        shares: share of right completions of each problem, or another value from 0 to 1, such as its pass@k.
         samples: completions that each share was made from.
-        clusters: what problem i belongs to.
+        clusters: the cluster of each problem.
 
     Returns:
-        None of one cluster: nothing tells how much another one would differ.
+        None for one cluster, whose spread is unknown.
 
     Raises:
         ValueError: no problems, or not one cluster for each.
     """
-    from scipy.special import betaincinv, stdtrit  # .3 s of CPU, paid by those who ask for an interval
+    from scipy.special import betaincinv, stdtrit  # takes 0.3 s of CPU
 
     sums, sizes = _totals([shares, [1.0] * len(shares)], clusters)
     number, drawn = len(sums), len(shares) * samples
@@ -83,18 +83,17 @@ def rate_interval(shares: Sequence[float], samples: int, clusters: Sequence[Hash
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
-    """95 % interval of a mean of values of any size, such as differences: Student's t over clusters.
+    """Return the 95 % interval of a mean of values of any size, such as differences: Student's t over clusters.
 
-    With as many degrees of freedom as clusters of one size would have, less one: (sum of sizes)^2 / sum of sizes^2
-    (Kish 1965, "Survey Sampling"). Bootstrap-t, which does without a distribution, covers less and is wider with few
-    clusters (`bench/coverage.py`).
+    With (sum of sizes)^2 / sum of sizes^2 - 1 degrees of freedom (Kish 1965, "Survey Sampling"). Bootstrap-t covers
+    less and is wider with few clusters (`bench/coverage.py`).
 
     Args:
         values: one for each problem.
-        clusters: what problem i belongs to.
+        clusters: the cluster of each problem.
 
     Returns:
-        None where nothing tells how much another cluster would differ: of one cluster, and where all are alike.
+        None when the spread between clusters is unknown: for one cluster, or when all are alike.
 
     Raises:
         ValueError: no problems, or not one cluster for each.
@@ -106,15 +105,15 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Inte
 
 
 def ratio_interval(above: Sequence[float], below: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
-    """95 % interval of sum(above) / sum(below), both positive: as `mean_interval`, of the ratio's logarithm.
+    """Return the 95 % interval of sum(above) / sum(below), both positive: as `mean_interval`, of its logarithm.
 
     The variance is that of a ratio estimate (Cochran 1977, "Sampling Techniques", equation 6.13), carried over to the
     logarithm by the delta method.
 
     Args:
-        above: of each problem its part of the numerator.
-        below: of each problem its part of the denominator.
-        clusters: what problem i belongs to.
+        above: each problem's part of the numerator.
+        below: each problem's part of the denominator.
+        clusters: the cluster of each problem.
 
     Returns:
         None as in `mean_interval`.
@@ -133,7 +132,7 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], clusters: Seq
 
 
 def _margin(above: Floats, below: Floats, ratio: float) -> float | None:
-    """Half a t interval's width; None where the clusters do not differ."""
+    """Return half a t interval's width; None when the clusters do not differ."""
     from scipy.special import stdtrit
 
     error = math.sqrt(_variance(above, below, ratio))

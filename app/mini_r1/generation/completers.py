@@ -1,4 +1,4 @@
-"""Prompts in, completions out, for whoever measures a model that is not being trained: by transformers or by vLLM."""
+"""Prompts in, completions out, for measuring a model that is not being trained: by transformers or by vLLM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,34 +22,14 @@ from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
 BATCH_ROWS = 256
 """Sequences decoded at once. A 3B model with 1,300 tokens a row holds about 12 GB of keys and values with it."""
 VLLM_ROWS = 2048
-"""Completions asked of vLLM at once, for the sake of progress: eight times what it decodes at once (256)."""
+"""Completions that vLLM is asked for at once, so that progress shows: eight times what it decodes at once (256)."""
 VLLM_MEMORY = 0.85
-"""Of the GPU: nothing else runs there, but what the driver and a desktop take."""
+"""Share of the GPU's memory: nothing else runs there, but the driver and a desktop take some."""
 VLLM_START_S = 1800.0
-"""A 7B model from a cold network disk takes ten minutes."""
+"""Longest time to start: a 7B model from a cold network disk takes ten minutes."""
 
 Progress = Callable[[int], None]
 """Called with the number of completions finished since the last call."""
-
-
-class Completer(Protocol):
-    """A model, its tokenizer and what samples from it."""
-
-    name: str
-    """`transformers` or `vllm`."""
-    tokenizer: PreTrainedTokenizerBase
-    ends: Sequence[int]
-    """Tokens that end a completion."""
-    facts: dict[str, Any]
-    """See `generation.model.describe`."""
-
-    def complete(
-        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
-    ) -> list[list[int]]:
-        """Completions of each prompt next to one another; `config.batch_rows` is the completer's own to choose."""
-
-    def close(self) -> None:
-        """Let go of what it holds."""
 
 
 class TransformersCompleter:
@@ -71,10 +52,10 @@ class TransformersCompleter:
 
     @classmethod
     def load(cls, source: str, revision: str | None, tokenizer_source: str) -> TransformersCompleter:
-        """On this process's device: 16 bits on a GPU, 32 on a CPU.
+        """Load a model to this process's device: 16 bits on a GPU, 32 on a CPU.
 
         Raises:
-            KitError: model or tokenizer cannot be had, or do not fit together.
+            KitError: model or tokenizer can't be loaded, or do not fit together.
         """
         where = device()
         model = load_model(source, revision, dtype_here(), None).to(where)
@@ -85,7 +66,10 @@ class TransformersCompleter:
     def complete(
         self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
     ) -> list[list[int]]:
-        """See `Completer`; more completions of one prompt than fit a batch are drawn in rounds."""
+        """Return the completions, those of a prompt next to one another; `config.batch_rows` is ignored.
+
+        More completions of one prompt than fit a batch are drawn in rounds.
+        """
         of_prompt: list[list[list[int]]] = [[] for _ in prompts]
         for start in range(0, config.num_generations, self._batch_rows):
             count = min(self._batch_rows, config.num_generations - start)
@@ -103,14 +87,14 @@ class TransformersCompleter:
         return [completion for completions in of_prompt for completion in completions]
 
     def close(self) -> None:
-        """Give the memory back, so that the next model has it."""
+        """Free the memory for the next model."""
         self._model = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 class VllmCompleter:
-    """vLLM in its child process, started once for all snapshots of a run: the next one's weights are streamed into it.
+    """vLLM in its child process, started once for all snapshots of a run; each one's weights are streamed into it.
 
     Args:
         source: model directory or hub id that it starts with.
@@ -118,7 +102,7 @@ class VllmCompleter:
         tokenizer_source: where the tokenizer is.
         max_model_len: longest prompt and completion together, in tokens.
         vllm_device: `cpu`, or the index of a GPU.
-        log: where vLLM's own messages go.
+        log: file for vLLM's messages.
 
     Raises:
         KitError: it does not start, or there is no tokenizer.
@@ -144,10 +128,10 @@ class VllmCompleter:
         self._engine = VllmEngine(config, log, VLLM_START_S)
 
     def take(self, directory: Path) -> None:
-        """Take over the weights of a snapshot of the same model.
+        """Load the weights of a snapshot of the same model.
 
         Raises:
-            KitError: they are not of this model.
+            KitError: they are of another model.
         """
         self._engine.load_weights(stored_tensors(directory))
         self.ends = _ends(str(directory), None, self.tokenizer)
@@ -156,7 +140,7 @@ class VllmCompleter:
     def complete(
         self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
     ) -> list[list[int]]:
-        """See `Completer`."""
+        """Return the completions, those of a prompt next to one another."""
         at_once = max(1, VLLM_ROWS // config.num_generations)
         completions: list[list[int]] = []
         for start in range(0, len(prompts), at_once):
@@ -172,13 +156,17 @@ class VllmCompleter:
         self._engine.close()
 
 
+Completer = TransformersCompleter | VllmCompleter
+"""A model, its `tokenizer`, the `ends` of a completion, `facts` (see `model.describe`), and what samples from it."""
+
+
 def dtype_here() -> str:
-    """What a model is loaded in for measuring."""
+    """Return the dtype that a model is loaded in for measuring."""
     return "float32" if device().type == "cpu" else "bfloat16"
 
 
 def stored_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and tensor of every weight in a model directory, one at a time."""
+    """Yield name and tensor of every weight in a model directory."""
     for file in sorted(directory.glob("*.safetensors")):
         with safe_open(file, framework="pt") as weights:
             for name in weights.keys():  # noqa: SIM118
@@ -186,18 +174,18 @@ def stored_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Which device vLLM would generate on.
+    """Return the device that vLLM generates on.
 
     Args:
-        wanted: `auto` (vLLM where there is a GPU and it is installed), `vllm` or `transformers`.
-        adapter: the model is an adapter on another one.
+        wanted: `auto` (vLLM if there is a GPU and it is installed), `vllm` or `transformers`.
+        adapter: the model is an adapter.
         environment: for CUDA_VISIBLE_DEVICES.
 
     Returns:
-        (device, None), or (None, why it is transformers that generates; None where nobody asked).
+        (device, None), or (None, why transformers generates; None if that needs no reason).
 
     Raises:
-        KitError: another engine than these, or vLLM is wanted where it cannot be.
+        KitError: an unknown engine, or vLLM is wanted and can't be used.
     """
     if wanted not in ("auto", "vllm", "transformers"):
         raise KitError(f"--engine must be auto, vllm or transformers, found {wanted!r}")
@@ -205,23 +193,23 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
         return None, None
     where = device().type
     version = _vllm_version()
-    fault = None
+    reason = None
     if adapter:
-        fault = "vLLM is not used for adapters"
+        reason = "vLLM is not used for adapters"
     elif version is None:
-        fault = "vLLM is not installed here"
+        reason = "vLLM is not installed here"
     elif (where == "cpu") != version.endswith("+cpu"):
-        fault = f"vLLM {version} here is built for {'a CPU' if where != 'cpu' else 'GPUs'}"
+        reason = f"vLLM {version} here is built for {'a CPU' if where != 'cpu' else 'GPUs'}"
     visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
-    if fault is None and where != "cpu" and not visible.isdecimal():
-        fault = f"vLLM 0.7.0 knows no device named {visible!r}, only indices"
+    if reason is None and where != "cpu" and not visible.isdecimal():
+        reason = f"vLLM 0.7.0 knows no device named {visible!r}, only indices"
     if wanted == "vllm":
-        if fault is not None:
-            raise KitError(f"--engine vllm: {fault}; leave --engine out, and transformers generates")
+        if reason is not None:
+            raise KitError(f"--engine vllm: {reason}; leave --engine out, and transformers generates")
         return ("cpu" if where == "cpu" else visible), None
     if where == "cpu":
         return None, None  # transformers is as good there, and starts at once
-    return (None, fault) if fault is not None else (visible, None)
+    return (None, reason) if reason is not None else (visible, None)
 
 
 def _vllm_version() -> str | None:
@@ -231,23 +219,16 @@ def _vllm_version() -> str | None:
         return None
 
 
-class _Settings:
-    """What `eos_token_ids` wants of a model, without one."""
-
-    def __init__(self, generation_config: Any) -> None:
-        self.generation_config = generation_config
-
-
 def _ends(source: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     try:
         settings = GenerationConfig.from_pretrained(source, revision=revision or "main")
     except OSError:  # a model need not have any
         settings = None
-    return eos_token_ids(_Settings(settings), tokenizer)
+    return eos_token_ids(SimpleNamespace(generation_config=settings), tokenizer)
 
 
 def _facts(source: str, revision: str | None, dtype: str) -> dict[str, Any]:
-    """As `describe`, of a model that another process holds."""
+    """Return what `describe` returns, for a model in another process."""
     config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     parameters = sum(tensor.numel() for _, tensor in stored_tensors(Path(source))) if os.path.isdir(source) else None
     return {

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,41 @@ import torch
 from peft import PeftConfig, PeftModel, PeftType
 from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.generation.architectures import refuse_unloadable
+from mini_r1.recipe.model_kinds import unknown_kind
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True)
+class StartingPoint:
+    """The untrained model that a run began with, or why it is not known."""
+
+    source: str | None
+    """Directory or hub id of its weights; None when they are not available."""
+    revision: str | None
+    """Commit on the hub."""
+    words: str
+    """What it is, or why it is not known, for people."""
+
 
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 """peft's name for an adapter's weights."""
 
 
 def device() -> torch.device:
-    """Where this process computes: the current CUDA device, or the CPU without one or with MINI_R1_ACCELERATOR=cpu.
+    """Return this process's device: the current CUDA device, or the CPU without one or with MINI_R1_ACCELERATOR=cpu.
 
     Raises:
-        KitError: MINI_R1_ACCELERATOR=cuda, as the pods for GPUs have it, and torch sees none.
+        KitError: MINI_R1_ACCELERATOR=cuda, as in the pods for GPUs, and torch sees no GPU.
     """
     accelerator = os.environ.get("MINI_R1_ACCELERATOR")
     if accelerator == "cuda" and not torch.cuda.is_available():
@@ -47,10 +60,10 @@ def device() -> torch.device:
 
 
 def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """A tokenizer that pads on the left, as generation needs.
+    """Load a tokenizer that pads on the left, as generation needs.
 
     Raises:
-        KitError: it cannot be found or read, or has no chat template, or nothing to pad with.
+        KitError: it can't be found or read, or has no chat template or padding token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -82,23 +95,23 @@ def load_model(
     attention: str | None,
     quantization: BitsAndBytesConfig | None = None,
 ) -> Any:
-    """A causal language model from safetensors, in the dtype and with the attention asked for.
+    """Load a causal language model from safetensors, in the dtype and with the attention asked for.
 
-    TRL 0.14.0 passes neither on when the model comes by name, so the published recipe never ran in bfloat16 weights
-    or with flash attention. Here both reach `from_pretrained`.
+    TRL 0.14.0 passes neither on when the model comes by name, so the original never ran with bfloat16 weights or flash
+    attention. Here both reach `from_pretrained`.
 
     Args:
-        name: hub id or local directory, of a model or of a LoRA adapter. An adapter brings its base model, in the
-            revision it was trained on; it comes frozen, its own weights in float32.
+        name: hub id or local directory, of a model or of a LoRA adapter. An adapter is loaded with its base model, in
+            the revision it was trained on, frozen, its own weights in float32.
         revision: branch, tag or commit on the hub.
         torch_dtype: `bfloat16`, `float16`, `float32`, `auto` (the dtype of the weights file) or None (float32).
         attention: `eager`, `sdpa`, `flash_attention_2` or None (the best that transformers finds).
-        quantization: how to store the weights in fewer bits; such a model is loaded straight onto the GPU.
+        quantization: how to store the weights in fewer bits; such a model is loaded directly onto the GPU.
 
     Raises:
-        KitError: it cannot be found or loaded that way.
+        KitError: it can't be found or loaded that way.
     """
-    with _in_words("model", name):
+    with _describe_errors("model", name):
         adapter = find_adapter_config_file(name, revision=_revision(name, revision))
         if adapter is None:
             return _load_base(name, revision, torch_dtype, attention, quantization)
@@ -106,21 +119,21 @@ def load_model(
     base = config.base_model_name_or_path
     if config.peft_type != PeftType.LORA or not base:
         raise KitError(f"{name} is an adapter of another kind than LoRA, or names no base model: use a LoRA adapter")
-    if config.megatron_config:  # peft imports whatever module `megatron_core` names beside it
+    if config.megatron_config:  # peft imports the module that `megatron_core` names
         raise KitError(
             f"the adapter {name} has megatron_config in its adapter_config.json, for which peft would import a "
             "module that the file names: take it out"
         )
-    with _in_words("adapter", name):
+    with _describe_errors("adapter", name):
         weights = _file(name, revision, ADAPTER_WEIGHTS_NAME)
     if weights is None:
         raise KitError(f"the adapter {name} has no {ADAPTER_WEIGHTS_NAME}: only safetensors are read")
     try:
-        with _in_words("model", base):
+        with _describe_errors("model", base):
             model = _load_base(base, config.revision, torch_dtype, attention, quantization)
     except KitError as error:
-        raise KitError(f"{name} is an adapter of {base}, which is needed too: {error.message}") from error
-    with _in_words("adapter", name):
+        raise KitError(f"{name} is an adapter of {base}, which it needs: {error.message}") from error
+    with _describe_errors("adapter", name):
         # The folder and not the name: by name peft would fall back to pickled weights.
         return PeftModel.from_pretrained(model, str(Path(weights).parent), config=config, torch_device="cpu")
 
@@ -132,19 +145,14 @@ def _load_base(
     attention: str | None,
     quantization: BitsAndBytesConfig | None,
 ) -> Any:
-    """A model that is no adapter.
-
-    Raises:
-        KitError: it is of a kind that cannot be loaded, or its weights are missing, incomplete or pickled.
-    """
     config, _ = PretrainedConfig.get_config_dict(name, revision=_revision(name, revision))
     refuse_unloadable(name, config)
-    # Asked before transformers does: with `main` it would have a service make safetensors of pickled weights.
+    # Checked before transformers does: with `main` it would ask a service to convert pickled weights to safetensors.
     if all(_file(name, revision, file) is None for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise KitError(_no_weights(name))
     options: dict[str, Any] = {}
     if quantization is not None:
-        # The device this rank will train on; PartialState would tell it too, and set up the process group too early.
+        # The device this rank trains on; PartialState knows it too, but would set up the process group too early.
         options = {
             "quantization_config": quantization,
             "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
@@ -160,7 +168,7 @@ def _load_base(
         **options,
     )
     missing = sorted(found["missing_keys"])
-    if missing:  # transformers leaves them at random and warns
+    if missing:  # transformers would leave them at random
         raise KitError(
             f"the weights of {name} are incomplete: {len(missing)} tensors of its {type(model).__name__} are missing, "
             f"{missing[0]} among them"
@@ -168,15 +176,47 @@ def _load_base(
     return model
 
 
+def refuse_unloadable(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a model that AutoModelForCausalLM would refuse, or load as something else.
+
+    transformers would guess a kind from the directory's name, leave a missing language model head at random, or ask at
+    the terminal whether to run the repository's code.
+
+    Raises:
+        KitError: the pinned transformers has no causal language model for this config.json.
+    """
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise KitError(
+            f"cannot load the model from {name}: its config.json is missing or has no model_type, so the kind of "
+            "model is unknown; name a directory or repository that transformers' save_pretrained wrote"
+        )
+    if kind not in CONFIG_MAPPING:
+        why = "its repository brings code, which the kit never runs"
+        raise KitError(unknown_kind(name, kind, why if "auto_map" in config else "a later version may"))
+    if CONFIG_MAPPING[kind].from_dict(dict(config)).is_encoder_decoder:
+        raise KitError(f"{name} is a '{kind}' model, an encoder-decoder: use a causal language model, e.g. Qwen2.5")
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if causal is None:
+        raise KitError(f"{name} is a '{kind}' model, which writes no text: use a causal language model, e.g. Qwen2.5")
+    saved = config.get("architectures") or []
+    # Old repositories spell the class in other ways (LLaMAForCausalLM).
+    if saved and not any(str(c) == causal or str(c).endswith(("ForCausalLM", "LMHeadModel")) for c in saved):
+        raise KitError(
+            f"{name} holds the weights of a {', '.join(map(str, saved))}, which is no causal language model "
+            f"({causal} would be one): use an instruct model"
+        )
+
+
 def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A tokenizer may not write an id that the model has no embedding for; see `refuse_other_vocabulary`."""
+    """Refuse a tokenizer with an id that the model has no embedding for; see `refuse_other_vocabulary`."""
     embeddings = model.get_input_embeddings()
-    # Below an adapter, where it has one.
+    # Below an adapter, if it has one.
     refuse_other_vocabulary(getattr(embeddings, "base_layer", embeddings).num_embeddings, tokenizer)
 
 
 def check_configuration(name: str, revision: str | None, longest_sequence: int) -> dict[str, Any]:
-    """Check that a model is there, of a kind that can be loaded, and has positions enough. No weights are loaded.
+    """Check that a model exists, can be loaded, and has enough positions, without loading its weights.
 
     Args:
         name: hub id or local directory, of a model or of a LoRA adapter.
@@ -184,12 +224,12 @@ def check_configuration(name: str, revision: str | None, longest_sequence: int) 
         longest_sequence: tokens of the longest prompt and completion together.
 
     Returns:
-        The model's configuration; {} of an adapter, whose base model is looked at when it is loaded.
+        The model's configuration; {} for an adapter, whose base model is checked when it is loaded.
 
     Raises:
-        KitError: it cannot be had, or is not fit for the recipe.
+        KitError: it can't be found, or does not fit the recipe.
     """
-    with _in_words("model", name):
+    with _describe_errors("model", name):
         if find_adapter_config_file(name, revision=_revision(name, revision)) is not None:
             return {}
         config: dict[str, Any]
@@ -205,11 +245,7 @@ def check_configuration(name: str, revision: str | None, longest_sequence: int) 
 
 
 def refuse_other_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The lookup of an id without an embedding would crash, on a GPU obscurely.
-
-    Args:
-        rows: tokens that the model has embeddings for.
-        tokenizer: that is to write them.
+    """Refuse a tokenizer with more ids than the model has embeddings (`rows`): the lookup would crash.
 
     Raises:
         KitError: naming both sizes.
@@ -229,19 +265,19 @@ def refuse_other_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """What really runs, for run.json and the log.
+    """Return what really runs, for run.json and the log.
 
     Returns:
-        `class`, `parameters` (an adapter's included), `dtype`, `attention`, `revision` (resolved, of the hub) and
-        `quantization` (`bitsandbytes` or None); all of the base model, where there is an adapter. Of an
-        adapter also `adapter`: `rank`, `alpha`, `dropout`, `target_modules` and `parameters`.
+        `class`, `parameters` (an adapter's included), `dtype`, `attention`, `revision` (the commit on the hub) and
+        `quantization` (`bitsandbytes` or None), all of the base model. For an adapter also `adapter`: `rank`, `alpha`,
+        `dropout`, `target_modules` and `parameters`.
     """
     is_adapter = isinstance(model, PeftModel)
     base = model.get_base_model() if is_adapter else model
     quantizer = getattr(base, "hf_quantizer", None)
     facts = {
         "class": type(base).__name__,
-        # Of a 4-bit model numel() would count what the weights are packed into.
+        # numel() of a 4-bit model would count the packed weights.
         "parameters": model.get_nb_trainable_parameters()[1] if is_adapter else base.num_parameters(),
         "dtype": str(base.dtype).removeprefix("torch."),
         "attention": base.config._attn_implementation,
@@ -262,7 +298,7 @@ def describe(model: Any) -> dict[str, Any]:
 
 
 def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a completion: the tokenizer's, and those the model's generation config adds."""
+    """Return every token that ends a completion: the tokenizer's, and those of the model's generation config."""
     extra = getattr(model, "generation_config", None)
     ids = extra.eos_token_id if extra is not None and extra.eos_token_id is not None else []
     return sorted({tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None})
@@ -273,8 +309,7 @@ def _revision(name: str, revision: str | None) -> str:
 
 
 def _file(name: str, revision: str | None, file: str) -> str | None:
-    """Where a file of a model is, fetched if need be; None if the model has no such file."""
-    # A file that an offline machine does not have in its cache counts as missing.
+    """Return the path of a model's file, fetched if needed; None if it has none, or it is not in an offline cache."""
     found = cached_file(name, file, revision=_revision(name, revision), _raise_exceptions_for_missing_entries=False)
     return None if found is None else str(found)
 
@@ -285,19 +320,15 @@ def _no_weights(name: str) -> str:
         return f"{name} has no safetensors weights, or they are not in the cache and there is no network; {pickles}"
     if any(Path(name).glob("*.bin")):
         return (
-            f"{name} has no safetensors weights; {pickles}: convert them where you trust them, "
+            f"{name} has no safetensors weights; {pickles}: if you trust them, convert them "
             "with save_pretrained(..., safe_serialization=True)"
         )
     return f"{name} has no weights: there is no {SAFE_WEIGHTS_NAME} in it"
 
 
 @contextmanager
-def _in_words(what: str, name: str) -> Iterator[None]:
-    """What the libraries raise for a model that is not there or not whole becomes a sentence.
-
-    Raises:
-        KitError: instead of theirs. Running out of memory passes through.
-    """
+def _describe_errors(what: str, name: str) -> Iterator[None]:
+    """Turn what the libraries raise for a missing or damaged model into a KitError; running out of memory passes."""
     try:
         yield
     except SafetensorError as error:
@@ -306,7 +337,7 @@ def _in_words(what: str, name: str) -> Iterator[None]:
         raise
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         raise _not_loaded(what, name, error) from error
-    except (AssertionError, AttributeError, KeyError, TypeError) as error:  # transformers trusts what is written there
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:  # transformers trusts the file
         raise KitError(
             f"the configuration of {name} holds something that transformers cannot use "
             f"({type(error).__name__}: {_shortened(str(error))}): fetch or copy it again"
@@ -326,8 +357,8 @@ def _not_loaded(what: str, name: str, error: Exception) -> KitError:
 
 
 def _shortened(text: str) -> str:
-    """The line of an error message that says most, without the point at its end."""
+    """Return the most telling line of an error message, without the point at its end."""
     lines = [line.strip() for line in text.strip().splitlines()] or [""]
-    # Of weights that do not fit their configuration torch says so line by line, below a heading.
+    # For weights that do not fit their configuration, torch writes a line for each below a heading.
     line = next((line for line in lines if line.startswith("size mismatch")), lines[0])
     return textwrap.shorten(line, 240, placeholder=" ...").rstrip(".")

@@ -1,4 +1,4 @@
-"""Problems as the text and the tokens that a model continues: the same in training, warm start and evaluation."""
+"""Problems as the text and tokens that a model continues, the same in training, warm start and evaluation."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mini_r1.tasks.countdown import task
 
 @pass_environment
 def _attr(environment: Environment, value: Any, name: str) -> Any:
-    """The filter `value | attr("name")` as far as the environment allows it."""
+    """Return what the filter `value | attr("name")` does, within the limits of the environment."""
     return environment.getattr(value, name)
 
 
-# A chat template comes with the model and runs in Jinja's sandbox. In 3.1.5 this filter leads out of it
-# (CVE-2025-27516): a template read this process's environment, the hub's token in it, into every prompt.
+# A chat template comes with the model and runs in Jinja's sandbox, which this filter of 3.1.5 escapes (CVE-2025-27516):
+# a template could put this process's environment, with the hub's token, into every prompt.
 FILTERS["attr"] = _attr
 
 
 def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem], style: str) -> list[str]:
-    """Each problem's chat through the tokenizer's own template, ending in the assistant prefill.
+    """Return each problem's chat in the tokenizer's template, ending with the assistant prefill.
 
     Args:
         tokenizer: has a chat template.
@@ -37,22 +37,22 @@ def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem],
 
     Raises:
         DataError: an unknown style.
-        KitError: the template is broken, or wants what its sandbox forbids.
+        KitError: the template is broken, or does what its sandbox forbids.
     """
     chats = [task.messages(problem, style) for problem in problems]
     try:
         return [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
     except Exception as error:  # a template is a program: it can raise anything
-        said = printable(f"{type(error).__name__}: {error}")
-        reason = textwrap.shorten(said, 240, placeholder=" ...").rstrip(".")
+        reason = printable(f"{type(error).__name__}: {error}")
+        reason = textwrap.shorten(reason, 240, placeholder=" ...").rstrip(".")
         raise KitError(
-            f"the chat template of {tokenizer.name_or_path} cannot be used ({reason}): repair it, or set "
+            f"the chat template of {tokenizer.name_or_path} cannot be used ({reason}): fix it, or set "
             "tokenizer_name_or_path to a tokenizer whose template works"
         ) from error
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of rendered prompts; the template has written every special token already."""
+    """Return the token ids of rendered prompts, which have every special token already."""
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
     ids: list[list[int]] = encoded["input_ids"]
     return ids
@@ -60,6 +60,6 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
 
 def completion_texts(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[str]:
     """Return the text of each completion's token ids, without special tokens."""
-    # As tensors: of a list transformers asks for each id whether it is a tensor, a tenth of the demo's step.
+    # As tensors: transformers checks every id of a list, which takes a tenth of the demo's step.
     ids = [torch.tensor(completion, dtype=torch.long) for completion in completions]
     return tokenizer.batch_decode(ids, skip_special_tokens=True)

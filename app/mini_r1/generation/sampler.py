@@ -1,15 +1,14 @@
 """Sampling with a transformers model, where finished rows leave the batch.
 
-`generate` of transformers carries every finished row along until the longest one ends, and copies all keys and values
-for every token. Completion lengths have a long tail, so most of that work is for rows that are done: here the batch
-shrinks every COMPACT_EVERY tokens, the copy of the cache then makes room for the next ones, and each prompt is read
-once for all of its generations. Token by token the distribution is the same: softmax of the logits divided by the
-temperature, nothing cut off.
+`generate` of transformers keeps every finished row until the longest one ends, and copies all keys and values for every
+token. Completion lengths have a long tail, so most of that work is for finished rows. Here the batch shrinks every
+COMPACT_EVERY tokens, the cache is copied only then, and each prompt is read once for all of its generations. The
+distribution is the same: softmax of the logits divided by the temperature, nothing cut off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,36 +18,36 @@ from transformers import DynamicCache, PreTrainedModel
 from mini_r1.errors import Stopped
 
 Stop = Callable[[], bool]
-"""Asked often, between two tokens, whether to stop: must be cheap."""
+"""Returns whether to stop. Called for every token, so it must be cheap."""
 
 COMPACT_EVERY = 8
 """Tokens between two removals of finished rows: copying the cache costs about as much as a few decoding steps."""
 
 
-class RoomyCache(DynamicCache):
-    """Keys and values with room at their end, so that a new token is written in place.
+class PreallocatedCache(DynamicCache):
+    """Keys and values with free space at their end, so that a new token is written in place.
 
-    `update` returns the room as well: a view without it would be copied by the attention of transformers. So the
-    attention mask must be as long as the cache and 0 where nothing has been written.
+    `update` returns the free space as well, because transformers' attention would copy a view without it. So the
+    attention mask must be as long as the cache, and 0 where nothing has been written.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._written: list[int] = []  # tokens of each layer: within a forward pass the first ones are ahead
+        self._written: list[int] = []  # tokens of each layer; they differ within a forward pass
 
-    def select(self, rows: torch.Tensor, room: int) -> None:
-        """Keep these rows, in this order and as often as named, with place for `room` more tokens."""
+    def select(self, rows: torch.Tensor, space: int) -> None:
+        """Keep these rows, in this order and with repetitions, with space for more tokens."""
         for layer, length in enumerate(self._written):
             for cache in (self.key_cache, self.value_cache):
                 kept = cache[layer].index_select(0, rows)[:, :, :length]
                 _, heads, _, width = kept.shape
-                # Zeros, not whatever was in memory: a NaN there would survive the mask.
-                cache[layer] = torch.cat([kept, kept.new_zeros(len(rows), heads, room, width)], dim=2)
+                # Zeros, because a NaN would survive the mask.
+                cache[layer] = torch.cat([kept, kept.new_zeros(len(rows), heads, space, width)], dim=2)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, cache_kwargs: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Take the prompts as they are, (B, heads, length, width); then write one token a call into the room."""
+        """Store the prompts, (B, heads, length, width), then one token a call."""
         if layer_idx == len(self._written):
             self._written.append(key_states.shape[-2])
             return super().update(key_states, value_states, layer_idx, cache_kwargs)
@@ -58,7 +57,7 @@ class RoomyCache(DynamicCache):
         return keys, values
 
     def get_seq_length(self, layer_idx: int | None = 0) -> int:
-        """Tokens written, without the room."""
+        """Return the tokens written."""
         return self._written[layer_idx or 0] if (layer_idx or 0) < len(self._written) else 0
 
 
@@ -85,7 +84,7 @@ class SamplingConfig:
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
-    """A generator seed for one step of one rank, so that a resumed run draws what an uninterrupted one draws.
+    """Return a generator seed for one step of one rank, so that a resumed run draws what an uninterrupted one draws.
 
     The multipliers are the odd constants of Weyl sequences (64-bit golden ratio and its relatives), which keep nearby
     steps and ranks apart; the result fits torch's 63-bit seeds.
@@ -101,7 +100,7 @@ def sample(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     seed: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
     stop: Stop = never,
 ) -> list[list[int]]:
     """Sample completions.
@@ -112,7 +111,7 @@ def sample(
         config: temperature, lengths and counts.
         eos_token_ids: any of these ends a completion (and stays as its last token).
         pad_token_id: fills the left of shorter prompts; never attended to.
-        seed: of this call's own random generator; torch's global state is neither used nor changed.
+        seed: of this call's random generator; torch's global state is neither used nor changed.
         progress: called with the number of completions finished since the last call.
         stop: asked before each token.
 
@@ -125,7 +124,7 @@ def sample(
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     prompts_at_once = max(1, config.batch_rows // config.num_generations)
-    # Prompts of like length share a batch, so that little of it is padding; results go back into the given order.
+    # Prompts of similar length share a batch, to save padding; results go back into the given order.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     completions: list[list[list[int]]] = [[] for _ in prompts]
     was_training = model.training
@@ -138,8 +137,7 @@ def sample(
             )
             for position, i in enumerate(chosen):
                 completions[i] = rows[position * config.num_generations : (position + 1) * config.num_generations]
-            if progress is not None:
-                progress(len(rows))
+            progress(len(rows))
     finally:
         model.train(was_training)
     return [completion for group in completions for completion in group]
@@ -165,15 +163,15 @@ def _sample_batch(
         mask[row, longest - len(prompt) :] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
 
-    cache = RoomyCache()
+    cache = PreallocatedCache()
     output = model(
         input_ids=input_ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
         num_logits_to_keep=1,
     )  # fmt: skip
     prompt_of = torch.arange(len(prompts), device=device).repeat_interleave(config.num_generations)
-    room = COMPACT_EVERY - 1  # the last of the first COMPACT_EVERY tokens is written after the first removal
-    cache.select(prompt_of, room)
-    mask = torch.nn.functional.pad(mask[prompt_of], (0, room))
+    space = COMPACT_EVERY - 1  # the last of the first COMPACT_EVERY tokens is written after the first removal
+    cache.select(prompt_of, space)
+    mask = torch.nn.functional.pad(mask[prompt_of], (0, space))
     position = positions[prompt_of, -1:]
     logits = output.logits[prompt_of, -1]
 
@@ -186,7 +184,7 @@ def _sample_batch(
         if stop():
             raise Stopped
         token = next_token(logits, config.temperature, generator)
-        tokens[rows, step] = token  # what a finished row goes on with is cut off at its length
+        tokens[rows, step] = token  # more tokens of a finished row are cut off at its length
         ended = active & torch.isin(token, eos)
         lengths[rows[ended]] = step + 1
         active &= ~ended
@@ -214,3 +212,28 @@ def next_token(logits: torch.Tensor, temperature: float, generator: torch.Genera
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits.float() / temperature, dim=-1)
     return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
+
+
+def stream(
+    model: Any, prompt: Sequence[int], config: SamplingConfig, *, eos_token_ids: Sequence[int], seed: int
+) -> Iterator[int]:
+    """Yield the tokens of one completion as they are drawn, the end token included; slower than `sample`.
+
+    Args:
+        model: in eval mode, on its device.
+        prompt: token ids.
+        config: temperature and longest completion.
+        eos_token_ids: any of these ends it.
+        seed: of the draws; torch's global state is neither used nor changed.
+    """
+    generator = torch.Generator(device=model.device).manual_seed(seed)
+    cache = DynamicCache()
+    ids = torch.tensor([list(prompt)], device=model.device)
+    for _ in range(config.max_new_tokens):
+        with torch.no_grad():  # not around the yield: the caller may train something
+            logits = model(input_ids=ids, past_key_values=cache, use_cache=True, num_logits_to_keep=1).logits[:, -1]
+        ids = next_token(logits, config.temperature, generator)[:, None]
+        token = int(ids)
+        yield token
+        if token in eos_token_ids:
+            return

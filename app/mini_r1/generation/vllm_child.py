@@ -1,13 +1,13 @@
-"""The process that runs vLLM: the far side of vllm_client.py, and the only file that imports vllm.
+"""The process that runs vLLM, vllm_client.py's child, and the only file that imports vllm.
 
     python -m mini_r1.generation.vllm_child FD BLOCK_FD PARENT_PID
 
-Over the socket FD come JSON messages, each answered by one: first the configuration, answered when the engine is ready;
-then `begin`, `tensor` (its bytes lie in the shared block BLOCK_FD) and `loaded` for new weights, and `generate`. What
-fails is answered with `error` and `exit_code`. The process ends when the socket closes or its parent dies.
+JSON messages come over the socket FD, and each gets one answer: first the configuration, answered when the engine is
+ready; then `begin`, `tensor` (its bytes are in the shared block BLOCK_FD) and `loaded` for new weights, and `generate`.
+The answer to a failure has `error` and `exit_code`. The process ends when the socket closes or its parent dies.
 
-vLLM 0.7.0 as TRL 0.14.0 uses it lives in the trainer's process, with torch.distributed and CUDA patched around it. Here
-it is alone with one device: an ordinary engine (V0), on a GPU and on a CPU alike.
+TRL 0.14.0 runs vLLM 0.7.0 in the trainer's process, with patches to torch.distributed and CUDA. Here it is an ordinary
+engine (V0) with one device, on a GPU and on a CPU alike.
 """
 
 from __future__ import annotations
@@ -37,30 +37,29 @@ ADVICE: Final = {
     "No available memory for the cache blocks": "raise vllm_gpu_memory_utilization, or take a GPU with more memory",
     "Bfloat16 is only supported": "set torch_dtype: float16",
 }
-"""What to do about vLLM's own words, by a part of them."""
+"""What to do about vLLM's errors, by a part of their text."""
 UNUSED: Final = ("ray", "torchvision")
-"""Packages that vLLM and transformers import if they are installed; generating text does not need them."""
+"""Packages that vLLM and transformers import if installed, and that generating text does not need."""
 
 
 def settle(parent: int) -> None:
-    """Belong to the parent alone: its death ends this process, a scheduler's signals do not.
+    """End with the parent, and ignore a scheduler's signals: the trainer handles those, and needs its engine to.
 
-    The trainer answers those, and needs its engine until it has. The parent blocks them while it starts this process,
-    so that none arrives before this.
+    The parent blocks them while it starts this process, so that none arrives before this.
     """
     for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it hangs, into its log
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # writes its stacks to the log
     if not Lifeline(parent)():
         os._exit(ExitCode.RETRY)
 
 
 def build(config: dict[str, Any]) -> Any:
-    """The engine that a configuration asks for (the fields of EngineConfig)."""
+    """Return the engine for a configuration (the fields of EngineConfig)."""
     on_cpu = config["device"] == "cpu"
     if on_cpu:
-        # vLLM asks the driver, not CUDA_VISIBLE_DEVICES, and wants a single platform: no GPU may be found here.
+        # vLLM asks the driver, not CUDA_VISIBLE_DEVICES, and accepts a single platform: it must find no GPU.
         sys.modules["pynvml"] = None  # type: ignore[assignment]
     for name in UNUSED:
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
@@ -68,7 +67,7 @@ def build(config: dict[str, Any]) -> Any:
         from vllm import LLM
 
     _limit_cache_blocks()
-    # For every request it would log that there is no tokenizer to take an end token from.
+    # It would log for every request that there is no tokenizer.
     logging.getLogger("vllm.inputs.preprocess").setLevel(logging.ERROR)
     _import_model_class(config["model"], config["revision"])
     return LLM(
@@ -81,17 +80,17 @@ def build(config: dict[str, Any]) -> Any:
         seed=config["seed"] % (1 << 32),  # NumPy's limit; every request brings its own
         max_model_len=config["max_model_len"],
         gpu_memory_utilization=config["gpu_memory_utilization"],
-        swap_space=0,  # GiB; used only by requests of several sequences, and there are none
+        swap_space=0,  # GiB; only for requests of several sequences
         enable_prefix_caching=False,  # it would keep the keys and values of older weights
         device="cpu" if on_cpu else "cuda",
     )
 
 
 def _limit_cache_blocks() -> None:
-    """Let vLLM make no more KV cache blocks than its sequences can ever fill, twice over.
+    """Limit vLLM's KV cache to twice the blocks that its sequences can fill.
 
     It fills the memory it may use, and keeps four Python objects for each block: with a small model half a million on a
-    CPU (2.5 s and 1 GiB), tens of millions on a GPU. Twice, because it holds some blocks back when it admits sequences.
+    CPU (2.5 s and 1 GiB), tens of millions on a GPU. Twice, because it reserves some blocks when it admits sequences.
     """
     from vllm.executor.executor_base import ExecutorBase
 
@@ -106,10 +105,10 @@ def _limit_cache_blocks() -> None:
 
 
 def _import_model_class(model: str, revision: str | None) -> None:
-    """Import the model's class here, where it is needed anyway.
+    """Import the model's class in this process.
 
-    Else vLLM has another process say what the class can do, which imports all of vLLM again: half of its start on a
-    CPU. It does so because the class may touch CUDA before a fork; this process forks none.
+    By default vLLM inspects it in another process, because it may use CUDA before a fork; that imports all of vLLM
+    again, half of its start on a CPU. This process doesn't fork.
     """
     from transformers import AutoConfig
     from vllm import ModelRegistry
@@ -117,17 +116,12 @@ def _import_model_class(model: str, revision: str | None) -> None:
     config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
     for name in config.architectures or ():
         known = ModelRegistry.models.get(name)
-        if known is not None:  # else vLLM's own words say that it does not know it
+        if known is not None:  # else vLLM reports that it does not know it
             ModelRegistry.register_model(name, known.load_model_cls())
 
 
 class Weights:
-    """New weights, one tensor at a time out of a block of memory that the parent fills.
-
-    Args:
-        llm: the engine.
-        block: descriptor of the memory.
-    """
+    """Loads new weights, one tensor at a time, from a block of memory (a descriptor) that the parent fills."""
 
     def __init__(self, llm: Any, block: int) -> None:
         import torch
@@ -137,7 +131,7 @@ class Weights:
         self._block = block
         self._mapped: mmap.mmap | None = None
         self._model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
-        # vLLM's loaders skip names and cut shapes that do not fit; transformers knows what there must be.
+        # vLLM's loaders skip names and cut shapes that do not fit; transformers knows the right ones.
         with torch.device("meta"):
             twin = AutoModelForCausalLM.from_config(llm.llm_engine.model_config.hf_config, trust_remote_code=False)
         self._shapes = {name: list(tensor.shape) for name, tensor in twin.state_dict().items()}
@@ -145,18 +139,18 @@ class Weights:
         self._arrived: set[str] = set()
 
     def begin(self, message: dict[str, Any]) -> dict[str, Any]:
-        """A new set of weights comes."""
+        """Expect a new set of weights."""
         self._arrived.clear()
         self._mapped = None
         return {}
 
     def tensor(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Take one: `name`, `dtype`, `shape`; its bytes are at the start of the block, `bytes` long."""
+        """Load one: `name`, `dtype`, `shape`; its bytes are at the start of the block, `bytes` long."""
         name, shape = message["name"], message["shape"]
         if name not in self._shapes:
-            return _fault(f"vLLM was sent a tensor named {name!r}, which its model does not have")
+            return _error(f"vLLM was sent a tensor named {name!r}, which its model does not have")
         if shape != self._shapes[name]:
-            return _fault(f"vLLM was sent {name} with the shape {shape}; in its model it is {self._shapes[name]}")
+            return _error(f"vLLM was sent {name} with the shape {shape}; in its model it is {self._shapes[name]}")
         if self._mapped is None or len(self._mapped) < message["bytes"]:
             self._mapped = mmap.mmap(self._block, message["bytes"])
         torch = self._torch
@@ -167,16 +161,16 @@ class Weights:
         return {}
 
     def loaded(self, message: dict[str, Any]) -> dict[str, Any]:
-        """That was the last one: let go of the block."""
+        """Check that all have come, and unmap the block."""
         self._mapped = None
         missing = sorted(self._needed - self._arrived)
         if missing:
-            return _fault(f"vLLM was not sent all weights: {len(missing)} are missing, {missing[0]} among them")
+            return _error(f"vLLM was not sent all weights: {len(missing)} are missing, {missing[0]} among them")
         return {}
 
 
 def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
-    """Complete `prompts`, each `n` times: `ids` and `logps` of each completion, in order."""
+    """Complete `prompts`, each `n` times; return `ids` and `logps` of each completion, in order."""
     import torch
     from vllm import SamplingParams
 
@@ -186,14 +180,13 @@ def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
         top_k=-1,
         max_tokens=message["max_new_tokens"],
         stop_token_ids=message["eos_token_ids"],
-        ignore_eos=True,  # the generation config's; the request names all that count
-        logprobs=0,  # of the chosen token alone
+        ignore_eos=True,  # the generation config's; the request has all end tokens
+        logprobs=0,  # of the chosen token only
         detokenize=False,
     )
-    # One request for each completion is what vLLM's n makes too, less its bookkeeping to put them together again.
+    # vLLM's n makes one request for each completion too, with bookkeeping to group them.
     prompts = [{"prompt_token_ids": prompt} for prompt in message["prompts"] for _ in range(message["n"])]
-    # Unseeded requests draw from torch's global generator of the device; with seeds of their own each row would be
-    # drawn in a kernel call of its own.
+    # Requests without a seed draw from the device's global generator; with seeds, each row would take a kernel call.
     torch.manual_seed(message["seed"])
     outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
     ids = [list(output.token_ids) for output in outputs]
@@ -204,13 +197,13 @@ def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
     return {"ids": ids, "logps": logps}
 
 
-def start_fault(model: str, error: BaseException) -> dict[str, Any]:
-    """Why there is no engine, in words, and whose fault that is: the recipe's (78) or the device's (150)."""
-    what = f"vLLM cannot run {model}: {_words(error)}"
+def start_error(model: str, error: BaseException) -> dict[str, Any]:
+    """Return why there is no engine, and the exit code: the recipe's (78) or the device's (150)."""
+    what = f"vLLM cannot run {model}: {_one_line(error)}"
     for part, advice in ADVICE.items():
         if part in str(error):
-            return _fault(f"{what.rstrip('.')}. What helps: {advice}")
-    return _fault(what, ExitCode.CONFIG if isinstance(error, ValueError | ImportError) else ExitCode.RETRY)
+            return _error(f"{what.rstrip('.')}. To fix it: {advice}")
+    return _error(what, ExitCode.CONFIG if isinstance(error, ValueError | ImportError) else ExitCode.RETRY)
 
 
 def serve(connection: Connection, block: int) -> None:
@@ -221,7 +214,7 @@ def serve(connection: Connection, block: int) -> None:
         weights = Weights(llm, block)
     except Exception as error:
         traceback.print_exc()
-        _send(connection, start_fault(config["model"], error))
+        _send(connection, start_error(config["model"], error))
         return
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
         "begin": weights.begin,
@@ -236,7 +229,7 @@ def serve(connection: Connection, block: int) -> None:
             answer = answers[message["do"]](message)
         except Exception as error:
             traceback.print_exc()
-            answer = _fault(f"vLLM failed at '{message['do']}': {_words(error)}", ExitCode.RETRY)
+            answer = _error(f"vLLM failed at '{message['do']}': {_one_line(error)}", ExitCode.RETRY)
         _send(connection, answer)
 
 
@@ -250,7 +243,7 @@ def main() -> None:
         serve(Connection(descriptor), block)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing to save, and vLLM's and CUDA's own clean-up may hang
+    os._exit(0)  # nothing to save, and vLLM's and CUDA's clean-up may hang
 
 
 def _send(connection: Connection, answer: dict[str, Any]) -> None:
@@ -262,11 +255,11 @@ def _receive(connection: Connection) -> dict[str, Any]:
     return message
 
 
-def _fault(words: str, exit_code: ExitCode = ExitCode.CONFIG) -> dict[str, Any]:
-    return {"error": words, "exit_code": int(exit_code)}
+def _error(text: str, exit_code: ExitCode = ExitCode.CONFIG) -> dict[str, Any]:
+    return {"error": text, "exit_code": int(exit_code)}
 
 
-def _words(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 

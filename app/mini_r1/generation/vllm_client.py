@@ -1,7 +1,7 @@
-"""Completions from vLLM in a process of its own: the trainer's side. vllm_child.py is the other.
+"""Completions from vLLM in a child process: the trainer's side. vllm_child.py is the other.
 
 The child sees one device and nothing of the trainer's process group. Messages are JSON over a socket pair; weights go
-through one block of memory that both have mapped, a tensor at a time, so that there is never a second full copy.
+through one block of shared memory, a tensor at a time, so that there is never a second full copy.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.sampler import SamplingConfig, Stop, never
 
 SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""What the child ignores."""
+"""Signals that the child ignores."""
 LOOK_EVERY_S: Final = 1.0
-"""Between two looks at whether the child still lives or a stop was asked for; an answer is noticed at once."""
+"""Between two checks of the child and of the stop; an answer is noticed at once."""
 LOG_TAIL_BYTES: Final = 16_384
 LOG_TAIL_LINES: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What vLLM is to run.
+    """What vLLM runs.
 
     Attributes:
         model: hub id or local directory, in safetensors.
         revision: branch, tag or commit on the hub.
         dtype: `bfloat16`, `float16` or `float32`.
         max_model_len: longest prompt and completion together, in tokens; the KV cache must hold at least one.
-        gpu_memory_utilization: the part of the GPU's memory that vLLM may fill; no effect on a CPU.
-        seed: of the engine's start; every `generate` brings its own.
+        gpu_memory_utilization: share of the GPU's memory that vLLM may fill; no effect on a CPU.
+        seed: of the engine's start; every `generate` has its own.
         device: `cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs).
     """
 
@@ -60,32 +60,28 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """One completion.
-
-    Attributes:
-        ids: its tokens; an end token stays as the last one.
-        logps: for each token the log-probability that vLLM drew it with, logits divided by the temperature (of greedy
-            ones by 1).
-    """
+    """One completion."""
 
     ids: list[int]
+    """Its tokens, the end token included."""
     logps: list[float]
+    """Log-probability of each token, of the logits divided by the temperature (by 1 when greedy)."""
 
 
 class VllmEngine:
     """vLLM in a child process, ready when the constructor returns.
 
-    The kernel ends the child when the thread that made it ends: make it in one that lasts, e.g. the main one.
+    The kernel ends the child when the thread that started it ends: use one that lasts, e.g. the main one.
 
     Args:
         config: what to run.
         log: file to which the child's output is appended.
-        start_timeout_s: longest time to be ready in, the model's loading included.
+        start_timeout_s: longest time until it is ready, loading included.
         stop: asked while the child starts.
 
     Raises:
-        KitError: it cannot start: CONFIG for what the recipe or the environment causes, RETRY for the device's part.
-            Also from every method: RETRY when the child has died.
+        KitError: it cannot start: CONFIG if the recipe or the environment causes it, RETRY if the device does. Also
+            from every method: RETRY when the child has died.
         Stopped: `stop` returned true.
     """
 
@@ -112,7 +108,7 @@ class VllmEngine:
             raise
 
     def _start(self, descriptor: int) -> subprocess.Popen[bytes]:
-        """The child, with the scheduler's signals blocked until it ignores them: it is born with this thread's mask."""
+        """Start the child with the signals blocked until it ignores them: it inherits this thread's mask."""
         command = [sys.executable, "-m", "mini_r1.generation.vllm_child", str(descriptor), str(self._block)]
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
         try:
@@ -129,36 +125,32 @@ class VllmEngine:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
-        """Give vLLM the trainer's weights, all of them.
+        """Send all of the trainer's weights to vLLM; return the bytes sent.
 
         Args:
-            tensors: names as transformers saves them, and their tensors, on any device and in any dtype; each is taken
-                before the next is asked for. A tied one need not come twice.
-
-        Returns:
-            Bytes that were sent.
+            tensors: names as transformers saves them, and tensors on any device and in any dtype; each is copied before
+                the next is asked for. A tied one need not come twice.
 
         Raises:
-            KitError: vLLM's model has no such tensor, or not of this shape, or one did not come.
+            KitError: vLLM's model has no such tensor, or another shape of it, or one is missing.
         """
         total = 0
-        self._ask("begin", "loading weights")
+        self._exchange({"do": "begin"}, "loading weights")
         for name, tensor in tensors:
             size = tensor.numel() * tensor.element_size()
             if size:
                 self._write(tensor, size)
             shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-            self._ask(
-                "tensor", "loading weights", name=name, shape=shape, dtype=dtype, count=tensor.numel(), bytes=size
-            )
+            message = {"name": name, "shape": shape, "dtype": dtype, "count": tensor.numel(), "bytes": size}
+            self._exchange({"do": "tensor", **message}, "loading weights")
             total += size
-        self._ask("loaded", "loading weights")
+        self._exchange({"do": "loaded"}, "loading weights")
         self._mapped = None
-        os.ftruncate(self._block, 0)  # gives the memory back: the child has let go of it too
+        os.ftruncate(self._block, 0)  # frees the memory, which the child has unmapped too
         return total
 
     def _write(self, tensor: torch.Tensor, size: int) -> None:
-        """Copy a tensor to the start of the block, which grows to the largest one."""
+        """Copy a tensor to the start of the block, which grows as needed."""
         if self._mapped is None or len(self._mapped) < size:
             self._mapped = None
             if os.fstat(self._block).st_size < size:
@@ -180,9 +172,9 @@ class VllmEngine:
 
         Args:
             prompts: token ids of each prompt.
-            config: temperature, lengths and counts; vLLM finds its own batch size.
+            config: temperature, lengths and counts; vLLM chooses the batch size.
             eos_token_ids: any of these ends a completion (and stays as its last token).
-            seed: with the same weights it gives the same completions, in a fresh child too.
+            seed: with the same weights it gives the same completions, even in a new child.
             stop: asked every LOOK_EVERY_S.
 
         Returns:
@@ -190,8 +182,8 @@ class VllmEngine:
             does not end with one of eos_token_ids was cut at max_new_tokens.
 
         Raises:
-            KitError: a prompt leaves no room for max_new_tokens.
-            Stopped: `stop` returned true; the child is ended, because it cannot be told to stop generating.
+            KitError: a prompt and max_new_tokens do not fit.
+            Stopped: `stop` returned true; the child is killed, because it can't stop generating.
         """
         if not prompts:
             return []
@@ -214,7 +206,7 @@ class VllmEngine:
         return [Generated(ids, logps) for ids, logps in zip(answer["ids"], answer["logps"], strict=True)]
 
     def close(self) -> None:
-        """End the child, at once: it has nothing to save. Any number of times."""
+        """Kill the child, which has nothing to save; a second call does nothing."""
         if self._connection.closed:
             return
         self._process.kill()
@@ -229,16 +221,13 @@ class VllmEngine:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _ask(self, what: str, doing: str, **values: Any) -> dict[str, Any]:
-        return self._exchange({"do": what, **values}, doing)
-
     def _exchange(
         self, message: dict[str, Any], doing: str, deadline: float | None = None, stop: Stop = never
     ) -> dict[str, Any]:
         """Send one message and wait for its answer.
 
         Raises:
-            KitError: the child says what is wrong, has died, or has not answered by the deadline (monotonic time).
+            KitError: the child reports an error, has died, or has not answered by the deadline (monotonic time).
             Stopped: `stop` returned true before the answer came.
         """
         if self._connection.closed:
@@ -250,24 +239,24 @@ class VllmEngine:
                 if self._process.poll() is not None:
                     raise EOFError
                 if deadline is not None and time.monotonic() > deadline:
-                    raise KitError(f"vLLM was not ready in time; {self._last_words()}", ExitCode.RETRY)
+                    raise KitError(f"vLLM was not ready in time; {self._log_tail()}", ExitCode.RETRY)
                 if stop():
                     raise Stopped
             answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError) as error:
             raise self._died(doing) from error
         except BaseException:
-            self.close()  # an answer may still come, and nobody would know to which question
+            self.close()  # a late answer would be taken for that to the next message
             raise
         if "error" in answer:
-            words = printable(answer["error"])
+            text = printable(answer["error"])
             if deadline is not None:
-                words = f"{words}\n{self._last_words()}"
-            raise KitError(words, ExitCode(answer["exit_code"]))
+                text = f"{text}\n{self._log_tail()}"
+            raise KitError(text, ExitCode(answer["exit_code"]))
         return answer
 
     def _died(self, doing: str) -> KitError:
-        """What to say of a child whose socket has closed; it is ended if it lives on without one."""
+        """Return the error for a child whose socket has closed, and kill it if it still runs."""
         try:
             status = self._process.wait(LOOK_EVERY_S)
         except subprocess.TimeoutExpired:
@@ -276,30 +265,28 @@ class VllmEngine:
         if status == -signal.SIGKILL:
             how += ", as the kernel sends when memory is short"
         self.close()
-        return KitError(f"vLLM's process ended while {doing} ({how}); {self._last_words()}", ExitCode.RETRY)
+        return KitError(f"vLLM's process ended while {doing} ({how}); {self._log_tail()}", ExitCode.RETRY)
 
-    def _last_words(self) -> str:
-        """The end of what this child has logged."""
+    def _log_tail(self) -> str:
+        """Return the end of this child's log."""
         with self._log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start, end - LOG_TAIL_BYTES))
             lines = file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        said = "\n".join(f"  {printable(line)}" for line in lines) or "  nothing"
-        return f"the last lines of its log, {self._log}:\n{said}"
+        tail = "\n".join(f"  {printable(line)}" for line in lines) or "  nothing"
+        return f"the last lines of its log, {self._log}:\n{tail}"
 
 
 def child_environment(environment: Mapping[str, str], config: EngineConfig) -> dict[str, str]:
-    """The child's environment: the trainer's, without what makes it a worker, and with what vLLM is to know.
+    """Return the trainer's environment without what makes it a worker and with vLLM's settings.
 
-    Args:
-        environment: of the trainer.
-        config: the device, and whether the model is on the hub: else its token is no business of the child's.
+    The hub's token stays only if the model is on the hub.
     """
     worker = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MINI_R1_SUPERVISOR"}
     secrets = {"WANDB_API_KEY"}
     if Path(config.model).exists():
         secrets |= {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}
-    # One of vLLM's that would let a model be run beyond the length it was trained for.
+    # vLLM's variable would let a model run beyond the length it was trained for.
     unwanted = worker | secrets | {"VLLM_ALLOW_LONG_MAX_MODEL_LEN"}
     kept = {
         name: value
@@ -308,24 +295,24 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
     }
     on_cpu = config.device == "cpu"
     if on_cpu:
-        kept.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, all of it touched at the start
+        kept.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, all of it written at the start
     return {
         **kept,
         "CUDA_VISIBLE_DEVICES": "" if on_cpu else config.device,
         "VLLM_USE_V1": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
-        # Its process group has one member: no network, and no name of this host to be looked up.
+        # Its process group has one member, which needs no network and no lookup of this host's name.
         "VLLM_HOST_IP": "127.0.0.1",
         "GLOO_SOCKET_IFNAME": "lo",
     }
 
 
 def refuse_environment(config: EngineConfig) -> None:
-    """Say what is wrong with this Python's vLLM before seconds are spent on starting it.
+    """Refuse a missing vLLM, or one built for another kind of device, before the start.
 
     Raises:
-        KitError: there is none, or it is built for another kind of device.
+        KitError: naming it.
     """
     try:
         version = importlib.metadata.version("vllm")

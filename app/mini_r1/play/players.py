@@ -9,11 +9,9 @@ from typing import Any
 
 from mini_r1.errors import KitError
 from mini_r1.generation.completers import dtype_here
-from mini_r1.generation.model import device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
+from mini_r1.generation.model import StartingPoint, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
-from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.generation.starting_point import StartingPoint
-from mini_r1.generation.stream import stream
+from mini_r1.generation.sampler import SamplingConfig, stream
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.manifest import Saved, verify

@@ -17,6 +17,7 @@ from trl import create_reference_model
 from mini_r1.console import ProgressLine
 from mini_r1.errors import KitError, Stopped
 from mini_r1.generation.model import (
+    StartingPoint,
     check_configuration,
     device,
     eos_token_ids,
@@ -26,7 +27,6 @@ from mini_r1.generation.model import (
 )
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
-from mini_r1.generation.starting_point import StartingPoint
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe

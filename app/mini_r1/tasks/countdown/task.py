@@ -23,9 +23,10 @@ from .style import REFLECTION_PATTERN
 from .worked_solution import Working, work_out
 
 __all__ = [
-    "GENERATED_ROWS", "MOST_ENUMERATED", "PREFILL", "REFLECTION_PATTERN", "REWARDS", "Chain", "DataError",
-    "GeneratorSpec", "Problem", "TaskData", "Verdict", "Working", "all_chains", "chain_results", "draw_chains",
-    "fold_reason", "judge", "load_data", "messages", "signed_sums", "solvable", "solve", "strata", "work_out",
+    "GENERATED_ROWS", "MOST_ENUMERATED", "OPERATOR_STRATA", "PREFILL", "REFLECTION_PATTERN", "REWARDS", "Chain",
+    "DataError", "GeneratorSpec", "Problem", "TaskData", "Verdict", "Working", "all_chains", "chain_results",
+    "draw_chains", "fold_reason", "judge", "load_data", "messages", "signed_sums", "solvable", "solve", "strata",
+    "work_out",
 ]  # fmt: skip
 
 GENERATED = "generated"
@@ -60,10 +61,14 @@ def solve(problem: Problem) -> str | None:
         return None
 
 
+OPERATOR_STRATA = {"add_subtract_suffice": "+ and - suffice", "needs_multiply_or_divide": "needs × or ÷"}
+"""Keys and texts of the strata by operators."""
+
+
 def strata(problem: Problem) -> dict[str, str]:
-    """Return the groups that success is reported by: how many numbers, and which operators the problem needs."""
+    """Return the groups that success is reported by: how many numbers, and a key of OPERATOR_STRATA."""
     needs = solver.needs_multiplication_or_division(problem.nums, problem.target)
-    return {"numbers": str(len(problem.nums)), "operators": "needs × or ÷" if needs else "+ and - suffice"}
+    return {"numbers": str(len(problem.nums)), "operators": list(OPERATOR_STRATA)[needs]}
 
 
 def load_data(
