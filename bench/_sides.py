@@ -162,11 +162,12 @@ def reward_function(name: str) -> Callable[..., list[float]]:
 
 def held_out(model: Any, tokenizer: Any, data: Any, recipe: Any) -> dict[str, Any]:
     """Success on the held-out problems, each once."""
-    from mini_r1.evaluation.evaluate import evaluate
+    from mini_r1.evaluation.evaluate import measure
+    from mini_r1.generation.completers import TransformersCompleter
 
     problems = list({problem.key: problem for problem in data.held_out}.values())
-    facts = evaluate(
-        model, tokenizer, problems, samples=SAMPLES, temperature=recipe.temperature,
+    facts = measure(
+        TransformersCompleter(model, tokenizer), problems, samples=SAMPLES, temperature=recipe.temperature,
         max_new_tokens=recipe.max_completion_length, prompt_style=recipe.prompt_style, seed=recipe.seed,
     ).to_json()  # fmt: skip
     return {key: facts[key] for key in ("problems", "sampled", "ci95", "tries")}

@@ -84,7 +84,7 @@ def test_each_line_is_a_try_with_its_own_equations() -> None:
 
 
 def test_a_result_on_the_next_line_is_part_of_the_calculation() -> None:
-    """As a line of its own it would be neither prose nor a calculation, and half of the lines are no enumeration."""
+    """As a separate line it would be neither prose nor a calculation, and half of the lines are no enumeration."""
     assert classify_style(thought_lines("25 + 6 =\n31\n25 - 6 =\n19\n19 * 4 =\n76\n")) == "enumerating"
 
 

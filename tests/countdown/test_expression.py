@@ -1,4 +1,4 @@
-"""The kit's scorer: judged against exact arithmetic of its own making, on right, wrong and hostile answers."""
+"""The kit's scorer: compared with this test's exact arithmetic, on right, wrong and hostile answers."""
 
 from __future__ import annotations
 

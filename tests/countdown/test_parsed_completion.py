@@ -10,7 +10,7 @@ from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion, last_ans
 from mini_r1.tasks.countdown.problem import Problem
 
 FORMAT = re.compile(r"<think>(?:(?!</?think>)[\s\S])*</think>\n<answer>(?:(?!</?answer>)[\s\S])*</answer>")
-# In the text after the last </think>, the last <answer> that is closed, up to where it is closed first.
+# In the text after the last </think>, the last <answer> that is closed, up to its first end.
 BLOCK = re.compile(r"[\s\S]*<answer>([\s\S]*?)</answer>[\s\S]*")
 PIECES = ("</think>", "\n", "<answer>", "</answer>", "1", "<think>")
 TEXTS = ["".join(pieces) for count in range(7) for pieces in itertools.product(PIECES, repeat=count)]

@@ -17,7 +17,7 @@ from mini_r1.tasks.countdown.rewards import REWARDS, judge
 FILES = sorted(Path(mini_r1.tasks.countdown.__file__).parent.glob("*.py"))
 STEPS_PER_CHARACTER = 20
 STEPS_AT_ALL = 3000
-"""For an answer within the length limits, whatever the length of the completion."""
+"""For an answer within the length limits, for a completion of any length."""
 
 SHAPES: dict[str, Callable[[int], str]] = {
     "answers without end": lambda n: "</think>\n" + "<answer>" * n,

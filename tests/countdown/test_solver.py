@@ -122,7 +122,7 @@ def test_each_way_to_part_a_set_in_two_comes_once(count: int) -> None:
         ([5, 5, 6, 7], 0, "/", None, False),
         ([1, 2, 3, 4, 4], 0, "-*", None, True),  # (4 - 4) * what the others make
         ([1, 2, 3, 4, 4], 0, "-/", None, True),
-        ([3, 1, 1, 1, 1, 1], 0, "*-", 1, True),  # (1 - 1) * ..., whatever 3 makes with the others
+        ([3, 1, 1, 1, 1, 1], 0, "*-", 1, True),  # (1 - 1) * ..., with any value of the others
         ([4, 4, 8, 8, 16, 16], 0, "/", None, False),
         ([6, 7], 42, "*", 41, True),  # the limit is for what comes before the last step
         ([2, 3, 7], 42, "*", 41, True),

@@ -96,7 +96,7 @@ def test_tries_are_counted_by_line() -> None:
         ("Let me reconsider.", 1),
         ("Alternatively, 8 * 2. My mistake; I was mistaken, twice by mistakes.", 4),
         ("Wait, let me re-evaluate.", 2),
-        # What any answer says, and the verdict on a try.
+        # Phrases of any answer, and the verdict on a try.
         ("Let me solve this step by step.", 0),
         ("Let's try different combinations:", 0),
         ("Let me use the 8 first. Let me see.", 0),
@@ -120,7 +120,7 @@ ENUMERATING = {
         "So the equation is (25 - 6) * 4 = 76."
     ),
     "numbered": "1. 25 + 6 * 4 = 49\n2. 25 * 6 / 4 = 37.5\n3. (25 - 6) * 4 = 76",
-    "LaTeX with brackets on lines of their own": (
+    "LaTeX with brackets on separate lines": (
         "\\[\n25 + 6 \\times 4 = 49\n\\]\n\\[\n25 \\times 4 - 6 = 94 \\quad \\text{too high}\n\\]\n"
         "\\[\n(25 - 6) \\times 4 = 76\n\\]"
     ),
@@ -141,7 +141,7 @@ WORDY = {
         "Now it is much too high, so I go back and subtract first:\n25 - 6 = 19\n"
         "Multiplying this by the number that is left gives the target:\n19 * 4 = 76\nSo that is the answer."
     ),
-    "a bullet list in words": (
+    "a bullet list in prose": (
         "- If I add all of the numbers I get 25 + 6 + 4 = 35, which is not what we were asked for\n"
         "- If I multiply the largest by the smallest I get 25 * 4 = 100, and then 6 is not enough\n"
         "- If I subtract before I multiply I get (25 - 6) * 4 = 76, and that is what we wanted\n"

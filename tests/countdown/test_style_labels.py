@@ -1,6 +1,6 @@
 """How far the measures of style agree with a reader: 72 completions, labelled by hand before any was measured.
 
-A label says what a reader sees: whether the thought mainly enumerates attempts or reasons in words, and whether it
+A label is what a reader sees: whether the thought mainly enumerates tries or reasons in prose, and whether it
 stops, doubts or takes another approach. The measures may be changed by what they get wrong in the half that is
 `open`; the half that is `held` is for the figures that docs/metrics.md states. Reader and author are one person.
 """

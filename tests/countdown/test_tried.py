@@ -1,4 +1,4 @@
-"""What each calculation of a thought truly comes to."""
+"""The true result of each calculation of a thought."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def verdict(text: str, nums: tuple[int, ...]) -> task.Verdict:
     ("line", "nums", "result"),
     [
         ("8 + 2 = 10 - 3 = 7 (too low)", (8, 2, 3), 7),
-        ("8 + 2 = 11 - 3 = 8", (8, 2, 3), 7),  # whatever the model says
+        ("8 + 2 = 11 - 3 = 8", (8, 2, 3), 7),  # the model's results are ignored
         ("3 - 8 = -5 + 9 = 4", (3, 8, 9), 4),
         ("8 + 2 = 10", (8, 2, 3), None),  # a number is left out
         ("8 + 2 + 3 + 3 = 16", (8, 2, 3), None),  # one too often

@@ -1,4 +1,4 @@
-"""An answer worked out says the same as the scorer."""
+"""An answer worked out agrees with the scorer."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def test_a_solution_is_worked_out_to_the_target(nums: list[int], target: int) ->
 @example("1 + 2", [1, 2], 4)
 def test_scorer_and_working_agree_on_any_text(answer: str, nums: list[int], target: int) -> None:
     found = work(answer, nums)
-    fault = check_answer(answer, nums, target)
-    if fault is None:
+    error = check_answer(answer, nums, target)
+    if error is None:
         assert found.value == str(target)
         assert (found.missing, found.extra) == ([], [])
     elif "=" not in answer:

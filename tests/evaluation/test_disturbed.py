@@ -34,7 +34,7 @@ from rich.console import Console
 from tests.small_disk import PAGE, fill, make_room, small_disk
 from tests.training.workers import Workers, kit, run_forked
 
-UNKNOWN = StartingPoint(None, None, "nobody kept it")
+UNKNOWN = StartingPoint(None, None, "it is not known")
 
 Evaluate = Callable[..., tuple[Series, str]]
 
@@ -243,7 +243,7 @@ def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, tmp_path: Path
         workers.send(number)
         (ended,) = workers.wait()
     assert ended.code == 143
-    assert "the same command goes on" in ended.errors
+    assert "the same command resumes" in ended.errors
     assert "Traceback" not in ended.errors
     assert json.loads(ended.output)["exit_code"] == 143
 

@@ -1,6 +1,6 @@
 """vLLM or transformers: which one is taken, and that vLLM gets the weights of each snapshot in turn.
 
-The real vLLM runs in .venv-vllm (`make vllm-cpu`), out of engines_session.py; elsewhere a stand-in for its client tells
+The real vLLM runs in .venv-vllm (`make vllm-cpu`), by engines_session.py; elsewhere a stand-in for its client tells
 what it was asked.
 """
 
@@ -36,11 +36,11 @@ class StandInEngine:
     """In place of vLLM's client: completes everything with an end token and keeps a record."""
 
     made: list[StandInEngine] = []  # noqa: RUF012
-    fault: KitError | None = None
+    error: KitError | None = None
 
     def __init__(self, config: EngineConfig, log: Path, start_timeout_s: float) -> None:
-        if self.fault is not None:
-            raise self.fault
+        if self.error is not None:
+            raise self.error
         self.config, self.log, self.closed = config, log, False
         self.loaded: list[set[str]] = []
         self.asked: list[int] = []
@@ -62,8 +62,8 @@ class StandInEngine:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandInEngine]:
-    """A GPU with vLLM, as far as the choice of an engine looks; what generates is StandInEngine."""
-    StandInEngine.made, StandInEngine.fault = [], None
+    """A GPU with vLLM, for the choice of an engine; StandInEngine generates."""
+    StandInEngine.made, StandInEngine.error = [], None
     monkeypatch.setattr(completers, "VllmEngine", StandInEngine)
     monkeypatch.setattr(answer_engines, "vllm_device", lambda wanted, adapter, environment: ("0", None))
     return StandInEngine
@@ -101,7 +101,7 @@ def test_long_lists_of_problems_are_asked_in_parts(
 def test_a_model_that_vllm_cannot_run_is_measured_by_transformers(
     run: RunDir, model_directory: Path, stand_in: type[StandInEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stand_in.fault = KitError("vLLM cannot run it: Head size 16 is not supported")
+    stand_in.error = KitError("vLLM cannot run it: Head size 16 is not supported")
     found = series(run, model_directory)
     assert [result["provenance"]["engine"] for result in found.results] == ["transformers"] * 3
     assert capsys.readouterr().err.count("Head size 16 is not supported") == 1
@@ -112,7 +112,7 @@ def test_a_model_that_vllm_cannot_run_is_measured_by_transformers(
 def test_a_device_that_fails_is_not_taken_for_a_model_that_does_not_fit(
     run: RunDir, model_directory: Path, stand_in: type[StandInEngine]
 ) -> None:
-    stand_in.fault = KitError("CUDA error", ExitCode.RETRY)
+    stand_in.error = KitError("CUDA error", ExitCode.RETRY)
     with pytest.raises(KitError, match="CUDA error") as caught:
         series(run, model_directory)
     assert caught.value.exit_code == ExitCode.RETRY

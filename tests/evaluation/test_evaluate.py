@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.errors import KitError
-from mini_r1.evaluation.evaluate import Evaluation, evaluate
+from mini_r1.evaluation.evaluate import Evaluation, measure
 from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure
 from mini_r1.evaluation.search import Game
+from mini_r1.generation.completers import BATCH_ROWS, TransformersCompleter
 from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.tasks.countdown import task
 
@@ -27,6 +28,12 @@ SETTINGS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def loaded(model_directory: Path) -> tuple[Any, Any]:
     return load_model(str(model_directory), None, "float32", None), load_tokenizer(str(model_directory), None)
+
+
+def evaluate(
+    model: Any, tokenizer: Any, problems: list[task.Problem], batch_rows: int = BATCH_ROWS, **settings: Any
+) -> Evaluation:
+    return measure(TransformersCompleter(model, tokenizer, batch_rows), problems, **settings)
 
 
 def answer(problem: task.Problem, text: str, tokens: int = 10, truncated: bool = False) -> EvaluatedAnswer:

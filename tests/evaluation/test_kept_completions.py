@@ -83,5 +83,5 @@ def test_who_looks_for_figures_takes_none_of_it(run: RunDir, model_directory: Pa
     assert listing.list_run(run.path, time.time()).success_from == "held out, step 10"
     for path in run.evaluation.glob("*-completions.jsonl"):
         path.unlink()
-    (told,) = [sentence for sentence in read_run(run.path).missing if "were kept" in sentence]
-    assert told == "no answers to held-out problems were kept: `mini-r1 evaluate --again` keeps them"
+    (sentence,) = [text for text in read_run(run.path).missing if "were kept" in text]
+    assert sentence == "no answers to held-out problems were kept: `mini-r1 evaluate --again` keeps them"

@@ -1,4 +1,4 @@
-"""Search baselines: a solver that stands in for the model is expected to hit as often as it does, however it stops."""
+"""Search baselines: a solver in place of the model is expected to hit as often as it does, however it stops."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_model_that_never_hits_has_a_ratio_of_zero_and_an_upper_limit() -> Non
         low, high = figures["observed_over_expected_ci95"]
         assert low == 0
         assert 0 < high < 1
-    # It goes on long after a search would have hit: that is why this sum is no success rate.
+    # It continues long after a search would have hit, so this sum is no success rate.
     assert found["signed_sums"]["expected"] > sum(
         task.strata(answers[0].problem)["operators"] == "+ and - suffice" for answers in wrong for _ in answers
     )
@@ -197,7 +197,7 @@ def test_a_try_that_the_solver_would_not_make_is_replaced_by_one_of_its_own() ->
     [
         ("8 + 2 = 10 - 3 = 7\n</think>\n<answer>8 + 2 - 3</answer>", [7]),
         ("8 + 2 = 10 - 3 = 8 (yes)\n</think>\n<answer>8 + 2 - 3</answer>", [7]),  # its arithmetic does not count
-        ("8 + 2 = 10 - 3 = 7\n</think>\n<answer>8 * 2 - 3</answer>", [7, 13]),  # the answer is a guess of its own
+        ("8 + 2 = 10 - 3 = 7\n</think>\n<answer>8 * 2 - 3</answer>", [7, 13]),  # the answer is one more guess
         ("8 + 2 = 10 - 3 = 7\n</think>\n<answer>7</answer>", [7]),
         ("8 + 2 = 10 - 3 = 7", [7]),
         ("8 * 2 = 16\n</think>\n<answer>8 * 2 - 3</answer>", [None, 13]),

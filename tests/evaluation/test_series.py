@@ -22,7 +22,7 @@ from rich.console import Console
 
 from tests.evaluation.conftest import evaluate_one
 
-UNKNOWN = StartingPoint(None, None, "nobody kept it")
+UNKNOWN = StartingPoint(None, None, "it is not known")
 
 Evaluate = Callable[..., tuple[Series, str]]
 
@@ -66,7 +66,7 @@ def test_the_untrained_model_then_the_newest_snapshot_then_the_others(run: RunDi
         assert untrained["pass_at_k"] == figures["pass_at_k"]
         assert untrained["tries"] == figures["tries"]
     shown = series.to_json()
-    assert shown["provenance"]["step"] == 10  # what one snapshot alone would give stands on top
+    assert shown["provenance"]["step"] == 10  # the newest result is on top
     assert len(json.loads(json.dumps(shown))["series"]["evaluations"]) == 3
 
 
@@ -163,11 +163,11 @@ def test_a_result_that_is_broken_or_older_is_made_again(run: RunDir, evaluate: E
 
 def test_an_untrained_model_that_is_not_known_is_said(evaluate: Evaluate) -> None:
     series, _ = evaluate(start=UNKNOWN)
-    assert ([r["provenance"]["step"] for r in series.results], series.untrained) == ([5, 10], "nobody kept it")
+    assert ([r["provenance"]["step"] for r in series.results], series.untrained) == ([5, 10], "it is not known")
     assert set(series.results[-1]["baselines"]) == {"random_solver", "signed_sums"}
     out = io.StringIO()
     print_series(series, Console(file=out, width=80))
-    assert "untrained model: not measured: nobody kept it" in out.getvalue()
+    assert "untrained model: not measured: it is not known" in out.getvalue()
 
 
 def test_an_untrained_model_that_cannot_be_loaded_does_not_stop_the_rest(evaluate: Evaluate, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_one_snapshot_is_held_against_the_untrained_model_that_was_measured_befo
     assert (before["provenance"]["step"], before["provenance"]["snapshot"]) == (0, None)
     newest = evaluate_one(str(run.path), samples=1, limit=2, start=start)
     assert newest["baselines"]["untrained"]["sampled"] == before["sampled"]
-    with pytest.raises(KitError, match="nobody kept it"):
+    with pytest.raises(KitError, match="it is not known"):
         evaluate_one(str(run.path), samples=1, limit=2, step=0, start=UNKNOWN)
 
 
@@ -211,8 +211,8 @@ def test_the_table_fits_80_columns(evaluate: Evaluate) -> None:
     assert len(row) == 9
     assert "…" not in out.getvalue()
     assert "O/E: right answers over those to be expected" in out.getvalue()
-    told = [line.split() for line in lines if line.split()[1:2] in (["try"], ["tries"]) and "│" not in line]
-    assert [words[0] for words in told] == ["1", "2", "4", "8", "16", "32", "64", "all"]
+    rows = [line.split() for line in lines if line.split()[1:2] in (["try"], ["tries"]) and "│" not in line]
+    assert [words[0] for words in rows] == ["1", "2", "4", "8", "16", "32", "64", "all"]
 
 
 def test_on_a_narrow_terminal_no_figure_is_cut(evaluate: Evaluate) -> None:

@@ -99,7 +99,7 @@ def test_clusters_of_unequal_sizes_give_the_interval_of_a_ratio() -> None:
     half = 1.97 * float(np.sqrt(((totals - mean * sizes) ** 2).sum())) / float(sizes.sum())
     for limits in (rate_interval(values, 1, clusters), mean_interval(values, clusters)):
         assert limits == pytest.approx((mean - half, mean + half), abs=0.05 * half)
-    assert (totals / sizes).mean() < mean - half  # what the mean over clusters would be told as
+    assert (totals / sizes).mean() < mean - half  # the mean over clusters
 
 
 def test_the_interval_of_a_ratio_is_symmetric_on_a_logarithm() -> None:
@@ -122,9 +122,9 @@ def test_where_nothing_tells_the_spread_there_is_no_interval(values: list[float]
 
 
 def test_intervals_cover_the_truth_of_related_problems_19_times_in_20() -> None:
-    """60 clusters of 4 problems with a success rate of their own, 2 samples each; bench/coverage.py has more cases.
+    """60 clusters of 4 problems with their own success rate, 2 samples each; bench/coverage.py has more cases.
 
-    Problem by problem, as if they were independent, they do not: that is why clusters are told apart.
+    Problem by problem, as if they were independent, they do not: which is why clusters matter.
     """
     rng = np.random.default_rng(7)
     rounds, inside = 400, Counter[str]()

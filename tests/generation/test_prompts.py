@@ -1,4 +1,4 @@
-"""A chat template is a program of whoever made the model: what it may do, and what is said when it does not work."""
+"""A chat template is a program that comes with the model: what it may do, and the error when it fails."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_greedy_is_transformers_greedy(model: Any, prompts: list[list[int]]) -> 
 def test_greedy_with_rows_that_end_at_different_times(model: Any, prompts: list[list[int]]) -> None:
     """Rows leave the batch at different steps, and what stays is not disturbed by it."""
     free = greedy(model, prompts, [-1])
-    # A token of the greedy rows as the end: rows that hold it end there, the others go on. Every eighth, to be quick.
+    # A token of the greedy rows as the end: rows that hold it end there, the others continue. Every eighth, to be quick.
     for eos in sorted({token for row in free for token in row})[::8]:
         assert greedy(model, prompts, [eos]) == [row[: row.index(eos) + 1] if eos in row else row for row in free]
     ends = frequent_ends(model, prompts)
@@ -108,18 +108,18 @@ def test_the_room_of_the_cache_is_never_attended_to(
         return [greedy(model, prompts, ends), greedy(model, prompts[:1], [-1])]
 
     expected = both()
-    rooms: list[int] = []
+    spaces: list[int] = []
 
-    def filled(cache: PreallocatedCache, rows: torch.Tensor, room: int) -> None:
-        select(cache, rows, room)
-        rooms.append(room)
+    def filled(cache: PreallocatedCache, rows: torch.Tensor, space: int) -> None:
+        select(cache, rows, space)
+        spaces.append(space)
         for states in (*cache.key_cache, *cache.value_cache):
             states[:, :, cache.get_seq_length() :] = 1e4
 
     select = PreallocatedCache.select
     monkeypatch.setattr(PreallocatedCache, "select", filled)
     assert both() == expected
-    assert set(rooms) == {COMPACT_EVERY - 1, COMPACT_EVERY}
+    assert set(spaces) == {COMPACT_EVERY - 1, COMPACT_EVERY}
 
 
 def test_no_end_token_at_all(model: Any, prompts: list[list[int]]) -> None:

@@ -331,9 +331,9 @@ def test_the_wrong_vllm_is_refused_before_anything_is_started(
     ],
 )
 def test_why_vllm_did_not_start_is_told_with_what_helps(error: Exception, code: ExitCode, said: str) -> None:
-    fault = start_error("some/model", error)
-    assert said in fault["error"]
-    assert fault["exit_code"] == code
+    answer = start_error("some/model", error)
+    assert said in answer["error"]
+    assert answer["exit_code"] == code
 
 
 NO_VLLM = """

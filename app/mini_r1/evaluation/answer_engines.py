@@ -1,4 +1,4 @@
-"""What generates for an evaluation: transformers, or vLLM, started once for all snapshots."""
+"""The engine of an evaluation: transformers, or vLLM, started once for all snapshots."""
 
 from __future__ import annotations
 

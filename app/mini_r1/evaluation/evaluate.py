@@ -1,4 +1,4 @@
-"""How well a model solves given problems: one greedy completion for each, and `samples` sampled ones."""
+"""Measure how well a model solves problems: one greedy completion for each, and `samples` sampled ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from mini_r1.errors import KitError
 from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure, count_by_frequency, mean, success
 from mini_r1.evaluation.search import Game, search_baselines
-from mini_r1.generation.completers import BATCH_ROWS, Completer, TransformersCompleter
+from mini_r1.generation.completers import Completer
 from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
 from mini_r1.tasks.countdown import task
@@ -27,7 +25,7 @@ KEPT_SAMPLES = 4
 """Sampled completions of a problem that are kept as text, besides the greedy one."""
 
 ANY_PROBLEM = Game()
-"""What a random solver may try when nothing is known of how the problems were made."""
+"""Rule of a random solver for problems of unknown origin."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +74,6 @@ class Evaluation:
             "baselines": search_baselines(self.sampled, game),
             "seconds": round(self.seconds, 1),
         }
-
-
-def evaluate(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[task.Problem],
-    *,
-    batch_rows: int = BATCH_ROWS,
-    **options: Any,
-) -> Evaluation:
-    """`measure` a transformers model that is in memory."""
-    return measure(TransformersCompleter(model, tokenizer, batch_rows), problems, **options)
 
 
 def measure(

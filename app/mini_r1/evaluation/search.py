@@ -1,4 +1,4 @@
-"""What search alone achieves on the same problems: after fixed numbers of tries, and in place of the model.
+"""Search baselines on the same problems: success after fixed numbers of tries, and in place of the model.
 
 A search stops when it hits, so its number of tries depends on its luck: a solver that gets as many tries as the model
 made would be underestimated. Two comparisons avoid that. A solver's success after 1, 2, 4, ... tries is a property of
@@ -44,7 +44,7 @@ class Solver:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """What a random solver may try: the rule by which the problems were made, if known."""
+    """Rule of a random solver: the one by which the problems were made, if known."""
 
     operators: str = "+-*/"
     max_value: int | None = None
@@ -62,11 +62,7 @@ def solvers(game: Game) -> dict[str, Solver]:
 
 
 def compare(sampled: Sequence[Sequence[EvaluatedAnswer]], solver: Solver) -> dict[str, Any] | None:
-    """Compare the model with one solver.
-
-    Args:
-        sampled: the model's answers to each problem.
-        solver: the search.
+    """Compare the model's answers to each problem with one solver.
 
     Returns:
         `problems` (without those that have too many results to count), `success_at_tries` ({"1": share, "2": ...,
@@ -114,12 +110,6 @@ def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rn
     can't get, or had already) it draws a result that misses. So a model that is this solver is expected to hit exactly
     as often as it does, on average, by any stopping rule: the sum compensates its hits (their difference is a
     martingale).
-
-    Args:
-        weights: of this problem.
-        target: the result that hits.
-        tries: results in the model's order; None can hit no target.
-        rng: source of the solver's draws.
 
     Returns:
         0 when the solver can't reach the target; above 1 for a model that tries long without a hit.

@@ -1,4 +1,4 @@
-"""What is measured, on which problems and how, and where the result goes: known before any model is loaded."""
+"""One model to measure: on which problems, how, and where the result goes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class MeasuringOptions:
-    """How a user wants to measure; None is the run's recipe, else the original's value."""
+    """The user's options of a measurement; None is the run's recipe, else the original's value."""
 
     samples: int | None = None
     """Sampled completions for each problem; None: as many as the run was measured with before, else 4."""
@@ -70,7 +70,7 @@ class Source:
     """Random seed of the shuffle that a limit takes its problems from: runs that differ only in `seed` share them."""
     revision: str | None = None
     tokenizer: str = ""
-    """Where the tokenizer is, if not with the model."""
+    """Directory or hub id of the tokenizer, if not the model's."""
     game: Game = field(default_factory=Game)
     run: RunDir | None = None
     step: int | None = None
@@ -99,7 +99,7 @@ class Source:
 
     @property
     def is_adapter(self) -> bool:
-        """Whether the weights are those of an adapter."""
+        """True if the weights are an adapter's."""
         return (Path(self.model) / "adapter_config.json").is_file()
 
     def settings(self, problems: Problems) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Problems:
-    """What is asked, and where it is from."""
+    """The problems to ask, and their origin."""
 
     asked: list[task.Problem]
     available: int
@@ -182,16 +182,16 @@ class Problems:
     limit: int | None
     selection_seed: int
     trained_on: int = 0
-    """How many of them the run has trained on: possible for a user's file only."""
+    """Number of them that the run has trained on: possible for a user's file only."""
 
     @property
     def limited(self) -> bool:
-        """Whether some were left out."""
+        """True if some were left out."""
         return len(self.asked) < self.available
 
     @property
     def selection(self) -> str:
-        """How they were chosen."""
+        """Description of how they were chosen."""
         text = f"all {self.available} problems"
         if self.limited:
             text = f"first {len(self.asked)} of {self.available} problems by a shuffle with seed {self.selection_seed}"

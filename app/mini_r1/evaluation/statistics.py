@@ -53,7 +53,7 @@ def rate_interval(shares: Sequence[float], samples: int, clusters: Sequence[Hash
     Args:
         shares: share of right completions of each problem, or another value from 0 to 1, such as its pass@k.
         samples: completions that each share was made from.
-        clusters: the cluster of each problem.
+        clusters: of each problem.
 
     Returns:
         None for one cluster, whose spread is unknown.
@@ -88,10 +88,6 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Inte
     With (sum of sizes)^2 / sum of sizes^2 - 1 degrees of freedom (Kish 1965, "Survey Sampling"). Bootstrap-t covers
     less and is wider with few clusters (`bench/coverage.py`).
 
-    Args:
-        values: one for each problem.
-        clusters: the cluster of each problem.
-
     Returns:
         None when the spread between clusters is unknown: for one cluster, or when all are alike.
 
@@ -109,14 +105,6 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], clusters: Seq
 
     The variance is that of a ratio estimate (Cochran 1977, "Sampling Techniques", equation 6.13), carried over to the
     logarithm by the delta method.
-
-    Args:
-        above: each problem's part of the numerator.
-        below: each problem's part of the denominator.
-        clusters: the cluster of each problem.
-
-    Returns:
-        None as in `mean_interval`.
 
     Raises:
         ValueError: no problems, not one cluster for each, or a sum that is not positive.

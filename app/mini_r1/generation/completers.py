@@ -33,12 +33,9 @@ Progress = Callable[[int], None]
 
 
 class TransformersCompleter:
-    """A model in this process.
+    """A model in this process, whose mode is restored.
 
-    Args:
-        model: on its device; its mode is restored.
-        tokenizer: the model's.
-        batch_rows: sequences decoded at once; sampled completions change with it, greedy ones do not.
+    Sampled completions change with `batch_rows`, the sequences decoded at once; greedy ones do not.
     """
 
     name = "transformers"
@@ -96,13 +93,7 @@ class TransformersCompleter:
 class VllmCompleter:
     """vLLM in its child process, started once for all snapshots of a run; each one's weights are streamed into it.
 
-    Args:
-        source: model directory or hub id that it starts with.
-        revision: of the hub id.
-        tokenizer_source: where the tokenizer is.
-        max_model_len: longest prompt and completion together, in tokens.
-        vllm_device: `cpu`, or the index of a GPU.
-        log: file for vLLM's messages.
+    The arguments are those of `EngineConfig`, where the tokenizer is, and the file for vLLM's log.
 
     Raises:
         KitError: it does not start, or there is no tokenizer.

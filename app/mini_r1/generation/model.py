@@ -37,7 +37,7 @@ class StartingPoint:
     revision: str | None
     """Commit on the hub."""
     words: str
-    """What it is, or why it is not known, for people."""
+    """Description of it, or why it is not known."""
 
 
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -53,7 +53,7 @@ def device() -> torch.device:
     accelerator = os.environ.get("MINI_R1_ACCELERATOR")
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise KitError(
-            "MINI_R1_ACCELERATOR=cuda, but torch sees no GPU here: `mini-r1 doctor` says why; on the CPU: unset it",
+            "MINI_R1_ACCELERATOR=cuda, but torch sees no GPU here: run `mini-r1 doctor` for the reason, or unset it to use the CPU",
             ExitCode.RETRY,
         )
     return torch.device("cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda")

@@ -30,11 +30,6 @@ FILTERS["attr"] = _attr
 def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem], style: str) -> list[str]:
     """Return each problem's chat in the tokenizer's template, ending with the assistant prefill.
 
-    Args:
-        tokenizer: has a chat template.
-        problems: what to ask.
-        style: `script` or `notebook`.
-
     Raises:
         DataError: an unknown style.
         KitError: the template is broken, or does what its sandbox forbids.

@@ -68,7 +68,7 @@ def never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """How to sample.
+    """Sampling options.
 
     Attributes:
         max_new_tokens: longest completion, in tokens, the end token included.
@@ -219,12 +219,7 @@ def stream(
 ) -> Iterator[int]:
     """Yield the tokens of one completion as they are drawn, the end token included; slower than `sample`.
 
-    Args:
-        model: in eval mode, on its device.
-        prompt: token ids.
-        config: temperature and longest completion.
-        eos_token_ids: any of these ends it.
-        seed: of the draws; torch's global state is neither used nor changed.
+    The model is in eval mode, and the prompt is token ids. torch's global random state is neither used nor changed.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     cache = DynamicCache()

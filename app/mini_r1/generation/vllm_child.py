@@ -37,7 +37,7 @@ ADVICE: Final = {
     "No available memory for the cache blocks": "raise vllm_gpu_memory_utilization, or take a GPU with more memory",
     "Bfloat16 is only supported": "set torch_dtype: float16",
 }
-"""What to do about vLLM's errors, by a part of their text."""
+"""Fixes of vLLM's errors, by a part of their text."""
 UNUSED: Final = ("ray", "torchvision")
 """Packages that vLLM and transformers import if installed, and that generating text does not need."""
 

@@ -37,7 +37,7 @@ LOG_TAIL_LINES: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What vLLM runs.
+    """Configuration of vLLM.
 
     Attributes:
         model: hub id or local directory, in safetensors.

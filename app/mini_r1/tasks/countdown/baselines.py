@@ -45,12 +45,8 @@ def draw_chains(
 ) -> Iterator[Chain]:
     """Yield random chains by the hub data set's rule: non-negative whole numbers, exact division. No result twice.
 
-    Args:
-        problem: its numbers are used once each; its target is ignored.
-        operators: allowed ones, out of `+-*/`.
-        max_value: largest intermediate value; None is no limit.
-        rng: source of the draws.
-        draws: most random chains to try; None ends when every result has come.
+    The target is ignored. `draws` is the most random chains to try; None ends when every result has come. `max_value`
+    is the largest intermediate value; None is no limit.
     """
     counts = None if draws else chain_results(problem.numbers_key, operators, max_value)
     seen: set[int] = set()
@@ -74,13 +70,7 @@ def chain_results(numbers: tuple[int, ...], operators: str, max_value: int | Non
 
     Counted by which numbers are used up, not chain by chain: six numbers have 737,280 chains by four operators.
 
-    Args:
-        numbers: best sorted, because the results are cached.
-        operators: allowed ones.
-        max_value: largest intermediate value; None is no limit.
-
-    Returns:
-        None for more than MOST_COUNTED intermediate values.
+    None for more than MOST_COUNTED intermediate values. The results are cached, so sort the numbers.
     """
     every = (1 << len(numbers)) - 1
     reached: dict[int, dict[int, int]] = {1 << i: {number: 1} for i, number in enumerate(numbers)}

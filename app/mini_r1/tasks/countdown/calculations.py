@@ -1,4 +1,4 @@
-"""What a thought calculates: its tries, each with its expressions and the results it claims for them.
+"""The calculations of a thought: its tries, each with its expressions and the results it claims for them.
 
 The text comes from a model, so every repetition in a pattern is bounded: a search is linear in the text.
 docs/metrics.md has a table of what is a try and what is not. Nothing here checks that the arithmetic is right.
@@ -15,9 +15,9 @@ class Equation(NamedTuple):
     """One expression and the result that the text claims for it."""
 
     expression: str
-    """As written, from its first operand to its last: `8 + 2`, `6 \\times 7`, `\\frac{8}{2}`."""
+    """The text from its first operand to its last: `8 + 2`, `6 \\times 7`, `\\frac{8}{2}`."""
     result: str
-    """As written: `10`, `-4`, `3.33`, `5/2`, `\\frac{5}{2}`."""
+    """The text: `10`, `-4`, `3.33`, `5/2`, `\\frac{5}{2}`."""
 
 
 MAX_MARKUP = 12

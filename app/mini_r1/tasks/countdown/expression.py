@@ -77,7 +77,7 @@ def check_answer(text: str, nums: Sequence[int], target: int) -> str | None:
 
 
 def value_of(text: str, nums: Sequence[int]) -> Fraction | None:
-    """Return the exact value of an expression that uses each number once, whatever it claims after `=`, or None."""
+    """Return the exact value of an expression that uses each number once, ignoring its right-hand side, or None."""
     parsed = parse(text.strip(_WHITESPACE))
     if isinstance(parsed, str) or _numbers_error(parsed.literals, nums):
         return None

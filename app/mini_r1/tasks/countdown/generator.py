@@ -25,7 +25,7 @@ DRAWS_FOR_ONE_ROW = 10_000
 
 @dataclass(frozen=True)
 class GeneratorSpec:
-    """What to generate; the default is the hub data set's distribution.
+    """Distribution to generate; the default is the hub data set's.
 
     Raises:
         DataError: naming the first field that is wrong.

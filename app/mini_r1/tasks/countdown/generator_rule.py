@@ -1,4 +1,4 @@
-"""Which targets can be reached by the rule of the generator behind the hub data set (Stream of Search, 2024):
+"""Targets that can be reached by the rule of the generator behind the hub data set (Stream of Search, 2024):
 all numbers, every step a non-negative integer, division only where it is exact.
 
 The search runs backwards: for each split of the numbers and each value x of the smaller part, invert the last operation
@@ -48,10 +48,10 @@ def solvable_by_generator_rule(
 
     Args:
         nums: 1 to 8 positive ints.
-        target: any int; a negative one is never reached.
-        operators: those allowed, out of `+-*/`.
+        target: a negative one is never reached.
+        operators: those allowed.
         max_intermediate: largest result of a step before the last one; None is no limit.
-        work: steps that the search may take, one for each value that is looked for; None is no limit.
+        work: one step for each value that is looked for; None is no limit.
 
     Raises:
         OutOfWork: it takes more.

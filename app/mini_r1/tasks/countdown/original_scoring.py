@@ -20,7 +20,7 @@ MAX_BITS = 2**18
 """Bits of an integer result; a larger one scores 0. The original pays no result beyond 1024 bits (float() overflows),
 so a larger one matters only as an intermediate. 99**(99*99) has 64,975 bits; 2**18 costs milliseconds at most."""
 TOLERANCE = 1e-5
-"""Of the original, between result and target."""
+"""The original's largest difference between result and target."""
 
 _INTEGER = re.compile(r"\d+")
 _ALLOWED = re.compile(r"[\d+\-*/().\s]+")

@@ -16,7 +16,7 @@ ANSWER, END_ANSWER = "<answer>", "</answer>"
 
 @dataclass(frozen=True, slots=True)
 class ParsedCompletion:
-    """What every reward is computed from."""
+    """Input of every reward."""
 
     text: str
     problem: Problem
@@ -24,15 +24,15 @@ class ParsedCompletion:
     """The text before the first `</think>`; all of it when the thought never ends."""
     thought_ends: bool
     first_block: int | None
-    """Where the text of the answer block after the thought begins; None when the format is broken before it."""
+    """Start of the text of the answer block after the thought; None when the format is broken before it."""
     format_error: str | None
-    """How the completion breaks the kit's format: exactly `<think>` thought `</think>`, a newline, `<answer>` answer
+    """Breach of the kit's format, or None. The format is exactly `<think>` thought `</think>`, a newline, `<answer>` answer
     `</answer>`, and nothing after. The thought holds no further `<think>`, the answer no `<answer>` or `</answer>`; a
     thought may mention `<answer>`."""
     answer: str | None
     """The text of the last complete answer block after the last `</think>`."""
     equation_error: str | None
-    """What is wrong with the answer; None when it is right."""
+    """Error of the answer; None when it is right."""
 
 
 def parse_completion(text: str, problem: Problem) -> ParsedCompletion:

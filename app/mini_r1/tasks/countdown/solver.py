@@ -37,13 +37,8 @@ def solve(nums: Sequence[int], target: int, work: Work | None = None) -> str | N
     Deterministic; the order of the numbers does not matter. Up to 5 numbers take at most some 0.1 s, 6 without a
     solution 3 s, and each further number about thirty times as long.
 
-    Args:
-        nums: 1 to 8 positive ints.
-        target: any int.
-        work: steps that the search may take, one for each value of a part; None is no limit.
-
     Raises:
-        OutOfWork: it takes more.
+        OutOfWork: the search takes more than `work`, one step for each value of a part.
     """
     ordered, work = tuple(sorted(nums)), work or Work(None)
     found = _search(ordered, (target, 1), work)

@@ -1,4 +1,4 @@
-"""The style of a thought: reflections, and whether it enumerates tries or reasons in words.
+"""The style of a thought: reflections, and whether it enumerates tries or reasons in prose.
 
 All figures are proxies for English, made to be compared over the steps of one run. docs/metrics.md states their limits.
 """
@@ -66,7 +66,7 @@ def count_reflections(thought: str) -> int:
 
 
 def classify_style(thought: Iterable[ThoughtLine]) -> Style:
-    """Return whether a thought enumerates attempts or reasons in words, by its lines.
+    """Return whether a thought enumerates tries or reasons in prose, by its lines.
 
     A line with more words than numbers and signs (`+ - * / =`, their variants, LaTeX commands) is prose; any other
     line that is a try is a calculation. So `- 6 * 4 - 5 = 19 (too low)` is a calculation, and `If I take 6 * 4
@@ -77,7 +77,7 @@ def classify_style(thought: Iterable[ThoughtLine]) -> Style:
     - neither: the rest, such as one or two tries and a short sentence.
 
     So a thought that introduces each calculation with a sentence on its own line is not enumerating, many tries on one
-    line are `neither`, and the rule says little about languages that don't separate words by spaces.
+    line are `neither`, and the rule is of little use for languages that don't separate words by spaces.
     """
     lines = calculations = prose = total_words = 0
     for line in thought:

@@ -45,7 +45,7 @@ class TaskData:
     held_out: list[Problem]
     provenance: dict[str, object]
     """`source`, `kind` (generated, file, hub), `revision` (the hub's commit), `sha256` (of a local file), `rows`,
-    `seed`, `test_fraction`, `split_by`, `generator`, `train_rows`, `held_out_rows`; None where it does not apply."""
+    `seed`, `test_fraction`, `split_by`, `generator`, `train_rows`, `held_out_rows`; None when it does not apply."""
 
 
 def solvable(problem: Problem) -> bool | None:
@@ -87,11 +87,9 @@ def load_data(
     Args:
         source: `generated`, a local file or folder (see `data.read_problems`), or a hub data set `owner/name`.
         revision: of the hub data set.
-        rows: how many rows to take; None is all of them (generated: 50,000). A file or hub set is shuffled before; one
-            with fewer rows gives all it has, and `provenance` holds the count.
+        rows: most rows to take; None is all of them (generated: 50,000). A file or hub set is shuffled before.
         seed: random seed of generator, shuffle and split.
-        test_fraction: share of the keys to hold out; see `data.split`.
-        split_by: `key` or `numbers`.
+        test_fraction: see `data.split`, as for `split_by`.
         generator: what to generate; None is the hub set's distribution.
         progress: called with the number of rows generated so far; what it raises ends the work.
 

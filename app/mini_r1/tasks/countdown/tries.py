@@ -1,4 +1,4 @@
-"""What each calculation of a thought really comes to, computed again by the scorer's rules."""
+"""The true result of each calculation of a thought, by the scorer's rules."""
 
 from __future__ import annotations
 

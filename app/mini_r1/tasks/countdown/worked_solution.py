@@ -18,7 +18,7 @@ MAX_BITS = 160
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """What an answer computes."""
+    """The computation of an answer."""
 
     answer: str | None
     """The text of the last answer block; None when there is none."""
