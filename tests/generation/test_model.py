@@ -213,7 +213,7 @@ def test_a_tokenizer_with_ids_that_the_model_has_no_embedding_for(untrained: Pat
     refuse_misfit(model, tokenizer)
 
 
-def test_a_gpu_that_was_asked_for_and_is_not_there_is_the_nodes_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_an_error_of_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device().type == "cpu"
     monkeypatch.setenv("MINI_R1_ACCELERATOR", "cuda")

@@ -66,7 +66,7 @@ def test_greedy_is_transformers_greedy(model: Any, prompts: list[list[int]]) -> 
 def test_greedy_with_rows_that_end_at_different_times(model: Any, prompts: list[list[int]]) -> None:
     """Rows leave the batch at different steps, and what stays is not disturbed by it."""
     free = greedy(model, prompts, [-1])
-    # A token of the greedy rows as the end: rows that hold it end there, the others continue. Every eighth, to be quick.
+    # A token of the greedy rows as the end: rows that hold it end there, the others continue. Every eighth only.
     for eos in sorted({token for row in free for token in row})[::8]:
         assert greedy(model, prompts, [eos]) == [row[: row.index(eos) + 1] if eos in row else row for row in free]
     ends = frequent_ends(model, prompts)

@@ -233,7 +233,7 @@ def test_the_cache_has_no_more_blocks_than_two_full_batches_need(facts: dict[str
         ("not in time", ExitCode.RETRY, ["vLLM was not ready in time", "failed.log"]),
     ],
 )
-def test_a_start_that_fails_says_why_and_whose_fault_it_is(
+def test_a_start_that_fails_has_a_reason_and_an_exit_code(
     facts: dict[str, Any], case: str, code: ExitCode, said: list[str]
 ) -> None:
     assert facts[case]["code"] == code

@@ -53,7 +53,8 @@ def device() -> torch.device:
     accelerator = os.environ.get("MINI_R1_ACCELERATOR")
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise KitError(
-            "MINI_R1_ACCELERATOR=cuda, but torch sees no GPU here: run `mini-r1 doctor` for the reason, or unset it to use the CPU",
+            "MINI_R1_ACCELERATOR=cuda, but torch sees no GPU here: run `mini-r1 doctor` for the reason, or unset it to "
+            "use the CPU",
             ExitCode.RETRY,
         )
     return torch.device("cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda")

@@ -26,7 +26,7 @@ class ParsedCompletion:
     first_block: int | None
     """Start of the text of the answer block after the thought; None when the format is broken before it."""
     format_error: str | None
-    """Breach of the kit's format, or None. The format is exactly `<think>` thought `</think>`, a newline, `<answer>` answer
+    """Breach of the kit's format, or None. The format is `<think>` thought `</think>`, a newline, `<answer>` answer
     `</answer>`, and nothing after. The thought holds no further `<think>`, the answer no `<answer>` or `</answer>`; a
     thought may mention `<answer>`."""
     answer: str | None
