@@ -1,7 +1,7 @@
 """Mutation testing: change a module in one place, and see whether its own tests notice. Hundreds of times.
 
     make mutants                                  every module of modules.yaml: an hour or two of two cores
-    make mutants ARGS="markup.py cluster/roles"   the modules whose path holds one of these
+    make mutants ARGS="expression.py machine/roles"   the modules whose path holds one of these
 
 cosmic-ray makes the changes, in copies of the checkout, one for each job. A mutant that no test can kill, because the
 changed code does the same, is listed in equivalent.yaml with the reason, and does not count. Exit code 1: fewer than
