@@ -124,7 +124,7 @@ def test_other_settings_are_measured_again_and_told(evaluate: Evaluate) -> None:
     evaluate()
     series, said = evaluate(samples=2)
     assert series.measured == [0, 5, 10]
-    assert "step-10-limit-2.json was measured with other settings (samples): measured again" in said
+    assert "step-10-limit-2.json was measured with other settings (samples): measuring again" in said
     assert series.results[-1]["baselines"]["untrained"]["pass_at_k"].keys() == {"1", "2"}
 
 

@@ -29,7 +29,7 @@ from mini_r1.machine.provenance import utc_now, versions
 from mini_r1.run.files import lock_file, write_json, write_jsonl
 from mini_r1.run.reader import completions_file
 from mini_r1.run.run_dir import RunDir
-from mini_r1.values import duration
+from mini_r1.values import duration, mapping
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
 KNOWN_AFTER_S = 3.0
@@ -147,7 +147,7 @@ class Measurer:
         before = chosen.read_result(self.problems)
         if before is None or self._again:
             return
-        now, then = chosen.settings(self.problems), before["provenance"].get("settings") or {}
+        now, then = chosen.settings(self.problems), mapping(before["provenance"].get("settings"))
         changed = [key.replace("_", " ") for key in now if now[key] != then.get(key)]
         if changed:
             self.print(f"{path} was measured with other settings ({', '.join(changed)}): measuring again")
