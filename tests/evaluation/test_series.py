@@ -210,7 +210,7 @@ def test_the_table_fits_80_columns(evaluate: Evaluate) -> None:
     row = next(line.split() for line in lines if line.strip().startswith("untrained "))
     assert len(row) == 9
     assert "…" not in out.getvalue()
-    assert "O/E: right answers over those to be expected" in out.getvalue()
+    assert "O/E: right answers divided by those expected" in out.getvalue()
     rows = [line.split() for line in lines if line.split()[1:2] in (["try"], ["tries"]) and "│" not in line]
     assert [words[0] for words in rows] == ["1", "2", "4", "8", "16", "32", "64", "all"]
 
