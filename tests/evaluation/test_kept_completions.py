@@ -44,7 +44,7 @@ def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_termina
         assert [row["kind"] for row in rows] == ["greedy", *["sampled"] * KEPT_SAMPLES] * len(problems)
         assert {(tuple(row["nums"]), row["target"]) for row in rows} == {(p.nums, p.target) for p in problems}
         for row in rows:
-            assert set(row) - {"kind"} == set(made.record(1, ())) - TRAINERS_OWN
+            assert set(row) - {"kind"} == set(made.record(1)) - TRAINERS_OWN
             assert row["step"] == step
             again = task.judge(row["completion"], task.Problem(tuple(row["nums"]), row["target"]))
             assert (row["reason"], row["rewards"]["equation"]) == (again.reason, again.equation)
@@ -74,7 +74,7 @@ def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_termina
 
 def test_who_looks_for_figures_takes_none_of_it(run: RunDir, model_directory: Path) -> None:
     evaluated(run, model_directory, limit=2)
-    assert sorted(file.name for file in branch_contents.logs(run)) == [
+    assert sorted(name for name, _ in branch_contents._logs(run)) == [
         f"logs/evaluation/step-{step}-limit-2.json" for step in (0, 10, 5)
     ]
     read = read_run(run.path)
