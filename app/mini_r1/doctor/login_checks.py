@@ -35,7 +35,7 @@ SITE_FILE: Final = "slurm/site.env"
 RUNTIMES: Final = ("venv", "apptainer", "pyxis")
 """Values of MINI_R1_RUNTIME: how a job finds the kit on its nodes."""
 PREFIXES: Final = ("SBATCH_", "MINI_R1_", "HF_")
-"""Of the variables that a site file sets."""
+"""Prefixes of the variables that a site file sets."""
 IMAGES: Final = {"pyxis": (0, b"hsqs"), "apptainer": (32, b"SIF_MAGIC")}
 """Offset and magic of each runtime's images: squashfs (the kernel's squashfs.rst), SIF (sylabs/sif, after the line that
 makes the file executable)."""

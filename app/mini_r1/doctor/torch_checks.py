@@ -1,4 +1,4 @@
-"""The checks that need torch: `mini_r1.training.probe` in a process of its own, because the doctor imports none."""
+"""The checks that need torch: `mini_r1.training.probe` in a separate process, because the doctor imports none."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ NETWORK: Final = "give this machine a network (HTTPS_PROXY, HF_ENDPOINT)"
 NOT_FOUND: Final = "the hub has no {}, or your token has no access to it"
 """One sentence for both: the hub gives the same answer."""
 SHOWN_CHARACTERS: Final = 200
-"""Longest part of the hub's own message that is shown."""
+"""Longest part of the hub's message that is shown."""
 _PASSING: Final = frozenset({408, 409, 412, 425, 429})
 """Statuses below 500 that a retry may not get: timeout, two commits at once, too early, rate limit."""
 

@@ -258,7 +258,7 @@ def _describe_roles(job: Job, roles: Roles, deepspeed: str | None) -> str:
 
 
 def _hash_code() -> str:
-    """Return a digest of the kit's own source: two checkouts of one version may differ, and a node may have no git."""
+    """Return a digest of the kit's source: two checkouts of one version may differ, and a node may have no git."""
     folder, digest = Path(mini_r1.__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")

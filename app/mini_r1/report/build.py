@@ -32,15 +32,15 @@ MAX_RUNS = len(SERIES)
 SAMPLES = 20_000
 """Completions on a page: filters and search were measured with this number."""
 MAX_BYTES = 15_000_000
-"""Of a page: mail and ticket systems accept it."""
+"""Largest page: mail and ticket systems accept it."""
 PACKED_BYTES = 12_500_000
-"""Of these, for the packed completions; text and plots take less than 2 MB."""
+"""Share of it for the packed completions; text and plots take less than 2 MB."""
 SCRIPTS = ("page.js", "reader.js", "samples.js")
 """Joined in this order, they are the page's one script."""
 TITLE = "Mini-R1 report</title>"
 """In the head of every page made here: other files are not overwritten."""
 HEAD_BYTES = 64 << 10
-"""Of a file, searched for the title: before it are a policy and the names of at most six runs."""
+"""Part of a file that is searched for the title: before it are a policy and the names of at most six runs."""
 
 Progress = Callable[[str], None]
 
@@ -96,7 +96,7 @@ def build_report(
     if len({path.resolve() for path in paths}) != len(paths):
         raise KitError("a run is named twice")
     if len(paths) > MAX_RUNS:
-        raise KitError(f"{len(paths)} runs on one page cannot be told apart: name at most {MAX_RUNS}")
+        raise KitError(f"{len(paths)} runs on one page cannot be distinguished: name at most {MAX_RUNS}")
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise KitError(f"a GPU cannot cost {price} an hour: name a price of 0 or more")
     target = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))

@@ -21,9 +21,9 @@ from mini_r1.report.plots import Curve, Plot
 SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.8), (3.9, 3.4)
 """Inches at 100 pixels each: three cards in a row on a laptop, one on a phone; the first picture, and it on a phone."""
 DASHES = ((5, 3), (1.5, 2), (7, 2, 1.5, 2))
-"""Of dotted levels, which share a colour."""
+"""Dashes of dotted levels, which share a colour."""
 LETTER, ENTRY, ROW = 6.2, 42, 0.17
-"""Of a legend: pixels of a letter and of an entry without its label, inches of a row."""
+"""Sizes of a legend: pixels of a letter and of an entry without its label, inches of a row."""
 SMOOTH_FROM = 60
 """Points from which a curve is drawn thin, with its moving mean over a thirtieth of the points as a thick line."""
 

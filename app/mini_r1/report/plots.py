@@ -23,7 +23,7 @@ COLOURED_ATTEMPTS = 4
 LONG_RUN = 150
 """Steps from which a run is drawn on the same axis as the original."""
 SHOWN_BUDGETS = ("1", "4", "16")
-"""Tries of the random solver that have a line of their own."""
+"""Tries of the random solver that have a separate line."""
 PHASES = {
     "time/rollout": "rollout",
     "time/update": "update",
@@ -95,7 +95,7 @@ class Plot:
     """Drawn in a small picture on the right, with its own time scale."""
     stacked: bool = False
     price: float | None = None
-    """Of one unit of the left axis: the right axis then shows the cost."""
+    """Price of one unit of the left axis: the right axis then shows the cost."""
     group: str = ""
 
     @property

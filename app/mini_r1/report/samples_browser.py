@@ -18,9 +18,9 @@ from mini_r1.tasks.countdown import task
 from mini_r1.values import mapping, number
 
 MAX_CHARACTERS = 20_000
-"""Of a completion on the page; the longest useful ones (1,024 tokens) have about 4,000."""
+"""Longest completion on the page; the longest useful ones (1,024 tokens) have about 4,000."""
 KEPT_TAIL = 5_000
-"""Of a longer one, the characters of its end that are kept: the answer is there."""
+"""Characters kept at the end of a longer one: the answer is there."""
 STORIES = 40
 """First completions of each kind of story that are always kept."""
 STYLES = ("neither", "wordy", "enumerating")

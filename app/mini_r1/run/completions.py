@@ -26,7 +26,7 @@ from mini_r1.run.reader import read_completions, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
 
 SHOWN_CHARACTERS = 4_000
-"""Of one completion, without --full; the original's have about 1,000."""
+"""Characters of one completion, without --full; the original's have about 1,000."""
 GREP_S = 10.0
 """Longest search in one completion: a good expression takes milliseconds, one that backtracks takes years."""
 PROGRESS_S = 5.0

@@ -20,7 +20,7 @@ from mini_r1.run.run_dir import RunDir
 MAX_BYTES = 1 << 20
 """Largest state.json that is read; a real one has a few hundred bytes."""
 SHOWN_CHARACTERS = 300
-"""Of a text in the file; Docker keeps 4,096 bytes of a health check's output."""
+"""Longest text from the file; Docker keeps 4,096 bytes of a health check's output."""
 MAX_NUMBER = 1 << 53
 """Steps and seconds below it are exact in every JSON reader."""
 CLOCKS_S = 60.0

@@ -50,7 +50,7 @@ class ListedRun:
     ci95: list[float] | None
     """Interval of a held-out success."""
     seconds: float | None
-    """Of all attempts, each from its start to its last row of metrics."""
+    """Duration of all attempts, each from its start to its last row of metrics."""
     bytes: int
     """On disk."""
     heartbeat_age_s: float | None

@@ -28,7 +28,7 @@ TEXTS = 50
 OF_EACH = 2
 """Right completions of a step that are shown, and wrong ones."""
 SHOWN_CHARACTERS = 4_000
-"""Of a completion; completions.jsonl has all characters."""
+"""Characters of a completion; completions.jsonl has all characters."""
 _NUMBERS = itertools.count()
 """Part of an event file's name: one process may write several."""
 
