@@ -59,7 +59,7 @@ def describe_interrupted(step: int) -> str:
     """Return what a run that was asked to stop has saved, and what to run."""
     if step:
         return f"interrupted after step {step}, saved: the same command resumes there"
-    return "interrupted before the first step was finished, so nothing is saved: the same command starts it again"
+    return "interrupted before the first step was finished, so nothing is saved: run the same command again"
 
 
 def refuse_starting(run: RunDir, why: str) -> None:

@@ -74,7 +74,7 @@ def data_generate(
 
     def describe() -> str:
         done = f"{len(problems):,} of {rows:,} problems"
-        return f"stopped after {done}, and {out} was not written: the same command starts again"
+        return f"stopped after {done}, and {out} was not written: the same command starts from the beginning"
 
     with data_errors(), stop_signals(describe), ProgressLine(progress_console(), "problems", rows) as line:
         for problem in generate(rows, seed):

@@ -33,7 +33,7 @@ _OF_A_RANK = re.compile(
 """Files that each rank writes: transformers 4.48.1's random states, and DeepSpeed 0.15.4's shards
 (`engine._get_rank_zero_ckpt_name`, `engine._get_ckpt_name`)."""
 CHECKPOINT_BYTES = 4 + 2 * 4
-"""Bytes of a trained parameter: its weight and Adam's two moments in float32. Less with 16-bit weights; DeepSpeed adds the
+"""Bytes of a trained parameter: weight and Adam's two moments in float32. Less with 16-bit weights; DeepSpeed adds the
 model's weights, ZeRO-2 twice."""
 SNAPSHOT_BYTES = 2
 """Bytes of a trained parameter: 16 bits."""

@@ -218,7 +218,7 @@ def _save_progress(job: WarmStart, training: Training) -> str:
     try:
         warm_progress.save(path, training)
     except (OSError, SafetensorError) as error:
-        return f"{stopped}, and {path} cannot be written ({error}): the same command starts it again"
+        return f"{stopped}, and {path} cannot be written ({error}): the same command starts from the beginning"
     return f"{stopped}, kept in {path}: the same command resumes it"
 
 
