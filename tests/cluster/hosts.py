@@ -1,7 +1,7 @@
-"""Hosts on this machine: each with interfaces, name, /etc/hosts, /dev/shm and mounts of its own, as in a cluster.
+"""Hosts on this machine: each with its own interfaces, name, /etc/hosts, /dev/shm and mounts, as in a cluster.
 
-They are Linux namespaces, each held open by a process that ends when its standard input does. Interfaces, names and
-mounts cannot be seen outside, and are gone with the last process inside, however the tests end.
+They are Linux namespaces, each held open by a process that ends with its standard input. Interfaces, names and mounts
+cannot be seen outside, and vanish with the last process inside, even if the tests are killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NAMES, ADDRESSES, LINKS = ("hare", "tortoise"), ("198.51.100.1", "198.51.100.2")
 
 
 def why_none() -> str | None:
-    """Why this machine cannot have such hosts; None if it can."""
+    """Return why this machine cannot have such hosts; None if it can."""
     missing = [program for program in ("ip", "mount", "nsenter", "unshare") if shutil.which(program) is None]
     if missing:
         return f"no network namespaces without {', '.join(missing)}: `apt-get install iproute2 util-linux` (Debian)"
@@ -46,7 +46,7 @@ def why_none() -> str | None:
 
 
 class Host:
-    """One of them, until the `with` ends.
+    """A host that exists until the `with` ends.
 
     Args:
         name: what `hostname` says there.
@@ -76,24 +76,24 @@ class Host:
 
     @property
     def pid(self) -> int:
-        """Of the process that holds it open."""
+        """Id of the process that holds it open."""
         return self._holder.pid
 
     @property
     def inside(self) -> tuple[str, ...]:
-        """Before a command, runs it there; the process is the command's own."""
+        """Prefix that runs a command there, in the command's own process."""
         return ("nsenter", "--target", str(self.pid), *NAMESPACES)
 
     def run(self, *command: str | Path) -> None:
-        """Run a short command there."""
+        """Run a short command on the host."""
         subprocess.run([*self.inside, *map(str, command)], check=True, capture_output=True, timeout=30)
 
     def processes(self) -> list[psutil.Process]:
-        """All that run there."""
+        """Return all processes of the host."""
         return [p for p in psutil.process_iter() if p.pid != self.pid and _network(p.pid) == self._network]
 
     def kill_all(self) -> None:
-        """Kill all that run there, as when a machine crashes."""
+        """Kill all processes of the host, as when a machine crashes."""
         while found := self.processes():
             for process in found:
                 with suppress(psutil.NoSuchProcess):
@@ -103,7 +103,7 @@ class Host:
 
 @contextmanager
 def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
-    """Two hosts and a cable.
+    """Connect two hosts with a cable.
 
     Each knows the other by its address, and itself, as Debian and Ubuntu install it, by 127.0.1.1.
 
@@ -126,7 +126,7 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
 
 
 def _network(pid: int) -> int | None:
-    """Number of a process's network; None if it is gone or a zombie."""
+    """Return the number of a process's network; None if the process is gone or a zombie."""
     try:
         return os.stat(f"/proc/{pid}/ns/net").st_ino
     except OSError:

@@ -30,21 +30,21 @@ STEPS = 6
 
 
 def random_model(folder: Path) -> Path:
-    """The smoke test's: vLLM has no kernel for the demo model's small heads."""
+    """Return the smoke test's model: vLLM has no kernel for the demo model's small heads."""
     from mini_r1.training.from_scratch import DEMO_FOR_VLLM, save_untrained
 
     return save_untrained(folder, kind=DEMO_FOR_VLLM)
 
 
 def write_recipe(path: Path, model: Path | str, **changes: Any) -> Path:
-    """Six cheap steps on real rows."""
+    """Write a recipe of six cheap steps on real rows."""
     values = {
         "model_name_or_path": str(model), "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
         "test_fraction": 0.25, "max_steps": STEPS, "save_steps": 2, "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 2, "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 32,
-        # So high that each step changes what the model says.
+        # So high that each step changes the model's completions.
         "learning_rate": 5e-3, "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0, "seed": 3,
-        # A random model is never right: a coin gives the groups something to differ in.
+        # A random model is never right: random rewards make the completions of a group differ.
         "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
         "use_vllm": True,
     }  # fmt: skip
@@ -53,7 +53,7 @@ def write_recipe(path: Path, model: Path | str, **changes: Any) -> Path:
 
 
 def sharding_everything(folder: Path) -> str:
-    """The shipped ZeRO-3, but that it shards even this small a model's weights."""
+    """Write the shipped ZeRO-3 configuration, changed to shard the weights of a small model too."""
     values = find_deepspeed("zero3").values
     values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     path = folder / "zero3.json"
@@ -101,24 +101,24 @@ class Launch:
 
     @property
     def said(self) -> str:
-        """What it has printed so far."""
+        """Its output so far."""
         return self._log.read_text(errors="replace")
 
     def all_processes(self) -> list[psutil.Process]:
-        """The launcher and everything below it."""
+        """Return the launcher and all its descendants."""
         launcher = psutil.Process(self._process.pid)
         found = [launcher, *launcher.children(recursive=True)]
         self._seen |= {process.pid: process for process in found}
         return found
 
     def find(self, *words: str, rank: int | None = None) -> psutil.Process:
-        """The one process below the launcher whose command line has these words, of one rank if that is given.
+        """Return the only descendant whose command line has these words, and this rank if given.
 
         What it has just forked has the same line until it runs its own program, so a match below a match is left out.
         """
         found = {}
         for process in self.all_processes():
-            with suppress(psutil.NoSuchProcess):  # a helper that was over before it was looked at
+            with suppress(psutil.NoSuchProcess):  # a process that has ended since
                 of_rank = rank is None or process.environ().get("RANK") == str(rank)
                 if of_rank and all(word in " ".join(process.cmdline()) for word in words):
                     found[process.pid] = (process, process.ppid())
@@ -126,15 +126,15 @@ class Launch:
         return process
 
     def worker(self, rank: int) -> psutil.Process:
-        """The worker of a rank."""
+        """Return the worker of a rank."""
         return self.find(" train ", rank=rank)
 
     def vllm(self) -> psutil.Process:
-        """vLLM's process."""
+        """Return vLLM's process."""
         return self.find("vllm_child")
 
     def wait_for(self, done: Callable[[], bool], timeout_s: float = START_S) -> None:
-        """Wait until something has happened; the launcher must not end before."""
+        """Wait until a condition holds; the launcher must not end before."""
         deadline = time.monotonic() + timeout_s
         while not done():
             assert self._process.poll() is None, f"ended with {self._process.returncode}:\n{self.said}"
@@ -142,17 +142,17 @@ class Launch:
             time.sleep(0.01)
 
     def terminate(self) -> None:
-        """SIGTERM to the launcher."""
+        """Send SIGTERM to the launcher."""
         self.all_processes()
         self._process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to the launcher, as when its node loses power."""
+        """Send SIGKILL to the launcher, as when its node loses power."""
         self.all_processes()
         self._process.kill()
 
     def wait(self, timeout_s: float = START_S) -> int:
-        """Its exit code; nothing that it started may be left."""
+        """Return its exit code, after checking that it left no process."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -163,7 +163,7 @@ class Launch:
 
 
 def reached(run: RunDir, step: int, phase: str | None = None) -> Callable[[], bool]:
-    """Whether a run is in (a phase of) the step after this many."""
+    """Return a condition: the run is in the step after this many, and in this phase if given."""
 
     def done() -> bool:
         state = run.read_state()
@@ -181,7 +181,7 @@ def same(run: RunDir, whole: RunDir) -> None:
 
 
 def assert_repeated(run: RunDir, attempt: int, step: int) -> None:
-    """Assert that the next attempt took a step again that was lost with this one, and took it the same to the bit."""
+    """Assert that the next attempt repeated a step that was lost with this one, to the bit."""
     before, after = run.attempts / str(attempt), run.attempts / str(attempt + 1)
     for name in ("metrics.jsonl", "completions.jsonl"):
         first, second = ([row for row in rows(folder / name) if row["step"] == step] for folder in (before, after))
@@ -190,5 +190,5 @@ def assert_repeated(run: RunDir, attempt: int, step: int) -> None:
 
 
 def _lasting(logged: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows without the clock's part; what changed since the last sync is not known at an attempt's first."""
+    """Return rows without times; the change since the last sync is unknown in an attempt's first step."""
     return [{name: value for name, value in row.items() if name != "sync/changed"} for row in without_times(logged)]

@@ -1,7 +1,7 @@
-"""A process that keeps a worker's side of the bargain and does nothing else: `python stand_in.py WHAT [ARGUMENT]`.
+"""A process that behaves like a worker towards the launcher: `python stand_in.py WHAT [ARGUMENT]`.
 
-What the launcher makes of exit codes, signals and silence is tried with it in fractions of a second; what real workers
-make of the launcher is tried in test_launch.py.
+It tests how the launcher handles exit codes, signals and silence in fractions of a second; test_launch.py has real
+workers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(what: str, argument: str = "") -> int:
         ]
         print("ignored:", *names)
         return 0
-    if what == "silent":  # before it says that it is there
+    if what == "silent":  # before its first sign of life
         time.sleep(3600)
     faulthandler.register(signal.SIGUSR2, file=(FOLDER / f"rank-{RANK}.stack").open("a"), all_threads=True)
     beat("start")

@@ -1,4 +1,4 @@
-"""Activations and logits by the formula, against the tensors that autograd really keeps."""
+"""Activations and logits by the formula, compared with the tensors that autograd really keeps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def micro_batch(sequences: int, prompt: int, completion: int, *, compute: int = 
 def kept_bytes(
     layers: int, attention: str, dtype: torch.dtype, *, autocast: bool, lora: bool, checkpointing: bool
 ) -> int:
-    """Bytes of the distinct tensors that a forward pass of a Qwen2 keeps, weights left out."""
+    """Return the bytes of the distinct tensors that a forward pass of a Qwen2 keeps, without weights."""
     config = Qwen2Config(
         vocab_size=SHAPE.vocabulary, hidden_size=SHAPE.hidden, intermediate_size=SHAPE.intermediate,
         num_hidden_layers=layers, num_attention_heads=SHAPE.heads, num_key_value_heads=SHAPE.kv_heads,
@@ -68,7 +68,7 @@ def kept_bytes(
 
 
 def per_layer(**how: object) -> float:
-    """Bytes for each token of one more layer."""
+    """Return the bytes per token of one more layer."""
     values = {"autocast": False, "lora": False, "checkpointing": False, **how}
     more = kept_bytes(4, **values) - kept_bytes(2, **values)  # type: ignore[arg-type]
     return more / 2 / (SEQUENCES * LENGTH)
@@ -100,7 +100,7 @@ def test_an_adapter_keeps_its_own_inputs() -> None:
     assert 0.7 * counted < measured < 1.05 * counted
 
 
-def test_with_checkpointing_a_layer_keeps_its_input_alone() -> None:
+def test_with_checkpointing_a_layer_keeps_only_its_input() -> None:
     measured = per_layer(attention="sdpa", dtype=torch.bfloat16, checkpointing=True)
     assert measured == pytest.approx(2 * SHAPE.hidden, rel=0.05)
     batch = micro_batch(SEQUENCES, 32, LENGTH - 32)
@@ -108,7 +108,7 @@ def test_with_checkpointing_a_layer_keeps_its_input_alone() -> None:
     assert (two - one) / (SEQUENCES * LENGTH) == 2 * SHAPE.hidden
 
 
-def test_gpt_is_counted_as_in_the_paper_but_for_what_is_different() -> None:
+def test_gpt_is_counted_as_in_the_paper_except_for_known_differences() -> None:
     """Korthikanti et al.: 34 bytes for each of s b h; a gated MLP of the same width alone adds 8 to their 19."""
     gpt = replace(SHAPE, heads=8, kv_heads=8, intermediate=4 * SHAPE.hidden)
     ours = layer_bytes(gpt, "flash_attention_2", residual=2, compute=2) / gpt.hidden
@@ -116,7 +116,7 @@ def test_gpt_is_counted_as_in_the_paper_but_for_what_is_different() -> None:
     assert ours == 16 + 8 + 32
 
 
-def test_logits_are_counted_as_the_trainer_s_own_formula_says() -> None:
+def test_logits_are_counted_by_the_trainer_s_own_formula() -> None:
     assert (LOGITS_CHUNK_BYTES, LOGITS_COPIES) == (logprobs.CHUNK_BYTES, logprobs.COPIES)
     shape = KNOWN["Qwen/Qwen2.5-3B"]
     long = logits_bytes(shape, micro_batch(8, 256, 1024, compute=4))
@@ -142,7 +142,7 @@ def test_logits_and_a_layer_s_backward_pass_are_never_there_at_once() -> None:
     [("0.5B", 1, 1_675), ("0.5B", 8, 5_786), ("1.5B", 2, 3_048)],
     ids=["0.5B, 8 sequences", "0.5B, 64 sequences", "1.5B, 16 sequences"],
 )
-def test_the_update_is_what_an_h100_needed(name: str, prompts: int, measured: float) -> None:
+def test_the_update_is_planned_as_measured_on_an_h100(name: str, prompts: int, measured: float) -> None:
     """MiB above weights, reference, optimizer and gradients: bench/RESULTS.md, the entry of bench/gpu/run.py."""
     shape, batch = KNOWN[f"Qwen/Qwen2.5-{name}"], micro_batch(8 * prompts, 180, 512)
     planned = (activation_bytes(shape, batch) + transient_bytes(shape, batch)) / 2**20

@@ -1,4 +1,4 @@
-"""The time that a run needs to stop, against what a scheduler gives it: in the plan, at the launch, on a login node.
+"""The time that a run needs to stop and what a scheduler gives it: in the plan, at the launch, on a login node.
 
 Slurm's programs are stand-ins here (login_node.py); a real Slurm answers in tests/slurm/test_time_to_save.py.
 """
@@ -26,7 +26,7 @@ RECIPE = shipped_recipes()["mini-r1-3b"]
 
 
 def planned() -> tuple[float, float, float]:
-    """Seconds of an update, of a save and of both, of the recipe on what it was made for."""
+    """Return the seconds of an update, of a save and of both, on the hardware that the recipe was made for."""
     roles = assign(shape(4, 1), use_vllm=True, on_cpu=False)
     timing = make_plan(load_recipe(RECIPE), roles, gpu_memory_gib=80, on_cpu=False).timing
     assert timing is not None
@@ -71,12 +71,12 @@ def test_enough_time_is_no_warning() -> None:
 
 
 @pytest.mark.parametrize("text", ["five minutes", "-1", "nan", "inf"])
-def test_a_grace_that_is_no_time_is_refused(text: str) -> None:
+def test_a_grace_that_is_not_a_time_is_refused(text: str) -> None:
     with pytest.raises(KitError, match="set it to the pod's terminationGracePeriodSeconds"):
         given_grace({"MINI_R1_GRACE_S": text})
 
 
-def test_an_empty_variable_says_nothing() -> None:
+def test_an_empty_variable_counts_as_unset() -> None:
     assert given_grace({"MINI_R1_GRACE_S": ""}) is None
 
 
@@ -98,7 +98,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 def slurm(cluster: Cluster, *, kill_wait: int = 30, preempt_type: str = "preempt/none", **partitions: str) -> None:
-    """What `scontrol` says: of each partition its GraceTime and PreemptMode."""
+    """Write a stand-in for `scontrol`, with each partition's GraceTime and PreemptMode."""
     answers = {"show config": CONFIG.format(kill_wait=kill_wait, preempt_type=preempt_type)}
     for name, value in partitions.items():
         grace, mode = value.split()
@@ -164,7 +164,7 @@ def slurm(cluster: Cluster, *, kill_wait: int = 30, preempt_type: str = "preempt
         ),
     ],
 )
-def test_slurms_times_are_held_against_the_planned_stop(
+def test_slurms_times_are_compared_with_the_planned_stop(
     cluster: Cluster, settings: dict[str, str], script: str, status: str, said: list[str], fix: list[str]
 ) -> None:
     cluster.script.write_text(script)
@@ -183,7 +183,7 @@ def test_slurms_times_are_held_against_the_planned_stop(
         assert finding.fix == ""
 
 
-def test_what_cannot_be_known_is_not_looked_at(cluster: Cluster) -> None:
+def test_unknown_times_are_skipped(cluster: Cluster) -> None:
     slurm(cluster)
     assert cluster.found("time to save").status == "skip"
     cluster.program("scontrol")

@@ -1,4 +1,4 @@
-"""Which interface an address belongs to."""
+"""The network interface of an address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nodes are Linux
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
-def test_the_loopback_address_is_that_of_lo(address: str) -> None:
+def test_the_loopback_address_belongs_to_lo(address: str) -> None:
     assert interface_of(address) == "lo"
 
 

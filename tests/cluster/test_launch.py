@@ -29,11 +29,11 @@ from tests.conftest import ASSETS, command, without_times
 
 STEPS = 12
 WAIT_S = 300
-"""Generous: a worker's imports alone take 9 s on an idle machine."""
+"""Generous: a worker's imports take 9 s on an idle machine."""
 
 
 class Launcher:
-    """A launcher that runs, with a scratch directory of its own.
+    """A launcher that runs, with its own scratch directory.
 
     Args:
         folder: for its scratch directory and what it says.
@@ -57,11 +57,11 @@ class Launcher:
         return (self.folder / "said").read_text(errors="replace")
 
     def pid_of(self, rank: int) -> int:
-        """Of a worker, once it has given a sign of life."""
+        """Return a worker's process id, once it has given a sign of life."""
         return int(self.until(lambda: self._beat(rank))["pid"])
 
     def until(self, what: Callable[[], Any]) -> Any:
-        """Wait for something while the launcher runs."""
+        """Wait until a condition holds while the launcher runs."""
         end = time.monotonic() + WAIT_S
         while not (found := what()):
             assert self.process.poll() is None, self.said
@@ -70,7 +70,7 @@ class Launcher:
         return found
 
     def wait(self) -> int:
-        """Its exit code; nothing of it is left behind."""
+        """Return its exit code, after checking that it left no process or file."""
         code = self.process.wait(timeout=WAIT_S)
         if code >= 0:
             assert list(self.folder.glob("mini-r1-*")) == [], "a scratch directory was left"
@@ -85,13 +85,13 @@ class Launcher:
 
 @pytest.fixture(scope="module")
 def recipe(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some cheap steps on real rows, the same for whatever number of workers divides 4."""
+    """Return a recipe of cheap steps on real rows, the same for every number of workers that divides 4."""
     values = {
         "model_name_or_path": str(untrained), "dataset_id_or_path": str(ASSETS / "countdown_rows.jsonl"),
         "test_fraction": 0.25, "max_steps": STEPS, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
         "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 24, "learning_rate": 1e-3,
         "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0, "save_steps": 4, "seed": 3,
-        # An untrained model is never right: a coin gives the groups something to differ in.
+        # An untrained model is never right: random rewards make the completions of a group differ.
         "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
     }  # fmt: skip
     path = tmp_path_factory.mktemp("recipe") / "small.yaml"
@@ -101,7 +101,7 @@ def recipe(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
-    """Start launchers; what a failed test leaves is ended."""
+    """Start launchers; those that a failed test leaves are killed."""
     started: list[Launcher] = []
 
     def start(*args: str | Path | int, **environment: str) -> Launcher:
@@ -116,7 +116,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Launcher]]:
 
 @pytest.fixture(scope="module")
 def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Launcher]:
-    """A run of two workers that nothing disturbed."""
+    """Return an undisturbed run of two workers."""
     folder = tmp_path_factory.mktemp("finished")
     launcher = Launcher(folder / "launcher", recipe, "--gpus", 2, "--run-dir", folder / "run")
     assert launcher.wait() == 0, launcher.said
@@ -124,7 +124,7 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 
 
 def two_nodes(launch: Callable[..., Launcher], *args: str | Path, slots: tuple[int, int] = (1, 2)) -> list[Launcher]:
-    """Two launchers on this machine, as nodes of different size."""
+    """Start two launchers on this machine, as nodes of different size."""
     port = free_port()
     where = ["--nodes", 2, "--address", "127.0.0.1", "--port", port]
     return [launch(*args, *where, "--node-index", index, "--gpus", count) for index, count in enumerate(slots)]
@@ -137,7 +137,7 @@ def under_way(run: RunDir, steps: int = 2) -> bool:
 
 @contextmanager
 def listening() -> Iterator[int]:
-    """A port that is taken, with a free one before it."""
+    """Take a port, with a free one before it."""
     port = free_port()
     with socket.create_server(("127.0.0.1", port)):
         yield port
@@ -173,7 +173,7 @@ def test_a_recipe_is_trained_on_all_devices(finished: tuple[RunDir, Launcher]) -
 
 
 @pytest.mark.real
-def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end(
+def test_a_run_that_a_scheduler_stopped_resumes_to_the_same_end(
     launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher], tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -190,7 +190,7 @@ def test_stopped_by_a_scheduler_that_signals_everyone_it_goes_on_to_the_same_end
     assert without_times(read_metrics(run)) == without_times(read_metrics(finished[0]))
 
 
-def test_signalled_while_it_looks_at_the_node_it_was_interrupted(
+def test_a_signal_during_the_preflight_interrupts(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = launching.examine_node
@@ -242,7 +242,7 @@ def test_asked_twice_a_launcher_stops_at_once(
 ) -> None:
     launcher = launch(recipe, "--gpus", workers, "--run-dir", tmp_path / "run")
     pids = [launcher.pid_of(rank) for rank in range(workers)]
-    launcher.process.send_signal(signal.SIGTERM)  # the workers import for seconds before they look
+    launcher.process.send_signal(signal.SIGTERM)  # the workers import for seconds before they check
     time.sleep(2.5)
     launcher.process.send_signal(signal.SIGTERM)
     assert launcher.wait() == 143
@@ -265,7 +265,7 @@ RECEIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which
 def test_a_rank_that_hangs_is_found_and_its_stack_is_kept(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, module: str, function: str, phase: str, fault: str
 ) -> None:
-    # Python runs this file in every process: rank 1 comes to a stop when it calls the function for the second time.
+    # Python runs this file in every process: rank 1 stops at its second call of the function.
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         f"""
@@ -308,7 +308,7 @@ if os.environ.get("RANK") == "1":
 
 @pytest.mark.real
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
-def test_a_fault_that_only_workers_see_is_the_recipes(
+def test_an_error_that_only_workers_find_exits_78(
     launch: Callable[..., Launcher], recipe: Path, finished: tuple[RunDir, Launcher], tmp_path: Path, workers: int
 ) -> None:
     # Only rank 0 compares the data with what the run began with.
@@ -326,16 +326,14 @@ def test_a_fault_that_only_workers_see_is_the_recipes(
     ]
 
 
-def test_a_recipe_that_is_wrong_starts_nothing(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
+def test_a_wrong_recipe_starts_nothing(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
     launcher = launch(recipe, "--gpus", 1, "--run-dir", tmp_path / "run", "--set", "use_vllm=true")
     assert launcher.wait() == 78
     assert "use_vllm: true, but there is 1 GPU" in launcher.said
     assert not (tmp_path / "run").exists()
 
 
-def test_a_taken_port_is_the_nodes_fault_and_says_what_to_do(
-    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
-) -> None:
+def test_a_taken_port_exits_150_with_what_to_do(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
     with listening() as port:
         launcher = launch(recipe, "--gpus", 2, "--run-dir", tmp_path / "run", "--port", port)
         assert launcher.wait() == 150
@@ -347,7 +345,7 @@ def test_a_taken_port_is_the_nodes_fault_and_says_what_to_do(
 
 
 @pytest.mark.exhaustive
-def test_nodes_of_different_size_train_stop_and_go_on(
+def test_nodes_of_different_size_train_stop_and_resume(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:
     run = RunDir(tmp_path / "run")
@@ -396,7 +394,7 @@ def test_nodes_with_different_recipes_are_refused_on_both(
 
 
 @pytest.mark.parametrize("broken", [0, 1])
-def test_a_node_that_cannot_read_its_recipe_tells_the_others(
+def test_a_node_that_cannot_read_its_recipe_stops_the_others(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, broken: int
 ) -> None:
     where = ["--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1, "--run-dir", tmp_path / "run"]
@@ -419,14 +417,14 @@ def test_a_run_directory_that_is_not_shared_is_refused_on_both(
         assert "node 1 cannot see what node 0 writes" in node.said
 
 
-# --- shown, and not done ---
+# --- dry run ---
 
 
 @pytest.fixture
 def dry(
     recipe: Path, mini_r1: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., str]:
-    """The standard output of `launch --dry-run`."""
+    """Return the standard output of `launch --dry-run`."""
     monkeypatch.setenv("MINI_R1_ACCELERATOR", "cpu")
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
@@ -471,7 +469,7 @@ def test_a_worker_with_a_built_in_model_gets_at_most_two_threads(
     assert threads == [str(min(2, usable_cores()))]
 
 
-def test_a_dry_run_in_json_tells_a_program_the_same(dry: Callable[..., str]) -> None:
+def test_a_dry_run_in_json(dry: Callable[..., str]) -> None:
     facts = json.loads(dry("--gpus", 2, "--json", "--set", "run_name=swordfish-1"))
     assert (facts["num_processes"], facts["vllm_device"]) == (2, None)
     assert [worker["environment"]["RANK"] for worker in facts["workers"]] == ["0", "1"]

@@ -1,4 +1,4 @@
-"""Memory by the formulas, held against DeepSpeed's own estimator and against what the code really makes."""
+"""Memory by the formulas, compared with DeepSpeed's own estimator and with the real code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_zero2_s_model_states_are_what_deepspeed_estimates(workers: int) -> None
 
 @pytest.mark.parametrize(("workers", "tolerance"), [(3, 0.01), (4, 1e-6), (15, 1e-6)])
 def test_zero3_s_model_states_are_what_deepspeed_estimates_and_its_gradients(workers: int, tolerance: float) -> None:
-    """Theirs is 18P/N beside the largest layer, ours 20P/N: stage 3 keeps the gradients' shards in 16 bits until the
+    """Theirs is 18P/N and the largest layer, ours 20P/N: stage 3 keeps the gradients' shards in 16 bits until the
     step makes float32 of them; the estimator counts one of the two, though for stage 2 both. With three workers ours is
     a little smaller: the step takes sub_group_size weights at once."""
     _, theirs, layer = estimate_zero3_model_states_mem_needs(
@@ -85,7 +85,7 @@ def test_zero3_s_gathered_weights_are_more_than_deepspeed_s_one_layer_and_less_t
 
 
 def test_offloaded_states_are_in_the_host_s_memory_as_deepspeed_estimates() -> None:
-    """18 bytes a parameter, times its factor for buffers."""
+    """18 bytes per parameter, times its factor for buffers."""
     theirs, *_ = estimate_zero3_model_states_mem_needs(
         SHAPE.parameters, SHAPE.embedding_parameters, 8, 1, cpu_offload=True, cpu_offload_params=True,
         additional_buffer_factor=OFFLOAD_BUFFER,
@@ -136,14 +136,14 @@ def test_an_adapter_needs_no_reference_and_little_optimizer() -> None:
 
 
 @pytest.mark.parametrize(("nested", "bits"), [(False, 4.5), (True, 4.127)])
-def test_four_bit_weights_take_what_the_qlora_paper_says(nested: bool, bits: float) -> None:
+def test_four_bit_weights_take_the_bits_of_the_qlora_paper(nested: bool, bits: float) -> None:
     recipe = changed(use_vllm=False, use_peft=True, load_in_4bit=True, use_bnb_nested_quant=nested)
     rest = (SHAPE.parameters - SHAPE.linear_parameters) * 4
     expected = SHAPE.linear_parameters * bits / 8 + rest
     assert setup(recipe).frozen_bytes == pytest.approx(expected)
 
 
-def test_every_moment_has_its_own_sum_and_the_largest_counts() -> None:
+def test_every_phase_has_a_sum_and_the_largest_counts() -> None:
     found = table(changed(use_vllm=False))
     assert found.total_gib == max(found.at(phase) for phase in (ROLLOUT, UPDATE, STEP)) == found.at(found.phase)
     assert "key-value cache" in gib(found)
@@ -162,13 +162,13 @@ def test_checkpointing_saves_most_of_the_activations() -> None:
 # --- generation ---
 
 
-def test_the_sampler_s_own_numbers_are_counted_with() -> None:
+def test_the_plan_has_the_sampler_s_own_numbers() -> None:
     assert sampler.SamplingConfig(1, 1.0).batch_rows == memory.SAMPLER_ROWS
     assert sampler.COMPACT_EVERY == memory.SAMPLER_SPARE_TOKENS
 
 
 def test_a_token_of_the_cache_takes_keys_and_values_of_all_layers(untrained: Path) -> None:
-    """Against the cache that transformers fills."""
+    """Compared with the cache that transformers fills."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -200,7 +200,7 @@ def test_shared_memory_holds_one_tensor_at_a_time() -> None:
 # --- disk ---
 
 
-def test_disk_is_the_seed_s_43_gb_a_checkpoint_under_zero3() -> None:
+def test_a_checkpoint_under_zero3_takes_43_gb_as_the_original_s() -> None:
     """Its 18 checkpoints took about 780 GB."""
     found = disk_use(setup(PUBLISHED, "zero3", workers=3), 450)
     assert found.checkpoint * GIB / 1e9 == pytest.approx(43, abs=0.5)
@@ -209,7 +209,7 @@ def test_disk_is_the_seed_s_43_gb_a_checkpoint_under_zero3() -> None:
     assert found.snapshot * GIB == 2 * SHAPE.parameters
 
 
-def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path, small_recipe: Any) -> None:
+def test_a_checkpoint_and_a_snapshot_have_the_planned_size(tmp_path: Path, small_recipe: Any) -> None:
     from mini_r1.cli.training_commands import train
     from mini_r1.run.run_dir import RunDir
 
@@ -229,7 +229,7 @@ def test_a_checkpoint_and_a_snapshot_take_what_is_really_written(tmp_path: Path,
 # --- DeepSpeed's settings ---
 
 
-def test_auto_is_what_transformers_makes_of_it() -> None:
+def test_auto_is_filled_in_as_transformers_does() -> None:
     zero = zero_settings(find_deepspeed("zero3"), SHAPE)
     assert (zero.stage, zero.bucket, zero.buckets) == (3, 2048**2, 2)
     assert zero.live == LIVE + int(0.9 * 2048**2)
@@ -238,7 +238,7 @@ def test_auto_is_what_transformers_makes_of_it() -> None:
     assert zero_settings(find_deepspeed("zero2"), SHAPE).live == 0
 
 
-def test_a_file_that_says_nothing_has_deepspeed_s_defaults() -> None:
+def test_an_empty_file_has_deepspeed_s_defaults() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     theirs = DeepSpeedZeroConfig(stage=3)

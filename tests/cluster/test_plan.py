@@ -1,4 +1,4 @@
-"""`mini-r1 plan`: what it says of a recipe on given devices, and everything that it refuses, in words."""
+"""`mini-r1 plan`: its figures for a recipe on given devices, and everything that it refuses."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def planned(made: Recipe, gpus: int = 4, nodes: int = 1, gib: float | None = 80,
 
 
 def refusal(plan: Plan) -> str:
-    """The one error of a plan."""
+    """Return the only error of a plan."""
     (error,) = plan.errors
     return error
 
 
-# --- what it says ---
+# --- figures ---
 
 
-def test_the_seed_on_four_gpus() -> None:
+def test_the_published_recipe_on_four_gpus() -> None:
     plan = planned(PUBLISHED)
     assert plan.errors == []
     assert (plan.num_processes, plan.vllm_device, plan.deepspeed) == (3, "cuda:3", "zero2")
@@ -87,7 +87,7 @@ def test_the_demo_on_a_cpu() -> None:
         ({"max_steps": -1, "dataset_id_or_path": "owner/other"}, None),
     ],
 )
-def test_steps_are_counted_where_the_recipe_tells_them(changes: dict[str, Any], steps: int | None) -> None:
+def test_steps_are_counted_if_the_data_are_known(changes: dict[str, Any], steps: int | None) -> None:
     assert count_steps(recipe(**changes), 3) == steps
     plan = planned(recipe(**changes))
     assert plan.steps == steps
@@ -101,7 +101,7 @@ def test_steps_are_counted_where_the_recipe_tells_them(changes: dict[str, Any], 
     ("changes", "workers", "gib", "chosen"),
     [
         ({}, 3, 80, "zero2"),
-        ({}, 1, 80, "zero2"),  # bfloat16 weights want the float32 ones that ZeRO keeps
+        ({}, 1, 80, "zero2"),  # bfloat16 weights need the float32 ones that ZeRO keeps
         ({}, 3, 30, "zero3"),
         ({}, 3, 12, "zero3-offload"),
         ({}, 3, 4, "zero3-offload"),
@@ -146,7 +146,7 @@ def test_a_deepspeed_that_does_not_exist_is_an_error() -> None:
         ({}, 2, "take more or larger GPUs, or a smaller model, use_peft: true"),
     ],
 )
-def test_what_does_not_fit_says_what_to_change(changes: dict[str, Any], gib: float, said: str) -> None:
+def test_a_plan_that_does_not_fit_advises_changes(changes: dict[str, Any], gib: float, said: str) -> None:
     plan = planned(recipe(use_vllm=False, **changes), gib=gib)
     error = refusal(plan)
     assert error.startswith("does not fit: a training GPU needs ")
@@ -154,7 +154,7 @@ def test_what_does_not_fit_says_what_to_change(changes: dict[str, Any], gib: flo
     assert said in error
 
 
-def test_the_change_that_is_advised_makes_it_fit() -> None:
+def test_the_advised_change_makes_it_fit() -> None:
     large = {"num_generations": 16, "gradient_checkpointing": False}
     assert "it fits with gradient_checkpointing: true" in refusal(planned(recipe(**large)))
     assert planned(recipe(**{**large, "gradient_checkpointing": True})).errors == []
@@ -165,7 +165,7 @@ def test_a_named_deepspeed_that_does_not_fit_names_the_one_that_does() -> None:
     assert planned(PUBLISHED, gib=30, deepspeed="zero3").errors == []
 
 
-def test_a_cache_that_holds_no_sequence_is_an_error_with_the_share_that_would_do() -> None:
+def test_a_cache_that_holds_no_sequence_is_an_error_with_a_larger_share() -> None:
     plan = planned(recipe(vllm_gpu_memory_utilization=0.08))
     assert "raise vllm_gpu_memory_utilization from 0.08 to 0.8" in refusal(plan)
     small = planned(recipe(model_name_or_path="Qwen/Qwen2.5-7B-Instruct"), 8, gib=16)
@@ -173,7 +173,7 @@ def test_a_cache_that_holds_no_sequence_is_an_error_with_the_share_that_would_do
 
 
 @pytest.mark.parametrize("on_cpu", [True, False])
-def test_a_head_size_that_vllm_cannot_do_is_refused(on_cpu: bool) -> None:
+def test_a_head_size_that_vllm_cannot_run_is_refused(on_cpu: bool) -> None:
     roles = assign(shape(2, 1), use_vllm=True, on_cpu=on_cpu)
     plan = make_plan(recipe(DEMO, use_vllm=True), roles, gpu_memory_gib=80, on_cpu=on_cpu)
     assert "its attention heads have 16 values" in refusal(plan)
@@ -199,7 +199,7 @@ def test_lengths_above_the_model_s_positions_are_refused() -> None:
         ({"optim": "adamw_8bit"}, "set optim: adamw_torch"),
     ],
 )
-def test_what_a_cpu_cannot_do(changes: dict[str, Any], said: str) -> None:
+def test_settings_that_need_a_gpu_are_refused_on_a_cpu(changes: dict[str, Any], said: str) -> None:
     assert said in refusal(planned(recipe(DEMO, **changes), 0))
     assert planned(recipe(DEMO, **changes), 1).errors == []
 
@@ -234,7 +234,7 @@ def test_below_that_rate_an_update_of_a_typical_weight_really_is_lost() -> None:
     assert weight - 4 * LOST_BELOW != weight
 
 
-def test_a_model_that_is_not_known_is_planned_without_figures() -> None:
+def test_an_unknown_model_is_planned_without_figures() -> None:
     plan = planned(recipe(model_name_or_path="Qwen/Qwen2.5-3B-Instuct"))
     assert plan.errors == []
     assert (plan.memory, plan.disk, plan.timing) == (None, None, None)
@@ -242,13 +242,13 @@ def test_a_model_that_is_not_known_is_planned_without_figures() -> None:
     assert any("did you mean 'Qwen/Qwen2.5-3B-Instruct'?" in warning for warning in plan.warnings)
 
 
-def test_unknown_gpu_memory_is_said() -> None:
+def test_unknown_gpu_memory_is_a_warning() -> None:
     plan = planned(PUBLISHED, gib=None)
     assert plan.errors == []
     assert any("give --gpu-memory" in warning for warning in plan.warnings)
 
 
-# --- where the devices come from ---
+# --- devices ---
 
 
 def test_devices_come_from_options_then_this_machine_then_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +256,7 @@ def test_devices_come_from_options_then_this_machine_then_the_recipe(monkeypatch
     path = find_recipe("mini-r1-3b")
     asked = find_hardware(nothing, gpus=2, nodes=3, gpu_memory_gib=40, recipe=path)
     assert (asked.devices, asked.gpu_memory_gib, asked.on_cpu) == ([["0", "1"]] * 3, 40, False)
-    # What the NVIDIA library would say of a card that it does not have here.
+    # A GPU as the NVIDIA library would report it.
     driver = Driver("550.54.14", (12, 4), gpus=tuple(Gpu(str(i), "made up", (9, 0), 40 * 2**30, 0) for i in range(2)))
     slurm = {"SLURM_GPUS_ON_NODE": "2"}
     monkeypatch.setattr(recipe_plans, "read_driver", lambda ids: driver)
@@ -274,7 +274,7 @@ def test_devices_come_from_options_then_this_machine_then_the_recipe(monkeypatch
     assert find_hardware(slots, gpus=2, nodes=None, gpu_memory_gib=None, recipe=path).on_cpu
 
 
-def test_roles_that_cannot_be_given_are_an_error_of_the_plan() -> None:
+def test_roles_that_cannot_be_assigned_are_an_error_of_the_plan() -> None:
     place = find_hardware({}, gpus=1, nodes=None, gpu_memory_gib=80, recipe=None)
     plan = plan_for(PUBLISHED, place)
     assert "set use_vllm: false (--set use_vllm=false)" in refusal(plan)
@@ -283,7 +283,7 @@ def test_roles_that_cannot_be_given_are_an_error_of_the_plan() -> None:
         find_hardware({}, gpus=-1, nodes=None, gpu_memory_gib=None, recipe=None)
 
 
-# --- as a command ---
+# --- command ---
 
 
 def test_the_page_has_everything_and_exits_0(mini_r1: Kit) -> None:
@@ -322,7 +322,7 @@ def test_json_is_alone_on_standard_output_also_for_a_plan_that_cannot_work(mini_
     assert "must be at least 2" in json.loads(wrong.stdout)["error"]
 
 
-def test_a_plan_that_cannot_work_exits_78_and_says_why(mini_r1: Kit) -> None:
+def test_a_plan_that_cannot_work_exits_78_with_the_reason(mini_r1: Kit) -> None:
     large = ["--set", "num_generations=16", "--set", "gradient_checkpointing=false"]
     done = mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--gpu-memory", "80", *large)
     assert done.returncode == 78
@@ -344,7 +344,7 @@ def test_the_commands_have_help_with_an_example(mini_r1: Kit, command: str) -> N
 @pytest.mark.parametrize(
     ("option", "said"), [("--gpu-memory=0", "must be above 0"), ("--gpus=-1", "must be 0 or more")]
 )
-def test_numbers_that_mean_nothing_are_refused(mini_r1: Kit, option: str, said: str) -> None:
+def test_impossible_numbers_are_refused(mini_r1: Kit, option: str, said: str) -> None:
     done = mini_r1("plan", PUBLISHED_FILE, option)
     assert done.returncode == 78
     assert said in done.stderr
@@ -356,7 +356,7 @@ def test_hostile_names_stay_text(mini_r1: Kit) -> None:
     assert "[red]a[/red]b" in done.stdout
 
 
-def test_a_plan_loads_neither_torch_nor_asks_the_network() -> None:
+def test_a_plan_uses_neither_torch_nor_the_network() -> None:
     """Sockets that connect anywhere are refused; what the command imported is counted at its end."""
     heavy = ["accelerate", "datasets", "deepspeed", "numpy", "peft", "torch", "transformers", "trl", "vllm"]
     code = f"""
@@ -375,7 +375,7 @@ main()
     assert "the shape of somebody/unknown is not known here" in done.stdout
 
 
-def test_a_faulty_recipe_is_told_as_everywhere(mini_r1: Kit, tmp_path: Path) -> None:
+def test_errors_in_a_recipe_are_reported_as_everywhere(mini_r1: Kit, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("model_name_or_path: builtin:demo\nscale_reward: true\n")
     done = mini_r1("plan", path)

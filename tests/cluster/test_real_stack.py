@@ -82,7 +82,7 @@ def zero3(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """ZeRO-3 with one micro-batch a step, where TRL's own vLLM branch crashes at step 2; killed twice and resumed."""
     folder = tmp_path_factory.mktemp("zero3")
     case = Case(folder, model, sharding_everything(folder), accumulation=1)
-    # One step after a save: it is lost, and taken again.
+    # One step after a save: it is lost, and repeated.
     case.stop(case.run, 3, "rollout", lambda launch: launch.worker(1).kill(), 150)
     case.stop(case.run, 5, "rollout", lambda launch: launch.vllm().kill(), 150)
     case.finish(case.run)
@@ -140,7 +140,7 @@ def test_every_completion_is_recorded_once_for_each_rank_s_prompts(case: Case) -
     for step in range(1, STEPS + 1):
         own = [record for record in records if record["step"] == step]
         assert len(own) == 2 * accumulation * 4
-        # A prompt may come twice: where one pass over the problems ends and the next begins.
+        # A prompt may come twice: at the end of one pass over the problems and the start of the next.
         assert {count % 4 for count in Counter(record["prompt"] for record in own).values()} == {0}
         assert all(1 <= record["tokens"] <= 32 for record in own)
 
@@ -152,7 +152,7 @@ def test_held_out_problems_are_measured_through_vllm(zero2: Case) -> None:
     assert {row["eval_problems"] for row in measured.values()} == {held_out}
 
 
-def test_a_killed_worker_and_a_killed_vllm_end_the_job_and_it_goes_on_to_the_same_end(zero3: Case) -> None:
+def test_a_killed_worker_and_a_killed_vllm_end_the_job_and_it_resumes_to_the_same_end(zero3: Case) -> None:
     (said, state), (said_of_vllm, state_of_vllm) = zero3.stops
     assert "rank 1 on node 0" in said
     assert "was killed by SIGKILL" in said
@@ -171,12 +171,12 @@ def test_sigterm_in_an_update_saves(zero2: Case) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(zero3: Case) -> None:
+def test_a_run_that_was_killed_ends_with_the_same_weights(zero3: Case) -> None:
     same(zero3.run, zero3.finish(RunDir(zero3.folder / "whole")))
 
 
 @pytest.mark.exhaustive
-def test_sigterm_in_a_rollout_and_in_an_update_saves_and_it_goes_on_to_the_same_end(zero2: Case) -> None:
+def test_sigterm_in_a_rollout_and_in_an_update_saves_and_the_run_resumes_to_the_same_end(zero2: Case) -> None:
     run = RunDir(zero2.folder / "stopped")
     before = len(zero2.stops)
     zero2.stop(run, 1, "rollout", Launch.terminate, 143)

@@ -28,7 +28,7 @@ HELLO = Introduction(
 
 
 class Node(threading.Thread):
-    """One launcher's part of a meeting, and how it came out."""
+    """One launcher's part of a meeting, and its outcome."""
 
     def __init__(self, index: int, count: int, port: int, run_dir: Path, **changes: Any) -> None:
         super().__init__(daemon=True)
@@ -64,7 +64,7 @@ def port() -> int:
 
 
 def refused(*nodes: Node) -> str:
-    """All were refused with the same words and code 78."""
+    """Return the message with which all were refused, with exit code 78."""
     errors = [node.wait() for node in nodes]
     assert all(isinstance(error, KitError) for error in errors), errors
     assert {error.exit_code for error in errors} == {ExitCode.CONFIG}
@@ -72,7 +72,7 @@ def refused(*nodes: Node) -> str:
     return str(errors[0].message)
 
 
-def test_all_nodes_hear_the_same_and_nothing_is_left_in_the_run_directory(port: int, tmp_path: Path) -> None:
+def test_all_nodes_get_the_same_decision_and_the_run_directory_stays_clean(port: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
     late = [Node(index, 3, port, run, devices=["0"] * (index + 1)) for index in (2, 1)]
     time.sleep(1)  # node 0 comes last
@@ -98,7 +98,7 @@ def test_nodes_that_disagree_are_refused_on_all(port: int, tmp_path: Path, chang
 
 
 @pytest.mark.parametrize("changes", [{"versions": {"torch": "2.6"}}, {"error": "no memory", "error_code": 150}])
-def test_what_is_a_nodes_fault_may_be_tried_again(port: int, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_errors_of_a_node_exit_150(port: int, tmp_path: Path, changes: dict[str, Any]) -> None:
     nodes = [Node(0, 2, port, tmp_path), Node(1, 2, port, tmp_path, **changes)]
     assert [node.wait().exit_code for node in nodes] == [ExitCode.RETRY] * 2
 
@@ -111,7 +111,7 @@ def test_a_run_directory_that_is_not_shared_is_refused_on_all(port: int, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_strangers_on_the_port_keep_nobody_out(port: int, tmp_path: Path) -> None:
+def test_strangers_on_the_port_do_not_keep_nodes_out(port: int, tmp_path: Path) -> None:
     first = Node(0, 2, port, tmp_path)
     silent, noisy = _connect(port + 1), _connect(port + 1)
     noisy.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
@@ -134,7 +134,7 @@ def test_a_node_that_does_not_come_is_named(port: int, tmp_path: Path) -> None:
     assert (second.wait().message, second.wait().exit_code) == (first.wait().message, ExitCode.RETRY)
 
 
-def test_node_0_that_does_not_come_is_named_with_its_place(port: int, tmp_path: Path) -> None:
+def test_node_0_that_does_not_come_is_named_with_its_address(port: int, tmp_path: Path) -> None:
     error = Node(1, 2, port, tmp_path, timeout_s=1).wait()
     assert f"127.0.0.1:{port + 1}" in error.message
     assert error.exit_code == ExitCode.RETRY
@@ -143,7 +143,7 @@ def test_node_0_that_does_not_come_is_named_with_its_place(port: int, tmp_path: 
 IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
 
 
-def test_a_pod_that_waits_says_what_to_look_at_in_kubernetes(port: int, tmp_path: Path) -> None:
+def test_a_waiting_pod_names_what_to_check_in_kubernetes(port: int, tmp_path: Path) -> None:
     waits = {"timeout_s": 1, "environment": IN_A_POD}
     nowhere = Node(1, 2, port, tmp_path, address="mini-r1-0.mini-r1.invalid", **waits).wait()
     assert "publishNotReadyAddresses: true" in nowhere.message
@@ -154,16 +154,14 @@ def test_a_pod_that_waits_says_what_to_look_at_in_kubernetes(port: int, tmp_path
     assert {error.exit_code for error in (nowhere, unreached, alone)} == {ExitCode.RETRY}
 
 
-def test_who_is_in_no_pod_is_not_told_of_kubernetes(port: int, tmp_path: Path) -> None:
+def test_outside_a_pod_kubernetes_is_not_mentioned(port: int, tmp_path: Path) -> None:
     for index, place in ((1, {"address": "mini-r1-0.mini-r1.invalid"}), (1, {}), (0, {})):
         node = Node(index, 2, port, tmp_path, timeout_s=1, **place)
         assert "Kubernetes" not in node.wait().message
         assert "Kubernetes" not in "".join(node.said)
 
 
-def test_a_long_wait_is_told_once_with_what_may_be_wrong(
-    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_wait_is_reported_once_with_a_hint(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "REPORT_EVERY_S", 0.1)
     monkeypatch.setattr(rendezvous, "HINT_AFTER_S", 1.0)
     node = Node(0, 2, port, tmp_path, timeout_s=3, environment=IN_A_POD)
@@ -173,9 +171,7 @@ def test_a_long_wait_is_told_once_with_what_may_be_wrong(
     assert not told[0]
 
 
-def test_a_pod_with_another_secret_is_told_that_pods_keep_theirs(
-    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pod_with_another_secret_gets_a_hint(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "STRANGER_TIMEOUT_S", 1.0)
     first = Node(0, 2, port, tmp_path)
     error = Node(1, 2, port, tmp_path, token="another", environment=IN_A_POD).wait()
@@ -187,14 +183,14 @@ def test_a_pod_with_another_secret_is_told_that_pods_keep_theirs(
 
 
 @pytest.mark.parametrize("token", ["", "\n"])
-def test_an_empty_secret_is_none(port: int, tmp_path: Path, token: str) -> None:
-    """Such as `kubectl create secret --from-file=token=/dev/stdin` makes of a command that failed."""
+def test_an_empty_secret_is_refused(port: int, tmp_path: Path, token: str) -> None:
+    """`kubectl create secret --from-file=token=/dev/stdin` makes one from a command that failed."""
     with pytest.raises(KitError, match="MINI_R1_JOB_TOKEN is empty") as caught:
         Node(0, 2, port, tmp_path, token=token)
     assert caught.value.exit_code == ExitCode.CONFIG
 
 
-def test_two_launchers_of_one_index_are_told(port: int, tmp_path: Path) -> None:
+def test_a_second_launcher_with_the_same_index_is_refused(port: int, tmp_path: Path) -> None:
     first, second = Node(0, 3, port, tmp_path), Node(1, 3, port, tmp_path)
     time.sleep(1)
     assert "there is a node 1 already" in Node(1, 3, port, tmp_path).wait().message
@@ -210,7 +206,7 @@ def test_a_signal_ends_the_wait(port: int, tmp_path: Path) -> None:
     assert nodes[0].wait().exit_code == ExitCode.INTERRUPTED
 
 
-def test_a_taken_port_is_told_with_what_to_do(port: int, tmp_path: Path) -> None:
+def test_a_taken_port_is_reported_with_what_to_do(port: int, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", port + 1)):
         error = Node(0, 2, port, tmp_path).wait()
     assert error.exit_code == ExitCode.RETRY
@@ -236,7 +232,7 @@ def test_messages_arrive_whole_and_in_order() -> None:
 
 
 @pytest.mark.parametrize("data", [b"x" * (MAX_BYTES + 1), b"[]\n", b"{\n", b"\xff\xff\n", b"[" * 100_000 + b"\n"])
-def test_what_is_no_message_ends_the_channel(data: bytes) -> None:
+def test_an_invalid_message_ends_the_channel(data: bytes) -> None:
     left, right = socket.socketpair()
     writer = threading.Thread(target=lambda: left.sendall(data))
     writer.start()
@@ -247,7 +243,7 @@ def test_what_is_no_message_ends_the_channel(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("keys", [(b"k", b"k"), (b"k", b"other")])
-def test_only_who_has_the_key_proves_it(keys: tuple[bytes, bytes]) -> None:
+def test_the_proof_needs_the_key(keys: tuple[bytes, bytes]) -> None:
     ends = [Channel(end) for end in socket.socketpair()]
     gone: list[Gone] = []
 
@@ -280,14 +276,14 @@ def test_an_echo_proves_nothing() -> None:
     channel.close()
 
 
-# --- the others, while workers run ---
+# --- the other nodes while workers run ---
 
 Star = Callable[..., list[Peers]]
 
 
 @pytest.fixture
 def star() -> Any:
-    """Peers of some nodes, connected with node 0."""
+    """Return a function that connects nodes with node 0 and returns their peers."""
     made: list[Peers] = []
 
     def make(count: int) -> list[Peers]:
@@ -309,21 +305,21 @@ def until(what: Callable[[], Any]) -> Any:
     return found
 
 
-def test_all_nodes_end_with_the_code_that_says_most(star: Star) -> None:
+def test_all_nodes_end_with_the_code_that_explains_most(star: Star) -> None:
     nodes = star(3)
     endings = [
         Ending(ExitCode.RETRY, "survived", True),
-        Ending(ExitCode.FAILED, "the fault"),
+        Ending(ExitCode.FAILED, "the error"),
         Ending(ExitCode.FINISHED),
     ]
     for peers, ending in zip(nodes, endings, strict=True):
         peers.start()
         peers.report_end(ending)
-    assert [until(lambda p=peers: p.result) for peers in nodes] == [Ending(ExitCode.FAILED, "the fault")] * 3
+    assert [until(lambda p=peers: p.result) for peers in nodes] == [Ending(ExitCode.FAILED, "the error")] * 3
     assert [peers.problem for peers in nodes] == [None] * 3
 
 
-def test_nobody_ends_before_the_last(star: Star) -> None:
+def test_no_node_ends_before_the_last(star: Star) -> None:
     nodes = star(2)
     for peers in nodes:
         peers.start()
@@ -334,7 +330,7 @@ def test_nobody_ends_before_the_last(star: Star) -> None:
     assert [until(lambda p=peers: p.result).code for peers in nodes] == [0, 0]
 
 
-def test_trouble_reaches_every_node(star: Star) -> None:
+def test_a_problem_is_reported_to_every_node(star: Star) -> None:
     nodes = star(3)
     for peers in nodes:
         peers.start()
@@ -384,7 +380,7 @@ def test_a_node_alone_agrees_with_itself() -> None:
     peers.close()
 
 
-def test_the_node_to_blame_is_the_one_that_tells() -> None:
+def test_the_ending_is_that_of_the_node_to_blame() -> None:
     survivor = Ending(ExitCode.RETRY, "a collective failed", True)
     assert agree([survivor, Ending(ExitCode.RETRY, "killed")]).text == "killed"
     assert agree([survivor, Ending(ExitCode.CONFIG, "wrong")]).code == 78

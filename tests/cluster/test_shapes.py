@@ -1,4 +1,4 @@
-"""Shapes of models: against transformers' own, from files, and what is said where there is none."""
+"""Shapes of models: compared with transformers' own, read from files, and unknown ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INSTRUCT_3B = "Qwen/Qwen2.5-3B-Instruct"
 
 
 def on_meta(shape: ModelShape) -> Qwen2ForCausalLM:
-    """The model without any memory."""
+    """Return the model without any memory."""
     config = Qwen2Config(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers, num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
@@ -47,7 +47,7 @@ def test_published_parameter_counts() -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN_MODELS)
-def test_a_built_in_model_s_shape_is_that_of_the_model_that_is_made(name: str, tmp_path: Path) -> None:
+def test_a_built_in_model_has_the_planned_shape(name: str, tmp_path: Path) -> None:
     kind = BUILTIN_MODELS[name]
     of_files = find_shape(str(save_untrained(tmp_path / "model", kind=kind)), "main").shape
     assert of_files is not None
@@ -110,7 +110,7 @@ def test_an_unknown_model_is_a_warning(name: str, said: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-1.7B", "google/gemma-3-1b-it", "openai/gpt-oss-20b"])
-def test_a_kind_that_came_after_the_pinned_transformers_is_refused_by_name(name: str) -> None:
+def test_a_kind_newer_than_the_pinned_transformers_is_refused_by_name(name: str) -> None:
     found = find_shape(name, "main")
     assert found.shape is None
     assert "transformers 4.48.1, which this kit is pinned to, does not know it" in found.errors[0]

@@ -1,4 +1,4 @@
-"""The shipped recipes: each works on what it was made for, and its header says what the plan says today."""
+"""The shipped recipes: each works on the hardware it was made for, and its header has today's plan."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def different(one: Recipe, other: Recipe) -> set[str]:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_recipe_works_on_what_it_was_made_for(name: str, mini_r1: Kit) -> None:
-    """As a user asks, with the shape of its header."""
+def test_a_recipe_works_on_the_hardware_it_was_made_for(name: str, mini_r1: Kit) -> None:
+    """Run the command of a user, with the shape of its header."""
     found = re.search(
         r"^# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)$", SHIPPED[name].read_text(), re.M
     )
@@ -45,13 +45,13 @@ def test_a_recipe_works_on_what_it_was_made_for(name: str, mini_r1: Kit) -> None
     assert done.returncode == 0, done.stdout
     plan = json.loads(done.stdout)
     assert plan["errors"] == []
-    # Nothing that a plan would warn of belongs in a recipe that is shipped.
+    # A shipped recipe has no warnings.
     assert plan["warnings"] == []
     assert plan["num_processes"] == max(1, int(nodes) * int(gpus) - (plan["vllm_device"] is not None))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_header_says_what_the_plan_says_today(name: str) -> None:
+def test_a_header_has_today_s_plan(name: str) -> None:
     place = declared_hardware(SHIPPED[name])
     assert place is not None
     header = [
@@ -79,18 +79,18 @@ def test_a_header_names_its_source_and_fits_the_page(name: str) -> None:
         ("qlora-notebook", at(0), "load_in_4bit needs an NVIDIA GPU"),
     ],
 )
-def test_on_less_it_says_what_does_not_fit(name: str, place: Hardware, said: str) -> None:
+def test_on_less_hardware_the_error_names_what_does_not_fit(name: str, place: Hardware, said: str) -> None:
     plan = plan_for(load_recipe(SHIPPED[name]), place)
     assert any(said in error for error in plan.errors), plan.errors
 
 
-def test_the_seed_s_recipe_is_the_published_one_without_pushing() -> None:
-    kit, seed = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(ASSETS / "recipes" / "published-3b.yaml")
-    assert different(kit, seed) == {"push_to_hub", "output_dir", "vllm_device"}
+def test_mini_r1_3b_is_the_published_recipe_without_pushing() -> None:
+    kit, published = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(ASSETS / "recipes" / "published-3b.yaml")
+    assert different(kit, published) == {"push_to_hub", "output_dir", "vllm_device"}
     assert kit.push_to_hub is False
 
 
-def test_the_open_question_changes_nothing_else() -> None:
+def test_mini_r1_3b_g64_changes_only_num_generations() -> None:
     kit, other = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(SHIPPED["mini-r1-3b-g64"])
     assert different(kit, other) == {"num_generations"}
     assert other.num_generations == 64
@@ -112,7 +112,7 @@ def test_the_list_has_every_recipe_with_hours_and_disk(mini_r1: Kit) -> None:
         assert name in table.stdout
 
 
-def test_the_list_for_given_devices_says_what_does_not_fit_and_why(mini_r1: Kit) -> None:
+def test_the_list_for_given_devices_has_errors_for_what_does_not_fit(mini_r1: Kit) -> None:
     done = mini_r1("recipes", "--gpus", "1", "--gpu-memory", "24", "--json")
     assert done.returncode == 0
     rows = {row["name"]: row for row in json.loads(done.stdout)}
@@ -148,7 +148,7 @@ def test_the_largest_recipe_that_fits_is_found(place: Hardware, name: str) -> No
     assert "completions a step" in reason
 
 
-def test_variants_are_shipped_and_never_taken_by_themselves() -> None:
+def test_variants_are_shipped() -> None:
     assert set(VARIANTS) <= set(SHIPPED)
 
 
@@ -157,7 +157,7 @@ def test_nothing_that_fits_is_an_error() -> None:
         find_largest_fitting(at(1, 1))
 
 
-def test_a_recipe_without_a_header_was_made_for_nothing_known(tmp_path: Path) -> None:
+def test_a_recipe_without_a_header_declares_no_hardware(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("model_name_or_path: builtin:demo\n")
     assert declared_hardware(path) is None

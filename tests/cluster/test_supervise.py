@@ -1,4 +1,4 @@
-"""What the launcher makes of workers that end, die, hang, or are to stop."""
+"""How the launcher handles workers that end, die, hang, or are asked to stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "hf_" + "x" * 30
 
 
 class Node:
-    """One node's supervision of stand-ins, each told what to do."""
+    """One node's supervision of stand-ins, each with a task."""
 
     def __init__(self, tmp_path: Path, hang_timeout_s: float = 60) -> None:
         self.folder = tmp_path / "scratch"
@@ -37,7 +37,7 @@ class Node:
         self.hang_timeout_s = hang_timeout_s
 
     def watch(self, *tasks: str, after: Callable[[], None] | None = None) -> Ending:
-        """Start a worker for each task and watch them; `after` runs beside it."""
+        """Start a worker for each task and watch them; `after` runs in a thread."""
         variables = (Variable("MINI_R1_SUPERVISOR", str(self.folder), ""),)
         starts = [
             WorkerStart(
@@ -59,7 +59,7 @@ class Node:
         return ending
 
     def wait_for(self, *ranks: int) -> None:
-        """Until these have given a sign of life."""
+        """Wait until these ranks have given a sign of life."""
         end = time.monotonic() + 60
         while not all((self.folder / f"rank-{rank}.heartbeat").exists() for rank in ranks):
             assert time.monotonic() < end
@@ -78,15 +78,15 @@ def node(tmp_path: Path) -> Node:
         (("exit 143", "exit 143"), 143, None),
         (("exit 143", "exit 0"), 143, None),
         (("exit 78", "exit 78"), 78, 0),
-        (("exit 150", "exit 78"), 78, 1),  # 150 is what a survivor says
+        (("exit 150", "exit 78"), 78, 1),  # a survivor exits with 150
         (("exit 150", "exit 1"), 1, 1),
         (("exit 150", "exit 150"), 150, 0),
         (("exit 150", "die 9"), 150, 1),
         (("exit 150", "die 11"), 150, 1),
-        (("exit 3", "exit 0"), 1, 0),  # no code of ours
+        (("exit 3", "exit 0"), 1, 0),  # not one of the kit's codes
     ],
 )
-def test_exit_codes_of_workers_become_one_and_the_guilty_is_named(
+def test_exit_codes_of_workers_become_one_and_the_culprit_is_named(
     node: Node, tasks: tuple[str, ...], code: int, blamed: int | None
 ) -> None:
     ending = node.watch(*tasks)
@@ -109,7 +109,7 @@ def test_the_last_lines_of_the_failed_worker_are_shown(node: Node) -> None:
     assert ending.text.endswith("rank 0 is here\n  first words\n  last words")
 
 
-def test_what_was_left_behind_is_ended(node: Node, tmp_path: Path) -> None:
+def test_processes_left_behind_are_ended(node: Node, tmp_path: Path) -> None:
     assert node.watch(f"child {tmp_path / 'pid'}").code == 0
     pid = int((tmp_path / "pid").read_text())
     end = time.monotonic() + 30
@@ -123,7 +123,7 @@ def test_signals_are_ignored_until_a_worker_has_its_handlers(node: Node) -> None
     assert "ignored: SIGTERM SIGINT SIGUSR1" in node.said
 
 
-def test_rank_0_is_shown_and_secrets_and_escapes_are_not(node: Node) -> None:
+def test_rank_0_is_shown_without_secrets_and_escapes(node: Node) -> None:
     ending = node.watch("tell HF_TOKEN", "tell HF_TOKEN")
     assert ending.code == 0
     assert node.said == ["rank 0 is here", r"[redacted] \x1b[31m"]
@@ -163,7 +163,7 @@ def test_a_second_signal_stops_at_once(node: Node) -> None:
     ("signals", "at_once"),
     [
         ([(0, signal.SIGTERM)], False),
-        ([(0, signal.SIGTERM), (1.5, signal.SIGTERM)], False),  # a scheduler says it to the process and to its group
+        ([(0, signal.SIGTERM), (1.5, signal.SIGTERM)], False),  # a scheduler signals the process and its group
         ([(0, signal.SIGTERM), (3, signal.SIGTERM)], True),
         ([(0, signal.SIGINT), (3, signal.SIGTERM)], True),
         ([(0, signal.SIGUSR1), (30, signal.SIGUSR1)], False),
@@ -181,7 +181,7 @@ def test_which_signals_mean_at_once(signals: list[tuple[float, signal.Signals]],
     assert (stop.name, stop.at_once) == (signals[0][1].name, at_once)
 
 
-def test_a_hang_is_ended_and_the_stacks_tell_who_slept(tmp_path: Path) -> None:
+def test_a_hang_is_ended_and_the_stacks_show_the_culprit(tmp_path: Path) -> None:
     node = Node(tmp_path, hang_timeout_s=3)
     ending = node.watch("wait 5", "hang 5", "wait 5")
     assert ending.code == ExitCode.RETRY
@@ -201,9 +201,9 @@ def test_a_worker_that_never_began_is_hung_too(tmp_path: Path) -> None:
     assert "rank 0: no sign of life since its start" in ending.text
 
 
-def test_who_waits_in_a_collective_is_not_to_blame(tmp_path: Path) -> None:
-    for rank, told in enumerate((2.0, 1.0, 3.0)):  # all between two looks of the launcher
-        sign = {"step": 0, "phase": "score", "attempt": 1, "time": told}
+def test_a_rank_that_waits_in_a_collective_is_not_the_culprit(tmp_path: Path) -> None:
+    for rank, written in enumerate((2.0, 1.0, 3.0)):  # all between two reads of the launcher
+        sign = {"step": 0, "phase": "score", "attempt": 1, "time": written}
         (tmp_path / f"rank-{rank}.heartbeat").write_text(json.dumps(sign))
     beats = Heartbeats(tmp_path, range(3))
     beats.read()
@@ -216,7 +216,7 @@ def test_who_waits_in_a_collective_is_not_to_blame(tmp_path: Path) -> None:
     assert beats.find_culprit([0, 2], {}) == 0
 
 
-def test_the_top_frame_is_the_main_threads_and_not_the_standard_librarys() -> None:
+def test_the_top_frame_is_the_main_threads_outside_the_standard_library() -> None:
     stack = f"""Thread 0x01 (most recent call first):
   File "/x/monitor.py", line 4 in watch
 

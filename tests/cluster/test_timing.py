@@ -1,4 +1,4 @@
-"""The estimate of time: against the one published run, and what it depends on."""
+"""The estimate of time: compared with the published run, and what it depends on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.conftest import ASSETS
 PUBLISHED = load_recipe(ASSETS / "recipes" / "published-3b.yaml")
 SHAPE = KNOWN[PUBLISHED.model_name_or_path]
 PUBLISHED_H = 6.0
-"""Of 450 steps on 4 H100, as the original says: about 6 h, 45 to 60 s a step."""
+"""Hours of 450 steps on 4 H100, as published: about 6 h, 45 to 60 s a step."""
 
 
 def timing(recipe: Recipe = PUBLISHED, workers: int = 3, *, gib: float = 80) -> Timing:
@@ -54,7 +54,7 @@ def test_more_gpus_share_the_step_of_as_many_prompts() -> None:
     assert timing(half, 6).rollout == pytest.approx(timing().rollout)
 
 
-def test_flops_are_six_a_parameter_and_token_and_eight_with_checkpointing() -> None:
+def test_flops_are_six_per_parameter_and_token_and_eight_with_checkpointing() -> None:
     """Two of them are the reference's whole forward pass."""
     plain = timing(changed(gradient_checkpointing=False))
     assert plain.update == pytest.approx(3 * plain.reference)
@@ -62,7 +62,7 @@ def test_flops_are_six_a_parameter_and_token_and_eight_with_checkpointing() -> N
     assert timing(changed(beta=0.0)).reference == 0
 
 
-def test_the_memory_tells_the_class_of_gpu() -> None:
+def test_the_memory_decides_the_class_of_gpu() -> None:
     assert [gpu_class(gib).name for gib in (141, 80, 79.6, 40, 24, None)] == [
         "H100 SXM", "H100 SXM", "H100 SXM", "A100 40 GB", "A10", "H100 SXM",
     ]  # fmt: skip

@@ -33,11 +33,11 @@ from tests.cluster.real_stack import (
 pytestmark = [needs_vllm, pytest.mark.real]
 
 GONE_S = 60
-"""Within a minute a job is down whose node has vanished."""
+"""Seconds within which a job ends whose node has vanished."""
 
 
 class Cluster:
-    """Both hosts, and what is to run on them."""
+    """Both hosts, and the job that runs on them."""
 
     def __init__(self, hosts: tuple[Host, Host], folder: Path) -> None:
         self.hosts = hosts
@@ -50,7 +50,7 @@ class Cluster:
 
     @contextmanager
     def launch(self, run: RunDir) -> Iterator[list[Launch]]:
-        """Start on both."""
+        """Start the launcher on both hosts."""
         self._launches += 1
         with ExitStack() as stack:
             launches = []
@@ -68,7 +68,7 @@ class Cluster:
             yield launches
 
     def finish(self, run: RunDir) -> RunDir:
-        """Start on both, to the end."""
+        """Start the launcher on both hosts, and wait until the run is finished."""
         with self.launch(run) as launches:
             assert ends(launches) == [0, 0], said(launches)
         return run
@@ -112,7 +112,7 @@ def run(cluster: Cluster) -> RunDir:
     assert (saved.step, saved.facts["world_size"]) == (state["step"], 3)
     assert saved.step < 5
 
-    try:  # one step after a save: it is lost, and taken again
+    try:  # one step after a save: it is lost, and repeated
         crashed(cluster, run, step=5, vanish=lambda: second.run("ip", "link", "set", LINKS[1], "down"))
     finally:
         second.run("ip", "link", "set", LINKS[1], "up")
@@ -121,7 +121,7 @@ def run(cluster: Cluster) -> RunDir:
 
 @pytest.fixture(scope="module")
 def whole(cluster: Cluster) -> RunDir:
-    """The run that nothing disturbed."""
+    """Return an undisturbed run."""
     return cluster.finish(RunDir(cluster.folder / "whole"))
 
 
@@ -146,26 +146,24 @@ def test_the_weights_arrive_at_vllm_from_both_nodes(run: RunDir) -> None:
     assert all(len([record for record in records if record["step"] == row["step"]]) == 3 * 4 for row in rows)
 
 
-def test_a_step_that_was_lost_with_a_node_is_taken_again_the_same(run: RunDir) -> None:
+def test_a_step_that_was_lost_with_a_node_is_repeated_exactly(run: RunDir) -> None:
     assert_repeated(run, 2, 5)
 
 
 @pytest.mark.exhaustive
-def test_a_run_that_was_stopped_and_lost_a_node_ends_with_the_weights_of_one_that_did_not(
-    run: RunDir, whole: RunDir
-) -> None:
+def test_a_run_that_was_stopped_and_lost_a_node_ends_with_the_same_weights(run: RunDir, whole: RunDir) -> None:
     same(run, whole)
 
 
 @pytest.mark.exhaustive
-def test_a_node_that_dies_takes_the_other_down_and_they_go_on_to_the_same_end(cluster: Cluster, whole: RunDir) -> None:
+def test_a_node_that_dies_ends_the_job_and_the_run_resumes_to_the_same_end(cluster: Cluster, whole: RunDir) -> None:
     run = RunDir(cluster.folder / "vanished")
     crashed(cluster, run, step=2, vanish=cluster.hosts[1].kill_all)
     same(cluster.finish(run), whole)
 
 
 def crashed(cluster: Cluster, run: RunDir, *, step: int, vanish: Callable[[], None]) -> None:
-    """Let the second node vanish: within a minute the first says so, and nothing of it is left."""
+    """Let the second node vanish: within a minute the first reports it and ends, and no process is left."""
     with cluster.launch(run) as (first, second):
         first.wait_for(reached(run, step, "rollout"))
         first.all_processes()
@@ -181,7 +179,7 @@ def crashed(cluster: Cluster, run: RunDir, *, step: int, vanish: Callable[[], No
         assert not cluster.hosts[1].processes()
     state = run.read_state()
     assert (state["state"], state["exit_code"]) == ("failed", 150)
-    assert "gone" in state["reason"]  # in a worker's words or, where no socket was closed, in its launcher's
+    assert "gone" in state["reason"]  # reported by a worker or, if no socket was closed, by its launcher
     assert step <= state["step"] < STEPS
 
 

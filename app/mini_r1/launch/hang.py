@@ -33,10 +33,8 @@ _FRAME = re.compile(r'^  File "(?P<file>[^"\n]*)", line (?P<line>\d+) in (?P<nam
 class Heartbeat(NamedTuple):
     """The last sign of life of a rank, or its start."""
 
-    seen: float
-    """When this launcher saw it, by its monotonic clock."""
-    written: float = 0.0
-    """When the worker wrote it, by this node's clock; 0 without a sign of life."""
+    seen: float  # when this launcher saw it, by its monotonic clock
+    written: float = 0.0  # when the worker wrote it, by this node's clock; 0 without a sign of life
     step: int = 0
     phase: str = "start"
     attempt: int | None = None

@@ -25,34 +25,21 @@ or 1 is what they survived."""
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a node, or the job, ended.
-
-    Attributes:
-        code: exit code.
-        text: the reason; may be empty.
-        survived: whether it may only have failed because another node did.
-        age_s: for a hang, seconds since the last sign of life of the rank to blame.
-    """
+    """How a node, or the job, ended."""
 
     code: ExitCode
-    text: str = ""
-    survived: bool = False
-    age_s: float = 0.0
+    text: str = ""  # the reason; may be empty
+    survived: bool = False  # whether it may only have failed because another node did
+    age_s: float = 0.0  # for a hang: seconds since the last sign of life of the rank to blame
 
 
 @dataclass(frozen=True, slots=True)
 class PeerProblem:
-    """What went wrong on another node that still runs, or is lost.
-
-    Attributes:
-        text: one sentence.
-        hung: whether workers hang, so that all should write their stacks.
-        lost: whether the node itself is gone.
-    """
+    """What went wrong on another node."""
 
     text: str
-    hung: bool = False
-    lost: bool = False
+    hung: bool = False  # workers hang, so that all should write their stacks
+    lost: bool = False  # the node itself is gone
 
 
 def agree(endings: Sequence[Ending]) -> Ending:
@@ -66,10 +53,8 @@ class Peers:
     """The launchers of the other nodes, with a channel to each; a job of one node has none."""
 
     def __init__(self, index: int, channels: Mapping[int, Channel]) -> None:
-        self.problem: PeerProblem | None = None
-        """The first one on another node."""
-        self.result: Ending | None = None
-        """How the job ended; None until all nodes have ended or are gone."""
+        self.problem: PeerProblem | None = None  # the first one on another node
+        self.result: Ending | None = None  # the job's, once all nodes have ended or are gone
         self._index = index
         self._channels = dict(channels)
         self._heard: dict[int, float] = {}

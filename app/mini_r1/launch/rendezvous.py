@@ -55,24 +55,16 @@ OTHER_SECRET = "In Kubernetes a pod keeps the secret it was started with: delete
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    """What a launcher sends about its node, all of it JSON.
-
-    Attributes:
-        on_cpu: whether the devices are slots on the CPU.
-        recipe: the resolved recipe.
-        options: those that must be the same on all nodes.
-        versions: of Python, the kit and the packages that train together.
-        error: what the preflight found; None without an error.
-    """
+    """What a launcher sends about its node, all of it JSON."""
 
     index: int
     host: str
     devices: Sequence[str] = ()
-    on_cpu: bool = False
+    on_cpu: bool = False  # whether the devices are slots on the CPU
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # those that must be the same on all nodes
     versions: Mapping[str, str | None] = field(default_factory=dict)
-    error: str | None = None
+    error: str | None = None  # what the preflight found
     error_code: int = 0
 
 
@@ -94,7 +86,6 @@ class Meeting:
     say: Callable[[str], None]
     stop: StopOrder
     timeout_s: float = MEET_TIMEOUT_S
-    """Seconds for all nodes to come."""
     _key: bytes = field(init=False)
     _began: float = field(init=False, default_factory=time.monotonic)
     _reported: float = field(init=False, default=0.0)

@@ -21,10 +21,8 @@ class StopOrder:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._requested_at: float | None = None
-        self.name: str | None = None
-        """The first signal; None before it."""
-        self.at_once = False
-        """Whether a second request came."""
+        self.name: str | None = None  # the first signal
+        self.at_once = False  # whether a second request came
 
     def take(self, number: int) -> None:
         self.name = self.name or signal.Signals(number).name

@@ -33,24 +33,18 @@ class Supervision:
     """Watches the workers of one node until all have ended."""
 
     workers: Sequence[Worker]
-    folder: Path
-    """Scratch directory shared with the workers."""
+    folder: Path  # scratch directory shared with the workers
     run: RunDir
     peers: Peers
     stop: StopOrder
-    node: str
-    """This node's name in messages."""
+    node: str  # this node's name in messages
     hang_timeout_s: float
-    """Seconds in one phase after which a worker counts as hung."""
     say: Callable[[str], None]
     heartbeats: Heartbeats = field(init=False)
-    _ended: dict[int, int] = field(init=False, default_factory=dict)
-    """Exit statuses by rank."""
-    _deadline: float | None = field(init=False, default=None)
-    """When the workers that still run are killed; None while none has failed."""
+    _ended: dict[int, int] = field(init=False, default_factory=dict)  # exit statuses by rank
+    _deadline: float | None = field(init=False, default=None)  # for the workers that still run, once one has failed
     _stop_forwarded: bool = field(init=False, default=False)
-    _overruled: Ending | None = field(init=False, default=None)
-    """An ending that replaces the workers' own."""
+    _overruled: Ending | None = field(init=False, default=None)  # replaces the workers' own ending
 
     def __post_init__(self) -> None:
         self.heartbeats = Heartbeats(self.folder, [worker.rank for worker in self.workers])

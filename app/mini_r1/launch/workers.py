@@ -32,8 +32,7 @@ class Worker:
 
     def __init__(self, start: WorkerStart, launchers: Mapping[str, str], show: Callable[[str], None] | None) -> None:
         self.rank = start.rank
-        self.killed = False
-        """Whether the launcher killed it."""
+        self.killed = False  # by the launcher
         self._finished = False
         self._launchers = launchers
         self._show = show

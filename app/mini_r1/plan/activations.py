@@ -21,24 +21,16 @@ LOGITS_COPIES = 4
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward and backward pass of a worker at its largest; prompt and completion in tokens.
-
-    Attributes:
-        attention: `eager`, `sdpa` or `flash_attention_2`.
-        residual: bytes of a value between the layers: the weights' type.
-        compute: bytes of a value inside linear layers.
-        checkpointing: the recipe's gradient_checkpointing.
-        extra_per_token: bytes of one layer's adapters, see `adapter_bytes`.
-    """
+    """One forward and backward pass of a worker at its largest; prompt and completion in tokens."""
 
     sequences: int
     prompt: int
     completion: int
-    attention: str
-    residual: int
-    compute: int
-    checkpointing: bool
-    extra_per_token: float = 0.0
+    attention: str  # eager, sdpa or flash_attention_2
+    residual: int  # bytes of a value between the layers: the weights' type
+    compute: int  # bytes of a value inside linear layers
+    checkpointing: bool  # the recipe's gradient_checkpointing
+    extra_per_token: float = 0.0  # bytes of one layer's adapters, see adapter_bytes
 
     @property
     def length(self) -> int:

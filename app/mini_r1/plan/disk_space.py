@@ -28,11 +28,9 @@ class DiskUse:
     """What a whole run leaves on the disk, in GiB."""
 
     checkpoint: float
-    checkpoints: float
-    """The kept ones, and one that is being written."""
+    checkpoints: float  # the kept ones, and one that is being written
     snapshot: float
-    snapshots: float
-    """One for every save: the kit deletes none of them."""
+    snapshots: float  # one for every save: the kit deletes none of them
     completions: float
 
     @property

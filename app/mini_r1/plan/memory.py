@@ -206,8 +206,7 @@ class VllmMemory:
 
     items: tuple[MemoryItem, ...]
     available_gib: float | None
-    sequences: int | None
-    """Sequences of max_prompt_length + max_completion_length that the cache holds; None with unknown memory."""
+    sequences: int | None  # of the longest prompt and completion that the cache holds; None with unknown memory
 
     @property
     def total_gib(self) -> float:

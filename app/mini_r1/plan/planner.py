@@ -34,12 +34,10 @@ class Plan:
     """A recipe on given devices. Setup, memory, disk and time are None if the model's shape is unknown."""
 
     recipe: Recipe
-    roles: Roles | None
-    """None if no roles can be assigned."""
+    roles: Roles | None  # None if none can be assigned
     on_cpu: bool
     gpu_memory_gib: float | None
-    deepspeed: str | None = None
-    """None, the name of a shipped configuration, or a path."""
+    deepspeed: str | None = None  # name of a shipped configuration, or a path
     setup: TrainingSetup | None = None
     steps: int | None = None
     memory: Memory | None = None

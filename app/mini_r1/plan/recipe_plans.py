@@ -36,10 +36,8 @@ class Hardware:
 
     devices: list[list[str]]
     on_cpu: bool
-    gpu_memory_gib: float | None
-    """Memory of the smallest GPU; None if unknown."""
-    source: str
-    """What specifies these devices."""
+    gpu_memory_gib: float | None  # of the smallest GPU; None if unknown
+    source: str  # what specifies these devices
 
     @property
     def gpus(self) -> int:
@@ -157,22 +155,20 @@ def find_largest_fitting(hardware: Hardware) -> tuple[Path, str]:
     Raises:
         KitError: none fits.
     """
-    best: tuple[tuple[int, bool, int, int], Path, Plan] | None = None
+    fitting = []
     for path, _, plan in shipped_plans(hardware):
         made_for = declared_hardware(path)
         if made_for is None or plan.errors or plan.setup is None or path.stem in VARIANTS:
             continue
-        if made_for.gpus > hardware.gpus or made_for.on_cpu != hardware.on_cpu:
-            continue
-        size = (plan.setup.shape.parameters, not plan.recipe.use_peft, made_for.gpus, plan.completions_per_step)
-        if best is None or size > best[0]:
-            best = (size, path, plan)
-    if best is None:
+        if made_for.gpus <= hardware.gpus and made_for.on_cpu == hardware.on_cpu:
+            size = (plan.setup.shape.parameters, not plan.recipe.use_peft, made_for.gpus, plan.completions_per_step)
+            fitting.append((size, path, plan))
+    if not fitting:
         raise KitError(
             f"no shipped recipe fits {hardware.source}: see `mini-r1 recipes` for the reasons; name a recipe, and "
             "change it with --set"
         )
-    _, path, plan = best
+    _, path, plan = max(fitting, key=lambda one: one[0])
     trained = "an adapter of" if plan.recipe.use_peft else "all weights of"
     return path, (
         f"{path.stem} is the largest shipped recipe that fits ({hardware.source}): it trains {trained} "

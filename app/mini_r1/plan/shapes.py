@@ -25,30 +25,21 @@ NORMS_PER_LAYER: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder-only transformer. Names in formulas: hidden h, heads a, intermediate i, vocabulary V.
-
-    Attributes:
-        kind: its model_type.
-        kv_heads: heads of keys and values, shared by groups of the others.
-        tied: whether the output layer is the embedding.
-        max_positions: longest sequence, in tokens.
-        dtype: type of the weights file.
-        qkv_bias: whether queries, keys and values have a bias, as Qwen2's.
-    """
+    """A decoder-only transformer. Names in formulas: hidden h, heads a, intermediate i, vocabulary V."""
 
     name: str
-    kind: str
+    kind: str  # its model_type
     hidden: int
     layers: int
     heads: int
-    kv_heads: int
+    kv_heads: int  # heads of keys and values, shared by groups of the others
     head_size: int
     intermediate: int
     vocabulary: int
-    tied: bool
-    max_positions: int
-    dtype: str = "bfloat16"
-    qkv_bias: bool = True
+    tied: bool  # whether the output layer is the embedding
+    max_positions: int  # longest sequence, in tokens
+    dtype: str = "bfloat16"  # of the weights file
+    qkv_bias: bool = True  # whether queries, keys and values have a bias, as Qwen2's
 
     @property
     def kv_width(self) -> int:

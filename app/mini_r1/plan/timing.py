@@ -24,8 +24,7 @@ class GpuClass(NamedTuple):
     """A GPU by its data sheet: dense bfloat16 FLOPs and bytes of memory traffic a second."""
 
     name: str
-    from_gib: float
-    """Least memory by which it is recognized."""
+    from_gib: float  # least memory by which it is recognized
     flops: float
     bandwidth: float
 
@@ -72,11 +71,9 @@ class Timing:
     rollout: float
     reference: float
     update: float
-    save: float
-    """Share of a save in each step."""
+    save: float  # share of a save in each step
     whole_save: float
-    steps: int | None
-    """Steps of the run; None if unknown."""
+    steps: int | None  # of the run; None if unknown
     assumptions: tuple[str, ...]
 
     @property

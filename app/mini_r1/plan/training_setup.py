@@ -27,25 +27,15 @@ rows and columns of its moment (arXiv:1804.04235): small, taken as 0.1."""
 
 @dataclass(frozen=True, slots=True)
 class ZeroSettings:
-    """Settings of ZeRO; sizes in elements.
+    """Settings of ZeRO (arXiv:1910.02054, section 5); sizes in elements."""
 
-    Attributes:
-        stage: 0 without DeepSpeed; 2 shards gradients and optimizer, 3 the weights too (arXiv:1910.02054, section 5).
-        offload_optimizer: optimizer states and float32 weights are in the host's memory.
-        offload_weights: the shards of the weights are there too.
-        bucket: gradients reduced at once.
-        buckets: buckets at a time: two if reducing overlaps with the backward pass.
-        live: most weights of stage 3 that are kept whole, prefetched ones included.
-        sub_group: weights of stage 3 that the optimizer updates at once.
-    """
-
-    stage: int = 0
-    offload_optimizer: bool = False
-    offload_weights: bool = False
-    bucket: int = 0
-    buckets: int = 1
-    live: int = 0
-    sub_group: int = SUB_GROUP
+    stage: int = 0  # 0 without DeepSpeed; 2 shards gradients and optimizer, 3 the weights too
+    offload_optimizer: bool = False  # optimizer states and float32 weights are in the host's memory
+    offload_weights: bool = False  # the shards of the weights are there too
+    bucket: int = 0  # gradients reduced at once
+    buckets: int = 1  # at a time: two if reducing overlaps with the backward pass
+    live: int = 0  # most weights of stage 3 that are kept whole, prefetched ones included
+    sub_group: int = SUB_GROUP  # weights of stage 3 that the optimizer updates at once
 
 
 NO_ZERO = ZeroSettings()
@@ -57,11 +47,9 @@ class TrainingSetup:
 
     recipe: Recipe
     shape: ModelShape
-    workers: int = 1
-    """Training workers over all nodes, N."""
+    workers: int = 1  # over all nodes, N
     zero: ZeroSettings = NO_ZERO
-    gpu_memory_gib: float | None = None
-    """Memory of the smallest GPU; None if unknown."""
+    gpu_memory_gib: float | None = None  # of the smallest GPU; None if unknown
     on_cpu: bool = False
 
     @property
