@@ -67,7 +67,7 @@ class Launch:
     Args:
         args: of the command.
         log: where it writes.
-        environment: beside ENVIRONMENT.
+        environment: in addition to ENVIRONMENT.
         inside: a command that runs it, e.g. in another network namespace.
     """
 

@@ -42,7 +42,7 @@ def main(what: str, argument: str = "") -> int:
     beat("start")
     print(f"rank {RANK} is here", flush=True)
     if what == "exit":
-        print("first words\nlast words")
+        print("first line\nlast line")
         return int(argument)
     if what == "die":
         os.kill(os.getpid(), int(argument))
@@ -53,7 +53,7 @@ def main(what: str, argument: str = "") -> int:
         print("in the attempt", flush=True)
         time.sleep(1)
         return 0
-    if what == "tell":  # a secret, and what would colour a terminal
+    if what == "print":  # a secret, and what would colour a terminal
         print(os.environ[argument], "\x1b[31m", flush=True)
         return 0
     if what == "hang":

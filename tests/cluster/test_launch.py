@@ -38,7 +38,7 @@ class Launcher:
     Args:
         folder: for its scratch directory and what it says.
         args: of the command.
-        environment: beside the test's own.
+        environment: in addition to the test's own.
     """
 
     def __init__(self, folder: Path, *args: str | Path | int, **environment: str) -> None:
@@ -126,8 +126,8 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
 def two_nodes(launch: Callable[..., Launcher], *args: str | Path, slots: tuple[int, int] = (1, 2)) -> list[Launcher]:
     """Start two launchers on this machine, as nodes of different size."""
     port = free_port()
-    where = ["--nodes", 2, "--address", "127.0.0.1", "--port", port]
-    return [launch(*args, *where, "--node-index", index, "--gpus", count) for index, count in enumerate(slots)]
+    place = ["--nodes", 2, "--address", "127.0.0.1", "--port", port]
+    return [launch(*args, *place, "--node-index", index, "--gpus", count) for index, count in enumerate(slots)]
 
 
 def under_way(run: RunDir, steps: int = 2) -> bool:
@@ -255,7 +255,7 @@ RECEIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which
 
 
 @pytest.mark.parametrize(
-    ("module", "function", "phase", "fault"),
+    ("module", "function", "phase", "blocker"),
     [
         pytest.param("trainer", "score", "score", SLEEP, id="sleeps in a reward", marks=pytest.mark.exhaustive),
         pytest.param("rollout_engines", "sample", "rollout", RECEIVE, id="blocks in a collective"),
@@ -263,7 +263,7 @@ RECEIVE = "import torch; torch.distributed.recv(torch.zeros(1), src=0)"  # which
 )
 @pytest.mark.real
 def test_a_rank_that_hangs_is_found_and_its_stack_is_kept(
-    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, module: str, function: str, phase: str, fault: str
+    launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, module: str, function: str, phase: str, blocker: str
 ) -> None:
     # Python runs this file in every process: rank 1 stops at its second call of the function.
     (tmp_path / "site").mkdir()
@@ -275,7 +275,7 @@ def hanging(function, calls=[]):
     def hanging_function(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
-            {fault}
+            {blocker}
         return function(*args, **kwargs)
     return hanging_function
 
@@ -299,7 +299,7 @@ if os.environ.get("RANK") == "1":
     assert launcher.wait() == 150
     assert "rank 1 on node 0" in launcher.said
     blamed = next(line for line in launcher.said.splitlines() if f"rank 1: step 1, phase {phase}, silent for" in line)
-    assert ("in hanging_function (" in blamed) == (fault == SLEEP)
+    assert ("in hanging_function (" in blamed) == (blocker == SLEEP)
     stacks = [run.attempts / "1" / f"rank-{rank}.stack" for rank in range(2)]
     assert "hanging_function" in stacks[1].read_text()
     assert "File " in stacks[0].read_text()
@@ -385,8 +385,8 @@ def test_nodes_with_different_recipes_are_refused_on_both(
 ) -> None:
     other = tmp_path / recipe.name
     shutil.copy(recipe, other)
-    where = ["--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1, "--run-dir", tmp_path / "run"]
-    nodes = [launch(recipe, *where, "--node-index", 0), launch(other, *where, "--node-index", 1, "--set", "seed=4")]
+    place = ["--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1, "--run-dir", tmp_path / "run"]
+    nodes = [launch(recipe, *place, "--node-index", 0), launch(other, *place, "--node-index", 1, "--set", "seed=4")]
     assert [node.wait() for node in nodes] == [78, 78]
     for node in nodes:
         assert "seed is 3 on node 0 and 4 on node 1" in node.said
@@ -397,9 +397,9 @@ def test_nodes_with_different_recipes_are_refused_on_both(
 def test_a_node_that_cannot_read_its_recipe_stops_the_others(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path, broken: int
 ) -> None:
-    where = ["--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1, "--run-dir", tmp_path / "run"]
+    place = ["--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1, "--run-dir", tmp_path / "run"]
     wrong = ["--set", "num_generations=1"]
-    nodes = [launch(recipe, *where, "--node-index", index, *(wrong if index == broken else [])) for index in range(2)]
+    nodes = [launch(recipe, *place, "--node-index", index, *(wrong if index == broken else [])) for index in range(2)]
     assert [node.wait() for node in nodes] == [78, 78]
     assert f"node {broken} (" in nodes[1 - broken].said
     assert "num_generations=1: must be at least 2" in nodes[1 - broken].said
@@ -410,8 +410,8 @@ def test_a_node_that_cannot_read_its_recipe_stops_the_others(
 def test_a_run_directory_that_is_not_shared_is_refused_on_both(
     launch: Callable[..., Launcher], recipe: Path, tmp_path: Path
 ) -> None:
-    where = [recipe, "--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1]
-    nodes = [launch(*where, "--node-index", index, "--run-dir", tmp_path / f"run-{index}") for index in range(2)]
+    place = [recipe, "--nodes", 2, "--address", "127.0.0.1", "--port", free_port(), "--gpus", 1]
+    nodes = [launch(*place, "--node-index", index, "--run-dir", tmp_path / f"run-{index}") for index in range(2)]
     assert [node.wait() for node in nodes] == [78, 78]
     for node in nodes:
         assert "node 1 cannot see what node 0 writes" in node.said

@@ -83,7 +83,7 @@ def test_all_nodes_get_the_same_decision_and_the_run_directory_stays_clean(port:
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"recipe": {"seed": 2, "beta": 0.1}}, "seed is 1 on node 0 and 2 on node 1"),
         ({"recipe": {"seed": 1, "beta": 0.1, "gamma": 3}}, "gamma is None on node 0 and 3 on node 1"),
@@ -92,9 +92,11 @@ def test_all_nodes_get_the_same_decision_and_the_run_directory_stays_clean(port:
         ({"error": "the recipe is wrong", "error_code": 78}, "node 1 (h): the recipe is wrong"),
     ],
 )
-def test_nodes_that_disagree_are_refused_on_all(port: int, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_nodes_that_disagree_are_refused_on_all(
+    port: int, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     nodes = [Node(0, 2, port, tmp_path), Node(1, 2, port, tmp_path, **changes)]
-    assert words in refused(*nodes)
+    assert message in refused(*nodes)
 
 
 @pytest.mark.parametrize("changes", [{"versions": {"torch": "2.6"}}, {"error": "no memory", "error_code": 150}])
@@ -105,9 +107,9 @@ def test_errors_of_a_node_exit_150(port: int, tmp_path: Path, changes: dict[str,
 
 def test_a_run_directory_that_is_not_shared_is_refused_on_all(port: int, tmp_path: Path) -> None:
     nodes = [Node(0, 2, port, tmp_path / "a"), Node(1, 2, port, tmp_path / "b")]
-    words = refused(*nodes)
-    assert "node 1 cannot see what node 0 writes" in words
-    assert "one claim, ReadWriteMany" in words
+    message = refused(*nodes)
+    assert "node 1 cannot see what node 0 writes" in message
+    assert "one claim, ReadWriteMany" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -166,9 +168,9 @@ def test_a_long_wait_is_reported_once_with_a_hint(port: int, tmp_path: Path, mon
     monkeypatch.setattr(rendezvous, "HINT_AFTER_S", 1.0)
     node = Node(0, 2, port, tmp_path, timeout_s=3, environment=IN_A_POD)
     node.wait()
-    told = ["NetworkPolicy" in line for line in node.said]
-    assert told.count(True) == 1
-    assert not told[0]
+    hinted = ["NetworkPolicy" in line for line in node.said]
+    assert hinted.count(True) == 1
+    assert not hinted[0]
 
 
 def test_a_pod_with_another_secret_gets_a_hint(port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def test_a_killed_worker_takes_the_others_down_and_memory_is_suspected(node: Nod
 
 def test_the_last_lines_of_the_failed_worker_are_shown(node: Node) -> None:
     ending = node.watch("exit 1")
-    assert ending.text.endswith("rank 0 is here\n  first words\n  last words")
+    assert ending.text.endswith("rank 0 is here\n  first line\n  last line")
 
 
 def test_processes_left_behind_are_ended(node: Node, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_signals_are_ignored_until_a_worker_has_its_handlers(node: Node) -> None
 
 
 def test_rank_0_is_shown_without_secrets_and_escapes(node: Node) -> None:
-    ending = node.watch("tell HF_TOKEN", "tell HF_TOKEN")
+    ending = node.watch("print HF_TOKEN", "print HF_TOKEN")
     assert ending.code == 0
     assert node.said == ["rank 0 is here", r"[redacted] \x1b[31m"]
 

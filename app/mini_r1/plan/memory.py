@@ -37,10 +37,12 @@ GRAPHS_GIB: Final = 1.0
 """Captured CUDA graphs, outside of vllm_gpu_memory_utilization. An allowance, not measured here."""
 CPU_CACHE_GIB: Final = 1.0
 """Size of the cache on a CPU, VLLM_CPU_KVCACHE_SPACE."""
-HEAD_SIZES_GPU: Final = (32, 64, 80, 96, 112, 120, 128, 160, 192, 224, 256)
-"""Head sizes of vLLM 0.7.0's FlashAttention backend and of PagedAttention, which it falls back to."""
-HEAD_SIZES_CPU: Final = (32, 64, 80, 96, 112, 128, 192, 256)
-"""Head sizes that vLLM 0.7.0's csrc/cpu/attention.cpp is compiled for."""
+HEAD_SIZES: Final = {
+    "GPU": (32, 64, 80, 96, 112, 120, 128, 160, 192, 224, 256),
+    "CPU": (32, 64, 80, 96, 112, 128, 192, 256),
+}
+"""Sizes of attention heads that vLLM 0.7.0 runs: with FlashAttention, or PagedAttention, to which it falls back; on a
+CPU those that csrc/cpu/attention.cpp is compiled for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,11 +248,6 @@ def vllm_memory(setup: TrainingSetup) -> VllmMemory:
     items.append(MemoryItem("key-value cache", cache))
     whole_blocks = -(-length // BLOCK) * BLOCK
     return VllmMemory(tuple(items), available, int(cache // (whole_blocks * kv_bytes_per_token(shape, each))))
-
-
-def head_sizes(on_cpu: bool) -> tuple[int, ...]:
-    """Return the sizes of attention heads that vLLM 0.7.0 can run."""
-    return HEAD_SIZES_CPU if on_cpu else HEAD_SIZES_GPU
 
 
 def _rounded(value: float) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from mini_r1.plan.memory import Memory, VllmMemory, head_sizes, training_memory, vllm_memory
+from mini_r1.plan.memory import HEAD_SIZES, Memory, VllmMemory, training_memory, vllm_memory
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, ZeroSettings, zero_settings
 from mini_r1.recipe.deepspeed_file import find_deepspeed
@@ -27,11 +27,12 @@ def recipe_errors(recipe: Recipe, shape: ModelShape | None, deepspeed: str | Non
             f"max_prompt_length {recipe.max_prompt_length} and max_completion_length {recipe.max_completion_length} "
             f"make {recipe.longest_sequence} tokens, and {shape.name} has positions for {shape.max_positions}: {lower}"
         )
-    if shape is not None and recipe.use_vllm and shape.head_size not in head_sizes(on_cpu):
-        sizes = ", ".join(map(str, head_sizes(on_cpu)))
+    kind = "CPU" if on_cpu else "GPU"
+    if shape is not None and recipe.use_vllm and shape.head_size not in HEAD_SIZES[kind]:
+        sizes = ", ".join(map(str, HEAD_SIZES[kind]))
         yield (
             f"vLLM 0.7.0 cannot run {shape.name}: its attention heads have {shape.head_size} values, and vLLM's "
-            f"{'CPU' if on_cpu else 'GPU'} kernels are made for {sizes}: set use_vllm: false, or take another model"
+            f"{kind} kernels are made for {sizes}: set use_vllm: false, or take another model"
         )
     quantized = "load_in_4bit" if recipe.load_in_4bit else "load_in_8bit" if recipe.load_in_8bit else None
     if on_cpu and quantized:
