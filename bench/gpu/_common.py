@@ -1,6 +1,6 @@
 """What the GPU benches share: random models of real shapes, a tokenizer that fits them, recipe, lengths, JSON files.
 
-Nothing is fetched: a model is its shape (`cluster/planning/shapes.py`) with random weights, made on the device, and its
+Nothing is fetched: a model is its shape (`plan/shapes.py`) with random weights, made on the device, and its
 tokenizer is made here, with as many tokens as the model has embeddings.
 """
 
