@@ -14,7 +14,7 @@ What is set in TRL's favour: float32 and no gradient checkpointing (its defaults
 saves and no TensorBoard (the kit's side saves and logs as always), and generation for each micro-batch
 (`steps_per_generation=1`), which on a CPU is faster than one batch of 512: finished rows wait for fewer others. vLLM
 is not used on either side. A second TRL process also has malloc keep freed memory, as the kit does
-(`training/cpu.py`); the bar is judged against the faster of the two.
+(`training/prepare.py`); the bar is judged against the faster of the two.
 
 What is set to do the same work: `loss_type="grpo"`, no bias correction of the KL term, rewards scaled by group, rows
 not shuffled. What still differs: TRL pads a micro-batch to its longest completion, its loss is clipped (no effect with
@@ -142,7 +142,7 @@ def work_trl(side: str, task: dict[str, Any], folder: Path, parent: Connection) 
     from trl import GRPOConfig, GRPOTrainer
 
     if side == TUNED:
-        from mini_r1.training.cpu import keep_freed_memory
+        from mini_r1.training.prepare import keep_freed_memory
 
         keep_freed_memory()
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32)

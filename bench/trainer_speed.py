@@ -8,7 +8,7 @@ included. Stock is TRL's GRPOTrainer with the kit's rewards as plain reward func
 no saves. They take turns of a few steps within one run, one process at a time and one thread each, so that other
 load slows down both. A completion lengthens as the policy learns: the same steps are compared.
 
-The kit also has malloc keep what it frees (`training/cpu.py`); the bar is judged against stock without it. With
+The kit also has malloc keep what it frees (`training/prepare.py`); the bar is judged against stock without it. With
 --stock-tuned a third process runs stock with the same setting, and the ratio to it is printed too. CPU time is
 printed with wall time: on a busy machine it varies less.
 
@@ -63,7 +63,7 @@ def work(side: str, seed: int, steps: int, run_folder: str, parent: Connection) 
         recipe = load_recipe(find_recipe("demo-cpu"), overrides(seed, steps))
         data = prepare.load_task_data(recipe)
         if side == TUNED:
-            from mini_r1.training.cpu import keep_freed_memory
+            from mini_r1.training.prepare import keep_freed_memory
 
             keep_freed_memory()
         start = prepare.model_source(recipe, data, Console(file=log))

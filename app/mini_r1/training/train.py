@@ -50,7 +50,7 @@ def train(
     """
     prepare.refuse_unlaunched(recipe, deepspeed)
     refuse_broken_gpu()
-    prepare.tune_machine(recipe)
+    prepare.tune_cpu(recipe)
     supervisor = Supervisor.from_environment()
     world = World(recipe.ddp_timeout, supervisor.beat_again)
     console = console if world.main else Console(quiet=True)
