@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.sampler import SamplingConfig, sample
-from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, vllm_version
 
 BATCH_ROWS = 256
 """Sequences decoded at once. A 3B model with 1,300 tokens a row holds about 12 GB of keys and values with it."""
@@ -183,7 +182,7 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
     if wanted == "transformers":
         return None, None
     where = device().type
-    version = _vllm_version()
+    version = vllm_version()
     reason = None
     if adapter:
         reason = "vLLM is not used for adapters"
@@ -201,13 +200,6 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
     if where == "cpu":
         return None, None  # transformers is as good there, and starts at once
     return (None, reason) if reason is not None else (visible, None)
-
-
-def _vllm_version() -> str | None:
-    try:
-        return importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _ends(source: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -68,19 +68,15 @@ def never() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
-    """Sampling options.
-
-    Attributes:
-        max_new_tokens: longest completion, in tokens, the end token included.
-        temperature: divides the logits; 0 takes the most likely token (greedy).
-        num_generations: completions for each prompt.
-        batch_rows: most sequences decoded at once; bounds the memory of the key-value cache.
-    """
+    """Sampling options."""
 
     max_new_tokens: int
+    """The end token included."""
     temperature: float
+    """Divides the logits; 0 takes the most likely token (greedy)."""
     num_generations: int = 1
     batch_rows: int = 1024
+    """Most sequences decoded at once; bounds the memory of the key-value cache."""
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

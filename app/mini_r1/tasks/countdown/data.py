@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from .problem import DataError, Problem, parse_problem
 from .solver import needs_multiplication_or_division, solvable
@@ -235,28 +236,26 @@ def _jsonl(file: Path) -> Iterator[Problem]:
         place = f"{file}:{number}"
         if not raw.strip():
             raise DataError(f"{place}: the line is empty")
-        try:
-            row = json.loads(raw.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataError(f"{place}: not valid UTF-8 (byte {error.start} of the line)") from error
-        except (ValueError, RecursionError) as error:
-            cut_off = not complete and number == len(lines)
-            hint = "; the last line does not end in a newline: is the file cut off?" if cut_off else ""
-            raise DataError(f"{place}: not valid JSON ({error}){hint}") from error
+        hint = "; the last line does not end in a newline: is the file cut off?"
+        row = _load(raw, place, " of the line", "" if complete or number < len(lines) else hint)
         yield parse_problem(row, place)
 
 
 def _json(file: Path) -> Iterator[Problem]:
-    try:
-        rows = json.loads(file.read_bytes().decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not valid UTF-8 (byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON ({error})") from error
+    rows = _load(file.read_bytes(), str(file))
     if not isinstance(rows, list):
         raise DataError(f"{file}: a .json file must hold one array of rows; one row a line is .jsonl")
     for number, row in enumerate(rows, start=1):
         yield parse_problem(row, f"{file}: row {number}")
+
+
+def _load(raw: bytes, place: str, of: str = "", hint: str = "") -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not valid UTF-8 (byte {error.start}{of})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not valid JSON ({error}){hint}") from error
 
 
 def _parquet(file: Path) -> Iterator[Problem]:
