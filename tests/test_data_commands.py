@@ -53,7 +53,8 @@ def test_a_stopped_generate_leaves_the_file_as_it_was(
         (ended,) = workers.wait()
     assert ended.code == 143, ended.errors
     last = ended.errors.splitlines()[-1]
-    assert last == f"stopped after {done} problems, and {out} was not written: the same command starts from the beginning"
+    said = f"stopped after {done} problems, and {out} was not written: the same command starts from the beginning"
+    assert last == said
     assert [path.name for path in out.parent.iterdir()] == ["problems.jsonl"]
     assert out.read_text() == "what was there\n"
 

@@ -1,4 +1,4 @@
-"""The two solvers that a model is held against: what they may try, and how often they hit."""
+"""The two solvers that a model is compared with: what they may try, and how often they hit."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_too_many_results_are_not_counted() -> None:
 
 @pytest.mark.parametrize(("nums", "limit"), [((2, 3), None), ((7, 5, 9), 30), ((97, 83, 61, 12), 100)])
 def test_a_search_ends_when_every_result_has_come_and_not_before(nums: tuple[int, ...], limit: int | None) -> None:
-    """Of large numbers few chains stay below the limit, and the last result takes thousands of draws."""
+    """Few chains of large numbers stay below the limit, and the last result takes thousands of draws."""
     for seed in range(5):
         drawn = [chain.values[-1] for chain in draw_chains(Problem(nums, 1), "+-*/", limit, random.Random(seed))]
         assert sorted(drawn) == sorted(chain_results(nums, "+-*/", limit) or ())

@@ -63,11 +63,11 @@ SOLVERS: dict[str, tuple[Callable[[task.Problem, random.Random], Iterator[Try]],
     "patient": (patient, Solver(lambda problem: result_weights(problem, DEMONSTRATOR))),
     "signed sums": (sums, solvers(GAME)["signed_sums"]),
 }
-COIN = random.Random(9)
+STOPPING = random.Random(9)
 STOPS: dict[str, Stops] = {
     "after one": lambda seen: True,
     "after five": lambda seen: len(seen) == 5,
-    "by chance": lambda seen: COIN.random() < 0.3,
+    "by chance": lambda seen: STOPPING.random() < 0.3,
     "after a multiple of 3": lambda seen: seen[-1] % 3 == 0,
     "after a small one": lambda seen: seen[-1] < 10,
     "after two that rise": lambda seen: len(seen) > 1 and seen[-1] > seen[-2],

@@ -210,7 +210,7 @@ def length_reward(completion: ParsedCompletion) -> float:
 
 @reward("random")
 def random_reward(completion: ParsedCompletion) -> float:
-    """A fair coin, 0 or 1, fixed by a hash of completion and problem: the random-reward control of an experiment.
+    """Return 0 or 1 with equal probability, by a hash of completion and problem: the random-reward control.
 
     A run that improves on this reward alone learns from noise, and so may the run that it is compared with.
     """

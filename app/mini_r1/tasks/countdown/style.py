@@ -70,7 +70,7 @@ def classify_style(thought: Iterable[ThoughtLine]) -> Style:
 
     A line with more words than numbers and signs (`+ - * / =`, their variants, LaTeX commands) is prose; any other
     line that is a try is a calculation. So `- 6 * 4 - 5 = 19 (too low)` is a calculation, and `If I take 6 * 4
-    = 24 first, I only need to lose 5` is prose. A line without a word or number (blank, `\\[`, a rule) is ignored.
+    = 24 first, I only need to lose 5` is prose. A line with neither words nor numbers (blank, `\\[`) is ignored.
 
     - enumerating: at least 3 calculations, and more than half of the lines are calculations.
     - wordy: at least 30 words, and more than half of the lines are prose.
