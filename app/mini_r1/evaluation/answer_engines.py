@@ -18,10 +18,8 @@ from mini_r1.generation.prompts import render, token_ids
 class Engines:
     """Completers for one model after another, as `with Engines(...) as engines`.
 
-    Args:
-        wanted: `auto`, `vllm` or `transformers`.
-        problems: what will be asked: vLLM needs the longest sequence at its start.
-        adapters: some of the models are adapters; one engine measures them all.
+    vLLM needs the longest sequence at its start, hence the problems. One engine measures all models, so `adapters` is
+    true if one of them is an adapter.
 
     Raises:
         KitError: vLLM is wanted and can't be used.

@@ -69,8 +69,8 @@ def success(
     Args:
         problems: what was asked.
         greedy: 1 or 0 for each problem.
-        right: right sampled answers of each problem.
-        samples: sampled answers for each problem.
+        right: right answers of each problem, out of `samples` sampled ones.
+        samples: at least 1.
 
     Returns:
         `greedy`, `greedy_ci95`, `sampled`, `ci95`, `pass_at_k` ({"1": {"value", "ci95"}, ...}: powers of two up to

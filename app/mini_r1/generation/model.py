@@ -217,12 +217,9 @@ def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_configuration(name: str, revision: str | None, longest_sequence: int) -> dict[str, Any]:
-    """Check that a model exists, can be loaded, and has enough positions, without loading its weights.
+    """Check that a model exists, can be loaded, and has positions for the longest prompt and completion together.
 
-    Args:
-        name: hub id or local directory, of a model or of a LoRA adapter.
-        revision: branch, tag or commit on the hub.
-        longest_sequence: tokens of the longest prompt and completion together.
+    No weights are loaded.
 
     Returns:
         The model's configuration; {} for an adapter, whose base model is checked when it is loaded.

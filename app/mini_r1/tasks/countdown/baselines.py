@@ -37,7 +37,7 @@ class Chain:
     nums: tuple[int, ...]
     ops: tuple[str, ...]
     values: tuple[int, ...]
-    """The running values, first number excluded; the last one is the result."""
+    """The running values without the first number; the last one is the result."""
 
 
 def draw_chains(

@@ -50,14 +50,8 @@ def check_answer(text: str, nums: Sequence[int], target: int) -> str | None:
     Work is bounded by a constant times the length of the text: numbers are compared with the given ones before anything
     is computed, so no arithmetic is larger than the product of `nums`. No text raises.
 
-    Args:
-        text: the text between `<answer>` and `</answer>`.
-        nums: the given numbers; each must occur exactly once.
-        target: the value the expression must have, exactly.
-
-    Returns:
-        None, or the first error in this order: empty or too long, characters, grammar, numbers, division by zero,
-        right-hand side, result.
+    The first error counts, in this order: empty or too long, characters, grammar, numbers, division by zero, right-hand
+    side, result.
     """
     parsed = parse(text.strip(_WHITESPACE))
     if isinstance(parsed, str):

@@ -113,7 +113,7 @@ def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdi
 
     Args:
         completion: the model's text after the prefill, so it starts inside `<think>`.
-        problem: the given numbers, each to be used exactly once, and the target.
+        problem: the problem that it answers.
         names: rewards to compute besides VERDICTS.
 
     Raises:
@@ -127,17 +127,12 @@ def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdi
 
 
 def score_line(line: str, place: str = "input") -> dict[str, float | str]:
-    """Judge the completion in one line of JSONL, as `mini-r1 score` does.
+    """Judge the completion in one line of JSONL, as `mini-r1 score` does; return VERDICTS and "reason".
 
-    Args:
-        line: `{"completion": str, "nums": [int, ...], "target": int}`; other keys are ignored.
-        place: of the line, as an error names it: `completions.jsonl:3`.
-
-    Returns:
-        VERDICTS and "reason".
+    The line is `{"completion": str, "nums": [int, ...], "target": int}`; other keys are ignored.
 
     Raises:
-        DataError: for anything that is not such an object.
+        DataError: for anything else, naming the `place` of the line, such as `completions.jsonl:3`.
     """
     try:
         row = json.loads(line)
