@@ -40,7 +40,7 @@ def test_the_table_has_both_kinds() -> None:
 
 
 @pytest.mark.parametrize(("thought", "count"), TABLE)
-def test_the_page_says_what_is_counted(thought: str, count: int) -> None:
+def test_the_page_lists_what_is_counted(thought: str, count: int) -> None:
     assert len(calculations(thought)) == count
 
 

@@ -199,7 +199,7 @@ def test_a_row_whose_search_takes_too_long_is_left_out_and_named() -> None:
     assert looked_at == [1, 2, 3, 4]
 
 
-def test_the_hub_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_an_offline_hub_has_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 
     def offline(*arguments: object, **options: object) -> str:
@@ -240,7 +240,7 @@ def test_a_hub_set_that_is_here_in_part_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["0000.parquet", "train.parquet", "a-1-of-2.parquet", "x-00001-of-00002.parquet.md"])
-def test_a_name_that_tells_no_number_of_files_says_nothing_of_others(name: str) -> None:
+def test_a_name_without_a_number_of_files_implies_no_others(name: str) -> None:
     assert missing_parts([Path(name)]) == []
 
 

@@ -63,7 +63,7 @@ def test_a_small_specification() -> None:
         assert solvable_by_generator_rule(problem.nums, problem.target, "+-", 15)
 
 
-def test_too_few_distinct_problems_are_said_and_the_rows_before_are_there() -> None:
+def test_too_few_distinct_problems_are_an_error_after_the_rows_before() -> None:
     spec = GeneratorSpec(sizes=(2,), low=1, high=3, target_low=2, target_high=100, operators="+")
     stream = generate(100, seed=1, spec=spec)
     found = []

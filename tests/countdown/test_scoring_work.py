@@ -145,6 +145,6 @@ def test_no_module_evaluates_text(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_the_package_stands_alone(file: Path) -> None:
+def test_the_package_imports_no_other(file: Path) -> None:
     late = frozenset({"pyarrow", "huggingface_hub"} if file.name == "data.py" else ())
     assert foreign_imports(file.read_text(encoding="utf-8"), late) == set()

@@ -52,7 +52,7 @@ def test_kappa_is_cohens() -> None:
     assert kappa(left, left) == 1
 
 
-def test_the_labels_are_what_they_are_said_to_be() -> None:
+def test_the_labels_are_as_documented() -> None:
     assert len(LABELS) == 72
     assert {name: len(half(name)) for name in ("open", "held")} == {"open": 36, "held": 36}
     for name in ("open", "held"):

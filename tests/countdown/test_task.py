@@ -118,7 +118,7 @@ def test_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["data/absent.jsonl", "absent.parquet", "./absent", "/absent/x", "a/b/c", ""])
-def test_a_source_that_is_nothing_says_what_to_do(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_an_unknown_source_has_a_fix(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "fetch_hub", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(DataError, match="generated|Parquet|parquet"):
         load(source)

@@ -213,7 +213,7 @@ def test_a_run_that_cannot_be_written_is_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_told_as_a_stop_in_order(number: signal.Signals) -> None:
+def test_a_signal_is_reported_as_a_stop(number: signal.Signals) -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def stopped() -> None:
@@ -228,7 +228,9 @@ def test_a_signal_is_told_as_a_stop_in_order(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_says_what_is_kept_and_exits_143(run: RunDir, tmp_path: Path, number: signal.Signals) -> None:
+def test_the_stopped_command_names_what_is_kept_and_exits_143(
+    run: RunDir, tmp_path: Path, number: signal.Signals
+) -> None:
     """Stopped while it waits for a step that this test holds: no moment that has to be met."""
     run.evaluation.mkdir()
     arguments = ("evaluate", run.path, "--samples", "1", "--newest", "--json")
@@ -259,7 +261,7 @@ def test_the_time_left_is_estimated_for_the_step_and_for_all() -> None:
     assert describe_time_left(60.0, 400, 400, 2) == ""
 
 
-def test_problems_that_were_trained_on_are_said(run: RunDir, evaluate: Evaluate, tmp_path: Path) -> None:
+def test_problems_that_were_trained_on_are_reported(run: RunDir, evaluate: Evaluate, tmp_path: Path) -> None:
     mine = tmp_path / "mine.jsonl"
     mine.write_text('{"nums": [1, 2, 3], "target": 6}\n{"nums": [4, 5, 6], "target": 15}\n')
     series, said = evaluate(mine)

@@ -39,7 +39,7 @@ def test_a_run_uses_its_newest_snapshot_its_problems_and_its_recipe(run: RunDir,
     assert again == result
 
 
-def test_results_of_other_problems_stand_beside_those_of_the_held_out_ones(run: RunDir, tmp_path: Path) -> None:
+def test_results_of_other_problems_replace_none_of_the_held_out_ones(run: RunDir, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"nums": [1, 2, 3], "target": 6}\n')
     evaluate_one(str(run.path), samples=1, step=5)
@@ -82,7 +82,7 @@ def test_what_a_user_can_get_wrong(run: RunDir, options: dict[str, int], message
     assert not run.evaluation.exists()
 
 
-def test_a_run_without_a_snapshot_says_when_there_will_be_one(run: RunDir) -> None:
+def test_the_error_of_a_run_without_a_snapshot_names_the_first_save(run: RunDir) -> None:
     for manifest in run.snapshots.glob(f"*/{MANIFEST}"):
         manifest.unlink()
     with pytest.raises(KitError, match="no complete snapshot yet: wait for the first save"):

@@ -70,7 +70,7 @@ def test_the_untrained_model_then_the_newest_snapshot_then_the_others(run: RunDi
     assert len(json.loads(json.dumps(shown))["series"]["evaluations"]) == 3
 
 
-def test_a_second_call_measures_nothing_and_says_so(
+def test_a_second_call_measures_nothing_and_reports_it(
     run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = evaluate()
@@ -98,7 +98,7 @@ def test_only_what_is_missing_is_measured(run: RunDir, evaluate: Evaluate) -> No
     assert "step 5 (1 of 1)" in said
 
 
-def test_a_call_that_was_stopped_goes_on(run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_was_stopped_resumes(run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = measuring.measure
     calls = 0
 
@@ -120,7 +120,7 @@ def test_a_call_that_was_stopped_goes_on(run: RunDir, evaluate: Evaluate, monkey
     assert (series.there, series.measured) == ([0], [5, 10])
 
 
-def test_other_settings_are_measured_again_and_told(evaluate: Evaluate) -> None:
+def test_other_settings_are_measured_again_and_reported(evaluate: Evaluate) -> None:
     evaluate()
     series, said = evaluate(samples=2)
     assert series.measured == [0, 5, 10]
@@ -161,7 +161,7 @@ def test_a_result_that_is_broken_or_older_is_made_again(run: RunDir, evaluate: E
     assert series.results[1]["problems"] == 2
 
 
-def test_an_untrained_model_that_is_not_known_is_said(evaluate: Evaluate) -> None:
+def test_an_untrained_model_that_is_not_known_is_reported(evaluate: Evaluate) -> None:
     series, _ = evaluate(start=UNKNOWN)
     assert ([r["provenance"]["step"] for r in series.results], series.untrained) == ([5, 10], "it is not known")
     assert set(series.results[-1]["baselines"]) == {"random_solver", "signed_sums"}
@@ -179,7 +179,7 @@ def test_an_untrained_model_that_cannot_be_loaded_does_not_stop_the_rest(evaluat
     assert "step 0 is left out" in said
 
 
-def test_a_damaged_snapshot_is_left_out_and_told(run: RunDir, evaluate: Evaluate) -> None:
+def test_a_damaged_snapshot_is_left_out_and_reported(run: RunDir, evaluate: Evaluate) -> None:
     weights = run.snapshots / "step-10" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     series, said = evaluate()
@@ -191,7 +191,7 @@ def test_a_damaged_snapshot_is_left_out_and_told(run: RunDir, evaluate: Evaluate
         evaluate(start=UNKNOWN)
 
 
-def test_one_snapshot_is_held_against_the_untrained_model_that_was_measured_before(
+def test_one_snapshot_is_compared_with_the_untrained_model_that_was_measured_before(
     run: RunDir, evaluate: Evaluate, start: StartingPoint
 ) -> None:
     before = evaluate_one(str(run.path), samples=1, limit=2, step=0, start=start)

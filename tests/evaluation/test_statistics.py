@@ -68,7 +68,7 @@ def test_samples_never_count_for_more_than_there_are() -> None:
     assert alike == pytest.approx(rate_interval([1.0, 0.0] * 30, 1, range(60)), abs=2e-3)
 
 
-def test_clusters_are_told_apart_by_equality_and_keep_their_sizes() -> None:
+def test_clusters_differ_by_equality_and_keep_their_sizes() -> None:
     """Order does not matter, and a large cluster weighs by its size: 1 of 1 and 0 of 9 average to 0.1, not 0.5."""
     values, clusters = [1.0] + [0.0] * 9, [(1, 2)] + [(3, 4)] * 9
     ours = mean_interval(values, clusters)

@@ -101,7 +101,7 @@ def test_a_configuration_that_cannot_be_loaded(variant: Variant, changes: dict[s
         load_model(variant(**changes), None, None, None)
 
 
-def test_code_beside_a_known_model_is_left_alone(variant: Variant) -> None:
+def test_code_in_the_folder_of_a_known_model_is_ignored(variant: Variant) -> None:
     """The model is of a kind that transformers has a class for: that class loads it, and code.py is never looked at."""
     name = variant(auto_map={"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"})
     (Path(name) / "code.py").write_text("raise SystemExit('ran')")

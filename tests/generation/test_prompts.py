@@ -69,7 +69,7 @@ def test_a_template_may_still_use_the_filter(through: Template) -> None:
         ("{{ raise_exception('\u001b[31m' + 'x ' * 4000) }}", "TemplateError: \\x1b[31mx x"),
     ],
 )
-def test_a_template_that_does_not_work_is_told_in_one_line(through: Template, template: str, said: str) -> None:
+def test_a_template_that_does_not_work_is_one_line_of_error(through: Template, template: str, said: str) -> None:
     with pytest.raises(KitError) as caught:
         through(template)
     assert caught.value.exit_code == ExitCode.CONFIG

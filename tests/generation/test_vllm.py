@@ -109,7 +109,7 @@ def test_log_probabilities_are_those_of_the_distribution_that_was_drawn_from(fac
 
 @with_vllm
 @pytest.mark.real
-def test_tokens_come_as_often_as_their_probability_says(facts: dict[str, Any]) -> None:
+def test_tokens_come_with_the_frequency_of_their_probability(facts: dict[str, Any]) -> None:
     drawn = facts["drawn"]
     (count,) = drawn["count"]
     for seen, expected in zip(drawn["seen"], drawn["expected"], strict=True):
@@ -164,9 +164,7 @@ def test_weights_pass_through_memory_for_one_tensor_which_is_given_back(facts: d
         ("too long", "a prompt of 500 tokens and a completion of up to 13 do not fit in the 512"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words_and_the_engine_goes_on(
-    facts: dict[str, Any], case: str, said: str
-) -> None:
+def test_what_does_not_fit_is_refused_and_the_engine_continues(facts: dict[str, Any], case: str, said: str) -> None:
     assert said in facts["refused"][case]["words"]
     assert facts["refused"][case]["code"] == ExitCode.CONFIG
 
@@ -284,7 +282,7 @@ def test_the_hubs_token_does_not_go_where_the_model_is_a_directory(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("given", "kept"), [({}, "1"), ({"VLLM_CPU_KVCACHE_SPACE": "7"}, "7")])
-def test_the_kv_cache_on_a_cpu_is_small_unless_the_user_says_otherwise(given: dict[str, str], kept: str) -> None:
+def test_the_kv_cache_on_a_cpu_is_small_by_default(given: dict[str, str], kept: str) -> None:
     environment = child_environment(given, replace(CONFIG, device="cpu"))
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == kept
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
@@ -330,7 +328,7 @@ def test_the_wrong_vllm_is_refused_before_anything_is_started(
         (AssertionError(), ExitCode.RETRY, "AssertionError"),
     ],
 )
-def test_why_vllm_did_not_start_is_told_with_what_helps(error: Exception, code: ExitCode, said: str) -> None:
+def test_the_error_of_vllms_start_has_a_fix(error: Exception, code: ExitCode, said: str) -> None:
     answer = start_error("some/model", error)
     assert said in answer["error"]
     assert answer["exit_code"] == code
