@@ -228,9 +228,7 @@ def test_a_signal_is_reported_as_a_stop(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_stopped_command_names_what_is_kept_and_exits_143(
-    run: RunDir, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_the_stopped_command_names_what_is_kept(run: RunDir, tmp_path: Path, number: signal.Signals) -> None:
     """Stopped while it waits for a step that this test holds: no moment that has to be met."""
     run.evaluation.mkdir()
     arguments = ("evaluate", run.path, "--samples", "1", "--newest", "--json")
