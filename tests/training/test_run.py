@@ -268,4 +268,4 @@ def test_evaluation_finds_snapshot_problems_and_settings_in_the_run(
     assert json.loads((run.evaluation / "step-6.json").read_text()) == result
     assert series["measured"] == [0, *(saved.step for saved in reversed(run.complete_snapshots()))]
     assert result["baselines"]["untrained"]["sampled"] == series["evaluations"][0]["sampled"]
-    assert {"greedy", "sampled", "ci95", "pass_at_k", "by", "reasons"} <= set(result)
+    assert {"greedy", "sampled", "ci95", "pass_at_k", "by_size", "reasons"} <= set(result)
