@@ -117,7 +117,7 @@ class Cluster:
 
     def login(self) -> LoginNode:
         case = Case(self.environment, Devices((), True, "a test"), None, root=self.root)
-        return LoginNode(self.environment, self.environment, self.kit, self.kit, self.script, case)
+        return LoginNode(self.environment, self.kit, self.kit, self.script, case)
 
 
 def is_failure(finding: Finding, cause: str) -> bool:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.doctor.node_checks import CHECKS, Report, examine_node
-from mini_r1.doctor.torch_checks import run_torch_checks
+from mini_r1.doctor import node_checks
+from mini_r1.doctor.case import Case
+from mini_r1.doctor.node_checks import CHECKS, Report, examine_node, run_torch_checks
 from mini_r1.findings import Finding, exit_code, fail, ok, warn, worst
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
@@ -250,28 +251,32 @@ def test_a_hub_that_cannot_be_reached_is_a_failure_of_the_node(tmp_path: Path) -
         ("exec sleep 60", "node", "more than 2 s"),
     ],
 )
-def test_a_process_that_dies_is_a_finding(tmp_path: Path, script: str, cause: str, message: str) -> None:
+def test_a_process_that_dies_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, cause: str, message: str
+) -> None:
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    (finding,) = run_torch_checks(Path("x.yaml"), [], deepspeed=None, devices=CPU, environment=dict(os.environ),
-                       python=str(python), timeout_s=2.0 if "sleep" in script else 60.0)  # fmt: skip
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr(node_checks, "TORCH_TIMEOUT_S", 2.0 if "sleep" in script else 60.0)
+    (finding,) = run_torch_checks(Path("x.yaml"), [], Case(dict(os.environ), CPU, None))
     assert (finding.check, finding.status, finding.cause) == ("probe", "fail", cause)
     assert message in finding.detail
     assert "pineapple" not in finding.detail
 
 
-def test_the_process_sees_the_devices_that_were_given_and_no_other_launchers_variables(tmp_path: Path) -> None:
+def test_the_process_sees_the_devices_that_were_given_and_no_other_launchers_variables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     python = tmp_path / "python"
     names = "CUDA_VISIBLE_DEVICES MINI_R1_ACCELERATOR RANK"
     python.write_text(f"#!/bin/sh\nfor n in {names}; do eval echo $n=\\$$n >&2; done; exit 1\n")
     python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     given = {**os.environ, "RANK": "1", "CUDA_VISIBLE_DEVICES": "0,1,2,3"}
     for devices, seen in ((Devices(("2", "3"), False, ""), "CUDA_VISIBLE_DEVICES=2,3 / MINI_R1_ACCELERATOR= / RANK="),
                           (CPU, "CUDA_VISIBLE_DEVICES= / MINI_R1_ACCELERATOR=cpu / RANK=")):  # fmt: skip
-        (finding,) = run_torch_checks(
-            Path("x"), [], deepspeed=None, devices=devices, environment=given, python=str(python)
-        )
+        (finding,) = run_torch_checks(Path("x"), [], Case(given, devices, None))
         assert finding.detail.endswith(seen)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pynvml
 import pytest
 from mini_r1.doctor import gpus
 from mini_r1.doctor.case import GIB, Case
+from mini_r1.machine import nvidia
 from mini_r1.machine.devices import Devices
-from mini_r1.machine.nvidia import read_driver
 from mini_r1.recipe.fields import Recipe
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -106,6 +108,11 @@ def _supported(value: Any) -> Any:
     if value is None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
     return value
+
+
+def read_driver(ids: Sequence[str], library: StandInNvml) -> nvidia.Driver | None:
+    with mock.patch.object(nvidia, "nvml", library):
+        return nvidia.read_driver(ids)
 
 
 def case(*given: StandInGpu, ids: tuple[str, ...] | None = None, recipe: dict[str, Any] | None = None,
@@ -291,7 +298,7 @@ def test_the_real_library_without_a_driver_gives_none() -> None:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        assert read_driver(["0"]) is None
+        assert nvidia.read_driver(["0"]) is None
     else:
         pynvml.nvmlShutdown()
-        assert read_driver([]) is not None
+        assert nvidia.read_driver([]) is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from mini_r1.doctor import host, inputs, local_storage, software
-from mini_r1.doctor.case import Case, Needs
+from mini_r1.doctor.case import Case
 from mini_r1.findings import Finding
 from mini_r1.machine import paths
 from mini_r1.machine.devices import Devices
@@ -81,7 +81,7 @@ def test_the_smallest_limit_on_memory_counts(tmp_path: Path, cgroup: str, limits
 def test_host_memory_against_the_plan(tmp_path: Path) -> None:
     root = groups(tmp_path, "0::/\n", {"memory.max": str(60 * GIB), "memory.current": str(20 * GIB)})
     for need, status in ((30, "ok"), (55, "warn"), (61, "fail")):
-        finding = host.host_memory(case(root=root, needs=Needs(0, need, 0)))
+        finding = host.host_memory(case(root=root, host_memory_gib=need))
         assert finding.status == status
         assert finding.cause == ("node" if status == "fail" else None)
 
@@ -102,7 +102,7 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
 def test_shared_memory_too_small_for_the_plan_or_for_nccl(tmp_path: Path, small_tmpfs: Path) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/shm").symlink_to(small_tmpfs)
-    finding = host.shared_memory(case(root=tmp_path, needs=Needs(0, 0, 0.5)))
+    finding = host.shared_memory(case(root=tmp_path, shm_gib=0.5))
     assert is_failure(finding, "node")
     assert "the plan needs 0.50" in finding.detail
     assert "--shm-size" in finding.fix
@@ -225,18 +225,18 @@ def test_a_read_only_cache_is_ok_offline(small_tmpfs: Path, tmp_path: Path) -> N
 
 def test_a_disk_too_small_for_the_plan(small_tmpfs: Path) -> None:
     run = small_tmpfs / "run"
-    finding = local_storage.disk(case(run_dir=run, needs=Needs(2.0, 0, 0)))
+    finding = local_storage.disk(case(run_dir=run, disk_gib=2.0))
     assert is_failure(finding, "node")
     assert "the plan needs 2.0" in finding.detail
-    assert local_storage.disk(case(run_dir=run, needs=Needs(0.0001, 0, 0))).status == "ok"
+    assert local_storage.disk(case(run_dir=run, disk_gib=0.0001)).status == "ok"
 
 
 def test_what_a_resumed_run_has_already_is_not_needed_again(small_tmpfs: Path) -> None:
     run = small_tmpfs / "run"
     run.mkdir()
     (run / "shard").write_bytes(b"x" * 700_000)
-    assert local_storage.disk(case(run_dir=run, needs=Needs(900_000 / GIB, 0, 0))).status == "ok"
-    assert local_storage.disk(case(run_dir=run, needs=Needs(1_700_000 / GIB, 0, 0))).status == "fail"
+    assert local_storage.disk(case(run_dir=run, disk_gib=900_000 / GIB)).status == "ok"
+    assert local_storage.disk(case(run_dir=run, disk_gib=1_700_000 / GIB)).status == "fail"
 
 
 MOUNTS = """\

@@ -15,15 +15,6 @@ GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
-    """What the plan needs of a node, in GiB: disk for a whole run, memory of its processes together, /dev/shm."""
-
-    disk: float
-    host_memory: float
-    shared_memory: float
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
     """One node and what is to run on it; without a recipe, the node alone."""
 
@@ -31,7 +22,9 @@ class Case:
     devices: Devices
     driver: Driver | None
     recipe: Recipe | None = None
-    needs: Needs | None = None  # None without a plan
+    disk_gib: float | None = None  # the plan's, for a whole run; None without a plan
+    host_memory_gib: float = 0.0  # the plan's, of this node's processes together
+    shm_gib: float = 0.0
     workers: int = 1  # training processes of this node
     run_dir: Path | None = None
     deepspeed: str | None = None  # the plan's choice: a name or a file

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import wraps
 
 from mini_r1.doctor.case import GIB, Case
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
@@ -85,19 +86,26 @@ def _demands(recipe: Recipe | None) -> list[tuple[str, bool, tuple[int, int]]]:
     return [(key, needs_gpu, least) for key, is_set, needs_gpu, least in rows if is_set]
 
 
-def compute_capability(case: Case) -> Finding:
+def _for_each_gpu(check: Callable[[Case, Gpu], Finding]) -> Callable[[Case], Finding]:
+    @wraps(check)
+    def check_all(case: Case) -> Finding:
+        if not case.uses_gpus or case.driver is None:
+            return skip("no GPU in use")
+        return worst(check(case, gpu) for gpu in case.driver.gpus) if case.driver.gpus else skip("no GPU answers")
+
+    return check_all
+
+
+@_for_each_gpu
+def compute_capability(case: Case, gpu: Gpu) -> Finding:
     """The pinned torch has kernels for each GPU, and each supports what the recipe asks for."""
-    return _check_each(case, lambda gpu: _check_capability(case.recipe, gpu))
-
-
-def _check_capability(recipe: Recipe | None, gpu: Gpu) -> Finding:
     if gpu.capability is None:
         return skip(f"{_label(gpu)}: the driver does not report it")
     found = f"{_label(gpu)} has compute capability {'.'.join(map(str, gpu.capability))}"
     if gpu.capability[0] > NEWEST:
         fix = "use a GPU of an earlier generation (Hopper, Ada, Ampere)"
         return fail(f"{found}: torch 2.5.1 knows nothing above 9.0", fix, "recipe")
-    missing = [key for key, _, least in _demands(recipe) if gpu.capability < least]
+    missing = [key for key, _, least in _demands(case.recipe) if gpu.capability < least]
     if missing:
         fix = "on GPUs before Ampere: bf16: false, fp16: true, torch_dtype: float32, attn_implementation: sdpa"
         return fail(f"{found}, too little for {', '.join(missing)}", fix, "recipe")
@@ -115,12 +123,9 @@ def gpu_kinds(case: Case) -> Finding:
     return ok(f"{len(case.driver.gpus)} × {next(iter(names), 'none')}")
 
 
-def gpu_memory(case: Case) -> Finding:
+@_for_each_gpu
+def gpu_memory(_: Case, gpu: Gpu) -> Finding:
     """No other process holds the GPUs' memory."""
-    return _check_each(case, _check_memory)
-
-
-def _check_memory(gpu: Gpu) -> Finding:
     share = gpu.used / gpu.total if gpu.total else 0.0
     others = [str(pid) for pid in gpu.processes if pid != os.getpid()]
     owners = f" by process {', '.join(others)}" if others else ""
@@ -131,12 +136,9 @@ def _check_memory(gpu: Gpu) -> Finding:
     return warn(found, fix) if share > IN_USE_WARN else ok(found)
 
 
-def ecc(case: Case) -> Finding:
+@_for_each_gpu
+def ecc(_: Case, gpu: Gpu) -> Finding:
     """There is no memory error that ECC could not correct, and no broken memory waiting to be replaced."""
-    return _check_each(case, _check_ecc)
-
-
-def _check_ecc(gpu: Gpu) -> Finding:
     if gpu.remap_failed:
         return fail(f"{_label(gpu)}: no spare memory row is left for a broken one", "have the GPU replaced", "node")
     if gpu.remap_pending:
@@ -178,30 +180,16 @@ def read_kernel_log(case: Case) -> tuple[str | None, str]:
         device = os.open(case.root / "dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None, ""
-    try:
-        return "\n".join(_read_records(device)), "/dev/kmsg"
-    finally:
-        os.close(device)
-
-
-def _read_records(device: int) -> Iterator[str]:
-    """Yield the messages, one for each read; at the end reading would block."""
-    while True:
-        try:
-            record = os.read(device, 8192)
-        except BrokenPipeError:  # the message was overwritten meanwhile
-            continue
-        except OSError:
-            return
-        if not record:
-            return
-        yield record.decode(errors="replace")
-
-
-def _check_each(case: Case, check: Callable[[Gpu], Finding]) -> Finding:
-    if not case.uses_gpus or case.driver is None:
-        return skip("no GPU in use")
-    return worst(map(check, case.driver.gpus)) if case.driver.gpus else skip("no GPU answers")
+    records: list[str] = []
+    with open(device, "rb", buffering=0) as log:
+        while True:
+            try:
+                record = log.read(8192)  # one message; None or b"" at the end
+            except BrokenPipeError:  # the message was overwritten meanwhile
+                continue
+            if not record:
+                return "\n".join(records), "/dev/kmsg"
+            records.append(record.decode(errors="replace"))
 
 
 def _label(gpu: Gpu) -> str:

@@ -37,9 +37,8 @@ def shared_memory(case: Case) -> Finding:
     total, free = stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize
     found = f"{SHM}: {free / GIB:.2f} of {total / GIB:.2f} GiB free"
     fix = f"docker: --shm-size; compose: shm_size; Kubernetes: an emptyDir with medium: Memory at {SHM}"
-    need = case.needs.shared_memory * GIB if case.needs else 0.0
-    if free < need:
-        return fail(f"{found}, the plan needs {need / GIB:.2f}", fix, "node")
+    if free < case.shm_gib * GIB:
+        return fail(f"{found}, the plan needs {case.shm_gib:.2f}", fix, "node")
     several = case.uses_gpus and len(case.devices.ids) > 1
     if several and total <= DOCKER_SHM:
         return fail(f"{found}: a container's default, in which NCCL fails", fix, "node")
@@ -59,12 +58,11 @@ def host_memory(case: Case) -> Finding:
             limit, source = group_limit, "this job's control group"
         free = min(free, max(group_limit - used, 0))
     found = f"{free / GIB:.1f} of {limit / GIB:.1f} GiB free ({source})"
-    need = case.needs.host_memory * GIB if case.needs else 0.0
-    if limit < need:
-        fix = "give the job more memory (--mem, resources.limits.memory)"
-        return fail(f"{found}, the plan needs {need / GIB:.1f}", fix, "node")
-    if free < need:
-        return warn(f"{found}, the plan needs {need / GIB:.1f}", "check what else uses the node's memory")
+    needed = f"{found}, the plan needs {case.host_memory_gib:.1f}"
+    if limit < case.host_memory_gib * GIB:
+        return fail(needed, "give the job more memory (--mem, resources.limits.memory)", "node")
+    if free < case.host_memory_gib * GIB:
+        return warn(needed, "check what else uses the node's memory")
     return ok(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -78,10 +79,8 @@ def _try_writing(folder: Path) -> bool:
             handle.flush()
             os.fsync(handle.fileno())
             try:
-                import fcntl
-
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (ImportError, OSError):
+            except OSError:
                 return False
             return True
     finally:
@@ -95,10 +94,10 @@ def disk(case: Case) -> Finding:
         return skip("no run directory given")
     free = shutil.disk_usage(existing(case.run_dir)).free
     found = f"{shown_bytes(free)} free for {case.run_dir}"
-    if case.needs is None:
+    if case.disk_gib is None:
         return ok(found)
     there = folder_bytes(case.run_dir)
-    need = max(case.needs.disk * GIB - there, 0.0)
+    need = max(case.disk_gib * GIB - there, 0.0)
     found += f", the plan needs {shown_bytes(need)}"
     if free < need:
         return fail(

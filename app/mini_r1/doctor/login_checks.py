@@ -18,7 +18,6 @@ from typing import Final
 
 from mini_r1.doctor import inputs, local_storage, slurm
 from mini_r1.doctor.case import Case
-from mini_r1.doctor.local_storage import is_network
 from mini_r1.doctor.node_checks import Report, run_check
 from mini_r1.doctor.slurm import LoginNode
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
@@ -46,30 +45,21 @@ FLEETING: Final = frozenset(
 
 
 def examine_login_node(
-    recipe_path: Path | None,
+    recipe_path: Path | None,  # None leaves out what depends on a recipe
     overrides: Sequence[str] = (),
     *,
-    script: Path | None = None,
-    run_dir: Path | None = None,
-    environment: Mapping[str, str] | None = None,
-    root: Path = Path("/"),
+    script: Path | None = None,  # None is the kit's, for one node of four GPUs
+    run_dir: Path | None = None,  # None is below MINI_R1_RUNS, else the recipe's
+    environment: Mapping[str, str] = os.environ,  # with the site file's exports
+    root: Path = Path("/"),  # of /proc: another one in tests
 ) -> Report:
     """Check a login node from the folder that jobs are submitted from: the kit's, unless MINI_R1_HOME names that.
-
-    Args:
-        recipe_path: None leaves out what depends on a recipe.
-        overrides: values of --set.
-        script: None is the kit's batch script for one node of four GPUs.
-        run_dir: None is below MINI_R1_RUNS, else the recipe's.
-        environment: None is `os.environ`, with the site file's exports.
-        root: of /proc, another one in tests.
 
     Raises:
         KitError: the recipe cannot be read.
     """
-    shell = os.environ if environment is None else environment
     # Without what `site_file` reports, so that no other check reports it again.
-    given = {name: value.rstrip("\r") if name.startswith(PREFIXES) else value for name, value in shell.items()}
+    given = {name: value.rstrip("\r") if name.startswith(PREFIXES) else value for name, value in environment.items()}
     if not given.get("SBATCH_PARTITION"):
         given.pop("SBATCH_PARTITION", None)
     recipe = load_recipe(recipe_path, overrides) if recipe_path else None
@@ -80,7 +70,7 @@ def examine_login_node(
     case = Case(given, Devices((), True, "a login node"), None, recipe=recipe, run_dir=run_dir, root=root)
     folder = Path.cwd()
     kit = Path(given.get("MINI_R1_HOME") or folder).absolute()
-    login = LoginNode(shell, given, folder, kit, script or (SCRIPT if kit == folder else kit / SCRIPT), case)
+    login = LoginNode(environment, folder, kit, script or (SCRIPT if kit == folder else kit / SCRIPT), case)
     if recipe is not None:
         nodes, gpus = login.requested
         hardware = find_hardware(given, gpus=gpus, nodes=nodes, gpu_memory_gib=None, recipe=recipe_path)
@@ -89,9 +79,8 @@ def examine_login_node(
     for name, check in CHECKS.items():
         skipped = name in NEED_PARTITION and findings["partition"].status == "fail"
         findings[name] = (skip("see partition") if skipped else run_check(check, login)).named(name)
-    return Report(
-        socket.gethostname(), "a login node", str(recipe_path) if recipe_path else None, tuple(findings.values())
-    )
+    name = str(recipe_path) if recipe_path else None
+    return Report(socket.gethostname(), case.devices.source, name, tuple(findings.values()))
 
 
 # --- the site file ---
@@ -205,7 +194,7 @@ def check_shared(login: LoginNode, path: Path, what: str) -> Finding:
             "use a folder that the compute nodes share (often $HOME, /scratch or /work)",
             "recipe",
         )
-    if is_network(kind):
+    if local_storage.is_network(kind):
         return ok(f"{what} {path} ({kind})")
     return warn(
         f"{what} {path} is on {kind}, a local disk",

@@ -6,8 +6,11 @@ report.exit_code  # 0; 78 if the recipe or the installation fails a check, else 
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +22,13 @@ from rich.text import Text
 from mini_r1 import __version__
 from mini_r1.console import printable
 from mini_r1.doctor import gpus, host, inputs, local_storage, software
-from mini_r1.doctor.case import Case, Needs
-from mini_r1.doctor.torch_checks import run_torch_checks
+from mini_r1.doctor.case import Case
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
+from mini_r1.findings import Finding, as_error, exit_code, fail, from_dict, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
+from mini_r1.machine.redact import redact
 from mini_r1.machine.roles import assign
 from mini_r1.plan.planner import AUTO, Plan, make_plan
 from mini_r1.recipe.fields import Recipe
@@ -62,6 +65,10 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
 torch, none leaves anything behind."""
 SAME_FAILURE = {"architecture": "model", "tokenizer": "model", "problems": "data"}
 """Checks with torch, and the light one that has reported the same failure already."""
+TORCH_TIMEOUT_S = 600.0
+"""Seconds. Imports take some 20 on a busy machine with cold caches; beyond this a disk or a driver hangs."""
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Taken out of the environment of the checks with torch: their process is alone."""
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
@@ -113,60 +120,47 @@ class Report:
 
 
 def examine_node(
-    recipe_path: Path | None,
+    recipe_path: Path | None,  # None checks the node alone
     overrides: Sequence[str] = (),
     *,
-    devices: Devices,
-    nodes: Nodes | None = None,
-    run_dir: Path | None = None,
+    devices: Devices,  # of this process; the other nodes are assumed to have the same
+    nodes: Nodes | None = None,  # of the job; None checks no port
+    run_dir: Path | None = None,  # None is the recipe's
     deepspeed: str = AUTO,
-    gpu_memory_gib: float | None = None,
-    with_torch: bool = True,
-    environment: Mapping[str, str] | None = None,
+    gpu_memory_gib: float | None = None,  # of the smallest GPU; None asks the driver
+    with_torch: bool = True,  # with a recipe, also run the checks that import torch
+    environment: Mapping[str, str] = os.environ,
 ) -> Report:
     """Check this node, and what a recipe needs of it. A file in the run directory's place is written and removed.
-
-    Args:
-        recipe_path: None checks the node alone.
-        overrides: values of --set.
-        devices: of this process; the other nodes are assumed to have the same.
-        nodes: of the job; None checks no port.
-        run_dir: None is the recipe's.
-        deepspeed: as for `make_plan`.
-        gpu_memory_gib: of the smallest GPU; None asks the driver.
-        with_torch: with a recipe, also run the checks that import torch, in another process.
-        environment: None is `os.environ`.
 
     Raises:
         KitError: the recipe cannot be read.
     """
-    environment = os.environ if environment is None else environment
-    recipe = load_recipe(recipe_path, overrides) if recipe_path else None
     driver = read_driver([] if devices.on_cpu else devices.ids)
     findings: list[Finding] = []
     ports = () if nodes is None or nodes.index else (nodes.port, nodes.control_port)[: nodes.count]
     case = Case(environment, devices, driver, ports=ports, run_dir=run_dir)
-    if recipe is not None and recipe_path is not None:
+    if recipe_path is not None:
+        recipe = load_recipe(recipe_path, overrides)
         planned, plan = _check_plan(recipe, devices, nodes, deepspeed, gpu_memory_gib or smallest_gpu_gib(driver))
         findings.append(planned.named("plan"))
         case = replace(case, recipe=recipe, run_dir=run_dir or effective_output_dir(recipe, recipe_path))
-        if plan is not None:
-            case = replace(case, deepspeed=plan.deepspeed)
-            if plan.roles:
-                case = replace(case, workers=plan.roles.nodes[nodes.index if nodes else 0].workers)
-            if plan.disk:
-                needs = Needs(plan.disk.total, plan.host_memory_gib or 0.0, plan.shm_gib or 0.0)
-                case = replace(case, needs=needs)
+        if plan is not None and plan.roles:
+            case = replace(
+                case,
+                disk_gib=plan.disk.total if plan.disk else None,
+                host_memory_gib=plan.host_memory_gib or 0.0,
+                shm_gib=plan.shm_gib or 0.0,
+                workers=plan.roles.nodes[nodes.index if nodes else 0].workers,
+                deepspeed=plan.deepspeed,
+            )
     findings += [run_check(check, case).named(name) for name, check in CHECKS.items()]
     if recipe_path is not None and with_torch:
         failed = {finding.check for finding in findings if finding.status == "fail"}
-        for found in run_torch_checks(
-            recipe_path, overrides, deepspeed=case.deepspeed, devices=devices, environment=environment
-        ):
+        for found in run_torch_checks(recipe_path, overrides, case):
             reported = found.status == "fail" and SAME_FAILURE.get(found.check) in failed
             findings.append(skip(f"see {SAME_FAILURE[found.check]}").named(found.check) if reported else found)
-    name = None if recipe_path is None else str(recipe_path)
-    return Report(socket.gethostname(), devices.source, name, tuple(findings))
+    return Report(socket.gethostname(), devices.source, str(recipe_path) if recipe_path else None, tuple(findings))
 
 
 def run_check(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
@@ -193,3 +187,42 @@ def _check_plan(
         return fail("; ".join(plan.errors), "`mini-r1 plan` shows all of it", "recipe"), plan
     found = f"{roles.describe()}, DeepSpeed: {plan.deepspeed or 'none'}"
     return (warn(f"{found}; {'; '.join(plan.warnings)}", "") if plan.warnings else ok(found)), plan
+
+
+def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list[Finding]:
+    """Return what a process with torch, `mini_r1.training.probe`, finds out about devices and recipe."""
+    command = [sys.executable, "-m", "mini_r1.training.probe", str(recipe), "--deepspeed", case.deepspeed or "none"]
+    for override in overrides:
+        command += ["--set", override]
+    variables = {name: value for name, value in case.environment.items() if name not in LAUNCHER_VARIABLES}
+    if case.uses_gpus:
+        variables |= {"CUDA_VISIBLE_DEVICES": ",".join(case.devices.ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    else:
+        variables |= {"MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    try:
+        done = subprocess.run(  # noqa: S603
+            command,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TORCH_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        detail = f"importing torch and loading the data took more than {TORCH_TIMEOUT_S:.0f} s"
+        fix = "check the disk of the installation, and the driver with `nvidia-smi`"
+        return [fail(detail, fix, "node").named("probe")]
+    try:
+        return [from_dict(finding) for finding in json.loads(done.stdout)["findings"]]
+    except (ValueError, KeyError, TypeError):
+        pass
+    last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-3:])
+    output = f"its last output: {redact(last, case.environment) or 'none'}"
+    if done.returncode < 0:  # the kernel is short of memory, or native code crashed
+        detail = f"the process that imports torch was killed by signal {-done.returncode}; {output}"
+        finding = fail(detail, "see the kernel's log (`dmesg`) for lack of memory; else `make install`", "node")
+    else:
+        detail = f"the process that imports torch ended with exit code {done.returncode}; {output}"
+        finding = fail(detail, "install the locked packages: `make install`, or use the image", "recipe")
+    return [finding.named("probe")]

@@ -78,12 +78,15 @@ class LoginNode:
     """A shell on a login node, and the batch script that is to be queued from it."""
 
     shell: Mapping[str, str]  # its environment, with the site file's exports
-    environment: Mapping[str, str]  # the same without what the check of the site file reports
     folder: Path  # the current one, in which jobs run
     kit: Path  # the folder with the batch scripts: the current one, or MINI_R1_HOME
     script: Path  # as it was named
-    case: Case
+    case: Case  # its environment lacks what the check of the site file reports
     plan: Plan | None = None  # on the nodes and GPUs that the script asks for
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return self.case.environment
 
     def ask(self, *command: str, timeout_s: float = TIMEOUT_S) -> Answer:
         """Run a program in this shell and return its answer; exit code 127 if it cannot be started."""

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import pynvml as nvml
+
 from mini_r1.errors import ExitCode, KitError
 
 UNCORRECTED, VOLATILE = 1, 0
@@ -43,23 +45,16 @@ class Driver:
     silent: dict[str, str] = field(default_factory=dict)  # ids of the others, with the driver's error
 
 
-def read_driver(ids: Sequence[str], nvml: Any = None) -> Driver | None:
-    """Return what the driver reports about these devices (indices, UUIDs or their beginnings); None without a driver.
-
-    `nvml` is the NVIDIA library's module, another one in tests.
-    """
-    if nvml is None:
-        import pynvml
-
-        nvml = pynvml
+def read_driver(ids: Sequence[str]) -> Driver | None:
+    """Return the driver's report of these devices (indices, UUIDs or their beginnings); None without a driver."""
     try:
-        with _open(nvml):
+        with _open():
             version = _text(nvml.nvmlSystemGetDriverVersion())
             number = nvml.nvmlSystemGetCudaDriverVersion_v2()
             gpus, silent = [], {}
             for id in ids:
                 try:
-                    gpus.append(_read_gpu(id, nvml))
+                    gpus.append(_read_gpu(id))
                 except nvml.NVMLError as error:
                     silent[id] = str(error)
             return Driver(version, (number // 1000, number % 1000 // 10), tuple(gpus), silent)
@@ -69,16 +64,14 @@ def read_driver(ids: Sequence[str], nvml: Any = None) -> Driver | None:
 
 def driver_devices() -> list[str]:
     """Return the index of each GPU that the library sees, or its MIG slices' UUIDs; [] without a driver."""
-    import pynvml as nvml
-
     try:
-        with _open(nvml):
+        with _open():
             found: list[str] = []
             for index in range(nvml.nvmlDeviceGetCount()):
                 gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-                mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, gpu)  # now, and after the next reset
+                mig = _ask(nvml.nvmlDeviceGetMigMode, gpu)  # now, and after the next reset
                 has_mig = mig and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
-                found.extend(_mig_slices(gpu, nvml) if has_mig else [str(index)])
+                found.extend(_mig_slices(gpu) if has_mig else [str(index)])
             return found
     except nvml.NVMLError:
         return []
@@ -92,11 +85,9 @@ def device_index(device: str) -> str:
     """
     if device.isdecimal():
         return device
-    import pynvml as nvml
-
     try:
-        with _open(nvml):
-            index = _find_index(device, nvml)
+        with _open():
+            index = _find_index(device)
     except nvml.NVMLError as error:
         raise KitError(f"the NVIDIA library does not answer ({error}): see `nvidia-smi`", ExitCode.RETRY) from error
     if index is None:
@@ -109,24 +100,24 @@ def smallest_gpu_gib(driver: Driver | None) -> float | None:
     return min((gpu.total / 2**30 for gpu in driver.gpus), default=None) if driver else None
 
 
-def _read_gpu(id: str, nvml: Any) -> Gpu:
+def _read_gpu(id: str) -> Gpu:
     """Raise NVMLError if the device does not answer; leave out what it does not support."""
-    handle = _find_handle(id, nvml)
+    handle = _find_handle(id)
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     # The whole GPU answers for a MIG slice, except for memory and processes.
-    whole = _ask(nvml, nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if id.startswith("MIG-") else handle
-    rows = _ask(nvml, nvml.nvmlDeviceGetRemappedRows, whole)  # since Ampere; before it, retired pages
-    pending = bool(rows[2]) if rows else bool(_ask(nvml, nvml.nvmlDeviceGetRetiredPagesPendingStatus, whole))
-    processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
-    pci = _ask(nvml, nvml.nvmlDeviceGetPciInfo, whole)
+    whole = _ask(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if id.startswith("MIG-") else handle
+    rows = _ask(nvml.nvmlDeviceGetRemappedRows, whole)  # since Ampere; before it, retired pages
+    pending = bool(rows[2]) if rows else bool(_ask(nvml.nvmlDeviceGetRetiredPagesPendingStatus, whole))
+    processes = _ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+    pci = _ask(nvml.nvmlDeviceGetPciInfo, whole)
     return Gpu(
         id=id,
         name=_text(nvml.nvmlDeviceGetName(whole)),
-        capability=_ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, whole),
+        capability=_ask(nvml.nvmlDeviceGetCudaComputeCapability, whole),
         total=int(memory.total),
         used=int(memory.used),
         processes=tuple(int(process.pid) for process in processes),
-        uncorrected=_ask(nvml, nvml.nvmlDeviceGetTotalEccErrors, whole, UNCORRECTED, VOLATILE),
+        uncorrected=_ask(nvml.nvmlDeviceGetTotalEccErrors, whole, UNCORRECTED, VOLATILE),
         remap_pending=pending,
         remap_failed=bool(rows and rows[3]),
         # NVML has `00000000:3B:00.0` where the kernel's log has `0000:3b:00`.
@@ -134,12 +125,12 @@ def _read_gpu(id: str, nvml: Any) -> Gpu:
     )
 
 
-def _find_handle(id: str, nvml: Any) -> Any:
-    index = int(id) if id.isdecimal() else _find_index(id, nvml) if id.startswith("GPU-") else None
+def _find_handle(id: str) -> Any:
+    index = int(id) if id.isdecimal() else _find_index(id) if id.startswith("GPU-") else None
     return nvml.nvmlDeviceGetHandleByUUID(id) if index is None else nvml.nvmlDeviceGetHandleByIndex(index)
 
 
-def _find_index(uuid: str, nvml: Any) -> int | None:
+def _find_index(uuid: str) -> int | None:
     """Return the index of the GPU with this beginning of a UUID: CUDA takes one, the library does not."""
     for index in range(nvml.nvmlDeviceGetCount()):
         if _text(nvml.nvmlDeviceGetUUID(nvml.nvmlDeviceGetHandleByIndex(index))).startswith(uuid):
@@ -147,15 +138,15 @@ def _find_index(uuid: str, nvml: Any) -> int | None:
     return None
 
 
-def _mig_slices(gpu: object, nvml: Any) -> Iterator[str]:
+def _mig_slices(gpu: object) -> Iterator[str]:
     for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu)):
-        handle = _ask(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, number)
+        handle = _ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, number)
         if handle is not None:  # a slice was made there
             yield _text(nvml.nvmlDeviceGetUUID(handle))
 
 
 @contextmanager
-def _open(nvml: Any) -> Iterator[None]:
+def _open() -> Iterator[None]:
     nvml.nvmlInit()
     try:
         yield
@@ -164,7 +155,7 @@ def _open(nvml: Any) -> Iterator[None]:
             nvml.nvmlShutdown()
 
 
-def _ask(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
+def _ask(question: Callable[..., Any], *arguments: Any) -> Any:
     """Return an answer, or None from a GPU that has no such feature. An error of a lost GPU is raised."""
     try:
         return question(*arguments)
