@@ -34,20 +34,14 @@ def driver(case: Case) -> Finding:
     if not case.uses_gpus:
         needing = [key for key, needs_gpu, _ in _demands(case.recipe) if needs_gpu]
         if needing:
-            return fail(
-                f"{', '.join(needing)} needs a GPU, and this node trains on the CPU ({case.devices.source})",
-                "run it on a node with a GPU, or change that key of the recipe",
-                "recipe",
-            )
+            detail = f"{', '.join(needing)} needs a GPU, and this node trains on the CPU ({case.devices.source})"
+            return fail(detail, "run it on a node with a GPU, or change that key of the recipe", "recipe")
         if case.driver is None:
             return ok("no NVIDIA driver: this node trains on the CPU")
         return ok(f"driver {case.driver.version}, not used: {case.devices.source}")
     if case.driver is None:
-        return fail(
-            f"GPUs were given ({case.devices.source}), but no NVIDIA driver answers",
-            f"check whether `nvidia-smi` works here. {CONTAINER_HINT}",
-            "node",
-        )
+        fix = f"check whether `nvidia-smi` works here. {CONTAINER_HINT}"
+        return fail(f"GPUs were given ({case.devices.source}), but no NVIDIA driver answers", fix, "node")
     if case.driver.silent:
         silent = ", ".join(f"{id} ({error})" for id, error in case.driver.silent.items())
         return fail(f"the driver does not answer for {silent}", "take the node out of service: `nvidia-smi -q`", "node")
@@ -56,15 +50,10 @@ def driver(case: Case) -> Finding:
     if case.driver.cuda >= CUDA or version >= DRIVER:  # the first also by a compatibility package in the container
         return ok(found)
     if version < OLDEST_DRIVER:
-        return fail(
-            f"{found}: too old for torch's CUDA 12.4",
-            "update the driver to 550.54.14 or newer (a data-centre GPU can use the cuda-compat-12-4 package instead)",
-            "node",
-        )
-    return warn(
-        f"{found}: runs CUDA 12.4 by minor version compatibility, without code that is compiled at run time",
-        "update the driver to 550.54.14 or newer",
-    )
+        fix = "update the driver to 550.54.14 or newer (a data-centre GPU can use the cuda-compat-12-4 package instead)"
+        return fail(f"{found}: too old for torch's CUDA 12.4", fix, "node")
+    detail = f"{found}: runs CUDA 12.4 by minor version compatibility, without code that is compiled at run time"
+    return warn(detail, "update the driver to 550.54.14 or newer")
 
 
 def _demands(recipe: Recipe | None) -> list[tuple[str, bool, tuple[int, int]]]:
@@ -163,10 +152,8 @@ def xid(case: Case) -> Finding:
     seen = Counter((id, number) for id, number in found if id is not None and number in HARDWARE_XIDS)
     if seen:
         listed = ", ".join(f"GPU {id}: Xid {number} ({count} times)" for (id, number), count in sorted(seen.items()))
-        return warn(
-            f"{source} has hardware errors since the node was started: {listed}",
-            "look the number up in NVIDIA's XID catalogue; if the GPU was not reset since, have it reset",
-        )
+        fix = "look the number up in NVIDIA's XID catalogue; if the GPU was not reset since, have it reset"
+        return warn(f"{source} has hardware errors since the node was started: {listed}", fix)
     return ok(f"no hardware error in {source}")
 
 

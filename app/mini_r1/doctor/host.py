@@ -118,10 +118,8 @@ def user(case: Case) -> Finding:
     try:
         return ok(getpass.getuser())
     except (KeyError, OSError):
-        return warn(
-            f"user {os.getuid()} has no name here, and torch's compiler asks for one",
-            "set USER (and HOME) in the container: any name",
-        )
+        fix = "set USER (and HOME) in the container: any name"
+        return warn(f"user {os.getuid()} has no name here, and torch's compiler asks for one", fix)
 
 
 def ports(case: Case) -> Finding:
@@ -160,8 +158,5 @@ def _check_interface(variable: str, value: str, there: list[str]) -> Finding:
     names = value.lstrip("=").split(",")
     if value.startswith("^") or any(own == name if exact else own.startswith(name) for name in names for own in there):
         return ok(shown)
-    return fail(
-        f"{shown}: there is no such interface here, but {', '.join(there)}",
-        f"unset {variable}: NCCL and gloo find one; nodes may name theirs differently",
-        "node",
-    )
+    fix = f"unset {variable}: NCCL and gloo find one; nodes may name theirs differently"
+    return fail(f"{shown}: there is no such interface here, but {', '.join(there)}", fix, "node")

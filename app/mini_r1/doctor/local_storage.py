@@ -100,11 +100,8 @@ def disk(case: Case) -> Finding:
     need = max(case.disk_gib * GIB - there, 0.0)
     found += f", the plan needs {shown_bytes(need)}"
     if free < need:
-        return fail(
-            f"{found} more than the {shown_bytes(there)} in it" if there else found,
-            "free some, enlarge the volume, choose another --run-dir, or save less often (save_steps)",
-            "node",
-        )
+        fix = "free some, enlarge the volume, choose another --run-dir, or save less often (save_steps)"
+        return fail(f"{found} more than the {shown_bytes(there)} in it" if there else found, fix, "node")
     return ok(found)
 
 

@@ -79,8 +79,8 @@ def examine_login_node(
     for name, check in CHECKS.items():
         skipped = name in NEED_PARTITION and findings["partition"].status == "fail"
         findings[name] = (skip("see partition") if skipped else run_check(check, login)).named(name)
-    name = str(recipe_path) if recipe_path else None
-    return Report(socket.gethostname(), case.devices.source, name, tuple(findings.values()))
+    subject = str(recipe_path) if recipe_path else None
+    return Report(socket.gethostname(), case.devices.source, subject, tuple(findings.values()))
 
 
 # --- the site file ---
@@ -140,10 +140,8 @@ def image(login: LoginNode) -> Finding:
         better = f"MINI_R1_IMAGE={reference.replace('/', '#', 1)}"
         detail = f"{name}: enroot would look for it at Docker Hub, because no # separates registry and name"
         return fail(detail, better, "recipe")
-    return warn(
-        f"every job pulls {name}, and compute nodes often have no network",
-        f"{_make(runtime, name)} once, in a shared folder, and set MINI_R1_IMAGE to that file",
-    )
+    fix = f"{_make(runtime, name)} once, in a shared folder, and set MINI_R1_IMAGE to that file"
+    return warn(f"every job pulls {name}, and compute nodes often have no network", fix)
 
 
 def _check_venv(login: LoginNode) -> Finding:
@@ -189,17 +187,12 @@ def check_shared(login: LoginNode, path: Path, what: str) -> Finding:
     """Check by the filesystem's type whether the compute nodes can see the same path."""
     kind = local_storage.filesystem(login.case, login.folder / path)
     if kind in FLEETING:
-        return fail(
-            f"{what} {path} is on {kind}, which no other node sees",
-            "use a folder that the compute nodes share (often $HOME, /scratch or /work)",
-            "recipe",
-        )
+        fix = "use a folder that the compute nodes share (often $HOME, /scratch or /work)"
+        return fail(f"{what} {path} is on {kind}, which no other node sees", fix, "recipe")
     if local_storage.is_network(kind):
         return ok(f"{what} {path} ({kind})")
-    return warn(
-        f"{what} {path} is on {kind}, a local disk",
-        "make sure that the compute nodes see the same folder: `srun ls -d FOLDER`",
-    )
+    fix = "make sure that the compute nodes see the same folder: `srun ls -d FOLDER`"
+    return warn(f"{what} {path} is on {kind}, a local disk", fix)
 
 
 def model(login: LoginNode) -> Finding:

@@ -187,18 +187,12 @@ def read_seconds(time: str) -> int | None:
 def partition(login: LoginNode) -> Finding:
     """Each partition that the job may go to exists, is up, allows the script's time, and has GPUs in service."""
     if login.sinfo.code != 0:
-        return fail(
-            f"sinfo: {login.sinfo.text}",
-            "run this on a login node (some have Slurm in a module), or try again when the controller answers",
-            "node",
-        )
+        fix = "run this on a login node (some have Slurm in a module), or try again when the controller answers"
+        return fail(f"sinfo: {login.sinfo.text}", fix, "node")
     if not login.partitions:
         there = ", ".join(_partitions(login.node_groups)) or "none"
-        return fail(
-            "SBATCH_PARTITION is not set, and this Slurm has no default partition",
-            f"set it in the site file; partitions here: {there}",
-            "recipe",
-        )
+        fix = f"set it in the site file; partitions here: {there}"
+        return fail("SBATCH_PARTITION is not set, and this Slurm has no default partition", fix, "recipe")
     return worst([*(_check_partition(login, name) for name in login.partitions), *_check_time(login)])
 
 
@@ -206,11 +200,8 @@ def _check_partition(login: LoginNode, name: str) -> Finding:
     groups = [group for group in login.node_groups if group.partition == name]
     if not groups:
         there = _partitions(login.node_groups)
-        return fail(
-            f"there is no partition {name}{did_you_mean(name, there)}",
-            f"set SBATCH_PARTITION in the site file to one of {', '.join(there)}",
-            "recipe",
-        )
+        fix = f"set SBATCH_PARTITION in the site file to one of {', '.join(there)}"
+        return fail(f"there is no partition {name}{did_you_mean(name, there)}", fix, "recipe")
     if groups[0].available != "up":
         return fail(
             f"{name} is {groups[0].available}", "wait until it is up, or choose another SBATCH_PARTITION", "node"

@@ -101,10 +101,8 @@ def nvcc(case: Case) -> Finding:
     places = [home and f"{home}/bin/nvcc", on_path, "/usr/local/cuda/bin/nvcc"]
     found = next((place for place in places if place and Path(place).is_file()), None)
     if found is None:
-        return warn(
-            "nvcc was not found; DeepSpeed 0.15.4 runs it when it is imported on a node with GPUs",
-            "install cuda-nvcc-12-4, or set CUDA_HOME to a CUDA toolkit",
-        )
+        fix = "install cuda-nvcc-12-4, or set CUDA_HOME to a CUDA toolkit"
+        return warn("nvcc was not found; DeepSpeed 0.15.4 runs it when it is imported on a node with GPUs", fix)
     return ok(found)
 
 
@@ -125,17 +123,11 @@ def hub_token(case: Case) -> Finding:
         return skip("nothing is published")
     source = _find_token(case.environment)
     if source is None:
-        return fail(
-            "push_to_hub is true, and there is no token",
-            "set HF_TOKEN (a secret of your scheduler, never in a recipe), or set push_to_hub: false",
-            "recipe",
-        )
+        fix = "set HF_TOKEN (a secret of your scheduler, never in a recipe), or set push_to_hub: false"
+        return fail("push_to_hub is true, and there is no token", fix, "recipe")
     if is_offline(case.environment):
-        return fail(
-            "push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set",
-            "unset it, or set push_to_hub: false and `mini-r1 publish` the run afterwards",
-            "recipe",
-        )
+        fix = "unset it, or set push_to_hub: false and `mini-r1 publish` the run afterwards"
+        return fail("push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set", fix, "recipe")
     return ok(f"a token from {source}")
 
 
