@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.deepspeed_file import find_deepspeed
-from mini_r1.recipe.shipped_files import shipped_deepspeed
+from mini_r1.recipe.shipped_files import shipped_files
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,13 @@ from mini_r1.recipe.shipped_files import shipped_deepspeed
 def test_the_shipped_ones(name: str, stage: int, offloads: bool) -> None:
     found = find_deepspeed(name)
     assert (found.stage, found.offloads) == (stage, offloads)
-    assert found.path == shipped_deepspeed()[name]
+    assert found.path == shipped_files("deepspeed")[name]
     # DeepSpeed's own CPU Adam would be compiled at the first step, which needs nvcc on the node.
     assert not offloads or found.values["zero_force_ds_cpu_optimizer"] is False
 
 
 def test_all_shipped_ones_are_known() -> None:
-    assert list(shipped_deepspeed()) == ["zero2", "zero3", "zero3-offload"]
+    assert list(shipped_files("deepspeed")) == ["zero2", "zero3", "zero3-offload"]
 
 
 def changed(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> str:

@@ -494,7 +494,7 @@ def test_find_recipe(monkeypatch, tmp_path):
     from mini_r1.recipe import recipe_file
 
     shipped = tmp_path / "demo-cpu.yaml"
-    monkeypatch.setattr(recipe_file, "shipped_recipes", lambda: {"demo-cpu": shipped})
+    monkeypatch.setattr(recipe_file, "shipped_files", lambda folder: {"demo-cpu": shipped})
     assert find_recipe(str(PUBLISHED_RECIPE)) == PUBLISHED_RECIPE
     assert find_recipe("demo-cpu") == find_recipe("demo-cpu.yaml") == shipped
     with pytest.raises(RecipeError, match=r"no such recipe; did you mean 'demo-cpu'\?\n(.|\n)*of the kit: demo-cpu"):

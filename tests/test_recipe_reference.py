@@ -15,12 +15,12 @@ import yaml
 from mini_r1.recipe.fields import NESTED, Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.reference import SECTIONS, annotate_recipe, recipe_reference, recipe_schema
-from mini_r1.recipe.shipped_files import shipped_recipes
+from mini_r1.recipe.shipped_files import shipped_files
 
 from tests.conftest import ASSETS, REPO
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
-RECIPES = [*shipped_recipes().values(), ASSETS / "recipes" / "published-3b.yaml"]
+RECIPES = [*shipped_files("recipes").values(), ASSETS / "recipes" / "published-3b.yaml"]
 
 
 def test_docs_recipe_md_is_current() -> None:
@@ -76,8 +76,10 @@ def test_the_commands_of_the_reference_run(tmp_path: Path) -> None:
 def test_recipes_commands(mini_r1: Kit) -> None:
     shown = mini_r1("recipes", "show", "demo-cpu", "--set", "seed=7", "--json")
     assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout) == load_recipe(shipped_recipes()["demo-cpu"], ["seed=7"]).model_dump()
-    assert mini_r1("recipes", "show", "demo-cpu").stdout == annotate_recipe(load_recipe(shipped_recipes()["demo-cpu"]))
+    assert json.loads(shown.stdout) == load_recipe(shipped_files("recipes")["demo-cpu"], ["seed=7"]).model_dump()
+    assert mini_r1("recipes", "show", "demo-cpu").stdout == annotate_recipe(
+        load_recipe(shipped_files("recipes")["demo-cpu"])
+    )
     assert json.loads(mini_r1("recipes", "schema").stdout) == recipe_schema()
     before = mini_r1("recipes", "--json", "show", "demo-cpu")
     assert (before.returncode, "options go after the subcommand" in before.stderr) == (78, True)

@@ -3,8 +3,6 @@
 A disk that is full, read-only or gone may work again later, so the exit code is always RETRY.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re
@@ -17,13 +15,11 @@ from mini_r1.console import shown_bytes
 from mini_r1.errors import ExitCode, KitError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-BROKEN = frozenset({errno.EIO, errno.ESTALE})
-"""I/O error, stale network file."""
+BROKEN = frozenset({errno.EIO, errno.ESTALE})  # I/O error, stale network file
 DENIED = frozenset({errno.EACCES, errno.EPERM})
 LOST = DENIED | {errno.ENOENT, errno.ENOTDIR, errno.ENOTCONN, errno.ENODEV}
 """Disk errors only for a file that could be used before; elsewhere a wrong path looks the same."""
-LEFT_BYTES = 1 << 20
-"""With less than this left after a failed write, a disk counts as full."""
+LEFT_BYTES = 1 << 20  # with less than this left after a failed write, a disk counts as full
 
 _RUST = re.compile(r"\(os error ([0-9]+)\)|Os \{ code: ([0-9]+)")
 """How safetensors 0.5 and tokenizers 0.21 write an error of the operating system into their messages."""

@@ -3,24 +3,17 @@
 The codes are an interface: schedulers decide by them whether to restart a job (docs/exit-codes.md).
 """
 
-from __future__ import annotations
-
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
     """What a command's exit status means."""
 
-    FINISHED = 0
-    """The work is done; the same command does nothing more."""
-    FAILED = 1
-    """Any other error."""
-    CONFIG = 78
-    """The recipe, the data or the command is wrong (EX_CONFIG of sysexits.h): don't retry."""
-    INTERRUPTED = 143
-    """Stopped on request (128 + SIGTERM) with what can be kept; the same command resumes."""
-    RETRY = 150
-    """The node, a peer, the disk or a service failed; the last checkpoint is complete. Retry, bounded."""
+    FINISHED = 0  # the work is done; the same command does nothing more
+    FAILED = 1  # any other error
+    CONFIG = 78  # the recipe, the data or the command is wrong (EX_CONFIG of sysexits.h): don't retry
+    INTERRUPTED = 143  # stopped on request (128 + SIGTERM) with what can be kept; the same command resumes
+    RETRY = 150  # the node, a peer, the disk or a service failed; the last checkpoint is complete; retry, bounded
 
 
 STOPPING = "saving what is done, then exiting; a second signal exits without saving"

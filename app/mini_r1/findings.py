@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from mini_r1.errors import ExitCode, KitError
 
 Status = Literal["ok", "warn", "fail", "skip"]
+"""`warn`: may cost time or work. `fail`: a run would end with it. `skip`: doesn't apply, or can't be checked."""
 Cause = Literal["recipe", "node"]
+"""`recipe`: recipe, command or installation, the same on any node (exit code 78). `node`: this machine; a retry on
+another one may succeed (150)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Result of one check."""
 
-    check: str
-    """Name of the check, as in docs/doctor.md."""
+    check: str  # name of the check, as in docs/doctor.md
     status: Status
-    """`warn`: may cost time or work. `fail`: a run would end with it. `skip`: doesn't apply, or can't be checked."""
     detail: str
     fix: str = ""
-    cause: Cause | None = None
-    """Cause of a failure. `recipe`: recipe, command or installation, the same on any node (exit code 78). `node`: this
-    machine; a retry on another one may succeed (150)."""
+    cause: Cause | None = None  # of a failure
 
     def named(self, check: str) -> Finding:
         """Return the finding under the name of its check."""
@@ -58,15 +57,6 @@ def fail(detail: str, fix: str, cause: Cause) -> Finding:
 def from_error(error: KitError) -> Finding:
     """Return an error as a finding; its message has the fix, its exit code the cause."""
     return fail(error.message, "", "node" if error.exit_code == ExitCode.RETRY else "recipe")
-
-
-def from_dict(value: Mapping[str, Any]) -> Finding:
-    """Return the finding that `to_dict` wrote.
-
-    Raises:
-        KeyError, TypeError: it is something else.
-    """
-    return Finding(**{name: value[name] for name in ("check", "status", "detail", "fix", "cause")})
 
 
 def worst(findings: Iterable[Finding]) -> Finding:

@@ -1,7 +1,5 @@
 """Values read from files that may be incomplete: a wrong type counts as absent. And durations as text."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -17,12 +17,12 @@ from mini_r1.machine.roles import assign, shape
 from mini_r1.plan.planner import make_plan
 from mini_r1.plan.timing import given_grace, grace_warning
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.recipe.shipped_files import shipped_recipes
+from mini_r1.recipe.shipped_files import shipped_files
 
 from tests.cluster.login_node import SCRIPT, Cluster
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
-RECIPE = shipped_recipes()["mini-r1-3b"]
+RECIPE = shipped_files("recipes")["mini-r1-3b"]
 
 
 def planned() -> tuple[float, float, float]:

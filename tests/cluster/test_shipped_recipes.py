@@ -15,13 +15,13 @@ from mini_r1.plan.plan_tables import summarize
 from mini_r1.plan.recipe_plans import VARIANTS, Hardware, declared_hardware, find_largest_fitting, plan_for
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.recipe.shipped_files import shipped_recipes
+from mini_r1.recipe.shipped_files import shipped_files
 
 from tests.conftest import ASSETS
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
-SHIPPED = shipped_recipes()
+SHIPPED = shipped_files("recipes")
 
 
 def at(gpus: int, gib: float | None = None, nodes: int = 1) -> Hardware:

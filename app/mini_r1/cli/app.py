@@ -3,8 +3,6 @@
 Each command is declared and done in its module. It imports what takes time when it runs, so that `--help` is quick.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys
@@ -15,54 +13,30 @@ import click
 import typer
 from typer.core import TyperArgument
 
-from mini_r1.cli import (
-    data_commands,
-    demo,
-    hub_commands,
-    node_commands,
-    planning_commands,
-    run_commands,
-    training_commands,
-)
+from mini_r1 import __version__
+from mini_r1.cli.data_commands import data_app, score
+from mini_r1.cli.demo import demo
+from mini_r1.cli.hub_commands import prefetch, publish
+from mini_r1.cli.node_commands import bundle, doctor, health
+from mini_r1.cli.planning_commands import plan, recipes_app
+from mini_r1.cli.run_commands import evaluate, play, report, runs, samples
 from mini_r1.cli.standard_streams import BestEffortStream, exit_process, flush_output
+from mini_r1.cli.training_commands import launch, train
+from mini_r1.console import printable
+from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
 
 
 def version() -> None:
     """Print the version."""
-    from mini_r1 import __version__
-
     typer.echo(__version__)
 
 
-Command = Callable[..., Any] | typer.Typer
-CONTENTS: dict[str, dict[str, Command]] = {
-    "Train": {
-        "demo": demo.demo,
-        "train": training_commands.train,
-        "launch": training_commands.launch,
-    },
-    "Prepare": {
-        "recipes": planning_commands.recipes_app,
-        "plan": planning_commands.plan,
-        "prefetch": hub_commands.prefetch,
-        "doctor": node_commands.doctor,
-        "data": data_commands.data_app,
-    },
-    "Inspect": {
-        "runs": run_commands.runs,
-        "health": node_commands.health,
-        "samples": run_commands.samples,
-        "report": run_commands.report,
-        "evaluate": run_commands.evaluate,
-        "play": run_commands.play,
-        "score": data_commands.score,
-    },
-    "Share": {
-        "publish": hub_commands.publish,
-        "bundle": node_commands.bundle,
-        "version": version,
-    },
+CONTENTS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
+    "Train": [demo, train, launch],
+    "Prepare": [recipes_app, plan, prefetch, doctor, data_app],
+    "Inspect": [runs, health, samples, report, evaluate, play, score],
+    "Share": [publish, bundle, version],
 }
 """Commands by the panel of `mini-r1 --help` that lists them."""
 
@@ -74,15 +48,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for panel, entries in CONTENTS.items():
-    for name, command in entries.items():
+for panel, commands in CONTENTS.items():
+    for command in commands:
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name, rich_help_panel=panel)
+            app.add_typer(command, rich_help_panel=panel)
         else:
-            app.command(name, rich_help_panel=panel)(command)
+            app.command(rich_help_panel=panel)(command)
 
-CTRL_C = 130
-"""typer's exit code for a Ctrl-C that the command did not handle."""
+CTRL_C = 130  # typer's exit code for a Ctrl-C that the command did not handle
 
 
 def main() -> None:
@@ -100,8 +73,6 @@ def main() -> None:
 
 def _run() -> int:
     """Run the command and return its exit code; a disk error is one sentence and exit code 150."""
-    from mini_r1.disk_errors import disk_error
-
     try:
         result = _hide_empty_defaults(typer.main.get_command(app))(prog_name="mini-r1", standalone_mode=False)
         if result == CTRL_C:
@@ -129,8 +100,6 @@ def _run() -> int:
 
 def _report_unwritten(error: OSError) -> int:
     """Report output that could not be written, and return the exit code."""
-    from mini_r1.disk_errors import disk_error
-
     described = disk_error(error)
     if isinstance(error, BrokenPipeError) or described is None:  # the reader of our output has gone
         sys.stderr.close()
@@ -140,8 +109,6 @@ def _report_unwritten(error: OSError) -> int:
 
 def _report(message: str, code: ExitCode) -> int:
     """Print an error on standard error, with --json also as an object on standard output; return its exit code."""
-    from mini_r1.console import printable
-
     _print_json_error(message, code)
     print(f"{'' if code == ExitCode.INTERRUPTED else 'error: '}{printable(message)}", file=sys.stderr)
     return int(code)

@@ -1,24 +1,21 @@
 """What several commands do in the same way: progress lines, stop signals, errors of data files, unfinished starts."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from mini_r1.console import printable, progress_console
+from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError, Stopped
-
-if TYPE_CHECKING:
-    from mini_r1.run.run_dir import RunDir
+from mini_r1.run.health import check_health
+from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown.problem import DataError
 
 
 def progress_printer(style: str | None = None) -> Callable[[str], None]:
     """Return a function that prints one line of progress on standard error."""
-    from mini_r1.console import printable, progress_console
-
     console = progress_console()
     return lambda line: console.print(printable(line), style=style, markup=False)
 
@@ -26,9 +23,6 @@ def progress_printer(style: str | None = None) -> Callable[[str], None]:
 @contextmanager
 def data_errors() -> Iterator[None]:
     """Turn the game's errors, and files that can't be read or written, into exit code 78; a full disk into 150."""
-    from mini_r1.disk_errors import disk_error
-    from mini_r1.tasks.countdown.problem import DataError
-
     try:
         yield
     except DataError as error:
@@ -69,8 +63,6 @@ def refuse_starting(run: RunDir, why: str) -> None:
         KitError: there is such a run; retryable while it makes progress.
     """
     if run.is_starting():
-        from mini_r1.run.health import check_health
-
         found = check_health(run.path, time.time())
         raise KitError(f"{found.sentence}: {why}", ExitCode.RETRY if found.healthy else ExitCode.CONFIG)
 

@@ -1,32 +1,34 @@
 """`score`, `data generate` and `data inspect`: the game without a model."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from rich.console import Console
+from rich.table import Table
+from typer import Argument, Option, Typer
 
 from mini_r1.cli.command_tools import data_errors, progress_printer, stop_signals
 from mini_r1.cli.options import Json
+from mini_r1.console import ProgressLine, progress_console
+from mini_r1.disk_errors import named
 from mini_r1.errors import KitError
+from mini_r1.tasks.countdown.data import inspect, read_problems, write_jsonl
+from mini_r1.tasks.countdown.generator import generate
+from mini_r1.tasks.countdown.problem import DataError, Problem
+from mini_r1.tasks.countdown.rewards import score_line
 
-if TYPE_CHECKING:
-    from mini_r1.tasks.countdown.problem import Problem
+SHOWN_ROWS = 5  # row numbers that are listed of those that were not checked
 
-SHOWN_ROWS = 5
-"""Row numbers that are listed of those that were not checked."""
-
-data_app = typer.Typer(help="Generate and inspect Countdown problems.", no_args_is_help=True)
+data_app = Typer(name="data", help="Generate and inspect Countdown problems.", no_args_is_help=True)
 
 
 def score(
-    file: Annotated[str, typer.Argument(help="JSONL of completion, nums, target; - is standard input.")] = "-",
-    as_json: Annotated[bool, typer.Option("--json", help="The default: one JSON line for each input line.")] = True,
+    file: Annotated[str, Argument(help="JSONL of completion, nums, target; - is standard input.")] = "-",
+    as_json: Annotated[bool, Option("--json", help="The default: one JSON line for each input line.")] = True,
 ) -> None:
     """Score completions: one JSON line for each line, with verdicts and reason.
 
@@ -34,9 +36,6 @@ def score(
       mini-r1 score completions.jsonl
       mini-r1 score < completions.jsonl | head
     """
-    from mini_r1.tasks.countdown.problem import DataError
-    from mini_r1.tasks.countdown.rewards import score_line
-
     name = "standard input" if file == "-" else file
     with data_errors(), nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
@@ -52,20 +51,15 @@ def score(
 
 @data_app.command("generate")
 def data_generate(
-    rows: Annotated[int, typer.Option(help="Number of problems.")],
-    out: Annotated[Path, typer.Option(help="JSONL file to write.")],
-    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
+    rows: Annotated[int, Option(help="Number of problems.")],
+    out: Annotated[Path, Option(help="JSONL file to write.")],
+    seed: Annotated[int, Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
 ) -> None:
     """Generate problems with the distribution of the hub's data set, offline.
 
     Examples:
       mini-r1 data generate --rows 50000 --seed 42 --out problems.jsonl
     """
-    from mini_r1.console import ProgressLine, progress_console
-    from mini_r1.disk_errors import named
-    from mini_r1.tasks.countdown.data import write_jsonl
-    from mini_r1.tasks.countdown.generator import generate
-
     if rows < 1:
         raise KitError(f"--rows must be at least 1, found {rows}")
     progress = progress_printer()
@@ -87,7 +81,7 @@ def data_generate(
 
 @data_app.command("inspect")
 def data_inspect(
-    file: Annotated[Path, typer.Argument(help="A .jsonl or .parquet file with nums and target.")],
+    file: Annotated[Path, Argument(help="A .jsonl or .parquet file with nums and target.")],
     as_json: Json = False,
 ) -> None:
     """Count rows, duplicates, solvable problems and those that need × or ÷.
@@ -95,12 +89,6 @@ def data_inspect(
     Examples:
       mini-r1 data inspect problems.jsonl
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from mini_r1.console import ProgressLine, progress_console
-    from mini_r1.tasks.countdown.data import inspect, read_problems
-
     with data_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
         problems = read_problems(file)
         with ProgressLine(progress_console(), "rows", len(problems)) as line:

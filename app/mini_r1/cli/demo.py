@@ -1,28 +1,28 @@
 """`demo`: held-out success before, GRPO on the kit's own path, held-out success after."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from rich.console import Console
+from rich.table import Table
+from typer import Option
 
 from mini_r1.cli.command_tools import describe_interrupted, stop_signals
 from mini_r1.cli.options import Json, RunDirOption, Set
+from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.run.files import read_jsonl
+from mini_r1.run.reader import completions_file, list_held_out_results, read_metrics
+from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping
 
-if TYPE_CHECKING:
-    from mini_r1.run.run_dir import RunDir
-
 RECIPE = "demo-cpu"
-SAMPLES = 1
-"""Sampled completions for each held-out row: most problems are there in several orders of their numbers."""
-SHOWN = 3
-"""Problems whose completions are printed."""
+SAMPLES = 1  # sampled completions for each held-out row: most problems are there in several orders of their numbers
+SHOWN = 3  # problems whose completions are printed
 QUICK = (
     "max_steps=2",
     "warmup_steps=0",
@@ -51,7 +51,7 @@ frequent."""
 def demo(
     overrides: Set = None,
     run_dir: RunDirOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Run two small steps only; success won't rise.")] = False,
+    quick: Annotated[bool, Option("--quick", help="Run two small steps only; success won't rise.")] = False,
     as_json: Json = False,
 ) -> ExitCode:
     """Train a tiny model on the CPU; show held-out success before and after.
@@ -62,12 +62,8 @@ def demo(
       mini-r1 demo
       mini-r1 demo --quick --run-dir runs/quick
     """
-    from mini_r1.console import progress_console
-    from mini_r1.machine.heavy_imports import needs_extra
     from mini_r1.recipe.fields import DEMO_MODEL
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
-    from mini_r1.run.reader import list_held_out_results
-    from mini_r1.run.run_dir import RunDir
 
     path = find_recipe(RECIPE)
     recipe = load_recipe(path, [*(QUICK if quick else ()), *(overrides or [])])
@@ -116,8 +112,6 @@ def demo(
 
 def seconds_of_steps(run: RunDir) -> float:
     """Return the seconds of optimizer steps in all attempts: rollout, score, update and save."""
-    from mini_r1.run.reader import read_metrics
-
     phases = ("time/rollout", "time/score", "time/update", "time/save")
     seconds, before = 0.0, 0
     for row in read_metrics(run):  # a row is the mean over the steps since the one before it
@@ -147,9 +141,6 @@ def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """Return the greedy answer of each problem, followed by the sampled ones that are kept."""
-    from mini_r1.run.files import read_jsonl
-    from mini_r1.run.reader import completions_file
-
     answers: list[list[dict[str, Any]]] = []
     for row in read_jsonl(completions_file(Path(evaluation["provenance"]["written_to"]))):
         if row["kind"] == "greedy":
@@ -159,10 +150,6 @@ def _answers(evaluation: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def _print_result(result: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from mini_r1.console import printable
     from mini_r1.evaluation.results_table import over
 
     console = Console(highlight=False)

@@ -1,15 +1,15 @@
 """`prefetch` and `publish`: fetch what a recipe needs from the hub, and send a run there."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from mini_r1.cli.command_tools import find_recipe_for_other_node, progress_printer, refuse_starting
 from mini_r1.cli.options import Json, RecipeName, RunPath, Set
+from mini_r1.console import printable, progress_console
+from mini_r1.run.run_dir import RunDir
 
 
 def prefetch(recipe: RecipeName, overrides: Set = None, as_json: Json = False) -> None:
@@ -22,7 +22,6 @@ def prefetch(recipe: RecipeName, overrides: Set = None, as_json: Json = False) -
       mini-r1 prefetch mini-r1-3b
       HF_HOME=/shared/hf mini-r1 prefetch my.yaml --set model_revision=main
     """
-    from mini_r1.console import printable, progress_console
     from mini_r1.hub import prefetch as fetching
 
     path = find_recipe_for_other_node(recipe)
@@ -32,15 +31,13 @@ def prefetch(recipe: RecipeName, overrides: Set = None, as_json: Json = False) -
 
 def publish(
     run: RunPath,
-    repo: Annotated[str, typer.Option(help="Hub repository: owner/name, or a name in your namespace.")],
+    repo: Annotated[str, Option(help="Hub repository: owner/name, or a name in your namespace.")],
     snapshot: Annotated[
         str | None,
-        typer.Option(metavar="BEST|N", help="Publish this snapshot alone; default: all as branches, BEST on main."),
+        Option(metavar="BEST|N", help="Publish this snapshot alone; default: all as branches, BEST on main."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Send nothing: show the files and the model card.")] = (
-        False
-    ),
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public; default: private.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Send nothing: show files and model card.")] = False,
+    public: Annotated[bool, Option("--public", help="Make a new repository public; default: private.")] = False,
     as_json: Json = False,
 ) -> None:
     """Publish a run on the Hugging Face hub: model, tokenizer and model card.
@@ -54,9 +51,7 @@ def publish(
       mini-r1 publish runs/first --repo first --dry-run
       mini-r1 publish runs/first --repo me/first --snapshot BEST
     """
-    from mini_r1.console import printable
     from mini_r1.hub import publish as publishing
-    from mini_r1.run.run_dir import RunDir
 
     refuse_starting(RunDir(run), "it has no snapshot to publish yet")
     progress = progress_printer()

@@ -1,41 +1,37 @@
 """`doctor`, `health` and `bundle`: check a node, a running job, and collect what a bug report needs."""
 
-from __future__ import annotations
-
 import json
 import os
+import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
+from rich.console import Console
+from rich.table import Table
+from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import find_recipe_for_other_node, progress_printer
 from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, Set
+from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-
-if TYPE_CHECKING:
-    from mini_r1.doctor.node_checks import Report
+from mini_r1.findings import exit_code
+from mini_r1.machine.devices import given_devices
+from mini_r1.machine.nodes import find_nodes
+from mini_r1.run.health import check_health
+from mini_r1.run.run_dir import RunDir
 
 
 def doctor(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Recipe file, or name of a shipped recipe; default: check the node alone.")
-    ] = None,
+    recipe: Annotated[str | None, Argument(help="Recipe file or shipped name; default: check the node alone.")] = None,
     overrides: Set = None,
     run_dir: RunDirOption = None,
     gpus: Gpus = None,
     deepspeed: DeepSpeed = "auto",
     gpu_memory: GpuMemory = None,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="Train a tiny random model through the whole path. Takes minutes.")
-    ] = False,
-    login: Annotated[
-        bool, typer.Option("--login", help="Check a Slurm login node before sbatch. Needs no GPU and no torch.")
-    ] = False,
-    script: Annotated[
-        Path | None, typer.Option(help="With --login: batch script; default: slurm/train_4xh100.sh.")
-    ] = None,
+    smoke: Annotated[bool, Option("--smoke", help="Train a tiny model through the whole path. Takes minutes.")] = False,
+    login: Annotated[bool, Option("--login", help="Check a Slurm login node before sbatch. Needs no GPU.")] = False,
+    script: Annotated[Path | None, Option(help="With --login: batch script; default: slurm/train_4xh100.sh.")] = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Check this node, and what a recipe needs: ok, warn or fail, and the fix.
@@ -58,54 +54,40 @@ def doctor(
       mini-r1 doctor my.yaml --login
     """
     if script is not None and not login:
-        raise typer.BadParameter("--script needs --login")
+        raise BadParameter("--script needs --login")
     if login and (smoke or gpus is not None or gpu_memory is not None or deepspeed != "auto"):
-        raise typer.BadParameter(
+        raise BadParameter(
             "--login looks at no device: leave out --smoke, --gpus, --gpu-memory and --deepspeed (they are for a node "
             "with GPUs)"
         )
     if smoke and (recipe is not None or overrides):
-        raise typer.BadParameter("the smoke test has its own recipe: leave out RECIPE and --set")
+        raise BadParameter("the smoke test has its own recipe: leave out RECIPE and --set")
     if smoke:
         return _smoke(run_dir, gpus, as_json=as_json)
     if recipe is None and overrides:
         raise KitError("--set changes a recipe: name one")
     if login:
-        from mini_r1.doctor import login_checks
+        from mini_r1.doctor.login_checks import examine_login_node
 
         path = find_recipe_for_other_node(recipe) if recipe else None
-        return _print_report(
-            login_checks.examine_login_node(path, overrides or [], script=script, run_dir=run_dir), as_json=as_json
-        )
-    from mini_r1.doctor import node_checks
-    from mini_r1.machine.devices import given_devices
-    from mini_r1.machine.nodes import find_nodes
-    from mini_r1.recipe.recipe_file import find_recipe
+        report = examine_login_node(path, overrides or [], script=script, run_dir=run_dir)
+    else:
+        from mini_r1.doctor.node_checks import examine_node
+        from mini_r1.recipe.recipe_file import find_recipe
 
-    progress = progress_printer()
-    try:
-        nodes = find_nodes(os.environ)
-    except KitError as error:  # in a batch script's own shell, for one: the node can be checked all the same
-        progress(f"warning: {error.message}; checking this node alone")
-        nodes = None
-    path = find_recipe(recipe) if recipe else None
-    if path is not None:
-        progress("loading torch, the tokenizer and the data: about 20 s")
-    report = node_checks.examine_node(
-        path,
-        overrides or [],
-        devices=given_devices(os.environ, gpus),
-        nodes=nodes,
-        run_dir=run_dir,
-        deepspeed=deepspeed,
-        gpu_memory_gib=gpu_memory,
-    )
-    return _print_report(report, as_json=as_json)
-
-
-def _print_report(report: Report, *, as_json: bool) -> ExitCode:
-    from rich.console import Console
-
+        progress = progress_printer()
+        try:
+            nodes = find_nodes(os.environ)
+        except KitError as error:  # in a batch script's own shell, for one: the node can be checked all the same
+            progress(f"warning: {error.message}; checking this node alone")
+            nodes = None
+        path = find_recipe(recipe) if recipe else None
+        if path is not None:
+            progress("loading torch, the tokenizer and the data: about 20 s")
+        report = examine_node(
+            path, overrides or [], devices=given_devices(os.environ, gpus), nodes=nodes, run_dir=run_dir,
+            deepspeed=deepspeed, gpu_memory_gib=gpu_memory,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
@@ -115,13 +97,7 @@ def _print_report(report: Report, *, as_json: bool) -> ExitCode:
 
 def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode:
     """Print one line for each part of the smoke test as soon as its result is known."""
-    import shutil
-
-    from mini_r1.console import printable
     from mini_r1.doctor.smoke import SmokeTest, choose_folder
-    from mini_r1.findings import exit_code
-    from mini_r1.machine.devices import given_devices
-    from mini_r1.machine.nodes import find_nodes
 
     devices, nodes = given_devices(os.environ, gpus), find_nodes(os.environ)
     folder = choose_folder(run_dir, nodes)
@@ -144,7 +120,7 @@ def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode
 
 
 def health(
-    path: Annotated[Path, typer.Argument(help="Run directory, or a folder of them.")] = Path("runs"),
+    path: Annotated[Path, Argument(help="Run directory, or a folder of them.")] = Path("runs"),
     as_json: Json = False,
 ) -> ExitCode:
     """Check that a run makes progress: exit 0 if it does or is finished, else 1.
@@ -156,8 +132,6 @@ def health(
       mini-r1 health
       mini-r1 health runs/first --json
     """
-    from mini_r1.run.health import check_health
-
     found = check_health(path, time.time())
     print(json.dumps(found.to_dict()) if as_json else found.sentence)
     return found.exit_code
@@ -165,8 +139,8 @@ def health(
 
 def bundle(
     run: RunPath,
-    out: Annotated[Path | None, typer.Option(help="Archive to write; default: <RUN's name>-bundle.tar.gz.")] = None,
-    completions: Annotated[int, typer.Option(min=0, help="Number of the last completions to include.")] = 0,
+    out: Annotated[Path | None, Option(help="Archive to write; default: <RUN's name>-bundle.tar.gz.")] = None,
+    completions: Annotated[int, Option(min=0, help="Number of the last completions to include.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a support bundle: logs, stacks, metrics, versions and node facts.
@@ -176,12 +150,7 @@ def bundle(
     Examples:
       mini-r1 bundle runs/first --out first.tar.gz
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from mini_r1.doctor.bundle import bundle as make_bundle
-    from mini_r1.run.health import check_health
-    from mini_r1.run.run_dir import RunDir
 
     target, run_directory = out or Path(f"{run.absolute().name}-bundle.tar.gz"), RunDir(run)
     progress = progress_printer()

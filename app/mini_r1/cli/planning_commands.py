@@ -1,33 +1,27 @@
 """`plan` and `recipes`: what a recipe needs on given devices, and what its keys mean."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Annotated
 
-import typer
+from rich.console import Console
+from typer import BadParameter, Context, Option, Typer
 
-from mini_r1.cli.options import Json, RecipeName, Set
+from mini_r1.cli.options import DeepSpeed, GpuMemory, Json, RecipeName, Set
 from mini_r1.errors import ExitCode, KitError
 
 
 def plan(
     recipe: RecipeName,
     overrides: Set = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="GPUs on each node, 0 for the CPU; default: those here, else the recipe's shape.")
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(help="Number of nodes; default: 1, or the recipe's shape.")] = None,
-    gpu_memory: Annotated[
-        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Memory of a GPU; default: as with --gpus.")
-    ] = None,
-    deepspeed: Annotated[str, typer.Option(help="auto, none, zero2, zero3, zero3-offload or a JSON file.")] = "auto",
+    gpus: Annotated[int | None, Option(help="GPUs per node, 0: the CPU; default: as here, else the recipe's.")] = None,
+    nodes: Annotated[int | None, Option(help="Number of nodes; default: 1, or the recipe's shape.")] = None,
+    gpu_memory: GpuMemory = None,
+    deepspeed: DeepSpeed = "auto",
     grace: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Time from the request to stop to the kill: KillWait, GraceTime, terminationGracePeriodSeconds.",
+        Option(
+            metavar="SECONDS", help="From stop request to kill: KillWait, GraceTime, terminationGracePeriodSeconds."
         ),
     ] = None,
     as_json: Json = False,
@@ -41,8 +35,6 @@ def plan(
       mini-r1 plan mini-r1-3b
       mini-r1 plan my.yaml --gpus 8 --nodes 2 --gpu-memory 80
     """
-    from rich.console import Console
-
     from mini_r1.plan.plan_tables import print_plan
     from mini_r1.plan.recipe_plans import find_hardware, plan_for
     from mini_r1.plan.timing import given_grace, grace_warning
@@ -62,15 +54,15 @@ def plan(
     return ExitCode.CONFIG if made.errors else ExitCode.FINISHED
 
 
-recipes_app = typer.Typer()
+recipes_app = Typer(name="recipes")
 
 
 @recipes_app.callback(invoke_without_command=True)
 def recipes(
-    context: typer.Context,
-    gpus: Annotated[int | None, typer.Option(help="GPUs on each node; default: each recipe's own shape.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="With --gpus: number of nodes.")] = None,
-    gpu_memory: Annotated[float | None, typer.Option("--gpu-memory", metavar="GIB", help="Memory of a GPU.")] = None,
+    context: Context,
+    gpus: Annotated[int | None, Option(help="GPUs on each node; default: each recipe's own shape.")] = None,
+    nodes: Annotated[int | None, Option(help="With --gpus: number of nodes.")] = None,
+    gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:
     """List the shipped recipes: which fit these devices, hours and disk.
@@ -82,16 +74,12 @@ def recipes(
       mini-r1 recipes --gpus 2 --gpu-memory 80
       mini-r1 recipes show mini-r1-3b
     """
-    from rich.console import Console
-
     from mini_r1.plan.plan_tables import print_recipes
     from mini_r1.plan.recipe_plans import find_hardware, recipe_rows, shipped_plans
 
     if context.invoked_subcommand is not None:
         if as_json or (gpus, nodes, gpu_memory) != (None, None, None):
-            raise typer.BadParameter(
-                f"options go after the subcommand: `mini-r1 recipes {context.invoked_subcommand} …`"
-            )
+            raise BadParameter(f"options go after the subcommand: `mini-r1 recipes {context.invoked_subcommand} …`")
         return
     if gpus is None and (nodes is not None or gpu_memory is not None):
         raise KitError("--nodes and --gpu-memory need --gpus")

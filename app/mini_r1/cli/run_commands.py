@@ -1,21 +1,26 @@
 """`runs`, `samples`, `report`, `evaluate` and `play`: inspect a run and measure it."""
 
-from __future__ import annotations
-
 import json
 import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from rich.console import Console
+from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import data_errors, progress_printer, refuse_starting, stop_signals
 from mini_r1.cli.options import Json, RunPath
+from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.run.completions import parse_filter, print_completions
+from mini_r1.run.health import check_health
+from mini_r1.run.listing import format_runs, list_runs, runs_table
+from mini_r1.run.run_dir import RunDir, open_run
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Folder of runs, or one run.")] = Path("runs"),
+    folder: Annotated[Path, Argument(help="Folder of runs, or one run.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """List runs: state, step, success, time, size on disk. Needs no torch.
@@ -27,10 +32,6 @@ def runs(
       mini-r1 runs
       mini-r1 runs runs/sweep --json
     """
-    from rich.console import Console
-
-    from mini_r1.run.listing import format_runs, list_runs, runs_table
-
     with data_errors():
         found = list_runs(folder.expanduser(), time.time())
     if as_json:
@@ -42,20 +43,18 @@ def runs(
 def samples(
     run: RunPath,
     held_out: Annotated[
-        bool, typer.Option("--held-out", help="Show answers to held-out problems, kept by `mini-r1 evaluate`.")
+        bool, Option("--held-out", help="Show answers to held-out problems from `mini-r1 evaluate`.")
     ] = False,
-    step: Annotated[str | None, typer.Option(help="One step, or a range such as 50-100.")] = None,
+    step: Annotated[str | None, Option(help="One step, or a range such as 50-100.")] = None,
     right: Annotated[
-        bool | None, typer.Option("--ok/--wrong", show_default=False, help="By the equation; default: both.")
+        bool | None, Option("--ok/--wrong", show_default=False, help="By the equation; default: both.")
     ] = None,
-    reason: Annotated[str | None, typer.Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
-    grep: Annotated[
-        str | None, typer.Option(help="Regular expression to find in the completion; ignores case.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Largest number of completions; 0: all.")] = 10,
-    last: Annotated[bool, typer.Option("--last", help="Show the last ones instead of the first.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Don't shorten long completions.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each, and nothing else.")] = False,
+    reason: Annotated[str | None, Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
+    grep: Annotated[str | None, Option(help="Regular expression to find in the completion; ignores case.")] = None,
+    limit: Annotated[int, Option(min=0, help="Largest number of completions; 0: all.")] = 10,
+    last: Annotated[bool, Option("--last", help="Show the last ones instead of the first.")] = False,
+    full: Annotated[bool, Option("--full", help="Don't shorten long completions.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one line of JSON for each, and nothing else.")] = False,
 ) -> None:
     """Show a run's completions in the order of steps, filtered.
 
@@ -67,13 +66,6 @@ def samples(
       mini-r1 samples runs/first --last --json
       mini-r1 samples runs/first --held-out --step 0 --ok
     """
-    from rich.console import Console
-
-    from mini_r1.console import progress_console
-    from mini_r1.run.completions import parse_filter, print_completions
-    from mini_r1.run.health import check_health
-    from mini_r1.run.run_dir import RunDir, open_run
-
     wanted = parse_filter(step, right, reason, grep)
     run_directory = RunDir(run.expanduser())
     if run_directory.is_starting():
@@ -88,17 +80,15 @@ def samples(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories; at most 6, drawn over each other.")],
+    runs: Annotated[list[Path], Argument(help="Run directories; at most 6, drawn over each other.")],
     out: Annotated[
-        Path | None, typer.Option(help="Page to write; default: RUN/report.html, for several runs ./report.html.")
+        Path | None, Option(help="Page to write; default: RUN/report.html, for several runs ./report.html.")
     ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Also write report.md and its plots (SVG) there.")
-    ] = None,
+    markdown: Annotated[Path | None, Option(metavar="FOLDER", help="Also write report.md and SVG plots there.")] = None,
     price: Annotated[
-        float | None, typer.Option("--price-per-gpu-hour", min=0, help="Show the cost at this price, any currency.")
+        float | None, Option("--price-per-gpu-hour", min=0, help="Show the cost, in any currency.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Largest number of completions on the page.")] = 20_000,
+    samples: Annotated[int, Option(min=0, help="Largest number of completions on the page.")] = 20_000,
     as_json: Json = False,
 ) -> None:
     """Write a run's report: curves with intervals, the original's, and answers.
@@ -112,9 +102,6 @@ def report(
       mini-r1 report runs/a runs/b --out compare.html
       mini-r1 report runs/first --markdown docs/first --price-per-gpu-hour 2.5
     """
-    from mini_r1.console import printable
-    from mini_r1.machine.heavy_imports import needs_extra
-
     with needs_extra("report"):
         from mini_r1.report.build import build_report
 
@@ -133,25 +120,16 @@ def report(
 
 
 def evaluate(
-    run_or_model: Annotated[str, typer.Argument(help="Run directory, model directory or hub id.")],
-    problems: Annotated[
-        Path | None,
-        typer.Option(help="Problems (.jsonl, .parquet); default: the run's held-out problems."),
-    ] = None,
+    run_or_model: Annotated[str, Argument(help="Run directory, model directory or hub id.")],
+    problems: Annotated[Path | None, Option(help=".jsonl or .parquet; default: the run's held-out problems.")] = None,
     samples: Annotated[
-        int | None,
-        typer.Option(
-            help="Sampled completions for each problem, besides the greedy one; pass@k goes up to this k. Default: as "
-            "in the run's earlier evaluations, else 4."
-        ),
+        int | None, Option(help="Sampled completions per problem, for pass@k up to k=N; default: as before, else 4.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate on the first N problems.")] = None,
-    step: Annotated[int | None, typer.Option(help="One snapshot of the run; 0 is the untrained model.")] = None,
-    newest: Annotated[bool, typer.Option("--newest", help="The run's newest snapshot alone.")] = False,
-    engine: Annotated[
-        str, typer.Option(help="auto (vLLM if there is a GPU and it is installed), vllm or transformers.")
-    ] = "auto",
-    again: Annotated[bool, typer.Option("--again", help="Repeat what was measured with these settings.")] = False,
+    limit: Annotated[int | None, Option(help="Evaluate on the first N problems.")] = None,
+    step: Annotated[int | None, Option(help="One snapshot of the run; 0 is the untrained model.")] = None,
+    newest: Annotated[bool, Option("--newest", help="The run's newest snapshot alone.")] = False,
+    engine: Annotated[str, Option(help="auto (vLLM if installed and there is a GPU), vllm or transformers.")] = "auto",
+    again: Annotated[bool, Option("--again", help="Repeat what was measured with these settings.")] = False,
     as_json: Json = False,
 ) -> ExitCode:
     """Measure success on held-out problems: greedy, sampled, pass@k, intervals.
@@ -166,12 +144,8 @@ def evaluate(
       mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200
       mini-r1 evaluate path/to/model --problems held_out.jsonl --json
     """
-    from mini_r1.console import progress_console
-    from mini_r1.machine.heavy_imports import needs_extra
-    from mini_r1.run.run_dir import RunDir
-
     if newest and step is not None:
-        raise typer.BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
+        raise BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
     run = RunDir(Path(run_or_model).expanduser())
     refuse_starting(run, "it has no snapshot to evaluate yet")
     kept = (
@@ -206,11 +180,11 @@ def evaluate(
 
 def play(
     run: RunPath,
-    numbers: Annotated[str | None, typer.Option(help="Numbers such as 3,5,9; with --target, answer once.")] = None,
-    target: Annotated[str | None, typer.Option(help="Target to reach with the numbers.")] = None,
-    step: Annotated[int | None, typer.Option(help="Snapshot of the trained model; default: the newest.")] = None,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Random seed of sampling, with a temperature above 0.")] = 0,
+    numbers: Annotated[str | None, Option(help="Numbers such as 3,5,9; with --target, answer once.")] = None,
+    target: Annotated[str | None, Option(help="Target to reach with the numbers.")] = None,
+    step: Annotated[int | None, Option(help="Snapshot of the trained model; default: the newest.")] = None,
+    temperature: Annotated[float, Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, Option(help="Random seed of sampling, with a temperature above 0.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Type numbers and a target; the untrained and the trained model answer.
@@ -221,12 +195,7 @@ def play(
       mini-r1 play runs/demo-cpu
       mini-r1 play runs/demo-cpu --numbers 3,5,9 --target 1 --json
     """
-    from rich.console import Console
-
-    from mini_r1.console import progress_console
-    from mini_r1.machine.heavy_imports import needs_extra
     from mini_r1.play.typed_problem import read_problem
-    from mini_r1.run.run_dir import RunDir, open_run
 
     if (numbers is None) != (target is None):
         raise KitError("--numbers and --target need each other, such as --numbers 3,5,9 --target 1")

@@ -1,7 +1,5 @@
 """Standard output and standard error on a disk that may be full, to which batch systems redirect them."""
 
-from __future__ import annotations
-
 import atexit
 import os
 import sys

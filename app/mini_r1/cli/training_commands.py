@@ -1,25 +1,24 @@
 """`train` and `launch`: train a recipe in this process, or on all devices of the job."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from mini_r1.cli.command_tools import describe_interrupted, progress_printer
 from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, RecipeName, RunDirOption, Set
+from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.run.run_dir import RunDir
 
 
 def train(
     recipe: RecipeName,
     overrides: Set = None,
     run_dir: RunDirOption = None,
-    deepspeed: Annotated[
-        str, typer.Option(help="none, zero2, zero3, zero3-offload or a JSON file; `mini-r1 launch` sets it.")
-    ] = "none",
+    deepspeed: Annotated[str, Option(help="none, zero2, zero3, zero3-offload or a JSON file.")] = "none",
 ) -> ExitCode:
     """Train a recipe in this process, or resume it from its last checkpoint.
 
@@ -32,12 +31,9 @@ def train(
     from mini_r1.training.supervised import Supervisor
 
     Supervisor.from_environment().attach()  # first: the imports below take seconds
-    from mini_r1.console import printable, progress_console
-    from mini_r1.machine.heavy_imports import needs_extra
     from mini_r1.recipe.deepspeed_file import find_deepspeed
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.run.finished import finished_step_before_loading, print_finished
-    from mini_r1.run.run_dir import RunDir
 
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides or [])
@@ -64,31 +60,19 @@ def train(
 
 
 def launch(
-    recipe: Annotated[
-        str, typer.Argument(help="Recipe file, name of a shipped recipe, or auto: the largest one that fits.")
-    ],
+    recipe: Annotated[str, Argument(help="Recipe file, shipped recipe's name, or auto: the largest that fits.")],
     overrides: Set = None,
     run_dir: RunDirOption = None,
     gpus: Gpus = None,
-    nodes: Annotated[int | None, typer.Option(help="Number of nodes; default: the scheduler's.")] = None,
-    node_index: Annotated[int | None, typer.Option(help="Index of this node, from 0; default: the scheduler's.")] = (
-        None
-    ),
-    address: Annotated[
-        str | None, typer.Option(help="Address of node 0 as the other nodes reach it; default: the scheduler's.")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port of the rendezvous on node 0; the next port is used too.")
-    ] = None,
+    nodes: Annotated[int | None, Option(help="Number of nodes; default: the scheduler's.")] = None,
+    node_index: Annotated[int | None, Option(help="Index of this node, from 0; default: the scheduler's.")] = None,
+    address: Annotated[str | None, Option(help="Address of node 0 for the others; default: the scheduler's.")] = None,
+    port: Annotated[int | None, Option(help="Port of the rendezvous on node 0; the next port is used too.")] = None,
     deepspeed: DeepSpeed = "auto",
     gpu_memory: GpuMemory = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Start nothing: print every node's commands and environment.")
-    ] = False,
-    print_run_dir: Annotated[
-        bool, typer.Option("--print-run-dir", help="With --dry-run: check everything, print only the run directory.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON and nothing else.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Start nothing: print all commands and environments.")] = False,
+    print_run_dir: Annotated[bool, Option("--print-run-dir", help="With --dry-run: print the run directory.")] = False,
+    as_json: Annotated[bool, Option("--json", help="With --dry-run: print JSON and nothing else.")] = False,
 ) -> ExitCode:
     """Train a recipe on all devices of this node or of several nodes.
 

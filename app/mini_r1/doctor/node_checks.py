@@ -24,7 +24,7 @@ from mini_r1.console import printable
 from mini_r1.doctor import gpus, host, inputs, local_storage, software
 from mini_r1.doctor.case import Case
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, as_error, exit_code, fail, from_dict, from_error, ok, sentence, skip, warn
+from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
@@ -214,7 +214,7 @@ def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list
         fix = "check the disk of the installation, and the driver with `nvidia-smi`"
         return [fail(detail, fix, "node").named("probe")]
     try:
-        return [from_dict(finding) for finding in json.loads(done.stdout)["findings"]]
+        return [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
     except (ValueError, KeyError, TypeError):
         pass
     last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-3:])

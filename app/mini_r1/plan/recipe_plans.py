@@ -21,7 +21,7 @@ from mini_r1.machine.roles import assign, shape
 from mini_r1.plan.planner import AUTO, Plan, make_plan
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.recipe.shipped_files import shipped_recipes
+from mini_r1.recipe.shipped_files import shipped_files
 
 _SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
 HEADER_LINES: Final = 40
@@ -115,7 +115,7 @@ def plan_for(recipe: Recipe, hardware: Hardware, deepspeed: str = AUTO) -> Plan:
 def shipped_plans(hardware: Hardware | None) -> list[tuple[Path, Hardware, Plan]]:
     """Plan every shipped recipe on these devices, or each on what it was made for."""
     plans = []
-    for path in shipped_recipes().values():
+    for path in shipped_files("recipes").values():
         own = hardware or declared_hardware(path) or Hardware([[]], True, None, "the CPU")
         plans.append((path, own, plan_for(load_recipe(path), own)))
     return plans

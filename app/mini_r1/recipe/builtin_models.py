@@ -1,7 +1,5 @@
 """Built-in models, which the kit makes itself, and the solver that each imitates before GRPO."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,30 +14,21 @@ class Demonstrator:
     """Solver whose answers are imitated: correct, but it gives up too early."""
 
     operators: str
-    sums: float
-    """Share of tries that only add and subtract."""
-    largest_value: int
-    """Largest intermediate result of a try; a problem's own `max_intermediate` may be smaller."""
-    give_up: float
-    """Chance of giving up after a failed try, which GRPO has to unlearn."""
-    max_tries: int
-    """Tries in one answer, few enough for the recipe's `max_completion_length`."""
-    broken_format: float = 0.3
-    """Share of answers with broken tags, so that the format reward has something to teach."""
+    sums: float  # share of tries that only add and subtract
+    largest_value: int  # largest intermediate result of a try; a problem's own `max_intermediate` may be smaller
+    give_up: float  # chance of giving up after a failed try, which GRPO has to unlearn
+    max_tries: int  # tries in one answer, few enough for the recipe's `max_completion_length`
+    broken_format: float = 0.3  # share of answers with broken tags, so that the format reward has something to teach
 
 
 @dataclass(frozen=True, slots=True)
 class Imitation:
     """Supervised training on the demonstrator's answers."""
 
-    batch: int
-    """Answers per optimizer step."""
-    learning_rate: float
-    """Peak of AdamW's."""
-    max_new_tokens: int
-    """Longest answer when its arithmetic is measured."""
-    matrix_learning_rate: float = 0.0
-    """Peak of Muon's, for the layers' weight matrices; 0: AdamW for them too."""
+    batch: int  # answers per optimizer step
+    learning_rate: float  # peak of AdamW's
+    max_new_tokens: int  # longest answer when its arithmetic is measured
+    matrix_learning_rate: float = 0.0  # peak of Muon's, for the layers' weight matrices; 0: AdamW for them too
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +37,12 @@ class BuiltinModel:
 
     name: str
     layers: int
-    hidden_size: int
-    """Width of a token; the MLP is three times as wide."""
-    head_size: int
-    """Width of an attention head; vLLM's kernels need 32 or more."""
-    digits: bool
-    """Numbers are read and written digit by digit; else 0 to 99 are one token each."""
+    hidden_size: int  # width of a token; the MLP is three times as wide
+    head_size: int  # width of an attention head; vLLM's kernels need 32 or more
+    digits: bool  # numbers are read and written digit by digit; else 0 to 99 are one token each
     vocabulary: int
-    positions: int
-    """Longest sequence, in tokens."""
-    initializer_range: float
-    """Standard deviation of the random weights."""
+    positions: int  # longest sequence, in tokens
+    initializer_range: float  # standard deviation of the random weights
     demonstrator: Demonstrator
     imitation: Imitation
 

@@ -3,8 +3,6 @@
 find_deepspeed("zero3").stage  # 3
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,9 @@ from typing import Any
 
 from mini_r1.errors import KitError
 from mini_r1.recipe.keys import did_you_mean
-from mini_r1.recipe.shipped_files import shipped_deepspeed
+from mini_r1.recipe.shipped_files import shipped_files
 
-STAGES = (2, 3)
-"""ZeRO stages that the kit's trainer is tested with."""
+STAGES = (2, 3)  # ZeRO stages that the kit's trainer is tested with
 RECIPE_DECIDES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """DeepSpeed settings that the recipe decides: `auto` in every configuration."""
 
@@ -45,32 +42,26 @@ def find_deepspeed(name_or_path: str) -> DeepSpeedFile:
     """Return a configuration given as the name of a shipped one (`zero3`) or as a path.
 
     Raises:
-        KitError: there is no such file, it is no JSON object, its ZeRO stage is not one of STAGES, or it sets what the
-            recipe decides.
+        KitError: it can't be read, its ZeRO stage is not one of STAGES, or it sets what the recipe decides.
     """
-    shipped = shipped_deepspeed()
+    shipped = shipped_files("deepspeed")
     path = shipped.get(name_or_path, Path(name_or_path))
+    place = f"DeepSpeed configuration {path}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise KitError(
-            f"DeepSpeed configuration {name_or_path}: {error.strerror}{did_you_mean(name_or_path, shipped)}; "
-            f"shipped are {', '.join(shipped)}, or give the path of a JSON file"
-        ) from error
+        hint = f"{did_you_mean(name_or_path, shipped)}; shipped are {', '.join(shipped)}"
+        raise KitError(f"{place}: {error.strerror}{hint}, or give the path of a JSON file") from error
     except ValueError as error:
-        raise KitError(f"DeepSpeed configuration {path}: is not valid JSON ({error})") from error
+        raise KitError(f"{place}: is not valid JSON ({error})") from error
     zero = values.get("zero_optimization") if isinstance(values, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") not in STAGES:
         stages = " or ".join(map(str, STAGES))
-        raise KitError(
-            f"DeepSpeed configuration {path}: zero_optimization.stage must be {stages}; see configs/deepspeed"
-        )
+        raise KitError(f"{place}: zero_optimization.stage must be {stages}; see configs/deepspeed")
     fixed = [key for key in RECIPE_DECIDES if values.get(key) != "auto"]
     if fixed:
-        raise KitError(f'DeepSpeed configuration {path}: {", ".join(fixed)} must be "auto", the recipe decides it')
+        raise KitError(f'{place}: {", ".join(fixed)} must be "auto", the recipe decides it')
     if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
-        raise KitError(
-            f"DeepSpeed configuration {path}: set zero_optimization.stage3_gather_16bit_weights_on_model_save: true, "
-            "without it a save holds no whole weights"
-        )
+        key = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+        raise KitError(f"{place}: set {key}: true, without it a save holds no whole weights")
     return DeepSpeedFile(name_or_path, path, values)

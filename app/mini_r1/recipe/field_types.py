@@ -3,8 +3,6 @@
 Words of YAML 1.1 (`no`, `off`, quoted numbers) mean what they mean in files written for transformers' parser.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

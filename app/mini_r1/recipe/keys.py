@@ -3,8 +3,6 @@
 They are listed because the recipe must load without torch; tests/test_recipe.py compares them with the libraries.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from typing import Final
@@ -40,8 +38,7 @@ LATER_TRL_KEYS: Final = frozenset({
 })  # fmt: skip
 """GRPOConfig keys that TRL 0.14.0 does not have; newer tutorials use them."""
 
-LATER_TRL_PREFIXES: Final = ("ref_model_", "vllm_server_")
-"""Prefixes of such keys."""
+LATER_TRL_PREFIXES: Final = ("ref_model_", "vllm_server_")  # prefixes of such keys
 
 UNUSED_KEYS: Final = frozenset({
     "accelerator_config", "adafactor", "auto_find_batch_size", "average_tokens_across_devices", "batch_eval_metrics",

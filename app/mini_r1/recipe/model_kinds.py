@@ -1,11 +1,8 @@
 """Model types that are newer than the pinned transformers, and the error for them."""
 
-from __future__ import annotations
-
 from typing import Final
 
-TRANSFORMERS: Final = "4.48.1"
-"""Pinned version."""
+TRANSFORMERS: Final = "4.48.1"  # pinned version
 
 _LATER: Final = {
     "4.49.0": ("granitemoeshared", "helium", "qwen2_5_vl", "zamba2"),

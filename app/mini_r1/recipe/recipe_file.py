@@ -5,8 +5,6 @@
 Values are read one by one, so that one that can't be read doesn't hide the issues of the others.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Sequence
@@ -20,9 +18,10 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, composer, constructor, error, events, nodes, reader
 
 from mini_r1.errors import KitError
+from mini_r1.recipe.field_types import LARGEST_NUMBER
 from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
 from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, unknown_key
-from mini_r1.recipe.shipped_files import shipped_recipes
+from mini_r1.recipe.shipped_files import shipped_files
 
 MAX_BYTES = 2**16
 """Largest recipe file; a real one has one or two thousand bytes. The YAML reader takes about 1 s for this many."""
@@ -76,11 +75,7 @@ class _PlainComposer(composer.Composer):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and validate a recipe file.
-
-    Args:
-        path: the YAML file.
-        overrides: `key=value` strings, the value in YAML; dots reach into mappings; a later one wins.
+    """Read and validate a recipe file with `key=value` overrides, the value in YAML; a later one wins.
 
     Raises:
         RecipeError: all issues of file and overrides, one a line, sorted by line.
@@ -102,12 +97,11 @@ def find_recipe(name_or_path: str) -> Path:
     Raises:
         RecipeError: there is no such file; the message names the shipped recipes.
     """
-    path, shipped = Path(name_or_path), shipped_recipes()
-    found = (
-        path if os.path.isfile(path) else shipped.get(name_or_path) or shipped.get(name_or_path.removesuffix(".yaml"))
-    )
+    if os.path.isfile(name_or_path):
+        return Path(name_or_path)
+    found = shipped_files("recipes").get(name_or_path.removesuffix(".yaml"))
     if found is None:
-        raise RecipeError(_describe_missing(path))
+        raise RecipeError(_describe_missing(Path(name_or_path)))
     return found
 
 
@@ -139,21 +133,17 @@ def effective_output_dir(recipe: Recipe, recipe_path: Path) -> Path:
 
 
 def _describe_missing(path: Path) -> str:
-    shipped, near, mounted = shipped_recipes(), dict[str, str](), False
+    folder, shipped, near, mounted = path.parent, shipped_files("recipes"), dict[str, str](), False
     with suppress(OSError, ValueError):
-        near = {entry.stem: str(entry) for entry in sorted(path.parent.glob("[!.]*.yaml"))}
-        mounted = (path.parent / "..data").is_symlink()  # how the kubelet mounts a ConfigMap
-    lines = [f"{_printable(str(path))}: no such recipe{did_you_mean(path.stem, [*near, *shipped])}"]
+        near = {entry.stem: str(entry) for entry in sorted(folder.glob("[!.]*.yaml"))}
+        mounted = (folder / "..data").is_symlink()  # how the kubelet mounts a ConfigMap
+    message = f"{_printable(str(path))}: no such recipe{did_you_mean(path.stem, [*near, *shipped])}"
     if mounted:
-        lines.append(
-            f"{_printable(str(path.parent))} is a ConfigMap: add the file to it (configs/kustomization.yaml makes that "
-            "of k8s/), and apply again"
-        )
+        source = "(configs/kustomization.yaml makes that of k8s/)"
+        message += f"\n{_printable(str(folder))} is a ConfigMap: add the file to it {source}, and apply again"
     if near:
-        lines.append(f"recipes in that directory: {', '.join(near.values())}")
-    if shipped:
-        lines.append(f"recipes of the kit: {', '.join(shipped)}")
-    return "\n".join(lines)
+        message += f"\nrecipes in that directory: {', '.join(near.values())}"
+    return f"{message}\nrecipes of the kit: {', '.join(shipped)}" if shipped else message
 
 
 def _read_text(path: Path) -> str:
@@ -374,7 +364,6 @@ def _describe_found(value: object) -> str:
         return ", not null" if value is None else f", not {str(value).lower()}"
     if isinstance(value, dict | list):
         return ", not a mapping" if isinstance(value, dict) else ", not a list"
-    if isinstance(value, int) and abs(value) > 10**15:  # Python may refuse to print it
-        return ""
-    shown = repr(value) if isinstance(value, int | float | str) else ""
-    return f", not {shown}" if 0 < len(shown) <= 40 else ""
+    if not isinstance(value, int | float | str) or (isinstance(value, int) and abs(value) > LARGEST_NUMBER):
+        return ""  # Python may refuse to print such a number
+    return f", not {value!r}" if len(repr(value)) <= 40 else ""

@@ -1,7 +1,5 @@
 """What the keys of a recipe mean, from their fields: a commented recipe, a JSON schema, and docs/recipe.md."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Iterator
@@ -28,11 +26,15 @@ SECTIONS = {
     "warm_start": "Built-in models",
 }
 """Headings by the field that each begins with."""
-COLUMNS = 100
-"""Width of comments."""
+COLUMNS = 100  # width of comments
 BOUNDS = {
-    "ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum", "multiple_of": "multipleOf",
-}  # fmt: skip
+    "ge": ("minimum", "≥"),
+    "gt": ("exclusiveMinimum", ">"),
+    "le": ("maximum", "≤"),
+    "lt": ("exclusiveMaximum", "<"),
+    "multiple_of": ("multipleOf", "multiple of"),
+}
+"""pydantic's names of bounds, each with JSON schema's and the sign in docs/recipe.md."""
 TABLE = ("", "| key | values | default | meaning |", "| --- | --- | --- | --- |")
 HEAD = """\
 # Recipe keys
@@ -82,7 +84,7 @@ def recipe_schema() -> dict[str, Any]:
 def _with_standard_names(schema: Any) -> Any:
     """Return a schema with JSON schema's names for bounds: pydantic leaves its own on types with a validator."""
     if isinstance(schema, dict):
-        return {BOUNDS.get(key, key): _with_standard_names(value) for key, value in schema.items()}
+        return {BOUNDS[key][0] if key in BOUNDS else key: _with_standard_names(value) for key, value in schema.items()}
     return [_with_standard_names(item) for item in schema] if isinstance(schema, list) else schema
 
 
@@ -92,14 +94,8 @@ def recipe_reference() -> str:
     for name, row in _rows(Recipe):
         lines += ["", f"## {SECTIONS[name]}", *TABLE, row] if name in SECTIONS else [row]
     for key, model in NESTED.items():
-        lines += [
-            "",
-            f"## Keys of `{key}`",
-            "",
-            (model.__doc__ or "").strip(),
-            *TABLE,
-            *(row for _, row in _rows(model)),
-        ]
+        rows = [row for _, row in _rows(model)]
+        lines += ["", f"## Keys of `{key}`", "", str(model.__doc__), *TABLE, *rows]
     lines += ["", "## Refused keys", "", "| key | why |", "| --- | --- |"]
     lines += [f"| `{key}` | {why} |" for key, why in REFUSED_KEYS.items()]
     return "\n".join(lines) + "\n"
@@ -120,16 +116,9 @@ def _describe_values(schema: dict[str, Any]) -> str:
         return " or ".join(dict.fromkeys(map(_describe_values, schema["anyOf"])))
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
-    kind = {"string": "text", "boolean": "`true`, `false`", "object": "mapping", "null": "`null`"}.get(
-        schema.get("type", "object"), schema.get("type", "object")
-    )
+    kind = schema.get("type", "object")
     if kind == "array":
         return f"list of {_describe_values(schema['items'])}"
-    signs = {
-        "minimum": "≥",
-        "exclusiveMinimum": ">",
-        "maximum": "≤",
-        "exclusiveMaximum": "<",
-        "multipleOf": "multiple of",
-    }
-    return ", ".join([kind, *(f"{sign} {schema[name]:,}" for name, sign in signs.items() if name in schema)])
+    kind = {"string": "text", "boolean": "`true`, `false`", "object": "mapping", "null": "`null`"}.get(kind, kind)
+    bounds = (f"{sign} {schema[name]:,}" for name, sign in BOUNDS.values() if name in schema)
+    return ", ".join([kind, *bounds])
