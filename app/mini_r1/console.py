@@ -21,7 +21,9 @@ def printable(text: str) -> str:
     """Return text with control and invisible characters escaped: a completion may hold terminal escapes."""
     if text.isascii() and all(c in _KEPT or " " <= c <= "~" for c in text):
         return text
-    return "".join(c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else _escape(c) for c in text)
+    return "".join(
+        c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def as_markdown(text: object) -> str:
@@ -42,10 +44,6 @@ def progress_console() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
-
-
 class ProgressLine:
     """Progress of long work: a bar on a terminal, elsewhere a plain line every PLAIN_EVERY seconds."""
 
@@ -58,10 +56,9 @@ class ProgressLine:
         self._printed = time.monotonic()
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description} {task.completed}/{task.total}"), BarColumn(24))
-            self._bar = Progress(
-                *columns, TextColumn("{task.fields[status]}"), TimeRemainingColumn(compact=True), console=console
-            )
+            done = TextColumn("{task.description} {task.completed}/{task.total}")
+            status = TextColumn("{task.fields[status]}")
+            self._bar = Progress(done, BarColumn(24), status, TimeRemainingColumn(compact=True), console=console)
             self._task = self._bar.add_task(title, total=total, status="")
 
     def __enter__(self) -> ProgressLine:

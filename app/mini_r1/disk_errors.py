@@ -6,7 +6,6 @@ A disk that is full, read-only or gone may work again later, so the exit code is
 import errno
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,12 @@ from mini_r1.console import shown_bytes
 from mini_r1.errors import ExitCode, KitError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-BROKEN = frozenset({errno.EIO, errno.ESTALE})  # I/O error, stale network file
+TODO = {
+    **dict.fromkeys(FULL, "Free space on that disk"),
+    errno.EROFS: "Make that filesystem writable",
+    errno.EIO: "Check that disk and its mount",
+    errno.ESTALE: "Check that disk and its mount",
+}
 DENIED = frozenset({errno.EACCES, errno.EPERM})
 LOST = DENIED | {errno.ENOENT, errno.ENOTDIR, errno.ENOTCONN, errno.ENODEV}
 """Disk errors only for a file that could be used before; elsewhere a wrong path looks the same."""
@@ -36,25 +40,19 @@ def disk_error(error: OSError, folder: Path | None = None, then: str = "") -> Ki
     """
     given = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     path = given or folder
-    problem = f"{error.strerror} ({_describe_space(path)})" if path else f"{error.strerror}"
-    what = path or "a file"
-    if error.errno in FULL:
-        why, todo = f"cannot write {what}: {problem}", "Free space on that disk"
-    elif error.errno == errno.EROFS:
-        why, todo = f"cannot write {what}: {problem}", "Make that filesystem writable"
-    elif error.errno in BROKEN:
-        why, todo = f"cannot use {what}: {problem}", "Check that disk and its mount"
+    space = f" ({_describe_space(path)})" if path else ""
+    verb = "write" if error.errno in FULL | {errno.EROFS} else "use"
+    why = f"cannot {verb} {path or 'a file'}: {error.strerror}{space}"
+    if error.errno in TODO:
+        todo = TODO[error.errno]
     elif folder is None or error.errno not in LOST or not _was_usable(given, folder):
         return None
     elif error.errno in DENIED:
-        why, todo = (
-            f"cannot use {path}: {problem}",
-            f"Give this user (uid {os.getuid()}) the right to read and write it",
-        )
+        todo = f"Give this user (uid {os.getuid()}) the right to read and write it"
     elif not os.path.isdir(folder):
         why, todo = f"{folder} is gone: it was renamed, removed or unmounted meanwhile", "Put it back"
     else:
-        why, todo = f"cannot use {path}: {problem}", "Put back what was renamed or removed meanwhile"
+        todo = "Put back what was renamed or removed meanwhile"
     return KitError(f"{why}. {todo}, then run the same command again{f': {then}' if then else ''}.", ExitCode.RETRY)
 
 
@@ -127,10 +125,8 @@ def _probe_write(folder: Path) -> int:
 
 def _describe_space(path: Path) -> str:
     try:
-        place = existing(path)
-        free, inodes = shutil.disk_usage(place).free, os.statvfs(place)
+        disk = os.statvfs(existing(path))
     except OSError as error:
         return f"the free space of its disk is not known: {error.strerror}"
-    if inodes.f_files and not inodes.f_favail:
-        return f"its disk has {shown_bytes(free)} left, and no inodes"
-    return f"its disk has {shown_bytes(free)} left"
+    no_inodes = ", and no inodes" if disk.f_files and not disk.f_favail else ""
+    return f"its disk has {shown_bytes(disk.f_bavail * disk.f_frsize)} left{no_inodes}"

@@ -11,7 +11,6 @@ from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown.problem import DataError
 
 
 def progress_printer(style: str | None = None) -> Callable[[str], None]:
@@ -21,12 +20,10 @@ def progress_printer(style: str | None = None) -> Callable[[str], None]:
 
 
 @contextmanager
-def data_errors() -> Iterator[None]:
-    """Turn the game's errors, and files that can't be read or written, into exit code 78; a full disk into 150."""
+def file_errors() -> Iterator[None]:
+    """Turn errors of files that can't be read or written into exit code 78, those of a full disk into 150."""
     try:
         yield
-    except DataError as error:
-        raise KitError(str(error)) from error
     except BrokenPipeError:
         raise
     except OSError as error:

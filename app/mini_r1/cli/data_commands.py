@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option, Typer
 
-from mini_r1.cli.command_tools import data_errors, progress_printer, stop_signals
+from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signals
 from mini_r1.cli.options import Json
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.disk_errors import named
@@ -37,7 +37,7 @@ def score(
       mini-r1 score < completions.jsonl | head
     """
     name = "standard input" if file == "-" else file
-    with data_errors(), nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
+    with file_errors(), nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
                 continue
@@ -70,7 +70,7 @@ def data_generate(
         done = f"{len(problems):,} of {rows:,} problems"
         return f"stopped after {done}, and {out} was not written: the same command starts from the beginning"
 
-    with data_errors(), stop_signals(describe), ProgressLine(progress_console(), "problems", rows) as line:
+    with file_errors(), stop_signals(describe), ProgressLine(progress_console(), "problems", rows) as line:
         for problem in generate(rows, seed):
             problems.append(problem)
             line.update(len(problems))
@@ -89,7 +89,7 @@ def data_inspect(
     Examples:
       mini-r1 data inspect problems.jsonl
     """
-    with data_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
+    with file_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
         problems = read_problems(file)
         with ProgressLine(progress_console(), "rows", len(problems)) as line:
             facts: dict[str, Any] = inspect(problems, line.update)

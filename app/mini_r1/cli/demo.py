@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,19 +17,26 @@ from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.run.files import read_jsonl
 from mini_r1.run.reader import completions_file, list_held_out_results, read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.values import mapping
 
 RECIPE = "demo-cpu"
 SAMPLES = 1  # sampled completions for each held-out row: most problems are there in several orders of their numbers
 SHOWN = 3  # problems whose completions are printed
 QUICK = (
-    "max_steps=2",
-    "warmup_steps=0",
-    "gradient_accumulation_steps=1",
-    "warm_start.steps=60",
-    "warm_start.min_accuracy=0",
-    "dataset_rows=600",
-)
+    "max_steps=2", "warmup_steps=0", "gradient_accumulation_steps=1", "warm_start.steps=60",
+    "warm_start.min_accuracy=0", "dataset_rows=600",
+)  # fmt: skip
+FIGURES = (
+    "sampled", "ci95", "greedy", "greedy_ci95", "tries", "format", "truncated", "completion_tokens", "baselines",
+)  # fmt: skip
+ROWS = {
+    "success, sampled": "{sampled:.1%}",
+    "  95 % interval": "{ci95[0]:.1%} - {ci95[1]:.1%}",
+    "success, greedy": "{greedy:.1%}",
+    "tries per answer": "{tries:.2f}",
+    "O/E against a random solver": "{oe}",
+    "format right": "{format:.1%}",
+    "tokens per completion": "{completion_tokens:.1f}",
+}
 
 PATH = """\
 What this shows: the training path of the big run - prompt, rewards, rollout,
@@ -95,8 +101,8 @@ def demo(
             for step in (0, None)
         )
     result = {
-        "before": _figures(before),
-        "after": _figures(after),
+        "before": {key: before[key] for key in FIGURES},
+        "after": {key: after[key] for key in FIGURES},
         "rise": _rise(before, after),
         "problems": after["problems"],
         "seconds_warm_start": making(Path(str(start.source))).get("seconds"),
@@ -118,11 +124,6 @@ def seconds_of_steps(run: RunDir) -> float:
         seconds += (row["step"] - before) * sum(row.get(phase, 0.0) for phase in phases)
         before = row["step"]
     return seconds
-
-
-def _figures(evaluation: dict[str, Any]) -> dict[str, Any]:
-    keys = ("sampled", "ci95", "greedy", "greedy_ci95", "tries", "format", "truncated", "completion_tokens")
-    return {**{key: evaluation[key] for key in keys}, "baselines": mapping(evaluation["baselines"])}
 
 
 def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -154,28 +155,16 @@ def _print_result(result: dict[str, Any], before: dict[str, Any], after: dict[st
 
     console = Console(highlight=False)
     table = Table("", "before", "after", title=f"{result['problems']} held-out problems", title_justify="left")
-    rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-        ("success, sampled", lambda of: f"{of['sampled']:.1%}"),
-        ("  95 % interval", lambda of: f"{of['ci95'][0]:.1%} - {of['ci95'][1]:.1%}"),
-        ("success, greedy", lambda of: f"{of['greedy']:.1%}"),
-        ("tries per answer", lambda of: f"{of['tries']:.2f}"),
-        ("O/E against a random solver", lambda of: over(of["baselines"]["random_solver"])),
-        ("format right", lambda of: f"{of['format']:.1%}"),
-        ("tokens per completion", lambda of: f"{of['completion_tokens']:.1f}"),
-    )
-    for label, cell in rows:
-        table.add_row(label, cell(before), cell(after))
+    columns = [{**figures, "oe": over(figures["baselines"]["random_solver"])} for figures in (before, after)]
+    for label, text in ROWS.items():
+        table.add_row(label, *(text.format(**figures) for figures in columns))
     console.print(table)
     at_tries = after["baselines"]["random_solver"]["success_at_tries"]
-    console.print(
-        "random solver, success by number of tries: "
-        + ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items())
-    )
-    rise = result["rise"]
-    console.print(
-        f"rise: {_points(rise['sampled'])} points"
-        + (f" (95 %: {_points(rise['ci95'][0])} to {_points(rise['ci95'][1])})" if rise["ci95"] else "")
-    )
+    shares = ", ".join(f"{tries}: {share:.1%}" for tries, share in at_tries.items())
+    console.print(f"random solver, success by number of tries: {shares}")
+    rise, limits = result["rise"]["sampled"], result["rise"]["ci95"]
+    interval = f" (95 %: {100 * limits[0]:+.1f} to {100 * limits[1]:+.1f})" if limits else ""
+    console.print(f"rise: {100 * rise:+.1f} points{interval}")
     for pair in list(zip(_answers(before), _answers(after), strict=True))[:SHOWN]:
         problem = pair[0][0]
         console.print(f"\n[bold]{problem['nums']} -> {problem['target']}[/bold]", markup=True)
@@ -190,10 +179,6 @@ def _print_result(result: dict[str, Any], before: dict[str, Any], after: dict[st
         soft_wrap=True,  # a path or a command is copied whole
     )
     console.print(describe_result(result), style="dim", markup=False)
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:+.1f}"
 
 
 def describe_result(result: dict[str, Any]) -> str:

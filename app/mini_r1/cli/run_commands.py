@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, BadParameter, Option
 
-from mini_r1.cli.command_tools import data_errors, progress_printer, refuse_starting, stop_signals
+from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
 from mini_r1.cli.options import Json, RunPath
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
@@ -32,7 +32,7 @@ def runs(
       mini-r1 runs
       mini-r1 runs runs/sweep --json
     """
-    with data_errors():
+    with file_errors():
         found = list_runs(folder.expanduser(), time.time())
     if as_json:
         print(format_runs(found))
@@ -72,7 +72,7 @@ def samples(
         progress_printer()(check_health(run_directory.path, time.time()).sentence)
     else:
         open_run(run_directory.path)
-    with data_errors():
+    with file_errors():
         print_completions(
             run_directory, wanted, held_out=held_out, limit=limit, last=last, full=full, as_json=as_json,
             out=Console(highlight=False), progress=progress_console(),
@@ -153,7 +153,7 @@ def evaluate(
         if run.is_run()
         else "nothing is kept of a model's figures"
     )
-    with stop_signals(lambda: f"stopped: {kept}"), data_errors():
+    with stop_signals(lambda: f"stopped: {kept}"), file_errors():
         with needs_extra("train", console=progress_console()):
             from mini_r1.evaluation.evaluate_run import evaluate_run, evaluate_run_or_model
             from mini_r1.evaluation.results_table import print_series, print_table
@@ -210,7 +210,7 @@ def play(
         from mini_r1.play.players import load_players
         from mini_r1.training.prepare import starting_point
     sampling = session.Sampling(temperature, seed)
-    with data_errors():
+    with file_errors():
         playing = load_players(run_directory, step, starting_point(run_directory), progress_printer())
     if problem is None:
         session.play(playing, sampling, console, session.ask_at_terminal)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from mini_r1.errors import KitError
-from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
+from mini_r1.tasks.countdown.problem import Problem, parse_problem
 
 MOST_NUMBERS = 6
 """The exact solver runs last, and takes seconds for six numbers, minutes for seven."""
@@ -22,10 +22,7 @@ def read_problem(numbers: str, target: str) -> Problem:
     nums = [_integer(word, "number") for word in _SEPARATOR.split(numbers.strip().strip("[]()")) if word]
     if not 2 <= len(nums) <= MOST_NUMBERS:
         raise KitError(f"give 2 to {MOST_NUMBERS} numbers, such as 3, 5, 9; found {len(nums)}")
-    try:
-        return parse_problem({"nums": nums, "target": _integer(target.strip(), "target")}, "this problem")
-    except DataError as error:
-        raise KitError(str(error)) from error
+    return parse_problem({"nums": nums, "target": _integer(target.strip(), "target")}, "this problem")
 
 
 def split_line(line: str) -> tuple[str, str | None]:

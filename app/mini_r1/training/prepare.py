@@ -66,19 +66,16 @@ def load_task_data(
                 raise Stopped(f"stopped after generating {rows:,} of {total:,} problems: run the same command again")
             line.update(rows)
 
-        try:
-            return task.load_data(
-                recipe.dataset_id_or_path,
-                revision=commit or recipe.dataset_revision,
-                rows=recipe.dataset_rows,
-                seed=recipe.dataset_seed,
-                test_fraction=recipe.test_fraction,
-                split_by=recipe.split_by,
-                generator=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else None,
-                progress=generated,
-            )
-        except task.DataError as error:
-            raise KitError(str(error)) from error
+        return task.load_data(
+            recipe.dataset_id_or_path,
+            revision=commit or recipe.dataset_revision,
+            rows=recipe.dataset_rows,
+            seed=recipe.dataset_seed,
+            test_fraction=recipe.test_fraction,
+            split_by=recipe.split_by,
+            generator=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else None,
+            progress=generated,
+        )
 
 
 def model_source(recipe: Recipe, data: task.TaskData, console: Console, stop: Stop = never) -> str:

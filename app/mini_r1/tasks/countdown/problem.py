@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mini_r1.errors import KitError
+
 MAX_NUMBERS = 8
 """Most numbers in one problem; the exact solver's work grows more than tenfold with each further one."""
 MAX_NUMBER = 10**6
@@ -13,7 +15,7 @@ MAX_TARGET = 10**9
 """The largest absolute target."""
 
 
-class DataError(ValueError):
+class DataError(KitError):
     """Error raised for wrong data from a user: the message names the place and what is wrong."""
 
 
