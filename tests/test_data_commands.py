@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.tasks.countdown import data, generator
+from mini_r1.cli import data_commands
+from mini_r1.tasks.countdown import data
 
 from tests.training.workers import Workers, kit, run_forked
 
@@ -20,7 +21,7 @@ HARD = {"nums": [71, 73, 79, 83, 89, 97, 41, 43], "target": 999_999_937}
 
 def generate_and_stop(moment: str, number: signal.Signals, *args: str | Path) -> None:
     """`mini-r1 ARGS`, which gets a signal at its third problem, or while it writes the file."""
-    generate, replace = generator.generate, os.replace
+    generate, replace = data_commands.generate, os.replace
 
     def generated(*given: Any) -> Iterator[Any]:
         for count, problem in enumerate(generate(*given), start=1):
@@ -33,7 +34,7 @@ def generate_and_stop(moment: str, number: signal.Signals, *args: str | Path) ->
             os.kill(os.getpid(), number)
         replace(*given)
 
-    generator.generate, data.os.replace = generated, replaced
+    data_commands.generate, data.os.replace = generated, replaced
     kit(*args)
 
 

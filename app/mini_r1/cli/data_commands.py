@@ -15,7 +15,6 @@ from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signal
 from mini_r1.cli.options import Json
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.disk_errors import named
-from mini_r1.errors import KitError
 from mini_r1.tasks.countdown.data import inspect, read_problems, write_jsonl
 from mini_r1.tasks.countdown.generator import generate
 from mini_r1.tasks.countdown.problem import DataError, Problem
@@ -51,7 +50,7 @@ def score(
 
 @data_app.command("generate")
 def data_generate(
-    rows: Annotated[int, Option(help="Number of problems.")],
+    rows: Annotated[int, Option(min=1, help="Number of problems.")],
     out: Annotated[Path, Option(help="JSONL file to write.")],
     seed: Annotated[int, Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
 ) -> None:
@@ -60,8 +59,6 @@ def data_generate(
     Examples:
       mini-r1 data generate --rows 50000 --seed 42 --out problems.jsonl
     """
-    if rows < 1:
-        raise KitError(f"--rows must be at least 1, found {rows}")
     progress = progress_printer()
     progress(f"generating {rows:,} problems")
     problems: list[Problem] = []

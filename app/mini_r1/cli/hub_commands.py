@@ -32,10 +32,7 @@ def prefetch(recipe: RecipeName, overrides: Set = None, as_json: Json = False) -
 def publish(
     run: RunPath,
     repo: Annotated[str, Option(help="Hub repository: owner/name, or a name in your namespace.")],
-    snapshot: Annotated[
-        str | None,
-        Option(metavar="BEST|N", help="Publish this snapshot alone; default: all as branches, BEST on main."),
-    ] = None,
+    snapshot: Annotated[str | None, Option(metavar="BEST|N", help="Only this one; default: all, BEST on main.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Send nothing: show files and model card.")] = False,
     public: Annotated[bool, Option("--public", help="Make a new repository public; default: private.")] = False,
     as_json: Json = False,

@@ -12,8 +12,7 @@ Set = Annotated[
     Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable, dots reach into mappings."),
 ]
 RunDirOption = Annotated[
-    Path | None,
-    Option("--run-dir", help="Run directory; default: the recipe's output_dir, else runs/<recipe's name>."),
+    Path | None, Option("--run-dir", help="Run directory; default: the recipe's output_dir, else runs/<recipe's name>.")
 ]
 Gpus = Annotated[int | None, Option(help="Use the first N of the GPUs given; default: all.")]
 GpuMemory = Annotated[

@@ -20,9 +20,7 @@ def plan(
     deepspeed: DeepSpeed = "auto",
     grace: Annotated[
         float | None,
-        Option(
-            metavar="SECONDS", help="From stop request to kill: KillWait, GraceTime, terminationGracePeriodSeconds."
-        ),
+        Option(metavar="SECONDS", help="Grace time: KillWait, GraceTime or terminationGracePeriodSeconds."),
     ] = None,
     as_json: Json = False,
 ) -> ExitCode:

@@ -42,13 +42,9 @@ def runs(
 
 def samples(
     run: RunPath,
-    held_out: Annotated[
-        bool, Option("--held-out", help="Show answers to held-out problems from `mini-r1 evaluate`.")
-    ] = False,
+    held_out: Annotated[bool, Option("--held-out", help="Answers to held-out problems (`mini-r1 evaluate`).")] = False,
     step: Annotated[str | None, Option(help="One step, or a range such as 50-100.")] = None,
-    right: Annotated[
-        bool | None, Option("--ok/--wrong", show_default=False, help="By the equation; default: both.")
-    ] = None,
+    right: Annotated[bool | None, Option("--ok/--wrong", help="By the equation; default: both.")] = None,
     reason: Annotated[str | None, Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
     grep: Annotated[str | None, Option(help="Regular expression to find in the completion; ignores case.")] = None,
     limit: Annotated[int, Option(min=0, help="Largest number of completions; 0: all.")] = 10,
@@ -81,13 +77,9 @@ def samples(
 
 def report(
     runs: Annotated[list[Path], Argument(help="Run directories; at most 6, drawn over each other.")],
-    out: Annotated[
-        Path | None, Option(help="Page to write; default: RUN/report.html, for several runs ./report.html.")
-    ] = None,
+    out: Annotated[Path | None, Option(help="Page; default: RUN/report.html, for several runs ./report.html.")] = None,
     markdown: Annotated[Path | None, Option(metavar="FOLDER", help="Also write report.md and SVG plots there.")] = None,
-    price: Annotated[
-        float | None, Option("--price-per-gpu-hour", min=0, help="Show the cost, in any currency.")
-    ] = None,
+    price: Annotated[float | None, Option("--price-per-gpu-hour", min=0, help="Show costs, in any currency.")] = None,
     samples: Annotated[int, Option(min=0, help="Largest number of completions on the page.")] = 20_000,
     as_json: Json = False,
 ) -> None:

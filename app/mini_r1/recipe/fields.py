@@ -240,15 +240,12 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check_contradictions(self) -> Recipe:
         """Report all contradictions together, each with its keys."""
-        errors: list[InitErrorDetails] = [
-            {
-                "type": PydanticCustomError("cross_check", "{text}", {"text": text, "keys": tuple(keys.split())}),
-                "loc": (),
-                "input": None,
-            }
+        found = [
+            PydanticCustomError("cross_check", "{text}", {"text": text, "keys": tuple(keys.split())})
             for keys, text in self._contradictions()
         ]
-        if errors:
+        if found:
+            errors = [InitErrorDetails(type=error, loc=(), input=None) for error in found]
             raise ValidationError.from_exception_data("Recipe", errors, hide_input=True)
         return self
 
@@ -273,10 +270,8 @@ class Recipe(BaseModel):
         needed = REQUIRED_ARGUMENTS.get(self.lr_scheduler_type, ())
         if needed and not any(names <= set(self.lr_scheduler_kwargs or {}) for names in needed):
             names = " or ".join(" and ".join(sorted(names)) for names in needed)
-            yield (
-                "lr_scheduler_kwargs lr_scheduler_type",
-                f"{self.lr_scheduler_type} needs {names} in lr_scheduler_kwargs",
-            )
+            text = f"{self.lr_scheduler_type} needs {names} in lr_scheduler_kwargs"
+            yield "lr_scheduler_kwargs lr_scheduler_type", text
         if 0 < self.max_steps < self.warmup_steps:
             yield "warmup_steps max_steps", f"the warm-up is longer than the run: at most {self.max_steps} steps"
         if self.generator and self.dataset_id_or_path != GENERATED:
@@ -288,10 +283,8 @@ class Recipe(BaseModel):
             text = "test_fraction is 0, so nothing is held out to evaluate on: set it above 0, or eval_strategy: no"
             yield "eval_strategy test_fraction", text
         if self.use_vllm and self.use_peft:
-            text = (
-                "an adapter cannot be generated with through vLLM, there is no merge and TRL 0.14.0 loads wrong names"
-            )
-            yield "use_peft use_vllm", f"{text}: set use_vllm or use_peft false"
+            text = "an adapter cannot be generated with through vLLM: TRL 0.14.0 doesn't merge it and loads wrong names"
+            yield "use_peft use_vllm", f"{text}; set use_vllm or use_peft false"
         if self.load_in_4bit and self.load_in_8bit:
             yield "load_in_8bit load_in_4bit", "load_in_4bit and load_in_8bit are both true: set one of them false"
         elif (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
