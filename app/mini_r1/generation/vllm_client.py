@@ -26,6 +26,7 @@ import torch
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.sampler import SamplingConfig, Stop, never
+from mini_r1.machine.lifeline import SUPERVISOR
 
 SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that the child ignores."""
@@ -267,7 +268,7 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
 
     The hub's token stays only if the model is on the hub.
     """
-    worker = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MINI_R1_SUPERVISOR"}
+    worker = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", SUPERVISOR}
     secrets = {"WANDB_API_KEY"}
     if Path(config.model).exists():
         secrets |= {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}

@@ -16,6 +16,7 @@ from mini_r1.launch.hang import Heartbeats, is_waiting, keep_stacks, write_stack
 from mini_r1.launch.peers import Ending, Peers, agree
 from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.workers import Worker, describe_status, to_exit_code
+from mini_r1.machine.lifeline import STOP_FILE
 from mini_r1.run.files import write_text
 from mini_r1.run.run_dir import RunDir
 
@@ -86,7 +87,7 @@ class Supervision:
             self._overrule(Ending(ExitCode.INTERRUPTED, text))
         elif self.stop.name is not None and not self._stop_forwarded:
             self._stop_forwarded = True
-            write_text(self.folder / "stop", self.stop.name, sync=False)
+            write_text(self.folder / STOP_FILE, self.stop.name, sync=False)
             if self._deadline is None:
                 self.say(f"{self.stop.name}: {STOPPING}")
 

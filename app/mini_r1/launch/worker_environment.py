@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from mini_r1.console import printable
 from mini_r1.launch.job import Job
 from mini_r1.machine.control_groups import usable_cores
+from mini_r1.machine.lifeline import SUPERVISOR
 from mini_r1.machine.nvidia import device_index
 from mini_r1.machine.redact import redact
 from mini_r1.machine.roles import Roles
@@ -87,7 +88,7 @@ def worker_starts(
         Variable("LOCAL_WORLD_SIZE", str(node.workers), f"workers of node {index}; nodes may differ"),
         Variable("MASTER_ADDR", nodes.address, "where rank 0 listens"),
         Variable("MASTER_PORT", str(nodes.port), "from the job, so that two jobs on one machine do not meet"),
-        Variable("MINI_R1_SUPERVISOR", str(scratch), "folder for heartbeats, stacks and the request to stop"),
+        Variable(SUPERVISOR, str(scratch), "folder for heartbeats, stacks and the request to stop"),
     ]
     if on_cpu:
         shared += [

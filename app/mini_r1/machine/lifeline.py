@@ -1,4 +1,7 @@
-"""A process that ends with its parent, by Linux's prctl(2), PR_SET_PDEATHSIG; on other systems nothing happens."""
+"""What ties a worker to its launcher: the names of their channel, and an end with the parent process.
+
+The latter is Linux's prctl(2), PR_SET_PDEATHSIG; on other systems nothing happens.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ import os
 import signal
 import sys
 
+SUPERVISOR = "MINI_R1_SUPERVISOR"
+"""Variable with the launcher's scratch directory, where heartbeats, stacks and the request to stop are written."""
+STOP_FILE = "stop"
+"""The request to stop: holds the name of the signal that the launcher got."""
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2), from linux/prctl.h."""
 

@@ -23,6 +23,7 @@ from mini_r1.hub.branch_contents import is_on_hub
 from mini_r1.hub.publish import default_name
 from mini_r1.hub.push import END, PUSH_RECORD, SAVED
 from mini_r1.hub.upload import LOGIN_HINT, find_token, is_offline
+from mini_r1.machine.lifeline import SUPERVISOR
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import read_object
 from mini_r1.run.run_dir import RunDir
@@ -33,9 +34,7 @@ END_WAIT_S = 600.0
 """Seconds that a finished run waits for its last push: a 3B model of 6 GB needs 80 Mbit/s. The GPUs idle meanwhile."""
 LOOK_EVERY_S = 0.2
 KILLED_WAIT_S = 5.0
-_NOT_PASSED_ON = frozenset(
-    {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MINI_R1_SUPERVISOR", "MINI_R1_JOB_TOKEN", "WANDB_API_KEY"}
-)
+_NOT_PASSED_ON = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", SUPERVISOR, "MINI_R1_JOB_TOKEN", "WANDB_API_KEY"})
 
 
 def refuse(recipe: Recipe) -> None:

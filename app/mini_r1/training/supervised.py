@@ -14,12 +14,8 @@ import signal
 import time
 from pathlib import Path
 
-from mini_r1.machine.lifeline import Lifeline
+from mini_r1.machine.lifeline import STOP_FILE, SUPERVISOR, Lifeline
 from mini_r1.run.files import write_json
-
-VARIABLE = "MINI_R1_SUPERVISOR"
-STOP_FILE = "stop"
-"""Holds the name of the signal that the launcher got."""
 
 
 class Supervisor:
@@ -33,7 +29,7 @@ class Supervisor:
     @classmethod
     def from_environment(cls) -> Supervisor:
         """Read MINI_R1_SUPERVISOR and RANK."""
-        folder = os.environ.get(VARIABLE)
+        folder = os.environ.get(SUPERVISOR)
         return cls(Path(folder) if folder else None, int(os.environ.get("RANK", "0")))
 
     def __bool__(self) -> bool:
