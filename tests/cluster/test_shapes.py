@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from mini_r1.plan.shapes import KNOWN, ModelShape, builtin_shape, find_shape
+from mini_r1.errors import KitError
+from mini_r1.plan.shapes import KNOWN, ModelShape, UnknownShape, builtin_shape, find_shape
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.training.from_scratch import save_untrained
 from peft import LoraConfig, get_peft_model
@@ -49,8 +51,7 @@ def test_published_parameter_counts() -> None:
 @pytest.mark.parametrize("name", BUILTIN_MODELS)
 def test_a_built_in_model_has_the_planned_shape(name: str, tmp_path: Path) -> None:
     kind = BUILTIN_MODELS[name]
-    of_files = find_shape(str(save_untrained(tmp_path / "model", kind=kind)), "main").shape
-    assert of_files is not None
+    of_files = find_shape(str(save_untrained(tmp_path / "model", kind=kind)), "main")
     for field in ("hidden", "layers", "heads", "kv_heads", "head_size", "intermediate", "vocabulary", "tied",
                   "max_positions", "dtype", "qkv_bias", "parameters"):  # fmt: skip
         assert getattr(of_files, field) == getattr(builtin_shape(kind), field), field
@@ -74,8 +75,7 @@ def test_a_llama_is_read_from_its_directory(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    shape = find_shape(str(tmp_path), "main").shape
-    assert shape is not None
+    shape = find_shape(str(tmp_path), "main")
     assert (shape.parameters, shape.dtype, shape.tied) == (model.num_parameters(), "bfloat16", False)
 
 
@@ -87,10 +87,9 @@ def test_a_model_in_the_hub_s_cache_is_read_there(tmp_path: Path, monkeypatch: p
     (folder / "refs" / "main").write_text(commit)
     Qwen2Config(num_hidden_layers=5).save_pretrained(folder / "snapshots" / commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    found = find_shape("somebody/small", "main")
-    assert found.shape is not None
-    assert (found.shape.layers, found.errors, found.warnings) == (5, (), ())
-    assert find_shape("somebody/small", "other").shape is None
+    assert find_shape("somebody/small", "main").layers == 5
+    with pytest.raises(UnknownShape):
+        find_shape("somebody/small", "other")
 
 
 @pytest.mark.parametrize(
@@ -103,18 +102,15 @@ def test_a_model_in_the_hub_s_cache_is_read_there(tmp_path: Path, monkeypatch: p
     ],
 )
 def test_an_unknown_model_is_a_warning(name: str, said: str) -> None:
-    found = find_shape(name, "main")
-    assert found.shape is None
-    assert found.errors == ()
-    assert said in found.warnings[0]
+    with pytest.raises(UnknownShape, match=re.escape(said)):
+        find_shape(name, "main")
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-1.7B", "google/gemma-3-1b-it", "openai/gpt-oss-20b"])
 def test_a_kind_newer_than_the_pinned_transformers_is_refused_by_name(name: str) -> None:
-    found = find_shape(name, "main")
-    assert found.shape is None
-    assert "transformers 4.48.1, which this kit is pinned to, does not know it" in found.errors[0]
-    assert "Use a model of a known kind, e.g. Qwen2.5" in found.errors[0]
+    with pytest.raises(KitError, match="transformers 4.48.1, which this kit is pinned to, does not know it") as caught:
+        find_shape(name, "main")
+    assert "Use a model of a known kind, e.g. Qwen2.5" in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -132,16 +128,17 @@ def test_a_kind_newer_than_the_pinned_transformers_is_refused_by_name(name: str)
 def test_a_directory_that_cannot_be_used_is_an_error(tmp_path: Path, config: object, said: str) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-    assert said in find_shape(str(tmp_path), "main").errors[0]
+    with pytest.raises(KitError, match=re.escape(said)):
+        find_shape(str(tmp_path), "main")
 
 
 def test_an_adapter_is_not_trained_further(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "is an adapter and is not trained further" in find_shape(str(tmp_path), "main").errors[0]
+    with pytest.raises(KitError, match="is an adapter and is not trained further"):
+        find_shape(str(tmp_path), "main")
 
 
 def test_a_kind_of_another_layout_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    found = find_shape(str(tmp_path), "main")
-    assert (found.shape, found.errors) == (None, ())
-    assert "memory and time are known for qwen2, llama, mistral only" in found.warnings[0]
+    with pytest.raises(UnknownShape, match="memory and time are known for qwen2, llama, mistral only"):
+        find_shape(str(tmp_path), "main")

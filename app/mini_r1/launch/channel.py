@@ -21,11 +21,9 @@ from typing import Any
 
 from mini_r1.errors import ExitCode, KitError
 
-MAX_BYTES = 1 << 20
-"""Limit of a message; the largest, a recipe and versions, has about 10 thousand."""
+MAX_BYTES = 1 << 20  # limit of a message; the largest, a recipe and versions, has about 10 thousand
 NONCE_BYTES = 32
-SEND_TIMEOUT_S = 10.0
-"""Seconds until a peer that reads nothing from a full buffer counts as gone."""
+SEND_TIMEOUT_S = 10.0  # seconds until a peer that reads nothing from a full buffer counts as gone
 
 
 class Gone(Exception):
@@ -46,11 +44,7 @@ class Channel:
         return interface_of(self._socket.getsockname()[0])
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message.
-
-        Raises:
-            Gone: the other side reads no more.
-        """
+        """Send one message, or raise Gone if the other side reads no more."""
         data = json.dumps(message).encode() + b"\n"
         if len(data) > MAX_BYTES:
             raise ValueError(f"a message of {len(data)} bytes; at most {MAX_BYTES}")
@@ -60,12 +54,7 @@ class Channel:
             raise Gone(error.strerror or str(error)) from error
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
-        """Return the next message.
-
-        Raises:
-            Gone: the other side closed, or sent no message.
-            TimeoutError: no complete message came in time.
-        """
+        """Return the next message; raise Gone, or TimeoutError if no complete message came in time."""
         end = time.monotonic() + timeout_s
         while (message := self._next_message()) is None:
             if not select.select([self._socket], [], [], max(0.0, end - time.monotonic()))[0]:
@@ -74,11 +63,7 @@ class Channel:
         return message
 
     def waiting(self) -> list[dict[str, Any]]:
-        """Return all messages that have come, without waiting for more.
-
-        Raises:
-            Gone: the other side closed, or sent no message.
-        """
+        """Return all messages that have come, without waiting for more, or raise Gone."""
         if select.select([self._socket], [], [], 0)[0]:
             self._read()
         return list(iter(self._next_message, None))
@@ -86,22 +71,20 @@ class Channel:
     def prove(self, key: bytes, *, first: bool, timeout_s: float) -> None:
         """Prove to the other side that this one has the job's key, and check the other side's proof.
 
-        Each signs the other's random nonce and its own side, so that a signature cannot be sent back. `first` is True
-        on one side and False on the other.
-
-        Raises:
-            Gone: the other side has no proof.
+        Each signs the other's random nonce and its own side, so that a signature cannot be sent back: `first` is True
+        on one side and False on the other. Without a proof from there Gone is raised.
         """
         nonce = secrets.token_hex(NONCE_BYTES)
         self.send({"nonce": nonce})
         try:
             self.send({"proof": _sign(key, first, str(self.receive(timeout_s)["nonce"]))})
             proof = str(self.receive(timeout_s)["proof"])
+            proved = hmac.compare_digest(proof.encode(), _sign(key, not first, nonce).encode())
         except TimeoutError:
             raise Gone("it sends nothing") from None
         except KeyError:
-            raise Gone("it is no launcher of this job") from None
-        if not hmac.compare_digest(proof.encode(), _sign(key, not first, nonce).encode()):
+            proved = False
+        if not proved:
             raise Gone("it is no launcher of this job")
 
     def close(self) -> None:
@@ -134,42 +117,35 @@ class Channel:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Return a socket that launchers of other nodes can connect to.
+    """Return a socket that launchers of other nodes can connect to, or raise KitError if the port is taken.
 
     It binds to localhost only if that is the address, else to all addresses: a name may resolve to another address here
     than on the other nodes.
-
-    Raises:
-        KitError: the port is taken.
     """
-    if address in ("127.0.0.1", "localhost"):
-        hosts = ["127.0.0.1"]
-    else:
-        hosts = [*(["::"] if socket.has_dualstack_ipv6() else []), "0.0.0.0"]  # noqa: S104
-    for host in hosts:
-        v6 = ":" in host
-        family = socket.AF_INET6 if v6 else socket.AF_INET
-        try:
-            return socket.create_server((host, port), family=family, dualstack_ipv6=v6, backlog=128)
-        except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL and host != hosts[-1]:
-                continue  # IPv6 is compiled in and switched off
-            raise KitError(
-                f"cannot listen on port {port} of this node ({os.strerror(error.errno or 0)}): another job may use it,"
-                f" see `ss -ltnp | grep {port}`. End that job, or start this one on all nodes with another --port",
-                ExitCode.RETRY,
-            ) from error
-    raise AssertionError("the last host either listens or raises")
+    local = address in ("127.0.0.1", "localhost")
+    try:
+        if not local and socket.has_dualstack_ipv6():
+            try:
+                return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:  # IPv6 is compiled in and switched off
+                    raise
+        return socket.create_server(("127.0.0.1" if local else "0.0.0.0", port), backlog=128)  # noqa: S104
+    except OSError as error:
+        raise KitError(
+            f"cannot listen on port {port} of this node ({os.strerror(error.errno or 0)}): another job may use it, see"
+            f" `ss -ltnp | grep {port}`. End that job, or start this one on all nodes with another --port",
+            ExitCode.RETRY,
+        ) from error
 
 
 def interface_of(address: str) -> str | None:
     """Return the name of the network interface with this IP address, given as by getsockname; None if there is none."""
     import psutil
 
-    wanted = _ip_address(address)
+    families = (socket.AF_INET, socket.AF_INET6)
     for name, addresses in psutil.net_if_addrs().items():
-        internet = [one.address for one in addresses if one.family in (socket.AF_INET, socket.AF_INET6)]
-        if wanted in map(_ip_address, internet):
+        if _ip_address(address) in [_ip_address(own.address) for own in addresses if own.family in families]:
             return str(name)
     return None
 

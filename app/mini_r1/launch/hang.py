@@ -19,8 +19,7 @@ from typing import NamedTuple
 from mini_r1.console import printable
 from mini_r1.launch.workers import Worker
 
-STACKS_WAIT_S = 10.0
-"""Seconds for the workers to write their stacks; one that is blocked in the kernel never does."""
+STACKS_WAIT_S = 10.0  # seconds for the workers to write their stacks; one that is blocked in the kernel never does
 STACKS_QUIET_S = 0.5
 MAX_STACK_BYTES = 1 << 20
 WAITING_PLACES = ("/torch/distributed/", "/torch/autograd/", "/deepspeed/comm/")
@@ -41,23 +40,19 @@ class Heartbeat(NamedTuple):
 
 
 class Heartbeats:
-    """The signs of life of a node's workers, in files of the scratch directory."""
-
     def __init__(self, folder: Path, ranks: Sequence[int]) -> None:
         self._folder = folder
         self._texts: dict[int, bytes] = {}
         self.by_rank = {rank: Heartbeat(time.monotonic()) for rank in ranks}
 
     def read(self) -> None:
-        """Read the files again."""
         for rank in self.by_rank:
             with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet
                 text = (self._folder / f"rank-{rank}.heartbeat").read_bytes()
                 if text != self._texts.get(rank):
                     facts = json.loads(text)
-                    attempt = None if facts["attempt"] is None else int(facts["attempt"])
                     written, step, phase = float(facts["time"]), int(facts["step"]), str(facts["phase"])
-                    self.by_rank[rank] = Heartbeat(time.monotonic(), written, step, phase, attempt)
+                    self.by_rank[rank] = Heartbeat(time.monotonic(), written, step, phase, facts["attempt"])
                     self._texts[rank] = text
 
     @property
@@ -136,9 +131,9 @@ def keep_stacks(stacks: Mapping[int, str], attempt: Path) -> list[Path]:
 
 
 def top_frame(stack: str) -> str:
-    """Describe the main thread's innermost frame that is not the standard library's, if there is one.
+    """Describe the main thread's innermost frame that is not the standard library's: a sleep says less than its caller.
 
-    faulthandler writes the main thread last, and its innermost frame first. A sleep says less than its caller.
+    faulthandler writes the innermost frame first.
     """
     frames = list(_FRAME.finditer(_main_thread(stack)))
     if not frames:
@@ -155,8 +150,7 @@ def is_waiting(stack: str) -> bool:
 
 
 def _main_thread(stack: str) -> str:
-    starts = [match.start() for match in _THREAD.finditer(stack)]
-    return stack[starts[-1] :] if starts else stack
+    return _THREAD.split(stack)[-1]  # faulthandler writes it last
 
 
 def _size(path: Path) -> int:

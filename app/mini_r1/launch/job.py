@@ -22,12 +22,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """The command line of `mini-r1 launch`; None is the recipe's own value, or what scheduler and driver report.
+    """The command line of `mini-r1 launch`; None is the recipe's own value, or what scheduler and driver report."""
 
-    `recipe` is a file, the name of a shipped recipe, or `auto`: the largest shipped one that fits.
-    """
-
-    recipe: str
+    recipe: str  # a file, the name of a shipped recipe, or `auto`: the largest shipped one that fits
     overrides: Sequence[str] = ()
     run_dir: Path | None = None
     gpus: int | None = None
@@ -39,7 +36,6 @@ class LaunchOptions:
     gpu_memory_gib: float | None = None
 
     def find_nodes(self, environment: Mapping[str, str]) -> Nodes:
-        """Return the nodes of the job, see `machine.nodes.find_nodes`."""
         return find_nodes(
             environment, count=self.nodes, index=self.node_index, address=self.address, port=self.port
         )  # fmt: skip
@@ -66,11 +62,7 @@ class Job:
 
 
 def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> Job:
-    """Find recipe, devices and nodes.
-
-    Raises:
-        KitError: one of them is wrong.
-    """
+    """Find recipe, devices and nodes, or raise KitError."""
     devices = given_devices(environment, options.gpus)
     nodes = options.find_nodes(environment)
     memory = options.gpu_memory_gib

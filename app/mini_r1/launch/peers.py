@@ -16,8 +16,7 @@ from mini_r1.errors import ExitCode
 from mini_r1.launch.channel import Channel, Gone
 
 PING_EVERY_S = 5.0
-SILENCE_S = 20.0
-"""Seconds without a message after which a node counts as gone."""
+SILENCE_S = 20.0  # seconds without a message after which a node counts as gone
 _WEIGHT = (ExitCode.CONFIG, ExitCode.FAILED, ExitCode.RETRY, ExitCode.INTERRUPTED, ExitCode.FINISHED)
 """Exit codes of a job whose parts return different ones, the one that explains most first. Survivors return 150, so 78
 or 1 is what they survived."""

@@ -28,17 +28,14 @@ from mini_r1.launch.worker_environment import JOB_TOKEN
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.paths import in_pod
 
-MEET_TIMEOUT_S = 900.0
-"""Seconds for all nodes to come: one may have to pull an image that the others have."""
-STRANGER_TIMEOUT_S = 60.0
-"""Seconds until a node gives up on a port where another program answers."""
+MEET_TIMEOUT_S = 900.0  # seconds for all nodes to come: one may have to pull an image that the others have
+STRANGER_TIMEOUT_S = 60.0  # seconds until a node gives up on a port where another program answers
 PROOF_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 60.0
 CANARY_TIMEOUT_S = 15.0
 """Seconds for a file that another node wrote to appear: NFS clients cache what is not there (acdirmax is 60)."""
 REPORT_EVERY_S = 15.0
-HINT_AFTER_S = 60.0
-"""Seconds until a report has a hint: a pod comes up in less, unless its image has to be pulled."""
+HINT_AFTER_S = 60.0  # seconds until a report has a hint: a pod comes up in less, unless its image has to be pulled
 
 # For Kubernetes only: a launcher in a pod cannot see why nodes do not meet.
 NO_NAME = (

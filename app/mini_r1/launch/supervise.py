@@ -21,12 +21,9 @@ from mini_r1.run.files import write_text
 from mini_r1.run.run_dir import RunDir
 
 CHECK_EVERY_S = 0.1
-GRACE_S = 10.0
-"""Seconds for the others to log their own error when one has failed."""
-KILLED_WAIT_S = 30.0
-"""Seconds for a killed process to be gone; one that waits for a dead disk is left to the system."""
-SHOWN_BYTES = 6_000
-"""Limit of a failed worker's output in its error, which is sent to every node."""
+GRACE_S = 10.0  # seconds for the others to log their own error when one has failed
+KILLED_WAIT_S = 30.0  # seconds for a killed process to be gone; one that waits for a dead disk is left to the system
+SHOWN_BYTES = 6_000  # limit of a failed worker's output in its error, which is sent to every node
 
 
 @dataclass(slots=True)

@@ -19,10 +19,8 @@ from mini_r1.machine.lifeline import Lifeline
 from mini_r1.machine.redact import redact
 
 LAST_LINES = 40
-LINE_BYTES = 4_000
-"""Limit of a line that is kept; a longer one is broken there."""
-UNPLACED_LINES = 1_000
-"""Lines of a worker's output that are kept until its attempt is known."""
+LINE_BYTES = 4_000  # limit of a line that is kept; a longer one is broken there
+UNPLACED_LINES = 1_000  # lines of a worker's output that are kept until its attempt is known
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Signals that a scheduler may send to every process: ignored by a worker until it has its own handlers."""
 

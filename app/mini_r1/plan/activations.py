@@ -13,10 +13,8 @@ from dataclasses import dataclass
 
 from mini_r1.plan.shapes import ModelShape
 
-LOGITS_CHUNK_BYTES = 1 << 28
-"""`training.logprobs.CHUNK_BYTES`; a test compares them, because that module imports torch."""
-LOGITS_COPIES = 4
-"""`training.logprobs.COPIES`."""
+LOGITS_CHUNK_BYTES = 1 << 28  # `training.logprobs.CHUNK_BYTES`; a test compares them, because that module imports torch
+LOGITS_COPIES = 4  # `training.logprobs.COPIES`
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from mini_r1.plan.memory import CPU_CACHE_GIB, GIB, training_memory
@@ -14,8 +14,7 @@ PROCESS_GIB: Final = 3.0
 """A Python process with torch, transformers, TRL and CUDA's libraries. An allowance, not measured on a GPU."""
 SHARD_GIB: Final = 4.66
 """Largest file of weights that save_pretrained writes, 5 GB: read as a whole while a model is loaded."""
-OFFLOAD_BUFFER: Final = 1.5
-"""Factor of DeepSpeed's own estimator for offloaded states (`additional_buffer_factor`)."""
+OFFLOAD_BUFFER: Final = 1.5  # factor of DeepSpeed's own estimator for offloaded states (`additional_buffer_factor`)
 WORKER_SHM_GIB: Final = 0.25
 """NCCL's buffers if devices cannot reach each other directly. An allowance, not measured here."""
 LOG_BYTES, LOG_BYTES_PER_TOKEN = 1_500, 2
@@ -38,8 +37,7 @@ class DiskUse:
         return self.checkpoints + self.snapshots + self.completions
 
     def to_dict(self) -> dict[str, float]:
-        names = ("checkpoint", "checkpoints", "snapshot", "snapshots", "completions", "total")
-        return {name: round(getattr(self, name), 3) for name in names}
+        return {name: round(size, 3) for name, size in {**asdict(self), "total": self.total}.items()}
 
 
 def disk_use(setup: TrainingSetup, steps: int | None) -> DiskUse:

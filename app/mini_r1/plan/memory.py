@@ -18,25 +18,19 @@ GIB: Final = 2**30
 ROLLOUT, UPDATE, STEP = "rollout", "update", "optimizer step"
 PHASES: Final = (ROLLOUT, UPDATE, STEP)
 
-CONTEXT_GIB: Final = 1.0
-"""CUDA context, cuBLAS workspace, NCCL's channels. An allowance, not measured here."""
+CONTEXT_GIB: Final = 1.0  # CUDA context, cuBLAS workspace, NCCL's channels. An allowance, not measured here.
 FRAGMENTATION: Final = 0.05
 """Share of the rest that PyTorch's allocator holds and cannot use. An allowance, not measured here."""
-SAMPLER_ROWS: Final = 1024
-"""`generation.sampler.SamplingConfig.batch_rows`; a test compares them."""
-SAMPLER_SPARE_TOKENS: Final = 8
-"""`generation.sampler.COMPACT_EVERY`: spare tokens in a compacted cache."""
+SAMPLER_ROWS: Final = 1024  # `generation.sampler.SamplingConfig.batch_rows`; a test compares them
+SAMPLER_SPARE_TOKENS: Final = 8  # `generation.sampler.COMPACT_EVERY`: spare tokens in a compacted cache
 
-BLOCK: Final = 16
-"""Tokens of a block of vLLM's cache: a sequence takes whole blocks (arXiv:2309.06180, section 4)."""
-MAX_SEQUENCES: Final = 256
-"""Sequences decoded at once: vLLM 0.7.0's default of max_num_seqs."""
+BLOCK: Final = 16  # tokens of a block of vLLM's cache: a sequence takes whole blocks (arXiv:2309.06180, section 4)
+MAX_SEQUENCES: Final = 256  # sequences decoded at once: vLLM 0.7.0's default of max_num_seqs
 PROFILED_TOKENS: Final = 2048
 """Least tokens of the forward pass by which vLLM 0.7.0 measures its activations (max_num_batched_tokens)."""
 GRAPHS_GIB: Final = 1.0
 """Captured CUDA graphs, outside of vllm_gpu_memory_utilization. An allowance, not measured here."""
-CPU_CACHE_GIB: Final = 1.0
-"""Size of the cache on a CPU, VLLM_CPU_KVCACHE_SPACE."""
+CPU_CACHE_GIB: Final = 1.0  # size of the cache on a CPU, VLLM_CPU_KVCACHE_SPACE
 HEAD_SIZES: Final = {
     "GPU": (32, 64, 80, 96, 112, 120, 128, 160, 192, 224, 256),
     "CPU": (32, 64, 80, 96, 112, 128, 192, 256),
@@ -203,16 +197,10 @@ def _sampling_work(setup: TrainingSetup) -> list[MemoryItem]:
 
 
 @dataclass(frozen=True, slots=True)
-class VllmMemory:
+class VllmMemory(Memory):
     """The memory table of vLLM's device; with unknown memory the items lack the cache."""
 
-    items: tuple[MemoryItem, ...]
-    available_gib: float | None
     sequences: int | None  # of the longest prompt and completion that the cache holds; None with unknown memory
-
-    @property
-    def total_gib(self) -> float:
-        return sum(item.bytes for item in self.items) / GIB
 
     def to_dict(self) -> dict[str, object]:
         return {

@@ -16,17 +16,15 @@ from mini_r1.machine.roles import Roles
 from mini_r1.plan.disk_space import DiskUse, disk_use, host_memory_gib, shared_memory_gib
 from mini_r1.plan.memory import Memory, VllmMemory, training_memory, vllm_memory
 from mini_r1.plan.plan_errors import memory_errors, plan_warnings, recipe_errors
-from mini_r1.plan.shapes import FoundShape, builtin_shape, find_shape
+from mini_r1.plan.shapes import UnknownShape, builtin_shape, find_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, zero_settings
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import GENERATED, Recipe
 
 AUTO: Final = "auto"
-HUB_SET, HUB_ROWS = "Jiayi-Pan/Countdown-Tasks-3to4", 490_364
-"""The data set of the original and its number of rows."""
-ASSUMED_GIB: Final = 80.0
-"""GPU memory by which DeepSpeed is chosen if it is unknown."""
+HUB_SET, HUB_ROWS = "Jiayi-Pan/Countdown-Tasks-3to4", 490_364  # the data set of the original and its number of rows
+ASSUMED_GIB: Final = 80.0  # GPU memory by which DeepSpeed is chosen if it is unknown
 
 
 @dataclass(slots=True)
@@ -79,6 +77,7 @@ class Plan:
             "completions": self.completions_per_step,
             "max_tokens": self.tokens_per_step,
         }
+        memory = {"training_device": self.memory, "vllm_device": self.vllm}
         return {
             "num_processes": self.num_processes,
             "vllm_device": self.vllm_device,
@@ -91,10 +90,7 @@ class Plan:
             "steps": self.steps,
             **{f"{name}_per_step": value for name, value in each_step.items()},
             **{name: None if self.steps is None else self.steps * value for name, value in each_step.items()},
-            "memory_gib": {
-                "training_device": self.memory.to_dict() if self.memory else None,
-                "vllm_device": self.vllm.to_dict() if self.vllm else None,
-            },
+            "memory_gib": {device: table.to_dict() if table else None for device, table in memory.items()},
             "host_memory_gib": None if self.host_memory_gib is None else round(self.host_memory_gib, 2),
             "shm_gib": None if self.shm_gib is None else round(self.shm_gib, 2),
             "disk_gib": self.disk.to_dict() if self.disk else None,
@@ -109,25 +105,20 @@ def make_plan(
 ) -> Plan:
     """Plan a recipe; a plan that cannot work has errors, nothing is raised.
 
-    Args:
-        recipe: what to train.
-        roles: what each device does.
-        gpu_memory_gib: memory of the smallest GPU; None if unknown.
-        on_cpu: whether the devices are slots on a CPU.
-        deepspeed: `auto`, `none`, the name of a shipped configuration, or a path.
+    `gpu_memory_gib` is the smallest GPU's memory, None if unknown; `deepspeed` is `auto`, `none`, the name of a shipped
+    configuration, or a path.
     """
-    if recipe.built_in:
-        found = FoundShape(builtin_shape(recipe.built_in))
-    else:
-        found = find_shape(recipe.model_name_or_path, recipe.model_revision)
-    gpu_memory_gib = None if on_cpu else gpu_memory_gib
-    setup: TrainingSetup | None = None
-    if found.shape is not None:
-        workers = roles.num_processes
-        setup = TrainingSetup(recipe, found.shape, workers, gpu_memory_gib=gpu_memory_gib, on_cpu=on_cpu)
-    plan = Plan(recipe, roles, on_cpu, gpu_memory_gib, steps=count_steps(recipe, roles.num_processes))
-    plan.errors += found.errors
-    plan.warnings += [*recipe.warnings(), *found.warnings]
+    workers, gpu_memory_gib = roles.num_processes, None if on_cpu else gpu_memory_gib
+    plan = Plan(recipe, roles, on_cpu, gpu_memory_gib, steps=count_steps(recipe, workers), warnings=recipe.warnings())
+    shape, setup = None, None
+    try:
+        model, revision = recipe.model_name_or_path, recipe.model_revision
+        shape = builtin_shape(recipe.built_in) if recipe.built_in else find_shape(model, revision)
+        setup = TrainingSetup(recipe, shape, workers, gpu_memory_gib=gpu_memory_gib, on_cpu=on_cpu)
+    except UnknownShape as warning:
+        plan.warnings.append(str(warning))
+    except KitError as error:
+        plan.errors.append(error.message)
     try:
         if deepspeed == AUTO:
             plan.deepspeed = choose_deepspeed(recipe, setup, on_cpu=on_cpu)
@@ -138,8 +129,8 @@ def make_plan(
             setup = setup and replace(setup, zero=zero_settings(file, setup.shape))
     except KitError as error:
         plan.errors.append(error.message)
-    plan.errors += recipe_errors(recipe, found.shape, plan.deepspeed, on_cpu=on_cpu)
-    plan.warnings += plan_warnings(recipe, found.shape, plan.deepspeed, gpu_memory_gib, on_cpu=on_cpu)
+    plan.errors += recipe_errors(recipe, shape, plan.deepspeed, on_cpu=on_cpu)
+    plan.warnings += plan_warnings(recipe, shape, plan.deepspeed, gpu_memory_gib, on_cpu=on_cpu)
     if plan.steps is None:
         plan.warnings.append("the number of steps depends on the data, which is not read here: set max_steps")
     if setup is None:

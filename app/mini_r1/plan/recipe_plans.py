@@ -24,8 +24,7 @@ from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_files
 
 _SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
-HEADER_LINES: Final = 40
-"""Lines of a recipe that are searched for its shape."""
+HEADER_LINES: Final = 40  # lines of a recipe that are searched for its shape
 VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
 """Another recipe with one thing changed, to see its effect: `find_largest_fitting` takes the one that it varies."""
 
@@ -70,15 +69,8 @@ def find_hardware(
 ) -> Hardware:
     """Return the devices of the options, else those given to this process, else the recipe's own, else a CPU.
 
-    Args:
-        environment: variables of this process.
-        gpus: option: GPUs of each node; 0 is a CPU.
-        nodes: option; None is 1, or what the recipe was made for.
-        gpu_memory_gib: option.
-        recipe: file with a shape in its header.
-
-    Raises:
-        KitError: such devices cannot exist, or the environment names devices that don't.
+    `gpus` are those of each node, 0 is a CPU; `nodes` are 1 by default, or what the recipe was made for. Raises
+    KitError if such devices cannot exist, or the environment names devices that don't.
     """
     if gpu_memory_gib is not None and not gpu_memory_gib > 0:
         raise KitError(f"--gpu-memory {gpu_memory_gib:g}: must be above 0, in GiB")

@@ -9,11 +9,12 @@ hub's cache on this machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from mini_r1.errors import KitError
 from mini_r1.recipe.builtin_models import BuiltinModel
 from mini_r1.recipe.keys import did_you_mean
 from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
@@ -86,13 +87,8 @@ class ModelShape:
         return self.layers * rank * sum(map(sum, self.adapted_linears(modules)))
 
 
-@dataclass(frozen=True, slots=True)
-class FoundShape:
-    """The shape of a model, or None with the reasons."""
-
-    shape: ModelShape | None
-    errors: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+class UnknownShape(Exception):
+    """Warning raised when a model may be usable, but its shape is not known here."""
 
 
 def _qwen25(
@@ -129,33 +125,28 @@ def builtin_shape(model: BuiltinModel) -> ModelShape:
     )  # fmt: skip
 
 
-def find_shape(name: str, revision: str) -> FoundShape:
-    """Return the shape of a model by hub id or directory, and by revision of a hub id; nothing is downloaded."""
+def find_shape(name: str, revision: str) -> ModelShape:
+    """Return the shape of a model by hub id or directory, and by revision of a hub id; nothing is downloaded.
+
+    Raises UnknownShape, or KitError if the model cannot be used.
+    """
     if name in KNOWN:
-        return FoundShape(KNOWN[name])
+        return KNOWN[name]
     path = Path(name).expanduser()
     if path.is_dir():
         return _directory_shape(name, path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        return _unknown(f"{name} is not on this machine, so memory and time are not known here")
+        raise UnknownShape(f"{name} is not on this machine, so memory and time are not known here")
     kind = later_kind_by_name(name)
     if kind is not None:
-        return _unusable(unknown_kind(name, kind, ""))
+        raise KitError(unknown_kind(name, kind, ""))
     cached = _cached_config(name, revision)
     if cached is not None:
         return _config_shape(name, cached)
-    return _unknown(
+    raise UnknownShape(
         f"the shape of {name} is not known here, so memory and time are not either{did_you_mean(name, KNOWN) or ':'} "
         "shapes are known for Qwen2.5 0.5B to 7B, a local model directory, and models in the hub's cache"
     )
-
-
-def _unknown(warning: str) -> FoundShape:
-    return FoundShape(None, warnings=(warning,))
-
-
-def _unusable(error: str) -> FoundShape:
-    return FoundShape(None, errors=(error,))
 
 
 def _cached_config(name: str, revision: str) -> Path | None:
@@ -169,50 +160,43 @@ def _cached_config(name: str, revision: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _directory_shape(name: str, path: Path) -> FoundShape:
+def _directory_shape(name: str, path: Path) -> ModelShape:
     if (path / "adapter_config.json").is_file():
-        return _unusable(
+        raise KitError(
             f"{name} is an adapter and is not trained further: train its base model, or merge the two into a new model "
             "(peft's merge_and_unload) and train that"
         )
     if not (path / "config.json").is_file():
-        return _unusable(f"{name} has no config.json: name a directory that save_pretrained wrote")
+        raise KitError(f"{name} has no config.json: name a directory that save_pretrained wrote")
     return _config_shape(name, path / "config.json")
 
 
-def _config_shape(name: str, path: Path) -> FoundShape:
+def _config_shape(name: str, path: Path) -> ModelShape:
     try:
         config = json.loads(path.read_text("utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        return _unusable(f"{path}: cannot be read as a model's configuration ({error}): copy it again")
+        raise KitError(f"{path}: cannot be read as a model's configuration ({error}): copy it again") from error
     kind = config.get("model_type")
     if isinstance(kind, str) and kind in FIRST_VERSION:
-        return _unusable(unknown_kind(name, kind, ""))
+        raise KitError(unknown_kind(name, kind, ""))
     if kind not in LAYOUTS:
         known = ", ".join(LAYOUTS)
-        return _unknown(f"{name} is a model of kind {str(kind)[:40]!r}: memory and time are known for {known} only")
-    try:
-        return FoundShape(_read_shape(name, str(kind), config))
-    except ValueError as error:
-        return _unusable(f"{path}: {error}: copy the file again")
-
-
-def _read_shape(name: str, kind: str, config: Mapping[str, Any]) -> ModelShape:
-    """Return the shape that a config.json describes, or raise ValueError if a size is missing or wrong."""
+        raise UnknownShape(f"{name} is a model of kind {str(kind)[:40]!r}: memory and time are known for {known} only")
 
     def size(key: str, default: int | None = None) -> int:
         value = config.get(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**9:
-            raise ValueError(f"{key} must be a whole number above 0, found {str(value)[:40]}")
+            found = str(value)[:40]
+            raise KitError(f"{path}: {key} must be a whole number above 0, found {found}: copy the file again")
         return value
 
     heads = size("num_attention_heads")
     return ModelShape(
         name=name,
-        kind=kind,
+        kind=str(kind),
         hidden=size("hidden_size"),
         layers=size("num_hidden_layers"),
         heads=heads,

@@ -36,27 +36,19 @@ GPU_CLASSES: Final = (
 )
 """NVIDIA's data sheets. The class is guessed from the memory: a plan knows nothing else of a GPU."""
 
-TRAINING_SHARE: Final = 0.25
-"""Share of the peak FLOPs, forward and backward, in transformers' own layers with padding."""
-PREFILL_SHARE: Final = 0.4
-"""Share of the peak FLOPs while prompts are read."""
-BANDWIDTH_SHARE: Final = 0.6
-"""Share of the peak bandwidth while decoding."""
+TRAINING_SHARE: Final = 0.25  # share of the peak FLOPs, forward and backward, in transformers' own layers with padding
+PREFILL_SHARE: Final = 0.4  # share of the peak FLOPs while prompts are read
+BANDWIDTH_SHARE: Final = 0.6  # share of the peak bandwidth while decoding
 MEAN_COMPLETION: Final = 0.4
 """Mean completion as a share of max_completion_length: the original's were 310 to 480 of 1,024. The longest is taken as
 the whole."""
-MEAN_PROMPT: Final = 150
-"""Tokens of a prompt, at most max_prompt_length."""
+MEAN_PROMPT: Final = 150  # tokens of a prompt, at most max_prompt_length
 VLLM_TOKEN_S, VLLM_ROW_S = 5e-3, 8e-5
 """The host's work on each decoding step of vLLM's V0 engine, and on each running sequence in it."""
-SAMPLER_LAYER_S: Final = 8e-4
-"""The host's work on each decoding step and layer of transformers' own generation."""
-ADAPTER: Final = 1.5
-"""Factor for the work on an adapter's small tensors at each linear layer."""
-DISK_BYTES_S: Final = 1e9
-"""Written, hashed and flushed."""
-OFFLOAD_BYTES_S: Final = 1e10
-"""Between GPU and host, and through the host's optimizer, per worker."""
+SAMPLER_LAYER_S: Final = 8e-4  # the host's work on each decoding step and layer of transformers' own generation
+ADAPTER: Final = 1.5  # factor for the work on an adapter's small tensors at each linear layer
+DISK_BYTES_S: Final = 1e9  # written, hashed and flushed
+OFFLOAD_BYTES_S: Final = 1e10  # between GPU and host, and through the host's optimizer, per worker
 DEMO_COMPLETION_S: Final = 2.7e-3
 """Rollout and update of one completion of the demo, at most 96 tokens long, on one core: 116 s for 85 steps of 512
 (bench/RESULTS.md)."""
@@ -91,14 +83,10 @@ class Timing:
         return None if self.steps is None else self.step_s * self.steps / 3600
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            "step_s": round(self.step_s, 2),
-            **{name: round(getattr(self, name), 2) for name in ("rollout", "reference", "update", "save")},
-            "hours": None if self.hours is None else round(self.hours, 3),
-            "whole_save": round(self.whole_save, 2),
-            "stop_s": round(self.stop_s, 2),
-            "assumptions": list(self.assumptions),
-        }
+        names = ("step_s", "rollout", "reference", "update", "save", "whole_save", "stop_s")
+        hours = None if self.hours is None else round(self.hours, 3)
+        seconds = {name: round(getattr(self, name), 2) for name in names}
+        return {**seconds, "hours": hours, "assumptions": list(self.assumptions)}
 
 
 def gpu_class(gpu_memory_gib: float | None) -> GpuClass:
@@ -159,29 +147,21 @@ def demo_timing(setup: TrainingSetup, steps: int | None) -> Timing | None:
     if recipe.model_name_or_path != DEMO_MODEL:
         return None
     each = DEMO_COMPLETION_S * recipe.max_completion_length / 96 * (ADAPTER if recipe.use_peft else 1.0)
-    seconds = setup.completions_per_worker * each
-    return Timing(
-        rollout=seconds * 0.5,
-        reference=0.0,
-        update=seconds * 0.5,
-        save=0.0,
-        whole_save=0.0,
-        steps=steps,
-        assumptions=(
-            "measured on the demo: 2.7 ms for each completion of at most 96 tokens, on one core of an AMD EPYC; "
-            "without the warm start, which takes about a minute once",
-        ),
+    half = setup.completions_per_worker * each / 2
+    assumption = (
+        "measured on the demo: 2.7 ms for each completion of at most 96 tokens, on one core of an AMD EPYC; "
+        "without the warm start, which takes about a minute once"
     )
+    return Timing(half, reference=0.0, update=half, save=0.0, whole_save=0.0, steps=steps, assumptions=(assumption,))
 
 
 def given_grace(environment: Mapping[str, str], option_s: float | None = None) -> tuple[float, str] | None:
     """Return the seconds that a run is given to stop, and what sets them; None if nothing does.
 
-    Raises:
-        KitError: not a number of seconds.
+    Raises KitError for what is not a number of seconds.
     """
     if option_s is not None:
-        if not (math.isfinite(option_s) and option_s >= 0):
+        if not 0 <= option_s < math.inf:
             raise KitError(f"--grace {option_s:g}: must be seconds, 0 or more")
         return option_s, "the grace period (--grace)"
     text = environment.get(GRACE_VARIABLE, "")
@@ -191,7 +171,7 @@ def given_grace(environment: Mapping[str, str], option_s: float | None = None) -
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
+    if not 0 <= seconds < math.inf:
         raise KitError(f"{GRACE_VARIABLE} is {text!r}: set it to the pod's terminationGracePeriodSeconds, or unset it")
     return seconds, f"terminationGracePeriodSeconds ({GRACE_VARIABLE})"
 
