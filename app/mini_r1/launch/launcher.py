@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import socket
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,12 +41,9 @@ TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed"
 def dry_run(
     options: LaunchOptions, environment: Mapping[str, str], say: Say, *, print_run_dir: bool, as_json: bool
 ) -> str:
-    """Return how every node's workers would be started, or the run directory alone.
+    """Return how every node's workers would be started, or the run directory alone; raise KitError if none can be.
 
     The other nodes are assumed to have the same devices as this one.
-
-    Raises:
-        KitError: the launch cannot work.
     """
     job = read_job(options, environment, say)
     roles = _assign(job, [job.devices.ids] * job.nodes.count)
@@ -63,8 +60,9 @@ def dry_run(
             "devices": job.devices.source,
             "nodes": job.nodes.source,
             "run_dir": str(job.run.path),
+            **starts_to_dict(starts, environment),
         }
-        return json.dumps({**facts, **starts_to_dict(starts, environment)}, indent=2, ensure_ascii=False)
+        return json.dumps(facts, indent=2, ensure_ascii=False)
     others = "; the other nodes are assumed to have the same" if job.nodes.count > 1 else ""
     return (
         f"{_describe_devices(job.devices)}; {job.nodes.source}{others}\n"
@@ -73,13 +71,9 @@ def dry_run(
 
 
 def launch(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> Ending:
-    """Train a recipe on this node, and together with the launchers of the others.
+    """Train a recipe on this node and, with the other nodes' launchers, on theirs.
 
-    Returns:
-        How the job ended, the same on all nodes that could still be reached.
-
-    Raises:
-        KitError: nothing was started.
+    Return how the job ended, the same on all nodes that could still be reached; raise KitError if nothing was started.
     """
     with StopOrder() as stop:
         try:
@@ -95,22 +89,15 @@ def launch(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> 
         return _run(job, roles, deepspeed, channels, stop)
 
 
-# --- before the workers ---
-
-
 def _report_error(
     options: LaunchOptions, environment: Mapping[str, str], error: KitError, say: Say, stop: StopOrder
 ) -> None:
-    """Report to other nodes, which would wait, that this one cannot take part: all raise the error.
-
-    Returns if there is no other node.
-    """
+    """Report to other nodes, if there are any, that this one cannot take part: all raise the error."""
     nodes = options.find_nodes(environment)
     if nodes.count > 1:
         say(f"error: {error.message}")
-        me = Introduction(
-            nodes.index, socket.gethostname(), error=error.message, error_code=int(error.exit_code)
-        )  # fmt: skip
+        host, code = socket.gethostname(), int(error.exit_code)
+        me = Introduction(nodes.index, host, error=error.message, error_code=code)
         Meeting(nodes, Path(), environment, say, stop).hold(me, lambda devices: {})
 
 
@@ -121,7 +108,6 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
         deepspeed = _choose_deepspeed(job, _assign(job, devices), warn=True)
         return {"devices": [list(ids) for ids in devices], "deepspeed": deepspeed}
 
-    channels: dict[int, Channel] = {}
     if job.nodes.count == 1:
         decision = decide([job.devices.ids])
         error = _preflight(job)
@@ -129,6 +115,7 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
             raise KitError("stopped before anything was started", ExitCode.INTERRUPTED)
         if error is not None:
             raise error
+        channels: dict[int, Channel] = {}
     else:
         error = _preflight(job)
         if stop.name:  # as above; the meeting then reports the stop
@@ -140,11 +127,7 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
             on_cpu=job.devices.on_cpu,
             recipe=job.recipe.model_dump(mode="json"),
             options={"--deepspeed": job.options.deepspeed},
-            versions={
-                **versions(TOGETHER),
-                "kit's code": _hash_code(),
-                "python": ".".join(platform.python_version_tuple()[:2]),
-            },
+            versions={**versions(TOGETHER), "kit's code": _hash_code(), "python": "{}.{}".format(*sys.version_info)},
             error=error.message if error else None,
             error_code=int(error.exit_code) if error else 0,
         )
@@ -197,9 +180,6 @@ def _choose_deepspeed(job: Job, roles: Roles, *, warn: bool) -> str | None:
             if warning is not None:
                 job.say(f"warning: {warning}")
     return plan.deepspeed
-
-
-# --- workers ---
 
 
 def _run(job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, Channel], stop: StopOrder) -> Ending:

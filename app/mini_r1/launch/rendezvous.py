@@ -71,11 +71,7 @@ Decide = Callable[[list[Sequence[str]]], dict[str, Any]]
 
 @dataclass(slots=True)
 class Meeting:
-    """One launcher's part of the meeting.
-
-    Raises:
-        KitError: MINI_R1_JOB_TOKEN is empty.
-    """
+    """One launcher's part of the meeting. An empty MINI_R1_JOB_TOKEN is a KitError."""
 
     nodes: Nodes
     run_dir: Path
@@ -92,17 +88,11 @@ class Meeting:
         self._key = _job_key(self.nodes, self.environment)
 
     def hold(self, me: Introduction, decide: Decide) -> tuple[dict[int, Channel], dict[str, Any]]:
-        """Meet the other nodes.
+        """Return the open channels by node (node 0's to all others, theirs to node 0), and node 0's decision.
 
-        Returns:
-            The open channels by node (node 0's to all others, another node's to node 0), and node 0's decision.
-
-        Raises:
-            KitError: the job cannot start; the same on all nodes that came.
+        Raises KitError, the same on all nodes that came, if the job cannot start.
         """
         return self._hold_as_host(me, decide) if self.nodes.index == 0 else self._hold_as_guest(me)
-
-    # --- node 0 ---
 
     def _hold_as_host(self, me: Introduction, decide: Decide) -> tuple[dict[int, Channel], dict[str, Any]]:
         channels: dict[int, Channel] = {}
@@ -138,16 +128,19 @@ class Meeting:
                 thread = threading.Thread(target=self._let_in, args=(server.accept()[0], arrived), daemon=True)
                 threads.append(thread)
                 thread.start()
-            for index in [index for index, channel in channels.items() if _has_left(channel)]:
-                channels.pop(index).close()
-                del introductions[index]
+            for index, channel in list(channels.items()):
+                try:
+                    channel.waiting()
+                except Gone:
+                    channels.pop(index).close()
+                    del introductions[index]
             while not arrived.empty():
                 channel, introduction = arrived.get()
                 index = introduction.index
                 if index in introductions or not 0 < index < self.nodes.count:
                     _refuse(channel, KitError(f"there is a node {index} already: give each its own --node-index"))
-                    continue
-                channels[index], introductions[index] = channel, introduction
+                else:
+                    channels[index], introductions[index] = channel, introduction
         for thread in threads:
             thread.join()
         return [introductions[index] for index in range(self.nodes.count)]
@@ -176,8 +169,6 @@ class Meeting:
                 " directory must be on a file system that all nodes share (in Kubernetes one claim, ReadWriteMany)."
                 " Name one there with --run-dir"
             )
-
-    # --- the others ---
 
     def _hold_as_guest(self, me: Introduction) -> tuple[dict[int, Channel], dict[str, Any]]:
         channel = self._reach(me)
@@ -233,13 +224,10 @@ class Meeting:
             )
             time.sleep(0.5)
 
-    # --- both ---
-
     def _keep_waiting(self, end: float, status: str, failure: str, hint: str = "") -> None:
         """Report the status now and then, and the hint once if it takes longer than the start of a node.
 
-        Raises:
-            KitError: this launcher was asked to stop, or the time is over.
+        Raises KitError if this launcher was asked to stop, or the time is over.
         """
         if self.stop.name:
             raise KitError("stopped while the nodes met; nothing was started", ExitCode.INTERRUPTED)
@@ -282,44 +270,34 @@ def _refuse_disagreement(introductions: Sequence[Introduction]) -> None:
         differences = _compare({**first.recipe, **first.options}, {**node.recipe, **node.options}, node.index)
         if differences:
             raise KitError(
-                f"{pair} were started with different recipes: {'; '.join(differences)}. Start all nodes with the same"
-                " file and the same --set"
+                f"{pair} were started with different recipes: {differences}. Start all nodes with the same file and"
+                " the same --set"
             )
         if node.on_cpu != first.on_cpu:
             raise KitError(f"of {pair} one has GPUs and the other is to work on its CPU: give both the same")
         differences = _compare(first.versions, node.versions, node.index)
         if differences:
             raise KitError(
-                f"{pair} have different versions installed: {'; '.join(differences)}. Use one image or environment for"
-                " all",
+                f"{pair} have different versions installed: {differences}. Use one image or environment for all",
                 ExitCode.RETRY,
             )
 
 
-def _compare(mine: Mapping[str, Any], theirs: Mapping[str, Any], index: int) -> list[str]:
-    return [
-        f"{printable(key)} is {_shorten(mine.get(key))} on node 0 and {_shorten(theirs.get(key))} on node {index}"
+def _compare(mine: Mapping[str, Any], theirs: Mapping[str, Any], index: int) -> str:
+    def shown(value: Any) -> str:
+        text = printable(str(value))
+        return text if len(text) <= 60 else text[:57] + "..."
+
+    return "; ".join(
+        f"{printable(key)} is {shown(mine.get(key))} on node 0 and {shown(theirs.get(key))} on node {index}"
         for key in {**mine, **theirs}
         if mine.get(key) != theirs.get(key)
-    ]
-
-
-def _shorten(value: Any) -> str:
-    text = printable(str(value))
-    return text if len(text) <= 60 else text[:57] + "..."
+    )
 
 
 def _list_nodes(indices: Sequence[int]) -> str:
     names = ", ".join(map(str, indices[:8])) + (" and more" if len(indices) > 8 else "")
     return f"node{'s' * (len(indices) > 1)} {names}"
-
-
-def _has_left(channel: Channel) -> bool:
-    try:
-        channel.waiting()
-    except Gone:
-        return True
-    return False
 
 
 def _try_to_send(channel: Channel, message: dict[str, Any]) -> None:

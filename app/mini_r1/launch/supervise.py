@@ -122,15 +122,13 @@ class Supervision:
         kept = keep_stacks(stacks, self.run.attempts / str(self.heartbeats.attempt or 0))
         rank = self.heartbeats.find_culprit([worker.rank for worker in self._running or self.workers], stacks)
         silent = self.heartbeats.silent_for(rank)
-        lines = [
+        files = f"\nstacks: {', '.join(map(str, kept))}" if kept else ""
+        text = (
             f"rank {rank} on {self.node} hangs: no sign of life for {silent:.0f} s (hang_timeout_s is"
-            f" {self.hang_timeout_s:g})",
-            self.heartbeats.describe(stacks, rank),
-        ]
-        if kept:
-            lines.append(f"stacks: {', '.join(map(str, kept))}")
+            f" {self.hang_timeout_s:g})\n{self.heartbeats.describe(stacks, rank)}{files}"
+        )
         survived = is_waiting(stacks.get(rank, ""))  # for a rank of another node
-        self._overrule(Ending(ExitCode.RETRY, "\n".join(lines), survived, silent))
+        self._overrule(Ending(ExitCode.RETRY, text, survived, silent))
 
     def _overrule(self, ending: Ending) -> None:
         """Kill the workers; their own exit statuses do not count."""
@@ -148,7 +146,6 @@ class Supervision:
             self._ended[worker.rank] = worker.poll() or -9
 
     def _ending(self) -> Ending:
-        """Return how this node ended."""
         if self._overruled is not None:
             return self._overruled
         own = [worker for worker in self.workers if not worker.killed or self._ended[worker.rank] >= 0]
@@ -166,8 +163,7 @@ class Supervision:
         return Ending(code, self._describe_failure(failed[0]), survived)
 
     def _describe_failure(self, worker: Worker) -> str:
-        """Describe how a worker failed, with its last lines."""
-        lines = [line for line in worker.last_lines() if line.strip()]
+        lines = [line for line in list(worker.last_lines) if line.strip()]
         output = "; its last lines:" if lines else " without output"
         kept: list[str] = []
         for line in reversed(lines):

@@ -68,10 +68,7 @@ def worker_starts(
     """Return how the workers of a node are started, in order of their ranks.
 
     `scratch` is a directory shared by launcher and workers, `interface` the network interface between the nodes. Paths
-    in the command are absolute: the same on every node.
-
-    Raises:
-        KitError: the NVIDIA library doesn't know vLLM's device.
+    in the command are absolute: the same on every node. Raises KitError if the driver doesn't know vLLM's device.
     """
     node, nodes, on_cpu = roles.nodes[index], job.nodes, job.devices.on_cpu
     sets = [part for override in job.options.overrides for part in ("--set", override)]
@@ -128,9 +125,6 @@ def worker_starts(
             own.append(Variable("MINI_R1_VLLM_DEVICE", device, "the only device of the process that generates"))
         starts.append(WorkerStart(rank, index, command, (*own, *shared)))
     return starts
-
-
-# --- dry run ---
 
 
 def describe_starts(starts: Sequence[WorkerStart], launchers: Mapping[str, str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -32,10 +32,12 @@ class Worker:
         self.rank = start.rank
         self.killed = False  # by the launcher
         self._finished = False
+        self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
         self._launchers = launchers
         self._show = show
-        self._last: deque[str] = deque(maxlen=LAST_LINES)
-        self._log = RankLog()
+        self._lock = threading.Lock()  # of the two below
+        self._unplaced: deque[str] = deque(maxlen=UNPLACED_LINES)
+        self._log: IO[str] | None = None  # known only once the run has begun
         self._process = subprocess.Popen(  # noqa: S603
             start.command,
             env=start.environment(launchers),
@@ -43,7 +45,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_BeforeExec(),
+            preexec_fn=_prepare_exec(),
         )
         self._reader = threading.Thread(target=self._read, name=f"rank {self.rank}", daemon=True)
 
@@ -60,7 +62,7 @@ class Worker:
         if self._finished:
             return  # its number may belong to another process by now
         self.killed = self.killed or self.poll() is None
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS raises the latter
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def signal(self, number: signal.Signals) -> None:
@@ -68,18 +70,22 @@ class Worker:
         self._process.send_signal(number)
 
     def place_log(self, attempt: Path) -> None:
-        """Write its output to this attempt's directory, including what came before."""
-        self._log.place(attempt / f"rank-{self.rank}.out")
+        """Write its output to this attempt's directory, including what came before; only the first call counts."""
+        with self._lock, suppress(OSError):
+            if self._log is None and attempt.is_dir():
+                path = attempt / f"rank-{self.rank}.out"
+                self._log = path.open("a", buffering=1, encoding="utf-8", errors="replace")
+                self._log.writelines(self._unplaced)
+                self._unplaced.clear()
 
     def finish(self) -> None:
         """End the processes that it left behind, and wait for the last of its output."""
         self.kill()
         self._finished = True
         self._reader.join(timeout=5)  # a process that it left behind may hold the pipe open
-        self._log.close()
-
-    def last_lines(self) -> list[str]:
-        return list(self._last)
+        with self._lock, suppress(OSError):
+            if self._log is not None:
+                self._log.close()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -88,50 +94,20 @@ class Worker:
                 # A progress bar overwrites itself; its last state counts.
                 text = line.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2]
                 text = printable(redact(text, self._launchers))
-                self._last.append(text)
-                self._log.write(text + "\n")
+                self.last_lines.append(text)
+                with self._lock, suppress(OSError):  # a full disk ends the log and nothing else
+                    if self._log is None:
+                        self._unplaced.append(text + "\n")
+                    else:
+                        self._log.write(text + "\n")
                 if self._show is not None:
                     self._show(text)
-
-
-class RankLog:
-    """A worker's output on its way to the attempt's directory, which is known only once the run has begun."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._waiting: deque[str] = deque(maxlen=UNPLACED_LINES)
-        self._file: IO[str] | None = None
-
-    def write(self, line: str) -> None:
-        """Keep a line, or write it to the file. A full disk ends the log and nothing else."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._file is None:
-                self._waiting.append(line)
-            else:
-                self._file.write(line)
-
-    def place(self, path: Path) -> None:
-        """Open the file; only the first call counts."""
-        with self._lock, contextlib.suppress(OSError):
-            if self._file is None and path.parent.is_dir():
-                self._file = path.open("a", buffering=1, encoding="utf-8", errors="replace")
-                self._file.writelines(self._waiting)
-                self._waiting.clear()
-
-    def close(self) -> None:
-        with self._lock, contextlib.suppress(OSError):
-            if self._file is not None:
-                self._file.close()
 
 
 def start_workers(
     starts: Sequence[WorkerStart], launchers: Mapping[str, str], show: Callable[[str], None]
 ) -> list[Worker]:
-    """Start the workers of this node; rank 0's lines are shown.
-
-    Raises:
-        OSError: a process could not be started; those that were are killed.
-    """
+    """Start the workers of this node; rank 0's lines are shown. If one cannot be started, none is left."""
     workers: list[Worker] = []
     try:
         for start in starts:
@@ -162,15 +138,15 @@ def describe_status(status: int) -> str:
     return f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
 
 
-class _BeforeExec:
-    """What a worker does between fork and exec: nothing is imported, and little allocated."""
+def _prepare_exec() -> Callable[[], None]:
+    """Return what a worker does between fork and exec: nothing is imported, and little allocated."""
+    tie_to_launcher = Lifeline(os.getpid())
 
-    def __init__(self) -> None:
-        self._tie_to_launcher = Lifeline(os.getpid())
-
-    def __call__(self) -> None:
+    def before_exec() -> None:
         for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         # The worker does the same once it runs; until then it would outlive a launcher that is killed.
-        if not self._tie_to_launcher():
+        if not tie_to_launcher():
             os._exit(1)
+
+    return before_exec
