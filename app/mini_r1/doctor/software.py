@@ -114,7 +114,8 @@ def deepspeed(case: Case) -> Finding:
         found = find_deepspeed(case.deepspeed)
     except KitError as error:
         return from_error(error)
-    return ok(f"{found.name}: ZeRO stage {found.stage}{', offloaded' if found.offloads else ''}")
+    offloaded = found.offloads("optimizer") or found.offloads("param")
+    return ok(f"{found.name}: ZeRO stage {found.stage}{', offloaded' if offloaded else ''}")
 
 
 def hub_token(case: Case) -> Finding:

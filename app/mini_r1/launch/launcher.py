@@ -30,7 +30,7 @@ from mini_r1.launch.workers import Worker, start_workers
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
-from mini_r1.plan.planner import make_plan
+from mini_r1.plan.planner import Plan, make_plan
 from mini_r1.plan.timing import given_grace, grace_warning
 from mini_r1.run.finished import finished_step_before_loading
 
@@ -46,8 +46,8 @@ def dry_run(
     The other nodes are assumed to have the same devices as this one.
     """
     job = read_job(options, environment, say)
-    roles = _assign(job, [job.devices.ids] * job.nodes.count)
-    deepspeed = _choose_deepspeed(job, roles, warn=False)
+    plan, roles = _plan(job, [job.devices.ids] * job.nodes.count)
+    deepspeed = plan.deepspeed
     if print_run_dir:
         return str(job.run.path)
     folder = Path(tempfile.gettempdir()) / "mini-r1-XXXXXXXX"
@@ -105,8 +105,11 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
     """Check this node, and agree with the other nodes on roles and DeepSpeed."""
 
     def decide(devices: list[Sequence[str]]) -> dict[str, Any]:
-        deepspeed = _choose_deepspeed(job, _assign(job, devices), warn=True)
-        return {"devices": [list(ids) for ids in devices], "deepspeed": deepspeed}
+        plan, _ = _plan(job, devices)
+        for warning in [*plan.warnings, grace_warning(plan.timing, given_grace(job.environment))]:
+            if warning is not None:
+                job.say(f"warning: {warning}")
+        return {"devices": [list(ids) for ids in devices], "deepspeed": plan.deepspeed}
 
     if job.nodes.count == 1:
         decision = decide([job.devices.ids])
@@ -164,22 +167,14 @@ def _assign(job: Job, devices: Sequence[Sequence[str]]) -> Roles:
     return assign(devices, use_vllm=job.recipe.use_vllm, on_cpu=job.devices.on_cpu)
 
 
-def _choose_deepspeed(job: Job, roles: Roles, *, warn: bool) -> str | None:
-    """Return the plan's choice of DeepSpeed, or raise KitError with the plan's errors."""
-    plan = make_plan(
-        job.recipe,
-        roles,
-        gpu_memory_gib=job.gpu_memory_gib,
-        on_cpu=job.devices.on_cpu,
-        deepspeed=job.options.deepspeed,
-    )
+def _plan(job: Job, devices: Sequence[Sequence[str]]) -> tuple[Plan, Roles]:
+    """Return the plan and roles of all nodes' devices, or raise KitError with the plan's errors."""
+    roles, on_cpu = _assign(job, devices), job.devices.on_cpu
+    memory, deepspeed = job.gpu_memory_gib, job.options.deepspeed
+    plan = make_plan(job.recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
     if plan.errors:
         raise KitError("\n".join(plan.errors))
-    if warn:
-        for warning in [*plan.warnings, grace_warning(plan.timing, given_grace(job.environment))]:
-            if warning is not None:
-                job.say(f"warning: {warning}")
-    return plan.deepspeed
+    return plan, roles
 
 
 def _run(job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, Channel], stop: StopOrder) -> Ending:

@@ -115,8 +115,8 @@ def zero_settings(file: DeepSpeedFile, shape: ModelShape) -> ZeroSettings:
     prefetch = _size(values, "stage3_prefetch_bucket_size", PREFETCH, int(0.9 * square))
     return ZeroSettings(
         stage=file.stage,
-        offload_optimizer=_is_offloaded(values, "offload_optimizer"),
-        offload_weights=_is_offloaded(values, "offload_param"),
+        offload_optimizer=file.offloads("optimizer"),
+        offload_weights=file.offloads("param"),
         bucket=_size(values, "reduce_bucket_size", BUCKET, square),
         buckets=2 if values.get("overlap_comm", file.stage == 3) else 1,
         live=live + prefetch if file.stage == 3 else 0,
@@ -129,8 +129,3 @@ def _size(values: Mapping[str, Any], key: str, default: int, auto: int) -> int:
     if value == "auto":
         return auto
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
-
-
-def _is_offloaded(values: Mapping[str, Any], key: str) -> bool:
-    place = values.get(key)
-    return isinstance(place, dict) and place.get("device", "none") != "none"

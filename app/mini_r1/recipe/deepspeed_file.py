@@ -30,12 +30,10 @@ class DeepSpeedFile:
         """ZeRO stage."""
         return int(self.values["zero_optimization"]["stage"])
 
-    @property
-    def offloads(self) -> bool:
-        """Whether optimizer or parameters are kept in host memory."""
-        zero = self.values["zero_optimization"]
-        devices = [zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")]
-        return any(device != "none" for device in devices)
+    def offloads(self, what: str) -> bool:
+        """Return whether the states of `optimizer`, or of `param`, are kept in host memory."""
+        place = self.values["zero_optimization"].get(f"offload_{what}")
+        return isinstance(place, dict) and place.get("device", "none") != "none"
 
 
 def find_deepspeed(name_or_path: str) -> DeepSpeedFile:
