@@ -27,6 +27,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.devices import Devices, given_devices
 from mini_r1.machine.provenance import code_revision
 from mini_r1.machine.redact import redact, redact_environment
+from mini_r1.run.files import replacing
 from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
 
@@ -137,20 +138,18 @@ def _read_tail(path: Path) -> str | None:
 
 def _write(out: Path, files: Mapping[str, bytes]) -> int:
     """Write a .tar.gz, the same bytes for the same contents, and return its size."""
-    scratch = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with scratch.open("wb") as raw:
-            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
-                for name, content in files.items():
-                    entry = tarfile.TarInfo(name)
-                    entry.size = len(content)
-                    tar.addfile(entry, io.BytesIO(content))
-            raw.flush()
-            os.fsync(raw.fileno())
-        scratch.replace(out)
+        with (
+            replacing(out) as scratch,
+            scratch.open("xb") as raw,
+            gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w") as tar,
+        ):
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
         return out.stat().st_size
     except OSError as error:
         code = ExitCode.RETRY if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ExitCode.CONFIG
         raise KitError(f"cannot write {out}: {error.strerror}; name another file with --out", code) from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def host_memory(case: Case) -> Finding:
     if not {"MemTotal", "MemAvailable"} <= set(meminfo):
         return skip("/proc/meminfo cannot be read")
     limit, free, source = int(meminfo["MemTotal"]) * 1024.0, int(meminfo["MemAvailable"]) * 1024.0, "the machine"
-    for group_limit, used in control_groups.limits(case.read, "memory", control_groups.MEMORY):
+    for group_limit, used in control_groups.limits(case.read, "memory"):
         if group_limit < limit:
             limit, source = group_limit, "this job's control group"
         free = min(free, max(group_limit - used, 0))
@@ -101,7 +101,7 @@ def open_files(case: Case) -> Finding:
 def processes(case: Case) -> Finding:
     """This user, and this job's control group, may start enough processes and threads."""
     need = THREADS_PER_WORKER * case.workers
-    left = [limit - used for limit, used in control_groups.limits(case.read, "pids", control_groups.PROCESSES)]
+    left = [limit - used for limit, used in control_groups.limits(case.read, "pids")]
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if soft != resource.RLIM_INFINITY and os.geteuid() != 0:  # the limit does not hold for root
         left.append(soft)

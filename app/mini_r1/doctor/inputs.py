@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from mini_r1.tasks.countdown.data import missing_parts
 from mini_r1.values import mapping
 
 PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
-Find = Callable[[str], str | None]
-"""Returns the path of a repository's file on this machine; None if it is not here."""
 
 
 def model(case: Case) -> Finding:
@@ -35,46 +32,42 @@ def model(case: Case) -> Finding:
     if case.recipe.built_in:
         return ok(f"{name}: built in")
     if hub_access.is_path(name):
-        return _check_files(name, _finder(Path(name)))
+        return _check_files(name, Path(name))
     kind = later_kind_by_name(name)
     if kind is not None:
         return fail(unknown_kind(name, kind, ""), "", "recipe")
-    return _check_hub(case, MODEL, name, revision, _finder(hub_access.cached_folder(case.environment, name, revision)))
+    folder = hub_access.cached_folder(case.environment, name, revision)
+    begun = folder and any((folder / file).is_file() for file in (CONFIG, ADAPTER))
+    return _check_hub(case, MODEL, name, revision, folder if begun else None)
 
 
-def _finder(folder: Path | None) -> Find:
-    return lambda file: str(folder / file) if folder and (folder / file).is_file() else None
-
-
-def _check_files(name: str, find: Find) -> Finding:
+def _check_files(name: str, folder: Path) -> Finding:
     """Check that the configuration and every file of the weights are here."""
-    if find(ADAPTER):
+    if (folder / ADAPTER).is_file():
         return ok(f"{name}: an adapter")
-    config = find(CONFIG)
-    if config is None:
+    if not (folder / CONFIG).is_file():
         fix = "name a directory or repository that transformers' save_pretrained wrote"
         return fail(f"{name} holds no config.json", fix, "recipe")
-    kind = _read_object(config).get("model_type")
+    kind = _read_object(folder / CONFIG).get("model_type")
     if isinstance(kind, str) and kind in FIRST_VERSION:
         return fail(unknown_kind(name, kind, ""), "", "recipe")
-    index = find(INDEX)
-    if index is None:
-        if find(WEIGHTS):
+    if not (folder / INDEX).is_file():
+        if (folder / WEIGHTS).is_file():
             return ok(f"{name}: whole")
         fix = "convert them, or choose another model: pickled weights are not read"
         return fail(f"{name} has no safetensors weights", fix, "recipe")
-    shards = sorted({str(file) for file in mapping(_read_object(index).get("weight_map")).values()})
-    missing = [file for file in shards if find(file) is None]
+    shards = sorted({str(file) for file in mapping(_read_object(folder / INDEX).get("weight_map")).values()})
+    missing = [file for file in shards if not (folder / file).is_file()]
     if missing or not shards:
         found = f"{len(missing)} of {len(shards)} files are missing, such as {missing[0]}" if missing else "no files"
         return fail(f"{name}, weights: {found}", f"copy it again, or {PREFETCH}", "recipe")
     return ok(f"{name}: whole, {len(shards)} files")
 
 
-def _read_object(file: str) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file; an empty one if there is none."""
     try:
-        return mapping(json.loads(Path(file).read_text(encoding="utf-8")))
+        return mapping(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
@@ -91,22 +84,17 @@ def data(case: Case) -> Finding:
     if not case.recipe.data_on_hub or name.startswith((".", "/", "~")):
         fix = "check dataset_id_or_path; relative paths start in the current folder"
         return fail(f"{name}: no such file", fix, "recipe")
-
-    def find_parquet(_: str) -> str | None:
-        """Return a Parquet file of the cached revision, if all parts that the names count are there."""
-        folder = hub_access.cached_folder(case.environment, name, revision, DATA)
-        files = sorted(folder.rglob("*.parquet")) if folder else []
-        return str(files[0]) if files and not missing_parts(files) else None
-
-    return _check_hub(case, DATA, name, revision, find_parquet)
+    folder = hub_access.cached_folder(case.environment, name, revision, DATA)
+    files = sorted(folder.rglob("*.parquet")) if folder else []
+    whole = files and not missing_parts(files)  # their names count them
+    return _check_hub(case, DATA, name, revision, folder if whole else None)
 
 
-def _check_hub(case: Case, kind: RepoKind, name: str, revision: str | None, find: Find) -> Finding:
+def _check_hub(case: Case, kind: RepoKind, name: str, revision: str | None, cached: Path | None) -> Finding:
     """Check that a repository is in the cache, or else that the hub has it."""
-    in_cache = find(CONFIG) is not None or find(ADAPTER) is not None
     offline = is_offline(case.environment)
-    if in_cache and (kind is DATA or offline):
-        return ok(f"{name}: in the cache") if kind is DATA else _check_files(name, find)
+    if cached and (kind is DATA or offline):
+        return ok(f"{name}: in the cache") if kind is DATA else _check_files(name, cached)
     if offline:
         return _report_missing(case, kind, name, revision)
     try:
@@ -114,7 +102,7 @@ def _check_hub(case: Case, kind: RepoKind, name: str, revision: str | None, find
     except HubError as error:
         if error.exit_code == ExitCode.CONFIG:
             return fail(error.detail, error.fix, "recipe")
-        if in_cache:
+        if cached:
             fix = "set HF_HUB_OFFLINE=1, so that no process waits for the hub"
             return warn(f"{error.detail}; {name} is in the cache", fix)
         fix = f"give this node a network (HTTPS_PROXY, HF_ENDPOINT), or {PREFETCH} and set HF_HUB_OFFLINE=1 here"

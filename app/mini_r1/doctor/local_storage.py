@@ -51,12 +51,9 @@ def run_directory(case: Case) -> Finding:
     except NotADirectoryError:
         return fail(f"{path}: a parent of it is a file", "choose another --run-dir", "recipe")
     except OSError as error:
-        return fail(
-            f"{path} cannot be written here: {error.strerror}",
-            f"give this user ({os.getuid()}) the right to, mount the volume, or choose another --run-dir; in Kubernetes"
-            " the pod's fsGroup gives the right, and readOnly on claim or mount takes it",
-            "node",
-        )
+        fix = f"give this user ({os.getuid()}) the right to write there, mount the volume, or choose another --run-dir"
+        fix += "; in Kubernetes the pod's fsGroup gives the right, and readOnly on claim or mount takes it"
+        return fail(f"{path} cannot be written here: {error.strerror}", fix, "node")
     found = f"{path} ({filesystem(case, path)}) can be written"
     if not has_locks:
         fix = "mount it with locks, or make sure that no two runs use one directory: they would not notice each other"
@@ -68,15 +65,11 @@ def _try_writing(folder: Path) -> bool:
     """Write a file, wait for the disk, and remove it; return whether it could be locked.
 
     A run removes files of this name too, should this process be killed in between.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     probe = folder / f".doctor-{socket.gethostname()}-{os.getpid()}.tmp"
     try:
-        with probe.open("wb") as handle:
+        with probe.open("wb", buffering=0) as handle:
             handle.write(b"mini-r1 doctor: this file may be deleted\n")
-            handle.flush()
             os.fsync(handle.fileno())
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -122,14 +115,11 @@ def caches(case: Case) -> Finding:
 
 
 def _check_hub_cache(case: Case, path: Path) -> Finding:
-    kind = filesystem(case, path)
-    if is_network(kind) and not is_offline(case.environment):
-        return warn(
-            f"the hub's cache {path} is on {kind}, where its locks can silently do nothing",
-            "run `mini-r1 prefetch RECIPE` before the job and set HF_HUB_OFFLINE=1 in it, or set HF_HOME to a local "
-            "folder of this node",
-        )
-    if not os.access(existing(path), os.W_OK) and not is_offline(case.environment):
+    kind, offline = filesystem(case, path), is_offline(case.environment)
+    if is_network(kind) and not offline:
+        fix = "run `mini-r1 prefetch RECIPE`, set HF_HUB_OFFLINE=1 in the job; or set HF_HOME to a local folder"
+        return warn(f"the hub's cache {path} is on {kind}, where its locks can silently do nothing", fix)
+    if not os.access(existing(path), os.W_OK) and not offline:
         return warn(f"the hub's cache {path} cannot be written", "set HF_HOME to a folder that this user can write")
     return ok(f"the hub's cache {path} ({kind})")
 
@@ -139,9 +129,9 @@ def filesystem(case: Case, path: Path) -> str:
     place = os.path.realpath(path)
     found, longest = "unknown", -1
     for line in (case.read("proc/self/mountinfo") or "").splitlines():
-        before, dash, after = line.partition(" - ")
+        before, _, after = line.partition(" - ")
         fields = before.split(" ")
-        if not dash or len(fields) < 5:
+        if not after or len(fields) < 5:
             continue
         mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])  # a space is \040 there
         inside = place == mount or place.startswith(mount.rstrip("/") + "/")

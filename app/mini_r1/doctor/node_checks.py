@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,14 +98,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that --json prints."""
-        return {
-            "host": self.host,
-            "devices": self.devices,
-            "recipe": self.recipe,
-            "version": __version__,
-            "exit_code": int(self.exit_code),
-            "findings": [finding.to_dict() for finding in self.findings],
-        }
+        return {**asdict(self), "version": __version__, "exit_code": int(self.exit_code)}
 
     def table(self) -> Table:
         """Return the findings for a terminal, each with its fix below."""

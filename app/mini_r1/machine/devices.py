@@ -45,11 +45,9 @@ class Devices:
 def given_devices(
     environment: Mapping[str, str],
     count: int | None = None,
-    driver: Callable[[], list[str]] = driver_devices,
+    driver: Callable[[], list[str]] = driver_devices,  # what the NVIDIA library sees
 ) -> Devices:
     """Return the first `count` devices of this process, None for all; on a CPU without a grant, `count` slots.
-
-    `driver` returns what the NVIDIA library sees.
 
     Raises:
         KitError: an invalid entry, the same device twice, several MIG slices, or more asked for than given.
@@ -119,11 +117,7 @@ def _read_grant(environment: Mapping[str, str]) -> tuple[list[str] | None, str]:
 
 
 def _read_visible(text: str) -> list[str]:
-    """Return the entries that CUDA takes: it stops reading at the first one that it cannot use, such as -1.
-
-    Raises:
-        KitError: an entry that names no device, or a device twice.
-    """
+    """Return the entries that CUDA takes: it stops reading at the first one that it cannot use, such as -1."""
     entries: list[str] = []
     for entry in (part.strip() for part in text.split(",")):
         if entry in ("", "-1", "NoDevFiles"):  # Slurm writes NoDevFiles for a job without GPUs

@@ -66,11 +66,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def _import_deepspeed() -> None:
-    """Import DeepSpeed before TRL does, so that its errors are not taken for TRL's.
-
-    Raises:
-        KitError: it is there and cannot be imported.
-    """
+    """Import DeepSpeed before TRL does, so that its errors are not taken for TRL's."""
     # DeepSpeed runs `df` on this folder while it is imported, and df complains if it does not exist.
     with contextlib.suppress(OSError, RuntimeError):  # a home that can't be written, or is unknown
         Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "autotune").mkdir(

@@ -44,14 +44,12 @@ class Nodes:
 def find_nodes(
     environment: Mapping[str, str],
     *,
-    count: int | None = None,
-    index: int | None = None,
-    address: str | None = None,
+    count: int | None = None,  # --nodes
+    index: int | None = None,  # --node-index
+    address: str | None = None,  # --address; replaces a scheduler's, as --port does
     port: int | None = None,
 ) -> Nodes:
     """Return the nodes of this job, and which of them this is.
-
-    The other arguments are --nodes, --node-index, --address and --port; the last two replace a scheduler's.
 
     Raises:
         KitError: the information is incomplete or contradictory, or the launcher was not started once on each node.
@@ -102,19 +100,14 @@ def free_port() -> int:
 
 
 def expand_hosts(text: str) -> list[str]:
-    """Return the names in Slurm's list of hosts: "n[1-2,5],gpu07" is n1, n2, n5, gpu07.
-
-    Raises:
-        KitError: it is no such list, or longer than MAX_NODES.
-    """
+    """Return the names in Slurm's list of hosts, at most MAX_NODES: "n[1-2,5],gpu07" is n1, n2, n5, gpu07."""
     try:
         hosts: list[str] = hostlist.expand_hostlist(text, allow_duplicates=True)
+        problem = None if len(hosts) <= MAX_NODES and (hosts or not text) else f"{len(hosts)} names"
     except hostlist.BadHostlist as error:
-        raise KitError(
-            f"cannot read Slurm's list of hosts '{printable(text)}' ({error}): name node 0 with --address"
-        ) from error
-    if len(hosts) > MAX_NODES or (text and not hosts):
-        raise KitError(f"Slurm's list of hosts '{printable(text)}' has {len(hosts)} names: name node 0 with --address")
+        problem = str(error)
+    if problem:
+        raise KitError(f"cannot read Slurm's list of hosts '{printable(text)}' ({problem}): name node 0 with --address")
     return hosts
 
 
@@ -223,11 +216,7 @@ def _read_indexed_job(environment: Mapping[str, str]) -> Nodes | None:
 
 
 def _read_number(environment: Mapping[str, str], *names: str) -> int | None:
-    """Return the value of the first of these variables that is set.
-
-    Raises:
-        KitError: it is no whole number.
-    """
+    """Return the value of the first of these variables that is set."""
     for name in names:
         text = environment.get(name, "").strip()
         if text:

@@ -66,8 +66,6 @@ def _exists(pid: int) -> bool:
     """Return whether there is such a process: /proc may hide those of other users (hidepid)."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True

@@ -44,8 +44,8 @@ _TOKENS = re.compile(
     re.VERBOSE,
 )
 """Hugging Face, GitHub, GitLab, OpenAI, Slack, Google, AWS, JSON Web Tokens, the user part of a URL, HTTP bearers."""
-_PEM_BEGIN = re.compile(r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----")
-_PEM_END = re.compile(r"-----END [A-Z ]{0,32}PRIVATE KEY-----")
+_KEYS = re.compile(r"-----BEGIN [A-Z ]{0,32}PRIVATE KEY-----.*?(?:-----END [A-Z ]{0,32}PRIVATE KEY-----|\Z)", re.DOTALL)
+"""Private keys; one whose end was cut off takes the rest of the text with it."""
 _QUOTE = r"""\\{0,3}["']?"""
 _ASSIGNED = re.compile(
     rf"(?<![A-Za-z0-9_])(?P<name>[A-Za-z_][A-Za-z0-9_-]{{1,63}}){_QUOTE}\s{{0,4}}[=:]\s{{0,4}}{_QUOTE}"
@@ -63,8 +63,7 @@ def redact(text: str, environment: Mapping[str, str]) -> str:
     values = sorted({form for value in _secret_values(environment) for form in _forms(value)}, key=len, reverse=True)
     if values:
         text = re.sub("|".join(map(re.escape, values)), REDACTED, text)
-    text = _redact_keys(text)
-    text = _TOKENS.sub(REDACTED, text)
+    text = _TOKENS.sub(REDACTED, _KEYS.sub(REDACTED, text))
     return _redact_values(_OPTION, _redact_values(_ASSIGNED, text))
 
 
@@ -109,16 +108,6 @@ def _forms(value: str) -> Iterator[str]:
     encodable = value.encode("utf-8", "surrogateescape")
     yield quote(encodable, safe="")
     yield quote_plus(encodable)
-
-
-def _redact_keys(text: str) -> str:
-    """Replace private keys; one whose end was cut off takes the rest of the text with it."""
-    kept, position = [], 0
-    while begin := _PEM_BEGIN.search(text, position):
-        kept += [text[position : begin.start()], REDACTED]
-        end = _PEM_END.search(text, begin.end())
-        position = end.end() if end else len(text)
-    return "".join([*kept, text[position:]])
 
 
 def _redact_values(assignment: re.Pattern[str], text: str) -> str:

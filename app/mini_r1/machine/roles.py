@@ -57,13 +57,11 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
     """
     if not devices:
         raise KitError("no nodes to assign roles to")
-    for index, given in enumerate(devices):
-        if not given and len(devices) > 1:
-            raise KitError(
-                f"node {index} of {len(devices)} has no GPU: give every node at least one, or leave the node out"
-            )
-        if not given and not on_cpu:
-            raise KitError("no GPU was given; without one the work runs on the CPU")
+    if len(devices) > 1 and not all(devices):
+        found = f"node {list(map(bool, devices)).index(False)} of {len(devices)} has no GPU"
+        raise KitError(f"{found}: give every node at least one, or leave the node out")
+    if not devices[0] and not on_cpu:
+        raise KitError("no GPU was given; without one the work runs on the CPU")
     if use_vllm and len(devices[0]) < 2:
         has = "1 GPU" if len(devices[0]) == 1 else "no GPU"
         subject, owner = ("node 0 has", "node 0") if len(devices) > 1 else ("there is", "the job")
@@ -85,11 +83,7 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
 
 
 def shape(gpus: int, nodes: int) -> list[list[str]]:
-    """Return the devices of nodes of the same size: ids "0" to "G-1" on each.
-
-    Raises:
-        KitError: a number is too small.
-    """
+    """Return the devices of nodes of the same size, ids "0" to "G-1" on each; raise KitError for too small a number."""
     if gpus < 0 or nodes < 1:
         raise KitError(f"{gpus} GPUs on each of {nodes} nodes: GPUs must be 0 or more, nodes 1 or more")
     return [[str(index) for index in range(gpus)] for _ in range(nodes)]
