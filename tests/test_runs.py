@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mini_r1.errors import KitError
 from mini_r1.run.files import JsonLines, write_json
-from mini_r1.run.listing import ListedRun, format_runs, list_run, list_runs, runs_table
+from mini_r1.run.listing import ListedRun, list_run, list_runs, runs_table
 from mini_r1.run.run_dir import RunDir
 from rich.console import Console
 
@@ -158,7 +159,7 @@ def test_no_file_of_a_run_stops_the_table(
     (run.path / name).write_bytes(data)
     (found,) = list_runs(folder, NOW)
     assert shown([found], folder)
-    json.loads(format_runs([found]), parse_constant=pytest.fail)
+    json.loads(json.dumps(asdict(found)), parse_constant=pytest.fail)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -28,7 +28,7 @@ def verdicts(run: RunData) -> dict[int, str]:
 
 
 def test_the_published_figures_name_their_source() -> None:
-    published = original_curve.published()
+    published = original_curve.PUBLISHED
     assert "philschmid.de/mini-deepseek-r1" in published["source"]
     assert "training reward at temperature 0.9" in published["what"]
     assert published["success"] == [[100, 0.25], [200, 0.40], [450, 0.50]]

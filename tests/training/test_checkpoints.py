@@ -269,7 +269,7 @@ def test_a_run_without_a_usable_checkpoint_starts_from_the_beginning(run: RunDir
     assert step is None
     assert printed.count("damaged and skipped") == 2
     assert "no checkpoint can be used: starting from the beginning" in printed
-    assert not run.has_checkpoint()
+    assert not run.complete_checkpoints()
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"run_id": ""}'])
@@ -375,7 +375,7 @@ def test_a_run_resumes_from_its_last_checkpoint_when_a_full_disk_has_space_again
 
     def needed_after_others_wrote(run: RunDir, trained: int, *, snapshot: bool) -> int:
         needed = space_needed(run, trained, snapshot=snapshot)
-        if run.has_checkpoint():
+        if run.complete_checkpoints():
             fill(disk, int(left * needed))
         return needed
 

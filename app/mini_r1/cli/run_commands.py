@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.run.completions import parse_filter, print_completions
 from mini_r1.run.health import check_health
-from mini_r1.run.listing import format_runs, list_runs, runs_table
+from mini_r1.run.listing import list_runs, runs_table
 from mini_r1.run.run_dir import RunDir, open_run
 
 
@@ -35,7 +36,7 @@ def runs(
     with file_errors():
         found = list_runs(folder.expanduser(), time.time())
     if as_json:
-        print(format_runs(found))
+        print(json.dumps([asdict(one) for one in found]))
     else:
         Console(highlight=False).print(runs_table(found, folder))
 

@@ -18,8 +18,9 @@ from typing import Any
 import mini_r1
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import KitError
-from mini_r1.report import drawing, original_curve
+from mini_r1.report import drawing
 from mini_r1.report.markdown import write_markdown
+from mini_r1.report.original_curve import PUBLISHED
 from mini_r1.report.plots import GROUPS, SERIES, Plot, make_plots
 from mini_r1.report.samples_browser import Samples, collect_samples
 from mini_r1.report.summary import Summary, provenance_facts, recipe_facts, summarise, tables
@@ -27,18 +28,12 @@ from mini_r1.run.files import write_text
 from mini_r1.run.reader import RunData, read_run, text
 from mini_r1.tasks.countdown import task
 
-MAX_RUNS = len(SERIES)
-"""Runs on one page: one for each colour."""
-SAMPLES = 20_000
-"""Completions on a page: filters and search were measured with this number."""
-MAX_BYTES = 15_000_000
-"""Largest page: mail and ticket systems accept it."""
-PACKED_BYTES = 12_500_000
-"""Share of it for the packed completions; text and plots take less than 2 MB."""
-SCRIPTS = ("page.js", "reader.js", "samples.js")
-"""Joined in this order, they are the page's one script."""
-TITLE = "Mini-R1 report</title>"
-"""In the head of every page made here: other files are not overwritten."""
+MAX_RUNS = len(SERIES)  # runs on one page: one for each colour
+SAMPLES = 20_000  # completions on a page: filters and search were measured with this number
+MAX_BYTES = 15_000_000  # largest page: mail and ticket systems accept it
+PACKED_BYTES = 12_500_000  # share of it for the packed completions; text and plots take less than 2 MB
+SCRIPTS = ("page.js", "reader.js", "samples.js")  # joined in this order, they are the page's one script
+TITLE = "Mini-R1 report</title>"  # in the head of every page made here: other files are not overwritten
 HEAD_BYTES = 64 << 10
 """Part of a file that is searched for the title: before it are a policy and the names of at most six runs."""
 
@@ -52,10 +47,8 @@ class Report:
     path: Path
     size: int
     summaries: list[Summary]
-    shown: int
-    """Completions on the page."""
-    total: int
-    """Completions of the runs."""
+    shown: int  # completions on the page
+    total: int  # completions of the runs
     markdown: list[Path]
 
     def to_json(self) -> dict[str, Any]:
@@ -81,17 +74,9 @@ def build_report(
 ) -> Report:
     """Write the page of some runs and, to the folder `markdown`, `report.md` and its plots.
 
-    Args:
-        paths: run directories.
-        out: the page; None is `report.html` in the run directory, of several runs in the current one.
-        markdown: a folder; made if it is missing.
-        price: of a GPU-hour.
-        limit: maximum number of completions on the page.
-        progress: called with each line of progress.
-
-    Raises:
-        KitError: there is no run, there are too many, the price is invalid, a file can't be written, or the page would
-            replace another file.
+    `out` is by default `report.html` in the run directory, for several runs in the current one; `price` is that of a
+    GPU-hour; `limit` is the maximum number of completions. Invalid arguments, a file that can't be read or written, and
+    a page that would replace another file are KitErrors.
     """
     if len({path.resolve() for path in paths}) != len(paths):
         raise KitError("a run is named twice")
@@ -100,23 +85,21 @@ def build_report(
     if price is not None and not (math.isfinite(price) and price >= 0):
         raise KitError(f"a GPU cannot cost {price} an hour: name a price of 0 or more")
     target = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
-    progress("reading metrics and attempts")
+    written: list[Path] = []
     with _errors(paths[0], "read"):
+        progress("reading metrics and attempts")
         runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
-    _refuse_other_file(target)  # before completions are read, which takes minutes
-    summaries = [summarise(run, price) for run in runs]
-    plots = make_plots(runs, price)
-    progress("drawing")
-    drawn = {plot.name: _draw(plot) for plot in plots if not plot.empty}
-    with _errors(paths[0], "read"):
+        _refuse_other_file(target)  # before completions are read, which takes minutes
+        summaries = [summarise(run, price) for run in runs]
+        plots = make_plots(runs, price)
+        progress("drawing")
+        drawn = {plot.name: _draw(plot) for plot in plots if not plot.empty}
         samples, packed = _pack(runs, limit, progress)
     page = _render(summaries, plots, drawn, samples, packed)
     with _errors(target, "written"):
         write_text(target, page, sync=False)
-    written: list[Path] = []
-    if markdown is not None:
-        progress("drawing for the Markdown")
-        with _errors(markdown, "written"):
+        if markdown is not None:
+            progress("drawing for the Markdown")
             written = write_markdown(markdown, summaries, plots)
     return Report(target, target.stat().st_size, summaries, len(samples), samples.total, written)
 
@@ -127,8 +110,7 @@ def _errors(path: Path, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        name = (error.filename if done == "read" else None) or path
-        raise disk_error(error) or KitError(f"{name}: cannot be {done}: {error.strerror}") from error
+        raise disk_error(error) or KitError(f"{error.filename or path}: cannot be {done}: {error.strerror}") from error
 
 
 def _refuse_other_file(target: Path) -> None:
@@ -213,7 +195,7 @@ def _render(
         plots=plots,
         groups=GROUPS,
         drawn={name: {k: Markup(v) for k, v in d.items() if k in ("svg", "narrow")} for name, d in drawn.items()},
-        original=original_curve.published(),
+        original=PUBLISHED,
         recipe=recipe_facts(runs),
         provenance=provenance_facts(runs),
         tables=[tables(run) for run in runs],

@@ -1,8 +1,7 @@
 """Plots to SVG, by matplotlib: the same drawing for the page, where colours are CSS variables, and for a README.
 
-Why matplotlib and no plotting library in JavaScript: one library draws both; such a library is 4 MB of script and wants
-inline styles, which the page's Content-Security-Policy forbids; and an SVG prints. There is no zooming; page.js adds a
-crosshair with the values.
+matplotlib rather than a library in JavaScript: it draws both, and an SVG prints; such a library is 4 MB of script and
+needs inline styles, which the page's Content-Security-Policy forbids. page.js adds a crosshair.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from mini_r1.report.plots import Curve, Plot
 
 SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.8), (3.9, 3.4)
 """Inches at 100 pixels each: three cards in a row on a laptop, one on a phone; the first picture, and it on a phone."""
-DASHES = ((5, 3), (1.5, 2), (7, 2, 1.5, 2))
-"""Dashes of dotted levels, which share a colour."""
+DASHES = ((5, 3), (1.5, 2), (7, 2, 1.5, 2))  # dashes of dotted levels, which share a colour
 LETTER, ENTRY, ROW = 6.2, 42, 0.17
 """Sizes of a legend: pixels of a letter and of an entry without its label, inches of a row."""
 SMOOTH_FROM = 60
@@ -56,10 +54,9 @@ _SETTINGS = {
 
 
 def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> tuple[str, dict[str, Any]]:
-    """Draw a plot that is not empty, with a colour for each role and a size in inches of 100 pixels.
+    """Return a plot that is not empty as an SVG element, drawn with a colour for each role and a size in inches.
 
-    Returns:
-        The SVG element as text, and where its axes are: `box` (x0, y0, x1, y1 in the SVG's units), `x` and `y` limits.
+    Also returned is the place of its axes: `box` (x0, y0, x1, y1 in the SVG's units), `x` and `y` limits.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -135,19 +132,13 @@ def _draw_curves(axes: Any, curves: Sequence[Curve]) -> None:
             continue
         options: dict[str, Any] = {"color": ROLES[curve.colour], "label": curve.label}
         if curve.style == "marks":
-            known = [limits or (value, value) for limits, value in zip(curve.intervals, values, strict=True)]
-            bars = [[max(0.0, v - low) for v, (low, _) in zip(values, known, strict=True)]]
-            bars.append([max(0.0, high - v) for v, (_, high) in zip(values, known, strict=True)])
-            axes.errorbar(
-                steps, values, yerr=bars, linewidth=1.6, marker="o", markersize=4.5, elinewidth=1.2, capsize=2.5,
-                zorder=4, clip_on=False, **options,
-            )  # fmt: skip
+            limits = [known or (value, value) for known, value in zip(curve.intervals, values, strict=True)]
+            bars = [(max(0.0, v - low), max(0.0, high - v)) for v, (low, high) in zip(values, limits, strict=True)]
+            options |= {"linewidth": 1.6, "elinewidth": 1.2, "capsize": 2.5, "zorder": 4, "clip_on": False}
+            axes.errorbar(steps, values, yerr=[*zip(*bars, strict=True)], marker="o", markersize=4.5, **options)
         elif curve.style == "published":
-            line = (0, (1, 2))
-            axes.plot(
-                steps, values, linestyle=line, marker="D", markersize=4.5, linewidth=1.4, zorder=3, clip_on=False,
-                **options,
-            )  # fmt: skip
+            options |= {"linestyle": (0, (1, 2)), "linewidth": 1.4, "zorder": 3, "clip_on": False}
+            axes.plot(steps, values, marker="D", markersize=4.5, **options)
         elif curve.style == "dotted":
             axes.plot(steps, values, linestyle=(0, DASHES[dotted % len(DASHES)]), linewidth=1, alpha=0.7, **options)
             dotted += 1
@@ -163,8 +154,8 @@ def _draw_stack(axes: Any, curves: Sequence[Curve]) -> None:
     steps, layers = _layers(curves)
     if len(steps) == 1:
         steps, layers = [steps[0] - 0.5, steps[0] + 0.5], [layer * 2 for layer in layers]
-    colours, labels = [ROLES[c.colour] for c in curves], [c.label for c in curves]
-    axes.stackplot(steps, layers, colors=colours, labels=labels, linewidth=0, alpha=0.85)
+    colours = [ROLES[curve.colour] for curve in curves]
+    axes.stackplot(steps, layers, colors=colours, labels=[c.label for c in curves], linewidth=0, alpha=0.85)
 
 
 def _layers(curves: Sequence[Curve]) -> tuple[list[float], list[list[float]]]:

@@ -7,17 +7,14 @@ from pathlib import Path
 
 from mini_r1.console import as_markdown
 from mini_r1.report import drawing
-from mini_r1.report.original_curve import published
+from mini_r1.report.original_curve import PUBLISHED
 from mini_r1.report.plots import Plot
 from mini_r1.report.summary import EVALUATION_HEADINGS, Summary, evaluation_rows, recipe_facts
 from mini_r1.run.files import write_text
 
 
 def write_markdown(folder: Path, summaries: Sequence[Summary], plots: Sequence[Plot]) -> list[Path]:
-    """Write `report.md` and the plots that are not empty, and return the files, the Markdown first.
-
-    The folder is made if it is missing; files of the same names are replaced, others kept.
-    """
+    """Write `report.md` and the plots that are not empty to a folder; return the files, the Markdown first."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / "report.md"]
     pictures = []
@@ -40,7 +37,7 @@ def write_markdown(folder: Path, summaries: Sequence[Summary], plots: Sequence[P
     rows = [[f.key, *f.values] for f in recipe_facts([summary.run for summary in summaries]) if f.differs]
     if rows:
         lines += ["## Differences between the recipes", "", *table(["key", *names], rows)]
-    what, source = as_markdown(published()["what"]), as_markdown(published()["source"])
+    what, source = as_markdown(PUBLISHED["what"]), as_markdown(PUBLISHED["source"])
     lines += [*pictures, f"The original's figures are {what}. Source: {source}.", ""]
     write_text(files[0], "\n".join(lines), sync=False)
     return files

@@ -6,24 +6,20 @@ A plot without data stays in the list, and the page says that nothing was logged
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from mini_r1.report.original_curve import published
+from mini_r1.report.original_curve import PUBLISHED
 from mini_r1.run.reader import Evaluated, Points, RunData, drawable
 from mini_r1.values import mapping
 
 SERIES = ("a", "b", "c", "d", "e", "f")
 """Names of the colours (Okabe and Ito 2008, for colour-blind readers), for a run or for a curve of one run."""
-LABEL = 24
-"""Characters of a run's name in a legend: two of them fit next to each other in a small picture."""
-COLOURED_ATTEMPTS = 4
-"""Most attempts of a run that get a colour each."""
-LONG_RUN = 150
-"""Steps from which a run is drawn on the same axis as the original."""
-SHOWN_BUDGETS = ("1", "4", "16")
-"""Tries of the random solver that have a separate line."""
+LABEL = 24  # characters of a run's name in a legend: two of them fit next to each other in a small picture
+COLOURED_ATTEMPTS = 4  # most attempts of a run that get a colour each
+LONG_RUN = 150  # steps from which a run is drawn on the same axis as the original
+SHOWN_BUDGETS = ("1", "4", "16")  # tries of the random solver that have a separate line
 PHASES = {
     "time/rollout": "rollout",
     "time/update": "update",
@@ -69,14 +65,11 @@ class Curve:
 
     label: str
     points: Points
-    colour: str
-    """One of SERIES, `original`, or `ink`."""
-    run: int | None = None
-    """Index of its run; None for a line that belongs to no run."""
+    colour: str  # one of SERIES, `original`, or `ink`
+    run: int | None = None  # index of its run; None for a line that belongs to no run
     style: str = "line"
     """line, path (never smoothed), dotted (a level), marks (few steps, with intervals), published (the original's)."""
-    intervals: list[tuple[float, float] | None] = field(default_factory=list)
-    """95 %, one for each point of `marks`."""
+    intervals: list[tuple[float, float] | None] = field(default_factory=list)  # 95 %, one for each point of `marks`
 
 
 @dataclass
@@ -89,14 +82,11 @@ class Plot:
     curves: list[Curve]
     percent: bool = False
     x: str = "optimizer steps"
-    restarts: list[int] = field(default_factory=list)
-    """First steps of later attempts."""
-    side: list[Curve] = field(default_factory=list)
-    """Drawn in a small picture on the right, with its own time scale."""
+    restarts: list[int] = field(default_factory=list)  # first steps of later attempts
+    side: list[Curve] = field(default_factory=list)  # drawn in a small picture on the right, with its own time scale
     stacked: bool = False
-    price: float | None = None
-    """Price of one unit of the left axis: the right axis then shows the cost."""
-    group: str = ""
+    price: float | None = None  # price of one unit of the left axis: the right axis then shows the cost
+    group: str = COSTS
 
     @property
     def empty(self) -> bool:
@@ -108,12 +98,12 @@ def make_plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot
     """Return every plot of a report on these runs, success first; `price` is that of a GPU-hour."""
     made = [_success(runs)]
     for group, name, figure, label, percent, title, note in FIGURES:
-        plot = Plot(name, title, note, _curve_per_run(runs, label, lambda run, f=figure: run.points(f)), percent)  # type: ignore[misc]
-        plot.group = group
-        if figure in published() and max((c.points[0][-1] for c in plot.curves if c.points[0]), default=0) >= LONG_RUN:
+        curves = _curve_per_run(runs, label, [run.points(figure) for run in runs])
+        plot = Plot(name, title, note, curves, percent, group=group)
+        if figure in PUBLISHED and max((c.points[0][-1] for c in plot.curves if c.points[0]), default=0) >= LONG_RUN:
             plot.curves.append(_original(figure, "the original"))
         made.append(plot)
-    tokens = _curve_per_run(runs, "tokens", lambda run: run.points("tokens_per_second"))
+    tokens = _curve_per_run(runs, "tokens", [run.points("tokens_per_second") for run in runs])
     made += [
         _seconds(runs),
         Plot("tokens-per-second", "Tokens per second", "Completion tokens of all workers, during the rollout.", tokens),
@@ -122,7 +112,6 @@ def make_plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot
         made.append(_gpu_hours(runs, price))
     made.append(_clock(runs))
     for plot in made:
-        plot.group = plot.group or COSTS
         if plot.x.startswith("optimizer"):
             plot.restarts = [step for run in runs for step in run.restarts]
     return made
@@ -140,20 +129,14 @@ def shorten_names(names: Sequence[str]) -> list[str]:
     return [f"{at}: {shorten(name, LABEL - 3)}" for at, name in enumerate(names, 1)]
 
 
-def _names(runs: Sequence[RunData]) -> list[str]:
-    return shorten_names([run.name for run in runs])
-
-
-def _curve_per_run(
-    runs: Sequence[RunData], label: str, points: Callable[[RunData], Points], style: str = "line"
-) -> list[Curve]:
+def _curve_per_run(runs: Sequence[RunData], label: str, points: Sequence[Points], style: str = "line") -> list[Curve]:
     """Return a curve for each run, with its name as label; with `label` if there is one run."""
-    names = [label] if len(runs) == 1 else _names(runs)
-    return [Curve(names[i], points(run), SERIES[i], i, style) for i, run in enumerate(runs)]
+    names = [label] if len(runs) == 1 else shorten_names([run.name for run in runs])
+    return [Curve(names[i], each, SERIES[i], i, style) for i, each in enumerate(points)]
 
 
 def _original(figure: str, label: str) -> Curve:
-    steps, values = zip(*published()[figure], strict=True)
+    steps, values = zip(*PUBLISHED[figure], strict=True)
     return Curve(label, ([*map(float, steps)], [*map(float, values)]), "original", None, "published")
 
 
@@ -161,7 +144,7 @@ def _success(runs: Sequence[RunData]) -> Plot:
     """Return held-out success with intervals, training success, the baselines, and the published curve."""
     one = len(runs) == 1
     curves: list[Curve] = []
-    for index, (run, name) in enumerate(zip(runs, _names(runs), strict=True)):
+    for index, (run, name) in enumerate(zip(runs, shorten_names([run.name for run in runs]), strict=True)):
         prefix, colour = ("" if one else f"{name}: "), SERIES[index]
         curves.append(Curve(f"{prefix}training", run.points("success"), colour, index))
         during = run.points("eval_success")
@@ -182,7 +165,7 @@ def _success(runs: Sequence[RunData]) -> Plot:
     original = _original("success", "the original: training reward, T 0.9")
     note = (
         "Bars: 95 % intervals; problems with the same numbers count as one draw. Training success is measured on the "
-        f"problems it trains on. {published()['name']}: {published()['what']}."
+        f"problems it trains on. {PUBLISHED['name']}: {PUBLISHED['what']}."
     )
     plot = Plot("success", "Success", note, curves, percent=True, group="success")
     long = max((run.planned or run.step for run in runs), default=0) >= LONG_RUN
@@ -229,7 +212,7 @@ def _baselines(run: RunData) -> list[Curve]:
 
 def _seconds(runs: Sequence[RunData]) -> Plot:
     if len(runs) > 1:
-        curves = _curve_per_run(runs, "", _step_seconds)
+        curves = _curve_per_run(runs, "", [*map(_step_seconds, runs)])
         return Plot("seconds", "Seconds per step", "Without evaluation and saving.", curves)
     run = runs[0]
     curves = [
@@ -249,21 +232,23 @@ def _step_seconds(run: RunData) -> Points:
 
 
 def _gpu_hours(runs: Sequence[RunData], price: float | None) -> Plot:
-    def paid(run: RunData) -> Points:
-        before = 0.0
-        points: Points = ([], [])
-        for attempt in run.attempts:
-            times, steps = attempt.times
-            if attempt.gpus and attempt.begin is not None and attempt.seconds is not None:
-                points[0].extend(steps)
-                points[1].extend(before + max(0.0, at - attempt.begin) * attempt.gpus / 3600 for at in times)
-                before += attempt.seconds * attempt.gpus / 3600
-        return points
-
     right = "right axis: the cost" if price else "--price-per-gpu-hour adds the cost"
     note = f"Of every GPU of every attempt, repeated steps included; {right}."
+    curves = _curve_per_run(runs, "GPU-hours", [*map(_paid_hours, runs)], "path")
     title = f"GPU-hours, and cost at {price:g} each" if price else "GPU-hours"
-    return Plot("gpu-hours", title, note, _curve_per_run(runs, "GPU-hours", paid, "path"), price=price or None)
+    return Plot("gpu-hours", title, note, curves, price=price or None)
+
+
+def _paid_hours(run: RunData) -> Points:
+    before = 0.0
+    points: Points = ([], [])
+    for attempt in run.attempts:
+        times, steps = attempt.times
+        if attempt.gpus and attempt.begin is not None and attempt.seconds is not None:
+            points[0].extend(steps)
+            points[1].extend(before + max(0.0, at - attempt.begin) * attempt.gpus / 3600 for at in times)
+            before += attempt.seconds * attempt.gpus / 3600
+    return points
 
 
 def _clock(runs: Sequence[RunData]) -> Plot:
@@ -273,7 +258,9 @@ def _clock(runs: Sequence[RunData]) -> Plot:
     longest = max(ends, default=0.0)
     unit, per = ("hours", 3600) if longest > 5_400 else ("minutes", 60) if longest > 90 else ("seconds", 1)
     curves = []
-    for index, (run, name, begin) in enumerate(zip(runs, _names(runs), begins, strict=True)):
+    for index, (run, name, begin) in enumerate(
+        zip(runs, shorten_names([run.name for run in runs]), begins, strict=True)
+    ):
         coloured = len(runs) == 1 and len(run.attempts) <= COLOURED_ATTEMPTS
         for order, attempt in enumerate(run.attempts):
             times, steps = attempt.times

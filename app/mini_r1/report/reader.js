@@ -87,16 +87,16 @@ function badge(i) {
 }
 function read(i) {
   const [nums, target] = samples.problems[samples.problem[i]], same = ofProblem.get(samples.problem[i]), at = same.indexOf(i);
-  const earlier = el("button", { type: "button", disabled: at <= 0, title: "Same problem, earlier ([)" }, "‹ earlier");
-  const later = el("button", { type: "button", disabled: at >= same.length - 1, title: "Same problem, later (])" }, "later ›");
-  const over = el("button", { type: "button", disabled: same.length < 2, title: "Side by side (c)" }, `Compare ${whole(same.length)}`);
-  earlier.onclick = () => again(-1);
-  later.onclick = () => again(1);
-  over.onclick = compare;
+  const button = (text, onclick, disabled, title) => el("button", { type: "button", onclick, disabled, title }, text);
+  const buttons = [
+    button("‹ earlier", () => again(-1), at <= 0, "Same problem, earlier ([)"),
+    button("later ›", () => again(1), at >= same.length - 1, "Same problem, later (])"),
+    button(`Compare ${whole(same.length)}`, compare, same.length < 2, "Side by side (c)"),
+  ];
   const body = thought(i, thinking);
   body[0].addEventListener("toggle", () => { thinking = body[0].open; });
   return [
-    el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.move", null, earlier, later, over)),
+    el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.move", null, ...buttons)),
     el("header", null, badge(i), el("span.note", null, `${page.runs.length > 1 ? page.runs[samples.run[i]] + ", " : ""}step ${samples.step[i]}, ${samples.kinds[samples.kind[i]]}`)),
     el("p.facts", null, facts(i)), check(i), ...body];
 }
@@ -110,8 +110,7 @@ function compare() {
     steps.add(samples.step[i]);
     if (groups.has(key)) groups.get(key).push(i); else groups.set(key, [i]);
   }
-  const close = el("button", { type: "button" }, "Close"), box = $("compare");
-  close.onclick = () => box.close();
+  const box = $("compare"), close = el("button", { type: "button", onclick: () => box.close() }, "Close");
   const cards = [...groups.values()].map((group) => card(group));
   box.replaceChildren(
     el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.note", null, `${plural(steps.size, "step", "steps")}, ${plural([...groups.values()].flat().length, "answer", "answers")}`), close),

@@ -17,12 +17,9 @@ from mini_r1.run.reader import RunData, is_step, read_completions, read_held_out
 from mini_r1.tasks.countdown import task
 from mini_r1.values import mapping, number
 
-MAX_CHARACTERS = 20_000
-"""Longest completion on the page; the longest useful ones (1,024 tokens) have about 4,000."""
-KEPT_TAIL = 5_000
-"""Characters kept at the end of a longer one: the answer is there."""
-STORIES = 40
-"""First completions of each kind of story that are always kept."""
+MAX_CHARACTERS = 20_000  # longest completion on the page; the longest useful ones (1,024 tokens) have about 4,000
+KEPT_TAIL = 5_000  # characters kept at the end of a longer one: the answer is there
+STORIES = 40  # first completions of each kind of story that are always kept
 STYLES = ("neither", "wordy", "enumerating")
 KINDS = ("training", "held out, sampled", "held out, greedy")
 RIGHT, FORMAT, ORIGINAL, TRUNCATED, SAYS_WAIT = 1, 2, 4, 8, 16
@@ -39,8 +36,7 @@ class Samples:
     columns: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     tables: dict[str, dict[Any, tuple[int, Any]]] = field(default_factory=lambda: defaultdict(dict))
     """Distinct problems, reasons, reasonKinds and workings: index and value by a key; columns have the indices."""
-    total: int = 0
-    """Completions of the runs."""
+    total: int = 0  # completions of the runs
     unreadable: int = 0
 
     def __len__(self) -> int:
@@ -110,14 +106,11 @@ class _Counted:
     """The completions of a run, counted in a first pass over its files."""
 
     run: RunData
-    held_out: Counter[Any] = field(default_factory=Counter)
-    """Kept answers by problem."""
-    training: Counter[int] = field(default_factory=Counter)
-    """Completions by step."""
+    held_out: Counter[Any] = field(default_factory=Counter)  # kept answers by problem
+    training: Counter[int] = field(default_factory=Counter)  # completions by step
     stories: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     """By step, the positions of the completions that are always kept."""
-    share: int = 0
-    """Its part of the page."""
+    share: int = 0  # its part of the page
 
     @property
     def total(self) -> int:
@@ -127,19 +120,15 @@ class _Counted:
 def collect_samples(
     runs: Sequence[RunData], limit: int, on_progress: Callable[[int], None] = lambda count: None
 ) -> Samples:
-    """Choose and pack at most `limit` completions, shared evenly among the runs.
-
-    `on_progress` is called with the number of completions read so far.
-    """
+    """Choose and pack at most `limit` completions, shared evenly; `on_progress` gets the number read so far."""
     samples = Samples()
     counted = []
     for run in runs:
-        counted.append(_count_completions(run, lambda here, before=samples.total: on_progress(before + here)))  # type: ignore[misc]
+        counted.append(_count_completions(run, samples.total, on_progress))
         samples.total += counted[-1].total
     left = limit
-    for done, each in enumerate(
-        sorted(counted, key=lambda one: one.total)
-    ):  # a longer run takes what a short one leaves
+    # A longer run takes what a short one leaves.
+    for done, each in enumerate(sorted(counted, key=lambda one: one.total)):
         each.share = min(each.total, left // (len(counted) - done))
         left -= each.share
     for index, each in enumerate(counted):
@@ -147,7 +136,7 @@ def collect_samples(
     return samples
 
 
-def _count_completions(run: RunData, on_progress: Callable[[int], None]) -> _Counted:
+def _count_completions(run: RunData, before: int, on_progress: Callable[[int], None]) -> _Counted:
     counted = _Counted(run)
     stories: Counter[str] = Counter()
     for seen, row in enumerate(read_completions(run.run), 1):
@@ -158,7 +147,7 @@ def _count_completions(run: RunData, on_progress: Callable[[int], None]) -> _Cou
                 counted.stories[step].add(counted.training[step])
         counted.training[step] += 1
         if seen % PROGRESS_EVERY == 0:
-            on_progress(seen)
+            on_progress(before + seen)
     counted.held_out.update(key for key, _ in _held_out(run))
     return counted
 

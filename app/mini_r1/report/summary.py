@@ -15,10 +15,8 @@ from mini_r1.report.plots import main_series, wilson
 from mini_r1.run.reader import Evaluated, RunData, text
 from mini_r1.values import duration, interval, mapping, number
 
-SHOWN_REASONS = 12
-"""Most reasons of failure in the table; the evaluation's file has all."""
-FEW_ROWS = 5
-"""Rows of metrics that are averaged for the figures at the beginning and at the end of training."""
+SHOWN_REASONS = 12  # most reasons of failure in the table; the evaluation's file has all
+FEW_ROWS = 5  # rows of metrics that are averaged for the figures at the beginning and at the end of training
 
 
 class Tile(NamedTuple):
@@ -36,10 +34,8 @@ class Summary:
     run: RunData
     sentence: str
     tiles: list[Tile]
-    comparisons: list[Comparison]
-    """With the original; empty if the run can't be compared with it."""
-    caveat: str | None
-    """Why it can't."""
+    comparisons: list[Comparison]  # with the original; empty if the run can't be compared with it
+    caveat: str | None  # why it can't
     gpu_hours: float
     cost: float | None
 
@@ -89,27 +85,28 @@ def percent_range(limits: tuple[float, float]) -> str:
 def _headline(run: RunData) -> str:
     series = [(e, value) for e in main_series(run) if (value := e.figure("sampled")) is not None]
     if not series:
-        first, last = _ends(run.points("success")[1])
-        if last is None:
+        if not (ends := _ends(run.points("success")[1])):
             return "Its success is not known yet."
         return (
-            f"Training success is {percent(last)} at step {run.step}; it was {percent(first or 0.0)} at the beginning. "
+            f"Training success is {percent(ends[1])} at step {run.step}; it was {percent(ends[0])} at the beginning. "
             "Success on held-out problems was not measured."
         )
-    (first_one, before), (end, success) = series[0], series[-1]
-    several = f"; at step {first_one.step} it was"
-    limits = end.interval("ci95")
-    said = f"Success on {end.problems:,} held-out problems is {percent(success)}"
-    said += f" (95 %: {percent_range(limits)})" if limits else ""
-    said += f"{several} {percent(before)}" if len(series) > 1 else ""
+    (start, before), (end, success) = series[0], series[-1]
+    at_start = f"; at step {start.step} it was"
+    sentence = f"Success on {end.problems:,} held-out problems is {percent(success)}"
+    if limits := end.interval("ci95"):
+        sentence += f" (95 %: {percent_range(limits)})"
+    if len(series) > 1:
+        sentence += f"{at_start} {percent(before)}"
     if search := random_search(end):
         tries, share = search
-        said += f". A random solver solves {percent(share)} of them in {tries} {'try' if tries == 1 else 'tries'}"
-    first_tries, tries_now = first_one.figure("tries"), end.figure("tries")
-    if tries_now is not None:
-        said += f". An answer has {tries_now:.1f} tries"
-        said += f"{several} {first_tries:.1f}" if len(series) > 1 and first_tries is not None else ""
-    return f"{said}."
+        sentence += f". A random solver solves {percent(share)} of them in {tries} {'try' if tries == 1 else 'tries'}"
+    first_tries, last_tries = start.figure("tries"), end.figure("tries")
+    if last_tries is not None:
+        sentence += f". An answer has {last_tries:.1f} tries"
+        if len(series) > 1 and first_tries is not None:
+            sentence += f"{at_start} {first_tries:.1f}"
+    return f"{sentence}."
 
 
 def random_search(evaluated: Evaluated) -> tuple[int, float] | None:
@@ -117,10 +114,8 @@ def random_search(evaluated: Evaluated) -> tuple[int, float] | None:
     solver = mapping(mapping(evaluated.values.get("baselines")).get("random_solver"))
     at_tries = {int(k): number(v) for k, v in mapping(solver.get("success_at_tries")).items() if _is_count(k)}
     made = evaluated.figure("tries")
-    for tries, share in sorted(at_tries.items()):
-        if share is not None and made is not None and tries >= made:
-            return tries, share
-    return None
+    known = [(n, share) for n, share in at_tries.items() if share is not None and made is not None and n >= made]
+    return min(known, default=None)
 
 
 def _held_out_tile(run: RunData) -> Tile:
@@ -152,10 +147,9 @@ def _training_tiles(run: RunData) -> list[Tile]:
     )
     tiles = []
     for label, figure, show in figures:
-        first, last = _ends(run.points(figure)[1])
-        if first is not None and last is not None:
-            where = "" if figure == "success" else "in training; "  # the headline is about held-out problems
-            tiles.append(Tile(label, show(last), f"{where}{show(first)} at the beginning"))
+        if ends := _ends(run.points(figure)[1]):
+            kind = "" if figure == "success" else "in training; "  # the headline is about held-out problems
+            tiles.append(Tile(label, show(ends[1]), f"{kind}{show(ends[0])} at the beginning"))
     return tiles
 
 
@@ -171,10 +165,10 @@ def _time_tiles(run: RunData, gpu_hours: float, cost: float | None, price: float
     return [Tile("Time", duration(seconds), f"{attempts}repeated steps included"), Tile("GPU-hours", hours, paid)]
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
+def _ends(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the means of the first and of the last few values."""
     few = max(1, min(FEW_ROWS, len(values) // 2))
-    return (fmean(values[:few]), fmean(values[-few:])) if values else (None, None)
+    return (fmean(values[:few]), fmean(values[-few:])) if values else None
 
 
 # --- tables ---
@@ -184,12 +178,9 @@ class Fact(NamedTuple):
     """One line of a comparison of runs."""
 
     key: str
-    values: list[str]
-    """One for each run."""
-    differs: bool
-    """Whether the runs differ."""
-    changed: bool
-    """Whether a run has another value than the default."""
+    values: list[str]  # one for each run
+    differs: bool  # whether the runs differ
+    changed: bool  # whether a run has another value than the default
 
 
 def recipe_facts(runs: Sequence[RunData]) -> list[Fact]:

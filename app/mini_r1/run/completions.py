@@ -12,7 +12,7 @@ import re
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -25,17 +25,13 @@ from mini_r1.errors import KitError
 from mini_r1.run.reader import read_completions, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
 
-SHOWN_CHARACTERS = 4_000
-"""Characters of one completion, without --full; the original's have about 1,000."""
-GREP_S = 10.0
-"""Longest search in one completion: a good expression takes milliseconds, one that backtracks takes years."""
-PROGRESS_S = 5.0
-"""Seconds without a match between two lines of progress."""
+SHOWN_CHARACTERS = 4_000  # characters of one completion, without --full; the original's have about 1,000
+GREP_S = 10.0  # longest search in one completion: a good expression takes milliseconds, one that backtracks takes years
+PROGRESS_S = 5.0  # seconds without a match between two lines of progress
 NO_COMPLETIONS = "no completions in it yet: they are written after each step (attempts/N/completions.jsonl)"
 NO_ANSWERS = "no answers to held-out problems in it yet: `mini-r1 evaluate` keeps them (evaluation/*-completions.jsonl)"
 
-KINDS = ("greedy", "sampled")
-"""Kinds of answers to a held-out problem."""
+KINDS = ("greedy", "sampled")  # kinds of answers to a held-out problem
 
 _STEPS = re.compile(r"\s*(\d{1,15})\s*(?:-\s*(\d{1,15})\s*)?")
 
@@ -44,32 +40,22 @@ _STEPS = re.compile(r"\s*(\d{1,15})\s*(?:-\s*(\d{1,15})\s*)?")
 class CompletionFilter:
     """Which completions to show; None lets everything through."""
 
-    steps: tuple[int, int] | None = None
-    """First and last step."""
-    right: bool | None = None
-    """Whether the equation is right."""
-    reason: str | None = None
-    """A part of the verdict's reason; case doesn't count."""
-    grep: re.Pattern[str] | None = None
-    """Found in the completion."""
+    steps: tuple[int, int] | None = None  # first and last step
+    right: bool | None = None  # whether the equation is right
+    reason: str | None = None  # a part of the verdict's reason; case doesn't count
+    grep: re.Pattern[str] | None = None  # found in the completion
 
-    def passes(self, row: dict[str, Any], search: TimedSearch | None) -> bool:
-        """Return whether a row passes; `search` looks for `grep`."""
-        if self.steps is not None and not self.steps[0] <= row["step"] <= self.steps[1]:
-            return False
-        if self.right is not None and is_right(row) is not self.right:
-            return False
-        if self.reason is not None and self.reason.lower() not in _text(row, "reason").lower():
-            return False
-        return search is None or search.finds(row)
+    def passes(self, row: dict[str, Any]) -> bool:
+        """Return whether a row passes, apart from `grep`."""
+        return (
+            (self.steps is None or self.steps[0] <= row["step"] <= self.steps[1])
+            and (self.right is None or is_right(row) is self.right)
+            and (self.reason is None or self.reason.lower() in _text(row, "reason").lower())
+        )
 
 
 def parse_filter(step: str | None, right: bool | None, reason: str | None, grep: str | None) -> CompletionFilter:
-    """Return the filter that options ask for; `step` is such as `50` or `50-100`.
-
-    Raises:
-        KitError: an invalid step or regular expression.
-    """
+    """Return the filter that options ask for, with steps such as `50` or `50-100`; an invalid one is a KitError."""
     steps = None
     if step is not None:
         match = _STEPS.fullmatch(step)
@@ -93,16 +79,45 @@ def parse_filter(step: str | None, right: bool | None, reason: str | None, grep:
 def filter_completions(
     rows: Iterable[dict[str, Any]], which: CompletionFilter, progress: Console
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows that pass, and print progress while none does."""
+    """Yield the rows that pass, and print progress while none does; only for the main thread if it searches.
+
+    A search of more than GREP_S in one completion, as for (a+)+$, is a KitError. One timer runs for all rows: setting
+    one for each would take longer than most searches.
+    """
     printed = time.monotonic()
-    with contextlib.nullcontext() if which.grep is None else TimedSearch(which.grep) as search:
+    search: tuple[float, int] | None = None
+
+    def stop_long_search(*_: object) -> None:
+        if which.grep and search and time.monotonic() - search[0] > GREP_S:
+            raise KitError(
+                f"--grep {which.grep.pattern!r} takes more than {GREP_S:g} s on one completion of step {search[1]}: "
+                "it backtracks; take out a repetition within a repetition, such as (a+)+"
+            )
+
+    with _repeating(stop_long_search) if which.grep else contextlib.nullcontext():
         for row in rows:
-            if which.passes(row, search):
+            passes = which.passes(row)
+            if passes and which.grep:
+                search = (time.monotonic(), row["step"])
+                passes = which.grep.search(_text(row, "completion")) is not None
+                search = None
+            if passes:
                 yield row
                 printed = time.monotonic()
             elif time.monotonic() - printed > PROGRESS_S:
                 printed = time.monotonic()
                 progress.print(f"searched up to step {row['step']}", markup=False)
+
+
+@contextlib.contextmanager
+def _repeating(call: Callable[..., None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGALRM, call)
+    signal.setitimer(signal.ITIMER_REAL, GREP_S / 4, GREP_S / 4)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def print_completions(
@@ -165,46 +180,6 @@ def is_right(row: dict[str, Any]) -> bool | None:
     rewards = row.get("rewards")
     value = rewards.get("equation") if isinstance(rewards, dict) else None
     return bool(value) if isinstance(value, int | float) else None
-
-
-class TimedSearch:
-    """A search that is stopped when it takes too long, as (a+)+$ does; a context manager for the main thread.
-
-    One timer runs for all rows: setting one for each would take longer than most searches.
-    """
-
-    def __init__(self, grep: re.Pattern[str]) -> None:
-        self._grep = grep
-        self._began: float | None = None
-        self._step: object = None
-
-    def __enter__(self) -> TimedSearch:
-        self._before = signal.signal(signal.SIGALRM, self._tick)
-        signal.setitimer(signal.ITIMER_REAL, GREP_S / 4, GREP_S / 4)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._before)
-
-    def finds(self, row: dict[str, Any]) -> bool:
-        """Return whether the expression is in the row's completion.
-
-        Raises:
-            KitError: it takes more than GREP_S.
-        """
-        self._began, self._step = time.monotonic(), row["step"]
-        try:
-            return self._grep.search(_text(row, "completion")) is not None
-        finally:
-            self._began = None
-
-    def _tick(self, number: int, frame: object) -> None:
-        if self._began is not None and time.monotonic() - self._began > GREP_S:
-            raise KitError(
-                f"--grep {self._grep.pattern!r} takes more than {GREP_S:g} s on one completion of step {self._step}: "
-                "it backtracks; take out a repetition within a repetition, such as (a+)+"
-            )
 
 
 def _text(row: dict[str, Any], key: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -11,10 +12,8 @@ from typing import IO, Any
 
 from mini_r1.disk_errors import named
 
-SCRATCH = ".*.tmp"
-"""Scratch files of `replacing`, which a kill leaves behind."""
-MAX_OBJECT_BYTES = 16 << 20
-"""Largest JSON file that is read; an evaluation has some ten thousand bytes, run.json a thousand for each attempt."""
+SCRATCH = ".*.tmp"  # scratch files of `replacing`, which a kill leaves behind
+MAX_OBJECT_BYTES = 16 << 20  # an evaluation has some ten thousand bytes, run.json a thousand for each attempt
 
 
 @contextlib.contextmanager
@@ -100,11 +99,7 @@ class JsonLines(AppendFile):
 
 
 def load_object(path: Path, limit: int = MAX_OBJECT_BYTES) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        ValueError: what is wrong with it, such as "is not JSON"; also with a file of more than `limit` bytes.
-    """
+    """Return the object in a JSON file of at most `limit` bytes; else a ValueError has what is wrong: "is not JSON"."""
     try:
         if not path.is_file():  # a pipe may never answer, and a device has no end
             raise ValueError("is not a file")
@@ -135,9 +130,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file, with one line in memory at a time; none if there is no such file.
 
     Other lines are skipped: a kill cuts the last one short, and a power cut leaves blocks of NUL. Bytes that aren't
-    UTF-8 become U+FFFD. Folders, pipes and devices yield nothing: reading one might never end.
+    UTF-8 become U+FFFD.
     """
-    if not path.is_file():
+    if not path.is_file():  # a pipe may never answer, and a device has no end
         return
     with path.open("rb") as handle:
         for line in handle:
@@ -152,13 +147,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 def lock_file(handle: IO[str], *, wait: bool = False) -> bool:
     """Lock an open file until the process ends, and return False if another process holds it.
 
-    With `wait`, wait for that process. Without locks (Windows, some network filesystems) the answer is True: there the
-    user has to see to it that one process writes.
+    With `wait`, wait for that process. Some network filesystems have no locks: there it returns True, and the user has
+    to see to it that one process writes.
     """
-    try:
-        import fcntl
-    except ImportError:
-        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

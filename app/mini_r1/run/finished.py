@@ -11,18 +11,12 @@ from mini_r1.run.run_dir import RunDir
 
 
 def finished_step(run: RunDir, recipe: Recipe) -> int | None:
-    """Return the last step of a finished run, None for one to start or to resume.
-
-    Raises:
-        KitError: the run was started with another recipe; the message has the keys that differ.
-    """
-    changed = differences(load_recipe(run.recipe_file), recipe) if run.has_checkpoint() else {}
+    """Return the last step of a finished run, None for one to start or to resume; another recipe is a KitError."""
+    changed = differences(load_recipe(run.recipe_file), recipe) if run.complete_checkpoints() else {}
     if changed:  # before the first checkpoint the recipe may be corrected
-        lines = [f"  {key}: the run has {old!r}, the recipe has {new!r}" for key, (old, new) in changed.items()]
+        lines = "".join(f"  {key}: the run has {a!r}, the recipe has {b!r}\n" for key, (a, b) in changed.items())
         raise KitError(
-            f"{run.path} was started with another recipe:\n"
-            + "\n".join(lines)
-            + "\nchoose another --run-dir, or undo the change"
+            f"{run.path} was started with another recipe:\n{lines}choose another --run-dir, or undo the change"
         )
     state = run.read_state()
     return int(state["step"]) if state.get("state") == "finished" else None
@@ -34,11 +28,7 @@ def print_finished(console: Console, run: RunDir, step: int) -> None:
 
 
 def finished_step_before_loading(run: RunDir, recipe: Recipe) -> int | None:
-    """Return `finished_step`, asked before torch is loaded; training asks again while it holds the run directory.
-
-    Raises:
-        KitError: as `finished_step` and `RunDir.claim` do.
-    """
+    """Return `finished_step`, asked before torch is loaded; training asks again while it holds the run directory."""
     try:
         if not any(run.path.iterdir()):
             return None  # `claim` would remove it afterwards, and a volume may be mounted there

@@ -17,28 +17,20 @@ from mini_r1.machine.processes import is_gone
 from mini_r1.run.files import load_object
 from mini_r1.run.run_dir import RunDir
 
-MAX_BYTES = 1 << 20
-"""Largest state.json that is read; a real one has a few hundred bytes."""
-SHOWN_CHARACTERS = 300
-"""Longest text from the file; Docker keeps 4,096 bytes of a health check's output."""
-MAX_NUMBER = 1 << 53
-"""Steps and seconds below it are exact in every JSON reader."""
-CLOCKS_S = 60.0
-"""Seconds that the clocks of two hosts may differ; a heartbeat further in the future is not valid."""
+MAX_BYTES = 1 << 20  # largest state.json that is read; a real one has a few hundred bytes
+SHOWN_CHARACTERS = 300  # longest text from the file; Docker keeps 4,096 bytes of a health check's output
+MAX_NUMBER = 1 << 53  # steps and seconds below it are exact in every JSON reader
+CLOCKS_S = 60.0  # seconds that the clocks of two hosts may differ; a heartbeat further in the future is not valid
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     """The health of a run."""
 
-    healthy: bool
-    """Whether it makes progress or is finished."""
-    sentence: str
-    """Why; safe to print."""
-    run: Path | None
-    """Its directory; None if there is no run yet."""
-    facts: dict[str, Any]
-    """The known ones of state, step, phase, age_s and hang_timeout_s."""
+    healthy: bool  # whether it makes progress or is finished
+    sentence: str  # why; safe to print
+    run: Path | None  # its directory; None if there is no run yet
+    facts: dict[str, Any]  # the known ones of state, step, phase, age_s and hang_timeout_s
 
     @property
     def exit_code(self) -> ExitCode:

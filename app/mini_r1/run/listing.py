@@ -6,11 +6,10 @@ unknown.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +32,25 @@ COLOURS = {"running": "cyan", "saved": "yellow", "finished": "green", "failed": 
 class ListedRun:
     """One run; None is unknown."""
 
-    run: str
-    """Its directory."""
+    run: str  # its directory
     state: str
     """running, saved (stopped in order: the same command resumes it), finished, failed, dead (it says it is running,
     and its process is gone or its heartbeat too old), not started, unknown."""
-    why: str
-    """The reason, a sentence that is safe to print."""
+    why: str  # the reason, a sentence that is safe to print
     step: int | None
-    steps: int | None
-    """max_steps of the recipe."""
+    steps: int | None  # max_steps of the recipe
     model: str | None
     success: float | None
-    success_from: str | None
-    """What the success was measured on: `held out, step N` or `training, step N`."""
+    success_from: str | None  # what the success was measured on: `held out, step N` or `training, step N`
     ci95: list[float] | None
     """Interval of a held-out success."""
-    seconds: float | None
-    """Duration of all attempts, each from its start to its last row of metrics."""
-    bytes: int
-    """On disk."""
+    seconds: float | None  # duration of all attempts, each from its start to its last row of metrics
+    bytes: int  # on disk
     heartbeat_age_s: float | None
 
 
 def list_runs(folder: Path, now: float) -> list[ListedRun]:
-    """Return the runs of a folder and of the folders in it, the newest heartbeat first; the folder may be a run.
-
-    Raises:
-        KitError: there is no such folder, or no run in it.
-    """
+    """Return the runs of a folder, or of the folders in it, the newest heartbeat first; none is a KitError."""
     if not folder.is_dir():
         raise KitError(f"{folder} is not a folder: name the one that holds the runs (runs, by default)")
     found = [list_run(run, now) for run in _find_runs(folder)]
@@ -95,11 +84,6 @@ def list_run(path: Path, now: float) -> ListedRun:
         bytes=folder_bytes(path),
         heartbeat_age_s=age,
     )
-
-
-def format_runs(found: list[ListedRun]) -> str:
-    """Return the runs as JSON."""
-    return json.dumps([asdict(one) for one in found])
 
 
 def runs_table(found: list[ListedRun], folder: Path) -> Table:

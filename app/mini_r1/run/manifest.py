@@ -19,15 +19,11 @@ from typing import IO, Any
 from mini_r1.run.files import read_object, sync_path, write_json
 
 MANIFEST = "manifest.json"
-ASIDE = ".old-"
-"""Prefix of a directory that is being replaced."""
-GONE = ".gone-"
-"""Prefix of a directory that is being deleted."""
-BLOCK = 1 << 20
-"""Bytes read at a time for a hash."""
+ASIDE = ".old-"  # prefix of a directory that is being replaced
+GONE = ".gone-"  # prefix of a directory that is being deleted
+BLOCK = 1 << 20  # bytes read at a time for a hash
 
-Files = dict[str, dict[str, Any]]
-"""`size` and `sha256` of each file, by its path inside the directory."""
+Files = dict[str, dict[str, Any]]  # `size` and `sha256` of each file, by its path inside the directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +50,8 @@ def digests(folder: Path, names: Iterable[str]) -> Files:
 def seal(scratch: Path, final: Path, *, run_id: str, files: Files | None = None, **facts: Any) -> None:
     """Write the manifest of a directory and move the directory to its final name.
 
-    After a kill at any point `complete` finds the old directory of that name or the new one, and it is whole.
-
-    Args:
-        scratch: the directory, on the same filesystem as `final`.
-        final: replaced if it exists: the step was saved before, and the run resumed from an older checkpoint.
-        run_id: for the manifest, as `facts`.
-        files: digests from the ranks that wrote the files; None makes them here.
-
-    Raises:
-        OSError: `files` and the directory differ: a rank's part is missing.
+    After a kill at any point `complete` finds the old directory of that name or the new one, and it is whole. `files`
+    has digests from the ranks that wrote the files; an OSError if they and the directory differ: a part is missing.
     """
     entries = sorted(scratch.rglob("*"))
     names = {_name(path, scratch) for path in entries if _is_content(path)} - {MANIFEST}
@@ -74,7 +62,7 @@ def seal(scratch: Path, final: Path, *, run_id: str, files: Files | None = None,
         sync_path(folder)
     write_json(scratch / MANIFEST, {"run_id": run_id, **facts, "files": dict(sorted(files.items()))})
     aside = final.with_name(f"{ASIDE}{final.name}")
-    if final.exists():
+    if final.exists():  # the step was saved before, and the run resumed from an older checkpoint
         discard(aside)
         final.rename(aside)
     scratch.rename(final)

@@ -22,15 +22,11 @@ from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.run_dir import RunDir
 from mini_r1.values import duration, interval, mapping, number
 
-MAX_TEXT = 400
-"""Characters of a text from a file that are shown in a table or a sentence."""
-MAX_FIGURE = 1e100
-"""Larger figures count as absent: no run logs one, and sums and axes of them overflow."""
-ASLEEP_S = 1_200.0
-"""Age of the heartbeat from which a running run without a hang_timeout_s is called killed."""
+MAX_TEXT = 400  # characters of a text from a file that are shown in a table or a sentence
+MAX_FIGURE = 1e100  # larger figures count as absent: no run logs one, and sums and axes of them overflow
+ASLEEP_S = 1_200.0  # age of the heartbeat from which a running run without a hang_timeout_s is called killed
 
-_STEP = re.compile(rb'\{"step": ([0-9]{1,15}),')
-"""How the trainer's rows begin."""
+_STEP = re.compile(rb'\{"step": ([0-9]{1,15}),')  # how the trainer's rows begin
 _HELD_OUT = re.compile(r"step-(\d{1,15})(?:-limit-(\d{1,15}))?(?:\.json|-completions\.jsonl)")
 """Results on the run's held-out part, or some of it; those on another file of problems have its hash in their names."""
 
@@ -59,7 +55,7 @@ def read_completions(run: RunDir) -> Iterator[dict[str, Any]]:
 def _merge_attempts(run: RunDir, name: str) -> Iterator[dict[str, Any]]:
     segments: list[tuple[Path, float]] = []
     # A later attempt resumes from a checkpoint, so all rows of an earlier one from its first step on are void.
-    # Its completions have that step; its metrics may begin later (logging_steps) or with an evaluation before it.
+    # its completions have that step; its metrics may begin later (logging_steps) or with an evaluation before it.
     end = float("inf")
     for attempt in reversed(run.attempt_numbers()):
         folder = run.attempts / str(attempt)
@@ -90,11 +86,8 @@ def list_held_out_results(run: RunDir, pattern: str = "step-*.json") -> Iterator
 
 
 def read_held_out_completions(run: RunDir) -> Iterator[dict[str, Any]]:
-    """Yield the kept answers to held-out problems, in order of steps; `kind` is greedy or sampled.
-
-    If a step was evaluated more than once, those to the most problems.
-    """
-    best: dict[int, tuple[float, Path]] = {}
+    """Yield the kept answers to held-out problems, in order of steps; `kind` is greedy or sampled."""
+    best: dict[int, tuple[float, Path]] = {}  # of a step that was evaluated more than once, on the most problems
     for step, limit, path in list_held_out_results(run, "step-*.jsonl"):
         problems = float("inf") if limit is None else limit
         best[step] = max(best.get(step, (0.0, path)), (problems, path))
@@ -109,8 +102,7 @@ class Evaluated:
     file: str
     step: int
     problems: int
-    series: str
-    """Hash and limit of the problems: a line may join only evaluations on the same ones."""
+    series: str  # hash and limit of the problems: a line may join only evaluations on the same ones
     values: dict[str, Any]
 
     def figure(self, name: str) -> float | None:
@@ -153,12 +145,9 @@ class AttemptRecord:
 
     number: int
     folder: Path
-    started: float | None
-    """Seconds since 1970, from run.json."""
-    times: Points
-    """Time and step of each row of metrics."""
-    facts: dict[str, Any]
-    """Its entry in run.json."""
+    started: float | None  # seconds since 1970, from run.json
+    times: Points  # time and step of each row of metrics
+    facts: dict[str, Any]  # its entry in run.json
 
     @cached_property
     def _steps(self) -> list[int]:
@@ -240,20 +229,15 @@ class RunData:
     run: RunDir
     name: str
     state: dict[str, Any] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
-    """run.json."""
+    record: dict[str, Any] = field(default_factory=dict)  # run.json
     recipe: dict[str, Any] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """The metrics."""
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the metrics
     attempts: list[AttemptRecord] = field(default_factory=list)
     evaluations: list[Evaluated] = field(default_factory=list)
-    troubles: list[tuple[int, str]] = field(default_factory=list)
-    """Step and sentence of each warning."""
-    missing: list[str] = field(default_factory=list)
-    """What could not be read or was not measured, a sentence each."""
+    troubles: list[tuple[int, str]] = field(default_factory=list)  # step and sentence of each warning
+    missing: list[str] = field(default_factory=list)  # what could not be read or was not measured, a sentence each
     read_at: float = 0.0
-    gone: bool = False
-    """Whether its state is running although its process has ended."""
+    gone: bool = False  # whether its state is running although its process has ended
 
     def points(self, name: str) -> Points:
         """Return steps and values of one figure, for the rows that have it as a number."""
@@ -302,11 +286,7 @@ class RunData:
 
 
 def read_run(path: Path, name: str | None = None) -> RunData:
-    """Read a run, or what there is of one, except its completions; `name` is for people, by default the directory's.
-
-    Raises:
-        KitError: there is no part of a run.
-    """
+    """Read a run, or what there is of one, except its completions; a KitError if there is nothing."""
     run = RunDir(path)
     if not (run.is_run() or run.state_file.is_file() or run.attempts.is_dir()):
         raise KitError(f"{path} holds no run (no recipe.yaml, no state.json, no attempts)", ExitCode.CONFIG)

@@ -36,8 +36,7 @@ from mini_r1.values import mapping
 
 STARTUP_FILES = frozenset({".lock", "attempts", "report.html", "slurm", "state.json"})
 """Files that may exist before a run's recipe: of a start, also one that failed, of a report, of a batch script."""
-KEEP_CHECKPOINTS = 2
-"""Full checkpoints kept: the newest, and one to fall back on if the newest is damaged."""
+KEEP_CHECKPOINTS = 2  # full checkpoints kept: the newest, and one to fall back on if the newest is damaged
 
 
 class RunDir:
@@ -67,17 +66,11 @@ class RunDir:
         begun = any(number > 0 for number in self.attempt_numbers())
         return self.state_file.is_file() and not self.recipe_file.exists() and not begun
 
-    def has_checkpoint(self) -> bool:
-        """Return whether a start would resume from a checkpoint: then recipe, data and model are settled."""
-        return bool(self.complete_checkpoints())
-
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
         """Hold the directory for one writer: made if it is missing, removed if nothing was written to it.
 
-        Raises:
-            KitError: the path is a file, is not writable, holds something that is not a run, or another process of
-                this machine is writing it.
+        A KitError says why it can't: no writable directory, no run, or another process of this machine is writing it.
         """
         try:
             make_folder(self.path)
@@ -134,12 +127,8 @@ class RunDir:
         return str(self.read_record().get("run_id", ""))
 
     def require_id(self) -> str:
-        """Return `run_id` of a run that has begun.
-
-        Raises:
-            FileNotFoundError: run.json was removed; saving would make the directory again.
-        """
-        if not self.run_id:
+        """Return `run_id` of a run that has begun; FileNotFoundError if run.json was removed."""
+        if not self.run_id:  # saving would make the directory again
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.run_file))
         return self.run_id
 
@@ -161,15 +150,15 @@ class RunDir:
         write_json(self.state_file, values, sync=state != "running")
 
     def write_last_state(self, state: str, **fields: Any) -> bool:
-        """Replace state.json after a failure; return whether that was possible.
+        """Replace state.json after a failure, as `restore_state` does."""
+        return self.restore_state({"state": state, **fields, "heartbeat": time.time()})
+
+    def restore_state(self, values: dict[str, Any]) -> bool:
+        """Replace state.json; return whether that was possible.
 
         A full disk has no space for a second file: there the old one is overwritten. On a read-only disk, and if the
         directory is gone, nothing is written and nothing is raised.
         """
-        return self.restore_state({"state": state, **fields, "heartbeat": time.time()})
-
-    def restore_state(self, values: dict[str, Any]) -> bool:
-        """Do what `write_last_state` does, with values that `read_state` returned."""
         with contextlib.suppress(OSError):
             write_json(self.state_file, values, sync=False)
             return True
@@ -190,11 +179,7 @@ class RunDir:
         return complete(self.snapshots)
 
     def require_snapshots(self) -> list[Saved]:
-        """Return the complete snapshots, newest first.
-
-        Raises:
-            KitError: there is none.
-        """
+        """Return the complete snapshots, newest first; a KitError if there is none."""
         found = self.complete_snapshots()
         if not found:
             raise KitError(
@@ -219,11 +204,7 @@ class RunDir:
 
 
 def open_run(path: Path) -> RunDir:
-    """Return an existing run directory.
-
-    Raises:
-        KitError: there is no run at `path`.
-    """
+    """Return an existing run directory; a KitError if it holds no run."""
     run = RunDir(path)
     if not run.is_run():
         raise KitError(f"{path} holds no run (no recipe.yaml in it)", ExitCode.CONFIG)

@@ -40,7 +40,7 @@ RECORDED_VERSIONS = (
 def commits(run: RunDir) -> tuple[str | None, str | None]:
     """Return the hub commits of data and model that a run with a checkpoint began with; None if there is none."""
     record = run.read_record()
-    if not record or not run.has_checkpoint():
+    if not record or not run.complete_checkpoints():
         return None, None
     # The last attempt's: an earlier one may have failed before its first checkpoint, under another recipe.
     return record["data"]["revision"], record["attempts"][-1]["model"]["revision"]
@@ -49,7 +49,7 @@ def commits(run: RunDir) -> tuple[str | None, str | None]:
 def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
     """Raise KitError if a run with a checkpoint would be resumed on other data."""
     before = run.read_record().get("data")
-    if before and run.has_checkpoint() and before != json.loads(json.dumps(data.provenance)):
+    if before and run.complete_checkpoints() and before != json.loads(json.dumps(data.provenance)):
         raise KitError(f"the data of {run.path} has changed since the run began: then {before}, now {data.provenance}")
 
 
@@ -88,7 +88,7 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
 
 def prompts_per_step(run: RunDir, recipe: Recipe, workers: int) -> int:
     """Return the prompts of an optimizer step: those that the run began with, for any number of workers."""
-    if run.has_checkpoint() and "prompts_per_step" in run.read_record():
+    if run.complete_checkpoints() and "prompts_per_step" in run.read_record():
         return int(run.read_record()["prompts_per_step"])
     return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * workers
 
