@@ -66,7 +66,8 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
     warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from font")
 
     labels = list(dict.fromkeys(c.label for c in [*plot.curves, *plot.side] if c.points[0] and c.label))
-    columns = _columns(labels, size[0])
+    entry = ENTRY + LETTER * max(map(len, labels), default=0)  # no label runs into the next or out of the picture
+    columns = max(1, min(4, len(labels), int(100 * size[0] / entry)))
     more = max(0, math.ceil(len(labels) / columns) - 2) * ROW  # a long legend takes no space from the plot
     with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": plot.name + str(size)}):
         figure = Figure(figsize=(size[0], size[1] + more), dpi=100, layout="constrained")
@@ -186,12 +187,6 @@ def _set_limits(axes: Any, plot: Plot) -> None:
 def _format_tick(value: float, _: object) -> str:
     """Return the label of a tick: 12,500, 0.00015."""
     return f"{value:,.5g}" if abs(value) >= 1e-4 or abs(value) < 1e-7 else f"{value:.8f}".rstrip("0")
-
-
-def _columns(labels: Sequence[str], inches: float) -> int:
-    """Return the columns of a legend so that no label runs into the next or out of the picture."""
-    longest = max(map(len, labels), default=0)
-    return max(1, min(4, len(labels), int(100 * inches / (ENTRY + LETTER * longest))))
 
 
 def _clean_svg(svg: str, title: str, colours: Mapping[str, str], prefix: str) -> str:

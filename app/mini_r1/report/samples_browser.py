@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from mini_r1.run.reader import RunData, is_step, read_completions, read_held_out_completions, text
@@ -155,7 +156,10 @@ def _count_completions(run: RunData, before: int, on_progress: Callable[[int], N
 def _add_run(samples: Samples, index: int, counted: _Counted) -> None:
     """Add the chosen completions of a run, in a second pass: its files may not fit into memory."""
     trained = counted.training.total()
-    problems = _whole_problems(counted.held_out, max(counted.share // 3, counted.share - trained))
+    # The first problems whose answers fit: one problem is compared over all steps, or not at all.
+    most = max(counted.share // 3, counted.share - trained)
+    running = accumulate(counted.held_out.values())
+    problems = {key for key, total in zip(counted.held_out, running, strict=True) if total <= most}
     taken = sum(counted.held_out[key] for key in problems)
     keep = _choose(counted.training, counted.stories, max(0, counted.share - taken))
     positions: Counter[int] = Counter()
@@ -222,17 +226,6 @@ def _held_out(run: RunData) -> Iterator[tuple[Any, dict[str, Any]]]:
         problem = _problem(row)
         if problem is not None and is_step(row["step"]):
             yield problem.key, row
-
-
-def _whole_problems(counts: Counter[Any], limit: int) -> set[Any]:
-    """Return the first problems whose answers fit: one problem is compared over all steps, or not at all."""
-    kept: set[Any] = set()
-    for key, count in counts.items():
-        limit -= count
-        if limit < 0:
-            break
-        kept.add(key)
-    return kept
 
 
 def _problem(row: dict[str, Any]) -> task.Problem | None:

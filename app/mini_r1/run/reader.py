@@ -287,6 +287,8 @@ class RunData:
 
 def read_run(path: Path, name: str | None = None) -> RunData:
     """Read a run, or what there is of one, except its completions; a KitError if there is nothing."""
+    from mini_r1.recipe.recipe_file import load_recipe
+
     run = RunDir(path)
     if not (run.is_run() or run.state_file.is_file() or run.attempts.is_dir()):
         raise KitError(f"{path} holds no run (no recipe.yaml, no state.json, no attempts)", ExitCode.CONFIG)
@@ -298,7 +300,15 @@ def read_run(path: Path, name: str | None = None) -> RunData:
         data.missing.append("state.json cannot be read: the run's state is not known")
     if not data.record:
         data.missing.append("run.json cannot be read: versions, devices and attempts are not known")
-    _read_recipe(data)
+    try:
+        if run.is_run():
+            data.recipe = load_recipe(run.recipe_file).model_dump()
+        elif run.is_starting():
+            data.missing.append("the run is starting: recipe.yaml comes with its first attempt")
+        else:
+            data.missing.append("recipe.yaml is not there: the settings and the planned steps are not known")
+    except KitError as error:
+        data.missing.append(f"the recipe cannot be read: {text(error.message)}")
     data.rows = [row for row in read_metrics(run) if is_step(row["step"])]
     data.attempts = read_attempts(run)
     data.evaluations = read_evaluations(run, data.missing)
@@ -307,20 +317,6 @@ def read_run(path: Path, name: str | None = None) -> RunData:
     ]
     _list_missing(data)
     return data
-
-
-def _read_recipe(data: RunData) -> None:
-    from mini_r1.recipe.recipe_file import load_recipe
-
-    try:
-        if data.run.is_run():
-            data.recipe = load_recipe(data.run.recipe_file).model_dump()
-        elif data.run.is_starting():
-            data.missing.append("the run is starting: recipe.yaml comes with its first attempt")
-        else:
-            data.missing.append("recipe.yaml is not there: the settings and the planned steps are not known")
-    except KitError as error:
-        data.missing.append(f"the recipe cannot be read: {text(error.message)}")
 
 
 def _list_missing(data: RunData) -> None:
