@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from mini_r1.run.reader import RunData, is_step, read_completions, read_held_out_completions, text
+from mini_r1.run.reader import RunData, read_completions, read_held_out_completions, text
 from mini_r1.tasks.countdown import task
 from mini_r1.values import mapping, number
 
@@ -55,7 +55,7 @@ class Samples:
     def add(self, run: int, row: dict[str, Any], kind: int) -> None:
         """Add a row of a file of completions; a row that is none is counted."""
         problem, completion = _problem(row), row.get("completion")
-        if problem is None or not isinstance(completion, str) or not is_step(row.get("step")):
+        if problem is None or not isinstance(completion, str):
             self.unreadable += 1
             return
         verdicts = mapping(row.get("rewards"))
@@ -223,8 +223,7 @@ def _choose(counts: Counter[int], stories: dict[int, set[int]], limit: int) -> d
 def _held_out(run: RunData) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield the answers to held-out problems that evaluations kept, each with its problem's key."""
     for row in read_held_out_completions(run.run):
-        problem = _problem(row)
-        if problem is not None and is_step(row["step"]):
+        if (problem := _problem(row)) is not None:
             yield problem.key, row
 
 

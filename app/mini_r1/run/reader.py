@@ -55,19 +55,15 @@ def read_completions(run: RunDir) -> Iterator[dict[str, Any]]:
 def _merge_attempts(run: RunDir, name: str) -> Iterator[dict[str, Any]]:
     segments: list[tuple[Path, float]] = []
     # A later attempt resumes from a checkpoint, so all rows of an earlier one from its first step on are void.
-    # its completions have that step; its metrics may begin later (logging_steps) or with an evaluation before it.
+    # Its completions have that step; its metrics may begin later (logging_steps) or with an evaluation before it.
     end = float("inf")
     for attempt in reversed(run.attempt_numbers()):
         folder = run.attempts / str(attempt)
         segments.append((folder / name, end))
-        steps = (row["step"] for row in read_jsonl(folder / "completions.jsonl") if _has_step(row))
+        steps = (row["step"] for row in read_jsonl(folder / "completions.jsonl") if is_step(row.get("step")))
         end = min(end, next(steps, end))
     for path, end in reversed(segments):
-        yield from (row for row in read_jsonl(path) if _has_step(row) and row["step"] < end)
-
-
-def _has_step(row: dict[str, Any]) -> bool:
-    return type(row.get("step")) is int  # a bool is an int too
+        yield from (row for row in read_jsonl(path) if is_step(row.get("step")) and row["step"] < end)
 
 
 # --- held-out results ---
@@ -92,7 +88,7 @@ def read_held_out_completions(run: RunDir) -> Iterator[dict[str, Any]]:
         problems = float("inf") if limit is None else limit
         best[step] = max(best.get(step, (0.0, path)), (problems, path))
     for step in sorted(best):
-        yield from (row for row in read_jsonl(best[step][1]) if _has_step(row))
+        yield from (row for row in read_jsonl(best[step][1]) if is_step(row.get("step")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +282,7 @@ class RunData:
 
 
 def read_run(path: Path, name: str | None = None) -> RunData:
-    """Read a run, or what there is of one, except its completions; a KitError if there is nothing."""
+    """Return what can be read of a run, except its completions; a KitError if there is nothing."""
     from mini_r1.recipe.recipe_file import load_recipe
 
     run = RunDir(path)
@@ -309,7 +305,7 @@ def read_run(path: Path, name: str | None = None) -> RunData:
             data.missing.append("recipe.yaml is not there: the settings and the planned steps are not known")
     except KitError as error:
         data.missing.append(f"the recipe cannot be read: {text(error.message)}")
-    data.rows = [row for row in read_metrics(run) if is_step(row["step"])]
+    data.rows = read_metrics(run)
     data.attempts = read_attempts(run)
     data.evaluations = read_evaluations(run, data.missing)
     data.troubles = [
@@ -348,7 +344,7 @@ def drawable(value: object) -> float | None:
 
 def is_step(value: object) -> TypeGuard[int]:
     """Return whether a value can be a step."""
-    return type(value) is int and 0 <= value < 2**53
+    return type(value) is int and 0 <= value < 2**53  # a bool is an int too
 
 
 def text(value: object, limit: int = MAX_TEXT) -> str:
