@@ -34,7 +34,7 @@ def generate_and_stop(moment: str, number: signal.Signals, *args: str | Path) ->
             os.kill(os.getpid(), number)
         replace(*given)
 
-    data_commands.generate, data.os.replace = generated, replaced
+    data_commands.generate, os.replace = generated, replaced
     kit(*args)
 
 

@@ -42,7 +42,7 @@ def test_the_quick_demo_runs_the_whole_path(mini_r1: Kit, tmp_path: Path, monkey
     again = run_forked(*command, folder=tmp_path)  # finished and measured: only shown
     assert again.code == 0, again.errors
     assert "nothing to do" in again.errors
-    assert again.errors.count("has it already, with the same settings") == 2
+    assert again.errors.count("measured already with the same settings") == 2
     assert "warm start" not in again.errors
     assert "held-out problems" in again.output
     assert again.output.count("before:") == again.output.count("after:") == 3

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,12 @@ def test_light_modules_load_nothing_heavy(module: str, unwanted: list[str]) -> N
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [], f"import {module} loads what a light command must not"
+
+
+def test_names_of_modules_and_classes_are_unique() -> None:
+    """A name that appears once can be searched for."""
+    files = [path for path in (ROOT / "app" / "mini_r1").rglob("*.py") if path.name != "__init__.py"]
+    names = Counter(path.stem for path in files)
+    for path in files:
+        names.update(node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
@@ -314,3 +316,18 @@ def test_a_file_that_could_not_be_written_leaves_nothing_behind(
     with pytest.raises(OSError, match="No space left"):
         write_json(tmp_path / "some.json", {"a": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_jsonl_that_fails_while_it_is_written_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    write_jsonl(file, [{"nums": [1, 2], "target": 3}])
+    before = file.read_bytes()
+
+    def failing() -> Iterator[dict[str, Any]]:
+        yield {"target": 9}
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        write_jsonl(file, failing())
+    assert file.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
-from mini_r1.evaluation.source import MeasuringOptions
+from mini_r1.run.files import write_jsonl
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown.data import write_jsonl
 from mini_r1.tasks.countdown.generator import generate
 from mini_r1.tasks.countdown.problem import Problem
 
@@ -29,9 +28,7 @@ prompt_style: notebook
 
 def evaluate_one(source: str, problems_file: Path | None = None, samples: int | None = None, **rest: Any) -> Any:
     """Evaluate one snapshot or model."""
-    names = MeasuringOptions.__dataclass_fields__
-    options = MeasuringOptions(samples, **{name: rest.pop(name) for name in names if name in rest})
-    return evaluate_run_or_model(source, problems_file, options, **rest)
+    return evaluate_run_or_model(source, problems_file, samples=samples, **rest).results[-1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,7 +51,7 @@ def problems() -> list[Problem]:
 @pytest.fixture(scope="session")
 def problems_file(tmp_path_factory: pytest.TempPathFactory, problems: list[Problem]) -> Path:
     path = tmp_path_factory.mktemp("problems") / "some.jsonl"
-    write_jsonl(problems, path)
+    write_jsonl(path, ({"target": problem.target, "nums": list(problem.nums)} for problem in problems))
     return path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.generation.completers import Completer, TransformersCompleter, VllmCompleter
+from mini_r1.generation.model import load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer
 
@@ -36,12 +37,12 @@ def greedy(completer: Completer) -> list[list[int]]:
 def main() -> None:
     scratch = Path(sys.argv[1])
     models = [save(scratch / str(seed), seed) for seed in (1, 2, 3)]
-    vllm = VllmCompleter(str(models[0]), None, str(models[0]), 64, "cpu", scratch / "vllm.log")
+    vllm = VllmCompleter(str(models[0]), None, load_tokenizer(str(models[0]), None), 64, "cpu", scratch / "vllm.log")
     found = []
     for number, model in enumerate(models):
         if number:
             vllm.take(model)
-        found.append([greedy(vllm), greedy(TransformersCompleter.load(str(model), None, str(model)))])
+        found.append([greedy(vllm), greedy(TransformersCompleter.load(str(model), None, vllm.tokenizer))])
     vllm.close()
     print(json.dumps(found))
 

@@ -21,9 +21,8 @@ from mini_r1.cli.command_tools import stop_signals
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import measuring
 from mini_r1.evaluation.answer_engines import Engines
-from mini_r1.evaluation.evaluate_run import Series, evaluate_run
+from mini_r1.evaluation.evaluate_run import Series, evaluate_run_or_model
 from mini_r1.evaluation.measuring import KNOWN_AFTER_S, claim_result, describe_time_left
-from mini_r1.evaluation.source import MeasuringOptions
 from mini_r1.generation.model import StartingPoint
 from mini_r1.run.files import JsonLines
 from mini_r1.run.manifest import seal
@@ -46,7 +45,10 @@ def evaluate(run: RunDir) -> Evaluate:
     def call(problems: Path | None = None, **options: Any) -> tuple[Series, str]:
         said = io.StringIO()
         console = Console(file=said, width=300, force_terminal=False)
-        return evaluate_run(run, problems, MeasuringOptions(1, 2), UNKNOWN, console=console, **options), said.getvalue()
+        found = evaluate_run_or_model(
+            str(run.path), problems, samples=1, limit=2, every=True, start=UNKNOWN, console=console, **options
+        )
+        return found, said.getvalue()
 
     return call
 

@@ -18,8 +18,7 @@ import torch
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import answer_engines
 from mini_r1.evaluation.answer_engines import Engines
-from mini_r1.evaluation.evaluate_run import evaluate_run
-from mini_r1.evaluation.source import MeasuringOptions
+from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
 from mini_r1.generation import completers
 from mini_r1.generation.completers import stored_tensors, vllm_device
 from mini_r1.generation.model import StartingPoint
@@ -70,7 +69,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandInEngine]:
 
 
 def series(run: RunDir, start: Path, **options: Any) -> Any:
-    return evaluate_run(run, None, MeasuringOptions(2), StartingPoint(str(start), None, ""), **options)
+    return evaluate_run_or_model(
+        str(run.path), samples=2, every=True, start=StartingPoint(str(start), None, ""), **options
+    )
 
 
 def test_one_vllm_takes_the_weights_of_one_snapshot_after_the_other(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.errors import KitError
 from mini_r1.evaluation.evaluate import Evaluation, measure
 from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure
 from mini_r1.evaluation.search import Game
@@ -202,23 +201,3 @@ def test_progress_ends_at_the_total(loaded: tuple[Any, Any], problems: list[task
     assert seen[-1] == len(problems) * 4
     assert len(seen) > 4
     assert seen == sorted(seen)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"samples": 0}, "samples must be at least 1, found 0"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"max_new_tokens": 0}, "at least 1 token"),
-    ],
-)
-def test_numbers_out_of_range(
-    loaded: tuple[Any, Any], problems: list[task.Problem], change: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(KitError, match=message):
-        evaluate(*loaded, problems, **{**SETTINGS, **change})
-
-
-def test_no_problems(loaded: tuple[Any, Any]) -> None:
-    with pytest.raises(KitError, match="no problems"):
-        evaluate(*loaded, [], **SETTINGS)

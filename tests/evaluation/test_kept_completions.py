@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 
 from mini_r1.evaluation.evaluate import KEPT_SAMPLES
-from mini_r1.evaluation.evaluate_run import evaluate_run
-from mini_r1.evaluation.source import MeasuringOptions
+from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
 from mini_r1.generation.model import StartingPoint
 from mini_r1.hub import branch_contents
 from mini_r1.report.samples_browser import KINDS, collect_samples
@@ -29,7 +28,9 @@ TRAINERS_OWN = {"prompt", "reward", "advantage"}
 
 def evaluated(run: RunDir, model: Path, limit: int | None = None) -> None:
     start = StartingPoint(str(model), None, "the tests' model")
-    evaluate_run(run, None, MeasuringOptions(SAMPLES, limit), start, console=Console(file=io.StringIO()))
+    evaluate_run_or_model(
+        str(run.path), samples=SAMPLES, limit=limit, every=True, start=start, console=Console(file=io.StringIO())
+    )
 
 
 def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_terminal(

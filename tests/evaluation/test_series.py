@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.evaluation import measuring
-from mini_r1.evaluation.evaluate_run import Series, evaluate_run
+from mini_r1.evaluation.evaluate_run import Series, evaluate_run_or_model
 from mini_r1.evaluation.results_table import print_series
-from mini_r1.evaluation.source import MeasuringOptions
 from mini_r1.generation.model import StartingPoint
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
@@ -41,9 +40,10 @@ def evaluate(run: RunDir, start: StartingPoint) -> Evaluate:
     ) -> tuple[Series, str]:
         said = io.StringIO()
         console = Console(file=said, width=300, force_terminal=False)
-        return evaluate_run(
-            run, None, MeasuringOptions(samples, limit), start, console=console, **options
-        ), said.getvalue()
+        found = evaluate_run_or_model(
+            str(run.path), samples=samples, limit=limit, every=True, start=start, console=console, **options
+        )
+        return found, said.getvalue()
 
     return call
 
@@ -81,7 +81,7 @@ def test_a_second_call_measures_nothing_and_reports_it(
 
     monkeypatch.setattr(measuring, "measure", never)
     second, said = evaluate()
-    assert "every snapshot is measured already with these settings: nothing to do (--again measures again)" in said
+    assert "measured already with the same settings: steps 0, 5, 10; nothing to do (--again measures again)" in said
     assert (second.measured, second.there) == ([], [0, 5, 10])
     assert second.results == first.results
     assert {path: path.stat().st_mtime_ns for path in run.evaluation.iterdir()} == files
@@ -94,7 +94,7 @@ def test_only_what_is_missing_is_measured(run: RunDir, evaluate: Evaluate) -> No
     (run.evaluation / "step-5-limit-2.json").unlink()
     series, said = evaluate()
     assert series.measured == [5]
-    assert "measured before with the same settings: steps 0, 10; 1 to do" in said
+    assert "measured already with the same settings: steps 0, 10; 1 to do" in said
     assert "step 5 (1 of 1)" in said
 
 

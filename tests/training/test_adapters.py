@@ -13,7 +13,6 @@ import torch
 from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
-from mini_r1.evaluation.source import MeasuringOptions
 from mini_r1.generation.model import describe, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
@@ -392,6 +391,6 @@ def test_a_killed_run_with_an_adapter_resumes_exactly(
     described = cut.read_record()["attempts"][-1]["model"]
     assert (described["class"], described["adapter"]["rank"]) == ("Qwen2ForCausalLM", 4)
 
-    result = evaluate_run_or_model(str(cut.path), options=MeasuringOptions(samples=1, max_new_tokens=4))
+    result = evaluate_run_or_model(str(cut.path), samples=1, limit=8).results[-1]
     assert result["provenance"]["step"] == 4
     assert result["provenance"]["model"]["adapter"] == described["adapter"]

@@ -43,7 +43,7 @@ def test_the_demos_warm_start_is_found_in_the_cache(run: RunDir) -> None:
     data = prepare.load_task_data(recipe)
     job = warm_start.of_recipe(recipe, data.train)
     missing = starting_point(run)
-    assert (missing.source, "is not in the cache" in missing.words) == (None, True)
+    assert (missing.source, "is not in the cache" in missing.description) == (None, True)
     assert not warm_start.cache_root().exists()  # nothing was made
     job.directory().mkdir(parents=True)
     write_json(job.directory() / warm_start.MADE, {})
@@ -67,7 +67,7 @@ def test_without_a_readable_record_the_recipes_revision_is_used(run: RunDir, rec
 
 def test_a_missing_model_directory_is_reported(run: RunDir, tmp_path: Path) -> None:
     model_is(run, str(tmp_path / "model"))
-    assert (starting_point(run).source, "is not there any more" in starting_point(run).words) == (None, True)
+    assert (starting_point(run).source, "is not there any more" in starting_point(run).description) == (None, True)
     (tmp_path / "model").mkdir()
     assert starting_point(run).source == str(tmp_path / "model")
     assert starting_point(run).revision is None

@@ -15,7 +15,8 @@ from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signal
 from mini_r1.cli.options import Json
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.disk_errors import named
-from mini_r1.tasks.countdown.data import inspect, read_problems, write_jsonl
+from mini_r1.run.files import write_jsonl
+from mini_r1.tasks.countdown.data import inspect, read_problems
 from mini_r1.tasks.countdown.generator import generate
 from mini_r1.tasks.countdown.problem import DataError, Problem
 from mini_r1.tasks.countdown.rewards import score_line
@@ -51,7 +52,7 @@ def score(
 @data_app.command("generate")
 def data_generate(
     rows: Annotated[int, Option(min=1, help="Number of problems.")],
-    out: Annotated[Path, Option(help="JSONL file to write.")],
+    out: Annotated[Path, Option(dir_okay=False, help="JSONL file to write.")],
     seed: Annotated[int, Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
 ) -> None:
     """Generate problems with the distribution of the hub's data set, offline.
@@ -72,7 +73,8 @@ def data_generate(
             problems.append(problem)
             line.update(len(problems))
         with named(out):
-            write_jsonl(problems, out)
+            out.parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(out, ({"target": problem.target, "nums": list(problem.nums)} for problem in problems))
     progress(f"{rows:,} problems written to {out}")
 
 

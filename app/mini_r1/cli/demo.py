@@ -80,7 +80,6 @@ def demo(
     console = progress_console()
     with needs_extra("train", console=console):
         from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
-        from mini_r1.evaluation.source import MeasuringOptions
         from mini_r1.training.prepare import starting_point
         from mini_r1.training.train import train as run_training
         from mini_r1.training.warm_start import making
@@ -92,12 +91,12 @@ def demo(
 
     start = starting_point(run)
     # None: as many samples as before, which may be more.
-    options = MeasuringOptions(None if any(list_held_out_results(run)) else SAMPLES)
+    samples = None if any(list_held_out_results(run)) else SAMPLES
     with stop_signals(lambda: f"stopped: {run.path} is trained, and the same command measures it"):
         before, after = (
             evaluate_run_or_model(
-                str(run.path), options=options, step=step, engine="transformers", start=start, console=console
-            )
+                str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
+            ).results[-1]
             for step in (0, None)
         )
     result = {

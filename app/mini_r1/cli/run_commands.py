@@ -148,27 +148,28 @@ def evaluate(
     )
     with stop_signals(lambda: f"stopped: {kept}"), file_errors():
         with needs_extra("train", console=progress_console()):
-            from mini_r1.evaluation.evaluate_run import evaluate_run, evaluate_run_or_model
+            from mini_r1.evaluation.evaluate_run import UNKNOWN, evaluate_run_or_model
             from mini_r1.evaluation.results_table import print_series, print_table
-            from mini_r1.evaluation.source import MeasuringOptions
             from mini_r1.training.prepare import starting_point
-        options = MeasuringOptions(samples, limit)
-        start = starting_point(run) if run.is_run() else None
-        if start is not None and not newest and step is None:
-            series = evaluate_run(run, problems, options, start, engine=engine, again=again)
-            if as_json:
-                print(json.dumps(series.to_json()))
-            else:
-                print_series(series)
-            return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
-        result = evaluate_run_or_model(
-            run_or_model, problems, options, step=step, engine=engine, again=again, start=start
+        every = run.is_run() and not newest and step is None
+        series = evaluate_run_or_model(
+            run_or_model,
+            problems,
+            samples=samples,
+            limit=limit,
+            step=step,
+            every=every,
+            start=starting_point(run) if run.is_run() else UNKNOWN,
+            engine=engine,
+            again=again,
         )
         if as_json:
-            print(json.dumps(result))
+            print(json.dumps(series.to_json() if every else series.results[-1]))
+        elif every:
+            print_series(series)
         else:
-            print_table(result)
-        return ExitCode.FINISHED
+            print_table(series.results[-1])
+        return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
 
 
 def play(

@@ -40,7 +40,7 @@ _LONGEST: Final = 600
 _SHORT_OPTIONS: Final = {"N": "nodes", "t": "time", "p": "partition"}
 
 
-class Answer(NamedTuple):
+class ProgramOutput(NamedTuple):
     """A program's exit code (None: no answer in time), its standard output, and both streams on one line."""
 
     code: int | None
@@ -87,7 +87,7 @@ class LoginNode:
     def environment(self) -> Mapping[str, str]:
         return self.case.environment
 
-    def ask(self, *command: str, timeout_s: float = TIMEOUT_S) -> Answer:
+    def ask(self, *command: str, timeout_s: float = TIMEOUT_S) -> ProgramOutput:
         """Run a program in this shell and return its answer; exit code 127 if it cannot be started."""
         try:
             done = subprocess.run(  # noqa: S603
@@ -101,12 +101,12 @@ class LoginNode:
                 timeout=timeout_s,
             )
         except subprocess.TimeoutExpired:
-            return Answer(None, "", f"no answer within {timeout_s:.0f} s")
+            return ProgramOutput(None, "", f"no answer within {timeout_s:.0f} s")
         except OSError as error:
-            return Answer(127, "", error.strerror or str(error))
+            return ProgramOutput(127, "", error.strerror or str(error))
         lines = (_PROGRAM.sub("", line.strip()) for line in (done.stderr + done.stdout).splitlines())
         text = "; ".join(dict.fromkeys(line for line in lines if line))
-        return Answer(done.returncode, done.stdout, text[:_LONGEST] or f"exit code {done.returncode}")
+        return ProgramOutput(done.returncode, done.stdout, text[:_LONGEST] or f"exit code {done.returncode}")
 
     @cached_property
     def directives(self) -> dict[str, str]:
@@ -117,7 +117,7 @@ class LoginNode:
             return {}
 
     @cached_property
-    def sinfo(self) -> Answer:
+    def sinfo(self) -> ProgramOutput:
         return self.ask("sinfo", "--all", "--noheader", "--format", FORMAT)
 
     @cached_property

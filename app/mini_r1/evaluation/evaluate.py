@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mini_r1.errors import KitError
 from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure, count_by_frequency, mean, success
 from mini_r1.evaluation.search import Game, search_baselines
 from mini_r1.generation.completers import Completer
@@ -32,10 +31,8 @@ ANY_PROBLEM = Game()
 class Evaluation:
     """Every completion of one evaluation; the figures are made from them."""
 
-    greedy: list[EvaluatedAnswer]
-    """One for each problem, in the order of the problems."""
-    sampled: list[list[EvaluatedAnswer]]
-    """`samples` for each problem, in the same order."""
+    greedy: list[EvaluatedAnswer]  # one for each problem, in the order of the problems
+    sampled: list[list[EvaluatedAnswer]]  # `samples` for each problem, in the same order
     temperature: float
     seconds: float
 
@@ -91,14 +88,7 @@ def measure(
 
     The same arguments give the same completions on the same device: the draws depend on `seed`, not on what was
     sampled before, so two models have the same draws.
-
-    Raises:
-        KitError: a number is out of range, or there is no problem.
-        DataError: an unknown prompt style.
     """
-    refuse_numbers(samples, temperature, max_new_tokens)
-    if not problems:
-        raise KitError("there are no problems to evaluate on")
     started = time.perf_counter()
     tokenizer = completer.tokenizer
     prompts = token_ids(tokenizer, render(tokenizer, problems, prompt_style))
@@ -122,17 +112,3 @@ def measure(
     greedy = [answers[0] for answers in complete(1, 0.0)]
     sampled = complete(samples, temperature)
     return Evaluation(greedy, sampled, temperature, time.perf_counter() - started)
-
-
-def refuse_numbers(samples: int, temperature: float, max_new_tokens: int) -> None:
-    """Refuse what is out of range, before a model is loaded.
-
-    Raises:
-        KitError: naming it.
-    """
-    if samples < 1:
-        raise KitError(f"the number of samples must be at least 1, found {samples}")
-    if temperature <= 0:
-        raise KitError(f"the sampling temperature must be above 0, found {temperature:g}; greedy is measured anyway")
-    if max_new_tokens < 1:
-        raise KitError(f"the longest completion must be at least 1 token, found {max_new_tokens}")

@@ -30,8 +30,7 @@ class EvaluatedAnswer:
 
     verdict: task.Verdict
     tokens: int
-    truncated: bool
-    """Cut at the longest length allowed, before the model ended it."""
+    truncated: bool  # cut at the longest length allowed, before the model ended it
 
     @property
     def problem(self) -> task.Problem:

@@ -36,10 +36,8 @@ are left: no result comes twice."""
 class Solver:
     """A search without a thought."""
 
-    weights: Callable[[task.Problem], Weights | None]
-    """None for a problem with too many results to count."""
-    signless: bool = False
-    """A result and its opposite are one."""
+    weights: Callable[[task.Problem], Weights | None]  # None for a problem with too many results to count
+    signless: bool = False  # a result and its opposite are one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,7 @@ class Game:
     """Rule of a random solver: the one by which the problems were made, if known."""
 
     operators: str = "+-*/"
-    max_value: int | None = None
-    """Largest intermediate value."""
+    max_value: int | None = None  # largest intermediate value
 
 
 def solvers(game: Game) -> dict[str, Solver]:

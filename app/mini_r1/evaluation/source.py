@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.errors import KitError
-from mini_r1.evaluation.evaluate import refuse_numbers
 from mini_r1.evaluation.search import Game
 from mini_r1.generation.model import StartingPoint
 from mini_r1.recipe.recipe_file import load_recipe
@@ -22,37 +21,7 @@ from mini_r1.tasks.countdown import task
 
 FORMAT = 3
 """Format of a result; a file with another one is measured again."""
-MOST_SAMPLES = 10_000
-"""Most samples for each problem: more than any figure needs, and few enough to hold."""
-
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class MeasuringOptions:
-    """The user's options of a measurement; None is the run's recipe, else the original's value."""
-
-    samples: int | None = None
-    """Sampled completions for each problem; None: as many as the run was measured with before, else 4."""
-    limit: int | None = None
-    """Problems taken from a seeded shuffle; None is all."""
-    prompt_style: str | None = None
-    temperature: float | None = None
-    max_new_tokens: int | None = None
-    seed: int | None = None
-
-    def check(self) -> None:
-        """Refuse what is out of range.
-
-        Raises:
-            KitError: naming it.
-        """
-        if self.samples is not None and self.samples < 1:
-            raise KitError(f"--samples must be at least 1, found {self.samples}")
-        if self.samples is not None and self.samples > MOST_SAMPLES:
-            raise KitError(f"--samples must be at most {MOST_SAMPLES:,}, found {self.samples:,}; pass@k ends at k = 64")
-        if self.limit is not None and self.limit < 1:
-            raise KitError(f"--limit must be at least 1, found {self.limit}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +38,13 @@ class Source:
     selection_seed: int = 42
     """Random seed of the shuffle that a limit takes its problems from: runs that differ only in `seed` share them."""
     revision: str | None = None
-    tokenizer: str = ""
-    """Directory or hub id of the tokenizer, if not the model's."""
+    tokenizer: str = ""  # directory or hub id of the tokenizer, if not the model's
     game: Game = field(default_factory=Game)
     run: RunDir | None = None
     step: int | None = None
     saved: Saved | None = None
-    weights: str = ""
-    """Hash of a snapshot's manifest: a resumed run saves a step a second time."""
-    own_problems: bool = False
-    """The problems are a file of the user and not the run's held-out part."""
-
-    def with_options(self, options: MeasuringOptions) -> Source:
-        """Return this with the user's options.
-
-        Raises:
-            KitError: a number is out of range.
-        """
-        wanted = {
-            "samples": options.samples,
-            "style": options.prompt_style,
-            "temperature": options.temperature,
-            "max_new_tokens": options.max_new_tokens,
-            "seed": options.seed,
-        }
-        found = replace(self, **{key: value for key, value in wanted.items() if value is not None})  # type: ignore[arg-type]
-        refuse_numbers(found.samples, found.temperature, found.max_new_tokens)
-        return found
+    weights: str = ""  # hash of a snapshot's manifest: a resumed run saves a step a second time
+    own_problems: bool = False  # the problems are a file of the user and not the run's held-out part
 
     @property
     def is_adapter(self) -> bool:
@@ -181,8 +130,7 @@ class Problems:
     sha256: str
     limit: int | None
     selection_seed: int
-    trained_on: int = 0
-    """Number of them that the run has trained on: possible for a user's file only."""
+    trained_on: int = 0  # number of them that the run has trained on: possible for a user's file only
 
     @property
     def limited(self) -> bool:
@@ -198,7 +146,7 @@ class Problems:
         return f"{text}, {self.trained_on} of them trained on" if self.trained_on else text
 
 
-def model_source(source: str, problems_file: Path | None, step: int | None, options: MeasuringOptions) -> Source:
+def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
     """Return a model directory or hub id as a source.
 
     Raises:
@@ -219,10 +167,10 @@ def model_source(source: str, problems_file: Path | None, step: int | None, opti
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source
-    return Source(name, problems_file, own_problems=True).with_options(options)
+    return Source(name, problems_file, own_problems=True)
 
 
-def run_sources(run: RunDir, problems_file: Path | None, options: MeasuringOptions) -> list[Source]:
+def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
     """Return the complete snapshots of a run, newest first.
 
     Raises:
@@ -244,7 +192,7 @@ def run_sources(run: RunDir, problems_file: Path | None, options: MeasuringOptio
         game=Game(rule.operators, rule.max_intermediate) if rule else Game(),
         run=run,
         own_problems=problems_file is not None,
-    ).with_options(options)
+    )
     found = [
         replace(base, model=str(saved.path), saved=saved, step=saved.step, weights=weights)
         for saved in complete
@@ -255,17 +203,17 @@ def run_sources(run: RunDir, problems_file: Path | None, options: MeasuringOptio
     return found
 
 
-def find_step(snapshots: list[Source], step: int | None) -> Source:
-    """Return the snapshot of a step; None is the newest.
+def find_step(targets: list[Source], step: int | None) -> Source:
+    """Return the model of a step; None is the newest snapshot.
 
     Raises:
         KitError: there is none.
     """
-    for source in snapshots:
-        if step in (None, source.step):
+    for source in targets:
+        if source.step == step or (step is None and source.step != 0):
             return source
-    steps = ", ".join(str(source.step) for source in reversed(snapshots))
-    run = snapshots[0].run
+    steps = ", ".join(map(str, sorted(source.step or 0 for source in targets)))
+    run = targets[0].run
     raise KitError(f"{run.path if run else ''} has no complete snapshot of step {step}; there are: {steps}")
 
 

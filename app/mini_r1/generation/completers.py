@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from mini_r1.errors import KitError
-from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
+from mini_r1.generation.model import describe, device, eos_token_ids, load_model, refuse_misfit
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, vllm_version
 
@@ -47,15 +47,13 @@ class TransformersCompleter:
         self.facts: dict[str, Any] = describe(model)
 
     @classmethod
-    def load(cls, source: str, revision: str | None, tokenizer_source: str) -> TransformersCompleter:
+    def load(cls, source: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> TransformersCompleter:
         """Load a model to this process's device: 16 bits on a GPU, 32 on a CPU.
 
         Raises:
-            KitError: model or tokenizer can't be loaded, or do not fit together.
+            KitError: it can't be loaded, or doesn't fit the tokenizer.
         """
-        where = device()
-        model = load_model(source, revision, dtype_here(), None).to(where)
-        tokenizer = load_tokenizer(tokenizer_source, revision if tokenizer_source == source else None)
+        model = load_model(source, revision, dtype_here(), None).to(device())
         refuse_misfit(model, tokenizer)
         return cls(model, tokenizer)
 
@@ -92,19 +90,25 @@ class TransformersCompleter:
 class VllmCompleter:
     """vLLM in its child process, started once for all snapshots of a run; each one's weights are streamed into it.
 
-    The arguments are those of `EngineConfig`, where the tokenizer is, and the file for vLLM's log.
+    The arguments are those of `EngineConfig`, the tokenizer, and the file for vLLM's log.
 
     Raises:
-        KitError: it does not start, or there is no tokenizer.
+        KitError: it does not start.
     """
 
     name = "vllm"
 
     def __init__(
-        self, source: str, revision: str | None, tokenizer_source: str, max_model_len: int, vllm_device: str, log: Path
+        self,
+        source: str,
+        revision: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        max_model_len: int,
+        vllm_device: str,
+        log: Path,
     ) -> None:
-        self.tokenizer = load_tokenizer(tokenizer_source, revision if tokenizer_source == source else None)
-        self.ends: Sequence[int] = _ends(source, revision, self.tokenizer)
+        self.tokenizer = tokenizer
+        self.ends: Sequence[int] = _ends(source, revision, tokenizer)
         config = EngineConfig(
             model=source,
             revision=revision,
@@ -166,10 +170,8 @@ def stored_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
     """Return the device that vLLM generates on.
 
-    Args:
-        wanted: `auto` (vLLM if there is a GPU and it is installed), `vllm` or `transformers`.
-        adapter: the model is an adapter.
-        environment: for CUDA_VISIBLE_DEVICES.
+    `wanted` is `auto` (vLLM if there is a GPU and it is installed), `vllm` or `transformers`. `adapter`: the model is
+    one.
 
     Returns:
         (device, None), or (None, why transformers generates; None if that needs no reason).
@@ -181,25 +183,23 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
         raise KitError(f"--engine must be auto, vllm or transformers, found {wanted!r}")
     if wanted == "transformers":
         return None, None
-    where = device().type
+    on_cpu = device().type == "cpu"
     version = vllm_version()
+    visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
     reason = None
     if adapter:
         reason = "vLLM is not used for adapters"
     elif version is None:
         reason = "vLLM is not installed here"
-    elif (where == "cpu") != version.endswith("+cpu"):
-        reason = f"vLLM {version} here is built for {'a CPU' if where != 'cpu' else 'GPUs'}"
-    visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
-    if reason is None and where != "cpu" and not visible.isdecimal():
+    elif on_cpu != version.endswith("+cpu"):
+        reason = f"vLLM {version} here is built for {'GPUs' if on_cpu else 'a CPU'}"
+    elif not on_cpu and not visible.isdecimal():
         reason = f"vLLM 0.7.0 knows no device named {visible!r}, only indices"
-    if wanted == "vllm":
-        if reason is not None:
-            raise KitError(f"--engine vllm: {reason}; leave --engine out, and transformers generates")
-        return ("cpu" if where == "cpu" else visible), None
-    if where == "cpu":
+    if wanted == "vllm" and reason is not None:
+        raise KitError(f"--engine vllm: {reason}; leave --engine out, and transformers generates")
+    if wanted == "auto" and on_cpu:
         return None, None  # transformers is as good there, and starts at once
-    return (None, reason) if reason is not None else (visible, None)
+    return (None, reason) if reason is not None else ("cpu" if on_cpu else visible, None)
 
 
 def _ends(source: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

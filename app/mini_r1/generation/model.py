@@ -32,12 +32,9 @@ from mini_r1.recipe.model_kinds import unknown_kind
 class StartingPoint:
     """The untrained model that a run began with, or why it is not known."""
 
-    source: str | None
-    """Directory or hub id of its weights; None when they are not available."""
-    revision: str | None
-    """Commit on the hub."""
-    words: str
-    """Description of it, or why it is not known."""
+    source: str | None  # directory or hub id of its weights; None when they are not available
+    revision: str | None  # commit on the hub
+    description: str  # or why it is not known
 
 
 ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
@@ -112,10 +109,18 @@ def load_model(
     Raises:
         KitError: it can't be found or loaded that way.
     """
+    options: dict[str, Any] = {
+        "torch_dtype": "auto" if torch_dtype == "auto" else getattr(torch, torch_dtype or "float32"),
+        "attn_implementation": attention,
+    }
+    if quantization is not None:
+        # The device this rank trains on; PartialState knows it too, but would set up the process group too early.
+        options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
+        options["quantization_config"] = quantization
     with _describe_errors("model", name):
         adapter = find_adapter_config_file(name, revision=_revision(name, revision))
         if adapter is None:
-            return _load_base(name, revision, torch_dtype, attention, quantization)
+            return _load_base(name, revision, options)
         config = PeftConfig.from_pretrained(str(Path(adapter).parent))
     base = config.base_model_name_or_path
     if config.peft_type != PeftType.LORA or not base:
@@ -131,7 +136,7 @@ def load_model(
         raise KitError(f"the adapter {name} has no {ADAPTER_WEIGHTS_NAME}: only safetensors are read")
     try:
         with _describe_errors("model", base):
-            model = _load_base(base, config.revision, torch_dtype, attention, quantization)
+            model = _load_base(base, config.revision, options)
     except KitError as error:
         raise KitError(f"{name} is an adapter of {base}, which it needs: {error.message}") from error
     with _describe_errors("adapter", name):
@@ -139,30 +144,15 @@ def load_model(
         return PeftModel.from_pretrained(model, str(Path(weights).parent), config=config, torch_device="cpu")
 
 
-def _load_base(
-    name: str,
-    revision: str | None,
-    torch_dtype: str | None,
-    attention: str | None,
-    quantization: BitsAndBytesConfig | None,
-) -> Any:
+def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> Any:
     config, _ = PretrainedConfig.get_config_dict(name, revision=_revision(name, revision))
     refuse_unloadable(name, config)
     # Checked before transformers does: with `main` it would ask a service to convert pickled weights to safetensors.
     if all(_file(name, revision, file) is None for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise KitError(_no_weights(name))
-    options: dict[str, Any] = {}
-    if quantization is not None:
-        # The device this rank trains on; PartialState knows it too, but would set up the process group too early.
-        options = {
-            "quantization_config": quantization,
-            "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))},
-        }
     model, found = AutoModelForCausalLM.from_pretrained(
         name,
         revision=_revision(name, revision),
-        torch_dtype="auto" if torch_dtype == "auto" else getattr(torch, torch_dtype or "float32"),
-        attn_implementation=attention,
         use_safetensors=True,  # a pickled weights file could run code (CVE-2025-32434)
         trust_remote_code=False,  # unset, transformers asks at the terminal
         output_loading_info=True,
@@ -211,8 +201,7 @@ def refuse_unloadable(name: str, config: Mapping[str, Any]) -> None:
 
 def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer with an id that the model has no embedding for; see `refuse_other_vocabulary`."""
-    embeddings = model.get_input_embeddings()
-    # Below an adapter, if it has one.
+    embeddings = model.get_input_embeddings()  # in an adapter's layer, if it has one
     refuse_other_vocabulary(getattr(embeddings, "base_layer", embeddings).num_embeddings, tokenizer)
 
 

@@ -70,13 +70,10 @@ def never() -> bool:
 class SamplingConfig:
     """Sampling options."""
 
-    max_new_tokens: int
-    """The end token included."""
-    temperature: float
-    """Divides the logits; 0 takes the most likely token (greedy)."""
+    max_new_tokens: int  # the end token included
+    temperature: float  # divides the logits; 0 takes the most likely token (greedy)
     num_generations: int = 1
-    batch_rows: int = 1024
-    """Most sequences decoded at once; bounds the memory of the key-value cache."""
+    batch_rows: int = 1024  # most sequences decoded at once; bounds the memory of the key-value cache
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:

@@ -40,25 +40,21 @@ LOG_TAIL_LINES: Final = 12
 class EngineConfig:
     """Configuration of vLLM, by its names."""
 
-    model: str
-    """Hub id or local directory, in safetensors."""
+    model: str  # hub id or local directory, in safetensors
     revision: str | None
     dtype: str
     max_model_len: int
     """Tokens of the longest prompt and completion together; the KV cache must hold at least one."""
     gpu_memory_utilization: float
-    seed: int
-    """Random seed of the engine's start; every `generate` has its own."""
-    device: str
-    """`cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs)."""
+    seed: int  # random seed of the engine's start; every `generate` has its own
+    device: str  # `cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs)
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
     """One completion."""
 
-    ids: list[int]
-    """Its tokens, the end token included."""
+    ids: list[int]  # its tokens, the end token included
     logps: list[float]
     """Log-probability of each token, of the logits divided by the temperature (by 1 when greedy)."""
 

@@ -101,9 +101,9 @@ def load_players(run: RunDir, step: int | None, start: StartingPoint, report: Ca
     found = []
     try:
         if start.source is None:
-            raise KitError(start.words)
+            raise KitError(start.description)
         found.append(Player("untrained", "untrained", start.source, start.revision, saved.path, recipe))
-        report(f"untrained: {start.words}")
+        report(f"untrained: {start.description}")
     except KitError as error:
         report(f"only the trained model plays: {error.message}")
     found.append(Player("trained", f"trained, step {saved.step}", str(saved.path), None, saved.path, recipe))

@@ -41,7 +41,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Report:
+class WrittenReport:
     """A report that was written."""
 
     path: Path
@@ -71,7 +71,7 @@ def build_report(
     price: float | None = None,
     limit: int = SAMPLES,
     progress: Progress = lambda line: None,
-) -> Report:
+) -> WrittenReport:
     """Write the page of some runs and, to the folder `markdown`, `report.md` and its plots.
 
     `out` is by default `report.html` in the run directory, for several runs in the current one; `price` is that of a
@@ -101,7 +101,7 @@ def build_report(
         if markdown is not None:
             progress("drawing for the Markdown")
             written = write_markdown(markdown, summaries, plots)
-    return Report(target, target.stat().st_size, summaries, len(samples), samples.total, written)
+    return WrittenReport(target, target.stat().st_size, summaries, len(samples), samples.total, written)
 
 
 @contextlib.contextmanager

@@ -36,8 +36,7 @@ class Chain:
 
     nums: tuple[int, ...]
     ops: tuple[str, ...]
-    values: tuple[int, ...]
-    """The running values without the first number; the last one is the result."""
+    values: tuple[int, ...]  # the running values without the first number; the last one is the result
 
 
 def draw_chains(

@@ -1,9 +1,8 @@
-"""Read, fetch, write, split and describe problems. A wrong row is an error that names its place; none is dropped."""
+"""Read, fetch, split and describe problems. A wrong row is an error that names its place; none is dropped."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -76,27 +75,18 @@ def missing_parts(files: Iterable[Path]) -> list[str]:
 
 
 def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch a hub data set's Parquet files, or find them in the local cache.
+    """Fetch a hub data set's Parquet files, or find them in the local cache; return their folder and the commit.
 
-    Args:
-        repo_id: `owner/name`.
-        revision: branch, tag or commit; None is the default branch.
-
-    Returns:
-        The folder, and the commit of `revision`.
+    `revision` is a branch, tag or commit; None is the default branch.
 
     Raises:
         DataError: no such data set, or the hub can't be reached and the cache doesn't hold it completely.
     """
-    # Imported here, because a local file or the generator should not pay for it.
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # a local file or the generator should not pay for it
 
+    patterns = ["*.parquet", "**/*.parquet"]
     try:
-        folder = Path(
-            snapshot_download(
-                repo_id, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"]
-            )
-        )
+        folder = Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
     # Errors of the hub, of the network and of a bad name are all one of these.
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0][:200]
@@ -117,28 +107,6 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
-def write_jsonl(problems: Iterable[Problem], path: Path) -> int:
-    """Write problems as JSONL with the hub set's columns, atomically, and return how many."""
-    path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path} is a directory: name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    count = 0
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for problem in problems:
-                file.write(json.dumps({"target": problem.target, "nums": list(problem.nums)}) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return count
-
-
 def split(
     problems: Sequence[Problem], fraction: float, seed: int, by: str = "key"
 ) -> tuple[list[Problem], list[Problem]]:
@@ -148,9 +116,8 @@ def split(
     of keys and the random seed, not on the order of rows or the Python version. Both parts keep the order of rows.
 
     Args:
-        problems: the rows, duplicates allowed.
-        fraction: share of the distinct keys to hold out, 0 <= fraction < 1; at least one key on each side when there
-            are two and fraction > 0.
+        problems: duplicates are allowed.
+        fraction: 0 <= fraction < 1; with two keys and a fraction > 0, at least one is on each side.
         seed: random seed.
         by: `key`, (sorted numbers, target), or `numbers`, the sorted numbers with any target.
 
@@ -175,11 +142,7 @@ def split(
 
 
 def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambda rows: None) -> dict[str, object]:
-    """Describe a set of problems.
-
-    Args:
-        problems: the rows.
-        progress: called with the number of rows read so far.
+    """Describe a set of problems; `progress` is called with the number of rows read so far.
 
     Returns:
         `rows`; `exact_duplicates` (rows whose numbers, in this order, and target came before); `duplicate_keys` (rows
@@ -259,8 +222,7 @@ def _load(raw: bytes, place: str, of: str = "", hint: str = "") -> Any:
 
 
 def _parquet(file: Path) -> Iterator[Problem]:
-    # Imported here, because only this kind of file needs it.
-    import pyarrow
+    import pyarrow  # only this kind of file needs it
     from pyarrow import parquet
 
     try:

@@ -36,12 +36,9 @@ NEGATE = "~"
 class Parsed:
     """An answer that follows the grammar; nothing is computed yet."""
 
-    literals: tuple[int, ...]
-    """The integers left of `=`, in reading order."""
-    postfix: tuple[int | str, ...]
-    """Operands and the operators `+ - * /` and NEGATE, in postfix order."""
-    right_hand_side: int | None
-    """The value claimed after `=`, when there is one."""
+    literals: tuple[int, ...]  # the integers left of `=`, in reading order
+    postfix: tuple[int | str, ...]  # operands and the operators `+ - * /` and NEGATE, in postfix order
+    right_hand_side: int | None  # the value claimed after `=`, when there is one
 
 
 def check_answer(text: str, nums: Sequence[int], target: int) -> str | None:

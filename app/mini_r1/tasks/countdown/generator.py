@@ -33,18 +33,12 @@ class GeneratorSpec:
 
     sizes: tuple[int, ...] = (3, 4)
     """Counts of numbers, each equally likely; 2 to 6. A count given twice is twice as likely."""
-    low: int = 1
-    """Smallest number."""
-    high: int = 99
-    """Largest number."""
-    target_low: int = 10
-    """Smallest target."""
-    target_high: int = 100
-    """Largest target."""
-    operators: str = "+-*/"
-    """Operators a solution may need."""
-    max_intermediate: int | None = None
-    """Largest result of a step before the last one; None is no limit."""
+    low: int = 1  # smallest number
+    high: int = 99  # largest number
+    target_low: int = 10  # smallest target
+    target_high: int = 100  # largest target
+    operators: str = "+-*/"  # operators a solution may need
+    max_intermediate: int | None = None  # largest result of a step before the last one; None is no limit
 
     def __post_init__(self) -> None:
         # A recipe hands over a list; a frozen, hashable specification needs a tuple.

@@ -21,17 +21,13 @@ class OutOfWork(Exception):
 
 
 class Work:
-    """The steps that a search may take; None is no limit. Steps, not seconds: the same limit on every machine."""
+    """Steps that a search may take; None is no limit. Steps, not seconds: the same limit on every machine."""
 
     def __init__(self, steps: int | None) -> None:
         self._left = float("inf") if steps is None else steps
 
     def spend(self, steps: int = 1) -> None:
-        """Take steps.
-
-        Raises:
-            OutOfWork: there are none left.
-        """
+        """Take steps, or raise OutOfWork."""
         self._left -= steps
         if self._left < 0:
             raise OutOfWork
@@ -46,15 +42,10 @@ def solvable_by_generator_rule(
 ) -> bool:
     """Return whether the numbers reach the target with all of them, by non-negative integers and exact division only.
 
-    Args:
-        nums: 1 to 8 positive ints.
-        target: a negative one is never reached.
-        operators: those allowed.
-        max_intermediate: largest result of a step before the last one; None is no limit.
-        work: one step for each value that is looked for; None is no limit.
+    `max_intermediate` is the largest result of a step before the last one; None is no limit.
 
     Raises:
-        OutOfWork: it takes more.
+        OutOfWork: it takes more than `work`, one step for each value that is looked for.
     """
     if target < 0:
         return False

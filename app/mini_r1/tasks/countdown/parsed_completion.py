@@ -20,8 +20,7 @@ class ParsedCompletion:
 
     text: str
     problem: Problem
-    thought: str
-    """The text before the first `</think>`; all of it when the thought never ends."""
+    thought: str  # the text before the first `</think>`; all of it when the thought never ends
     thought_ends: bool
     first_block: int | None
     """Start of the text of the answer block after the thought; None when the format is broken before it."""
@@ -29,10 +28,8 @@ class ParsedCompletion:
     """Breach of the kit's format, or None. The format is `<think>` thought `</think>`, a newline, `<answer>` answer
     `</answer>`, and nothing after. The thought holds no further `<think>`, the answer no `<answer>` or `</answer>`; a
     thought may mention `<answer>`."""
-    answer: str | None
-    """The text of the last complete answer block after the last `</think>`."""
-    equation_error: str | None
-    """Error of the answer; None when it is right."""
+    answer: str | None  # the text of the last complete answer block after the last `</think>`
+    equation_error: str | None  # error of the answer; None when it is right
 
 
 def parse_completion(text: str, problem: Problem) -> ParsedCompletion:

@@ -23,8 +23,7 @@ class DataError(KitError):
 class Problem:
     """Reach `target` with each of `nums` exactly once."""
 
-    nums: tuple[int, ...]
-    """The given numbers in the order the prompt shows them, 1 to 8 of them."""
+    nums: tuple[int, ...]  # the given numbers in the order the prompt shows them, 1 to 8 of them
     target: int
 
     @property
@@ -41,12 +40,9 @@ class Problem:
 def parse_problem(row: object, place: str) -> Problem:
     """Check one row and return its problem; columns other than `nums` and `target` are ignored.
 
-    Args:
-        row: a mapping with `nums` (list or tuple of 1..8 ints in 1..10**6) and `target` (int, |target| <= 10**9).
-        place: of the row, as the message names it: `data.jsonl:17`.
-
     Raises:
-        DataError: naming `place` and what is wrong. Nothing is converted: 3.0, "3" and true are refused.
+        DataError: naming `place` (`data.jsonl:17`) and what is wrong. Nothing is converted: 3.0, "3" and true are
+            refused.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: expected an object with 'nums' and 'target', found {_shown(row)}")

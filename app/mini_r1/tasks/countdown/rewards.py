@@ -44,8 +44,7 @@ class Verdict:
     """Everything that is known of one completion. What needs a search of the thought is computed when first read."""
 
     completion: ParsedCompletion
-    rewards: dict[str, float]
-    """VERDICTS and the rewards that were asked for, without weights."""
+    rewards: dict[str, float]  # VERDICTS and the rewards that were asked for, without weights
 
     @property
     def format(self) -> int:
@@ -111,10 +110,8 @@ def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdi
     No text raises (control characters and lone surrogates included), and the work is bounded by a constant times
     the length of the completion.
 
-    Args:
-        completion: the model's text after the prefill, so it starts inside `<think>`.
-        problem: the problem that it answers.
-        names: rewards to compute besides VERDICTS.
+    `completion` is the model's text after the prefill, so it starts inside `<think>`. `names` are rewards to compute
+    besides VERDICTS.
 
     Raises:
         DataError: for a name that is not in REWARDS.
@@ -154,11 +151,7 @@ def fold_reason(reason: str) -> str:
 
 
 def reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
-    """Register the function below under `name`.
-
-    Raises:
-        ValueError: when the name is taken.
-    """
+    """Register the function below under `name`, or raise a ValueError when it is taken."""
 
     def register(function: RewardFunction) -> RewardFunction:
         if name in REWARDS:

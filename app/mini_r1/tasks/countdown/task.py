@@ -89,8 +89,8 @@ def load_data(
         revision: of the hub data set.
         rows: most rows to take; None is all of them (generated: 50,000). A file or hub set is shuffled before.
         seed: random seed of generator, shuffle and split.
-        test_fraction: see `data.split`, as for `split_by`.
-        generator: what to generate; None is the hub set's distribution.
+        test_fraction, split_by: see `data.split`.
+        generator: None is the hub set's distribution.
         progress: called with the number of rows generated so far; what it raises ends the work.
 
     Raises:
@@ -139,7 +139,6 @@ def load_data(
 
 
 def _sha256(files: Iterable[Path]) -> str:
-    """Return the hash of the files' bytes, one file after the other; for one file, what `sha256sum` prints."""
     digest = sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -20,16 +20,12 @@ MAX_BITS = 160
 class Working:
     """The computation of an answer."""
 
-    answer: str | None
-    """The text of the last answer block; None when there is none."""
+    answer: str | None  # the text of the last answer block; None when there is none
     steps: list[str]
     """`8 + 2 = 10`, one for each operation in the order of computation; ends at a division by zero."""
-    value: str | None
-    """The exact value of the expression, `24` or `5/2`; None when it has none."""
-    missing: list[int]
-    """Given numbers that the answer leaves out, with repetitions."""
-    extra: list[int]
-    """Numbers it uses that were not given, or too often."""
+    value: str | None  # the exact value of the expression, `24` or `5/2`; None when it has none
+    missing: list[int]  # given numbers that the answer leaves out, with repetitions
+    extra: list[int]  # numbers it uses that were not given, or too often
 
 
 def work_out(completion: str, nums: Sequence[int]) -> Working:
