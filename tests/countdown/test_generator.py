@@ -73,11 +73,6 @@ def test_too_few_distinct_problems_are_an_error_after_the_rows_before() -> None:
     assert len(set(islice(stream, 9))) == 9
 
 
-def test_rows_must_be_positive() -> None:
-    with pytest.raises(DataError, match="at least 1"):
-        generate(0, seed=1)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

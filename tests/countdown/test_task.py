@@ -124,11 +124,6 @@ def test_the_error_of_an_unknown_source_has_a_fix(source: str, monkeypatch: pyte
         load(source)
 
 
-def test_rows_must_be_positive() -> None:
-    with pytest.raises(DataError, match="at least 1"):
-        load(str(ROWS), rows=0)
-
-
 def test_score_line() -> None:
     line = json.dumps({"completion": GOOD, "nums": [44, 19, 35], "target": 98})
     verdict = {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "reason": "correct"}

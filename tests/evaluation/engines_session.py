@@ -42,7 +42,7 @@ def main() -> None:
     for number, model in enumerate(models):
         if number:
             vllm.take(model)
-        found.append([greedy(vllm), greedy(TransformersCompleter.load(str(model), None, vllm.tokenizer))])
+        found.append([greedy(vllm), greedy(TransformersCompleter.load(str(model), None, str(model)))])
     vllm.close()
     print(json.dumps(found))
 

@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation.source import Problems, Source
 from mini_r1.generation.completers import Completer, TransformersCompleter, VllmCompleter, vllm_device
@@ -33,11 +31,7 @@ class Engines:
         self._current: Completer | None = None
 
     def load(self, chosen: Source, log: Callable[[str], None]) -> Completer:
-        """Return what completes with this model's weights; the one before is closed.
-
-        Raises:
-            KitError: the model cannot be loaded.
-        """
+        """Close the model before and return what completes with this one; a KitError if it can't be loaded."""
         if isinstance(self._current, VllmCompleter) and Path(chosen.model).is_dir():
             self._current.take(Path(chosen.model))
             return self._current
@@ -45,19 +39,19 @@ class Engines:
         if self._why_not is not None:
             log(f"{self._why_not}: transformers generates")
             self._why_not = None
-        source = chosen.tokenizer or chosen.model
-        tokenizer = load_tokenizer(source, chosen.revision if source == chosen.model else None)
+        tokenizer_source = chosen.tokenizer or chosen.model
         if self._device is not None:
-            self._current = self._start_vllm(chosen, tokenizer, self._device, log)
+            self._current = self._start_vllm(chosen, tokenizer_source, self._device, log)
         if self._current is None:
-            self._current = TransformersCompleter.load(chosen.model, chosen.revision, tokenizer)
+            self._current = TransformersCompleter.load(chosen.model, chosen.revision, tokenizer_source)
         return self._current
 
     def _start_vllm(
-        self, chosen: Source, tokenizer: PreTrainedTokenizerBase, device: str, log: Callable[[str], None]
+        self, chosen: Source, tokenizer_source: str, device: str, log: Callable[[str], None]
     ) -> VllmCompleter | None:
         """Return vLLM with these weights; None if it can't run the model and `auto` was asked for."""
         log("starting vLLM")
+        tokenizer = load_tokenizer(tokenizer_source, chosen.revision if tokenizer_source == chosen.model else None)
         prompts = token_ids(tokenizer, render(tokenizer, self._problems.asked, chosen.style))
         longest = max(map(len, prompts)) + chosen.max_new_tokens
         log_file = Path(tempfile.gettempdir()) / f"mini-r1-vllm-{os.getpid()}.log"

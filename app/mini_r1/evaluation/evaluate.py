@@ -17,9 +17,6 @@ from mini_r1.tasks.countdown import task
 EVALUATION_RANK = -1
 """The rank of evaluation in `step_seed`: no training rank has it, so an evaluation never repeats a rollout's draws."""
 
-OnProgress = Callable[[int], None]
-"""Called with the completions done so far, of (1 + samples) for each problem."""
-
 KEPT_SAMPLES = 4
 """Sampled completions of a problem that are kept as text, besides the greedy one."""
 
@@ -82,12 +79,13 @@ def measure(
     max_new_tokens: int,
     prompt_style: str,
     seed: int,
-    on_progress: OnProgress = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """Complete and judge every problem: once greedily, `samples` times at `temperature`.
 
     The same arguments give the same completions on the same device: the draws depend on `seed`, not on what was
-    sampled before, so two models have the same draws.
+    sampled before, so two models have the same draws. `on_progress` gets the completions done so far, of
+    (1 + samples) for each problem.
     """
     started = time.perf_counter()
     tokenizer = completer.tokenizer

@@ -62,13 +62,9 @@ class Measurer:
     def measure(
         self, chosen: Source, title: str, *, wait: bool, steps_after: int = 0
     ) -> tuple[dict[str, Any] | None, bool]:
-        """Measure a model, unless another process is measuring it; with `wait`, wait for that one's result.
+        """Return a model's result, and whether it was measured here; a KitError if it can't be measured or written.
 
-        Returns:
-            The result (None if another process is measuring it and `wait` is False), and whether it was measured here.
-
-        Raises:
-            KitError: it can't be measured, or the result can't be written.
+        If another process is measuring it: that one's result, or None without `wait`.
         """
         path = chosen.result_file(self.problems)
         with claim_result(path, wait=False) as ours:
@@ -186,11 +182,7 @@ def claim_result(result: Path | None, *, wait: bool) -> Iterator[bool]:
 
 
 def refuse_unwritable(run: RunDir) -> None:
-    """Make the folder of results, before a model is loaded.
-
-    Raises:
-        KitError: it can't be made or written.
-    """
+    """Make the folder of results, before a model is loaded; a KitError if it can't be made or written."""
     reason = None
     try:
         run.evaluation.mkdir(exist_ok=True)

@@ -96,11 +96,7 @@ class Source:
         return found
 
     def refuse_change(self) -> None:
-        """Refuse a snapshot that a resumed run replaced, or deleted for its space, before it was measured.
-
-        Raises:
-            KitError: it is another one than when it was listed.
-        """
+        """Raise a KitError if a resumed run replaced the snapshot, or deleted it for its space, since it was listed."""
         if self.saved is not None and _manifest_hash(self.saved) != self.weights:
             raise KitError(
                 f"the snapshot {self.saved.path} was deleted or replaced meanwhile: the same command measures what is "
@@ -108,11 +104,7 @@ class Source:
             )
 
     def verify(self) -> None:
-        """Check that a snapshot's files are those that were saved.
-
-        Raises:
-            KitError: they are not.
-        """
+        """Raise a KitError unless a snapshot's files are those that were saved."""
         if self.saved is None or self.run is None:
             return
         error = verify(self.saved, self.run.run_id)
@@ -147,11 +139,7 @@ class Problems:
 
 
 def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
-    """Return a model directory or hub id as a source.
-
-    Raises:
-        KitError: there is nothing to evaluate, or no problems to evaluate it on.
-    """
+    """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
     path = Path(source).expanduser()
     if not path.is_dir() and (path.exists() or not _HUB_ID.fullmatch(source)):
         raise KitError(f"there is no directory {source}: name a run, a model directory or a model's id on the hub")
@@ -171,11 +159,7 @@ def model_source(source: str, problems_file: Path | None, step: int | None) -> S
 
 
 def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
-    """Return the complete snapshots of a run, newest first.
-
-    Raises:
-        KitError: there is none, or nothing was held out.
-    """
+    """Return the complete snapshots of a run, newest first; a KitError if there is none, or nothing was held out."""
     recipe = load_recipe(run.recipe_file)
     if problems_file is None and recipe.test_fraction == 0:
         raise KitError(f"{run.path} held no problems out (test_fraction 0): name a file with --problems")
@@ -204,11 +188,7 @@ def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
 
 
 def find_step(targets: list[Source], step: int | None) -> Source:
-    """Return the model of a step; None is the newest snapshot.
-
-    Raises:
-        KitError: there is none.
-    """
+    """Return the model of a step (None: the newest snapshot), or raise a KitError that lists the steps."""
     for source in targets:
         if source.step == step or (step is None and source.step != 0):
             return source
@@ -228,11 +208,7 @@ def untrained_source(snapshot: Source, start: StartingPoint) -> Source | None:
 
 
 def read_problems(source: Source, limit: int | None) -> Problems:
-    """Read the problems in a seeded order.
-
-    Raises:
-        DataError: the file is missing or wrong.
-    """
+    """Read the problems in a seeded order; a DataError if the file is missing or wrong."""
     if not source.problems_file.exists():  # else a name like owner/name would be looked up on the hub
         raise task.DataError(f"{source.problems_file}: no such file")
     data = task.load_data(

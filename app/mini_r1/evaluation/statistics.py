@@ -1,7 +1,8 @@
 """The estimators behind every figure of an evaluation: pass@k, and intervals that respect related problems.
 
 Problems over the same numbers succeed and fail together, and so do the samples of one problem: they are one cluster.
-`bench/coverage.py` measures how often the intervals cover the true value.
+`bench/coverage.py` measures how often the intervals cover the true value. All intervals raise a ValueError for no
+problems, or unless there is one cluster for each, and are None for one cluster, whose spread is unknown.
 """
 
 from __future__ import annotations
@@ -50,16 +51,8 @@ def rate_interval(shares: Sequence[float], samples: int, clusters: Sequence[Hash
     "Confidence intervals for proportions with small expected number of positive counts estimated from survey data",
     Survey Methodology 24.
 
-    Args:
-        shares: share of right completions of each problem, or another value from 0 to 1, such as its pass@k.
-        samples: completions that each share was made from.
-        clusters: of each problem.
-
-    Returns:
-        None for one cluster, whose spread is unknown.
-
-    Raises:
-        ValueError: no problems, or not one cluster for each.
+    `shares` are the share of right completions of each problem, or another value from 0 to 1, such as its pass@k;
+    `samples` the completions that each was made from.
     """
     from scipy.special import betaincinv, stdtrit  # takes 0.3 s of CPU
 
@@ -86,13 +79,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Inte
     """Return the 95 % interval of a mean of values of any size, such as differences: Student's t over clusters.
 
     With (sum of sizes)^2 / sum of sizes^2 - 1 degrees of freedom (Kish 1965, "Survey Sampling"). Bootstrap-t covers
-    less and is wider with few clusters (`bench/coverage.py`).
-
-    Returns:
-        None when the spread between clusters is unknown: for one cluster, or when all are alike.
-
-    Raises:
-        ValueError: no problems, or not one cluster for each.
+    less and is wider with few clusters (`bench/coverage.py`). None also when all clusters are alike.
     """
     tops, sizes = _totals([values, [1.0] * len(values)], clusters)
     mean = float(tops.sum() / sizes.sum())
@@ -104,10 +91,7 @@ def ratio_interval(above: Sequence[float], below: Sequence[float], clusters: Seq
     """Return the 95 % interval of sum(above) / sum(below), both positive: as `mean_interval`, of its logarithm.
 
     The variance is that of a ratio estimate (Cochran 1977, "Sampling Techniques", equation 6.13), carried over to the
-    logarithm by the delta method.
-
-    Raises:
-        ValueError: no problems, not one cluster for each, or a sum that is not positive.
+    logarithm by the delta method. A sum that is not positive is a ValueError.
     """
     tops, bottoms = _totals([above, below], clusters)
     if tops.sum() <= 0 or bottoms.sum() <= 0:

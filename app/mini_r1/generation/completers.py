@@ -14,7 +14,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from mini_r1.errors import KitError
-from mini_r1.generation.model import describe, device, eos_token_ids, load_model, refuse_misfit
+from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, vllm_version
 
@@ -47,13 +47,13 @@ class TransformersCompleter:
         self.facts: dict[str, Any] = describe(model)
 
     @classmethod
-    def load(cls, source: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> TransformersCompleter:
+    def load(cls, source: str, revision: str | None, tokenizer_source: str) -> TransformersCompleter:
         """Load a model to this process's device: 16 bits on a GPU, 32 on a CPU.
 
-        Raises:
-            KitError: it can't be loaded, or doesn't fit the tokenizer.
+        A KitError if model or tokenizer can't be loaded, or do not fit together.
         """
         model = load_model(source, revision, dtype_here(), None).to(device())
+        tokenizer = load_tokenizer(tokenizer_source, revision if tokenizer_source == source else None)
         refuse_misfit(model, tokenizer)
         return cls(model, tokenizer)
 
@@ -90,10 +90,7 @@ class TransformersCompleter:
 class VllmCompleter:
     """vLLM in its child process, started once for all snapshots of a run; each one's weights are streamed into it.
 
-    The arguments are those of `EngineConfig`, the tokenizer, and the file for vLLM's log.
-
-    Raises:
-        KitError: it does not start.
+    See `EngineConfig` for the arguments, and `VllmEngine` for what it raises.
     """
 
     name = "vllm"
@@ -122,11 +119,7 @@ class VllmCompleter:
         self._engine = VllmEngine(config, log, VLLM_START_S)
 
     def take(self, directory: Path) -> None:
-        """Load the weights of a snapshot of the same model.
-
-        Raises:
-            KitError: they are of another model.
-        """
+        """Load the weights of a snapshot of the same model; those of another are a KitError."""
         self._engine.load_weights(stored_tensors(directory))
         self.ends = _ends(str(directory), None, self.tokenizer)
         self.facts = _facts(str(directory), None, self.facts["dtype"])

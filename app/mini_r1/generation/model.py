@@ -101,7 +101,7 @@ def load_model(
     Args:
         name: hub id or local directory, of a model or of a LoRA adapter. An adapter is loaded with its base model, in
             the revision it was trained on, frozen, its own weights in float32.
-        revision: branch, tag or commit on the hub.
+        revision: branch, tag or commit.
         torch_dtype: `bfloat16`, `float16`, `float32`, `auto` (the dtype of the weights file) or None (float32).
         attention: `eager`, `sdpa`, `flash_attention_2` or None (the best that transformers finds).
         quantization: how to store the weights in fewer bits; such a model is loaded directly onto the GPU.
@@ -206,15 +206,10 @@ def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def check_configuration(name: str, revision: str | None, longest_sequence: int) -> dict[str, Any]:
-    """Check that a model exists, can be loaded, and has positions for the longest prompt and completion together.
-
-    No weights are loaded.
-
-    Returns:
-        The model's configuration; {} for an adapter, whose base model is checked when it is loaded.
+    """Return a model's configuration; {} for an adapter, whose base model is checked when it is loaded.
 
     Raises:
-        KitError: it can't be found, or does not fit the recipe.
+        KitError: it can't be found or loaded, or has too few positions for the longest prompt and completion together.
     """
     with _describe_errors("model", name):
         if find_adapter_config_file(name, revision=_revision(name, revision)) is not None:
@@ -232,11 +227,7 @@ def check_configuration(name: str, revision: str | None, longest_sequence: int) 
 
 
 def refuse_other_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer with more ids than the model has embeddings (`rows`): the lookup would crash.
-
-    Raises:
-        KitError: naming both sizes.
-    """
+    """Raise a KitError for a tokenizer with more ids than the model has embeddings (`rows`): a lookup would crash."""
     pad = tokenizer.pad_token_id
     if pad is not None and pad >= rows:
         raise KitError(
@@ -303,13 +294,11 @@ def _file(name: str, revision: str | None, file: str) -> str | None:
 
 def _no_weights(name: str) -> str:
     pickles = "pickled ones (pytorch_model.bin) are not read, because loading them can run code"
+    convert = "if you trust them, convert them with save_pretrained(..., safe_serialization=True)"
     if not Path(name).is_dir():
         return f"{name} has no safetensors weights, or they are not in the cache and there is no network; {pickles}"
     if any(Path(name).glob("*.bin")):
-        return (
-            f"{name} has no safetensors weights; {pickles}: if you trust them, convert them "
-            "with save_pretrained(..., safe_serialization=True)"
-        )
+        return f"{name} has no safetensors weights; {pickles}: {convert}"
     return f"{name} has no weights: there is no {SAFE_WEIGHTS_NAME} in it"
 
 

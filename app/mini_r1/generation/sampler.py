@@ -106,14 +106,11 @@ def sample(
         pad_token_id: fills the left of shorter prompts; never attended to.
         seed: of this call's random generator; torch's global state is neither used nor changed.
         progress: called with the number of completions finished since the last call.
-        stop: asked before each token.
+        stop: asked before each token; true raises Stopped.
 
     Returns:
         len(prompts) * num_generations lists of token ids, the generations of one prompt next to one another. A
         completion that does not end with one of eos_token_ids was cut at max_new_tokens.
-
-    Raises:
-        Stopped: `stop` returned true.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     prompts_at_once = max(1, config.batch_rows // config.num_generations)

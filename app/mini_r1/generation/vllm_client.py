@@ -64,11 +64,7 @@ class VllmEngine:
 
     The kernel ends the child when the thread that started it ends: use one that lasts, e.g. the main one.
 
-    Args:
-        config: what to run.
-        log: file to which the child's output is appended.
-        start_timeout_s: longest time until it is ready, loading included.
-        stop: asked while the child starts.
+    The child's output is appended to `log`; `start_timeout_s` includes loading; `stop` is asked while the child starts.
 
     Raises:
         KitError: it cannot start: CONFIG if the recipe or the environment causes it, RETRY if the device does. Also
@@ -118,9 +114,8 @@ class VllmEngine:
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
         """Send all of the trainer's weights to vLLM; return the bytes sent.
 
-        Args:
-            tensors: names as transformers saves them, and tensors on any device and in any dtype; each is copied before
-                the next is asked for. A tied one need not come twice.
+        Names are as transformers saves them; tensors are on any device and in any dtype, and each is copied before the
+        next is asked for. A tied one need not come twice.
 
         Raises:
             KitError: vLLM's model has no such tensor, or another shape of it, or one is missing.
@@ -299,11 +294,7 @@ def vllm_version() -> str | None:
 
 
 def refuse_environment(config: EngineConfig) -> None:
-    """Refuse a missing vLLM, or one built for another kind of device, before the start.
-
-    Raises:
-        KitError: naming it.
-    """
+    """Raise a KitError for a missing vLLM, or one built for another kind of device."""
     version = vllm_version()
     if version is None:
         raise KitError(

@@ -68,7 +68,6 @@ def chain_results(numbers: tuple[int, ...], operators: str, max_value: int | Non
     """Return the results of all chains that `draw_chains` may draw, and how many chains give each.
 
     Counted by which numbers are used up, not chain by chain: six numbers have 737,280 chains by four operators.
-
     None for more than MOST_COUNTED intermediate values. The results are cached, so sort the numbers.
     """
     every = (1 << len(numbers)) - 1

@@ -120,14 +120,7 @@ def split(
         fraction: 0 <= fraction < 1; with two keys and a fraction > 0, at least one is on each side.
         seed: random seed.
         by: `key`, (sorted numbers, target), or `numbers`, the sorted numbers with any target.
-
-    Raises:
-        DataError: for another `by` or a fraction out of range.
     """
-    if by not in ("key", "numbers"):
-        raise DataError(f"unknown way to split '{by}'; known: key, numbers")
-    if not 0 <= fraction < 1:
-        raise DataError(f"the held-out share must be at least 0 and below 1, found {fraction}")
     keys: list[object] = [problem.key if by == "key" else problem.numbers_key for problem in problems]
     distinct = set(keys)
     count = round(fraction * len(distinct))

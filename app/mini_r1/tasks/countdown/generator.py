@@ -68,14 +68,9 @@ def generate(rows: int, seed: int, spec: GeneratorSpec = DEFAULT_SPEC) -> Iterat
     in the hub data set. The first N problems of a seed are always the same, on every supported Python version.
 
     Raises:
-        DataError: at once for `rows` < 1; while iterating, when the specification has too few distinct problems.
+        DataError: the specification has too few distinct problems.
     """
-    if rows < 1:
-        raise DataError(f"the number of rows to generate must be at least 1, found {rows}")
-    return _stream(rows, Random(seed), spec)
-
-
-def _stream(rows: int, random: Random, spec: GeneratorSpec) -> Iterator[Problem]:
+    random = Random(seed)
     seen: set[Problem] = set()
     out_of_reach: set[tuple[int, int]] = set()
     tries = draws = 0

@@ -118,17 +118,14 @@ def _evaluate_tree(root: ast.expr) -> int | float:
         elif type(node) in _BINARY:
             right, left = values.pop(), values.pop()
             _bound(node, left, right)
-            values.append(_real(_BINARY[type(node)](left, right)))
+            result = _BINARY[type(node)](left, right)
+            # A complex number never turns real again under these operators, and float() of it raises in the original.
+            if not isinstance(result, int | float):
+                raise _NotArithmeticError
+            values.append(result)
         else:
             raise _NotArithmeticError
     return values.pop()
-
-
-def _real(value: object) -> int | float:
-    # A complex number never turns real again under these operators, and float() of it raises in the original.
-    if not isinstance(value, int | float):
-        raise _NotArithmeticError
-    return value
 
 
 def _bound(node: ast.AST, left: int | float, right: int | float) -> None:

@@ -34,10 +34,9 @@ PREFILL = "Let me solve this step by step.\n<think>"
 
 
 def messages(problem: Problem, style: str = "script") -> list[dict[str, str]]:
-    """The chat of one problem: system, user, and the assistant's turn that the completion continues.
+    """Return the chat of one problem: system, user, and the assistant's turn that the completion continues.
 
-    Raises:
-        DataError: for a style that is not in USER_MESSAGES.
+    A style that is not in USER_MESSAGES is a DataError.
     """
     if style not in USER_MESSAGES:
         raise DataError(f"unknown prompt style '{style}'; known styles: {', '.join(USER_MESSAGES)}")

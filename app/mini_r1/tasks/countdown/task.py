@@ -96,8 +96,6 @@ def load_data(
     Raises:
         DataError: for a source that does not exist or cannot be read, and for a bad row, naming it.
     """
-    if rows is not None and rows < 1:
-        raise DataError(f"the number of rows must be at least 1, found {rows}")
     commit = digest = None
     spec = generator or DEFAULT_SPEC
     if source == GENERATED:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import add, mul, sub, truediv
 
 from .expression import NEGATE, parse
 from .parsed_completion import last_answer
@@ -57,11 +58,11 @@ def _steps(postfix: Sequence[int | str]) -> tuple[list[str], Fraction | None]:
             stack.append(-right)
             continue
         left = stack.pop()
-        shown = f"{_operand(left)} {_SIGNS[item]} {_operand(right)}"
+        sign, operation = _OPERATIONS[item]
+        shown = f"{_operand(left)} {sign} {_operand(right)}"
         if item == "/" and not right:
             return [*steps, f"{shown}: division by zero"], None
-        value = {"+": left + right, "-": left - right, "*": left * right}.get(item) if item != "/" else left / right
-        assert value is not None
+        value: Fraction = operation(left, right)
         if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
             return [*steps, f"{shown} = a number too long to show"], None
         steps.append(f"{shown} = {value}")
@@ -69,7 +70,7 @@ def _steps(postfix: Sequence[int | str]) -> tuple[list[str], Fraction | None]:
     return steps, stack.pop()
 
 
-_SIGNS = {"+": "+", "-": "−", "*": "×", "/": "÷"}
+_OPERATIONS = {"+": ("+", add), "-": ("−", sub), "*": ("×", mul), "/": ("÷", truediv)}
 
 
 def _operand(value: Fraction) -> str:
