@@ -134,6 +134,7 @@ def test_generate_then_inspect(mini_r1: Kit, tmp_path: Path) -> None:
     done = mini_r1("data", "generate", "--rows", "300", "--seed", "7", "--out", out)
     assert done.returncode == 0, done.stderr
     assert len(rows(out)) == 300
+    assert list(rows(out)[0]) == ["target", "nums"]
     facts = json.loads(mini_r1("data", "inspect", out, "--json").stdout)
     assert facts["rows"] == 300
     assert facts["solvable_share"] == 1.0

@@ -6,6 +6,8 @@ import random
 import re
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -186,12 +188,14 @@ def test_an_answer_may_be_all_there_is() -> None:
 def test_no_integer_beyond_the_bound_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
 
-    def watch(value: object) -> object:
+    def watch(operation: Callable[..., object], left: object, right: object) -> object:
         nonlocal largest
+        value = operation(left, right)
         largest = max(largest, value.bit_length()) if isinstance(value, int) else largest
         return value
 
-    monkeypatch.setattr(original_scoring, "_real", watch)
+    watched = {node: partial(watch, operation) for node, operation in original_scoring._BINARY.items()}
+    monkeypatch.setattr(original_scoring, "_BINARY", watched)
     for equation in ("99**98**7", "3**82000*3**82000*3**82000", "9**9**9", "2**262144", "7**(9**5)"):
         nums = [int(digits) for digits in re.findall(r"\d+", equation)]
         equation_original(in_answer(equation), nums, 1)
