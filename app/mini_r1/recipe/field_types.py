@@ -156,11 +156,7 @@ Steps = Annotated[
 ]
 GroupSize = Annotated[
     Whole,
-    require(
-        lambda n: n >= 2,
-        "must be at least 2, not {}: advantages divide by the standard deviation over one prompt's completions, and "
-        "that of a single one is NaN",
-    ),
+    require(lambda n: n >= 2, "must be at least 2, not {}: advantages divide by the standard deviation, NaN for one"),
 ]
 Operators = Annotated[
     Text,
@@ -170,14 +166,9 @@ Operators = Annotated[
     ),
 ]
 SaveStrategy = Annotated[Literal["steps", "no"], replace_false("no")]
+NO_EPOCH = "must not be epoch: most runs end within one pass over the data; write steps and eval_steps"
 EvalStrategy = Annotated[
-    Literal["no", "steps"],
-    replace_false("no"),
-    require(
-        lambda value: value != "epoch",
-        "must not be epoch: most runs end within one pass over the data; write steps and eval_steps",
-        BeforeValidator,
-    ),
+    Literal["no", "steps"], replace_false("no"), require(lambda value: value != "epoch", NO_EPOCH, BeforeValidator)
 ]
 Action = Annotated[Literal["off", "warn", "stop"], replace_false("off")]
 Scoring = Annotated[Literal["kit", "original"], renamed(seed="original")]
@@ -189,10 +180,7 @@ else:  # the game's registry is the only list of rewards
     ]
 Rewards = Annotated[
     dict[RewardName, Number],
-    require(
-        lambda weights: any(weights.values()),
-        "at least one reward needs a weight other than 0, or there is nothing to learn",
-    ),
+    require(lambda weights: any(weights.values()), "at least one reward needs a weight other than 0"),
 ]
 Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
