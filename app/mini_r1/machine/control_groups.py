@@ -19,7 +19,7 @@ FILES: Final = {
     "memory": (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")),
     "pids": (("pids.max", "pids.current"), ("pids.max", "pids.current")),
 }
-"""Of each controller, the files with the limit and with what is used: in version 2, and in version 1."""
+"""Files of each controller: its limit and its use, in version 2 and in version 1."""
 
 
 def read_kernel_file(path: str, root: Path = Path("/")) -> str | None:
