@@ -40,7 +40,6 @@ class Channel:
 
     @property
     def interface(self) -> str | None:
-        """The network interface of this end."""
         return interface_of(self._socket.getsockname()[0])
 
     def send(self, message: dict[str, Any]) -> None:

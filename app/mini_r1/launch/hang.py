@@ -42,18 +42,15 @@ class Heartbeat(NamedTuple):
 class Heartbeats:
     def __init__(self, folder: Path, ranks: Sequence[int]) -> None:
         self._folder = folder
-        self._texts: dict[int, bytes] = {}
         self.by_rank = {rank: Heartbeat(time.monotonic()) for rank in ranks}
 
     def read(self) -> None:
         for rank in self.by_rank:
             with suppress(OSError, ValueError, KeyError, TypeError):  # not there yet
-                text = (self._folder / f"rank-{rank}.heartbeat").read_bytes()
-                if text != self._texts.get(rank):
-                    facts = json.loads(text)
-                    written, step, phase = float(facts["time"]), int(facts["step"]), str(facts["phase"])
+                facts = json.loads((self._folder / f"rank-{rank}.heartbeat").read_bytes())
+                written, step, phase = float(facts["time"]), int(facts["step"]), str(facts["phase"])
+                if written != self.by_rank[rank].written:
                     self.by_rank[rank] = Heartbeat(time.monotonic(), written, step, phase, facts["attempt"])
-                    self._texts[rank] = text
 
     @property
     def attempt(self) -> int | None:

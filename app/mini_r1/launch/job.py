@@ -57,7 +57,6 @@ class Job:
 
     @property
     def node(self) -> str:
-        """This node's name in messages."""
         return f"node {self.nodes.index} ({socket.gethostname()})"
 
 

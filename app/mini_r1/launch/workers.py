@@ -129,7 +129,6 @@ def to_exit_code(status: int) -> ExitCode:
 
 
 def describe_status(status: int) -> str:
-    """Describe an exit status."""
     if status >= 0:
         return f"ended with exit code {status}"
     if -status == signal.SIGKILL:

@@ -63,9 +63,8 @@ def score_bytes(shape: ModelShape, attention: str, length: int, compute: int) ->
 
     Per head and pair of positions the softmax in float32 and, in 16 bits, once more in the compute type.
     """
-    if attention != "eager":
-        return 0.0
-    return shape.heads * length * (4 + (compute if compute == 2 else 0))
+    kept = shape.heads * length * (4 + (compute if compute == 2 else 0))
+    return kept if attention == "eager" else 0.0
 
 
 def adapter_bytes(shape: ModelShape, modules: Sequence[str] | None, compute: int) -> float:

@@ -222,17 +222,14 @@ def vllm_memory(setup: TrainingSetup) -> VllmMemory:
     # The forward pass that it profiles: gate, up and product, residual and norm; logits of every sequence in float32.
     activations = tokens * each * (3 * shape.intermediate + 4 * shape.hidden) + MAX_SEQUENCES * shape.vocabulary * 12
     items = [MemoryItem("weights", shape.parameters * each), MemoryItem("activations", activations)]
-    cache: float | None = None
-    if setup.on_cpu:
-        cache = CPU_CACHE_GIB * GIB
-    else:
+    cache: float = CPU_CACHE_GIB * GIB
+    if not setup.on_cpu:
         items.append(MemoryItem("CUDA context", CONTEXT_GIB * GIB))
-        if available is not None:
-            share = setup.recipe.vllm_gpu_memory_utilization * available * GIB
-            cache = max(0.0, share - sum(item.bytes for item in items))
+        share = setup.recipe.vllm_gpu_memory_utilization * (available or 0) * GIB
+        cache = max(0.0, share - sum(item.bytes for item in items))
         items.append(MemoryItem("CUDA graphs", GRAPHS_GIB * GIB))
-    if cache is None:
-        return VllmMemory(tuple(items), available, None)
+        if available is None:
+            return VllmMemory(tuple(items), None, None)
     items.append(MemoryItem("key-value cache", cache))
     whole_blocks = -(-length // BLOCK) * BLOCK
     return VllmMemory(tuple(items), available, int(cache // (whole_blocks * kv_bytes_per_token(shape, each))))

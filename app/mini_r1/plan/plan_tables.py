@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mini_r1.console import printable
-from mini_r1.plan.memory import GIB, PHASES
+from mini_r1.plan.disk_space import DiskUse
+from mini_r1.plan.memory import GIB, PHASES, Memory
 from mini_r1.plan.planner import Plan
 from mini_r1.plan.timing import describe_stop
 from mini_r1.run.run_dir import KEEP_CHECKPOINTS
@@ -50,8 +51,9 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
         console.print()
         console.print(_roles_table(plan), _batch_table(plan))
     if plan.memory is not None:
-        console.print(_memory_table(plan))
-        console.print(_storage_table(plan))
+        console.print(_memory_table(plan.memory, plan.on_cpu))
+    if plan.disk is not None:
+        console.print(_storage_table(plan, plan.disk))
     if plan.timing is not None:
         timing = plan.timing
         run = f", {duration(timing.hours * 3600)} for {timing.steps:,} steps" if timing.hours is not None else ""
@@ -71,14 +73,13 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
 
 def print_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Print the rows of `recipe_rows`."""
-    cells = []
+    table = _table("Shipped recipes", ("recipe", "made for", "time", "disk, GiB", "fits"), ())
     for row in rows:
         made_for, hours, disk = row["made_for"] or "?", row["hours"], row["disk_gib"]
         shape = "CPU" if "no GPU" in made_for else made_for.removeprefix("1 node x ").replace(" of ", ", ")
         time = "?" if hours is None else duration(hours * 3600)
-        size = "?" if disk is None else f"{disk:.0f}"
-        cells.append((row["name"], shape, time, size, "yes" if row["fits"] else "no"))
-    console.print(_table("Shipped recipes", ("recipe", "made for", "time", "disk, GiB", "fits"), cells))
+        table.add_row(row["name"], shape, time, "?" if disk is None else f"{disk:.0f}", "yes" if row["fits"] else "no")
+    console.print(table)
     for row in rows:
         for error in row["errors"]:
             console.print(f"{row['name']}: {printable(error)}", markup=False, soft_wrap=True)
@@ -115,10 +116,8 @@ def _batch_table(plan: Plan) -> Table:
     return _table("Batch", ("", "optimizer step", "run"), rows)
 
 
-def _memory_table(plan: Plan) -> Table:
-    memory = plan.memory
-    assert memory is not None
-    device = "Each process on the CPU" if plan.on_cpu else "Each training GPU"
+def _memory_table(memory: Memory, on_cpu: bool) -> Table:
+    device = "Each process on the CPU" if on_cpu else "Each training GPU"
     rows = [
         (item.name, *(_gib(item.bytes) if phase in item.phases else "" for phase in PHASES)) for item in memory.items
     ]
@@ -130,9 +129,8 @@ def _memory_table(plan: Plan) -> Table:
     return table
 
 
-def _storage_table(plan: Plan) -> Table:
-    disk, vllm = plan.disk, plan.vllm
-    assert disk is not None
+def _storage_table(plan: Plan, disk: DiskUse) -> Table:
+    vllm = plan.vllm
     rows = []
     if vllm is not None:
         fit = "?" if vllm.sequences is None else f"{vllm.sequences:,}"

@@ -142,10 +142,7 @@ def find_largest_fitting(hardware: Hardware) -> tuple[Path, str]:
 
     It is one whose plan has no errors and that was made for no more GPUs than there are, or for a CPU if there is none:
     the one that trains most parameters; at equal size all weights before an adapter, then the one made for most GPUs,
-    then the one with most completions a step. VARIANTS are left out.
-
-    Raises:
-        KitError: none fits.
+    then the one with most completions a step. VARIANTS are left out. Raises KitError if none fits.
     """
     fitting = []
     for path, _, plan in shipped_plans(hardware):

@@ -95,7 +95,6 @@ def gpu_class(gpu_memory_gib: float | None) -> GpuClass:
 
 
 def gpu_timing(setup: TrainingSetup, steps: int | None, disk: DiskUse) -> Timing:
-    """Return the estimate on GPUs."""
     recipe, parameters, gpu = setup.recipe, setup.shape.parameters, gpu_class(setup.gpu_memory_gib)
     prompt = min(MEAN_PROMPT, recipe.max_prompt_length)
     tokens = setup.completions_per_worker * (prompt + MEAN_COMPLETION * recipe.max_completion_length)
