@@ -23,9 +23,9 @@ import pytest
 from mini_r1.console import ProgressLine
 from mini_r1.errors import KitError
 from mini_r1.hub import prefetch
+from mini_r1.hub.hub_access import MODEL
 from mini_r1.hub.hub_errors import fetch_errors
-from mini_r1.hub.recipe_downloads import HubFile, Part
-from mini_r1.hub.repo_kinds import MODEL
+from mini_r1.hub.prefetch import HubFile, Part
 from rich.console import Console
 from safetensors.torch import load, save
 
@@ -410,12 +410,19 @@ def test_a_long_download_shows_its_progress_in_a_log(monkeypatch: pytest.MonkeyP
     begun = part.blobs(tmp_path) / f"{'b' * 64}.incomplete"
     begun.parent.mkdir(parents=True)
     log = io.StringIO()
-    with prefetch._progress(part, tmp_path, Console(file=log)):
+
+    def download(part: Part, cache: Path, names: list[str]) -> Path:
         begun.write_bytes(b"0" * (2 << 20))
         deadline = time.monotonic() + 60
         while "model, MiB: 2/3" not in log.getvalue():
             assert time.monotonic() < deadline, log.getvalue()
             time.sleep(0.01)
+        (folder := cache / MODEL_COMMIT).mkdir()
+        (folder / names[0]).write_bytes(b"0" * (3 << 20))
+        return folder
+
+    monkeypatch.setattr(Part, "download", download)
+    assert prefetch._fetch(part, tmp_path, Console(file=log)).files == part.files
     shown = log.getvalue()
     time.sleep(0.05)
     assert log.getvalue() == shown

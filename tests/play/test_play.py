@@ -16,8 +16,7 @@ from mini_r1.errors import KitError
 from mini_r1.generation.model import StartingPoint, load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig, sample, stream
 from mini_r1.play.players import Answer, Player, answer_in_turn, load_players
-from mini_r1.play.screen import print_answers, side_by_side
-from mini_r1.play.session import Sampling, play, play_one, play_one_as_json
+from mini_r1.play.session import Sampling, play, play_one, play_one_as_json, print_answers, side_by_side
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,16 +31,17 @@ waited: list[float] = []
 
 
 @pytest.fixture(autouse=True)
-def _fresh() -> None:
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.clear()
     waited.clear()
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=waited.append))
 
 
 def publish(
     run: RunDir, repo: str = "anna/first", wanted: str | None = None, *, public: bool = False
 ) -> publishing.Published:
     """Publish without waiting between two attempts."""
-    return publishing.publish(run.path, repo, wanted, public=public, report=progress.append, sleep=waited.append)
+    return publishing.publish(run.path, repo, wanted, public=public, report=progress.append)
 
 
 def refusal(run: RunDir, repo: str = "anna/first", wanted: str | None = None, **options: Any) -> KitError:

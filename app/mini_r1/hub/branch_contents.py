@@ -63,9 +63,8 @@ class Branch:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for --json."""
-        files = [{"name": name, "bytes": self._size(name)} for name in self.files]
-        name = {"branch": self.name, "step": self.step}
-        return {**name, "bytes": self.size, "files": files, "left_out": [*self.left_out]}
+        values = {"branch": self.name, "step": self.step, "bytes": self.size, "left_out": [*self.left_out]}
+        return {**values, "files": [{"name": name, "bytes": self._size(name)} for name in self.files]}
 
     def lines(self, *, files: bool = False) -> list[str]:
         """Return a line for people, and one for each file on request."""

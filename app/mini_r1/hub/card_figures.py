@@ -55,11 +55,8 @@ def measured(run: RunDir, steps: Sequence[int]) -> list[Figure]:
 
     Those of evaluations if there are any, else the run's own curve, which has one sample for each of fewer problems.
     """
-    for figures in (evaluations(run), curve(run)):
-        known = [figure for figure in figures if figure.step in steps]
-        if known:
-            return known
-    return []
+    known = [[figure for figure in found if figure.step in steps] for found in (evaluations(run), curve(run))]
+    return known[0] or known[1]
 
 
 def best(run: RunDir, steps: Sequence[int]) -> Figure | None:
@@ -76,8 +73,7 @@ def of_step(run: RunDir, step: int) -> Figure | None:
 def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:
     """Return the step that `--snapshot` asks for, `BEST` or a number, of the complete snapshots, newest first.
 
-    Raises:
-        KitError: there is no such snapshot, or no figure to choose the best by.
+    Raise KitError if there is no such snapshot, or no figure to choose the best by.
     """
     if wanted.upper() == "BEST":
         figure = best(run, steps)

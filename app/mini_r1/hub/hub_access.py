@@ -1,13 +1,12 @@
-"""One question to the hub, and what its cache has: for `mini-r1 prefetch` and the doctor."""
+"""What a recipe may name on the hub, one question to the hub, and what its cache has: for prefetch and the doctor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mini_r1.hub.hub_errors import hub_error
-from mini_r1.hub.repo_kinds import MODEL, RepoKind
 from mini_r1.machine.paths import hub_cache
 
 TIMEOUT_S = 10.0
@@ -19,6 +18,19 @@ BRANCH = "main"
 """The revision that the hub serves if none is named."""
 
 
+class RepoKind(NamedTuple):
+    """An input of a recipe: its name, the hub's type of its repository, and its key in the recipe."""
+
+    input: str
+    type: str
+    key: str
+
+
+MODEL = RepoKind("model", "model", "model_name_or_path")
+TOKENIZER = RepoKind("tokenizer", "model", "tokenizer_name_or_path")
+DATA = RepoKind("data", "dataset", "dataset_id_or_path")
+
+
 def is_path(name: str) -> bool:
     """Return whether a recipe's name means a file or folder: it exists, or is written as a path."""
     return Path(name).exists() or name.startswith((".", "/", "~"))
@@ -27,8 +39,7 @@ def is_path(name: str) -> bool:
 def ask(environment: Mapping[str, str], kind: RepoKind, name: str, revision: str | None, *, sizes: bool = False) -> Any:
     """Return the repository's commit (`sha`) and files (`siblings`), with their sizes on request.
 
-    Raises:
-        KitError: as `hub_errors.hub_error` describes it.
+    Errors are those of `hub_error`.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError
@@ -54,15 +65,8 @@ def cached_folder(
     """Return the folder of a revision in the cache, complete or not; None if there is none."""
     from huggingface_hub import snapshot_download
 
+    options = {"repo_type": kind.type, "revision": revision, "cache_dir": hub_cache(environment)}
     try:
-        return Path(
-            snapshot_download(
-                name,
-                repo_type=kind.type,
-                revision=revision,
-                cache_dir=hub_cache(environment),
-                local_files_only=True,
-            )
-        )
+        return Path(snapshot_download(name, local_files_only=True, **options))
     except (OSError, ValueError):  # not in the cache, or not a valid name
         return None

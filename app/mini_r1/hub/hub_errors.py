@@ -9,12 +9,14 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mini_r1.console import printable
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.hub.repo_kinds import RepoKind
+
+if TYPE_CHECKING:
+    from mini_r1.hub.hub_access import RepoKind
 
 RESUMES: Final = "run the same command again to resume"
 NETWORK: Final = "give this machine a network (HTTPS_PROXY, HF_ENDPOINT)"

@@ -75,14 +75,10 @@ def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: F
         "pipeline_tag": "text-generation",
         "language": "en",
         "tags": ["grpo", "countdown", "mini-r1", "trl"],
-        **base.licence,
+        **({"license": "apache-2.0"} if recipe.built_in else base.licence),
+        **({"base_model": base.name} if base.name else {}),
+        **({"datasets": [recipe.dataset_id_or_path]} if recipe.data_on_hub else {}),
     }
-    if base.name is not None:
-        values["base_model"] = base.name
-    if recipe.data_on_hub:
-        values["datasets"] = [recipe.dataset_id_or_path]
-    if recipe.built_in:
-        values["license"] = "apache-2.0"
     if figure is not None:
         values["model-index"] = [{"name": repo.rpartition("/")[2], "results": [_result(recipe, figure)]}]
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()}\n---"
@@ -150,29 +146,27 @@ def _success(step: int, figure: Figure | None, *, is_best: bool) -> Iterator[str
         return
     values = figure.evaluation
     yield _conditions(values)
-    rows = list(_rows(values))
-    yield "| | problems | greedy | sampled pass@1 |\n|---|---|---|---|\n" + "\n".join(rows)
+    table = "\n".join(["| | problems | greedy | sampled pass@1 |", "|---|---|---|---|", *_rows(values)])
+    yield table
     yield "\n".join(f"- {line}" for line in _more(values))
-    notes = []
-    if any("%)" in row for row in rows):
-        notes.append(
+    if "%)" in table:
+        yield (
             "Intervals are 95 %, over groups of problems with the same numbers (Korn and Graubard 1998). They don't "
             "cover the variance of training: another random seed may differ by more."
         )
     if is_best:
-        notes.append("This snapshot was chosen as the best on these same problems, so its figure is slightly too high.")
-    yield " ".join(notes)
+        yield "This snapshot was chosen as the best on these same problems, so its figure is slightly too high."
 
 
 def _conditions(values: dict[str, Any]) -> str:
     provenance = mapping(values.get("provenance"))
     samples, temperature = number(values.get("samples")), number(values.get("temperature"))
-    parts = [as_markdown(provenance["selection"])] if isinstance(provenance.get("selection"), str) else []
+    parts = [as_markdown(provenance["selection"])] if provenance.get("selection") else []
     if samples is not None and temperature is not None:
         parts.append(f"{samples:.0f} sampled answers each at temperature {temperature:g}, and a greedy one")
-    if isinstance(provenance.get("date"), str):
+    if provenance.get("date"):
         parts.append(f"measured {as_markdown(provenance['date'])} with Mini-R1 Kit's exact scorer")
-    return ("On problems that training never used: " + "; ".join(parts) + ".") if parts else ""
+    return f"On problems that training never used: {'; '.join(parts)}." if parts else ""
 
 
 def _rows(values: dict[str, Any]) -> Iterator[str]:
@@ -209,12 +203,12 @@ def _more(values: dict[str, Any]) -> Iterator[str]:
             yield f"{label}: {shown}"
     if (tries := number(values.get("tries"))) is not None:
         yield f"tries per answer: {tries:.1f}"
+    baselines = mapping(values.get("baselines"))
     for name, solver in _SOLVERS.items():
-        yield from _solver(solver, mapping(mapping(values.get("baselines")).get(name)))
+        yield from _solver(solver, mapping(baselines.get(name)))
     failures = [(count, reason) for reason, n in mapping(values.get("failures")).items() if (count := number(n))]
-    if failures:
-        known = sorted(failures, reverse=True)[:SHOWN_FAILURES]
-        yield f"why answers failed: {'; '.join(f'{as_markdown(reason)} ({count:.0f})' for count, reason in known)}"
+    if reasons := [f"{as_markdown(reason)} ({count:.0f})" for count, reason in sorted(failures, reverse=True)]:
+        yield f"why answers failed: {'; '.join(reasons[:SHOWN_FAILURES])}"
 
 
 def _solver(name: str, figures: dict[str, Any]) -> Iterator[str]:
@@ -262,13 +256,12 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
         split = as_markdown(data.get("split_by", "key"))
         line += f"; {trained:,.0f} problems to train on, {held:,.0f} held out by {split}"
     yield line + "."
-    found = record.get("attempts")
-    attempts = found if isinstance(found, list) else []
+    attempts = record.get("attempts")
+    attempts = attempts if isinstance(attempts, list) else []
     last = mapping(attempts[-1]) if attempts else {}
-    devices = last.get("devices")
     made = f"Made with Mini-R1 Kit {mini_r1.__version__}"
-    if isinstance(devices, list) and devices:
-        made += f" on {', '.join(map(as_markdown, devices))}"
+    if isinstance(last.get("devices"), list) and last["devices"]:
+        made += f" on {', '.join(map(as_markdown, last['devices']))}"
     made += f", in {len(attempts)} attempts" if len(attempts) > 1 else ""
     versions = [f"{as_markdown(name)} {as_markdown(of)}" for name, of in mapping(last.get("versions")).items() if of]
     yield made + (f"; {', '.join(versions)}." if versions else ".")

@@ -1,17 +1,22 @@
-"""`mini-r1 prefetch`: fetch what a recipe names on the hub into the hub's cache, for machines without a network."""
+"""`mini-r1 prefetch`: fetch what a recipe names on the hub into the hub's cache, for machines without a network.
+
+Never fetched, because the kit never reads it: pickled weights, other frameworks' weights, a repository's code.
+"""
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 import shutil
 import signal
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 
@@ -19,21 +24,99 @@ import mini_r1
 from mini_r1.console import ProgressLine, shown_bytes
 from mini_r1.disk_errors import existing
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.hub.hub_errors import RESUMES, cache_error, cut_short
-from mini_r1.hub.recipe_downloads import Part, file_size, look_up, recipe_parts
-from mini_r1.hub.repo_kinds import MODEL
-from mini_r1.machine.paths import hub_cache, hub_home, is_offline
+from mini_r1.hub import hub_access
+from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, INDEX, MODEL, TOKENIZER, WEIGHTS, RepoKind
+from mini_r1.hub.hub_errors import RESUMES, cache_error, cut_short, fetch_errors
+from mini_r1.machine.paths import expand_user, hub_cache, hub_home, is_offline
 from mini_r1.machine.provenance import utc_now
-from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind
+from mini_r1.recipe.fields import GENERATED, Recipe
+from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import write_json
+from mini_r1.tasks.countdown.data import missing_parts
+from mini_r1.values import mapping
 
 OTHER_CACHES: Final = ("TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE", "PYTORCH_PRETRAINED_BERT_CACHE")
 """Old variables with which transformers looks for models in another folder than the hub's cache."""
 CACHE_VERSION: Final = "version.txt"
 """Without this file transformers 4.48.1 takes a cache for one of before 4.22, and offline reports a failure."""
+SMALL_FILES: Final = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+"""Suffixes of the files that are read with the weights: configuration, chat template, vocabulary."""
 LOOK_EVERY_S: Final = 1.0
 MIB: Final = 1 << 20
+
+
+class HubFile(NamedTuple):
+    """A file on the hub: its name, its bytes, and its name in the cache's `blobs`, which is the hub's hash of it."""
+
+    name: str
+    size: int
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One input of a recipe, and what is known of it on the hub.
+
+    `revision` None is the hub's default branch, `commit` what the revision is now. `files` are those that a run can
+    use, `fetched` the bytes of them that were not in the cache.
+    """
+
+    kind: RepoKind
+    name: str
+    on_hub: bool
+    revision: str | None = None
+    commit: str | None = None
+    files: tuple[HubFile, ...] = ()
+    fetched: int = 0
+    note: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of all its files."""
+        return sum(file.size for file in self.files)
+
+    def blobs(self, cache: Path) -> Path:
+        """Return the folder of its contents in the cache, which may not exist."""
+        from huggingface_hub.file_download import repo_folder_name
+
+        return cache / str(repo_folder_name(repo_id=self.name, repo_type=self.kind.type)) / "blobs"
+
+    def snapshot(self, cache: Path) -> Path:
+        """Return the folder of its commit in the cache, which may not exist."""
+        return self.blobs(cache).parent / "snapshots" / (self.commit or "")
+
+    def missing_bytes(self, cache: Path) -> int:
+        """Return the bytes that are still to be fetched; a file that was begun is resumed."""
+        blobs, snapshot = self.blobs(cache), self.snapshot(cache)
+        return sum(
+            max(file.size - _file_size(blobs / f"{file.blob}.incomplete"), 0)
+            for file in self.files
+            if not (snapshot / file.name).exists() and not (blobs / file.blob).exists()
+        )
+
+    def download(self, cache: Path, names: Iterable[str]) -> Path:
+        """Fetch files by their names; return the folder of the commit. Errors are those of `fetch_errors`."""
+        from huggingface_hub import snapshot_download
+
+        patterns = [glob.escape(name) for name in names]
+        options = {"revision": self.revision, "repo_type": self.kind.type, "allow_patterns": patterns}
+        with fetch_errors(cache, self.kind, self.name, self.revision):
+            return Path(snapshot_download(self.name, cache_dir=cache, **options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as prefetch records it."""
+        names = ("name", "revision", "commit", "bytes", "fetched", "note")
+        values = {name: getattr(self, name) for name in names}
+        return {"kind": self.kind.input, **values, "files": [file.name for file in self.files]}
+
+    def line(self) -> str:
+        """Return one line for people."""
+        if not self.on_hub:
+            return f"{self.kind.input:9}  {self.name}: {self.note}"
+        count = f"{len(self.files)} file{'s' if len(self.files) != 1 else ''}, {shown_bytes(self.bytes)}"
+        commit = f"{self.revision or hub_access.BRANCH}, {(self.commit or '')[:12]}"
+        return f"{self.kind.input:9}  {self.name} ({commit}): {count}, {self.note}"
 
 
 def prefetch(
@@ -51,7 +134,7 @@ def prefetch(
 
     logging.set_verbosity_error()  # its warnings show addresses, which are signed for large files
     disable_progress_bars()
-    parts, cache = recipe_parts(load_recipe(recipe_path, overrides), environment), hub_cache(environment)
+    parts, cache = _recipe_parts(load_recipe(recipe_path, overrides), environment), hub_cache(environment)
     file = hub_home(environment) / "mini-r1" / "prefetched" / f"{recipe_path.stem}.json"
     on_hub = [part for part in parts if part.on_hub]
     if on_hub:
@@ -59,7 +142,7 @@ def prefetch(
         for folder in (cache, file.parent):
             _make_writable(folder)
         with _exit_on_signal():
-            found = [look_up(part, environment) for part in on_hub]
+            found = [_look_up(part, environment, cache) for part in on_hub]
             _refuse_small_disk(found, cache)
             fetched = {part.kind: _fetch(part, cache, console) for part in found}
         parts = [fetched.get(part.kind, part) for part in parts]
@@ -83,6 +166,30 @@ def prefetch(
     return record, [*lines, f"in {cache}, recorded in {file}", "run it with HF_HUB_OFFLINE=1"]
 
 
+def _recipe_parts(recipe: Recipe, environment: Mapping[str, str]) -> list[Part]:
+    """Return model, tokenizer and data of a recipe, on the hub or not."""
+
+    def part(kind: RepoKind, name: str, revision: str | None, not_on_hub: str | None) -> Part:
+        exists = expand_user(name, environment).exists()
+        if not_on_hub is None and (exists or hub_access.is_path(name) or (kind is DATA and not recipe.data_on_hub)):
+            not_on_hub = f"a path, nothing to fetch{'' if exists else '; not on this machine'}"
+        return Part(kind, name, not_on_hub is None, revision, note=not_on_hub or "")
+
+    made = "made by the kit, nothing to fetch"
+    model, data = recipe.model_name_or_path, recipe.dataset_id_or_path
+    tokenizer = recipe.tokenizer_name_or_path or model
+    own = recipe.tokenizer_name_or_path is None or (tokenizer == model and recipe.model_revision == hub_access.BRANCH)
+    return [
+        part(MODEL, model, recipe.model_revision, made if recipe.built_in else None),
+        # model_revision is only of the model's repository.
+        part(TOKENIZER, tokenizer, None, "the model's own, nothing more to fetch" if own else None),
+        part(DATA, data, recipe.dataset_revision, made if data == GENERATED else None),
+    ]
+
+
+# --- refuse what would fail after hours ---
+
+
 def _refuse_settings(parts: Sequence[Part], environment: Mapping[str, str]) -> None:
     if is_offline(environment):
         names = " and ".join(part.name for part in parts)
@@ -90,12 +197,11 @@ def _refuse_settings(parts: Sequence[Part], environment: Mapping[str, str]) -> N
             f"HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, and {names} must be fetched from the hub: unset it for "
             "this command, on a machine with a network"
         )
-    for variable in OTHER_CACHES:
-        if environment.get(variable):
-            raise KitError(
-                f"{variable} is set: transformers would look for the model there and not in the hub's cache. Unset it, "
-                "here and in the job; HF_HOME sets the place of all caches"
-            )
+    if variable := next(filter(environment.get, OTHER_CACHES), None):
+        raise KitError(
+            f"{variable} is set: transformers would look for the model there and not in the hub's cache. Unset it, "
+            "here and in the job; HF_HOME sets the place of all caches"
+        )
     for part in parts:
         kind = later_kind_by_name(part.name) if part.kind is MODEL else None
         if kind is not None:
@@ -103,13 +209,26 @@ def _refuse_settings(parts: Sequence[Part], environment: Mapping[str, str]) -> N
 
 
 def _make_writable(folder: Path) -> None:
-    """Make the folder and write to it, to fail before hours of fetching and not after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise cache_error(folder, error) from error
+
+
+def _refuse_small_disk(parts: Sequence[Part], cache: Path) -> None:
+    need = sum(part.missing_bytes(cache) for part in parts)
+    free = shutil.disk_usage(existing(cache)).free
+    if need > free:
+        raise KitError(
+            f"{shown_bytes(need)} are to be fetched and {cache} has {shown_bytes(free)} free: free some, or set "
+            "HF_HOME to a folder on a larger disk, here and in the job",
+            ExitCode.RETRY,
+        )
+
+
+# --- fetch ---
 
 
 @contextmanager
@@ -131,48 +250,113 @@ def _exit_on_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _refuse_small_disk(parts: Sequence[Part], cache: Path) -> None:
-    need = sum(part.missing_bytes(cache) for part in parts)
-    free = shutil.disk_usage(existing(cache)).free
-    if need > free:
-        raise KitError(
-            f"{shown_bytes(need)} are to be fetched and {cache} has {shown_bytes(free)} free: free some, or set "
-            "HF_HOME to a folder on a larger disk, here and in the job",
-            ExitCode.RETRY,
-        )
-
-
 def _fetch(part: Part, cache: Path, console: Console) -> Part:
     """Return the part, fetched, with every file in the size that the hub announced."""
-    with _progress(part, cache, console):
-        folder = part.download(cache, [file.name for file in part.files])
+    total, kind = part.missing_bytes(cache), part.kind.input
+    shown = console if total else Console(quiet=True)
+    shown.print(f"{kind}: fetching {shown_bytes(total)} of {part.name}", markup=False)
+    # huggingface_hub's own bars show nothing in a log.
+    with ProgressLine(shown, f"{kind}, MiB:", -(-total // MIB)) as line, ThreadPoolExecutor(1) as pool:
+        download = pool.submit(part.download, cache, [file.name for file in part.files])
+        while wait([download], LOOK_EVERY_S).not_done:
+            line.update((total - part.missing_bytes(cache)) // MIB)
+    folder = download.result()
     if folder.name != part.commit:
         raise KitError(f"{part.name} was changed on the hub while it was fetched: {RESUMES}", ExitCode.RETRY)
     for file in part.files:
-        if file_size(folder / file.name) != file.size:
+        if _file_size(folder / file.name) != file.size:
             raise cut_short(f"{file.name} of {part.name}")
     return replace(part, note="fetched" if part.fetched else "already in the cache")
 
 
-@contextmanager
-def _progress(part: Part, cache: Path, console: Console) -> Iterator[None]:
-    """Show how much of a part has arrived: huggingface_hub's own bars show nothing in a log."""
-    total = part.missing_bytes(cache)
-    if not total:
-        yield
-        return
-    console.print(f"{part.kind.input}: fetching {shown_bytes(total)} of {part.name}", markup=False)
-    ended = threading.Event()
-    with ProgressLine(console, f"{part.kind.input}, MiB:", -(-total // MIB)) as line:
+# --- which files ---
 
-        def watch() -> None:
-            while not ended.wait(LOOK_EVERY_S):
-                line.update((total - part.missing_bytes(cache)) // MIB)
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+def _look_up(part: Part, environment: Mapping[str, str], cache: Path) -> Part:
+    """Return the part with its commit and files; of a model, configuration and index are fetched to know them.
+
+    Files of another size than on the hub are removed from the cache: huggingface_hub would keep them. Raise KitError
+    if the hub has nothing that a run can use, gives this user no access, or does not answer.
+    """
+    facts = hub_access.ask(environment, part.kind, part.name, part.revision, sizes=True)
+    there = {
+        each.rfilename: HubFile(each.rfilename, each.size or 0, each.lfs.sha256 if each.lfs else each.blob_id)
+        for each in facts.siblings or ()
+    }
+    part = replace(part, commit=str(facts.sha))
+    blobs, snapshot = part.blobs(cache), part.snapshot(cache)
+    for file in there.values():
+        path, begun = snapshot / file.name, blobs / f"{file.blob}.incomplete"
+        if path.is_file() and _file_size(path) != file.size:
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+        if _file_size(begun) > file.size:
+            begun.unlink(missing_ok=True)
+    before = {name for name in there if (snapshot / name).exists()}
+    select = {DATA: _data_files, TOKENIZER: _tokenizer_files, MODEL: _model_files}[part.kind]
+    files = tuple(there[name] for name in sorted(select(part, set(there), cache)))
+    return replace(part, files=files, fetched=sum(file.size for file in files if file.name not in before))
+
+
+def _data_files(part: Part, there: set[str], cache: Path) -> list[str]:
+    names = [name for name in there if name.endswith(".parquet")]
+    if not names:
+        raise KitError(f"{part.name} has no Parquet files on the hub: use another data set, or a local file")
+    if missing := missing_parts(map(Path, names)):
+        raise KitError(
+            f"the hub lacks {len(missing)} Parquet files of {part.name}, such as {missing[0]}: check dataset_revision"
+        )
+    return names
+
+
+def _tokenizer_files(part: Part, there: set[str], cache: Path) -> list[str]:
+    names = _small_files(there)
+    if not any(name.startswith(("tokenizer", "vocab", "spiece", "sentencepiece")) for name in names):
+        raise KitError(f"{part.name} has no tokenizer on the hub: check {TOKENIZER.key}")
+    return names
+
+
+def _model_files(part: Part, there: set[str], cache: Path) -> list[str]:
+    if ADAPTER in there:
+        raise KitError(
+            f"{part.name} is an adapter and can't be trained further: train its base model, or merge the two (peft's "
+            "merge_and_unload) and train the result"
+        )
+    if CONFIG not in there:
+        raise KitError(f"{part.name} holds no config.json: name a repository that transformers' save_pretrained wrote")
+    if not there & {WEIGHTS, INDEX}:
+        raise KitError(f"{part.name} has no safetensors weights on the hub: {hub_access.NO_PICKLES}")
+    kind = _read(part, CONFIG, cache).get("model_type")
+    if isinstance(kind, str) and kind in FIRST_VERSION:
+        raise KitError(unknown_kind(part.name, kind, ""))
+    if WEIGHTS in there:  # transformers takes it first
+        return [*_small_files(there), WEIGHTS]
+    shards = {str(name) for name in mapping(_read(part, INDEX, cache).get("weight_map")).values()}
+    missing = sorted(name for name in shards if name not in there or not name.endswith(".safetensors"))
+    if missing or not shards:
+        which = f"{len(missing)} of {len(shards)} files, such as {missing[0]}" if missing else "all files"
+        raise KitError(f"the hub lacks {which} of the weights of {part.name}: check the revision, or use another model")
+    return [*_small_files(there), INDEX, *shards]
+
+
+def _small_files(names: set[str]) -> list[str]:
+    """Return the files read with the weights, without indices (of any weights) and folders (of other frameworks)."""
+    found = [name for name in names if name.endswith(SMALL_FILES) and "/" not in name]
+    return [name for name in found if not name.endswith(".index.json")]
+
+
+def _read(part: Part, file: str, cache: Path) -> dict[str, Any]:
+    # By its commit: under a branch's name the cache would give a run this commit without its weights.
+    path = replace(part, revision=part.commit).download(cache, [file]) / file
+    try:
+        return mapping(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
+        raise KitError(f"{file} of {part.name} cannot be read as JSON: check the revision") from error
+
+
+def _file_size(path: Path) -> int:
+    """Return the bytes of a file, 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:  # gone meanwhile: huggingface_hub gave it its name
+        return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from mini_r1.errors import KitError
 from mini_r1.hub import branch_contents, card_figures, upload
 from mini_r1.hub.branch_contents import MAIN, Branch
 from mini_r1.hub.hub_access import ADAPTER
+from mini_r1.hub.hub_errors import hub_error
 from mini_r1.hub.model_card import card
-from mini_r1.hub.upload import Report, Repository, Sleep, find_token
+from mini_r1.hub.upload import Report, Repository
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.manifest import Saved, verify
@@ -84,14 +84,12 @@ class Publication:
     ) -> Branch:
         """Return a branch; for main also pass the steps that have one, and why it has this snapshot.
 
-        Raises:
-            KitError: the snapshot is damaged, or an adapter of an unknown base.
+        Raise KitError for a damaged snapshot and for an adapter of an unknown base.
         """
         run = self._run
         branch_contents.refuse_unknown_base(saved, self._base)
         if saved.step not in self._verified:
-            damage = verify(saved, run.run_id)
-            if damage is not None:
+            if damage := verify(saved, run.run_id):
                 raise KitError(
                     f"the snapshot {saved.path} is damaged ({damage}), so it is not published: delete its folder to "
                     "publish the others"
@@ -115,65 +113,48 @@ class Publication:
     def plan(self, repo: str, wanted: str | None) -> PublishPlan:
         """Return what `mini-r1 publish` sends: every snapshot and the best on main, or only `wanted`, `BEST` or a step.
 
-        Raises:
-            KitError: there is no such snapshot, it is incomplete or damaged, or an adapter of an unknown base.
+        Raise KitError if there is no such snapshot, and as `branch` does.
         """
         run = self._run
         saved = {each.step: each for each in run.require_snapshots()}
         steps = list(saved)
         known = card_figures.measured(run, steps)
         best = card_figures.best(run, steps)
-        by_figures = best is not None if wanted is None else wanted.upper() == "BEST"
-        if wanted is None:
-            step = max(steps) if best is None else best.step
-        else:
-            step = card_figures.chosen_step(run, wanted, steps)
-        why = f" of {max(steps)}"
-        if by_figures and best is not None:
+        step = max(steps) if (wanted or best) is None else card_figures.chosen_step(run, wanted or "BEST", steps)
+        why, is_best = f" of {max(steps)}", False
+        if best is not None and (wanted or "BEST").upper() == "BEST":
+            is_best = len(known) > 1
             many = f"the highest held-out success of the {len(known)} snapshots measured"
-            why += f", {many if len(known) > 1 else 'the only snapshot measured'}, by {best.source}"
+            why += f", {many if is_best else 'the only snapshot measured'}, by {best.source}"
         elif wanted is None:
             why += ", the newest: no held-out success was measured to choose by"
         sent = sorted(steps) if wanted is None else [step]
-        main = self.branch(repo, saved[step], MAIN, sent, why, is_best=by_figures and len(known) > 1)
+        main = self.branch(repo, saved[step], MAIN, sent, why, is_best=is_best)
         branches = [self.branch(repo, saved[number], f"step-{number}") for number in sent]
         return PublishPlan(repo, (*branches, main), why.strip(" ,"))
 
 
 def dry_run(path: Path, repo: str, wanted: str | None, report: Report) -> PublishPlan:
-    """Return what `publish` would send; the only request is for the licence of the base, if the hub can be reached.
-
-    Raises:
-        KitError: as `publish`, for errors of the run and the arguments.
-    """
-    run, token = _open(path), find_token()
-    upload.refuse_name(repo)
-    plan = Publication(run, token).plan(repo, wanted)
+    """Return what `publish` would send; the only request is for the licence of the base, if the hub can be reached."""
+    token = upload.find_token()
+    plan = Publication(_open(path, repo), token).plan(repo, wanted)
     report("nothing was sent" + ("" if token else f"; {upload.LOGIN_HINT}"))
     return plan
 
 
-def publish(
-    path: Path, repo: str, wanted: str | None, *, public: bool, report: Report, sleep: Sleep = time.sleep
-) -> Published:
+def publish(path: Path, repo: str, wanted: str | None, *, public: bool, report: Report) -> Published:
     """Send a run's snapshots to the hub, except what is there already; `wanted` is that of `Publication.plan`.
 
-    `public` makes a new repository public; without it a public one is refused. `report` receives lines of progress, and
-    `sleep` waits between two attempts.
+    `public` makes a new repository public; without it a public one is refused. `report` receives lines of progress.
 
     Raises:
         KitError: 78 for an error of the run, the token or the name, 150 for one of the hub or the network.
     """
-    run = _open(path)
-    upload.refuse_name(repo)
-    token = find_token()
-    if token is None:
-        raise KitError(upload.LOGIN_HINT)
-    if upload.is_offline():
-        raise KitError(upload.OFFLINE)
+    run = _open(path, repo)
+    token = upload.require_token()
     publication = Publication(run, token)
     publication.plan(repo, wanted)  # refuse what can't work before anything is made on the hub
-    repository = Repository(repo, token, report, sleep)
+    repository = Repository(repo, token, report)
     private = repository.open(run.run_id, private=not public)
     if public and private:
         report(f"{repository.name} is private and stays private: make it public on its page")
@@ -184,10 +165,18 @@ def publish(
     return Published(plan, repository.address, private, sent)
 
 
-def _open(path: Path) -> RunDir:
+def _open(path: Path, repo: str) -> RunDir:
+    """Return the run; raise KitError if it has no id, or if no repository can have this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     run = open_run(path)
     if not run.run_id:
         raise KitError(f"{run.run_file} is missing or cannot be read, so the run can't be identified")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise hub_error(error, repo) from error
     return run
 
 

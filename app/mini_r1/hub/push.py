@@ -20,7 +20,7 @@ from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub.branch_contents import MAIN
 from mini_r1.hub.publish import Publication, default_name
-from mini_r1.hub.upload import LOGIN_HINT, OFFLINE, Repository, find_token, is_offline
+from mini_r1.hub.upload import Repository, require_token
 from mini_r1.machine.lifeline import Lifeline
 from mini_r1.machine.provenance import utc_now
 from mini_r1.recipe.recipe_file import load_recipe
@@ -91,10 +91,9 @@ class Pusher:
         return self._opened
 
     def _record(self, error: str | None) -> None:
-        repository = self._opened[0] if self._opened else None
         values = {
-            "repo": repository.name if repository else default_name(self._run, self._recipe),
-            "address": repository.address if repository else None,
+            "repo": self._opened[0].name if self._opened else default_name(self._run, self._recipe),
+            "address": self._opened[0].address if self._opened else None,
             "pushed": sorted(self._pushed),
             "error": error,
             "time": utc_now(),
@@ -129,11 +128,11 @@ def main() -> None:
     if not Lifeline(os.getppid())():
         return
     os.nice(NICENESS)
-    token = find_token()
-    if token is None or is_offline():
-        log_line(LOGIN_HINT if token is None else OFFLINE)
-        sys.exit(ExitCode.CONFIG)
-    run_rounds(Pusher(RunDir(Path(sys.argv[1])), token))
+    try:
+        run_rounds(Pusher(RunDir(Path(sys.argv[1])), require_token()))
+    except KitError as error:
+        log_line(error.message)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,10 +37,8 @@ LOGIN_HINT: Final = (
     "there is no token for the hub: set HF_TOKEN (or HF_TOKEN_PATH, a file), or run `huggingface-cli login`; it needs "
     "write access, and never goes into a recipe or on a command line"
 )
-OFFLINE: Final = "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, publishing needs the hub"
 
 Report = Callable[[str], None]
-Sleep = Callable[[float], None]
 
 
 def find_token() -> str | None:
@@ -61,15 +58,14 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def refuse_name(name: str) -> None:
-    """Raise KitError if no repository can have this name."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise hub_error(error, name) from error
+def require_token() -> str:
+    """Return the token; raise KitError if there is none, or no network to use it."""
+    token = find_token()
+    if token is None:
+        raise KitError(LOGIN_HINT)
+    if is_offline():
+        raise KitError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it")
+    return token
 
 
 class Repository:
@@ -78,7 +74,7 @@ class Repository:
     The name is `owner/name`, or `name` in the token's own space. The token is removed from every message.
     """
 
-    def __init__(self, name: str, token: str, report: Report, sleep: Sleep = time.sleep) -> None:
+    def __init__(self, name: str, token: str, report: Report) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars, logging
 
@@ -89,7 +85,6 @@ class Repository:
         self._retrying = Retrying(
             stop=stop_after_attempt(ATTEMPTS),
             wait=_pause,
-            sleep=sleep,
             retry=retry_if_exception(lambda error: isinstance(error, KitError) and error.exit_code == ExitCode.RETRY),
             before_sleep=self._announce_retry,
             reraise=True,
@@ -107,8 +102,7 @@ class Repository:
     def open(self, run_id: str, *, private: bool) -> bool:
         """Make the repository, or check that it belongs to this run; return whether it is private.
 
-        Raises:
-            KitError: the token can't write there, it is public and should be private, or it holds something else.
+        Raise KitError if the token can't write there, it is public and should be private, or holds something else.
         """
         self.name = str(self._try(self._api.create_repo, self.name, private=private, exist_ok=True).repo_id)
         facts = self._try(self._api.repo_info, self.name)
@@ -119,9 +113,7 @@ class Repository:
             )
         names = {sibling.rfilename for sibling in facts.siblings or ()}
         if names - OWN_FILES and (RECORD not in names or self._read_record().get("run_id") != run_id):
-            raise KitError(
-                f"{self.name} holds something else than this run, which would be overwritten: use another name"
-            )
+            raise KitError(f"{self.name} holds something else than this run and would be overwritten: use another name")
         if RECORD not in names:  # now, because main is filled last, and another run might come meanwhile
             self._commit(MAIN, {RECORD: record_content(run_id)}, "The run")
         return bool(facts.private)
@@ -129,8 +121,7 @@ class Repository:
     def send(self, branch: Branch) -> bool:
         """Make a branch what it should be, with one commit; return whether that changed it.
 
-        Raises:
-            KitError: a file holds the token; the hub refuses it (78) or keeps failing (150).
+        Raise KitError if a file holds the token, the hub refuses it (78) or keeps failing (150).
         """
         if found := branch.files_with(self._token):
             raise KitError(f"the hub's token is in {', '.join(found)}: nothing of {branch.name} is sent")
@@ -150,10 +141,7 @@ class Repository:
         """
         from huggingface_hub import CommitOperationAdd
 
-        def add(name: str, content: Path | bytes) -> CommitOperationAdd:
-            return CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-
-        operations = [self._try(add, name, content) for name, content in files.items()]
+        operations = [self._try(CommitOperationAdd, name, content) for name, content in files.items()]
         options = {"operations": operations, "commit_message": message, "revision": branch}
         return str(self._try(self._api.create_commit, self.name, **options).oid)
 

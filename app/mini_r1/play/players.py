@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,13 @@ from mini_r1.tasks.countdown import task
 
 @dataclass(slots=True)
 class Answer:
-    """One model's answer so far; it has a verdict when it is complete.
-
-    `ended` is False for an answer that is still coming, or that reached the longest length.
-    """
+    """One model's answer so far; it has a verdict when it is complete."""
 
     player: str
     title: str
     ids: list[int] = field(default_factory=list)
     text: str = ""
-    ended: bool = False
+    ended: bool = False  # stays so if the answer reaches the longest length
     verdict: task.Verdict | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -48,11 +46,7 @@ class Answer:
 
 
 class Player:
-    """The `untrained` or `trained` model; the recipe has the prompt and the longest completion.
-
-    Raises:
-        KitError: the model cannot be loaded.
-    """
+    """The `untrained` or `trained` model; raises KitError if it cannot be loaded."""
 
     def __init__(
         self, name: str, title: str, source: str, revision: str | None, tokenizer: Path, recipe: Recipe
@@ -92,10 +86,7 @@ class Player:
 def load_players(run: RunDir, step: int | None, start: StartingPoint, report: Callable[[str], None]) -> list[Player]:
     """Return the untrained model, if it is available, and the snapshot of a step, None for the newest.
 
-    `report` receives a line about the untrained model.
-
-    Raises:
-        KitError: there is no such snapshot, or it is damaged.
+    `report` receives a line about the untrained model. Raise KitError if there is no such snapshot, or it is damaged.
     """
     recipe, saved = load_recipe(run.recipe_file), _snapshot(run, step)
     found = []
@@ -117,16 +108,10 @@ def answer_in_turn(
 
     A temperature of 0 takes each most likely token; the seed is the same for all.
     """
-    coming = {player.name: player.answer(problem, temperature, seed) for player in players}
-    latest: dict[str, Answer] = {}
-    while coming:
-        for name in list(coming):
-            answer = next(coming[name], None)
-            if answer is None:
-                del coming[name]
-            else:
-                latest[name] = answer
-        yield list(latest.values())
+    latest: list[Answer] = []
+    for answers in zip_longest(*(player.answer(problem, temperature, seed) for player in players)):
+        latest = [new or old for new, old in zip_longest(answers, latest)]
+        yield latest
 
 
 def _snapshot(run: RunDir, step: int | None) -> Saved:
@@ -135,7 +120,6 @@ def _snapshot(run: RunDir, step: int | None) -> Saved:
     if saved is None:
         steps = ", ".join(str(saved.step) for saved in reversed(complete))
         raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {steps}")
-    damage = verify(saved, run.run_id)
-    if damage is not None:
+    if damage := verify(saved, run.run_id):
         raise KitError(f"the snapshot {saved.path} is damaged ({damage}): choose another one with --step")
     return saved

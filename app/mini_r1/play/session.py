@@ -1,4 +1,7 @@
-"""`mini-r1 play`: ask for problems until the input ends, or answer one for a script."""
+"""`mini-r1 play`: ask for problems until the input ends, or answer one for a script.
+
+Answers are shown side by side, while they come and when they are complete; a model's text is shown as plain text.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
 
 from mini_r1.console import printable
 from mini_r1.errors import KitError
 from mini_r1.play.players import Answer, Player, answer_in_turn
-from mini_r1.play.screen import print_answers, side_by_side
 from mini_r1.play.typed_problem import read_problem, split_line
 from mini_r1.tasks.countdown import task
 
@@ -22,6 +27,12 @@ ENDS = frozenset({"", "q", "quit", "exit"})
 FRAMES_PER_S = 12
 KEPT_LINES = 8
 """Lines of the terminal's height that answers in progress leave free."""
+FEWEST_LINES = 4
+"""Lines of each answer while it comes, even on a low terminal."""
+SIDE_BY_SIDE = 60
+"""Columns from which answers are side by side; on a narrower terminal they are below each other."""
+BORDERS = 4
+"""Columns of a panel around its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +53,7 @@ class Sampling:
 def answer_problem(
     players: Sequence[Player], problem: task.Problem, sampling: Sampling, console: Console | None = None
 ) -> list[Answer]:
-    """Return the complete answers; on a terminal they are shown while they come.
-
-    Raises:
-        KitError: a model cannot read one of the numbers.
-    """
+    """Return the complete answers, shown on a terminal while they come; raise KitError as `Player.refuse` does."""
     for player in players:
         player.refuse(problem)
     latest: list[Answer] = []
@@ -64,16 +71,12 @@ def answer_problem(
 
 
 def play_one(players: Sequence[Player], problem: task.Problem, sampling: Sampling, console: Console) -> None:
-    """Answer one problem on the console; raise KitError if a model cannot read one of its numbers."""
+    """Answer one problem on the console."""
     print_answers(console, answer_problem(players, problem, sampling, console), problem)
 
 
 def play_one_as_json(players: Sequence[Player], problem: task.Problem, sampling: Sampling) -> dict[str, Any]:
-    """Answer one problem for --json; `solvable` is None if the search was stopped.
-
-    Raises:
-        KitError: a model cannot read one of its numbers.
-    """
+    """Answer one problem for --json; `solvable` is None if the search was stopped."""
     answers = answer_problem(players, problem, sampling)
     return {
         "nums": list(problem.nums),
@@ -112,3 +115,51 @@ def ask_at_terminal(question: str) -> str | None:
         print(question, end="", file=sys.stderr, flush=True)
     data = sys.stdin.buffer.readline()  # not input(): a line need not be valid UTF-8
     return data.decode("utf-8", errors="replace").rstrip("\r\n") if data else None
+
+
+# --- the screen ---
+
+
+def print_answers(console: Console, answers: Sequence[Answer], problem: task.Problem) -> None:
+    """Print complete answers in full, and the exact solver's."""
+    console.print(side_by_side(answers, console))
+    solution = task.solve(problem)
+    shown = f"{solution} = {problem.target}"
+    if solution is None:
+        gave_up = task.solvable(problem) is None
+        shown = "no solution found; the search was stopped" if gave_up else "there is no solution"
+    console.print(Text(f"exact solver: {shown}"))
+
+
+def side_by_side(answers: Sequence[Answer], console: Console, lines: int | None = None) -> Table:
+    """Return a panel for each answer; `lines` is the height for the last lines of their text, None shows all."""
+    count = max(len(answers), 1)
+    columns = count if console.width >= SIDE_BY_SIDE else 1
+    if lines is not None:
+        lines = max(lines * columns // count, FEWEST_LINES)
+    width = max(console.width // columns - BORDERS, 1)
+    panels = [_panel(answer, _last_lines(answer, console, width, lines)) for answer in answers]
+    grid = Table.grid(expand=True)
+    for _ in range(columns):
+        grid.add_column(ratio=1)
+    for start in range(0, len(panels), columns):
+        grid.add_row(*panels[start : start + columns])
+    return grid
+
+
+def _last_lines(answer: Answer, console: Console, width: int, lines: int | None) -> Text:
+    """Return the last lines of the text as they are wrapped: a paragraph is one line to the model."""
+    whole = Text(printable("<think>" + answer.text), overflow="fold")
+    if lines is None:
+        return whole
+    tail = Text(whole.plain[-lines * (width + 1) :], overflow="fold")  # more can't be visible
+    return Text("\n", overflow="fold").join(tail.wrap(console, width)[-lines:])
+
+
+def _panel(answer: Answer, text: Text) -> Panel:
+    verdict, title = answer.verdict, Text(printable(answer.title))
+    if verdict is None:
+        return Panel(text, title=title, subtitle=Text(f"{len(answer.ids)} tokens"))
+    style = "green" if verdict.equation else "red"
+    result = f"{'right' if verdict.equation else 'wrong'}: {printable(verdict.reason)}, {len(answer.ids)} tokens"
+    return Panel(Text.assemble(text, "\n\n", (result, style), overflow="fold"), title=title, border_style=style)

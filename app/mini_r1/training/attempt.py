@@ -101,10 +101,11 @@ class Attempt(TrainerCallback):
         self._line = TrainingLine(context.console, schedule.steps, self.start)
         self._push: pushing.Pushing | None = None
         self._metrics: JsonLines | None = None
-        if world.main:
+        if world.main and recipe.push_to_hub:
             self._push = pushing.Pushing(recipe, run, folder, context.console)
             stack.callback(self._push.leave)
-            self._push.saved()  # what an earlier attempt saved and did not push
+            self._push.push()
+        if world.main:
             self._metrics = JsonLines(folder / "metrics.jsonl")
             stack.callback(self._metrics.close)
         stack.callback(self._line.close)
@@ -138,7 +139,7 @@ class Attempt(TrainerCallback):
         """Note that a save is complete."""
         self._saved_at = time.monotonic()
         if self._push is not None:
-            self._push.saved()
+            self._push.push()
 
     # --- what transformers calls ---
 

@@ -22,7 +22,7 @@ from mini_r1.errors import KitError
 from mini_r1.hub.branch_contents import is_on_hub
 from mini_r1.hub.publish import default_name
 from mini_r1.hub.push import END, PUSH_RECORD, SAVED
-from mini_r1.hub.upload import LOGIN_HINT, find_token, is_offline
+from mini_r1.hub.upload import require_token
 from mini_r1.machine.lifeline import SUPERVISOR
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import read_object
@@ -41,11 +41,13 @@ def refuse(recipe: Recipe) -> None:
     """Raise KitError before the first step, on rank 0, if nothing can be pushed, or nothing of it could be loaded."""
     if not recipe.push_to_hub:
         return
-    later = "or set push_to_hub: false and `mini-r1 publish` the run afterwards"
-    if find_token() is None:
-        raise KitError(f"push_to_hub is true, and {LOGIN_HINT}; {later}")
-    if is_offline():
-        raise KitError(f"push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, {later}")
+    try:
+        require_token()
+    except KitError as error:
+        raise KitError(
+            f"push_to_hub is true, and {error.message}, or set push_to_hub: false and `mini-r1 publish` the run "
+            "afterwards"
+        ) from error
     if recipe.use_peft and not is_on_hub(recipe.model_name_or_path):
         raise KitError(
             f"push_to_hub is true, and an adapter of {recipe.model_name_or_path}, which is not on the hub, could not "
@@ -54,10 +56,7 @@ def refuse(recipe: Recipe) -> None:
 
 
 class Pushing:
-    """The process that pushes; without `push_to_hub` every method does nothing.
-
-    Its log is in the attempt's directory; the result is printed on the console.
-    """
+    """The process that pushes. Its log is in the attempt's directory; the result is printed on the console."""
 
     def __init__(self, recipe: Recipe, run: RunDir, attempt: Path, console: Console) -> None:
         self._recipe = recipe
@@ -65,39 +64,40 @@ class Pushing:
         self._log = attempt / "hub.log"
         self._console = console
         self._process: subprocess.Popen[str] | None = None
-        self._start()
 
-    def saved(self) -> None:
-        """Push a new snapshot, or an older attempt's that was never pushed."""
-        self._send(SAVED)
+    def push(self, order: str = SAVED) -> None:
+        """Push what is new, also what an earlier attempt saved; start the process if it isn't running."""
+        if not self._running:
+            self.leave()
+            self._start()
+        try:
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.write(f"{order}\n")
+                self._process.stdin.flush()
+        except OSError:
+            logger.warning("the process that pushes to the hub has ended")
 
     def finish(self, stop: Callable[[], bool]) -> None:
         """Push everything, wait for it up to END_WAIT_S seconds or until `stop`, and report the result."""
-        if not self._recipe.push_to_hub:
-            return
-        self._send(END)
+        self.push(END)
         # Half of the hang limit, because the launcher sees no progress meanwhile.
         deadline = time.monotonic() + min(END_WAIT_S, self._recipe.hang_timeout_s / 2)
-        self._print("pushing what is left to the hub")
+        self._console.print("pushing what is left to the hub", markup=False)
         while self._running and time.monotonic() < deadline and not stop():
             time.sleep(LOOK_EVERY_S)
         self.leave()
         record = read_object(self._run.path / PUSH_RECORD)
         pushed, error = record.get("pushed"), record.get("error")
-        missing = {saved.step for saved in self._run.complete_snapshots()} - set(
-            pushed if isinstance(pushed, list) else ()
-        )
-        if not missing and not error:
-            self._print(f"all snapshots are on {record.get('address')}")
+        known = pushed if isinstance(pushed, list) else []
+        if not error and all(saved.step in known for saved in self._run.complete_snapshots()):
+            self._console.print(printable(f"all snapshots are on {record.get('address')}"), markup=False)
             return
         repo = str(record.get("repo") or default_name(self._run, self._recipe))
         command = ["mini-r1", "publish", str(self._run.path), "--repo", repo]
         command += [] if self._recipe.hub_private_repo else ["--public"]
         why = f" ({error})" if error else ""
-        self._print(
-            f"not everything was pushed{why}: `{shlex.join(command)}` sends what is missing; see {self._log}",
-            "yellow",
-        )
+        line = f"not everything was pushed{why}: `{shlex.join(command)}` sends what is missing; see {self._log}"
+        self._console.print(printable(line), style="yellow", markup=False)
 
     def leave(self) -> None:
         """Kill the process; the next start sends what it was sending."""
@@ -107,16 +107,11 @@ class Pushing:
             with contextlib.suppress(subprocess.TimeoutExpired):  # it may wait for a dead disk
                 process.wait(KILLED_WAIT_S)
 
-    def _print(self, line: str, style: str | None = None) -> None:
-        self._console.print(printable(line), style=style, markup=False)
-
     @property
     def _running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def _start(self) -> None:
-        if not self._recipe.push_to_hub:
-            return
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         try:
             with self._log.open("ab") as log:
@@ -131,14 +126,3 @@ class Pushing:
                 )
         except OSError:
             logger.exception("the process that pushes to the hub could not be started")
-
-    def _send(self, order: str) -> None:
-        if not self._running:
-            self.leave()
-            self._start()
-        try:
-            if self._process is not None and self._process.stdin is not None:
-                self._process.stdin.write(f"{order}\n")
-                self._process.stdin.flush()
-        except OSError:
-            logger.warning("the process that pushes to the hub has ended")
