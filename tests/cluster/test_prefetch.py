@@ -407,7 +407,7 @@ def test_a_long_download_shows_its_progress_in_a_log(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(prefetch, "LOOK_EVERY_S", 0.01)
     monkeypatch.setattr(ProgressLine, "PLAIN_EVERY", 0.01)
     part = Part(MODEL, "a/b", on_hub=True, commit=MODEL_COMMIT, files=(HubFile("x.safetensors", 3 << 20, "b" * 64),))
-    begun = part.blobs(tmp_path) / f"{'b' * 64}.incomplete"
+    begun = part.folders(tmp_path)[0] / f"{'b' * 64}.incomplete"
     begun.parent.mkdir(parents=True)
     log = io.StringIO()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -161,8 +160,8 @@ def fill_branch(run: RunDir, recipe: Recipe, base: Base, saved: Saved, name: str
     }
     if name != MAIN:
         return Branch(name, saved.step, files)
-    outside = tuple(path.relative_to(run.path).as_posix() for path in _log_files(run) if not _is_inside(path, run))
-    return Branch(name, saved.step, files | dict(_logs(run)), outside)
+    logs, outside = _logs(run)
+    return Branch(name, saved.step, files | logs, outside)
 
 
 def _model_files(saved: Saved, base: Base) -> dict[str, Path | bytes]:
@@ -176,32 +175,27 @@ def _model_files(saved: Saved, base: Base) -> dict[str, Path | bytes]:
     return files
 
 
-def _logs(run: RunDir) -> Iterator[tuple[str, Path | bytes]]:
-    """Yield names and contents: the metrics of all attempts as one file, TensorBoard's events, the evaluations.
+def _logs(run: RunDir) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
+    """Return the metrics of all attempts as one file, TensorBoard's events and the evaluations; and what is left out.
 
     They are read now: a run that is training writes to them, and what is sent must stay what was hashed.
     """
     rows = "".join(json.dumps(row) + "\n" for row in read_metrics(run))
-    if rows:
-        yield "logs/metrics.jsonl", rows.encode()
-    for path in filter(lambda path: _is_inside(path, run), _log_files(run)):
-        if path.suffix == ".json" and path.parent == run.evaluation:
+    files: dict[str, Path | bytes] = {"logs/metrics.jsonl": rows.encode()} if rows else {}
+    outside = []
+    for path in [*sorted(run.tensorboard.rglob("*tfevents*")), *sorted(run.evaluation.glob("*.json"))]:
+        if not path.is_file():
+            continue
+        if not path.resolve().is_relative_to(run.path.resolve()):
+            # A link in a run that was sent to you may lead to a key of yours.
+            outside.append(path.relative_to(run.path).as_posix())
+        elif path.suffix == ".json" and path.parent == run.evaluation:
             if values := read_object(path):
-                text = json.dumps(_without_paths(values), indent=2) + "\n"
-                yield f"logs/evaluation/{path.name}", text.encode()
+                files[f"logs/evaluation/{path.name}"] = (json.dumps(_without_paths(values), indent=2) + "\n").encode()
         else:
             name = path.relative_to(run.tensorboard).with_name(_EVENTS.sub(r"\1.\2", path.name))
-            yield f"logs/tensorboard/{name.as_posix()}", path.read_bytes()
-
-
-def _log_files(run: RunDir) -> list[Path]:
-    found = [*sorted(run.tensorboard.rglob("*tfevents*")), *sorted(run.evaluation.glob("*.json"))]
-    return [path for path in found if path.is_file()]
-
-
-def _is_inside(path: Path, run: RunDir) -> bool:
-    """Return whether a file is the run's own: a link in a run that was sent to you may lead to a key of yours."""
-    return path.resolve().is_relative_to(run.path.resolve())
+            files[f"logs/tensorboard/{name.as_posix()}"] = path.read_bytes()
+    return files, tuple(outside)
 
 
 def _without_paths(value: Any, key: str = "") -> Any:

@@ -74,7 +74,7 @@ def hub_error(error: Exception, name: str, kind: RepoKind | None = None, revisio
     return refusal or HubError(no_answer, f"{NETWORK} and {RESUMES}", ExitCode.RETRY)
 
 
-def _refused_read(error: Exception, name: str, kind: RepoKind, revision: str | None) -> HubError | None:
+def _refused_read(error: Any, name: str, kind: RepoKind, revision: str | None) -> HubError | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, GatedRepoError):
@@ -83,13 +83,13 @@ def _refused_read(error: Exception, name: str, kind: RepoKind, revision: str | N
         return HubError(NOT_FOUND.format(f"{kind.type} {name}"), f"check {kind.key}; for a private one set HF_TOKEN")
     if isinstance(error, RevisionNotFoundError):
         return HubError(f"{name} has no revision {revision}", f"check the revision of {kind.key}")
-    if _status(error) in (401, 403):
+    if error.response.status_code in (401, 403):
         return HubError(f"the hub gives this user no access to {name}", "check HF_TOKEN, or unset it")
     return None
 
 
-def _refused_write(error: Exception, name: str) -> HubError:
-    status, message = _status(error), _first_line(getattr(error, "server_message", None) or "")
+def _refused_write(error: Any, name: str) -> HubError:
+    status, message = error.response.status_code, _first_line(getattr(error, "server_message", None) or "")
     reason = f" ({message})" if message else ""
     if status in _PASSING or status >= 500:
         return HubError(f"the hub answers {status}{reason}", RESUMES, ExitCode.RETRY)
@@ -99,10 +99,6 @@ def _refused_write(error: Exception, name: str) -> HubError:
         404: (NOT_FOUND.format(f"repository {name}"), "check its name and HF_TOKEN"),
     }.get(status, (f"the hub refuses {name} with {status}", "check the files and the name"))
     return HubError(f"{what}{reason}", fix)
-
-
-def _status(error: Any) -> int:
-    return int(error.response.status_code)
 
 
 def cut_short(what: str) -> HubError:

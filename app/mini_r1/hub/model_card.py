@@ -70,6 +70,7 @@ def card(
 
 def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: Figure | None) -> str:
     """Return the YAML that the hub's search reads."""
+    data = [recipe.dataset_id_or_path] if recipe.data_on_hub else []
     values: dict[str, Any] = {
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -77,23 +78,19 @@ def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: F
         "tags": ["grpo", "countdown", "mini-r1", "trl"],
         **({"license": "apache-2.0"} if recipe.built_in else base.licence),
         **({"base_model": base.name} if base.name else {}),
-        **({"datasets": [recipe.dataset_id_or_path]} if recipe.data_on_hub else {}),
+        **({"datasets": data} if data else {}),
     }
     if figure is not None:
-        values["model-index"] = [{"name": repo.rpartition("/")[2], "results": [_result(recipe, figure)]}]
+        metric: dict[str, Any] = {"type": "pass@1", "name": "sampled pass@1", "value": round(figure.success, 4)}
+        if limits := interval(figure.evaluation.get("ci95")):
+            metric["args"] = {"ci95": [round(limit, 4) for limit in limits]}
+        result = {
+            "task": {"type": "text-generation", "name": "Countdown"},
+            "dataset": {"type": (data or ["countdown"])[0], "name": "Countdown, the run's held-out problems"},
+            "metrics": [metric],
+        }
+        values["model-index"] = [{"name": repo.rpartition("/")[2], "results": [result]}]
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True).strip()}\n---"
-
-
-def _result(recipe: Recipe, figure: Figure) -> dict[str, Any]:
-    source = recipe.dataset_id_or_path if recipe.data_on_hub else "countdown"
-    metric: dict[str, Any] = {"type": "pass@1", "name": "sampled pass@1", "value": round(figure.success, 4)}
-    if limits := interval(figure.evaluation.get("ci95")):
-        metric["args"] = {"ci95": [round(limit, 4) for limit in limits]}
-    return {
-        "task": {"type": "text-generation", "name": "Countdown"},
-        "dataset": {"type": source, "name": "Countdown, the run's held-out problems"},
-        "metrics": [metric],
-    }
 
 
 def _description(step: int, is_adapter: bool, recipe: Recipe, base: Base, why: str) -> str:

@@ -76,19 +76,16 @@ class Part:
         """Return the size of all its files."""
         return sum(file.size for file in self.files)
 
-    def blobs(self, cache: Path) -> Path:
-        """Return the folder of its contents in the cache, which may not exist."""
+    def folders(self, cache: Path) -> tuple[Path, Path]:
+        """Return the folders of contents and of its commit in the cache, which may not exist."""
         from huggingface_hub.file_download import repo_folder_name
 
-        return cache / str(repo_folder_name(repo_id=self.name, repo_type=self.kind.type)) / "blobs"
-
-    def snapshot(self, cache: Path) -> Path:
-        """Return the folder of its commit in the cache, which may not exist."""
-        return self.blobs(cache).parent / "snapshots" / (self.commit or "")
+        folder = cache / str(repo_folder_name(repo_id=self.name, repo_type=self.kind.type))
+        return folder / "blobs", folder / "snapshots" / (self.commit or "")
 
     def missing_bytes(self, cache: Path) -> int:
         """Return the bytes that are still to be fetched; a file that was begun is resumed."""
-        blobs, snapshot = self.blobs(cache), self.snapshot(cache)
+        blobs, snapshot = self.folders(cache)
         return sum(
             max(file.size - _file_size(blobs / f"{file.blob}.incomplete"), 0)
             for file in self.files
@@ -203,8 +200,7 @@ def _refuse_settings(parts: Sequence[Part], environment: Mapping[str, str]) -> N
             "here and in the job; HF_HOME sets the place of all caches"
         )
     for part in parts:
-        kind = later_kind_by_name(part.name) if part.kind is MODEL else None
-        if kind is not None:
+        if part.kind is MODEL and (kind := later_kind_by_name(part.name)):
             raise KitError(unknown_kind(part.name, kind, ""))
 
 
@@ -284,7 +280,7 @@ def _look_up(part: Part, environment: Mapping[str, str], cache: Path) -> Part:
         for each in facts.siblings or ()
     }
     part = replace(part, commit=str(facts.sha))
-    blobs, snapshot = part.blobs(cache), part.snapshot(cache)
+    blobs, snapshot = part.folders(cache)
     for file in there.values():
         path, begun = snapshot / file.name, blobs / f"{file.blob}.incomplete"
         if path.is_file() and _file_size(path) != file.size:

@@ -37,8 +37,8 @@ class PublishPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return it for --json."""
         branches = [branch.to_dict() for branch in self.branches]
-        shown = {"step": self.main.step, "why": self.why, "branches": branches, "card": self.main.card}
-        return {"repo": self.repo, **shown}
+        step, text = self.main.step, self.main.card
+        return {"repo": self.repo, "step": step, "why": self.why, "branches": branches, "card": text}
 
     def lines(self) -> list[str]:
         """Return the lines that a dry run prints."""

@@ -57,8 +57,7 @@ class Player:
         self._tokenizer = load_tokenizer(str(tokenizer), None)
         refuse_misfit(self._model, self._tokenizer)
         self._ends = eos_token_ids(self._model, self._tokenizer)
-        self._style = recipe.prompt_style
-        self._longest = recipe.max_completion_length
+        self._recipe = recipe
 
     def refuse(self, problem: task.Problem) -> None:
         """Raise KitError if the tokenizer lacks a number of the problem: the demo's ends at 99."""
@@ -71,9 +70,9 @@ class Player:
 
     def answer(self, problem: task.Problem, temperature: float, seed: int) -> Iterator[Answer]:
         """Yield the answer after each token, and once more with its verdict."""
-        (prompt,) = token_ids(self._tokenizer, render(self._tokenizer, [problem], self._style))
+        (prompt,) = token_ids(self._tokenizer, render(self._tokenizer, [problem], self._recipe.prompt_style))
         answer = Answer(self.name, self.title)
-        sampling = SamplingConfig(self._longest, temperature)
+        sampling = SamplingConfig(self._recipe.max_completion_length, temperature)
         for token in stream(self._model, prompt, sampling, eos_token_ids=self._ends, seed=seed):
             answer.ids.append(token)
             answer.ended = token in self._ends

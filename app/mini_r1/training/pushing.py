@@ -67,15 +67,25 @@ class Pushing:
 
     def push(self, order: str = SAVED) -> None:
         """Push what is new, also what an earlier attempt saved; start the process if it isn't running."""
-        if not self._running:
-            self.leave()
-            self._start()
+        environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
         try:
+            if not self._running:
+                self.leave()
+                with self._log.open("ab") as log:
+                    self._process = subprocess.Popen(  # noqa: S603
+                        [sys.executable, "-m", "mini_r1.hub.push", str(self._run.path)],
+                        stdin=subprocess.PIPE,
+                        stdout=log,
+                        stderr=log,
+                        env=environment,
+                        text=True,
+                        start_new_session=True,  # the trainer alone acts on a signal to the job's processes
+                    )
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.write(f"{order}\n")
                 self._process.stdin.flush()
-        except OSError:
-            logger.warning("the process that pushes to the hub has ended")
+        except OSError as error:
+            logger.warning("the process that pushes to the hub has ended or can't be started: %s", error)
 
     def finish(self, stop: Callable[[], bool]) -> None:
         """Push everything, wait for it up to END_WAIT_S seconds or until `stop`, and report the result."""
@@ -110,19 +120,3 @@ class Pushing:
     @property
     def _running(self) -> bool:
         return self._process is not None and self._process.poll() is None
-
-    def _start(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in _NOT_PASSED_ON}
-        try:
-            with self._log.open("ab") as log:
-                self._process = subprocess.Popen(  # noqa: S603
-                    [sys.executable, "-m", "mini_r1.hub.push", str(self._run.path)],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    env=environment,
-                    text=True,
-                    start_new_session=True,  # the trainer alone acts on a signal to the job's processes
-                )
-        except OSError:
-            logger.exception("the process that pushes to the hub could not be started")
