@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -115,11 +116,8 @@ def is_on_hub(model: str) -> bool:
 
 def example_of(run: RunDir) -> Problem:
     """Return the first problem that the run held out, else the first of the hub's data set."""
-    for row in read_jsonl(run.held_out_file):
-        try:
-            return parse_problem(row, run.held_out_file.name)
-        except DataError:
-            break
+    with suppress(DataError, StopIteration):
+        return parse_problem(next(read_jsonl(run.held_out_file)), run.held_out_file.name)
     return EXAMPLE
 
 
