@@ -120,7 +120,7 @@ def _report_missing(case: Case, kind: RepoKind, name: str, revision: str | None)
     hint = f"; did you mean {close[0]}, which is?" if close else ""
     if name in there:
         hint = "; another revision or a part of it is"
-    at = f" at revision {revision}" if revision and revision != hub_access.BRANCH else ""
+    at = f" at revision {revision}" if revision and revision != hub_access.MAIN else ""
     pod = ", in Kubernetes with k8s/overlays/prefetch" if in_pod(case.environment) else ""
     fix = f"check {kind.key}, or {PREFETCH}{pod}"
     return fail(f"{name}{at} is not in the cache {cache}, and HF_HUB_OFFLINE is set{hint}", fix, "recipe")

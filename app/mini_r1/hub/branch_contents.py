@@ -17,7 +17,7 @@ from typing import Any, Final
 import mini_r1
 from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
-from mini_r1.hub.hub_access import ADAPTER, CONFIG
+from mini_r1.hub.hub_access import ADAPTER, CONFIG, MAIN
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.files import read_jsonl, read_object
@@ -26,7 +26,6 @@ from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
 
-MAIN: Final = "main"
 RECORD: Final = "mini-r1.json"
 """The file that names the run that a repository belongs to."""
 EXAMPLE = Problem((44, 19, 35), 98)

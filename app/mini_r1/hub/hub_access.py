@@ -14,8 +14,8 @@ TIMEOUT_S = 10.0
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 NO_PICKLES = "pickled ones are not read: use another"
-BRANCH = "main"
-"""The revision that the hub serves if none is named."""
+MAIN = "main"
+"""The branch that the hub serves if no revision is named."""
 
 
 class RepoKind(NamedTuple):

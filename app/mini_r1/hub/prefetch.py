@@ -112,7 +112,7 @@ class Part:
         if not self.on_hub:
             return f"{self.kind.input:9}  {self.name}: {self.note}"
         count = f"{len(self.files)} file{'s' if len(self.files) != 1 else ''}, {shown_bytes(self.bytes)}"
-        commit = f"{self.revision or hub_access.BRANCH}, {(self.commit or '')[:12]}"
+        commit = f"{self.revision or hub_access.MAIN}, {(self.commit or '')[:12]}"
         return f"{self.kind.input:9}  {self.name} ({commit}): {count}, {self.note}"
 
 
@@ -175,7 +175,7 @@ def _recipe_parts(recipe: Recipe, environment: Mapping[str, str]) -> list[Part]:
     made = "made by the kit, nothing to fetch"
     model, data = recipe.model_name_or_path, recipe.dataset_id_or_path
     tokenizer = recipe.tokenizer_name_or_path or model
-    own = recipe.tokenizer_name_or_path is None or (tokenizer == model and recipe.model_revision == hub_access.BRANCH)
+    own = recipe.tokenizer_name_or_path is None or (tokenizer == model and recipe.model_revision == hub_access.MAIN)
     return [
         part(MODEL, model, recipe.model_revision, made if recipe.built_in else None),
         # model_revision is only of the model's repository.

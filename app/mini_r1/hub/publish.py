@@ -10,8 +10,8 @@ from typing import Any
 from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
 from mini_r1.hub import branch_contents, card_figures, upload
-from mini_r1.hub.branch_contents import MAIN, Branch
-from mini_r1.hub.hub_access import ADAPTER
+from mini_r1.hub.branch_contents import Branch
+from mini_r1.hub.hub_access import ADAPTER, MAIN
 from mini_r1.hub.hub_errors import hub_error
 from mini_r1.hub.model_card import card
 from mini_r1.hub.upload import Report, Repository

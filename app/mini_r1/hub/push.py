@@ -18,7 +18,7 @@ from typing import Final
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.hub.branch_contents import MAIN
+from mini_r1.hub.hub_access import MAIN
 from mini_r1.hub.publish import Publication, default_name
 from mini_r1.hub.upload import Repository, require_token
 from mini_r1.machine.lifeline import Lifeline

@@ -17,7 +17,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from mini_r1.console import shown_bytes
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.hub.branch_contents import MAIN, RECORD, Branch, record_content
+from mini_r1.hub.branch_contents import RECORD, Branch, record_content
+from mini_r1.hub.hub_access import MAIN
 from mini_r1.hub.hub_errors import HubError, cause, hub_error
 from mini_r1.run.files import read_object
 
@@ -146,13 +147,8 @@ class Repository:
         return str(self._try(self._api.create_commit, self.name, **options).oid)
 
     def _read_record(self) -> dict[str, Any]:
-        from huggingface_hub import hf_hub_download
-
         with TemporaryDirectory() as folder:
-            path = self._try(
-                hf_hub_download, self.name, RECORD, local_dir=folder, token=self._token, endpoint=self._api.endpoint
-            )
-            return read_object(Path(path))
+            return read_object(Path(self._try(self._api.hf_hub_download, self.name, RECORD, local_dir=folder)))
 
     def _try(self, action: Callable[..., T], *args: Any, **options: Any) -> T:
         result: T = self._retrying(self._attempt, action, *args, **options)
