@@ -15,13 +15,10 @@ from mini_r1.generation.prompts import render, token_ids
 
 
 class Engines:
-    """Completers for one model after another; close it at the end.
+    """Completers for one model after another; close it at the end. A KitError if vLLM is wanted and can't be used.
 
     vLLM needs the longest sequence at its start, hence the problems. One engine measures all models, so `adapters` is
     true if one of them is an adapter.
-
-    Raises:
-        KitError: vLLM is wanted and can't be used.
     """
 
     def __init__(self, wanted: str, problems: Problems, adapters: bool) -> None:

@@ -106,10 +106,7 @@ def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rn
     At each try the solver has made the model's earlier tries. For one that it would never have made (a result that it
     can't get, or had already) it draws a result that misses. So a model that is this solver is expected to hit exactly
     as often as it does, on average, by any stopping rule: the sum compensates its hits (their difference is a
-    martingale).
-
-    Returns:
-        0 when the solver can't reach the target; above 1 for a model that tries long without a hit.
+    martingale). It is 0 when the solver can't reach the target, and above 1 for a model that tries long without a hit.
     """
     aim = weights.get(target, 0.0)
     if not aim:

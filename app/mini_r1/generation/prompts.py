@@ -30,9 +30,7 @@ FILTERS["attr"] = _attr
 def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem], style: str) -> list[str]:
     """Return each problem's chat in the tokenizer's template, ending with the assistant prefill.
 
-    Raises:
-        DataError: an unknown style.
-        KitError: the template is broken, or does what its sandbox forbids.
+    A template that is broken, or does what its sandbox forbids, is a KitError; an unknown style is a DataError.
     """
     chats = [task.messages(problem, style) for problem in problems]
     try:

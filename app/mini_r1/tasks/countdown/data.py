@@ -21,10 +21,9 @@ MOST_PARTS = 10_000
 
 
 def data_files(path: Path) -> list[Path]:
-    """Return the files of a path: itself, or the Parquet files below a folder, in order of their paths.
+    """Return the files of a path: itself, or the Parquet files below a folder, in order; a DataError if there is none.
 
-    Raises:
-        DataError: no such file, no Parquet file in the folder, or a kind that is not in SUFFIXES.
+    A kind of file that is not in SUFFIXES is a DataError too.
     """
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))

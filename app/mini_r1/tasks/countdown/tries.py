@@ -22,10 +22,8 @@ def true_result(equations: Sequence[Equation], nums: Sequence[int]) -> int | Non
 
     The model's arithmetic does not count: `8 + 2 = 11 - 3 = 8` is 7. A line that calculates with its own result is one
     expression: `8 + 2 = 10 - 3 = 7` is (8 + 2) - 3. It ends when all numbers are used: `6 * 4 - 5 = 24 - 5 = 19` is
-    6 * 4 - 5. Of several expressions on one line, the first that uses all numbers counts.
-
-    Returns:
-        None for a calculation that doesn't use each number exactly once, or has no whole result: it can hit no target.
+    6 * 4 - 5. Of several expressions on one line, the first that uses all numbers counts. None for a calculation that
+    doesn't use each number exactly once, or has no whole result: it can hit no target.
     """
     given, written, claimed = Counter(nums), "", ""
     for equation in equations:

@@ -30,10 +30,7 @@ class Working:
 
 
 def work_out(completion: str, nums: Sequence[int]) -> Working:
-    """Work out the last answer of a completion (the model's text after the prefill).
-
-    An answer outside the grammar has no steps.
-    """
+    """Work out the last answer of a completion; one outside the grammar has no steps."""
     text, _ = last_answer(completion)
     parsed = parse(text.strip(" \t\n\r\x0b\x0c")) if text is not None else ""
     if isinstance(parsed, str):
