@@ -184,7 +184,7 @@ def prepare_task(seed: int, steps: int, folder: Path) -> tuple[dict[str, Any], A
     from mini_r1.training import prepare
     from rich.console import Console
 
-    base = [f"seed={seed}", f"warm_start.seed={seed}", f"max_steps={steps}"]
+    base = [f"seed={seed}", f"warm_start.seed={seed}", f"max_steps={steps}", "drop_zero_variance_groups=false"]
     recipe = load_recipe(find_recipe("demo-cpu"), base)
     micro_batch = recipe.per_device_train_batch_size * recipe.num_generations
     accumulation, rest = divmod(COMPLETIONS, micro_batch)
