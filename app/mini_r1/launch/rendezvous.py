@@ -24,8 +24,7 @@ from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.launch.channel import Channel, Gone, listen
 from mini_r1.launch.stop_order import StopOrder
-from mini_r1.launch.worker_environment import JOB_TOKEN
-from mini_r1.machine.nodes import Nodes
+from mini_r1.machine.nodes import JOB_TOKEN, Nodes
 from mini_r1.machine.paths import in_pod
 
 MEET_TIMEOUT_S = 900.0  # seconds for all nodes to come: one may have to pull an image that the others have

@@ -16,13 +16,11 @@ from mini_r1.console import printable
 from mini_r1.launch.job import Job
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.machine.lifeline import SUPERVISOR
+from mini_r1.machine.nodes import JOB_TOKEN
 from mini_r1.machine.nvidia import device_index
 from mini_r1.machine.redact import redact
 from mini_r1.machine.roles import Roles
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
-
-JOB_TOKEN = "MINI_R1_JOB_TOKEN"  # noqa: S105  the variable's name
-"""A secret that the launchers of one job share; without it they recognize one another by the job's id."""
 
 TAKEN_OUT = {
     "ACCELERATE_": "settings of `accelerate launch`, which would override the recipe's",

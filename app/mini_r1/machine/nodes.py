@@ -16,6 +16,8 @@ import hostlist
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 
+JOB_TOKEN = "MINI_R1_JOB_TOKEN"  # noqa: S105  the variable's name
+"""A secret that the launchers of one job share; without it they recognize one another by the job's id."""
 PORTS = range(15_000, 30_000)
 """Range of the ports derived from a job id: below 32768, where Linux's ephemeral ports begin."""
 DEFAULT_PORT = 29_500

@@ -24,6 +24,7 @@ from mini_r1.hub.publish import default_name
 from mini_r1.hub.push import END, PUSH_RECORD, SAVED
 from mini_r1.hub.upload import require_token
 from mini_r1.machine.lifeline import SUPERVISOR
+from mini_r1.machine.nodes import JOB_TOKEN
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import read_object
 from mini_r1.run.run_dir import RunDir
@@ -34,7 +35,7 @@ END_WAIT_S = 600.0
 """Seconds that a finished run waits for its last push: a 3B model of 6 GB needs 80 Mbit/s. The GPUs idle meanwhile."""
 LOOK_EVERY_S = 0.2
 KILLED_WAIT_S = 5.0
-_NOT_PASSED_ON = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", SUPERVISOR, "MINI_R1_JOB_TOKEN", "WANDB_API_KEY"})
+_NOT_PASSED_ON = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", SUPERVISOR, JOB_TOKEN, "WANDB_API_KEY"})
 
 
 def refuse(recipe: Recipe) -> None:
