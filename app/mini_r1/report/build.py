@@ -1,7 +1,5 @@
 """`mini-r1 report`: read the runs, draw the plots, pack the completions, write one file."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import gzip

@@ -4,8 +4,6 @@ matplotlib rather than a library in JavaScript: it draws both, and an SVG prints
 needs inline styles, which the page's Content-Security-Policy forbids. page.js adds a crosshair.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import re

@@ -1,7 +1,5 @@
 """The report for a README: Markdown, and every plot as SVG for a light and a dark page. It has no text of the model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

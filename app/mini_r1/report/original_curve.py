@@ -1,7 +1,5 @@
 """The original's published figures, and the comparison of a run with them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any

@@ -3,8 +3,6 @@
 A plot without data stays in the list, and the page says that nothing was logged for it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ first that said "wait" and were right, ...), and the rest is thinned evenly over
 20,000 completions take half the space and are parsed in a fraction of the time.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence

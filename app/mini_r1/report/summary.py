@@ -1,7 +1,5 @@
 """A run in a few figures, sentences and tables: for the page, the Markdown and `--json`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ No torch. A long run has a gigabyte of them: they are read line by line. They ho
 printable; a field that is missing or of another type is shown as unknown.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

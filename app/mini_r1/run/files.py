@@ -1,7 +1,5 @@
 """Files of a run: replaced atomically, appended to, locked, and read when they may be damaged. No torch."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json
@@ -91,7 +89,7 @@ class JsonLines(AppendFile):
         """Append rows. Lone surrogates, NUL and line separators are written as JSON escapes."""
         self.write(b"".join(json.dumps(row).encode("ascii") + b"\n" for row in rows))
 
-    def __enter__(self) -> JsonLines:
+    def __enter__(self) -> "JsonLines":
         return self
 
     def __exit__(self, *exception: object) -> None:

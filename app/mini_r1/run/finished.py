@@ -1,7 +1,5 @@
 """Whether a start of training has anything to do: asked before torch is imported."""
 
-from __future__ import annotations
-
 from rich.console import Console
 
 from mini_r1.errors import KitError

@@ -5,8 +5,6 @@ it. On that process's host a killed run is dead at once; elsewhere, when the pha
 read: its reader takes longer to import than all of this. Nothing in the file is trusted.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

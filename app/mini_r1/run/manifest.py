@@ -5,8 +5,6 @@ name. Resuming reads pickles (optimizer and random states), so a file that is no
 never loaded. No torch.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -4,8 +4,6 @@ A file may be absent, half-written or hostile. A figure counts only if it is a f
 and what is missing is listed (`RunData.missing`) instead of raised. No torch; pydantic only where a recipe is read.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator

@@ -18,8 +18,6 @@
 A checkpoint or snapshot counts only once it has its manifest, which is written last. `reader` reads what a run logged.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
