@@ -46,7 +46,7 @@ def curve(run: RunDir) -> list[Figure]:
     return [
         Figure(row["step"], success, "the run's own curve", _count(row.get("eval_problems")))
         for row in read_metrics(run)
-        if isinstance(row.get("step"), int) and (success := number(row.get("eval_success"))) is not None
+        if (success := number(row.get("eval_success"))) is not None
     ]
 
 
