@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from mini_r1.training.rollout_engines import Sampled
+from mini_r1.generation.vllm_client import Generated
 from mini_r1.training.verify_sync import SyncCheck
 
 
@@ -15,8 +15,8 @@ class StandInEngine:
     def __init__(self, *texts: list[int]) -> None:
         self.texts = list(texts)
 
-    def sample(self, *_: Any) -> list[Sampled]:
-        return [Sampled(ids) for ids in self.texts]
+    def sample(self, *_: Any) -> list[Generated]:
+        return [Generated(ids) for ids in self.texts]
 
 
 def test_equal_and_changed_texts_are_counted() -> None:

@@ -55,8 +55,8 @@ class Generated:
     """One completion."""
 
     ids: list[int]  # its tokens, the end token included
-    logps: list[float]
-    """Log-probability of each token, of the logits divided by the temperature (by 1 when greedy)."""
+    logps: list[float] | None = None
+    """Log-probability of each token, of the logits divided by the temperature (by 1 when greedy); None: not known."""
 
 
 class VllmEngine:

@@ -1,13 +1,17 @@
-"""Engines that sample a rollout's completions: the policy itself on every rank, or one vLLM process for all ranks."""
+"""Engines that sample a rollout's completions: the policy itself on every rank, or one vLLM process for all ranks.
+
+Every rank makes every call. `sample` returns the completions of this rank's prompts, those of one prompt next to one
+another. It raises Stopped on every rank when any of them was asked to stop, and KitError when the engine failed.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +19,7 @@ from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
 
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
-from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+from mini_r1.generation.vllm_client import EngineConfig, Generated, VllmEngine
 from mini_r1.recipe.fields import Recipe
 from mini_r1.training.prepare import Policy
 from mini_r1.training.world import World
@@ -28,43 +32,10 @@ VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
 """Set by the launcher for rank 0: vLLM's device, `cpu` or the value of its CUDA_VISIBLE_DEVICES."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """One completion as it was sampled."""
-
-    ids: list[int]
-    logps: list[float] | None = None
-    """Log-probability of each token at the sampling temperature; None if the trainer itself sampled it."""
-
-
-class Engine(Protocol):
-    """What the trainer asks for completions. Every rank makes every call, with its own prompts."""
-
-    separate: bool
-    """Whether it has its own copy of the weights, which `load` updates."""
-
-    def load(self, wrapped: Any, accelerator: Accelerator) -> None:
-        """Take over the policy's weights."""
-
-    def sample(
-        self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank
-    ) -> list[Sampled]:
-        """Return completions of this rank's prompts, the generations of one prompt next to one another.
-
-        Raises:
-            Stopped: on every rank, when any of them was asked to stop.
-            KitError: the engine failed; on every rank.
-        """
-
-
 def start_engine(recipe: Recipe, policy: Policy, world: World, log: Path, stack: ExitStack, stop: Stop) -> Engine:
-    """Return the recipe's engine; every rank has to call it.
+    """Return the recipe's engine; `stack` ends vLLM's process, a child of rank 0, and `log` is for its messages.
 
-    `stack` ends vLLM's process, a child of rank 0, when it is closed; `log` is for its messages.
-
-    Raises:
-        KitError: vLLM does not start.
-        Stopped: `stop` returned true on rank 0; on every rank.
+    Raises, on every rank, KitError if vLLM does not start, and Stopped if `stop` returned true on rank 0.
     """
     if not recipe.use_vllm:
         return PolicyEngine(world, policy.eos_token_ids, policy.tokenizer.pad_token_id, stop)
@@ -90,7 +61,7 @@ def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEn
 class PolicyEngine:
     """The policy samples for itself, with transformers, on the device that it is trained on."""
 
-    separate = False
+    separate = False  # it has no weights of an older step, which `load` would update
 
     def __init__(self, world: World, eos_token_ids: Sequence[int], pad_token_id: int, stop: Stop = never) -> None:
         self._world = world
@@ -103,8 +74,8 @@ class PolicyEngine:
 
     def sample(
         self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank
-    ) -> list[Sampled]:
-        """See `Engine`. Under ZeRO-3 every rank holds the whole weights meanwhile."""
+    ) -> list[Generated]:
+        """Sample on this rank. Under ZeRO-3 every rank holds the whole weights meanwhile."""
 
         def sample_own() -> list[list[int]]:
             if not prompts:  # an evaluation of fewer problems than ranks; the weights were gathered with the others
@@ -121,7 +92,7 @@ class PolicyEngine:
 
         with unwrap_model_for_generation(wrapped, accelerator) as model:
             completions = self._world.unless_stopped(sample_own)
-        return [Sampled(ids) for ids in completions]
+        return [Generated(ids) for ids in completions]
 
 
 class SharedEngine:
@@ -141,8 +112,7 @@ class SharedEngine:
         sharded = plugin is not None and plugin.zero_stage == 3
         weights = _weights(accelerator.unwrap_model(wrapped), sharded)
         if not self._world.main and sharded:
-            for _ in weights:
-                pass
+            deque(weights, maxlen=0)
         self._world.from_main(lambda: self._send(weights))
 
     def _send(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
@@ -150,33 +120,33 @@ class SharedEngine:
         try:
             self._vllm.load_weights(weights)
         finally:
-            for _ in weights:  # after an error: the other ranks gather every weight, and would wait for this one
-                pass
+            deque(weights, maxlen=0)  # after an error: the other ranks gather every weight, and would wait for this one
 
     def sample(
         self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank
-    ) -> list[Sampled]:
-        """See `Engine`."""
+    ) -> list[Generated]:
+        """Sample on rank 0, for all ranks."""
         of_ranks: list[Prompts] = gather_object([list(prompts)])
         completions = self._world.from_main(lambda: self._generate(of_ranks, config, seed(0)))
         first = config.num_generations * sum(map(len, of_ranks[: self._world.rank]))
         return completions[first : first + config.num_generations * len(prompts)]
 
-    def _generate(self, of_ranks: Sequence[Prompts], config: SamplingConfig, seed: int) -> list[Sampled]:
+    def _generate(self, of_ranks: Sequence[Prompts], config: SamplingConfig, seed: int) -> list[Generated]:
         assert self._vllm is not None
         prompts = [list(prompt) for of_rank in of_ranks for prompt in of_rank]
-        generated = self._vllm.generate(prompts, config, eos_token_ids=self._eos_token_ids, seed=seed, stop=self._stop)
-        return [Sampled(each.ids, each.logps) for each in generated]
+        return self._vllm.generate(prompts, config, eos_token_ids=self._eos_token_ids, seed=seed, stop=self._stop)
+
+
+Engine = PolicyEngine | SharedEngine
 
 
 def _weights(model: Any, sharded: bool) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and whole weight of each parameter; a weight is whole only until the next one is asked for."""
+    whole: Callable[[list[torch.nn.Parameter]], Any] = nullcontext
+    if sharded:
+        import deepspeed  # late: it is installed on Linux only, and slow to import
+
+        whole = deepspeed.zero.GatheredParameters
     for name, parameter in model.named_parameters():
-        with _gathered(parameter) if sharded else nullcontext():
+        with whole([parameter]):
             yield name, parameter.detach()
-
-
-def _gathered(parameter: torch.nn.Parameter) -> Any:
-    import deepspeed  # late: it is installed on Linux only, and slow to import
-
-    return deepspeed.zero.GatheredParameters([parameter])
