@@ -7,6 +7,7 @@ character, so any ASCII text is decoded exactly.
 
 from __future__ import annotations
 
+import re
 import string
 import sys
 from dataclasses import replace
@@ -39,21 +40,16 @@ WORKING = (
 
 def phrases() -> list[str]:
     """Return the fixed parts of the prompt, each of which becomes one token."""
-    parts = {SYSTEM_MESSAGE, PREFILL, "system\n", "user\n", "assistant\n", ", "}
-    for template in USER_MESSAGES.values():
-        before, rest = template.split("{nums}")
-        middle, after = rest.split("{target}")
-        parts |= {before, middle, after}
-    return sorted(parts)
+    messages = [part for template in USER_MESSAGES.values() for part in re.split(r"\{nums\}|\{target\}", template)]
+    return sorted({SYSTEM_MESSAGE, PREFILL, "system\n", "user\n", "assistant\n", ", ", *messages})
 
 
 def build_tokenizer(kind: BuiltinModel = DEMO) -> PreTrainedTokenizerFast:
     """Return a word-level tokenizer over phrases, numbers and single characters; its decoding is exact."""
-    special = [PAD, START, END]
     numbers = [str(n) for n in range(10 if kind.digits else 100)]
     singles = sorted(set(string.printable) - set(string.digits))
-    words = dict.fromkeys([*special, *numbers, *phrases(), *WORKING, *singles, UNKNOWN])
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    tokens = dict.fromkeys([PAD, START, END, *numbers, *phrases(), *WORKING, *singles, UNKNOWN])
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN))
     # Longest first: an alternation takes the first branch that matches. A number is read as one or two digits.
     longest_first = sorted([*phrases(), *WORKING], key=lambda word: (-len(word), word))
     number = "[0-9]" if kind.digits else "[1-9]?[0-9]"

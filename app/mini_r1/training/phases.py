@@ -7,7 +7,6 @@ state.json's heartbeat is the time at which the last phase began. It also holds 
 from __future__ import annotations
 
 import contextlib
-from types import TracebackType
 
 from mini_r1.machine.processes import this_process
 from mini_r1.recipe.fields import Recipe
@@ -32,11 +31,7 @@ class Phases:
         self._attempt: int | None = None
 
     def begin(self, name: str, step: int | None = None, attempt: int | None = None) -> None:
-        """Report that a phase begins.
-
-        `step` is the last finished one, None before it is known where the run resumes. `attempt` is None before the
-        attempt begins; from its first phase on it records its own end.
-        """
+        """Report that a phase begins; `step` is the last finished one. Before the attempt begins `attempt` is None."""
         self._attempt = attempt
         self._supervisor.beat(name, step or 0, attempt)
         if not self._world.main:
@@ -54,11 +49,11 @@ class Phases:
     def __enter__(self) -> Phases:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None or self._attempt is not None or not self._world.main:
             return
         if self._before:
             self._run.restore_state(self._before)
-        else:
-            with contextlib.suppress(OSError):
-                self._run.state_file.unlink(missing_ok=True)
+            return
+        with contextlib.suppress(OSError):
+            self._run.state_file.unlink(missing_ok=True)

@@ -21,7 +21,6 @@ from mini_r1.training.world import World
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends SIGUSR1 before a time limit
 NOTICE = "mini-r1/stop"
-"""Posted for the other ranks by one that was asked to stop."""
 LOOK_EVERY_S = 0.2
 """Between two checks for the launcher's file and the other ranks' notice: a token takes milliseconds."""
 
@@ -47,10 +46,9 @@ class StopRequest:
     def on_any_rank(self) -> bool:
         """Return whether this rank knows that some rank was asked to stop; cheap, and not a collective."""
         now = time.monotonic()
-        if self._known or (self._own is None and now - self._checked_at < LOOK_EVERY_S):
-            return self._known
-        self._checked_at = now
-        self._known = bool(self) or self._world.is_posted(NOTICE)
+        if not self._known and (self._own is not None or now - self._checked_at >= LOOK_EVERY_S):
+            self._checked_at = now
+            self._known = bool(self) or self._world.is_posted(NOTICE)
         return self._known
 
     def __enter__(self) -> StopRequest:

@@ -1,8 +1,7 @@
-"""A worker's side of the channel to its launcher: heartbeats, stacks, the request to stop.
+"""A worker's side of the channel to its launcher: heartbeats, stacks, the request to stop. No heavy imports.
 
 The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on a local disk. It can't be
-signals: a scheduler may send the same ones to every process. No heavy imports, because a worker needs this before it
-spends seconds on importing torch.
+signals: a scheduler may send the same ones to every process.
 """
 
 from __future__ import annotations
@@ -62,9 +61,7 @@ class Supervisor:
 
     def stop_signal(self) -> str | None:
         """Return the name of the signal that the launcher got, None if it got none."""
-        if self._folder is None:
-            return None
-        try:
-            return (self._folder / STOP_FILE).read_text().strip() or "SIGTERM"
-        except OSError:
-            return None
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                return (self._folder / STOP_FILE).read_text().strip() or "SIGTERM"
+        return None

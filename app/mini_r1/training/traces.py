@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from mini_r1.recipe.builtin_models import Demonstrator
 from mini_r1.tasks.countdown import task
@@ -52,8 +51,8 @@ def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> It
         return
     kinds = _listed(problem.nums, solver.operators, solver.largest_value)
     seen: set[int] = set()
-    while kinds := [kind for kind in kinds if not kind.results <= seen]:
-        chains = kinds[-1 if len(kinds) == 1 or rng.random() < solver.sums else 0].chains
+    while kinds := [(chains, results) for chains, results in kinds if not results <= seen]:
+        chains, _ = kinds[-1 if len(kinds) == 1 or rng.random() < solver.sums else 0]
         chain = rng.choice(chains)
         if chain.values[-1] not in seen:
             seen.add(chain.values[-1])
@@ -95,19 +94,12 @@ def _drawn(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterat
             yield chain
 
 
-class _Chains(NamedTuple):
-    """All calculations of a kind."""
-
-    chains: list[Chain]
-    results: frozenset[int]
-
-
 @functools.lru_cache(maxsize=1)  # for the answers in a row
-def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> list[_Chains]:
-    """Return all products, and all sums."""
+def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> list[tuple[list[Chain], frozenset[int]]]:
+    """Return all products and all sums, each with their results."""
     chains = task.all_chains(numbers, operators, limit)
     kinds = [chain for chain in chains if not _is_sum(chain)], [chain for chain in chains if _is_sum(chain)]
-    return [_Chains(kind, frozenset(chain.values[-1] for chain in kind)) for kind in kinds]
+    return [(kind, frozenset(chain.values[-1] for chain in kind)) for kind in kinds]
 
 
 def _is_sum(chain: Chain) -> bool:
@@ -117,14 +109,14 @@ def _is_sum(chain: Chain) -> bool:
 def trace(problem: Problem, solver: Demonstrator, rng: random.Random) -> str:
     """Return one completion of the impatient solver: its tries, each judged truthfully, and an answer block."""
     lines: list[str] = []
-    last: Chain | None = None
-    for attempt in draw_tries(problem, solver, rng):
-        last, result = attempt, attempt.values[-1]
+    chain: Chain | None = None
+    for chain in draw_tries(problem, solver, rng):
+        result = chain.values[-1]
         remark = "(yes)" if result == problem.target else "(too low)" if result < problem.target else "(too high)"
-        lines.append(f"{working(attempt)} {remark}\n")
+        lines.append(f"{working(chain)} {remark}\n")
         if result == problem.target or len(lines) == solver.max_tries or rng.random() < solver.give_up:
             break
-    return "".join(lines) + close(answer(last) if last else str(problem.nums[0]), solver, rng)
+    return "".join(lines) + close(answer(chain) if chain else str(problem.nums[0]), solver, rng)
 
 
 def close(answer: str, solver: Demonstrator, rng: random.Random) -> str:

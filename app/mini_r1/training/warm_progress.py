@@ -25,28 +25,20 @@ class Training:
     """A warm start in progress."""
 
     model: Any
-    others: Sequence[torch.nn.Parameter]
-    """Parameters that AdamW updates; Muon updates the rest."""
+    others: Sequence[torch.nn.Parameter]  # updated by AdamW, the rest by Muon
     adamw: torch.optim.AdamW
     muon: Muon
-    rng: random.Random
-    """For the order of the traces."""
-    batches: list[list[int]] = field(default_factory=list)
-    """Row indices of the batches left in this epoch; the last one is the next."""
+    rng: random.Random  # for the order of the traces
+    batches: list[list[int]] = field(default_factory=list)  # row indices, left in this epoch; the last one is the next
     step: int = 0
-    seconds: float = 0.0
-    """Duration of all attempts."""
+    seconds: float = 0.0  # of all attempts
 
 
 def save(path: Path, training: Training) -> None:
     """Replace the file atomically; raise OSError or SafetensorError if it can't be written."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(training).items()}
-    state = {
-        "step": training.step,
-        "seconds": training.seconds,
-        "batches": training.batches,
-        "rng": training.rng.getstate(),
-    }
+    state = {name: getattr(training, name) for name in ("step", "seconds", "batches")}
+    state["rng"] = training.rng.getstate()
     with replacing(path, sync=False) as scratch:
         save_file(tensors, scratch, metadata={"state": json.dumps(state)})
 
@@ -61,11 +53,8 @@ def load(path: Path, training: Training) -> None:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return
     for parameter in training.others:
-        training.adamw.state[parameter] = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        training.adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
     own = _tensors(training)
     if {name: tensor.shape for name, tensor in own.items()} != {name: tensor.shape for name, tensor in tensors.items()}:
         training.adamw.state.clear()

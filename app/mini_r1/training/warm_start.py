@@ -67,20 +67,16 @@ Progress = Callable[[int, float], None]
 
 def cache_root() -> Path:
     """Return the folder of warm-started models: MINI_R1_CACHE, else the user's cache directory."""
-    explicit = os.environ.get("MINI_R1_CACHE")
-    if explicit:
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini-r1"
+    own = os.environ.get("MINI_R1_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mini-r1"
 
 
 @dataclass(frozen=True)
 class WarmStart:
     """Everything that decides the weights of a warm-started model."""
 
-    problems: Sequence[Problem]
-    """Training problems only: held-out ones stay unseen."""
+    problems: Sequence[Problem]  # for training only: held-out ones stay unseen
     style: str
-    """Prompt style of the recipe."""
     model: BuiltinModel
     settings: WarmStartRecipe
 
@@ -93,8 +89,7 @@ class WarmStart:
 
     def progress_file(self) -> Path:
         """Return the file that a stopped warm start is saved to, and resumed from."""
-        directory = self.directory()
-        return directory.with_name(f"{directory.name}.progress.safetensors")
+        return self.directory().with_suffix(".progress.safetensors")
 
 
 def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
@@ -110,10 +105,8 @@ def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
 def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console, stop: Stop = never) -> Path:
     """Return the warm-started model of a recipe, from the cache or made now with a progress line; see `make`."""
     job = of_recipe(recipe, problems)
-    try:
+    with _cache_errors(job.directory()):
         made = is_made(job.directory())
-    except OSError as error:
-        raise _unusable(error) from error
     if not made:
         steps = job.settings.steps
         console.print(f"making {job.model.name}: {steps} steps on an impatient solver's traces (once, then cached)")
@@ -141,40 +134,41 @@ def make(job: WarmStart, progress: Progress, stop: Stop = never) -> None:
         Stopped: `stop`, asked before each step and several times in it, returned true; the progress is saved.
     """
     directory = job.directory()
-    try:
+    with _cache_errors(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)  # first: the training takes minutes
         scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=directory.parent))
         scratch.chmod(0o755)  # mkdtemp's are for one user, and a cache may be shared
-    except OSError as error:
-        raise _unusable(error) from error
     try:
-        _make_in(scratch, job, progress, stop)
-        try:
-            scratch.rename(directory)
-            sync_path(directory.parent)
-        except OSError:  # another process was faster: its model is the same
-            if not is_made(directory):
-                raise
-        with suppress(OSError):
-            job.progress_file().unlink()
-    except Exception as error:
-        failed = hidden_disk_error(error, scratch)
-        if failed is None:
-            raise
-        raise _unusable(failed) from error
+        with _cache_errors(scratch):
+            _make_in(scratch, job, progress, stop)
+            try:
+                scratch.rename(directory)
+                sync_path(directory.parent)
+            except OSError:  # another process was faster: its model is the same
+                if not is_made(directory):
+                    raise
+            with suppress(OSError):
+                job.progress_file().unlink()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _unusable(error: OSError) -> KitError:
-    root = cache_root()
-    full = disk_error(error)
-    cause = full.message if full else f"{error.filename}: {error.strerror}."
-    return KitError(
-        f"a model made here cannot be kept in {root}: {cause} Or set MINI_R1_CACHE to a folder that this user can "
-        "write, with enough space.",
-        ExitCode.RETRY,
-    )
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    """Raise an error of the disk that `folder` is on as a retryable KitError."""
+    try:
+        yield
+    except Exception as error:
+        failed = hidden_disk_error(error, folder)
+        if failed is None:
+            raise
+        full = disk_error(failed)
+        cause = full.message if full else f"{failed.filename}: {failed.strerror}."
+        raise KitError(
+            f"a model made here cannot be kept in {cache_root()}: {cause} Or set MINI_R1_CACHE to a folder that this "
+            "user can write, with enough space.",
+            ExitCode.RETRY,
+        ) from error
 
 
 def _make_in(folder: Path, job: WarmStart, progress: Progress, stop: Stop) -> None:
@@ -227,8 +221,7 @@ def train(
 ) -> None:
     """Train on the completion tokens of the traces; the learning rate rises for WARMUP steps, then falls to 0.
 
-    Raises:
-        Stopped: `stop` returned true; `training` is as after its last step.
+    If `stop` returns true, Stopped is raised, and `training` is as after its last step.
     """
     steps, imitation = job.settings.steps, job.model.imitation
     if training.step == steps:  # stopped while its arithmetic was measured
@@ -300,10 +293,9 @@ def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random
     order = list(range(len(lengths)))
     rng.shuffle(order)
     pool = 32 * size
-    by_length = [
-        i for start in range(0, len(order), pool) for i in sorted(order[start : start + pool], key=lengths.__getitem__)
-    ]
-    batches = [by_length[i : i + size] for i in range(0, len(by_length) - size + 1, size)]
+    for start in range(0, len(order), pool):
+        order[start : start + pool] = sorted(order[start : start + pool], key=lengths.__getitem__)
+    batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
     rng.shuffle(batches)
     return batches
 
@@ -354,9 +346,9 @@ def step_verdicts(text: str) -> list[bool]:
     """
     verdicts = []
     for line in text.split("</think>")[0].splitlines():
-        words = line.split(" (")[0].split()
-        for i in range(0, len(words) - 4, 4):
-            left, op, number, equals, value = words[i : i + 5]
+        parts = line.split(" (")[0].split()
+        for i in range(0, len(parts) - 4, 4):
+            left, op, number, equals, value = parts[i : i + 5]
             if op not in OPERATIONS or equals != "=" or not all(map(str.isdecimal, (left, number, value))):
                 break
             verdicts.append(OPERATIONS[op](int(left), int(number)) == int(value))
