@@ -1,8 +1,8 @@
 """LoRA and QLoRA: a small adapter is trained on a frozen model.
 
-The reference policy then costs no memory: it is the same model with the adapter disabled. A new adapter's output is
-zero, so the first policy equals the reference. `lora_dropout` above 0 acts in the loss and not in the sampling, which
-adds noise to the KL; TRL's default of 0.05 is kept, 0 is exact.
+The reference policy is the same model with the adapter disabled: it costs no memory, and the first policy equals it,
+because a new adapter's output is zero. `lora_dropout` above 0 acts in the loss and not in the sampling, which adds
+noise to the KL; TRL's default of 0.05 is kept, 0 is exact.
 
 TRL 0.14.0's `get_peft_config` and `get_quantization_config` are not used: a list of one target module becomes a regular
 expression for the full module name, which matches none, and with `torch_dtype` unset 4-bit weights are multiplied in
@@ -64,10 +64,8 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
 
     The adapter's weights are float32 on a 16-bit model too (peft's default): added to a weight of 0.01, an update of
     1e-6 is lost in bfloat16. They are drawn from the recipe's seed. The adapter's configuration names the base model by
-    hub id and commit, or by absolute path, so that a snapshot finds it.
-
-    Raises:
-        KitError: the model is an adapter already, or has no module of a name in `lora_target_modules`.
+    hub id and commit, or by absolute path, so that a snapshot finds it. Raises KitError if the model is an adapter
+    already, or has no module of a name in `lora_target_modules`.
     """
     if isinstance(model, PeftModel):
         base = model.peft_config[model.active_adapter].base_model_name_or_path
@@ -84,11 +82,10 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
         lora_dropout=recipe.lora_dropout,
         target_modules=_target_modules(model, recipe.lora_target_modules),
     )
+    checkpointing = recipe.gradient_checkpointing
     if recipe.load_in_4bit or recipe.load_in_8bit:
-        model = prepare_model_for_kbit_training(
-            model, recipe.gradient_checkpointing, recipe.gradient_checkpointing_kwargs
-        )
-    elif recipe.gradient_checkpointing:
+        model = prepare_model_for_kbit_training(model, checkpointing, recipe.gradient_checkpointing_kwargs)
+    elif checkpointing:
         # A frozen embedding's output needs no gradient, and a checkpointed layer would then pass none on.
         model.enable_input_require_grads()
     set_seed(recipe.seed)

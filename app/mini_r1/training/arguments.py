@@ -40,8 +40,7 @@ def grpo_config(
 ) -> GRPOConfig:
     """Return TRL's configuration of a run; with DeepSpeed, models are loaded sharded after this call.
 
-    Raises:
-        KitError: this machine or installation can't do what the recipe asks for.
+    Raises KitError if this machine or installation can't do what the recipe asks for.
     """
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
     values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
@@ -83,13 +82,12 @@ def reporters(recipe: Recipe) -> list[str]:
     from transformers.integrations import get_available_reporting_integrations
 
     installed = get_available_reporting_integrations()
-    wanted = [recipe.report_to] if isinstance(recipe.report_to, str) else list(recipe.report_to)
-    if "all" in wanted:
-        wanted = installed
-    missing = [name for name in wanted if name not in installed and name not in ("none", "all")]
+    given = {recipe.report_to} if isinstance(recipe.report_to, str) else set(recipe.report_to)
+    wanted = set(installed) if "all" in given else given - {"none"}
+    missing = sorted(wanted - set(installed))
     if missing:
         raise KitError(f"report_to: {', '.join(missing)} is not installed: install it, or remove it from the list")
-    return sorted({name for name in wanted if name not in ("none", "all", "tensorboard")})
+    return sorted(wanted - {"tensorboard"})
 
 
 def prepare_deepspeed(*, on_cpu: bool) -> None:
@@ -119,9 +117,9 @@ def wait_for_every_gather() -> None:
     """
     from deepspeed import comm
 
-    if getattr(comm.all_gather_into_tensor, "waits", False):
-        return
     gather = comm.all_gather_into_tensor
+    if getattr(gather, "waits", False):
+        return
 
     def gathered(*args: Any, **kwargs: Any) -> Any:
         handle = gather(*args, **kwargs)

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,7 @@ class Inputs:
 
     data: task.TaskData
     schedule: Schedule
-    dataset: Any
-    """Rows in the order in which they are trained on."""
+    dataset: Any  # rows in the order in which they are trained on
     held_out: list[dict[str, Any]]
     policy: Policy
 
@@ -86,8 +85,7 @@ class Attempt(TrainerCallback):
         recipe, run, world, schedule = context.recipe, context.run, context.world, inputs.schedule
         self.recipe, self.run, self.world, self.stop = recipe, run, world, context.stop.on_any_rank
         self.start = self._step = resume.step if resume else 0
-        self.checkpoint_only = False
-        """Whether the save of the last finished step is one that `save_minutes` adds: it has no snapshot."""
+        self.checkpoint_only = False  # set when a save is one that `save_minutes` adds: it has no snapshot
         self.callbacks: list[TrainerCallback] = [self]
         self._number = int(folder.name)
         self._stop_request = context.stop
@@ -95,26 +93,21 @@ class Attempt(TrainerCallback):
         self._schedule = schedule
         self._steps_per_epoch = len(inputs.data.train) / schedule.prompts
         self._saved_at = 0.0
+        self._push: pushing.Pushing | None = None
+        self._metrics: JsonLines | None = None
         if world.main:
             records.write(context, inputs, self._number)
             records.announce(context, inputs, self.start)
-        self._line = TrainingLine(context.console, schedule.steps, self.start)
-        self._push: pushing.Pushing | None = None
-        self._metrics: JsonLines | None = None
-        if world.main and recipe.push_to_hub:
-            self._push = pushing.Pushing(recipe, run, folder, context.console)
-            stack.callback(self._push.leave)
-            self._push.push()
-        if world.main:
-            self._metrics = JsonLines(folder / "metrics.jsonl")
-            stack.callback(self._metrics.close)
-        stack.callback(self._line.close)
-        if world.main:
+            if recipe.push_to_hub:
+                self._push = pushing.Pushing(recipe, run, folder, context.console)
+                stack.callback(self._push.leave)
+                self._push.push()
+            self._metrics = stack.enter_context(closing(JsonLines(folder / "metrics.jsonl")))
             cut_samples(run, resume)
-            self._completions = CompletionLog(folder, run.completion_samples)
-            stack.callback(self._completions.close)
+            self._completions = stack.enter_context(closing(CompletionLog(folder, run.completion_samples)))
             self._curves = Curves(run, self.start, schedule.steps)
             self.callbacks.append(self._curves)
+        self._line = stack.enter_context(closing(TrainingLine(context.console, schedule.steps, self.start)))
 
     # --- what the trainer reports ---
 
@@ -158,10 +151,10 @@ class Attempt(TrainerCallback):
         regular = last or periodic or stop
         self.checkpoint_only = self._save_minutes_passed() and not regular
         control.should_save = regular or self.checkpoint_only
-        if stop and not last:
+        if stop or last:
             control.should_training_stop = True
         if last:
-            control.should_log = control.should_training_stop = True
+            control.should_log = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not logs or not ("loss" in logs or "eval_success" in logs):
@@ -226,10 +219,8 @@ class Attempt(TrainerCallback):
         if isinstance(failure, KitError):
             code, reason = failure.exit_code, failure.message
         if self.world.main:
-            step = self.run.read_state().get("step", 0)
-            if not self.run.write_last_state(
-                "failed", step=step, exit_code=int(code), reason=reason, attempt=self._number
-            ):
+            facts = {"step": self.run.read_state().get("step", 0), "exit_code": int(code), "reason": reason}
+            if not self.run.write_last_state("failed", **facts, attempt=self._number):
                 logger.error("state.json cannot be written either")
         if described is not None:
             raise described from error

@@ -28,12 +28,9 @@ def micro_batches(
 
     The loss of a step is a mean over completions of a mean over tokens, so the batch of a completion does not change
     the step's gradient, and short completions are not padded to the longest one. Every rank needs the same number of
-    micro-batches, because the others wait for its gradients: if groups are dropped and too few completions are left, a
-    micro-batch holds one completion of weight 0.
-
-    Args:
-        drop_equal_groups: leave out the completions of groups whose rewards are all equal.
-        counted: completions of the step that are not left out, mean over the ranks; None: this rank's.
+    micro-batches, because the others wait for its gradients: if too few completions are left without the groups whose
+    rewards are all equal, a micro-batch holds one completion of weight 0. `counted` is the number of completions left,
+    the mean over the ranks; None: this rank's.
     """
     ordered = sorted(completions, key=lambda c: len(c.ids))
     kept = [c for c in ordered if c.group_differs or not drop_equal_groups]
@@ -41,11 +38,8 @@ def micro_batches(
     # The trainer takes the mean over micro-batches and ranks, so a completion counts count / counted in its own.
     weight = count / counted if counted else 0.0
     cuts = [round(i * len(kept) / count) for i in range(count + 1)]
-    batches = []
-    for start, end in pairwise(cuts):
-        chosen, worth = (kept[start:end], weight) if end > start else (ordered[:1], 0.0)
-        batches.append(collate(chosen, worth, pad_token_id, device))
-    return batches
+    parts = [(kept[i:end], weight) if end > i else (ordered[:1], 0.0) for i, end in pairwise(cuts)]
+    return [collate(part, worth, pad_token_id, device) for part, worth in parts]
 
 
 def collate(completions: Sequence[Completion], weight: float, pad_token_id: int, device: torch.device) -> Batch:

@@ -48,9 +48,9 @@ def save_snapshot(
 ) -> None:
     """Write `snapshots/step-N`: weights in 16 bits and the tokenizer, enough to evaluate and to publish.
 
-    The snapshot of a model with an adapter is the adapter alone, which names its base. Weights are converted one by
-    one into the host's memory: 2 bytes a parameter, none if they are there in 16 bits already; on a GPU it takes the
-    largest one once more. `state` has the weights if the model, which is not wrapped, holds only a shard of them.
+    The snapshot of a model with an adapter is the adapter alone. Weights are converted one by one into the host's
+    memory: 2 bytes a parameter, none if they are there in 16 bits already; on a GPU it takes the largest one once
+    more. `state` has the weights if the model, which is not wrapped, holds only a shard of them.
     """
     scratch = run.snapshots / f".step-{step}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -65,10 +65,9 @@ def save_snapshot(
         if tensor.data_ptr() not in converted:
             converted[tensor.data_ptr()] = tensor.to("cpu", dtype if tensor.is_floating_point() else tensor.dtype)
         saved[name] = converted[tensor.data_ptr()]
-    if adapter:
-        model.save_pretrained(scratch, state_dict=saved, safe_serialization=True, save_embedding_layers=False)
-    else:
-        model.save_pretrained(scratch, state_dict=saved, safe_serialization=True)
+    options = {"save_embedding_layers": False} if adapter else {}
+    model.save_pretrained(scratch, state_dict=saved, safe_serialization=True, **options)
+    if not adapter:
         config = scratch / "config.json"  # has the dtype of the model, not of the tensors that are saved
         values = {**json.loads(config.read_text()), "torch_dtype": str(dtype).removeprefix("torch.")}
         config.write_text(json.dumps(values, indent=2) + "\n")
@@ -86,9 +85,7 @@ def written_by(name: str, world_size: int) -> int:
 def seal_together(folder: Path, run: RunDir, step: int, world: World, facts: dict[str, Any]) -> None:
     """Complete a checkpoint once every rank has written its part, and delete the oldest; every rank has to call it.
 
-    Args:
-        folder: what transformers has written; becomes `checkpoints/step-N`.
-        facts: for the manifest, besides `world_size`.
+    `folder`, which transformers has written, becomes `checkpoints/step-N`; `facts` are for its manifest.
     """
     world.wait()
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
@@ -115,21 +112,19 @@ def space_needed(run: RunDir, trained: int, *, snapshot: bool = True) -> int:
 
 
 def check_space(run: RunDir, needed: int) -> None:
-    """Check the disk before a save writes its first byte. A quota is not seen here: it fails the write.
+    """Raise KitError, retryable, if less than `needed` bytes are left or the run directory is gone.
 
-    Raises:
-        KitError: less than `needed` bytes are left, or the run directory is gone; retryable.
+    Call it before a save writes its first byte. A quota is not seen here: it fails the write.
     """
     with disk_errors(run.path, lambda: next_start(run)):
         run.require_id()
     free = shutil.disk_usage(run.path).free
-    if free >= needed:
-        return
-    raise KitError(
-        f"a checkpoint and its snapshot need {shown_bytes(needed)}, and the disk of {run.path} has "
-        f"{shown_bytes(free)} left. Free space on that disk, then run the same command again: {next_start(run)}.",
-        ExitCode.RETRY,
-    )
+    if free < needed:
+        raise KitError(
+            f"a checkpoint and its snapshot need {shown_bytes(needed)}, and the disk of {run.path} has "
+            f"{shown_bytes(free)} left. Free space on that disk, then run the same command again: {next_start(run)}.",
+            ExitCode.RETRY,
+        )
 
 
 def next_start(run: RunDir) -> str:
@@ -145,17 +140,24 @@ def next_start(run: RunDir) -> str:
 def saving(run: RunDir, main: bool) -> Iterator[None]:
     """Delete what a failed save has written, on rank 0: state.json and the log need the space for the error.
 
-    Raises:
-        KitError: the disk failed; retryable.
+    Raises KitError, retryable, if the disk failed.
     """
     try:
         yield
     except Exception as error:
-        failed = hidden_disk_error(error, _unfinished(run))
+        unfinished = run.path
+        with suppress(OSError):
+            folders = [*run.checkpoints.glob("checkpoint-*"), *run.snapshots.glob(".step-*"), run.path]
+            unfinished = folders[0]
+        failed = hidden_disk_error(error, unfinished)
         # Before anything is deleted: the message has the space that was left.
         described = None if failed is None else disk_error(failed, run.path, next_start(run))
         if main:
-            _close_files(error)
+            # torch.save's writer keeps its file open, and so its space on the disk, as long as its frames exist.
+            cause: BaseException | None = error
+            while cause is not None:
+                traceback.clear_frames(cause.__traceback__)
+                cause = cause.__context__
             with suppress(OSError):  # a disk that has become read-only; the first error has the cause
                 tidy(run.checkpoints)
                 tidy(run.snapshots)
@@ -164,28 +166,17 @@ def saving(run: RunDir, main: bool) -> Iterator[None]:
         raise described from error
 
 
-def _close_files(error: BaseException | None) -> None:
-    """Free what the failed functions held: torch.save's writer keeps its file open, and so its space on the disk."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
-
-
-def _unfinished(run: RunDir) -> Path:
-    with suppress(OSError):
-        return next(iter([*run.checkpoints.glob("checkpoint-*"), *run.snapshots.glob(".step-*")]), run.path)
-    return run.path
-
-
 def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_stage: int = 0) -> Saved | None:
     """Return the newest checkpoint whose files have the sizes and hashes of its manifest; skipped ones are reported.
 
     No other checkpoint is read: it holds pickles (optimizer and random states), and only the manifest of this run shows
-    that the run wrote them.
-
-    Raises:
-        KitError: its state is sharded in another way than the workers' now, or run.json is missing or damaged.
+    that the run wrote them. Raises KitError if its state is sharded in another way than the workers' now, or run.json
+    is missing or damaged.
     """
+
+    def warn(text: str) -> None:
+        console.print(text, style="yellow", markup=False)
+
     checkpoints = run.complete_checkpoints()
     if checkpoints and not run.run_id:
         raise KitError(
@@ -197,19 +188,17 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_st
         if damage is None:
             _refuse_other_shards(saved, world_size, zero_stage)
             run.prune_checkpoints()  # a kill may have come between the last save and its pruning
-            warning = describe_lost_logs(run, saved)
-            if warning is not None:
-                console.print(warning, style="yellow", markup=False)
+            lost = describe_lost_logs(run, saved)
+            if lost is not None:
+                warn(lost)
             return saved
         aside = run.set_aside(saved)
-        console.print(
+        warn(
             f"checkpoint of step {saved.step} is damaged and skipped: {damage}. It is {aside} now: delete it when you "
-            "have looked at it",
-            style="yellow",
-            markup=False,
+            "have looked at it"
         )
     if checkpoints:
-        console.print("no checkpoint can be used: starting from the beginning", style="yellow", markup=False)
+        warn("no checkpoint can be used: starting from the beginning")
     return None
 
 

@@ -1,7 +1,4 @@
-"""TensorBoard: the scalars of metrics.jsonl, and some completions as text.
-
-TensorBoard renders text as Markdown, so a completion goes in as a block of code, with invisible characters escaped.
-"""
+"""TensorBoard: the scalars of metrics.jsonl, and some completions as text."""
 
 from __future__ import annotations
 
@@ -62,13 +59,10 @@ class EventFile:
 
 
 class Curves(TensorBoardCallback):
-    """Writes TensorBoard events, for rank 0.
-
-    Resuming after step `start` hides later steps of earlier attempts; without that, as in transformers, a resumed curve
-    runs back and forth.
-    """
+    """Writes TensorBoard events, for rank 0."""
 
     def __init__(self, run: RunDir, start: int, steps: int) -> None:
+        # A purge hides later steps of earlier attempts: without it a resumed curve runs back and forth.
         with patch.object(writer, "EventFileWriter", EventFile):
             super().__init__(writer.SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None))
         self._every = max(1, steps // TEXTS)
@@ -88,7 +82,7 @@ class Curves(TensorBoardCallback):
 
 
 def as_code(text: str) -> str:
-    """Return Markdown that renders as the text: an indented block, which no line of the text can end."""
+    """Return Markdown that TensorBoard renders as the text: an indented block, which no line of the text can end."""
     return "\n".join(f"    {line}" for line in printable(text).expandtabs(4).split("\n"))
 
 

@@ -46,9 +46,8 @@ def _calculate(index: int) -> Finding:
     except RuntimeError as error:
         if "no kernel image" in str(error):
             return fail(f"{name}: torch {torch.__version__} has no code for it", "use a GPU of another kind", "recipe")
-        return fail(
-            f"{name} cannot be used: {first_line(error)}", "take the node out of service: nvidia-smi -q", "node"
-        )
+        detail = f"{name} cannot be used: {first_line(error)}"
+        return fail(detail, "take the node out of service: nvidia-smi -q", "node")
     if not right:
         return fail(f"{name} calculates wrong", "take the node out of service", "node")
     return ok(f"torch {torch.__version__} calculates on {name}")

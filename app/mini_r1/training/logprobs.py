@@ -12,9 +12,9 @@ COPIES * CHUNK_BYTES for completions of any length. tests/training/test_logprobs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -31,15 +31,9 @@ def completion_logps(
 ) -> torch.Tensor:
     """Return the log-probability of each completion token under softmax(logits / temperature), as it was sampled.
 
-    The attention mask hides the left padding, and positions start at each prompt's first real token, as in the rollout.
-
-    Args:
-        head: the model's output layer if its result is the logits, see `plain_head`; None calculates them all at once.
-        vocabulary: the logits' last dimension, V.
-        inputs: `input_ids` and `attention_mask` (B, P + C), `completion_mask` (B, C).
-
-    Returns:
-        (B, C) in float32; 0 where completion_mask is 0.
+    (B, C) in float32; 0 where `completion_mask` (B, C) is 0. The attention mask (B, P + C) hides the left padding, and
+    positions start at each prompt's first real token, as in the rollout. `head` is the model's output layer if its
+    result is the logits, see `plain_head`; None calculates them all at once.
     """
     mask = inputs["completion_mask"].bool()
     width = mask.shape[1]
@@ -53,8 +47,10 @@ def completion_logps(
 
     if head is None:
         return logps_of(_forward(model, inputs, width), lambda logits: logits)
-    # Replaces the output layer inside the model's forward: wrappers (DDP, DeepSpeed) keep their hooks.
-    with _replaced_forward(head, logps_of):
+    # Replaces the output layer inside the model's forward: wrappers (DDP, DeepSpeed) keep their hooks. `patch` restores
+    # a `forward` that accelerate or DeepSpeed may have set on the module, and deletes its own otherwise.
+    original = head.forward
+    with patch.object(head, "forward", lambda hidden: logps_of(hidden, original)):
         return _forward(model, inputs, width)
 
 
@@ -75,31 +71,16 @@ def plain_head(model: Any, output_layer: torch.nn.Module | None, inputs: dict[st
     return output_layer if len(seen) == 1 and torch.equal(seen[0].float(), logits.float()) else None
 
 
-@contextmanager
-def _replaced_forward(module: torch.nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    original = module.forward
-    own = "forward" in vars(module)  # accelerate and DeepSpeed may have set one
-    module.forward = lambda hidden: forward(hidden, original)
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = original
-        else:
-            del module.forward
-
-
 def _forward(model: Any, inputs: dict[str, torch.Tensor], width: int) -> torch.Tensor:
     """Return the model's logits for the last `width` + 1 positions."""
     mask = inputs["attention_mask"]
-    logits: torch.Tensor = model(
+    return model(  # type: ignore[no-any-return]
         input_ids=inputs["input_ids"],
         attention_mask=mask,
         position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
         num_logits_to_keep=width + 1,
         use_cache=False,
     ).logits
-    return logits
 
 
 def _chunked(

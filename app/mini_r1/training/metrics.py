@@ -19,7 +19,10 @@ WINDOW_FILE = "window.json"
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return means over rows of completions.jsonl, at least one, under TRL's names where it has one."""
-    figures = {
+    by_size: dict[int, list[float]] = {}
+    for r in records:
+        by_size.setdefault(len(r["nums"]), []).append(r["rewards"]["equation"])
+    return {
         "reward": _mean(r["reward"] for r in records),
         "success": _mean(r["rewards"]["equation"] for r in records),
         "completion_length": _mean(r["tokens"] for r in records),
@@ -28,13 +31,9 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         "reflections": _mean(r["reflections"] for r in records),
         "frac_enumerating": _mean(r["style"] == "enumerating" for r in records),
         "frac_wordy": _mean(r["style"] == "wordy" for r in records),
+        **{f"rewards/{name}": _mean(r["rewards"][name] for r in records) for name in records[0]["rewards"]},
+        **{f"success/{size}_numbers": _mean(by_size[size]) for size in sorted(by_size)},
     }
-    for name in records[0]["rewards"]:
-        figures[f"rewards/{name}"] = _mean(r["rewards"][name] for r in records)
-    for size in sorted({len(r["nums"]) for r in records}):
-        of_size = [r for r in records if len(r["nums"]) == size]
-        figures[f"success/{size}_numbers"] = _mean(r["rewards"]["equation"] for r in of_size)
-    return figures
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -64,7 +63,6 @@ class Window:
 
     def load(self, folder: Path) -> dict[str, Any]:
         """Restore the window from a checkpoint; return the state of the watch."""
-        saved = json.loads((folder / WINDOW_FILE).read_text())
+        saved: dict[str, Any] = json.loads((folder / WINDOW_FILE).read_text())
         self._values = saved["window"]
-        watch: dict[str, Any] = saved["watch"]
-        return watch
+        return saved["watch"]  # type: ignore[no-any-return]

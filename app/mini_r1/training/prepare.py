@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -17,15 +17,8 @@ from trl import create_reference_model
 
 from mini_r1.console import ProgressLine
 from mini_r1.errors import KitError, Stopped
-from mini_r1.generation.model import (
-    StartingPoint,
-    check_configuration,
-    device,
-    eos_token_ids,
-    load_model,
-    load_tokenizer,
-    refuse_misfit,
-)
+from mini_r1.generation import model as models
+from mini_r1.generation.model import StartingPoint, device, eos_token_ids, load_model, load_tokenizer
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
 from mini_r1.machine.control_groups import usable_cores
@@ -50,13 +43,8 @@ def load_task_data(
 ) -> task.TaskData:
     """Return the recipe's problems, split; the same on every rank and at every start.
 
-    Args:
-        commit: of a hub data set that a run began with: its branch may have moved since.
-        stop: asked for each generated problem.
-
-    Raises:
-        KitError: the data can't be loaded or is wrong.
-        Stopped: `stop` returned true.
+    `commit` is that of a hub data set that a run began with: its branch may have moved since. `stop` is asked for each
+    generated problem. Raises KitError if the data can't be loaded or is wrong.
     """
     total = recipe.dataset_rows or task.GENERATED_ROWS
     with ProgressLine(console or Console(quiet=True), "generating problems", total) as line:
@@ -86,13 +74,10 @@ def model_source(recipe: Recipe, data: task.TaskData, console: Console, stop: St
 
 
 def tune_cpu(recipe: Recipe) -> None:
-    """Tune a process that trains on the CPU; call it before the first large tensor.
-
-    A built-in model gets few threads, unless OMP_NUM_THREADS is set. Their number does not depend on the load: two
-    runs on one machine must agree to the last digit.
-    """
+    """Tune a process that trains on the CPU; call it before the first large tensor."""
     if device().type != "cpu":
         return
+    # The number of threads does not depend on the load: two runs on one machine must agree to the last digit.
     if recipe.built_in is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(SMALL_MODEL_THREADS, usable_cores()))
     keep_freed_memory()
@@ -112,14 +97,11 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Source of the model, and its tokenizer, before its weights are loaded."""
+class Origin(NamedTuple):
+    """The model before its weights are loaded."""
 
-    source: str
-    """Directory or hub id."""
-    revision: str | None
-    """Branch, tag or commit on the hub; None for the default."""
+    source: str  # directory or hub id
+    revision: str | None  # branch, tag or commit on the hub; None for the default
     tokenizer: PreTrainedTokenizerBase
 
 
@@ -128,13 +110,10 @@ class Policy:
     """The model that is trained, and its reference."""
 
     model: Any
-    reference: Any
-    """None without a KL term, and with an adapter, which is switched off instead."""
+    reference: Any  # None without a KL term, and with an adapter, which is switched off instead
     tokenizer: PreTrainedTokenizerBase
-    source: str = ""
-    """Directory or hub id that the model was loaded from."""
-    revision: str | None = None
-    """Its commit on the hub; None for a directory."""
+    source: str = ""  # directory or hub id that the model was loaded from
+    revision: str | None = None  # its commit on the hub; None for a directory
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -147,23 +126,20 @@ def find_model(
 ) -> Origin:
     """Make a built-in model if need be, check the model's configuration, and load the tokenizer.
 
-    Raises:
-        Stopped: `stop` returned true in a warm start.
-        KitError: model or tokenizer can't be loaded, or the model does not fit the recipe.
+    Raises KitError if model or tokenizer can't be loaded, or the model does not fit the recipe.
     """
     source = model_source(recipe, data, console, stop)
     revision = commit or recipe.model_revision
-    check_configuration(source, revision, recipe.longest_sequence)
-    if recipe.tokenizer_name_or_path:  # another repository, where the model's revision means nothing
-        return Origin(source, revision, load_tokenizer(recipe.tokenizer_name_or_path, None))
-    return Origin(source, revision, load_tokenizer(source, revision))
+    models.check_configuration(source, revision, recipe.longest_sequence)
+    other = recipe.tokenizer_name_or_path  # another repository, where the model's revision means nothing
+    return Origin(source, revision, load_tokenizer(other or source, None if other else revision))
 
 
 def load_policy(recipe: Recipe, origin: Origin) -> Policy:
     """Load the recipe's model and its reference; raise KitError if they don't fit the tokenizer or the recipe."""
     quantization = adapters.quantization(recipe)
     model = load_model(origin.source, origin.revision, recipe.torch_dtype, recipe.attn_implementation, quantization)
-    refuse_misfit(model, origin.tokenizer)
+    models.refuse_misfit(model, origin.tokenizer)
     model = adapters.with_adapter(model, recipe)
     reference = create_reference_model(model) if recipe.beta and not recipe.use_peft else None
     return Policy(model, reference, origin.tokenizer, origin.source, getattr(model.config, "_commit_hash", None))
@@ -203,11 +179,12 @@ def prompts(
     """
     texts = render(tokenizer, problems, recipe.prompt_style)
     lengths = [len(ids) for ids in token_ids(tokenizer, texts)] if texts else []
-    longest = max(range(len(lengths)), key=lengths.__getitem__, default=0)
-    if lengths and recipe.max_prompt_length is not None and lengths[longest] > recipe.max_prompt_length:
+    longest, limit = max(lengths, default=0), recipe.max_prompt_length
+    if limit is not None and longest > limit:
+        problem = problems[lengths.index(longest)]
         raise KitError(
-            f"the prompt of {list(problems[longest].nums)} -> {problems[longest].target} has {lengths[longest]} "
-            f"tokens and max_prompt_length is {recipe.max_prompt_length}: raise it to at least {lengths[longest]}"
+            f"the prompt of {list(problem.nums)} -> {problem.target} has {longest} tokens and max_prompt_length is "
+            f"{limit}: raise it to at least {longest}"
         )
     return [{"prompt": text, "nums": list(p.nums), "target": p.target} for text, p in zip(texts, problems, strict=True)]
 

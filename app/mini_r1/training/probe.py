@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 from mini_r1.errors import KitError, first_line
 from mini_r1.findings import Finding, fail, from_error, ok, skip
 from mini_r1.machine.heavy_imports import needs_extra, no_garbage_collection
+from mini_r1.machine.provenance import versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
@@ -37,12 +37,8 @@ class Probe:
         self._tokenizer: Any = None
         self._data: Any = None
 
-    def findings(self) -> list[Finding]:
-        """Return every check's result, in order."""
-        return [_run_check(name, check) for name, check in self.checks().items()]
-
     def checks(self) -> dict[str, Callable[[], Finding]]:
-        """Return the checks by name."""
+        """Return the checks by name, in order."""
         return {
             "torch": self._torch,
             "attention": self._attention,
@@ -85,11 +81,11 @@ class Probe:
         return _check_import("bitsandbytes", "bitsandbytes", INSTALL)
 
     def _architecture(self) -> Finding:
-        if self._recipe.built_in:
+        recipe, name = self._recipe, self._recipe.model_name_or_path
+        if recipe.built_in:
             return ok("qwen2, made by the kit")
         from mini_r1.generation.model import check_configuration
 
-        recipe, name = self._recipe, self._recipe.model_name_or_path
         self._config = check_configuration(name, recipe.model_revision, recipe.longest_sequence)
         if not self._config:
             return ok(f"{name} is an adapter: its base model is checked when it is loaded")
@@ -143,14 +139,11 @@ def _check_import(package: str, module: str, fix: str, *others: str) -> Finding:
             importlib.import_module(name)
         except Exception as error:  # ImportError mostly; native libraries raise others
             return fail(f"{name} cannot be imported: {first_line(error)}", fix, "recipe")
-    return ok(f"{package} {_version(package.lower())}")
+    return ok(f"{package} {_version(package)}")
 
 
 def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
+    return versions([package])[package] or "none"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -166,7 +159,8 @@ def main(arguments: Sequence[str]) -> None:
         stack.enter_context(no_garbage_collection())
         try:
             recipe = load_recipe(find_recipe(given.recipe), given.overrides)
-            findings = Probe(recipe, deepspeed=given.deepspeed != "none").findings()
+            checks = Probe(recipe, deepspeed=given.deepspeed != "none").checks()
+            findings = [_run_check(name, check) for name, check in checks.items()]
         except KitError as error:
             findings = [from_error(error).named("recipe")]
         json.dump({"findings": [finding.to_dict() for finding in findings]}, out)

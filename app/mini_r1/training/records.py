@@ -57,6 +57,8 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
     """Write recipe.yaml, which makes the directory a run, run.json with this attempt added, the held-out problems."""
     run, recipe, deepspeed = context.run, context.recipe, context.deepspeed
     write_text(run.recipe_file, dump_recipe(recipe))
+    on_cpu = device().type == "cpu"
+    cpu = f"cpu x {os.cpu_count()} ({torch.get_num_threads()} threads)"
     this_attempt = {
         "attempt": attempt,
         "started": utc_now(),
@@ -66,7 +68,7 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
         "versions": versions(RECORDED_VERSIONS),
         "kit": mini_r1.__version__,
         "code_revision": code_revision(),
-        "devices": _devices(),
+        "devices": [cpu] if on_cpu else [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "workers": context.world.size,
         "deepspeed": deepspeed.name if deepspeed else None,
         "vllm_device": os.environ.get(VLLM_DEVICE),
@@ -108,17 +110,10 @@ def announce(context: WorkerContext, inputs: Inputs, start: int) -> None:
     )
 
 
-def _devices() -> list[str]:
-    if device().type == "cpu":
-        return [f"cpu x {os.cpu_count()} ({torch.get_num_threads()} threads)"]
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
 class LogFile(logging.FileHandler):
-    """A log file that loses lines on a full disk silently: the files that a run needs report the disk."""
+    """A log file that silently keeps lines for later on a full disk: the files that a run needs report the disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Report an error other than the disk's; the lines are kept, and written with a later one if there is space."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 

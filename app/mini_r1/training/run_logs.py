@@ -50,10 +50,7 @@ def _entry(record: dict[str, Any]) -> str:
 
 
 def sync_logs(run: RunDir) -> dict[str, int]:
-    """Wait until the logs are on the disk, and return their sizes in bytes.
-
-    Logs of earlier attempts are among them: one that was killed left rows that no checkpoint waited for.
-    """
+    """Wait until the logs are on the disk, those of killed attempts among them, and return their sizes in bytes."""
     logs = [path for name in ("metrics.jsonl", "completions.jsonl") for path in run.attempts.glob(f"*/{name}")]
     logs += _samples(run)
     for path in [*logs, *sorted({path.parent for path in logs}), run.attempts, run.path]:
@@ -69,12 +66,9 @@ def describe_lost_logs(run: RunDir, saved: Saved) -> str | None:
         found = path.stat().st_size if path.is_file() else 0
         if isinstance(size, int) and found < size:
             lost.append(f"{name} has {found:,} of {size:,} bytes")
-    if not lost:
-        return None
-    return (
-        f"logs of steps up to {saved.step} are incomplete, because a file was changed or its disk lost data: "
-        f"{', '.join(lost)}. Training continues without them"
-    )
+    cause = "because a file was changed or its disk lost data"
+    sentence = f"logs of steps up to {saved.step} are incomplete, {cause}: {', '.join(lost)}"
+    return f"{sentence}. Training continues without them" if lost else None
 
 
 def cut_samples(run: RunDir, resume: Saved | None) -> None:

@@ -19,10 +19,8 @@ from mini_r1.recipe.fields import Recipe
 class Schedule:
     """The optimizer steps of a run."""
 
-    prompts: int
-    """Prompts of one optimizer step, over all workers."""
-    accumulation: int
-    """Micro-batches of each worker in a step."""
+    prompts: int  # of one optimizer step, over all workers
+    accumulation: int  # micro-batches of each worker in a step
     steps: int
 
 
@@ -38,18 +36,11 @@ def total_steps(max_steps: int, epochs: float, rows: int, prompts_per_step: int)
 
 
 def accumulation_steps(prompts_per_step: int, per_device_batch: int, workers: int) -> int:
-    """Return the micro-batches of each worker that make an optimizer step of `prompts_per_step` prompts.
-
-    Raises:
-        KitError: the workers can't share the step's prompts evenly.
-    """
+    """Return the micro-batches of each worker in an optimizer step; KitError if they can't share its prompts evenly."""
     steps, left = divmod(prompts_per_step, per_device_batch * workers)
     if left or not steps:
-        possible = [
-            n
-            for n in range(1, prompts_per_step // per_device_batch + 1)
-            if prompts_per_step % (per_device_batch * n) == 0
-        ]
+        most = prompts_per_step // per_device_batch
+        possible = [n for n in range(1, most + 1) if prompts_per_step % (per_device_batch * n) == 0]
         raise KitError(
             f"an optimizer step of this run has {prompts_per_step} prompts, and {workers} workers with "
             f"per_device_train_batch_size {per_device_batch} cannot share them evenly: "

@@ -13,7 +13,6 @@ from mini_r1.errors import ExitCode, Stopped
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.finished import finished_step, print_finished
-from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import prepare, pushing, records
 from mini_r1.training.arguments import grpo_config
@@ -39,10 +38,7 @@ def train(
 ) -> Outcome:
     """Train as one worker until the run is finished or asked to stop; resume it if it has a checkpoint.
 
-    Args:
-        command: the command line, for run.json.
-        console: for progress; only rank 0 prints.
-        deepspeed: how to shard the training state over the workers; None: every worker holds all of it.
+    The command line is for run.json. Without `deepspeed` every worker holds the whole training state.
 
     Raises:
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
@@ -101,11 +97,12 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
     run, world, deepspeed = context.run, context.world, context.deepspeed
     stage = deepspeed.stage if deepspeed else 0
     resume = world.from_main(lambda: checkpoint_to_resume(run, context.console, world.size, stage))
+    evaluate_first = context.recipe.eval_on_start if resume is None else bool(resume.facts.get("evaluation_due"))
     args = grpo_config(
         context.recipe,
         run.path,
         inputs.schedule,
-        evaluate_first=_evaluates_first(context.recipe, resume),
+        evaluate_first=evaluate_first and context.recipe.eval_every is not None,
         deepspeed=deepspeed,
     )
     folder = world.from_main(run.start_attempt)
@@ -133,9 +130,3 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
             attempt.failed(error)
             raise
         return attempt.ended(trainer.state.global_step, trainer.stopped_by, evaluation_due=trainer.evaluation_due)
-
-
-def _evaluates_first(recipe: Recipe, resume: Saved | None) -> bool:
-    if recipe.eval_every is None:
-        return False
-    return recipe.eval_on_start if resume is None else bool(resume.facts.get("evaluation_due"))

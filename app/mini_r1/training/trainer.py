@@ -49,16 +49,10 @@ HELD_OUT_RANK = -2
 
 
 class CountdownTrainer(GRPOTrainer):
-    """GRPOTrainer with one rollout for each optimizer step.
+    """GRPOTrainer with one rollout for each optimizer step, over rows of `prompt` (text), `nums` and `target`.
 
     When it is asked to stop it abandons a rollout, a scoring or an evaluation: the weights are still those of the last
     finished step, and the resumed run draws the same completions.
-
-    Args:
-        attempt: gets reports of rollouts, phases, trouble and saves; has the recipe, run directory and workers.
-        policy: the model, which may carry an adapter, its reference and the tokenizer, which pads on the left.
-        train_dataset: rows of `prompt` (text), `nums` and `target`, in the order in which they are used.
-        held_out: such rows to measure success on during training.
     """
 
     def __init__(
@@ -91,8 +85,7 @@ class CountdownTrainer(GRPOTrainer):
             self.accelerator.backward = partial(self.accelerator.backward, scale_wrt_gas=False)
         self.control: TrainerControl
         self.stopped_by: Alert | None = None
-        self.evaluation_due = False
-        """Whether a stop abandoned the evaluation of the last finished step: a resume has to begin with it."""
+        self.evaluation_due = False  # set if a stop abandons the last step's evaluation: a resume begins with it
         self._attempt, self._world, self._run = attempt, attempt.world, attempt.run
         self._reward_weights = attempt.recipe.resolved_rewards()
         self._watch = Watch(attempt.recipe.watch)
@@ -130,17 +123,13 @@ class CountdownTrainer(GRPOTrainer):
         if not batches:  # transformers asks once more at the end of the data
             return [], None
         try:
-            prepared, records = self._prepare([row for batch in batches for row in batch], len(batches))
+            return self._prepare([row for batch in batches for row in batch], len(batches)), None
         except Stopped:
             self._abandon("rollout")
             return [], None
-        self._attempt.rollout(self.state.global_step + 1, records)
-        self._attempt.phase("update")
-        self._update_started = time.perf_counter()
-        return prepared, None
 
-    def _prepare(self, rows: Sequence[dict[str, Any]], count: int) -> tuple[list[Batch], list[dict[str, Any]]]:
-        """Return the `count` micro-batches of a step over these rows, and the records of all ranks' completions."""
+    def _prepare(self, rows: Sequence[dict[str, Any]], count: int) -> list[Batch]:
+        """Return the `count` micro-batches of a step over these rows."""
         recipe, drop = self._attempt.recipe, self._attempt.recipe.drop_zero_variance_groups
         self._load_engine()
         with self._phase("rollout"):
@@ -153,11 +142,10 @@ class CountdownTrainer(GRPOTrainer):
             records = self._records(completions)
             counted = sum(c.group_differs or not drop for c in completions)
             means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(counted)]))
-            self._step_values.update(summary(records))
-            self._step_values.update(zip(("reward_std", "frac_groups_all_equal"), means, strict=False))
-            self._step_values["tokens_per_second"] = (
-                sum(record["tokens"] for record in records) / self._step_values["time/rollout"]
-            )
+            self._step_values |= summary(records)
+            self._step_values |= zip(("reward_std", "frac_groups_all_equal"), means, strict=False)
+            tokens = sum(record["tokens"] for record in records)
+            self._step_values["tokens_per_second"] = tokens / self._step_values["time/rollout"]
         prepared = micro_batches(
             completions,
             count,
@@ -172,7 +160,10 @@ class CountdownTrainer(GRPOTrainer):
                     if self._world.any(self._attempt.stop()):
                         raise Stopped
                     batch["reference_logps"] = self._completion_logps(reference, batch)
-        return prepared, records
+        self._attempt.rollout(self.state.global_step + 1, records)
+        self._attempt.phase("update")
+        self._update_started = time.perf_counter()
+        return prepared
 
     def _abandon(self, what: str) -> None:
         """End training after the last finished step, which is saved if it has no checkpoint. A collective."""
@@ -198,27 +189,23 @@ class CountdownTrainer(GRPOTrainer):
         config = SamplingConfig(self.max_completion_length, self.args.temperature, num_generations)
         sampled = self._engine.sample(self.model_wrapped, self.accelerator, prompts, config, seed)
         texts = completion_texts(self.processing_class, [each.ids for each in sampled])
-        completions = []
-        for i, (each, text) in enumerate(zip(sampled, texts, strict=True)):
-            row = rows[i // num_generations]
-            completions.append(
-                Completion(
-                    problem=task.Problem(tuple(row["nums"]), row["target"]),
-                    prompt=row["prompt"],
-                    prompt_ids=prompts[i // num_generations],
-                    ids=each.ids,
-                    truncated=each.ids[-1] not in self._eos_token_ids,
-                    text=text,
-                    sampled_logps=each.logps,
-                )
+        inputs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(num_generations)]
+        return [
+            Completion(
+                problem=task.Problem(tuple(row["nums"]), row["target"]),
+                prompt=row["prompt"],
+                prompt_ids=prompt_ids,
+                ids=each.ids,
+                truncated=each.ids[-1] not in self._eos_token_ids,
+                text=text,
+                sampled_logps=each.logps,
             )
-        return completions
+            for (row, prompt_ids), each, text in zip(inputs, sampled, texts, strict=True)
+        ]
 
     def _records(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """Return the records of all ranks' completions, on every rank."""
-        step = self.state.global_step + 1
-        records: list[dict[str, Any]] = gather_object([c.record(step) for c in completions])
-        return records
+        return gather_object([c.record(self.state.global_step + 1) for c in completions])  # type: ignore[no-any-return]
 
     @contextmanager
     def _reference(self) -> Iterator[Any]:
@@ -242,8 +229,8 @@ class CountdownTrainer(GRPOTrainer):
     ) -> torch.Tensor:
         """Return the loss of a micro-batch (GRPO: DeepSeekMath, arXiv:2402.03300, equation 3, one update per rollout).
 
-        Its value is beta times the KL: the policy term is exp(logp - logp.detach()) = 1 times advantages that average
-        to 0 in every group. So it prints as 0 early on, while its gradient is the policy gradient.
+        Its value is beta times the KL: the policy term is 1 times advantages that average to 0 in every group. So it
+        prints as 0 early on, while its gradient is the policy gradient.
         """
         logps = self._completion_logps(model, inputs)
         kl = torch.zeros_like(logps)
@@ -275,17 +262,17 @@ class CountdownTrainer(GRPOTrainer):
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         """Add the step's metrics; transformers calls this after each optimizer step to log, evaluate and save."""
         if self._update_started is not None:  # not at the end of the data, where it is called once more
-            self._end_of_step(grad_norm, time.perf_counter() - self._update_started)
+            self._step_values["time/update"] = time.perf_counter() - self._update_started
             self._update_started = None
+            self._end_of_step(grad_norm)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
-    def _end_of_step(self, grad_norm: Any, seconds: float) -> None:
-        """Add the step's metrics to the window and check them; `seconds` is the duration of its update."""
+    def _end_of_step(self, grad_norm: Any) -> None:
+        """Add the step's metrics to the window and check them."""
         values, self._step_values = self._step_values, {}
-        values["time/update"] = seconds
         means = self._mean_over_ranks(torch.stack(self._micro_values).mean(dim=0))
         self._micro_values = []
-        values.update(zip(("loss", "entropy", "kl", "logp_gap"), means, strict=False))
+        values |= zip(("loss", "entropy", "kl", "logp_gap"), means, strict=False)
         if not self.beta:
             del values["kl"]
         if not self.args.fp16:  # the loss scaler finds its scale by infinite norms
@@ -348,21 +335,22 @@ class CountdownTrainer(GRPOTrainer):
             folder = self._run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}"
             if world.main:
                 self._window.save(folder, self._watch.state())
-            zero = self.accelerator.state.deepspeed_plugin
-            facts = {"zero_stage": zero.zero_stage if zero else 0}
-            if self.evaluation_due:
-                facts["evaluation_due"] = True
-            seal_together(folder, self._run, step, world, facts)
+            due = {"evaluation_due": True} if self.evaluation_due else {}
+            seal_together(folder, self._run, step, world, {"zero_stage": self._zero_stage, **due})
         self._attempt.saved()
 
     def _save_snapshot(self, unwrapped: Any) -> None:
         """Save on rank 0. Weights gathered from ZeRO-3's shards are freed on return: the checkpoint gathers again."""
-        zero = self.accelerator.state.deepspeed_plugin
-        gathered = self.accelerator.get_state_dict(self.model_wrapped) if zero and zero.zero_stage == 3 else None
+        gathered = self.accelerator.get_state_dict(self.model_wrapped) if self._zero_stage == 3 else None
         if self._world.main:
             save_snapshot(unwrapped, self.processing_class, self._run, self.state.global_step, gathered)
 
     # --- helpers ---
+
+    @property
+    def _zero_stage(self) -> int:
+        plugin = self.accelerator.state.deepspeed_plugin
+        return plugin.zero_stage if plugin else 0
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -375,8 +363,7 @@ class CountdownTrainer(GRPOTrainer):
     def _mean_over_ranks(self, values: torch.Tensor) -> list[float]:
         """Return N means of a tensor (N,), the same on every rank."""
         gathered = self.accelerator.gather(values.to(self.accelerator.device).unsqueeze(0))
-        means: list[float] = gathered.mean(dim=0).tolist()
-        return means
+        return gathered.mean(dim=0).tolist()  # type: ignore[no-any-return]
 
 
 def _mean_of_completions(values: torch.Tensor, inputs: Batch) -> torch.Tensor:

@@ -58,9 +58,8 @@ class TrainingLine:
         done = step - self._start
         seconds = (time.monotonic() - self._started) / max(1, done)
         left = int(seconds * (self._total - step))
-        self._console.print(
-            f"step {step}/{self._total}  {status}  {seconds:.1f} s/step  {left // 60}:{left % 60:02d} left"
-        )
+        time_left = f"{left // 60}:{left % 60:02d} left"
+        self._console.print(f"step {step}/{self._total}  {status}  {seconds:.1f} s/step  {time_left}")
 
     def warn(self, sentence: str) -> None:
         self._console.print(f"warning: {sentence}", style="yellow", markup=False)

@@ -35,10 +35,10 @@ class SyncCheck:
         self._before: list[list[int]] | None = None
 
     def __call__(self, model_wrapped: Any, accelerator: Accelerator) -> dict[str, float]:
-        """Compare; every rank has to call it.
+        """Return `sync/equal`, the share of the prompts whose greedy texts are equal; every rank has to call it.
 
-        Return `sync/equal`, the share of the prompts whose greedy texts are equal, and, from the second call on,
-        `sync/changed`, the share whose text differs from the last call's. If nothing changes, the first proves nothing.
+        From the second call on also `sync/changed`, the share whose text differs from the last call's: if nothing
+        changes, the first proves nothing.
         """
         config = SamplingConfig(TOKENS, temperature=0.0)
         sampled = (

@@ -17,8 +17,7 @@ from mini_r1.recipe.fields import WatchRecipe
 class Alert:
     """One thing that looks wrong after a step."""
 
-    name: str
-    """The key of the recipe's `watch`."""
+    name: str  # a key of the recipe's `watch`
     sentence: str
     stop: bool
 
@@ -48,7 +47,7 @@ class Watch:
 
     def _sentences(self, values: dict[str, float]) -> Iterator[tuple[str, str]]:
         """Yield a key of `watch` and a sentence for everything that is wrong."""
-        limits = self._limits
+        limits, window = self._limits, f"over {self._limits.window} steps"
         broken = [name for name in ("loss", "grad_norm") if not math.isfinite(values.get(name, 0.0))]
         kl, gap = values.get("kl", -math.inf), values.get("logp_gap", -math.inf)
         reward, entropy, equal = (
@@ -59,31 +58,20 @@ class Watch:
         if kl > limits.max_kl:
             yield "kl", f"KL to the reference is {kl:.3g} nats a token, above max_kl {limits.max_kl:g}"
         if gap > limits.max_logp_gap:
-            yield (
-                "logp_gap",
-                f"vLLM's log-probabilities are {gap:.3g} nats a token from the trainer's, above max_logp_gap "
-                f"{limits.max_logp_gap:g}: it may not sample from the weights that are trained",
-            )
+            distance = f"{gap:.3g} nats a token from the trainer's, above max_logp_gap {limits.max_logp_gap:g}"
+            advice = "it may not sample from the weights that are trained"
+            yield "logp_gap", f"vLLM's log-probabilities are {distance}: {advice}"
         if reward is not None:
             best = self._best_reward = reward if self._best_reward is None else max(reward, self._best_reward)
             if best > 0 and reward < limits.collapse_share * best:
-                yield (
-                    "reward_collapse",
-                    f"reward is {reward:.3g} over {limits.window} steps and was {best:.3g}: "
-                    f"it fell below collapse_share {limits.collapse_share:g} of its best",
-                )
+                fall = f"it fell below collapse_share {limits.collapse_share:g} of its best"
+                yield "reward_collapse", f"reward is {reward:.3g} {window} and was {best:.3g}: {fall}"
         if entropy is not None and entropy < limits.min_entropy:
-            yield (
-                "entropy",
-                f"entropy is {entropy:.3g} nats a token over {limits.window} steps, below min_entropy "
-                f"{limits.min_entropy:g}: the policy's answers hardly vary any more",
-            )
+            limit = f"below min_entropy {limits.min_entropy:g}: the policy's answers hardly vary any more"
+            yield "entropy", f"entropy is {entropy:.3g} nats a token {window}, {limit}"
         if equal is not None and equal > limits.max_equal_groups:
-            yield (
-                "equal_groups",
-                f"{equal:.0%} of the groups had equal rewards over {limits.window} steps, above "
-                f"max_equal_groups {limits.max_equal_groups:.0%}: there is hardly anything to learn from",
-            )
+            limit = f"above max_equal_groups {limits.max_equal_groups:.0%}: there is hardly anything to learn from"
+            yield "equal_groups", f"{equal:.0%} of the groups had equal rewards {window}, {limit}"
 
     def _recent_mean(self, name: str, values: dict[str, float]) -> float | None:
         """Return the mean over the last `window` finite values, None if there are fewer."""

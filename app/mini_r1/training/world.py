@@ -26,11 +26,7 @@ _LEFT: list[Any] = []
 
 
 class World:
-    """This process among the workers.
-
-    A collective gives up after `timeout_s` seconds. `unless_stopped` calls `on_done` when this rank's part is done,
-    before it waits for the others.
-    """
+    """This process among the workers; a collective gives up after `timeout_s` seconds."""
 
     def __init__(self, timeout_s: int, on_done: Callable[[], None] = lambda: None) -> None:
         on_cpu = device().type == "cpu"
@@ -49,18 +45,17 @@ class World:
 
     def from_main(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 and return its result everywhere; a KitError is raised everywhere too."""
-        outcome: list[Any] = [None]
+        outcome: list[Any] = [None, None]
         if self.main:
             try:
-                outcome = [(function(), None)]
+                outcome[0] = function()
             except KitError as error:
-                outcome = [(None, error)]
+                outcome[1] = error
         if self.size > 1:
             broadcast_object_list(outcome)
-        result, raised = outcome[0]
-        if raised is not None:
-            raise raised
-        return result  # type: ignore[no-any-return]
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]  # type: ignore[no-any-return]
 
     def main_first(self, function: Callable[[], T]) -> T:
         """Call `function` on every rank, rank 0 before the others: it fills the caches that they read."""
@@ -81,7 +76,10 @@ class World:
         self._state.wait_for_everyone()
 
     def unless_stopped(self, function: Callable[[], T]) -> T:
-        """Call `function` on every rank and return this rank's result; raise Stopped on every rank if any raised it."""
+        """Call `function` on every rank and return this rank's result; raise Stopped on every rank if any raised it.
+
+        `on_done` is called when this rank's part is done, before it waits for the others.
+        """
         results: list[T] = []
         with suppress(Stopped):
             results.append(function())
