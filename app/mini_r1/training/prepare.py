@@ -31,15 +31,15 @@ from mini_r1.tasks.countdown import task
 from mini_r1.training import adapters, schedule, warm_start
 from mini_r1.training.supervised import Supervisor
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of mallopt(3), from glibc's malloc.h."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from glibc's malloc.h
 KEPT_BYTES = 1 << 30
+SILENT = Console(quiet=True)
 UNSOLVABLE_ROWS = 200
 """Problems checked before data without any solution is refused; in the hub set every problem has one."""
 
 
 def load_task_data(
-    recipe: Recipe, commit: str | None = None, console: Console | None = None, stop: Stop = never
+    recipe: Recipe, commit: str | None = None, console: Console = SILENT, stop: Stop = never
 ) -> task.TaskData:
     """Return the recipe's problems, split; the same on every rank and at every start.
 
@@ -47,7 +47,7 @@ def load_task_data(
     generated problem. Raises KitError if the data can't be loaded or is wrong.
     """
     total = recipe.dataset_rows or task.GENERATED_ROWS
-    with ProgressLine(console or Console(quiet=True), "generating problems", total) as line:
+    with ProgressLine(console, "generating problems", total) as line:
 
         def generated(rows: int) -> None:
             if stop():
@@ -165,8 +165,8 @@ def starting_point(run: RunDir) -> StartingPoint:
         return StartingPoint(None, None, f"the warm start of {name} cannot be found: {error}")
     if made:
         return StartingPoint(str(directory), None, f"the warm start of {name}, out of the cache")
-    root = warm_start.cache_root()
-    return StartingPoint(None, None, f"the warm start of {name} is not in the cache {root} (MINI_R1_CACHE) any more")
+    cache = f"the cache {warm_start.cache_root()} (MINI_R1_CACHE)"
+    return StartingPoint(None, None, f"the warm start of {name} is not in {cache} any more")
 
 
 def prompts(
@@ -211,13 +211,9 @@ def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedToke
     return prompts(recipe, data.held_out[: recipe.eval_problems], tokenizer)
 
 
-def refuse_unsolvable(data: task.TaskData, console: Console | None = None, stop: Stop = never) -> None:
-    """Raise KitError for data without solutions: no reward is possible there.
-
-    `stop` is asked for each problem; the console gets a warning if the search takes too long.
-    """
+def refuse_unsolvable(data: task.TaskData, console: Console = SILENT, stop: Stop = never) -> None:
+    """Raise KitError for data without solutions, where no reward is possible; warn if the search takes too long."""
     checked, unknown = data.train[:UNSOLVABLE_ROWS], 0
-    console = console or Console(quiet=True)
     with ProgressLine(console, "looking for a problem with a solution", len(checked)) as line:
         for row, problem in enumerate(checked, start=1):
             if stop():
@@ -236,10 +232,9 @@ def refuse_unsolvable(data: task.TaskData, console: Console | None = None, stop:
             markup=False,
         )
     elif checked:
-        first = checked[0]
         raise KitError(
             f"none of the first {len(checked)} training problems of {source} has a solution "
-            f"(the first: {list(first.nums)} -> {first.target}): there is nothing to learn from; "
+            f"(the first: {list(checked[0].nums)} -> {checked[0].target}): there is nothing to learn from; "
             "`mini-r1 data inspect` counts them all"
         )
 

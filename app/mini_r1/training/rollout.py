@@ -24,16 +24,13 @@ class Completion:
     prompt: str
     prompt_ids: list[int]
     ids: list[int]
-    truncated: bool
-    """Cut at max_completion_length, without an end token."""
+    truncated: bool  # at max_completion_length, without an end token
     text: str = ""
-    sampled_logps: list[float] | None = None
-    """Log-probability of each token by the program that sampled it; None if that was the trainer."""
+    sampled_logps: list[float] | None = None  # of each token, by the program that sampled it, unless it is the trainer
     verdict: task.Verdict | None = None
     reward: float = 0.0
     advantage: float = 0.0
-    group_differs: bool = True
-    """Whether the rewards of its group differ."""
+    group_differs: bool = True  # whether the rewards of its group differ
 
     def record(self, step: int) -> dict[str, Any]:
         """Return the row of completions.jsonl."""
@@ -52,18 +49,12 @@ class Completion:
 class GroupStatistics(NamedTuple):
     """Statistics over the groups of one rank."""
 
-    reward_std: float
-    """Mean over the groups of the rewards' standard deviation."""
-    equal: float
-    """Share of the groups whose rewards are all equal: they have no advantage and teach nothing."""
+    reward_std: float  # mean over the groups of the rewards' standard deviation
+    equal: float  # share of the groups whose rewards are all equal: they have no advantage and teach nothing
 
 
 def score(completions: Sequence[Completion], weights: Mapping[str, float], stop: Stop = never) -> None:
-    """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, by its name in the task.
-
-    Raises:
-        Stopped: `stop`, asked before each completion, returned true.
-    """
+    """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, by its name in the task."""
     for c in completions:
         if stop():
             raise Stopped

@@ -24,10 +24,8 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.training.prepare import Policy
 from mini_r1.training.world import World
 
-Prompts = Sequence[Sequence[int]]
-"""Token ids of each prompt."""
-SeedOfRank = Callable[[int], int]
-"""Returns the seed that a rank samples with; an engine that samples for all ranks uses rank 0's."""
+Prompts = Sequence[Sequence[int]]  # token ids
+SeedOfRank = Callable[[int], int]  # the seed that a rank samples with; an engine for all ranks uses rank 0's
 VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
 """Set by the launcher for rank 0: vLLM's device, `cpu` or the value of its CUDA_VISIBLE_DEVICES."""
 
@@ -65,9 +63,7 @@ class PolicyEngine:
 
     def __init__(self, world: World, eos_token_ids: Sequence[int], pad_token_id: int, stop: Stop = never) -> None:
         self._world = world
-        self._eos_token_ids = eos_token_ids
-        self._pad_token_id = pad_token_id
-        self._stop = stop
+        self._sampling: dict[str, Any] = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id, "stop": stop}
 
     def load(self, wrapped: Any, accelerator: Accelerator) -> None:
         """Do nothing: it samples from the weights that are trained."""
@@ -80,15 +76,7 @@ class PolicyEngine:
         def sample_own() -> list[list[int]]:
             if not prompts:  # an evaluation of fewer problems than ranks; the weights were gathered with the others
                 return []
-            return sample(
-                model,
-                prompts,
-                config,
-                eos_token_ids=self._eos_token_ids,
-                pad_token_id=self._pad_token_id,
-                seed=seed(self._world.rank),
-                stop=self._stop,
-            )
+            return sample(model, prompts, config, seed=seed(self._world.rank), **self._sampling)
 
         with unwrap_model_for_generation(wrapped, accelerator) as model:
             completions = self._world.unless_stopped(sample_own)

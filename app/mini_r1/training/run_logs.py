@@ -18,8 +18,7 @@ from mini_r1.values import mapping
 
 LOGS = "logs"
 """Key of a checkpoint's manifest: bytes of each log when it was saved, by the path in the run directory."""
-ONE_IN = 10
-"""One in this many completions goes to the text files; the original drew a tenth of them."""
+ONE_IN = 10  # one in this many completions goes to the text files; the original drew a tenth of them
 
 
 class CompletionLog:

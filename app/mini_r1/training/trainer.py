@@ -139,7 +139,7 @@ class CountdownTrainer(GRPOTrainer):
         with self._phase("score"):
             self._world.unless_stopped(lambda: score(completions, self._reward_weights, self._attempt.stop))
             groups = set_advantages(completions, self.num_generations, scale=recipe.scale_rewards)
-            records = self._records(completions)
+            records = gather_object([c.record(self.state.global_step + 1) for c in completions])
             counted = sum(c.group_differs or not drop for c in completions)
             means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(counted)]))
             self._step_values |= summary(records)
@@ -202,10 +202,6 @@ class CountdownTrainer(GRPOTrainer):
             )
             for (row, prompt_ids), each, text in zip(inputs, sampled, texts, strict=True)
         ]
-
-    def _records(self, completions: Sequence[Completion]) -> list[dict[str, Any]]:
-        """Return the records of all ranks' completions, on every rank."""
-        return gather_object([c.record(self.state.global_step + 1) for c in completions])  # type: ignore[no-any-return]
 
     @contextmanager
     def _reference(self) -> Iterator[Any]:
@@ -304,7 +300,7 @@ class CountdownTrainer(GRPOTrainer):
                 own = self._held_out[self._world.rank :: self._world.size]
                 completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
                 score(completions, self._reward_weights)
-                records = self._records(completions)
+                records = gather_object([c.record(self.state.global_step + 1) for c in completions])
         except Stopped:
             self.evaluation_due = True
             self.control.should_evaluate = False

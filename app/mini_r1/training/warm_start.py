@@ -61,8 +61,7 @@ OPERATIONS: dict[str, Callable[[int, int], float]] = {
     "/": lambda left, right: left / right if right else math.nan,
 }
 
-Progress = Callable[[int, float], None]
-"""Called with the step and the loss."""
+Progress = Callable[[int, float], None]  # called with the step and the loss
 
 
 def cache_root() -> Path:
@@ -122,8 +121,7 @@ def is_made(directory: Path) -> bool:
 
 def making(directory: Path) -> dict[str, Any]:
     """Return the record of a cached model: `seconds`, `device`, `arithmetic_accuracy`."""
-    record: dict[str, Any] = json.loads((directory / MADE).read_text())
-    return record
+    return json.loads((directory / MADE).read_text())  # type: ignore[no-any-return]
 
 
 def make(job: WarmStart, progress: Progress, stop: Stop = never) -> None:
@@ -131,7 +129,7 @@ def make(job: WarmStart, progress: Progress, stop: Stop = never) -> None:
 
     Raises:
         KitError: the cache can't be written, or the model calculates too badly to start GRPO from.
-        Stopped: `stop`, asked before each step and several times in it, returned true; the progress is saved.
+        Stopped: `stop` returned true; the progress is saved.
     """
     directory = job.directory()
     with _cache_errors(directory):
@@ -172,10 +170,9 @@ def _cache_errors(folder: Path) -> Iterator[None]:
 
 
 def _make_in(folder: Path, job: WarmStart, progress: Progress, stop: Stop) -> None:
-    settings = job.settings
+    settings, imitation = job.settings, job.model.imitation
     tokenizer = from_scratch.build_tokenizer(job.model)
     model = from_scratch.build_model(tokenizer, settings.seed, job.model).to(device())  # type: ignore[arg-type]
-    imitation = job.model.imitation
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2] if imitation.matrix_learning_rate else []
     others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
     adamw = torch.optim.AdamW(others, lr=imitation.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
