@@ -129,7 +129,7 @@ class Attempt(TrainerCallback):
             self._line.warn(f"step {step}: {alert.sentence}")
 
     def saved(self) -> None:
-        """Note that a save is complete."""
+        """Record that a save is complete."""
         self._saved_at = time.monotonic()
         if self._push is not None:
             self._push.push()
@@ -188,19 +188,18 @@ class Attempt(TrainerCallback):
             )
         if step < self._schedule.steps or evaluation_due:
             return self.interrupted(step)
-        self._record_end("finished", step, ExitCode.FINISHED, "finished")
+        outcome = self._record_end("finished", step, ExitCode.FINISHED, "finished")
         if self._push is not None:
             Supervisor.from_environment().beat("push", step, self._number)
             self._push.finish(lambda: bool(self._stop_request))
-        return Outcome(ExitCode.FINISHED, step)
+        return outcome
 
     def interrupted(self, step: int) -> Outcome:
         """Record a run that was asked to stop after this step."""
         reason = self._stop_request.signal_name or "a signal to another worker"
-        self._record_end("interrupted", step, ExitCode.INTERRUPTED, reason)
-        return Outcome(ExitCode.INTERRUPTED, step)
+        return self._record_end("interrupted", step, ExitCode.INTERRUPTED, reason)
 
-    def _record_end(self, state: str, step: int, code: ExitCode, reason: str) -> None:
+    def _record_end(self, state: str, step: int, code: ExitCode, reason: str) -> Outcome:
         def record() -> None:
             try:
                 self.run.write_state(state, step=step, exit_code=int(code), reason=reason, attempt=self._number)
@@ -209,6 +208,7 @@ class Attempt(TrainerCallback):
                 raise
 
         self.world.from_main(record)
+        return Outcome(code, step)
 
     def failed(self, error: BaseException) -> None:
         """Record how the run failed; ranks need not agree on it. Raise KitError if the disk failed."""

@@ -93,15 +93,14 @@ class Probe:
 
     def _load_tokenizer(self) -> Finding:
         from mini_r1.generation.model import load_tokenizer, refuse_other_vocabulary
+        from mini_r1.training.from_scratch import build_tokenizer
 
-        recipe = self._recipe
-        if recipe.tokenizer_name_or_path is None and recipe.built_in:
-            from mini_r1.training.from_scratch import build_tokenizer
-
+        recipe, other = self._recipe, self._recipe.tokenizer_name_or_path
+        if other is None and recipe.built_in:
             self._tokenizer = build_tokenizer(recipe.built_in)
             return ok("made by the kit")
-        name = recipe.tokenizer_name_or_path or recipe.model_name_or_path
-        self._tokenizer = load_tokenizer(name, None if recipe.tokenizer_name_or_path else recipe.model_revision)
+        name = other or recipe.model_name_or_path
+        self._tokenizer = load_tokenizer(name, None if other else recipe.model_revision)
         rows = self._config.get("vocab_size")
         if isinstance(rows, int):
             refuse_other_vocabulary(rows, self._tokenizer)

@@ -1,9 +1,8 @@
 """Worked examples for a built-in model's warm start, written by a solver that is honest but impatient.
 
-A real base model already knows arithmetic and the habit of trying things; a model made from scratch knows nothing.
-The warm start teaches it just that: it tries random combinations, calculates correctly, reports truthfully how each
-one turned out, and gives up far too early. Reinforcement learning can then add persistence, because these traces hardly
-show it: the demonstrator itself answers right about a quarter of the time.
+A model made from scratch has neither a base model's arithmetic nor its habit of trying things. The solver tries random
+combinations, calculates correctly, reports truthfully how each one turned out, and gives up far too early: it answers
+right about a quarter of the time. Reinforcement learning can then add persistence, which the traces hardly show.
 """
 
 from __future__ import annotations
