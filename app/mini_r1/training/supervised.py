@@ -1,7 +1,7 @@
-"""A worker's side of the channel to its launcher: heartbeats, stacks, the request to stop. No heavy imports.
+"""A worker's side of the channel to its launcher: heartbeats, stacks, the request to stop.
 
 The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on a local disk. It can't be
-signals: a scheduler may send the same ones to every process.
+signals: a scheduler may send the same ones to every process. No heavy imports: a worker needs this before torch.
 """
 
 from __future__ import annotations
