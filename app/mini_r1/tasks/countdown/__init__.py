@@ -1,4 +1,4 @@
-"""The Countdown game: problems, prompt, scoring, solver, generator. Standard library only, and never torch.
+"""The Countdown game: problems, prompt, scoring, solver, generator. Standard library and `mini_r1.errors` only, never torch.
 
 Training and evaluation know the game through one module, `mini_r1.tasks.countdown.task`.
 """

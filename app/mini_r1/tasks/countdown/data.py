@@ -83,9 +83,12 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
     """
     from huggingface_hub import snapshot_download  # a local file or the generator should not pay for it
 
-    patterns = ["*.parquet", "**/*.parquet"]
     try:
-        folder = Path(snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(
+                repo_id, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"]
+            )
+        )
     # Errors of the hub, of the network and of a bad name are all one of these.
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0][:200]
