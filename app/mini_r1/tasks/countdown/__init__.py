@@ -1,4 +1,4 @@
-"""The Countdown game: problems, prompt, scoring, solver, generator. Standard library and `mini_r1.errors` only, never torch.
+"""The Countdown game: problems, prompt, scoring, solver, generator. Needs only the standard library and `errors`.
 
 Training and evaluation know the game through one module, `mini_r1.tasks.countdown.task`.
 """
