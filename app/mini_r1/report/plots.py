@@ -163,7 +163,7 @@ def _success(runs: Sequence[RunData]) -> Plot:
     original = _original("success", "the original: training reward, T 0.9")
     note = (
         "Bars: 95 % intervals; problems with the same numbers count as one draw. Training success is measured on the "
-        f"problems it trains on. {PUBLISHED['name']}: {PUBLISHED['what']}."
+        f"problems it trains on. The original: {PUBLISHED['what']}."
     )
     plot = Plot("success", "Success", note, curves, percent=True, group="success")
     long = max((run.planned or run.step for run in runs), default=0) >= LONG_RUN
