@@ -10,7 +10,6 @@ FORMAT_LEARNED = 0.9  # share of completions in the right format that counts as 
 AROUND = 5  # steps before and after a mark that are averaged: a single step of 192 completions has an error of 3 points
 SUCCESS = "rewards/equation_original"  # the original's own verdict, on the completions that the run trains on
 PUBLISHED: dict[str, Any] = {
-    "name": "the original Mini-R1",
     "what": "training reward at temperature 0.9, by the original's own scorer; never measured on held-out problems",
     "setup": "Qwen2.5-3B-Instruct, 4 x H100, 450 steps of 24 prompts x 8 completions, about 6 hours",
     "model": "Qwen2.5-3B-Instruct",
