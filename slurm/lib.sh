@@ -10,7 +10,7 @@ readonly RESUME="the same sbatch line resumes from the last complete checkpoint"
 got_usr1='' got_term='' requeued='' # "yes" once it has happened
 all_gpus=0 step_pid=''              # GPUs of the job; process id of srun, while a step runs
 run_dir='' records='' row=''        # attempts.tsv of the run, once this job owns it, and this attempt's row
-ended_with=''                       # exit code of the step that ended the attempt
+ended_with='' buffering=(--unbuffered) # exit code of the step that ended the attempt; srun's option for a step's output
 kit_command=() container=()         # the command that starts the kit in the job's runtime, and srun's options for it
 
 exec 3>&1 # the job's log, also while a command's output is redirected
@@ -67,7 +67,7 @@ exec "$@"'
 # Run a command of the kit once on every node and wait for it. Returns its exit code.
 run_step() {
     local code again
-    local options=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL --mpi=none --unbuffered
+    local options=(--nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --export=ALL --mpi=none "${buffering[@]}"
         --kill-on-bad-exit=0 --wait=0 # the first node that ends must not kill others that are still saving
         ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"}) # srun 22.05 does not inherit it from the job
     [ -z "$got_usr1$got_term" ] || return "$INTERRUPTED"
@@ -101,7 +101,7 @@ forward_usr1() {
 
 # Have the kit check everything on every node and print the run directory, before any work.
 find_run_dir() {
-    local answer code
+    local answer code buffering=() # whole lines, or those of two nodes may mix
     answer=$(mktemp) || fail "no temporary file on $(hostname): is ${TMPDIR:-/tmp} full?"
     log "checking recipe and runtime: $*"
     run_step launch "$@" --dry-run --print-run-dir >"$answer"

@@ -14,11 +14,14 @@ from tests.slurm.conftest import Checkout, a_program
 
 TIMEOUT_S = 300
 PROGRAMS = {
-    "srun": 'while [ "${1#--}" != "$1" ]; do [ "$1" != --help ] || exit 0; shift; done\nexec "$@"',
+    "srun": (
+        '{ printf "%s " srun $*; echo; } >>"$STAND_IN_CALLS"\n'
+        'while [ "${1#--}" != "$1" ]; do [ "$1" != --help ] || exit 0; shift; done\nexec "$@"'
+    ),
     "scontrol": 'echo "$*" >>"$STAND_IN_CALLS"\n[ "$1" != show ] || echo "JobId=7 $STAND_IN_JOB"',
     "squeue": "",
 }
-"""Stand-ins. This srun starts the first node's task and has no plugins; scontrol writes down what it is asked."""
+"""Stand-ins. This srun starts the first node's task and has no plugins; both write down what they are asked."""
 
 
 def job(gpus: int) -> dict[str, str | None]:
@@ -71,7 +74,7 @@ class Script:
 
     @property
     def calls(self) -> list[str]:
-        """What scontrol was asked so far, a line each."""
+        """What scontrol and srun were asked so far, a line each."""
         return self._calls.read_text().splitlines() if self._calls.exists() else []
 
     def wait_for(self, done: Callable[[], bool]) -> None:

@@ -56,6 +56,15 @@ def test_a_notice_is_forwarded_until_the_launcher_reacts_and_the_job_is_requeued
     assert requeues(script) == 1
 
 
+def test_the_run_directory_is_read_in_whole_lines_and_progress_as_it_is_written(tmp_path: Path) -> None:
+    script, folder = start(tmp_path, "JobState=RUNNING Reason=None")
+    (folder / "ends").touch()
+    script.wait()
+    steps = [call for call in script.calls if call.startswith("srun --nodes")]
+    assert ["--unbuffered" in step for step in steps if "--print-run-dir" in step] == [False]
+    assert ["--unbuffered" in step for step in steps if "--dry-run" not in step] == [True]
+
+
 def test_at_the_time_limit_a_job_is_requeued_before_its_step_has_ended(tmp_path: Path) -> None:
     script, folder = start(tmp_path, "JobState=COMPLETING Reason=TimeLimit")
     script.process.terminate()

@@ -96,7 +96,8 @@ def launch(
     )  # fmt: skip
     progress = progress_printer()
     if dry_run:
-        print(launcher.dry_run(options, os.environ, progress, print_run_dir=print_run_dir, as_json=as_json))
+        answer = launcher.dry_run(options, os.environ, progress, print_run_dir=print_run_dir, as_json=as_json)
+        print(f"{answer}\n", end="")  # in one write, since srun may mix the pieces of several nodes
         return ExitCode.FINISHED
     ending = launcher.launch(options, os.environ, progress)
     if ending.text:
