@@ -74,7 +74,7 @@ class NodeGroup(NamedTuple):
 
 @dataclass
 class LoginNode:
-    """A shell on a login node, and the batch script that is to be queued from it."""
+    """A shell on a login node, and the batch script to queue from it."""
 
     shell: Mapping[str, str]  # its environment, with the site file's exports
     folder: Path  # the current one, in which jobs run

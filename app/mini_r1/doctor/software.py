@@ -119,7 +119,7 @@ def deepspeed(case: Case) -> Finding:
 
 
 def hub_token(case: Case) -> Finding:
-    """There is a token if something is to be published. It is never shown."""
+    """Check for a token if the recipe publishes. The token is never shown."""
     if not case.recipe or not case.recipe.push_to_hub:
         return skip("nothing is published")
     source = _find_token(case.environment)

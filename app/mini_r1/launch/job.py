@@ -1,4 +1,4 @@
-"""What is to be launched here: the command line, and what this node knows before it has met the others."""
+"""What this node launches: the command line, and what the node knows before it has met the others."""
 
 from __future__ import annotations
 

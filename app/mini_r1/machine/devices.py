@@ -2,7 +2,7 @@
 
 They come from CUDA_VISIBLE_DEVICES, else from Slurm's grant, else from the NVIDIA library. Indices are those of the
 NVIDIA library and of nvidia-smi: workers are started with CUDA_DEVICE_ORDER=PCI_BUS_ID. nvitop's parser is not used: it
-returns an empty list for an invalid or repeated entry, which is to be refused, and starts a Python process to read one.
+returns an empty list for an invalid or repeated entry, which we refuse, and starts a Python process to read one.
 """
 
 from __future__ import annotations

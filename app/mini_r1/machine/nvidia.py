@@ -30,7 +30,7 @@ class Gpu:
     used: int
     processes: tuple[int, ...] = ()  # ids; the driver shows none in most containers
     uncorrected: int | None = None  # memory errors since the driver was loaded; None without ECC
-    remap_pending: bool = False  # a memory row or page is to be replaced at the next reset
+    remap_pending: bool = False  # the next reset replaces a memory row or page
     remap_failed: bool = False  # no spare is left to replace one with
     bus: str = ""  # PCI address as the kernel's log writes it, e.g. `0000:3b:00`
 
