@@ -130,6 +130,7 @@ class EvidenceRecorder:
         self._root = config.rootpath
         self._page = self._root / "docs" / "verified.md"
         # Then pytest does not collect the other cases of a file, and what is missing is unknown.
+        self._worker = hasattr(config, "workerinput")
         self._incomplete = any("::" in arg for arg in config.args) or bool(config.getoption("lf", False))
         self._collected: set[str] = set()
         self._passed: set[str] = set()
@@ -162,6 +163,8 @@ class EvidenceRecorder:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Write the page, and print how many lines have today's date."""
+        if self._worker:  # pytest-xdist's workers print a summary, too, and know only their own tests
+            return
         terminalreporter.section("evidence")
         if self._incomplete:
             terminalreporter.line("nothing recorded: name whole files, and run without --lf")

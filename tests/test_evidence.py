@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from tests.conftest import REPO
-from tests.evidence import Line, parse, record, tier_column, tiers_of
+from tests.evidence import EvidenceRecorder, Line, parse, record, tier_column, tiers_of
 from tests.tiers import COMMANDS
 
 LINES = parse((REPO / "docs" / "verified.md").read_text())
@@ -178,6 +180,16 @@ def test_a_run_dates_the_lines_that_it_proved(checkout: Path, options: list[str]
     today = datetime.date.today().isoformat()
     found = [line.tests for line in parse(page.read_text()) if line.last_run == today]
     assert found == [f"`tests/test_{name}`" for name in NAMES if name in dated], done.stdout
+
+
+def test_a_worker_process_leaves_the_page_alone(checkout: Path, pytestconfig: pytest.Config) -> None:
+    """Workers that wrote at the same time as the main process left an empty page."""
+    config = SimpleNamespace(rootpath=checkout, args=[], getoption=pytestconfig.getoption, workerinput={})
+    lines: list[str] = []
+    recorder = EvidenceRecorder(cast(pytest.Config, config))
+    recorder.pytest_terminal_summary(SimpleNamespace(section=lines.append, line=lines.append))
+    assert not lines
+    assert not (checkout / "docs" / "verified.md").exists()
 
 
 def test_make_test_all_records_and_the_other_targets_do_not() -> None:
