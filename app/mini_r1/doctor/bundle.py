@@ -4,8 +4,6 @@ No weights, no data, and the model's text only on request. Every file is redacte
 hosts, users and paths stay: problems of a cluster are often about them.
 """
 
-from __future__ import annotations
-
 import errno
 import gzip
 import importlib.metadata

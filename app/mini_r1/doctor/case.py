@@ -1,7 +1,5 @@
 """What the doctor examines: one node, and what a recipe needs of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

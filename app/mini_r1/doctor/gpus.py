@@ -1,7 +1,5 @@
 """Checks of the GPUs: driver, compute capability, memory in use, hardware errors."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Checks of the host: memory, limits that an administrator or a container sets, ports and network interfaces."""
 
-from __future__ import annotations
-
 import errno
 import getpass
 import os

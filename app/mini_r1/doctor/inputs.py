@@ -1,8 +1,6 @@
 """Checks of model and data: they are here whole, or the hub has them. Nothing is fetched; the hub gets one question
 for each."""
 
-from __future__ import annotations
-
 import difflib
 import json
 from pathlib import Path

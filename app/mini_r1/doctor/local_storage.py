@@ -1,7 +1,5 @@
 """Checks of disks: the run directory and the caches, their filesystems, and the free space."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

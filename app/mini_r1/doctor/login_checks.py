@@ -5,8 +5,6 @@ report = examine_login_node(path, [], script=Path("slurm/train_4xh100.sh"))
 No GPU, no torch, nothing submitted. The launcher checks driver, GPUs and shared memory in the job.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -4,8 +4,6 @@ report = examine_node(path, [], devices=devices, nodes=nodes, run_dir=run_dir)
 report.exit_code  # 0; 78 if the recipe or the installation fails a check, else 150 if the node does
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

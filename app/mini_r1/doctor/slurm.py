@@ -4,8 +4,6 @@ Nothing is submitted: `sbatch --test-only` asks about a job that Slurm then forg
 Slurm 22.05.8.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import shlex

@@ -5,8 +5,6 @@ test checks what a user would: exit codes, the run directory, the metrics. On se
 `mini-r1 launch`, with a shared --run-dir.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """Checks of the installation: versions against the pins, and settings that the pinned versions do not support."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The engine of an evaluation: transformers, or vLLM, started once for all snapshots."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Measure how well a model solves problems: one greedy completion for each, and `samples` sampled ones."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`mini-r1 evaluate`: measure a run's snapshots, or any model, on a set of problems."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """From verdicts to figures: pass@1, pass@k, intervals, by size and by operators."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 One process at a time measures a step of a run, so several calls on one run share its steps.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """Tables of an evaluation: one snapshot in full, and one row for each of a run's snapshots."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich import box

@@ -7,8 +7,6 @@ the sum E of these chances is what the model's successes O would be on average i
 it stops.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Problems over the same numbers succeed and fail together, and so do the samples 
 problems, or unless there is one cluster for each, and are None for one cluster, whose spread is unknown.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 

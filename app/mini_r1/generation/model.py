@@ -1,7 +1,5 @@
 """A model and its tokenizer by name, with dtype and attention really applied, and the device they run on."""
 
-from __future__ import annotations
-
 import os
 import textwrap
 from collections.abc import Iterator, Mapping

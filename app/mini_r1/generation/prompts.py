@@ -1,7 +1,5 @@
 """Problems as the text and tokens that a model continues, the same in training, warm start and evaluation."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from typing import Any

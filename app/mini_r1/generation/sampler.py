@@ -6,8 +6,6 @@ COMPACT_EVERY tokens, the cache is copied only then, and each prompt is read onc
 distribution is the same: softmax of the logits divided by the temperature, nothing cut off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

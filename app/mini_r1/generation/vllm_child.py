@@ -10,8 +10,6 @@ TRL 0.14.0 runs vLLM 0.7.0 in the trainer's process, with patches to torch.distr
 engine (V0) with one device, on a GPU and on a CPU alike.
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import json

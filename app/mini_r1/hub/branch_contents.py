@@ -5,8 +5,6 @@ folder that the model was loaded from, TensorBoard's file names lose the host. A
 followed. Not sent: checkpoints (pickles, and many times the size), completions, the logs of processes.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from contextlib import suppress

@@ -3,8 +3,6 @@
 A file of an evaluation may be half written: every figure is optional, and a value that is not a number is ignored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

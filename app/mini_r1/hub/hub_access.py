@@ -1,7 +1,5 @@
 """What a recipe may name on the hub, one question to the hub, and what its cache has: for prefetch and the doctor."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

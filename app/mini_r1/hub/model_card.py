@@ -4,8 +4,6 @@ Every figure comes from a file of the run; a missing one is left out or reported
 so that no heading, tag or hidden link comes of it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

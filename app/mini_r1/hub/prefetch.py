@@ -3,8 +3,6 @@
 Never fetched, because the kit never reads it: pickled weights, other frameworks' weights, a repository's code.
 """
 
-from __future__ import annotations
-
 import glob
 import json
 import os

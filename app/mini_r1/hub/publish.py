@@ -1,7 +1,5 @@
 """`mini-r1 publish`: what a run's repository should hold, shown or sent. Pushing while a run trains uses it too."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -7,8 +7,6 @@ also exits with its parent. It is a process, not a thread, because hashing and s
 trainer. A failed round is retried after a pause and at the next save. `hub.json` in the run directory has the results.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import sys

@@ -4,8 +4,6 @@ Nothing is remembered here: huggingface_hub asks the hub what it has, also of fi
 the rest. So an interrupted publication is resumed by running it again.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

@@ -5,8 +5,6 @@ example, and it pickles. No message is signed and nothing is encrypted: the key 
 who can read and write the cluster's own network can stop a job, and no more than that.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import hmac

@@ -4,8 +4,6 @@ A worker replaces its heartbeat file at every phase, and has faulthandler write 
 are this launcher's own: seconds since it saw the file change.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

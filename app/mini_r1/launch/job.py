@@ -1,7 +1,5 @@
 """What this node launches: the command line, and what the node knows before it has met the others."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 find devices and nodes - check this node - meet the other launchers - start the workers - watch them
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import socket

@@ -4,8 +4,6 @@ A star: node 0 is connected with every other node and forwards what concerns all
 that a launcher that waits for a slow disk does not count as gone.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ devices and what it was started with. Node 0 compares them, has all nodes look f
 directory, and sends its decision or its refusal. The connections stay open: see peers.py.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import queue

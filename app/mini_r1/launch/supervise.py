@@ -4,8 +4,6 @@ It forwards a request to stop, and waits. A worker that fails, hangs or is lost 
 other nodes: they cannot continue without it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

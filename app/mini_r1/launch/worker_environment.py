@@ -3,8 +3,6 @@
 A worker also gets the launcher's own variables, except those that belong to another launcher.
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Worker processes: started so that none outlives the launcher; their output is kept and shown."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

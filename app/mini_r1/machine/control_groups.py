@@ -4,8 +4,6 @@ Version 2 has one tree, version 1 one for each controller. A container may see i
 parents hold as well. psutil shows the machine alone.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath

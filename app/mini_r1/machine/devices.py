@@ -5,8 +5,6 @@ NVIDIA library and of nvidia-smi: workers are started with CUDA_DEVICE_ORDER=PCI
 returns an empty list for an invalid or repeated entry, which we refuse, and starts a Python process to read one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

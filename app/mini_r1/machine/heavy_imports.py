@@ -1,7 +1,5 @@
 """Imports that take seconds (torch, TRL, DeepSpeed): announced, made faster, and with a clear error if they fail."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import logging

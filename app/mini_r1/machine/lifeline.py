@@ -3,8 +3,6 @@
 The latter is Linux's prctl(2), PR_SET_PDEATHSIG; on other systems nothing happens.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

@@ -3,8 +3,6 @@
 The launcher runs once on each node. It asks no scheduler: the environment is enough.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import socket

@@ -4,8 +4,6 @@ pynvml is used directly, not nvitop: nvitop reads neither remapped rows nor page
 beginning of a UUID, and answers N/A both for a GPU that lacks a feature and for one that is lost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field

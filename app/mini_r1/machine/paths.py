@@ -1,7 +1,5 @@
 """Paths of this user's caches and of huggingface_hub, as the environment names them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -5,8 +5,6 @@ host, in another container and on other systems nothing is known. psutil doesn't
 clock, and its `pid_exists` denies processes that /proc hides.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a result comes from: versions, code revision, time."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time

@@ -4,8 +4,6 @@ Values of environment variables with the name of a secret are replaced everywher
 them; so is text in the form of a secret. Secrets of other kinds pass.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping

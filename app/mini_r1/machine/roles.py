@@ -6,8 +6,6 @@ vLLM's device has two names. `Roles.vllm_device` counts among node 0's devices, 
 `NodeRoles.vllm_device` is the device's id on that node ("7", a UUID, a slot), which vLLM's process alone gets to see.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -6,8 +6,6 @@ RMSNorm in float32, shared keys and values, a gated MLP, no dropout. tests/clust
 the tensors that autograd really keeps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

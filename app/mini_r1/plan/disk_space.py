@@ -1,7 +1,5 @@
 """The host's memory, shared memory and disk of a run. Formulas: docs/plan.md, docs/checkpoints.md."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from typing import Final

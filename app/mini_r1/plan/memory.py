@@ -4,8 +4,6 @@ Weights and optimizer are always there; the rollout, the update and the optimize
 The largest of the three must fit. Formulas and sources: docs/plan.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final

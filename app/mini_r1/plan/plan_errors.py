@@ -1,7 +1,5 @@
 """What cannot work, decided from recipe and shape before anything is queued: one sentence each, with what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final

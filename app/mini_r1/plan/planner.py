@@ -5,8 +5,6 @@ plan = make_plan(recipe, roles, gpu_memory_gib=80, on_cpu=False)
 plan.num_processes, plan.deepspeed, plan.errors  # (3, "zero2", [])
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final

@@ -6,8 +6,6 @@ A recipe never names a GPU. The hardware it was made for is in its header, in on
     # Shape: 1 node, no GPU
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

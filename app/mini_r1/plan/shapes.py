@@ -6,8 +6,6 @@ Shapes of the shipped recipes' models are here; any other is read from its confi
 hub's cache on this machine.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

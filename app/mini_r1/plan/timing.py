@@ -6,8 +6,6 @@ activations are calculated again. Decoding reads all weights and the cache for e
 bandwidth bounds it (Pope et al., arXiv:2211.05102, section 2), and the host's work on each token.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What memory, disk and time are calculated from: recipe, model's shape, DeepSpeed's settings and devices."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final

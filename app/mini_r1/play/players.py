@@ -1,7 +1,5 @@
 """The untrained and the trained model of a run, and their answers token by token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest

@@ -3,8 +3,6 @@
 Answers are shown side by side, while they come and when they are complete; a model's text is shown as plain text.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A problem that a person typed, or the error in it. No torch."""
 
-from __future__ import annotations
-
 import re
 
 from mini_r1.errors import KitError

@@ -9,8 +9,6 @@ expression for the full module name, which matches none, and with `torch_dtype` 
 float32.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A recipe as TRL's configuration object, and DeepSpeed made ready for it."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import logging

@@ -1,7 +1,5 @@
 """One attempt: what the trainer reports to it, what it decides after each step, and how it ends."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """The completions of one optimizer step as micro-batches of tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Snapshots, complete checkpoints, the disk space that they need, and the checkpoint that a run resumes from."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

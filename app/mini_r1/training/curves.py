@@ -1,7 +1,5 @@
 """TensorBoard: the scalars of metrics.jsonl, and some completions as text."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import platform

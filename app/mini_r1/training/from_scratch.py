@@ -5,8 +5,6 @@ integers 0-99, so a prompt has some twenty tokens and suits a small model. All o
 character, so any ASCII text is decoded exactly.
 """
 
-from __future__ import annotations
-
 import re
 import string
 import sys

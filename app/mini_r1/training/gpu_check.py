@@ -1,7 +1,5 @@
 """Check with torch that the assigned GPUs can be used: all of them for the doctor, its own for a worker."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 

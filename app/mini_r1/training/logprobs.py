@@ -10,8 +10,6 @@ with V the size of the vocabulary and tokens the real (unpadded) completion toke
 COPIES * CHUNK_BYTES for completions of any length. tests/training/test_logprobs.py measures it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch

@@ -4,8 +4,6 @@ With `logging_steps: 2` and `save_steps: 25` a save comes in the middle of a win
 in no file yet. They go into the checkpoint, so that the curve of a resumed run is the curve of an uninterrupted one.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path

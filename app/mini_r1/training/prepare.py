@@ -1,7 +1,5 @@
 """Inputs of a run, made before its first step: data, model and prompts in order; and what refuses to start."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Sequence

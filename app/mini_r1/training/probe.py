@@ -6,8 +6,6 @@ Standard output is one JSON object, {"findings": [...]}; the exit code is always
 configuration, tokenizer and data are fetched into the hub's cache if they are not there yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

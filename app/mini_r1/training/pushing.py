@@ -3,8 +3,6 @@
 Nothing here raises once training has begun: an error of the hub or the network must not lose a run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The completions of one rollout: verdicts, rewards and advantages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

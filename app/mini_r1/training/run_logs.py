@@ -4,8 +4,6 @@ The logs are metrics, completions and the two text files of samples. TensorBoard
 left out.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ a single epoch of exactly max_steps full optimizer steps: no step is left half a
 resumed run, on any number of processes, continues with the next problem.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from dataclasses import dataclass

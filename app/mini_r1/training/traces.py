@@ -5,8 +5,6 @@ combinations, calculates correctly, reports truthfully how each one turned out, 
 right about a quarter of the time. Reinforcement learning can then add persistence, which the traces hardly show.
 """
 
-from __future__ import annotations
-
 import functools
 import random
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """One worker's part of a training run: fresh, resumed, interrupted or finished already."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 

@@ -6,8 +6,6 @@ an optimizer step (`get_batch_samples` of transformers 4.48 hands them over toge
 and the loss gets prepared tensors. docs/trl-fixes.md lists every difference.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 import warnings

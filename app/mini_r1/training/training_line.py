@@ -1,7 +1,5 @@
 """The live line of a training run; without a terminal, a plain line for each logged step."""
 
-from __future__ import annotations
-
 import time
 
 from rich.console import Console

@@ -5,8 +5,6 @@ float32 weights the texts are equal to the token; 16-bit numbers round different
 differ from a token on that is about as likely as another.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 No pickle: tensors in safetensors, the rest as JSON in the file's header. A file that can't be read is no progress.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Simplified: one learning-rate cycle, and one check at the end. The check is on a
 that still miscalculates learns the format and loses the arithmetic.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Alerts about a run that goes wrong, and a guard that keeps gradients that are not finite from the weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

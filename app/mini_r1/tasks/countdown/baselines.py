@@ -4,8 +4,6 @@ It calculates without mistakes and never tries a result twice. It doesn't know t
 model achieves beyond it is more than search.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 import random

@@ -4,8 +4,6 @@ The text comes from a model, so every repetition in a pattern is bounded: a sear
 docs/metrics.md has a table of what is a try and what is not. Nothing here checks that the arithmetic is right.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import NamedTuple

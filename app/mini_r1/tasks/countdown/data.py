@@ -1,7 +1,5 @@
 """Read, fetch, split and describe problems. A wrong row is an error that names its place; none is dropped."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -9,8 +9,6 @@ Integers are ASCII digits without leading zeros; ASCII white space, newlines inc
 The parser is E. W. Dijkstra's shunting-yard algorithm: one pass, an explicit stack, no recursion.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 For each row: how many numbers, then the target, then numbers until they reach it by the rule of `generator_rule`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random

@@ -6,8 +6,6 @@ and ask whether the larger part reaches one of the at most five values that woul
 cached, because a generator asks about the same pairs again and again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations

@@ -4,8 +4,6 @@ Same verdicts, but they always return. The original hands the answer to Python's
 rank until the collective times out; here the syntax tree is walked with bounded arithmetic.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

@@ -3,8 +3,6 @@
 A completion continues the prefill and so starts inside `<think>`; the rules read `<think>` + completion.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from .expression import check_answer

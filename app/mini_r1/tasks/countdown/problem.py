@@ -1,7 +1,5 @@
 """One Countdown problem, and the check that makes one of a row from outside."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

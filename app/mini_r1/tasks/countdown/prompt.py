@@ -1,7 +1,5 @@
 """The prompt, word for word as the published script and its notebook send it."""
 
-from __future__ import annotations
-
 from .problem import DataError, Problem
 
 SYSTEM_MESSAGE = (

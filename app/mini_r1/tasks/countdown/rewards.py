@@ -4,8 +4,6 @@ To add a reward, write a function of a `ParsedCompletion` and put `@reward("its_
 with a weight. Keep it linear in the length of the completion, and let no text raise.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable

@@ -4,8 +4,6 @@ Backward search as in `generator_rule`, over the rationals: complete, because ev
 the values of two parts, up to signs, and signs can be moved to the front of the whole expression.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations

@@ -3,8 +3,6 @@
 All figures are proxies for English, made to be compared over the steps of one run. docs/metrics.md states their limits.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The interface of the game: problems, prompt, verdicts, strata, solvers. Training and evaluation import it alone."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass

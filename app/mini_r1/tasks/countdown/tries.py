@@ -1,7 +1,5 @@
 """The true result of each calculation of a thought, by the scorer's rules."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

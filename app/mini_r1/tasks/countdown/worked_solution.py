@@ -1,7 +1,5 @@
 """An answer worked out for a reader, one operation at a time; `expression` decides whether it is right."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
