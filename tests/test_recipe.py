@@ -312,6 +312,18 @@ def test_one_issue(issues, line, sentence):
             "dataset_id_or_path: generated\ngenerator:\n  sizes:\n  - 3\n  - 7",
             "x:6: generator.sizes.1: must be at most 6",
         ),
+        *(
+            (f"dataset_id_or_path: generated\ngenerator: {{{line}}}", f"x:3: generator{error}")
+            for line, error in (
+                ("sizes: []", ".sizes: must not be empty"),
+                ("sizes: [1]", ".sizes.0: must be at least 2"),
+                ("target_low: -5", ".target_low: must be at least 0"),
+                ("target_low: 5, target_high: 4", ": target_low (5) is above target_high (4)"),
+                ("operators: ''", ".operators: must be one line of text"),
+                ("operators: +%", ".operators: must be some of + - * /"),
+                ("max_intermediate: 0", ".max_intermediate: must be at least 1"),
+            )
+        ),
         (
             "push_to_hub: true\nhub_strategy: checkpoint",
             "x:3: hub_strategy: checkpoints are pickles",

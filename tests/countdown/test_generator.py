@@ -71,27 +71,3 @@ def test_too_few_distinct_problems_are_an_error_after_the_rows_before() -> None:
         found.extend(stream)
     stream = generate(100, seed=1, spec=spec)
     assert len(set(islice(stream, 9))) == 9
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"sizes": ()}, "sizes"),
-        ({"sizes": (1,)}, "sizes"),
-        ({"sizes": (7,)}, "sizes"),
-        ({"low": 0}, "low"),
-        ({"low": 5, "high": 4}, "high"),
-        ({"target_low": 5, "target_high": 4}, "target_high"),
-        ({"target_low": -5}, "target_low"),
-        ({"operators": ""}, "operators"),
-        ({"operators": "+%"}, "operators"),
-        ({"max_intermediate": 0}, "max_intermediate"),
-    ],
-)
-def test_a_wrong_specification_is_named(fields: dict[str, object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        GeneratorSpec(**fields)  # type: ignore[arg-type]
-
-
-def test_a_list_of_sizes_becomes_a_tuple() -> None:
-    assert GeneratorSpec(sizes=[3, 4]) == GeneratorSpec()  # type: ignore[arg-type]
