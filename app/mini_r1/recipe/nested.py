@@ -22,7 +22,7 @@ class GeneratorRecipe(BaseModel):
     model_config = RECIPE_CONFIG
 
     sizes: Annotated[list[Annotated[types.Whole, Field(ge=2, le=6)]], Field(min_length=1)] = [3, 4]
-    """How many numbers a problem has, each size equally likely; 2 to 6, since with 7 the search for one takes seconds."""
+    """How many numbers a problem has, each size equally likely; 2 to 6: generating one of 7 takes seconds."""
     low: types.Count = 1
     """Smallest number drawn."""
     high: Annotated[types.Count, Field(le=1_000_000)] = 99
