@@ -15,7 +15,7 @@ from tests.conftest import REPO
 def calculations(text: str) -> list[list[Equation]]:
     """Return the equations of each try."""
     thought = task.judge(text, task.Problem((1,), 1)).completion.thought
-    return [line.equations for line in thought_lines(thought) if line.matches]
+    return [line.equations for line in thought_lines(thought) if line.equations]
 
 
 HEAD = "| thought | tries |\n|---|---|\n"

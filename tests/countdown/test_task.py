@@ -44,16 +44,12 @@ def test_the_prompt_word_for_word() -> None:
     )
     assert messages(PROBLEM, "notebook")[0]["content"] == SYSTEM_MESSAGE
     assert messages(PROBLEM, "notebook")[2]["content"] == PREFILL
-    with pytest.raises(DataError, match="'letter'.*script, notebook"):
-        messages(PROBLEM, "letter")
 
 
 def test_a_verdict_has_the_rewards_that_are_asked_for() -> None:
     verdict = task.judge(GOOD, PROBLEM, ["length", "equation"])
     assert verdict.reason == "correct"
     assert verdict.rewards == {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "length": 1.0}
-    with pytest.raises(DataError, match="unknown reward 'formt'; known rewards: format, equation"):
-        task.judge(GOOD, PROBLEM, ["formt"])
 
 
 def test_strata() -> None:

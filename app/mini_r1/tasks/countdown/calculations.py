@@ -1,12 +1,15 @@
-"""The calculations of a thought: its tries, each with its expressions and the results it claims for them.
+"""The calculations of a thought: its tries, each with its expressions, the results it claims, and its true result.
 
 The text comes from a model, so every repetition in a pattern is bounded: a search is linear in the text.
-docs/metrics.md has a table of what is a try and what is not. Nothing here checks that the arithmetic is right.
+docs/metrics.md has a table of what is a try and what is not.
 """
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from .expression import MAX_LENGTH, parse, whole_value
 
 
 class Equation(NamedTuple):
@@ -62,30 +65,52 @@ _DATE = re.compile(
 )
 
 
+# From the signs of an expression to the scorer's.
+_NUMBERS_OF_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]{1,60})\}\s?\{([^{}]{1,60})\}")
+_COMMAND = re.compile(r"\\(?:([A-Za-z]+)|[()\[\],;:! ])")
+_LATEX_SIGNS = {"times": "*", "cdot": "*", "div": "/"}
+_TEXT_MARKUP = re.compile(r"[$&_`]|\*\*")
+_SIGNS = str.maketrans("×·xX÷−[]{}", "****/-()()")
+
+
 class ThoughtLine(NamedTuple):
     """A line of the thought; one that only gives the result of the line before is joined to that one."""
 
     text: str
-    matches: list[tuple[re.Match[str], str]]
-    """Each expression with its `=`, and the result; a line with at least one is a try."""
+    equations: list[Equation]
+    """In order: `8 + 2 = 10 - 3 = 7 (yes)` has (`8 + 2`, `10`) and (`10 - 3`, `7`). A line with one is a try."""
 
-    @property
-    def equations(self) -> list[Equation]:
-        """Its equations in order: `8 + 2 = 10 - 3 = 7 (yes)` has (`8 + 2`, `10`) and (`10 - 3`, `7`)."""
-        return [Equation(_expression(match), result) for match, result in self.matches]
+    def true_result(self, nums: Sequence[int]) -> int | None:
+        """Return the true result of the line by the scorer's rules.
+
+        The model's arithmetic does not count: `8 + 2 = 11 - 3 = 8` is 7. A line that calculates with its own result is
+        one expression: `8 + 2 = 10 - 3 = 7` is (8 + 2) - 3. It ends when all numbers are used: `6 * 4 - 5 = 24 - 5 =
+        19` is 6 * 4 - 5. Of several expressions, the first that uses all numbers counts. None for a calculation that
+        doesn't use each number exactly once, or has no whole result: it can hit no target.
+        """
+        given, written, claimed = Counter(nums), "", ""
+        for equation in self.equations:
+            part = _with_plain_signs(equation.expression)
+            continues = bool(claimed) and part.startswith(claimed)
+            written = f"({written}){part.removeprefix(claimed)}" if continues else part
+            parsed = parse(written)
+            if not isinstance(parsed, str) and Counter(parsed.literals) == given:
+                break
+            claimed = _with_plain_signs(equation.result)
+        return whole_value(written, nums)
 
 
 def thought_lines(thought: str) -> Iterator[ThoughtLine]:
     """Yield the lines of a thought with what each calculates."""
-    text, found = "", list[tuple[re.Match[str], str]]()
-    unfinished: re.Match[str] | None = None
+    text, found = "", list[Equation]()
+    unfinished: str | None = None
     for line in thought.split("\n"):
         if unfinished:
             if not line.strip():
                 continue
             result = _only_number(line)
             if result is not None:
-                yield ThoughtLine(f"{text} {line}", [*found, (unfinished, result)])
+                yield ThoughtLine(f"{text} {line}", [*found, Equation(unfinished, result)])
                 unfinished = None
                 continue
             yield ThoughtLine(text, found)
@@ -104,17 +129,17 @@ def _only_number(line: str) -> str | None:
     return found["result"]
 
 
-def _equations(line: str) -> tuple[list[tuple[re.Match[str], str]], re.Match[str] | None]:
+def _equations(line: str) -> tuple[list[Equation], str | None]:
     """Return the equations of a line, and the expression whose `=` ends the line."""
-    equations: list[tuple[re.Match[str], str]] = []
+    equations: list[Equation] = []
     if _has_relation(line):
         for match in _ARITHMETIC.finditer(line):
             if match["operator"] is None or _DATE.match(line, match.start()):
                 continue
             if match["result"] is not None:
-                equations.append((match, match["result"]))
+                equations.append(Equation(_expression(match), match["result"]))
             elif match["unfinished"] is not None:
-                return equations, match
+                return equations, _expression(match)
     return equations, None
 
 
@@ -134,3 +159,12 @@ def _expression(match: re.Match[str]) -> str:
     while unclosed < 0 and text[-1] in ")]}":
         text, unclosed = text[:-1].rstrip(), unclosed + 1
     return text
+
+
+def _with_plain_signs(text: str) -> str:
+    """Return the text in the scorer's signs; a text that is too long is no calculation of the game."""
+    if len(text) > MAX_LENGTH:
+        return ""
+    text = _NUMBERS_OF_FRACTION.sub(r"(\1/\2)", text)
+    text = _COMMAND.sub(lambda found: _LATEX_SIGNS.get(found[1] or "", " "), text)
+    return _TEXT_MARKUP.sub("", text.replace("\\*", "*")).translate(_SIGNS).strip()

@@ -135,7 +135,7 @@ def split(
 
 
 def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambda rows: None) -> dict[str, object]:
-    """Describe a set of problems; `progress` is called with the number of rows read so far.
+    """Describe a set of problems, at least one; `progress` is called with the number of rows read so far.
 
     Returns:
         `rows`; `exact_duplicates` (rows whose numbers, in this order, and target came before); `duplicate_keys` (rows
@@ -143,12 +143,7 @@ def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambd
         see `solver.solvable`); `solvable_share` (0..1, of the other rows, or None) and `needs_mul_div_share` (0..1, of
         all rows); `target` and `number` (each {"min", "max"}); `by_size` ({"3": {"rows", "share", "solvable_share",
         "needs_mul_div_share"}, ...}).
-
-    Raises:
-        DataError: when there are no problems.
     """
-    if not problems:
-        raise DataError("no problems to describe")
     facts: dict[tuple[tuple[int, ...], int], tuple[bool | None, bool]] = {}
     for row, problem in enumerate(problems, start=1):
         if problem.key not in facts:

@@ -23,8 +23,7 @@ DRAWS_FOR_ONE_ROW = 10_000
 class GeneratorSpec:
     """Distribution to generate; the default is the hub data set's. A recipe's `generator` is checked before."""
 
-    sizes: Sequence[int] = (3, 4)
-    """Counts of numbers, each equally likely. A count given twice is twice as likely."""
+    sizes: Sequence[int] = (3, 4)  # counts of numbers, each equally likely; one given twice is twice as likely
     low: int = 1  # smallest number
     high: int = 99  # largest number
     target_low: int = 10  # smallest target

@@ -100,10 +100,8 @@ def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, lim
 
 
 def _joins(x: int, values: frozenset[int], target: int, operators: str) -> bool:
-    """Return whether one operation on x and a value of the other part, in either order, gives the target.
-
-    The generator spends its time here, so single look-ups replace `_partners`, which builds a set.
-    """
+    """Return whether one operation on x and a value of the other part, in either order, gives the target."""
+    # The generator spends its time here, so single look-ups replace `_partners`, which builds a set.
     if "+" in operators and target - x in values:
         return True
     if "-" in operators and (target + x in values or x - target in values):

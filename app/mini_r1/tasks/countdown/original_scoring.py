@@ -34,10 +34,6 @@ _BINARY: dict[type[ast.AST], Callable[..., object]] = {
 _UNARY: dict[type[ast.AST], Callable[..., int | float]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
-class _NotArithmeticError(ValueError):
-    """Error raised for what the original's tolerance test cannot turn into a number, or a result beyond MAX_BITS."""
-
-
 def format_original(completion: ParsedCompletion) -> int:
     r"""Return 1 when `<think>` + completion keeps the original's format, else 0.
 
@@ -71,26 +67,19 @@ def equation_original(completion: ParsedCompletion) -> int:
         result = _evaluate_tree(ast.parse(equation, mode="eval").body)
         return int(abs(float(result) - completion.problem.target) < TOLERANCE)
     except (ArithmeticError, MemoryError, RecursionError, SyntaxError, ValueError):
-        # ArithmeticError: division by zero, float overflow. ValueError: int() of text, and _NotArithmeticError.
+        # ArithmeticError: division by zero, float overflow. ValueError: int() of text, and `_evaluate_tree`'s.
         return 0
 
 
 def _first_answer_on_one_line(completion: str) -> str | None:
     """Return the group of the first match of `<answer>(.*?)</answer>`, where `.` stops at a newline only.
 
-    By hand, because the regular expression is quadratic on a line full of `<answer>`: when the first of a line has no
-    `</answer>` behind it on that line, no later one on the line has.
+    By line, because the regular expression is quadratic on a line full of `<answer>`.
     """
-    start = completion.find(ANSWER)
-    while start >= 0:
-        start += len(ANSWER)
-        end_of_line = completion.find("\n", start)
-        if end_of_line < 0:
-            end_of_line = len(completion)
-        end = completion.find(END_ANSWER, start, end_of_line)
-        if end >= 0:
-            return completion[start:end]
-        start = completion.find(ANSWER, end_of_line)
+    for line in completion.split("\n"):
+        answer, end, _ = line.partition(ANSWER)[2].partition(END_ANSWER)
+        if end:
+            return answer
     return None
 
 
@@ -98,7 +87,7 @@ def _evaluate_tree(root: ast.expr) -> int | float:
     """Return Python's value of a tree of constants, `+ - * / // **` and signs; an explicit stack, no recursion.
 
     Raises:
-        _NotArithmeticError: for any other node, a complex number, or an integer beyond MAX_BITS.
+        ValueError: for any other node, a complex number, or an integer beyond MAX_BITS.
         ArithmeticError: as Python's operators do.
     """
     pending: list[ast.expr | ast.operator | ast.unaryop] = [root]
@@ -119,10 +108,10 @@ def _evaluate_tree(root: ast.expr) -> int | float:
             result = _BINARY[type(node)](left, right)
             # A complex number never turns real again under these operators, and float() of it raises in the original.
             if not isinstance(result, int | float):
-                raise _NotArithmeticError
+                raise ValueError
             values.append(result)
         else:
-            raise _NotArithmeticError
+            raise ValueError
     return values.pop()
 
 
@@ -137,4 +126,4 @@ def _bound(node: ast.AST, left: int | float, right: int | float) -> None:
         # |left| >= 2**(bit_length - 1); 0, 1 and -1 give a bound of 0, as they should.
         bits = max(left.bit_length() - 1, 0) * right
     if bits > MAX_BITS:
-        raise _NotArithmeticError
+        raise ValueError

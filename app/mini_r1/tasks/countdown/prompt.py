@@ -1,6 +1,6 @@
 """The prompt, word for word as the published script and its notebook send it."""
 
-from .problem import DataError, Problem
+from .problem import Problem
 
 SYSTEM_MESSAGE = (
     "You are a helpful assistant. You first thinks about the reasoning process in the mind "
@@ -32,12 +32,7 @@ PREFILL = "Let me solve this step by step.\n<think>"
 
 
 def messages(problem: Problem, style: str = "script") -> list[dict[str, str]]:
-    """Return the chat of one problem: system, user, and the assistant's turn that the completion continues.
-
-    A style that is not in USER_MESSAGES is a DataError.
-    """
-    if style not in USER_MESSAGES:
-        raise DataError(f"unknown prompt style '{style}'; known styles: {', '.join(USER_MESSAGES)}")
+    """Return the chat of one problem: system, user, and the assistant's turn that the completion continues."""
     # Numbers show as Python prints a list, [44, 19, 35]: so the original's formatting left them.
     user = USER_MESSAGES[style].format(nums=list(problem.nums), target=problem.target)
     return [

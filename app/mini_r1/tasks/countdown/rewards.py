@@ -14,10 +14,10 @@ from typing import Any
 
 from . import original_scoring
 from .calculations import ThoughtLine, thought_lines
+from .expression import whole_value
 from .parsed_completion import ParsedCompletion, parse_completion
 from .problem import DataError, Problem, parse_problem
 from .style import Style, classify_style, count_reflections
-from .tries import true_result, whole_value
 
 RewardFunction = Callable[[ParsedCompletion], float]
 
@@ -64,7 +64,7 @@ class Verdict:
     @cached_property
     def tries(self) -> int:
         """Calculations tried in the thought, by line: `8 + 2 = 10 - 3 = 7 (too low)` is one. See docs/metrics.md."""
-        return sum(bool(line.matches) for line in self._lines)
+        return sum(bool(line.equations) for line in self._lines)
 
     @cached_property
     def reflections(self) -> int:
@@ -78,9 +78,9 @@ class Verdict:
 
     @cached_property
     def results(self) -> list[int | None]:
-        """The true result of each try (see `tries.true_result`), and of the answer unless a try has the same result."""
+        """The true result of each try, and of the answer unless a try has the same result."""
         nums, answer = self.completion.problem.nums, self.completion.answer
-        results = [true_result(line.equations, nums) for line in self._lines if line.matches]
+        results = [line.true_result(nums) for line in self._lines if line.equations]
         answered = None if answer is None else whole_value(answer, nums)
         return results if results and (answered is None or answered in results) else [*results, answered]
 
@@ -103,22 +103,12 @@ class Verdict:
 
 
 def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdict:
-    """Return the verdict on a completion; the one place where a text is parsed and scored.
+    """Return the verdict on a completion, the model's text after the prefill, so it starts inside `<think>`.
 
-    No text raises (control characters and lone surrogates included), and the work is bounded by a constant times
-    the length of the completion.
-
-    `completion` is the model's text after the prefill, so it starts inside `<think>`. `names` are rewards to compute
-    besides VERDICTS.
-
-    Raises:
-        DataError: for a name that is not in REWARDS.
+    No text raises, and the work is linear in its length. `names` are rewards to compute besides VERDICTS.
     """
-    names = dict.fromkeys((*VERDICTS, *names))
-    if unknown := [name for name in names if name not in REWARDS]:
-        raise DataError(f"unknown reward '{unknown[0]}'; known rewards: {', '.join(REWARDS)}")
     parsed = parse_completion(completion, problem)
-    return Verdict(parsed, {name: REWARDS[name](parsed) for name in names})
+    return Verdict(parsed, {name: REWARDS[name](parsed) for name in dict.fromkeys((*VERDICTS, *names))})
 
 
 def score_line(line: str, place: str = "input") -> dict[str, float | str]:

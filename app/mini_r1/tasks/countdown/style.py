@@ -53,42 +53,25 @@ _REFLECTION = re.compile(REFLECTION_PATTERN, re.IGNORECASE)
 
 
 def count_reflections(thought: str) -> int:
-    """Count the phrases by which a thought stops, goes back or takes another approach (REFLECTION_PATTERN).
-
-    In any case, at word boundaries, over line ends. Phrases that overlap count once, phrases that follow each other
-    count each: `wait, wait` is 2. Not counted: the verdict on a try (`that's not 24`, `too low`, `doesn't work`),
-    which would make each line of an enumeration a reflection, and the announcement of a step (`let me solve this step
-    by step`, `let's try 8 + 2`).
-    """
+    """Count the phrases by which a thought stops, goes back or takes another approach; see docs/metrics.md."""
     return sum(1 for _ in _REFLECTION.finditer(" ".join(thought.split())))
 
 
 def classify_style(thought: Iterable[ThoughtLine]) -> Style:
-    """Return whether a thought enumerates tries or reasons in prose, by its lines.
+    """Return whether a thought enumerates tries or reasons in prose, by its lines; see docs/metrics.md.
 
-    A line with more words than numbers and signs (`+ - * / =`, their variants, LaTeX commands) is prose; any other
-    line that is a try is a calculation. So `- 6 * 4 - 5 = 19 (too low)` is a calculation, and `If I take 6 * 4
-    = 24 first, I only need to lose 5` is prose. A line with neither words nor numbers (blank, `\\[`) is ignored.
-
-    - enumerating: at least 3 calculations, and more than half of the lines are calculations.
-    - wordy: at least 30 words, and more than half of the lines are prose.
-    - neither: the rest, such as one or two tries and a short sentence.
-
-    So a thought that introduces each calculation with a sentence on its own line is not enumerating, many tries on one
-    line are `neither`, and the rule is of little use for languages that don't separate words by spaces.
+    A line with more words than numbers and signs is prose; any other line that is a try is a calculation. So
+    `- 6 * 4 - 5 = 19 (too low)` is a calculation, and `If I take 6 * 4 = 24 first, I only need to lose 5` is prose.
+    A line with neither words nor numbers (blank, `\\[`) is ignored.
     """
     lines = calculations = prose = total_words = 0
     for line in thought:
         tokens = Counter(token.lastgroup for token in _TOKEN.finditer(line.text))
-        words, numbers, signs = tokens["word"], tokens["number"], tokens["sign"]
-        if not words and not numbers:
-            continue
-        lines += 1
+        words, others = tokens["word"], tokens["number"] + tokens["sign"]
+        lines += bool(words or tokens["number"])
         total_words += words
-        if words > numbers + signs:
-            prose += 1
-        elif line.matches:
-            calculations += 1
+        prose += words > others
+        calculations += words <= others and bool(line.equations)
     if calculations >= MIN_CALCULATIONS and 2 * calculations > lines:
         return "enumerating"
     if total_words >= MIN_WORDS and 2 * prose > lines:

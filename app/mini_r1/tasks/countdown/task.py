@@ -82,14 +82,10 @@ def load_data(
 ) -> TaskData:
     """Load problems and split them; the same arguments give the same split in every process.
 
-    Args:
-        source: `generated`, a local file or folder (see `data.read_problems`), or a hub data set `owner/name`.
-        revision: of the hub data set.
-        rows: most rows to take; None is all of them (generated: 50,000). A file or hub set is shuffled before.
-        seed: random seed of generator, shuffle and split.
-        test_fraction, split_by: see `data.split`.
-        generator: None is the hub set's distribution.
-        progress: called with the number of rows generated so far; what it raises ends the work.
+    The source is `generated`, a local file or folder (see `data.read_problems`), or a hub data set `owner/name`, of
+    which `revision` is a branch, tag or commit. `rows` None takes all of them (generated: 50,000); a file or hub set is
+    shuffled before. `generator` None is the hub set's distribution. `progress` is called with the number of rows
+    generated so far; what it raises ends the work. See `data.split` for the rest.
 
     Raises:
         DataError: for a source that does not exist or cannot be read, and for a bad row, naming it.
