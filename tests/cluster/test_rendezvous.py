@@ -22,7 +22,7 @@ from mini_r1.launch.stop_order import StopOrder
 from mini_r1.machine.nodes import Nodes, free_port
 
 HELLO = Introduction(
-    index=0, host="h", devices=("0",), on_cpu=True, recipe={"seed": 1, "beta": 0.1}, options={"--deepspeed": "auto"},
+    index=0, host="h", devices=("0",), on_cpu=True, recipe={"seed": 1, "beta": 0.1, "--deepspeed": "auto"},
     versions={"torch": "2.5.1"},
 )  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_all_nodes_get_the_same_decision_and_the_run_directory_stays_clean(port:
     [
         ({"recipe": {"seed": 2, "beta": 0.1}}, "seed is 1 on node 0 and 2 on node 1"),
         ({"recipe": {"seed": 1, "beta": 0.1, "gamma": 3}}, "gamma is None on node 0 and 3 on node 1"),
-        ({"options": {"--deepspeed": "zero3"}}, "--deepspeed is auto on node 0 and zero3 on node 1"),
+        ({"recipe": {**HELLO.recipe, "--deepspeed": "zero3"}}, "--deepspeed is auto on node 0 and zero3 on node 1"),
         ({"on_cpu": False}, "one has GPUs"),
         ({"error": "the recipe is wrong", "error_code": 78}, "node 1 (h): the recipe is wrong"),
     ],

@@ -1,8 +1,7 @@
 """A connection between two launchers: bounded lines of JSON, and proof at its start that both belong to one job.
 
-Not `multiprocessing.connection`: its listener waits without limit for a client that sends nothing, a port scanner for
-example, and it pickles. No message is signed and nothing is encrypted: the key keeps jobs and accidents apart. Anyone
-who can read and write the cluster's own network can stop a job, and no more than that.
+Not `multiprocessing.connection`: its listener waits without limit for a client that sends nothing, and it pickles.
+Nothing is signed or encrypted: anyone who can write to the cluster's own network can stop a job, and no more than that.
 """
 
 import errno
@@ -15,6 +14,7 @@ import secrets
 import select
 import socket
 import time
+from contextlib import suppress
 from typing import Any
 
 from mini_r1.errors import ExitCode, KitError
@@ -74,14 +74,11 @@ class Channel:
         nonce = secrets.token_hex(NONCE_BYTES)
         self.send({"nonce": nonce})
         try:
-            self.send({"proof": _sign(key, first, str(self.receive(timeout_s)["nonce"]))})
-            proof = str(self.receive(timeout_s)["proof"])
-            proved = hmac.compare_digest(proof.encode(), _sign(key, not first, nonce).encode())
+            self.send({"proof": _sign(key, first, str(self.receive(timeout_s).get("nonce")))})
+            proof = str(self.receive(timeout_s).get("proof"))
         except TimeoutError:
             raise Gone("it sends nothing") from None
-        except KeyError:
-            proved = False
-        if not proved:
+        if not hmac.compare_digest(proof.encode(), _sign(key, not first, nonce).encode()):
             raise Gone("it is no launcher of this job")
 
     def close(self) -> None:
@@ -104,21 +101,15 @@ class Channel:
         if not newline:
             return None
         self._received = rest
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
-            raise Gone("it sends no valid message")
-        return message
+        with suppress(ValueError, RecursionError):
+            if isinstance(message := json.loads(line), dict):
+                return message
+        raise Gone("it sends no valid message")
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """Return a socket that launchers of other nodes can connect to, or raise KitError if the port is taken.
-
-    It binds to localhost only if that is the address, else to all addresses: a name may resolve to another address here
-    than on the other nodes.
-    """
+    """Return a socket that launchers of other nodes can connect to, or raise KitError if the port is taken."""
+    # Else all addresses: a name may resolve to another address here than on the other nodes.
     local = address in ("127.0.0.1", "localhost")
     try:
         if not local and socket.has_dualstack_ipv6():

@@ -1,7 +1,6 @@
 """Signs of life of a node's workers, and the stacks of workers that give none.
 
-A worker replaces its heartbeat file at every phase, and has faulthandler write all threads' stacks on SIGUSR2. Times
-are this launcher's own: seconds since it saw the file change.
+A worker replaces its heartbeat file at every phase, and has faulthandler write all threads' stacks on SIGUSR2.
 """
 
 import json
@@ -67,9 +66,8 @@ class Heartbeats:
     def find_culprit(self, ranks: Sequence[int], stacks: Mapping[int, str]) -> int:
         """Return the rank that the others probably wait for: one that does not wait itself, and is silent for longest.
 
-        Ranks begin a phase almost together, so the clock alone does not show it. On a GPU a rank that waits for another
-        may be seen anywhere that it asks for a result; then the clock decides: the workers' own, because between two
-        reads of this launcher a rank may begin two phases, and another none.
+        Ranks begin a phase almost together, so stacks come first; on a GPU a waiting rank may look busy. The clock is
+        the workers' own: between two reads of this launcher a rank may begin two phases, and another none.
         """
         return min(ranks, key=lambda rank: (is_waiting(stacks.get(rank, "")), self.by_rank[rank].written))
 
@@ -108,8 +106,9 @@ def write_stacks(folder: Path, workers: Sequence[Worker], heartbeats: Heartbeats
     for rank, path in files.items():
         with suppress(OSError), path.open("rb") as file:
             file.seek(before[rank])
-            stacks[rank] = file.read(MAX_STACK_BYTES).decode(errors="replace")
-    return {rank: text for rank, text in stacks.items() if text}
+            if text := file.read(MAX_STACK_BYTES).decode(errors="replace"):
+                stacks[rank] = text
+    return stacks
 
 
 def keep_stacks(stacks: Mapping[int, str], attempt: Path) -> list[Path]:
@@ -126,11 +125,8 @@ def keep_stacks(stacks: Mapping[int, str], attempt: Path) -> list[Path]:
 
 
 def top_frame(stack: str) -> str:
-    """Describe the main thread's innermost frame that is not the standard library's: a sleep says less than its caller.
-
-    faulthandler writes the innermost frame first.
-    """
-    frames = list(_FRAME.finditer(_main_thread(stack)))
+    """Describe the main thread's innermost frame outside the standard library: a sleep says less than its caller."""
+    frames = list(_FRAME.finditer(_main_thread(stack)))  # the innermost first
     if not frames:
         return "no Python frame"
     library = os.path.dirname(os.__file__)

@@ -14,8 +14,7 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.run.run_dir import RunDir
 
-Say = Callable[[str], None]
-"""Takes a line for the user."""
+Say = Callable[[str], None]  # takes a line for the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +33,7 @@ class LaunchOptions:
     gpu_memory_gib: float | None = None
 
     def find_nodes(self, environment: Mapping[str, str]) -> Nodes:
-        return find_nodes(
-            environment, count=self.nodes, index=self.node_index, address=self.address, port=self.port
-        )  # fmt: skip
+        return find_nodes(environment, self.nodes, self.node_index, self.address, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,4 @@
-"""`mini-r1 launch`: from a recipe and this node's devices to running workers, and to one exit code.
-
-find devices and nodes - check this node - meet the other launchers - start the workers - watch them
-"""
+"""`mini-r1 launch`: from a recipe and this node's devices to running workers, and to one exit code."""
 
 import hashlib
 import json
@@ -45,16 +42,15 @@ def dry_run(
     """
     job = read_job(options, environment, say)
     plan, roles = _plan(job, [job.devices.ids] * job.nodes.count)
-    deepspeed = plan.deepspeed
     if print_run_dir:
         return str(job.run.path)
     folder = Path(tempfile.gettempdir()) / "mini-r1-XXXXXXXX"
-    starts = [start for node in roles.nodes for start in worker_starts(job, roles, node.index, deepspeed, folder)]
+    starts = [start for node in roles.nodes for start in worker_starts(job, roles, node.index, plan.deepspeed, folder)]
     if as_json:
         facts = {
             "num_processes": roles.num_processes,
             "vllm_device": roles.vllm_device,
-            "deepspeed": deepspeed,
+            "deepspeed": plan.deepspeed,
             "devices": job.devices.source,
             "nodes": job.nodes.source,
             "run_dir": str(job.run.path),
@@ -64,20 +60,21 @@ def dry_run(
     others = "; the other nodes are assumed to have the same" if job.nodes.count > 1 else ""
     return (
         f"{_describe_devices(job.devices)}; {job.nodes.source}{others}\n"
-        f"{printable(_describe_roles(job, roles, deepspeed))}\n\n{describe_starts(starts, environment)}"
+        f"{printable(_describe_roles(job, roles, plan.deepspeed))}\n\n{describe_starts(starts, environment)}"
     )
 
 
 def launch(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> Ending:
-    """Train a recipe on this node and, with the other nodes' launchers, on theirs.
-
-    Return how the job ended, the same on all nodes that could still be reached; raise KitError if nothing was started.
-    """
+    """Train a recipe, with the other nodes' launchers; return how the job ended, or raise KitError before its start."""
     with StopOrder() as stop:
         try:
             job = read_job(options, environment, say)
         except KitError as error:
-            _report_error(options, environment, error, say, stop)
+            nodes = options.find_nodes(environment)
+            if nodes.count > 1:  # the other nodes hear that this one cannot take part: all raise the error
+                say(f"error: {error.message}")
+                me = Introduction(nodes.index, socket.gethostname(), error=error.message, error_code=error.exit_code)
+                Meeting(nodes, Path(), environment, say, stop).hold(me, lambda devices: {})
             raise
         for warning in job.recipe.warnings():
             say(f"warning: {warning}")
@@ -85,18 +82,6 @@ def launch(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> 
         channels, roles, deepspeed = _meet(job, stop)
         say(_describe_roles(job, roles, deepspeed))
         return _run(job, roles, deepspeed, channels, stop)
-
-
-def _report_error(
-    options: LaunchOptions, environment: Mapping[str, str], error: KitError, say: Say, stop: StopOrder
-) -> None:
-    """Report to other nodes, if there are any, that this one cannot take part: all raise the error."""
-    nodes = options.find_nodes(environment)
-    if nodes.count > 1:
-        say(f"error: {error.message}")
-        host, code = socket.gethostname(), int(error.exit_code)
-        me = Introduction(nodes.index, host, error=error.message, error_code=code)
-        Meeting(nodes, Path(), environment, say, stop).hold(me, lambda devices: {})
 
 
 def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | None]:
@@ -126,11 +111,10 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
             host=socket.gethostname(),
             devices=job.devices.ids,
             on_cpu=job.devices.on_cpu,
-            recipe=job.recipe.model_dump(mode="json"),
-            options={"--deepspeed": job.options.deepspeed},
+            recipe={**job.recipe.model_dump(mode="json"), "--deepspeed": job.options.deepspeed},
             versions={**versions(TOGETHER), "kit's code": _hash_code(), "python": "{}.{}".format(*sys.version_info)},
             error=error.message if error else None,
-            error_code=int(error.exit_code) if error else 0,
+            error_code=error.exit_code if error else 0,
         )
         channels, decision = Meeting(job.nodes, job.run.path, job.environment, job.say, stop).hold(me, decide)
     return channels, _assign(job, decision["devices"]), decision["deepspeed"]
@@ -188,9 +172,7 @@ def _run(job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, C
         except OSError as error:
             ending = Ending(ExitCode.RETRY, f"{job.node} cannot start a worker: {error.strerror}")
         peers.start()
-        supervision = Supervision(
-            workers, folder, job.run, peers, stop, job.node, job.recipe.hang_timeout_s, job.say
-        )  # fmt: skip
+        supervision = Supervision(workers, folder, job.run, peers, stop, job.node, job.recipe.hang_timeout_s, job.say)
         try:
             if workers:
                 ending = supervision.watch()

@@ -1,7 +1,7 @@
 """The other launchers while the workers run: which are there, which failed, and the exit code that all return.
 
-A star: node 0 is connected with every other node and forwards what concerns all. A thread serves the connections, so
-that a launcher that waits for a slow disk does not count as gone.
+Node 0 is connected with every other node and forwards what concerns all. A thread serves the connections, so that a
+launcher that waits for a slow disk does not count as gone.
 """
 
 import threading
@@ -98,17 +98,13 @@ class Peers:
             messages = self._channels[node].waiting()
             for message in messages:
                 self._take(node, message)
-        except Gone as gone:
-            self._lose(node, str(gone))
-            return
-        except (KeyError, TypeError, ValueError):
-            self._lose(node, "it sends no valid message")
-            return
-        if messages:
-            self._heard[node] = time.monotonic()
-        silent = time.monotonic() - self._heard[node]
-        if silent > SILENCE_S:
-            self._lose(node, f"nothing was heard from it for {silent:.0f} s")
+            if messages:
+                self._heard[node] = time.monotonic()
+            silent = time.monotonic() - self._heard[node]
+            if silent > SILENCE_S:
+                raise Gone(f"nothing was heard from it for {silent:.0f} s")
+        except (Gone, KeyError, TypeError, ValueError) as error:
+            self._lose(node, str(error) if isinstance(error, Gone) else "it sends no valid message")
 
     def _take(self, node: int, message: Mapping[str, Any]) -> None:
         with self._lock:
@@ -139,11 +135,10 @@ class Peers:
         """Agree on the job's ending once all nodes have ended; node 0 decides, or a node that has lost it."""
         if self.result is not None or self._index not in self._endings:
             return
-        if self._index == 0 and self._channels.keys() <= self._endings.keys():
+        # Node 0 sends no ending: another node concludes alone only if it has lost node 0.
+        if self._channels.keys() <= self._endings.keys():
             self.result = agree(list(self._endings.values()))
             self._send_all({"type": "result", "ending": asdict(self.result)})
-        elif self._index != 0 and not self._channels:
-            self.result = agree(list(self._endings.values()))
 
     def _send_all(self, message: dict[str, Any], but: int | None = None) -> None:
         with self._lock:

@@ -1,8 +1,7 @@
 """Launchers of several nodes meet before any of them starts a worker: all must be there, and agree.
 
-Node 0 listens on the port after torch's; the others connect, however long their nodes take to come up. Each sends its
-devices and what it was started with. Node 0 compares them, has all nodes look for a file that it writes to the run
-directory, and sends its decision or its refusal. The connections stay open: see peers.py.
+Node 0 listens on the port after torch's. The others connect and send their devices and what they were started with.
+Node 0 compares, has all look for a file in the run directory, and decides or refuses. The connections stay: peers.py.
 """
 
 import hashlib
@@ -55,8 +54,7 @@ class Introduction:
     host: str
     devices: Sequence[str] = ()
     on_cpu: bool = False  # whether the devices are slots on the CPU
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)  # those that must be the same on all nodes
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # and the options that must be the same on all nodes
     versions: Mapping[str, str | None] = field(default_factory=dict)
     error: str | None = None  # what the preflight found
     error_code: int = 0
@@ -77,7 +75,6 @@ class Meeting:
     stop: StopOrder
     timeout_s: float = MEET_TIMEOUT_S
     _key: bytes = field(init=False)
-    _began: float = field(init=False, default_factory=time.monotonic)
     _reported: float = field(init=False, default=0.0)
     _hinted: bool = field(init=False, default=False)
 
@@ -89,9 +86,8 @@ class Meeting:
 
         Raises KitError, the same on all nodes that came, if the job cannot start.
         """
-        return self._hold_as_host(me, decide) if self.nodes.index == 0 else self._hold_as_guest(me)
-
-    def _hold_as_host(self, me: Introduction, decide: Decide) -> tuple[dict[int, Channel], dict[str, Any]]:
+        if self.nodes.index != 0:
+            return self._wait_for_decision(me)
         channels: dict[int, Channel] = {}
         try:
             with listen(self.nodes.address, self.nodes.control_port) as server:
@@ -167,7 +163,7 @@ class Meeting:
                 " Name one there with --run-dir"
             )
 
-    def _hold_as_guest(self, me: Introduction) -> tuple[dict[int, Channel], dict[str, Any]]:
+    def _wait_for_decision(self, me: Introduction) -> tuple[dict[int, Channel], dict[str, Any]]:
         channel = self._reach(me)
         end = time.monotonic() + self.timeout_s
         while True:
@@ -197,17 +193,15 @@ class Meeting:
         while True:
             try:
                 channel = Channel(socket.create_connection(address, timeout=5))
+                channel.prove(self._key, first=False, timeout_s=PROOF_TIMEOUT_S)
+                channel.send(asdict(me))
+                return channel
             except OSError as error:
                 why, stranger_since = error.strerror or str(error), None
                 hint = NO_NAME if isinstance(error, socket.gaierror) else NO_ROUTE
-            else:
-                try:
-                    channel.prove(self._key, first=False, timeout_s=PROOF_TIMEOUT_S)
-                    channel.send(asdict(me))
-                    return channel
-                except Gone as error:
-                    channel.close()
-                    why, hint, stranger_since = str(error), OTHER_SECRET, stranger_since or time.monotonic()
+            except Gone as error:
+                channel.close()
+                why, hint, stranger_since = str(error), OTHER_SECRET, stranger_since or time.monotonic()
             why = printable(why)
             if stranger_since is not None and time.monotonic() - stranger_since > STRANGER_TIMEOUT_S:
                 raise KitError(
@@ -237,7 +231,7 @@ class Meeting:
             )
         if now - self._reported > REPORT_EVERY_S:
             self._reported = now
-            due = self._after(hint) if now - self._began > HINT_AFTER_S and not self._hinted else ""
+            due = self._after(hint) if now > end - self.timeout_s + HINT_AFTER_S and not self._hinted else ""
             self._hinted = self._hinted or bool(due)
             self.say(status + due)
 
@@ -264,7 +258,7 @@ def _refuse_disagreement(introductions: Sequence[Introduction]) -> None:
     first = introductions[0]
     for node in introductions[1:]:
         pair = f"node 0 ({first.host}) and node {node.index} ({node.host})"
-        differences = _compare({**first.recipe, **first.options}, {**node.recipe, **node.options}, node.index)
+        differences = _compare(first.recipe, node.recipe, node.index)
         if differences:
             raise KitError(
                 f"{pair} were started with different recipes: {differences}. Start all nodes with the same file and"

@@ -1,8 +1,4 @@
-"""Signals to the launcher: the first asks for a stop in order, a second one for a stop at once.
-
-SIGUSR1 is a notice: Slurm sends it before a time limit, and a SIGTERM that follows still means a stop in order. A
-scheduler may send one request twice, to a process and to its group: within SAME_S both count as one.
-"""
+"""Signals to the launcher: the first asks for a stop in order, a second one for a stop at once."""
 
 from __future__ import annotations
 
@@ -12,7 +8,9 @@ from collections.abc import Callable
 
 REQUESTS = (signal.SIGTERM, signal.SIGINT)
 NOTICE = signal.SIGUSR1
+"""Slurm sends it before a time limit; a SIGTERM that follows still means a stop in order."""
 SAME_S = 2.0
+"""Seconds in which two requests count as one: a scheduler may signal a process and then its group."""
 
 
 class StopOrder:

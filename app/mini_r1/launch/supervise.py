@@ -1,7 +1,6 @@
-"""The launcher while its workers run: several times a second it checks whether anything has to be done.
+"""The launcher while its workers run: it forwards a request to stop, and waits.
 
-It forwards a request to stop, and waits. A worker that fails, hangs or is lost takes the others down, here and on the
-other nodes: they cannot continue without it.
+A worker that fails, hangs or is lost takes all others down, on every node: they cannot continue without it.
 """
 
 import time
@@ -161,12 +160,9 @@ class Supervision:
         return Ending(code, self._describe_failure(failed[0]), survived)
 
     def _describe_failure(self, worker: Worker) -> str:
-        lines = [line for line in list(worker.last_lines) if line.strip()]
+        lines = [f"  {line}" for line in list(worker.last_lines) if line.strip()]
+        while sum(map(len, lines)) > SHOWN_BYTES:
+            del lines[0]
         output = "; its last lines:" if lines else " without output"
-        kept: list[str] = []
-        for line in reversed(lines):
-            if sum(map(len, kept)) + len(line) > SHOWN_BYTES:
-                break
-            kept.insert(0, f"  {line}")
         status = describe_status(self._ended[worker.rank])
-        return "\n".join([f"rank {worker.rank} on {self.node} {status}{output}", *kept])
+        return "\n".join([f"rank {worker.rank} on {self.node} {status}{output}", *lines])

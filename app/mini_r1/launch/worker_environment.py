@@ -1,7 +1,4 @@
-"""What each worker is started with: its command, and each variable with the reason for it.
-
-A worker also gets the launcher's own variables, except those that belong to another launcher.
-"""
+"""What each worker is started with: its command, and each variable with the reason for it."""
 
 import shlex
 import sys
@@ -25,8 +22,7 @@ TAKEN_OUT = {
     "FSDP_": "settings of `accelerate launch`, which would override the recipe's",
     "TORCHELASTIC_": "torchrun's: workers would look for its agent",
     "PET_": "torchrun's, set by the PyTorchJob operator",
-    "GROUP_RANK": "torchrun's",
-    "GROUP_WORLD_SIZE": "torchrun's",
+    "GROUP_": "torchrun's",
     "ROLE_": "torchrun's",
     "MINI_R1_VLLM_DEVICE": "for rank 0 only, and computed",
     "VLLM_USE_V1": "vLLM 0.7.0's other engine, whose worker the kit cannot load weights into",
@@ -61,10 +57,9 @@ class WorkerStart:
 def worker_starts(
     job: Job, roles: Roles, index: int, deepspeed: str | None, scratch: Path, interface: str | None = None
 ) -> list[WorkerStart]:
-    """Return how the workers of a node are started, in order of their ranks.
+    """Return how the workers of a node are started, in order of their ranks; paths are absolute.
 
-    `scratch` is a directory shared by launcher and workers, `interface` the network interface between the nodes. Paths
-    in the command are absolute: the same on every node. Raises KitError if the driver doesn't know vLLM's device.
+    `scratch` is a directory shared by launcher and workers, `interface` the network interface between the nodes.
     """
     node, nodes, on_cpu = roles.nodes[index], job.nodes, job.devices.on_cpu
     sets = [part for override in job.options.overrides for part in ("--set", override)]

@@ -1,7 +1,6 @@
 """The control groups of this process: what a scheduler or a container leaves it of memory, processes and cores.
 
-Version 2 has one tree, version 1 one for each controller. A container may see its group as the root. The limits of the
-parents hold as well. psutil shows the machine alone.
+Version 2 has one tree, version 1 one for each controller. psutil shows the machine alone.
 """
 
 import os
@@ -37,10 +36,7 @@ def limits(read: Read, controller: str) -> Iterator[tuple[float, float]]:
 
 
 def cores(read: Read = read_kernel_file) -> float | None:
-    """Return the cores' worth of time that the smallest quota gives, None without one.
-
-    Kubernetes' `resources.limits.cpu` and docker's `--cpus` are such quotas: the process sees all cores of the node.
-    """
+    """Return the cores of the smallest quota, as Kubernetes' `resources.limits.cpu` and docker's `--cpus` set it."""
     quotas = []
     for folder, is_v1 in _groups(read, "cpu"):
         if is_v1:
@@ -61,7 +57,7 @@ def usable_cores() -> int:
 
 
 def _groups(read: Read, controller: str) -> Iterator[tuple[str, bool]]:
-    """Yield the folder of each group, the nearest first, and whether it is of version 1."""
+    """Yield the folder of each group and its parents, whose limits hold too, and whether it is of version 1."""
     for line in (read("proc/self/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

@@ -1,8 +1,7 @@
 """The devices that this process was given: GPUs, or slots whose work runs on the CPU.
 
-They come from CUDA_VISIBLE_DEVICES, else from Slurm's grant, else from the NVIDIA library. Indices are those of the
-NVIDIA library and of nvidia-smi: workers are started with CUDA_DEVICE_ORDER=PCI_BUS_ID. nvitop's parser is not used: it
-returns an empty list for an invalid or repeated entry, which we refuse, and starts a Python process to read one.
+They come from CUDA_VISIBLE_DEVICES, else from Slurm's grant, else from the NVIDIA library, whose indices they have.
+nvitop's parser is not used: it takes invalid and repeated entries for none, and starts a Python process to read one.
 """
 
 import re
@@ -47,8 +46,7 @@ def given_devices(
 ) -> Devices:
     """Return the first `count` devices of this process, None for all; on a CPU without a grant, `count` slots.
 
-    Raises:
-        KitError: an invalid entry, the same device twice, several MIG slices, or more asked for than given.
+    Raise KitError for an invalid or repeated entry, several MIG slices, or more asked for than given.
     """
     if count is not None and count < 0:
         raise KitError(f"--gpus {count}: must be 0 or more")
@@ -56,27 +54,19 @@ def given_devices(
     if accelerator not in ("", "cpu", "cuda"):
         raise KitError(f"{ACCELERATOR}={printable(accelerator)}: must be cpu, cuda, or not set")
     if accelerator == "cpu":
-        return _find_slots(environment, count)
-    ids, source = _find_gpus(environment, driver())
+        granted, source = _read_grant(environment)
+        ids = tuple(map(str, range(len(granted or ()) or count or 0)))
+        source = f"{CPU_SWITCH} and {source if granted else f'--gpus {count}'}" if ids else CPU_SWITCH
+    else:
+        ids, source = _find_gpus(environment, driver())
     if count is not None and count > len(ids):
         here = f"only {len(ids)} given ({source})" if ids else f"no GPU here ({source})"
-        raise KitError(f"--gpus {count}: {here}; ask for fewer, or set {CPU_SWITCH} for {count} slots on the CPU")
-    ids = ids if count is None else ids[:count]
+        slots = "" if accelerator == "cpu" else f", or set {CPU_SWITCH} for {count} slots on the CPU"
+        raise KitError(f"--gpus {count}: {here}; ask for fewer{slots}")
+    ids = ids[:count]
     if accelerator == "cuda" and not ids:
         raise KitError(f"{ACCELERATOR}=cuda, but no GPU was given ({source}). {CONTAINER_HINT}", ExitCode.RETRY)
-    return Devices(ids, on_cpu=not ids, source=source)
-
-
-def _find_slots(environment: Mapping[str, str], count: int | None) -> Devices:
-    """Return the granted devices as slots on the CPU; without a grant, as many as asked for."""
-    granted, source = _read_grant(environment)
-    if not granted:
-        slots, source = count or 0, f"{CPU_SWITCH} and --gpus {count}" if count else CPU_SWITCH
-    elif count is not None and count > len(granted):
-        raise KitError(f"--gpus {count}: only {len(granted)} given ({source}); ask for fewer")
-    else:
-        slots, source = len(granted) if count is None else count, f"{CPU_SWITCH} and {source}"
-    return Devices(tuple(map(str, range(slots))), on_cpu=True, source=source)
+    return Devices(ids, on_cpu=accelerator == "cpu" or not ids, source=source)
 
 
 def _find_gpus(environment: Mapping[str, str], seen: Sequence[str]) -> tuple[tuple[str, ...], str]:

@@ -23,19 +23,16 @@ DEEPSPEED_FIX = (
 def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None = None) -> Iterator[None]:
     """Import the packages of an extra of pyproject.toml inside this context, announced on the console.
 
-    Unless DeepSpeed is used, TRL must not find it: TRL imports an installed DeepSpeed, which takes a second. It never
-    finds vLLM, which the kit runs in another process.
-
-    Raises:
-        KitError: a package is missing, or DeepSpeed is used and cannot be imported.
+    Raise KitError if a package is missing, or DeepSpeed is used and cannot be imported.
     """
     if console is not None:
         console.print("loading torch, transformers and TRL", style="dim")
+    # TRL imports an installed DeepSpeed, which takes a second; and vLLM, which the kit runs in another process.
     for name in ("vllm",) if deepspeed else ("vllm", "deepspeed"):
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     try:
         # DeepSpeed logs to standard output, which --json needs.
-        with redirect_stdout(sys.stderr), _errors_only("DeepSpeed"), no_garbage_collection():
+        with redirect_stdout(sys.stderr), no_garbage_collection():
             if deepspeed:
                 _import_deepspeed()
             yield
@@ -50,11 +47,8 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Import without garbage collection, and leave what was imported out of every later one.
-
-    An import makes a million objects that stay: looking for garbage among them was a fifth of the time to import TRL,
-    and .2 s in each full collection after that.
-    """
+    """Import without garbage collection, and leave what was imported out of every later one."""
+    # An import makes a million objects that stay: a fifth of the time to import TRL, and .2 s in each later collection.
     gc.disable()
     try:
         yield
@@ -70,24 +64,12 @@ def _import_deepspeed() -> None:
         Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "autotune").mkdir(
             parents=True, exist_ok=True
         )
+    logging.disable(logging.WARNING)
     try:
         import deepspeed  # noqa: F401
     except ModuleNotFoundError:
         raise
     except Exception as error:  # ImportError mostly; its search for a CUDA compiler raises others
         raise KitError(f"DeepSpeed cannot be imported: {first_line(error)}: {DEEPSPEED_FIX}") from error
-
-
-@contextmanager
-def _errors_only(name: str) -> Iterator[None]:
-    """Drop a logger's messages below error level; the logger need not exist yet."""
-    logger = logging.getLogger(name)
-
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(is_error)
-    try:
-        yield
     finally:
-        logger.removeFilter(is_error)
+        logging.disable(logging.NOTSET)

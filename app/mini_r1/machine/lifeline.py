@@ -1,7 +1,4 @@
-"""What ties a worker to its launcher: the names of their channel, and an end with the parent process.
-
-The latter is Linux's prctl(2), PR_SET_PDEATHSIG; on other systems nothing happens.
-"""
+"""What ties a worker to its launcher: the names of their channel, and an end with the parent process (on Linux)."""
 
 import ctypes
 import os
@@ -17,10 +14,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Lifeline:
-    """Ties the process that calls it to the parent with this id.
-
-    Made before a fork, it can be called between that and exec: the call imports and looks up nothing.
-    """
+    """Ties the process that calls it to the parent with this id; the call is safe between fork and exec."""
 
     def __init__(self, parent: int) -> None:
         self._parent = parent

@@ -43,17 +43,12 @@ class Nodes:
 
 def find_nodes(
     environment: Mapping[str, str],
-    *,
     count: int | None = None,  # --nodes
     index: int | None = None,  # --node-index
     address: str | None = None,  # --address; replaces a scheduler's, as --port does
     port: int | None = None,
 ) -> Nodes:
-    """Return the nodes of this job, and which of them this is.
-
-    Raises:
-        KitError: the information is incomplete or contradictory, or the launcher was not started once on each node.
-    """
+    """Return the nodes of this job, or raise KitError for incomplete or contradictory facts, or two tasks on a node."""
     if count is not None and not 1 <= count <= MAX_NODES:
         raise KitError(f"--nodes {count}: must be between 1 and {MAX_NODES}")
     if index is not None and index < 0:
@@ -84,10 +79,8 @@ def job_port(job_id: str) -> int:
 
 
 def free_port() -> int:
-    """Return a port of this machine that is free, and so is the next.
-
-    It is one of PORTS: an ephemeral one may be another connection's by the time that rank 0 has imported its packages.
-    """
+    """Return a port of this machine that is free, and so is the next."""
+    # An ephemeral one may be another connection's by the time that rank 0 has imported its packages.
     for port in random.sample(PORTS[:-1], 100):
         with socket.socket() as first, socket.socket() as second:
             try:

@@ -45,42 +45,34 @@ class Driver:
 
 def read_driver(ids: Sequence[str]) -> Driver | None:
     """Return the driver's report of these devices (indices, UUIDs or their beginnings); None without a driver."""
-    try:
-        with _open():
-            version = _text(nvml.nvmlSystemGetDriverVersion())
-            number = nvml.nvmlSystemGetCudaDriverVersion_v2()
-            gpus, silent = [], {}
-            for id in ids:
-                try:
-                    gpus.append(_read_gpu(id))
-                except nvml.NVMLError as error:
-                    silent[id] = str(error)
-            return Driver(version, (number // 1000, number % 1000 // 10), tuple(gpus), silent)
-    except nvml.NVMLError:
-        return None
+    with suppress(nvml.NVMLError), _open():
+        version = _text(nvml.nvmlSystemGetDriverVersion())
+        number = nvml.nvmlSystemGetCudaDriverVersion_v2()
+        gpus, silent = [], {}
+        for id in ids:
+            try:
+                gpus.append(_read_gpu(id))
+            except nvml.NVMLError as error:
+                silent[id] = str(error)
+        return Driver(version, (number // 1000, number % 1000 // 10), tuple(gpus), silent)
+    return None
 
 
 def driver_devices() -> list[str]:
     """Return the index of each GPU that the library sees, or its MIG slices' UUIDs; [] without a driver."""
-    try:
-        with _open():
-            found: list[str] = []
-            for index in range(nvml.nvmlDeviceGetCount()):
-                gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-                mig = _ask(nvml.nvmlDeviceGetMigMode, gpu)  # now, and after the next reset
-                has_mig = mig and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
-                found.extend(_mig_slices(gpu) if has_mig else [str(index)])
-            return found
-    except nvml.NVMLError:
-        return []
+    with suppress(nvml.NVMLError), _open():
+        found: list[str] = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+            mig = _ask(nvml.nvmlDeviceGetMigMode, gpu)  # now, and after the next reset
+            has_mig = mig and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
+            found.extend(_mig_slices(gpu) if has_mig else [str(index)])
+        return found
+    return []
 
 
 def device_index(device: str) -> str:
-    """Return the index of a GPU that was named by its UUID: vLLM 0.7.0 reads CUDA_VISIBLE_DEVICES as numbers.
-
-    Raises:
-        KitError: the library knows no such GPU.
-    """
+    """Return a GPU's index from its UUID, or raise KitError: vLLM 0.7.0 reads CUDA_VISIBLE_DEVICES as numbers."""
     if device.isdecimal():
         return device
     try:

@@ -6,6 +6,7 @@ clock, and its `pid_exists` denies processes that /proc hides.
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,14 @@ def is_gone(process: object) -> bool:
     pid = known.get("pid")
     if type(pid) is not int or not 0 < pid < MOST_PIDS:
         return False
-    try:
-        if any(known.get(name) != value for name, value in _kernel().items()):
-            return False
-    except OSError:
-        return False
-    try:
-        state, started = _read_stat(pid)
-    except (OSError, ValueError, IndexError):
-        return not _exists(pid)
-    return state in ENDED or started != known.get("started")
+    with suppress(OSError):
+        if _kernel().items() <= known.items():
+            try:
+                state, started = _read_stat(pid)
+            except (OSError, ValueError, IndexError):
+                return not _exists(pid)
+            return state in ENDED or started != known.get("started")
+    return False
 
 
 def _kernel() -> dict[str, str]:

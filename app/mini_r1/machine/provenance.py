@@ -4,27 +4,23 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """Return the installed version of each package, None if it is not installed."""
-    found: dict[str, str | None] = {}
-    for package in packages:
-        try:
+    found: dict[str, str | None] = dict.fromkeys(packages)
+    for package in found:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
     return found
 
 
 def code_revision() -> str | None:
-    """Return the commit of the checkout this code runs from, with `+changes` if files differ; None outside a checkout.
-
-    An image contains no checkout: its build sets MINI_R1_REVISION.
-    """
-    if given := os.environ.get("MINI_R1_REVISION"):
+    """Return the commit of this code's checkout, with `+changes` if files differ; None outside a checkout."""
+    if given := os.environ.get("MINI_R1_REVISION"):  # set by the build of an image, which contains no checkout
         return given
     try:
         revision = subprocess.run(  # noqa: S603

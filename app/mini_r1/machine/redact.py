@@ -1,7 +1,6 @@
 """Removal of secrets from text that goes to a terminal, a log or a support bundle.
 
-Values of environment variables with the name of a secret are replaced everywhere, also as JSON, Python or a URL writes
-them; so is text in the form of a secret. Secrets of other kinds pass.
+Values of variables with the name of a secret are replaced, and text in the form of one. Secrets of other kinds pass.
 """
 
 import json

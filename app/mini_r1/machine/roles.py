@@ -1,9 +1,6 @@
 """The roles of devices: over all nodes the number of GPUs minus one trains, and node 0's last device is vLLM's.
 
 assign([["0", "1", "2", "3"]], use_vllm=True, on_cpu=False).num_processes  # 3
-
-vLLM's device has two names. `Roles.vllm_device` counts among node 0's devices, as TRL does: "cuda:3", or "cpu".
-`NodeRoles.vllm_device` is the device's id on that node ("7", a UUID, a slot), which vLLM's process alone gets to see.
 """
 
 from collections.abc import Sequence
@@ -22,7 +19,7 @@ class NodeRoles:
     workers: int
     first_rank: int
     training_devices: tuple[str, ...]  # one for each worker; () on a plain CPU, which has one worker as well
-    vllm_device: str | None  # on node 0 only
+    vllm_device: str | None  # on node 0 only: its id there ("7", a UUID, a slot)
 
     @property
     def ranks(self) -> range:
@@ -32,11 +29,11 @@ class NodeRoles:
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """The roles of all nodes, in order of their indices; training processes over all; vLLM's device, None without."""
+    """The roles of all nodes."""
 
-    nodes: tuple[NodeRoles, ...]
-    num_processes: int
-    vllm_device: str | None
+    nodes: tuple[NodeRoles, ...]  # in order of their indices
+    num_processes: int  # that train, over all nodes
+    vllm_device: str | None  # among node 0's devices, as TRL counts: "cuda:3", or "cpu"; None without vLLM
 
     def describe(self) -> str:
         """Return one sentence about the roles."""
@@ -48,11 +45,7 @@ class Roles:
 
 
 def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) -> Roles:
-    """Assign a role to every device of each node; `on_cpu` devices are slots whose work runs on the CPU.
-
-    Raises:
-        KitError: node 0 has no device to spare for vLLM, or one of several nodes has none.
-    """
+    """Assign a role to every device of each node, or raise KitError if node 0 has none for vLLM, or another none."""
     if not devices:
         raise KitError("no nodes to assign roles to")
     if len(devices) > 1 and not all(devices):
