@@ -25,6 +25,42 @@ def jsonl(*objects: object) -> str:
     return "".join(json.dumps(o) + "\n" for o in objects)
 
 
+# --- numbers ---
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan", "demo-cpu", "--gpus=-1"),
+        ("plan", "demo-cpu", "--nodes=0"),
+        ("plan", "demo-cpu", "--gpu-memory=0"),
+        ("plan", "demo-cpu", "--gpu-memory=nan"),
+        ("plan", "demo-cpu", "--grace=-1"),
+        ("plan", "demo-cpu", "--grace=inf"),
+        ("recipes", "--gpus=-1"),
+        ("launch", "demo-cpu", "--nodes=0"),
+        ("launch", "demo-cpu", "--nodes=1025"),
+        ("launch", "demo-cpu", "--node-index=-1"),
+        ("launch", "demo-cpu", "--port=1023"),
+        ("launch", "demo-cpu", "--port=65535"),
+        ("doctor", "--gpus=-1"),
+        ("evaluate", "runs/none", "--samples=0"),
+        ("evaluate", "runs/none", f"--samples={10**9}"),
+        ("evaluate", "runs/none", "--limit=0"),
+        ("evaluate", "runs/none", "--step=-1"),
+        ("play", "runs/none", "--temperature=-1"),
+        ("play", "runs/none", "--temperature=nan"),
+        ("play", "runs/none", "--seed=-1"),
+        ("report", "runs/none", "--price-per-gpu-hour=nan"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_loaded(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    done = run_forked(*arguments, folder=tmp_path)
+    option = arguments[-1].partition("=")[0]
+    assert (done.code, done.errors.count("\n")) == (78, 2)
+    assert f"Invalid value for '{option}'" in done.errors
+
+
 # --- help ---
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 from mini_r1.errors import ExitCode, KitError
 
@@ -29,29 +30,9 @@ class Finding:
         """Return the finding under the name of its check."""
         return replace(self, check=check)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the finding as an object of `--json`."""
-        return asdict(self)
 
-
-def ok(detail: str) -> Finding:
-    """Return a finding without a problem."""
-    return Finding("", "ok", detail)
-
-
-def skip(detail: str) -> Finding:
-    """Return a finding of what was not checked, and why."""
-    return Finding("", "skip", detail)
-
-
-def warn(detail: str, fix: str) -> Finding:
-    """Return a finding that need not stop a run."""
-    return Finding("", "warn", detail, fix)
-
-
-def fail(detail: str, fix: str, cause: Cause) -> Finding:
-    """Return a finding that a run would end with."""
-    return Finding("", "fail", detail, fix, cause)
+ok, skip = partial(Finding, "", "ok"), partial(Finding, "", "skip")
+warn, fail = partial(Finding, "", "warn"), partial(Finding, "", "fail")
 
 
 def from_error(error: KitError) -> Finding:

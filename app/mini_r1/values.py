@@ -1,6 +1,7 @@
 """Values read from files that may be incomplete: a wrong type counts as absent. And durations as text."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 
@@ -35,3 +36,18 @@ def duration(seconds: float) -> str:
 def mapping(value: object) -> dict[str, Any]:
     """Return the value if it is a mapping, else an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """Return a file's content; raise ValueError with what is wrong, such as "is larger than 64 KiB"."""
+    try:
+        if not path.is_file():  # a pipe may never answer, and a device has no end
+            raise ValueError("is not a file")
+        with path.open("rb") as handle:
+            data = handle.read(limit + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    if len(data) > limit:
+        size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
+        raise ValueError(f"is larger than {size}")
+    return data

@@ -467,7 +467,7 @@ def test_a_misspelt_name_offline_is_reported_with_the_likely_one(tmp_path: Path)
     right = {"model_name_or_path": "Qwen/Qwen2.5-3B-Instruct"}
     assert (
         inputs.model(case(recipe=right, environment=environment)).detail
-        == f"{right['model_name_or_path']}: whole, 2 files"
+        == f"{right['model_name_or_path']}: whole, weights in 2 files"
     )
     wrong = {"model_name_or_path": "Qwen/Qwen2.5-3B-Instuct"}
     finding = inputs.model(case(recipe=wrong, environment=environment))

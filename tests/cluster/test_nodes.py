@@ -207,9 +207,7 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
         (without(OPERATOR, "RANK", "PET_NODE_RANK"), {}, "RANK and PET_NODE_RANK"),
         ({**INDEXED, "MINI_R1_NODES": "1025"}, {}, "MINI_R1_NODES=1025: must be between 1 and 1024"),
         ({**INDEXED, "MINI_R1_NODES": ""}, {}, "MINI_R1_NODES=0: must be between 1 and 1024"),
-        ({}, {"count": 1025}, "--nodes 1025: must be between 1 and 1024"),
         ({}, {"count": 2}, "--nodes 2 needs --node-index (0 to 1) and --address"),
-        ({}, {"port": 1023}, "between 1024 and 65534"),
         ({**STEP, "SLURM_STEP_NUM_TASKS": "8"}, {}, "8 tasks on 2 nodes"),
         ({**STEP, "SLURM_NODEID": "2"}, {}, "SLURM_NODEID 2"),
         ({**STEP, "SLURM_NODEID": "one"}, {}, "must be a whole number"),
@@ -236,10 +234,6 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
         ({}, {"count": 2, "index": 0}, "--address"),
         ({}, {"count": 2, "index": 2, "address": "n1"}, "there are 2 nodes"),
         ({}, {"index": 1}, "without --nodes"),
-        ({}, {"count": 0}, "between 1 and"),
-        ({}, {"index": -1}, "counted from 0"),
-        ({}, {"port": 80}, "between 1024 and 65534"),
-        ({}, {"port": 65535}, "between 1024 and 65534"),
     ],
 )
 def test_incomplete_and_contradictory_values_are_refused(

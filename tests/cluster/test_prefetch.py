@@ -260,13 +260,13 @@ WEIGHTS = {"model.safetensors": b"0" * 1000}
         (of_tiny(WEIGHTS, status=403), 78, "check HF_TOKEN, or unset it"),
         (of_tiny(WEIGHTS, status=503), 150, "the hub does not answer for nobody/tiny"),
         (of_tiny(WEIGHTS, status=429), 150, "the hub does not answer for nobody/tiny"),
-        (of_tiny({"pytorch_model.bin": b""}), 78, "no safetensors weights on the hub: pickled ones are not read"),
+        (of_tiny({"pytorch_model.bin": b""}), 78, "no safetensors weights: pickled ones are not read"),
         (of_tiny({"adapter_config.json": b"{}"}), 78, "is an adapter"),
         (of_tiny({**WEIGHTS, "config.json": b'{"model_type": "qwen3"}'}), 78, "transformers 4.51.0 was the first"),
-        (of_tiny({**WEIGHTS, "config.json": b"<html>"}), 78, "config.json of nobody/tiny cannot be read"),
+        (of_tiny({**WEIGHTS, "config.json": b"<html>"}), 78, "config.json of nobody/tiny is not JSON"),
         (of_tiny({INDEX: b'{"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}', "a.safetensors": b""}), 78,
-         "the hub lacks 1 of 2 files, such as b.safetensors"),
-        (of_tiny({INDEX: b'{"weight_map": {"x": "a.bin"}}', "a.bin": b""}), 78, "the hub lacks 1 of 1 files"),
+         "weights: 1 of 2 files are missing, such as b.safetensors"),
+        (of_tiny({INDEX: b'{"weight_map": {"x": "a.bin"}}', "a.bin": b""}), 78, "weights: 1 of 1 files are missing"),
     ],
 )  # fmt: skip
 def test_an_unusable_model_is_refused_before_its_weights_are_fetched(

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -110,7 +111,7 @@ def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode
                 print(f"      → {printable(finding.fix)}", flush=True)
     code = exit_code(findings)
     if as_json:
-        values = {"devices": devices.source, "exit_code": int(code), "findings": [f.to_dict() for f in findings]}
+        values = {"devices": devices.source, "exit_code": int(code), "findings": [*map(asdict, findings)]}
         print(json.dumps(values))
     if code == ExitCode.FINISHED and run_dir is None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,9 +1,21 @@
 """Arguments and options that several commands share."""
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import click
 from typer import Argument, Option
+
+
+class FiniteRange(click.FloatRange):
+    """Finite number in a range: click's own takes NaN."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number, or fail as click does."""
+        number: float = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
+
 
 RecipeName = Annotated[str, Argument(help="Recipe file, or name of a shipped recipe.")]
 RunPath = Annotated[Path, Argument(help="Run directory.")]
@@ -14,9 +26,9 @@ Set = Annotated[
 RunDirOption = Annotated[
     Path | None, Option("--run-dir", help="Run directory; default: the recipe's output_dir, else runs/<recipe's name>.")
 ]
-Gpus = Annotated[int | None, Option(help="Use the first N of the GPUs given; default: all.")]
+Gpus = Annotated[int | None, Option(min=0, help="Use the first N of the GPUs given; default: all.")]
 GpuMemory = Annotated[
-    float | None, Option("--gpu-memory", metavar="GIB", help="Memory of a GPU; default: as detected.")
+    float | None, Option(metavar="GIB", click_type=FiniteRange(0.1), help="Memory of a GPU; default: as detected.")
 ]
 DeepSpeed = Annotated[str, Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")]
 Json = Annotated[bool, Option("--json", help="Print JSON, and nothing else, on standard output.")]

@@ -7,21 +7,18 @@ from typing import Annotated
 from rich.console import Console
 from typer import BadParameter, Context, Option, Typer
 
-from mini_r1.cli.options import DeepSpeed, GpuMemory, Json, RecipeName, Set
+from mini_r1.cli.options import DeepSpeed, FiniteRange, GpuMemory, Json, RecipeName, Set
 from mini_r1.errors import ExitCode, KitError
 
 
 def plan(
     recipe: RecipeName,
     overrides: Set = None,
-    gpus: Annotated[int | None, Option(help="GPUs per node, 0: the CPU; default: as here, else the recipe's.")] = None,
-    nodes: Annotated[int | None, Option(help="Number of nodes; default: 1, or the recipe's shape.")] = None,
+    gpus: Annotated[int | None, Option(min=0, help="GPUs per node; 0: CPU; default: as here or in the recipe.")] = None,
+    nodes: Annotated[int | None, Option(min=1, help="Number of nodes; default: 1, or the recipe's shape.")] = None,
     gpu_memory: GpuMemory = None,
     deepspeed: DeepSpeed = "auto",
-    grace: Annotated[
-        float | None,
-        Option(metavar="SECONDS", help="Grace time: KillWait, GraceTime or terminationGracePeriodSeconds."),
-    ] = None,
+    grace: Annotated[float | None, Option(click_type=FiniteRange(0), help="Seconds to stop (Slurm: KillWait).")] = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Show a recipe's roles, batch, memory, disk and time on given devices.
@@ -58,8 +55,8 @@ recipes_app = Typer(name="recipes")
 @recipes_app.callback(invoke_without_command=True)
 def recipes(
     context: Context,
-    gpus: Annotated[int | None, Option(help="GPUs on each node; default: each recipe's own shape.")] = None,
-    nodes: Annotated[int | None, Option(help="With --gpus: number of nodes.")] = None,
+    gpus: Annotated[int | None, Option(min=0, help="GPUs on each node; default: each recipe's own shape.")] = None,
+    nodes: Annotated[int | None, Option(min=1, help="With --gpus: number of nodes.")] = None,
     gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
-from mini_r1.cli.options import Json, RunPath
+from mini_r1.cli.options import FiniteRange, Json, RunPath
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
@@ -80,7 +80,7 @@ def report(
     runs: Annotated[list[Path], Argument(help="Run directories; at most 6, drawn over each other.")],
     out: Annotated[Path | None, Option(help="Page; default: RUN/report.html, for several runs ./report.html.")] = None,
     markdown: Annotated[Path | None, Option(metavar="FOLDER", help="Also write report.md and SVG plots there.")] = None,
-    price: Annotated[float | None, Option("--price-per-gpu-hour", min=0, help="Show costs, in any currency.")] = None,
+    price_per_gpu_hour: Annotated[float | None, Option(click_type=FiniteRange(0), help="Show costs.")] = None,
     samples: Annotated[int, Option(min=0, help="Largest number of completions on the page.")] = 20_000,
     as_json: Json = False,
 ) -> None:
@@ -98,7 +98,9 @@ def report(
     with needs_extra("report"):
         from mini_r1.report.build import build_report
 
-        made = build_report(runs, out, markdown=markdown, price=price, limit=samples, progress=progress_printer("dim"))
+        made = build_report(
+            runs, out, markdown=markdown, price=price_per_gpu_hour, limit=samples, progress=progress_printer("dim")
+        )
     if as_json:
         print(json.dumps(made.to_json()))
         return
@@ -116,10 +118,10 @@ def evaluate(
     run_or_model: Annotated[str, Argument(help="Run directory, model directory or hub id.")],
     problems: Annotated[Path | None, Option(help=".jsonl or .parquet; default: the run's held-out problems.")] = None,
     samples: Annotated[
-        int | None, Option(help="Sampled completions per problem, for pass@k up to k=N; default: as before, else 4.")
+        int | None, Option(min=1, max=10_000, help="Sampled completions per problem; default: as before, else 4.")
     ] = None,
-    limit: Annotated[int | None, Option(help="Evaluate on the first N problems.")] = None,
-    step: Annotated[int | None, Option(help="One snapshot of the run; 0 is the untrained model.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Evaluate on the first N problems.")] = None,
+    step: Annotated[int | None, Option(min=0, help="One snapshot of the run; 0 is the untrained model.")] = None,
     newest: Annotated[bool, Option("--newest", help="The run's newest snapshot alone.")] = False,
     engine: Annotated[str, Option(help="auto (vLLM if installed and there is a GPU), vllm or transformers.")] = "auto",
     again: Annotated[bool, Option("--again", help="Repeat what was measured with these settings.")] = False,
@@ -176,9 +178,9 @@ def play(
     run: RunPath,
     numbers: Annotated[str | None, Option(help="Numbers such as 3,5,9; with --target, answer once.")] = None,
     target: Annotated[str | None, Option(help="Target to reach with the numbers.")] = None,
-    step: Annotated[int | None, Option(help="Snapshot of the trained model; default: the newest.")] = None,
-    temperature: Annotated[float, Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
-    seed: Annotated[int, Option(help="Random seed of sampling, with a temperature above 0.")] = 0,
+    step: Annotated[int | None, Option(min=0, help="Snapshot of the trained model; default: the newest.")] = None,
+    temperature: Annotated[float, Option(click_type=FiniteRange(0, 100), help="Of sampling; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed of sampling, with a temperature above 0.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Type numbers and a target; the untrained and the trained model answer.

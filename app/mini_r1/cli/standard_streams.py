@@ -3,8 +3,8 @@
 import atexit
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
 
@@ -16,14 +16,20 @@ class BestEffortStream:
 
     def write(self, text: str) -> int:
         """Write the text, if possible; raise BrokenPipeError if the reader is gone."""
-        with _lossy():
-            self._stream.write(text)
+        self._try(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush the stream, if possible; raise BrokenPipeError if the reader is gone."""
-        with _lossy():
-            self._stream.flush()
+        self._try(self._stream.flush)
+
+    def _try(self, act: Callable[..., object], *arguments: str) -> None:
+        try:
+            act(*arguments)
+        except BrokenPipeError:
+            raise
+        except OSError:
+            return
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -54,13 +60,3 @@ def exit_process(code: int) -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):  # full, closed, or None
             stream.flush()
     os._exit(code)
-
-
-@contextmanager
-def _lossy() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError:
-        return

@@ -11,6 +11,7 @@ from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, RecipeName, RunDirOp
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.machine.nodes import MAX_NODES
 from mini_r1.run.run_dir import RunDir
 
 
@@ -64,10 +65,10 @@ def launch(
     overrides: Set = None,
     run_dir: RunDirOption = None,
     gpus: Gpus = None,
-    nodes: Annotated[int | None, Option(help="Number of nodes; default: the scheduler's.")] = None,
-    node_index: Annotated[int | None, Option(help="Index of this node, from 0; default: the scheduler's.")] = None,
+    nodes: Annotated[int | None, Option(min=1, max=MAX_NODES, help="Nodes; default: the scheduler's.")] = None,
+    node_index: Annotated[int | None, Option(min=0, help="Index of this node; default: the scheduler's.")] = None,
     address: Annotated[str | None, Option(help="Address of node 0 for the others; default: the scheduler's.")] = None,
-    port: Annotated[int | None, Option(help="Port of the rendezvous on node 0; the next port is used too.")] = None,
+    port: Annotated[int | None, Option(min=1024, max=65534, help="Port on node 0; the next one is used too.")] = None,
     deepspeed: DeepSpeed = "auto",
     gpu_memory: GpuMemory = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Start nothing: print all commands and environments.")] = False,

@@ -1,6 +1,7 @@
 """What the doctor examines: one node, and what a recipe needs of it."""
 
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,3 +38,13 @@ class Case:
     def uses_gpus(self) -> bool:
         """Whether the work is to run on GPUs."""
         return not self.devices.on_cpu
+
+
+def run_program(
+    command: Sequence[str], environment: Mapping[str, str], timeout_s: float, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program without input; its output may hold any bytes. Raises OSError and TimeoutExpired."""
+    return subprocess.run(  # noqa: S603
+        command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, errors="replace",
+        timeout=timeout_s,
+    )  # fmt: skip

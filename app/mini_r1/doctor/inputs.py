@@ -2,21 +2,19 @@
 for each."""
 
 import difflib
-import json
 from pathlib import Path
-from typing import Any
 
 from mini_r1.doctor.case import Case
-from mini_r1.errors import ExitCode
-from mini_r1.findings import Finding, fail, ok, skip, warn
+from mini_r1.errors import ExitCode, KitError
+from mini_r1.findings import Finding, fail, from_error, ok, skip, warn
 from mini_r1.hub import hub_access
-from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, INDEX, MODEL, WEIGHTS, RepoKind
+from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, MODEL, RepoKind
 from mini_r1.hub.hub_errors import HubError
 from mini_r1.machine.paths import hub_cache, in_pod, is_offline
 from mini_r1.recipe.fields import GENERATED
-from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
+from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind
+from mini_r1.run.files import read_object
 from mini_r1.tasks.countdown.data import missing_parts
-from mini_r1.values import mapping
 
 PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
 
@@ -42,31 +40,11 @@ def _check_files(name: str, folder: Path) -> Finding:
     """Check that the configuration and every file of the weights are here."""
     if (folder / ADAPTER).is_file():
         return ok(f"{name}: an adapter")
-    if not (folder / CONFIG).is_file():
-        fix = "name a directory or repository that transformers' save_pretrained wrote"
-        return fail(f"{name} holds no config.json", fix, "recipe")
-    kind = _read_object(folder / CONFIG).get("model_type")
-    if isinstance(kind, str) and kind in FIRST_VERSION:
-        return fail(unknown_kind(name, kind, ""), "", "recipe")
-    if not (folder / INDEX).is_file():
-        if (folder / WEIGHTS).is_file():
-            return ok(f"{name}: whole")
-        fix = "convert them, or choose another model: pickled weights are not read"
-        return fail(f"{name} has no safetensors weights", fix, "recipe")
-    shards = sorted({str(file) for file in mapping(_read_object(folder / INDEX).get("weight_map")).values()})
-    missing = [file for file in shards if not (folder / file).is_file()]
-    if missing or not shards:
-        found = f"{len(missing)} of {len(shards)} files are missing, such as {missing[0]}" if missing else "no files"
-        return fail(f"{name}, weights: {found}", f"copy it again, or {PREFETCH}", "recipe")
-    return ok(f"{name}: whole, {len(shards)} files")
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one if there is none."""
     try:
-        return mapping(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+        files = hub_access.weight_files(name, lambda file: (folder / file).is_file(), lambda f: read_object(folder / f))
+    except KitError as error:
+        return from_error(error)
+    return ok(f"{name}: whole, weights in {len(files)} files")
 
 
 def data(case: Case) -> Finding:

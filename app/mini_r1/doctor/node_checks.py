@@ -20,7 +20,7 @@ from rich.text import Text
 from mini_r1 import __version__
 from mini_r1.console import printable
 from mini_r1.doctor import gpus, host, inputs, local_storage, software
-from mini_r1.doctor.case import Case
+from mini_r1.doctor.case import Case, run_program
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
@@ -191,15 +191,7 @@ def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list
     else:
         variables |= {"MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     try:
-        done = subprocess.run(  # noqa: S603
-            command,
-            env=variables,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TORCH_TIMEOUT_S,
-        )
+        done = run_program(command, variables, TORCH_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         detail = f"importing torch and loading the data took more than {TORCH_TIMEOUT_S:.0f} s"
         fix = "check the disk of the installation, and the driver with `nvidia-smi`"

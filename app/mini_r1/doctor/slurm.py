@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from mini_r1.doctor.case import Case
+from mini_r1.doctor.case import Case, run_program
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.plan.planner import Plan
 from mini_r1.plan.timing import describe_stop
@@ -88,16 +88,7 @@ class LoginNode:
     def ask(self, *command: str, timeout_s: float = TIMEOUT_S) -> ProgramOutput:
         """Run a program in this shell and return its answer; exit code 127 if it cannot be started."""
         try:
-            done = subprocess.run(  # noqa: S603
-                command,
-                env={**self.environment},
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=timeout_s,
-            )
+            done = run_program(command, self.environment, timeout_s, self.folder)
         except subprocess.TimeoutExpired:
             return ProgramOutput(None, "", f"no answer within {timeout_s:.0f} s")
         except OSError as error:

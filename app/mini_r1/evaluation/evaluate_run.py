@@ -85,10 +85,9 @@ def evaluate_run_or_model(
         console: for progress; None is standard error.
 
     Raises:
-        KitError: nothing there to evaluate, an argument is out of range, or none of it could be measured.
+        KitError: nothing there to evaluate, or none of it could be measured.
         DataError: the problems are wrong.
     """
-    _refuse_numbers(samples, limit)
     run = RunDir(Path(source).expanduser())
     is_run = run.is_run()
     targets = sources.run_sources(run, problems_file) if is_run else [sources.model_source(source, problems_file, step)]
@@ -118,15 +117,6 @@ def evaluate_run_or_model(
     _add_untrained(results, targets[0].read_same_result(problems) if before else None)
     ordered = [results[step] for step in sorted(results)]
     return Series(run.path, ordered, sorted(measured), sorted(there), errors, untrained)
-
-
-def _refuse_numbers(samples: int | None, limit: int | None) -> None:
-    if samples is not None and samples < 1:
-        raise KitError(f"--samples must be at least 1, found {samples}")
-    if samples is not None and samples > MOST_SAMPLES:
-        raise KitError(f"--samples must be at most {MOST_SAMPLES:,}, found {samples:,}; pass@k ends at k = 64")
-    if limit is not None and limit < 1:
-        raise KitError(f"--limit must be at least 1, found {limit}")
 
 
 def _with_samples(targets: Sequence[Source], problems: Problems, samples: int | None) -> list[Source]:

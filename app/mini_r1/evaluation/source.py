@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,10 +17,10 @@ from mini_r1.run.manifest import MANIFEST, Saved, verify
 from mini_r1.run.reader import read_completions
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.data import HUB_ID
 
 FORMAT = 3
 """Format of a result; a file with another one is measured again."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +140,7 @@ class Problems:
 def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
     """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
     path = Path(source).expanduser()
-    if not path.is_dir() and (path.exists() or not _HUB_ID.fullmatch(source)):
+    if not path.is_dir() and (path.exists() or not HUB_ID.fullmatch(source)):
         raise KitError(f"there is no directory {source}: name a run, a model directory or a model's id on the hub")
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise KitError(

@@ -22,13 +22,13 @@ from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.manifest import MANIFEST, Saved
 from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown.data import HUB_ID
 from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
 
 RECORD: Final = "mini-r1.json"
 """The file that names the run that a repository belongs to."""
 EXAMPLE = Problem((44, 19, 35), 98)
 """The first problem of the hub's data set."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 _EVENTS = re.compile(r"(.*tfevents\.\d+)\..+\.(\d+\.\d+)")
 """TensorBoard's file names: time, host, process and a counter."""
 _PATH_KEYS = frozenset({"source", "snapshot", "problems_file", "written_to"})
@@ -108,7 +108,7 @@ def base_of(run: RunDir, recipe: Recipe) -> Base:
 
 def is_on_hub(model: str) -> bool:
     """Return whether a recipe's model is a hub id, and neither a folder nor built in."""
-    return not Path(model).expanduser().exists() and _HUB_ID.fullmatch(model) is not None
+    return not Path(model).expanduser().exists() and HUB_ID.fullmatch(model) is not None
 
 
 def example_of(run: RunDir) -> Problem:

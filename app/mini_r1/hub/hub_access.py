@@ -1,11 +1,13 @@
 """What a recipe may name on the hub, one question to the hub, and what its cache has: for prefetch and the doctor."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mini_r1.hub.hub_errors import hub_error
+from mini_r1.hub.hub_errors import HubError, hub_error
 from mini_r1.machine.paths import hub_cache
+from mini_r1.recipe.model_kinds import refuse_later_kind
+from mini_r1.values import mapping
 
 TIMEOUT_S = 10.0
 """Seconds for the hub's answer."""
@@ -32,6 +34,24 @@ DATA = RepoKind("data", "dataset", "dataset_id_or_path")
 def is_path(name: str) -> bool:
     """Return whether a recipe's name means a file or folder: it exists, or is written as a path."""
     return Path(name).exists() or name.startswith((".", "/", "~"))
+
+
+def weight_files(name: str, has: Callable[[str], bool], read: Callable[[str], dict[str, Any]]) -> list[str]:
+    """Return the files of a model's weights; a KitError if one is missing, or the kit can't load the model."""
+    if not has(CONFIG):
+        fix = "name a directory or repository that transformers' save_pretrained wrote"
+        raise HubError(f"{name} holds no config.json", fix)
+    refuse_later_kind(name, read(CONFIG).get("model_type"))
+    if has(WEIGHTS):  # transformers takes it first
+        return [WEIGHTS]
+    if not has(INDEX):
+        raise HubError(f"{name} has no safetensors weights", NO_PICKLES)
+    files = sorted({str(file) for file in mapping(read(INDEX).get("weight_map")).values()})
+    missing = [file for file in files if not has(file) or not file.endswith(".safetensors")]
+    if missing or not files:
+        found = f"{len(missing)} of {len(files)} files are missing, such as {missing[0]}" if missing else "no files"
+        raise HubError(f"{name}, weights: {found}", "fetch or copy it again, or use another revision")
+    return files
 
 
 def ask(environment: Mapping[str, str], kind: RepoKind, name: str, revision: str | None, *, sizes: bool = False) -> Any:

@@ -4,7 +4,6 @@ Never fetched, because the kit never reads it: pickled weights, other frameworks
 """
 
 import glob
-import json
 import os
 import shutil
 import signal
@@ -23,16 +22,15 @@ from mini_r1.console import ProgressLine, shown_bytes
 from mini_r1.disk_errors import existing
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub import hub_access
-from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, INDEX, MODEL, TOKENIZER, WEIGHTS, RepoKind
+from mini_r1.hub.hub_access import ADAPTER, DATA, INDEX, MODEL, TOKENIZER, WEIGHTS, RepoKind
 from mini_r1.hub.hub_errors import RESUMES, cache_error, cut_short, fetch_errors
 from mini_r1.machine.paths import expand_user, hub_cache, hub_home, is_offline
 from mini_r1.machine.provenance import utc_now
 from mini_r1.recipe.fields import GENERATED, Recipe
-from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
+from mini_r1.recipe.model_kinds import ADAPTER_REFUSED, later_kind_by_name, refuse_later_kind
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.run.files import write_json
+from mini_r1.run.files import load_object, write_json
 from mini_r1.tasks.countdown.data import missing_parts
-from mini_r1.values import mapping
 
 OTHER_CACHES: Final = ("TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE", "PYTORCH_PRETRAINED_BERT_CACHE")
 """Old variables with which transformers looks for models in another folder than the hub's cache."""
@@ -198,8 +196,8 @@ def _refuse_settings(parts: Sequence[Part], environment: Mapping[str, str]) -> N
             "here and in the job; HF_HOME sets the place of all caches"
         )
     for part in parts:
-        if part.kind is MODEL and (kind := later_kind_by_name(part.name)):
-            raise KitError(unknown_kind(part.name, kind, ""))
+        if part.kind is MODEL:
+            refuse_later_kind(part.name, later_kind_by_name(part.name))
 
 
 def _make_writable(folder: Path) -> None:
@@ -312,25 +310,9 @@ def _tokenizer_files(part: Part, there: set[str], cache: Path) -> list[str]:
 
 def _model_files(part: Part, there: set[str], cache: Path) -> list[str]:
     if ADAPTER in there:
-        raise KitError(
-            f"{part.name} is an adapter and can't be trained further: train its base model, or merge the two (peft's "
-            "merge_and_unload) and train the result"
-        )
-    if CONFIG not in there:
-        raise KitError(f"{part.name} holds no config.json: name a repository that transformers' save_pretrained wrote")
-    if not there & {WEIGHTS, INDEX}:
-        raise KitError(f"{part.name} has no safetensors weights on the hub: {hub_access.NO_PICKLES}")
-    kind = _read(part, CONFIG, cache).get("model_type")
-    if isinstance(kind, str) and kind in FIRST_VERSION:
-        raise KitError(unknown_kind(part.name, kind, ""))
-    if WEIGHTS in there:  # transformers takes it first
-        return [*_small_files(there), WEIGHTS]
-    shards = {str(name) for name in mapping(_read(part, INDEX, cache).get("weight_map")).values()}
-    missing = sorted(name for name in shards if name not in there or not name.endswith(".safetensors"))
-    if missing or not shards:
-        which = f"{len(missing)} of {len(shards)} files, such as {missing[0]}" if missing else "all files"
-        raise KitError(f"the hub lacks {which} of the weights of {part.name}: check the revision, or use another model")
-    return [*_small_files(there), INDEX, *shards]
+        raise KitError(ADAPTER_REFUSED.format(part.name))
+    weights = hub_access.weight_files(part.name, there.__contains__, lambda file: _read(part, file, cache))
+    return [*_small_files(there), *weights, *({INDEX} if WEIGHTS not in weights else ())]
 
 
 def _small_files(names: set[str]) -> list[str]:
@@ -343,9 +325,9 @@ def _read(part: Part, file: str, cache: Path) -> dict[str, Any]:
     # By its commit: under a branch's name the cache would give a run this commit without its weights.
     path = replace(part, revision=part.commit).download(cache, [file]) / file
     try:
-        return mapping(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError) as error:
-        raise KitError(f"{file} of {part.name} cannot be read as JSON: check the revision") from error
+        return load_object(path)
+    except ValueError as error:
+        raise KitError(f"{file} of {part.name} {error}: check the revision") from error
 
 
 def _file_size(path: Path) -> int:

@@ -48,8 +48,6 @@ def given_devices(
 
     Raise KitError for an invalid or repeated entry, several MIG slices, or more asked for than given.
     """
-    if count is not None and count < 0:
-        raise KitError(f"--gpus {count}: must be 0 or more")
     accelerator = environment.get(ACCELERATOR, "")
     if accelerator not in ("", "cpu", "cuda"):
         raise KitError(f"{ACCELERATOR}={printable(accelerator)}: must be cpu, cuda, or not set")

@@ -49,12 +49,6 @@ def find_nodes(
     port: int | None = None,
 ) -> Nodes:
     """Return the nodes of this job, or raise KitError for incomplete or contradictory facts, or two tasks on a node."""
-    if count is not None and not 1 <= count <= MAX_NODES:
-        raise KitError(f"--nodes {count}: must be between 1 and {MAX_NODES}")
-    if index is not None and index < 0:
-        raise KitError(f"--node-index {index}: nodes are counted from 0")
-    if port is not None and not 1_024 <= port <= 65_534:
-        raise KitError(f"--port {port}: must be between 1024 and 65534 (the next one is used too)")
     # A shell in an allocation of several nodes is no step on any of them, so it may run a job of one node.
     in_shell = "SLURM_JOB_ID" in environment and not _in_step(environment)
     scheduled = None

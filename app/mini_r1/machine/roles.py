@@ -74,7 +74,5 @@ def assign(devices: Sequence[Sequence[str]], *, use_vllm: bool, on_cpu: bool) ->
 
 
 def shape(gpus: int, nodes: int) -> list[list[str]]:
-    """Return the devices of nodes of the same size, ids "0" to "G-1" on each; raise KitError for too small a number."""
-    if gpus < 0 or nodes < 1:
-        raise KitError(f"{gpus} GPUs on each of {nodes} nodes: GPUs must be 0 or more, nodes 1 or more")
+    """Return the devices of nodes of the same size, ids "0" to "G-1" on each."""
     return [[str(index) for index in range(gpus)] for _ in range(nodes)]

@@ -70,8 +70,6 @@ def find_hardware(
     `gpus` are those of each node, 0 is a CPU; `nodes` are 1 by default, or what the recipe was made for. Raises
     KitError if such devices cannot exist, or the environment names devices that don't.
     """
-    if gpu_memory_gib is not None and not gpu_memory_gib > 0:
-        raise KitError(f"--gpu-memory {gpu_memory_gib:g}: must be above 0, in GiB")
     made_for = declared_hardware(recipe) if recipe else None
     on_cpu = environment.get(ACCELERATOR) == "cpu"
     if gpus is not None:

@@ -6,7 +6,6 @@ Shapes of the shipped recipes' models are here; any other is read from its confi
 hub's cache on this machine.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Final
 from mini_r1.errors import KitError
 from mini_r1.recipe.builtin_models import BuiltinModel
 from mini_r1.recipe.keys import did_you_mean
-from mini_r1.recipe.model_kinds import FIRST_VERSION, later_kind_by_name, unknown_kind
+from mini_r1.recipe.model_kinds import ADAPTER_REFUSED, later_kind_by_name, refuse_later_kind
+from mini_r1.run.files import load_object
 
 LAYOUTS: Final = ("qwen2", "llama", "mistral")
 """Kinds with the decoder layer below: grouped-query attention, a gated MLP, two RMSNorms."""
@@ -135,9 +135,7 @@ def find_shape(name: str, revision: str) -> ModelShape:
         return _directory_shape(name, path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UnknownShape(f"{name} is not on this machine, so memory and time are not known here")
-    kind = later_kind_by_name(name)
-    if kind is not None:
-        raise KitError(unknown_kind(name, kind, ""))
+    refuse_later_kind(name, later_kind_by_name(name))
     cached = _cached_config(name, revision)
     if cached is not None:
         return _config_shape(name, cached)
@@ -160,10 +158,7 @@ def _cached_config(name: str, revision: str) -> Path | None:
 
 def _directory_shape(name: str, path: Path) -> ModelShape:
     if (path / "adapter_config.json").is_file():
-        raise KitError(
-            f"{name} is an adapter and is not trained further: train its base model, or merge the two into a new model "
-            "(peft's merge_and_unload) and train that"
-        )
+        raise KitError(ADAPTER_REFUSED.format(name))
     if not (path / "config.json").is_file():
         raise KitError(f"{name} has no config.json: name a directory that save_pretrained wrote")
     return _config_shape(name, path / "config.json")
@@ -171,14 +166,11 @@ def _directory_shape(name: str, path: Path) -> ModelShape:
 
 def _config_shape(name: str, path: Path) -> ModelShape:
     try:
-        config = json.loads(path.read_text("utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise KitError(f"{path}: cannot be read as a model's configuration ({error}): copy it again") from error
+        config = load_object(path)
+    except ValueError as error:
+        raise KitError(f"{path} {error}: copy the model again") from error
     kind = config.get("model_type")
-    if isinstance(kind, str) and kind in FIRST_VERSION:
-        raise KitError(unknown_kind(name, kind, ""))
+    refuse_later_kind(name, kind)
     if kind not in LAYOUTS:
         known = ", ".join(LAYOUTS)
         raise UnknownShape(f"{name} is a model of kind {str(kind)[:40]!r}: memory and time are known for {known} only")

@@ -158,8 +158,6 @@ def given_grace(environment: Mapping[str, str], option_s: float | None = None) -
     Raises KitError for what is not a number of seconds.
     """
     if option_s is not None:
-        if not 0 <= option_s < math.inf:
-            raise KitError(f"--grace {option_s:g}: must be seconds, 0 or more")
         return option_s, "the grace period (--grace)"
     text = environment.get(GRACE_VARIABLE, "")
     if not text:

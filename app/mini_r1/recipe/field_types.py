@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean
+from mini_r1.tasks.countdown.data import HUB_ID
 from mini_r1.tasks.countdown.rewards import REWARDS
 
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
@@ -23,7 +24,6 @@ MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 LARGEST_NUMBER = 10**15  # far above any count here; keeps every sum and conversion exact in a float
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
 
 
@@ -107,7 +107,7 @@ def _plain_values(value: dict[str, Any]) -> dict[str, Any]:
 
 def _is_data_source(value: str) -> bool:
     # `rows.csv` has the form of a hub id and is meant as a file.
-    hub = _HUB_ID.fullmatch(value) and not value.endswith((".json", ".csv", ".txt"))
+    hub = HUB_ID.fullmatch(value) and not value.endswith((".json", ".csv", ".txt"))
     return value == GENERATED or value.endswith(LOCAL_SUFFIXES) or bool(hub)
 
 
@@ -137,7 +137,7 @@ DataSource = Annotated[
     Text,
     require(_is_data_source, f"must be a hub id (owner/name), a local .jsonl or .parquet file, or '{GENERATED}'"),
 ]
-HubId = Annotated[Text, require(_HUB_ID.fullmatch, "must be a hub id (owner/name)")]
+HubId = Annotated[Text, require(HUB_ID.fullmatch, "must be a hub id (owner/name)")]
 Device = Annotated[
     Text,
     BeforeValidator(

@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from mini_r1.errors import KitError
+
 TRANSFORMERS: Final = "4.48.1"  # pinned version
 
 _LATER: Final = {
@@ -22,6 +24,10 @@ _FAMILIES: Final = {
     "qwen3": "qwen3", "gemma-3": "gemma3", "llama-4": "llama4", "smollm3": "smollm3", "gpt-oss": "gpt_oss",
 }  # fmt: skip
 """Beginnings of repository names whose models all have a newer type."""
+ADAPTER_REFUSED: Final = (
+    "{} is an adapter and is not trained further: train its base model, or merge the two (peft's merge_and_unload) and "
+    "train the result"
+)
 
 
 def unknown_kind(name: str, kind: str, why: str) -> str:
@@ -32,6 +38,12 @@ def unknown_kind(name: str, kind: str, why: str) -> str:
         f"{name} is a '{kind}' model; transformers {TRANSFORMERS}, which this kit is pinned to, does not know it: "
         f"{why}. Use a model of a known kind, e.g. Qwen2.5"
     )
+
+
+def refuse_later_kind(name: str, kind: object) -> None:
+    """Raise a KitError for a model type that is newer than the pinned transformers."""
+    if isinstance(kind, str) and kind in FIRST_VERSION:
+        raise KitError(unknown_kind(name, kind, ""))
 
 
 def later_kind_by_name(name: str) -> str | None:

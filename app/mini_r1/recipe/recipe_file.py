@@ -22,6 +22,7 @@ from mini_r1.recipe.field_types import LARGEST_NUMBER
 from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
 from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, unknown_key
 from mini_r1.recipe.shipped_files import shipped_files
+from mini_r1.values import read_limited
 
 MAX_BYTES = 2**16
 """Largest recipe file; a real one has one or two thousand bytes. The YAML reader takes about 1 s for this many."""
@@ -152,12 +153,9 @@ def _read_text(path: Path) -> str:
     if not os.path.isfile(path):  # unlike Path.is_file it takes any name, one with a NUL too
         raise RecipeError(_describe_missing(path))
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as failed:
-        raise RecipeError(f"{path}: cannot be read: {failed.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise RecipeError(f"{path}: is larger than 64 KiB; this is not a recipe")
+        data = read_limited(path, MAX_BYTES)
+    except ValueError as failed:
+        raise RecipeError(f"{path}: {failed}; this is not a recipe") from None
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as failed:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mini_r1.disk_errors import named
+from mini_r1.values import read_limited
 
 SCRATCH = ".*.tmp"  # scratch files of `replacing`, which a kill leaves behind
 MAX_OBJECT_BYTES = 16 << 20  # an evaluation has some ten thousand bytes, run.json a thousand for each attempt
@@ -98,15 +99,7 @@ class JsonLines(AppendFile):
 
 def load_object(path: Path, limit: int = MAX_OBJECT_BYTES) -> dict[str, Any]:
     """Return the object in a JSON file of at most `limit` bytes; else a ValueError has what is wrong: "is not JSON"."""
-    try:
-        if not path.is_file():  # a pipe may never answer, and a device has no end
-            raise ValueError("is not a file")
-        with path.open("rb") as handle:
-            data = handle.read(limit + 1)
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from None
-    if len(data) > limit:
-        raise ValueError(f"is larger than {limit >> 20} MiB")
+    data = read_limited(path, limit)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):

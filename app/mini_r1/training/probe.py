@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from mini_r1.errors import KitError, first_line
@@ -160,7 +161,7 @@ def main(arguments: Sequence[str]) -> None:
             findings = [_run_check(name, check) for name, check in checks.items()]
         except KitError as error:
             findings = [from_error(error).named("recipe")]
-        json.dump({"findings": [finding.to_dict() for finding in findings]}, out)
+        json.dump({"findings": [*map(asdict, findings)]}, out)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from typing import Any
 from .problem import DataError, Problem, parse_problem
 from .solver import needs_multiplication_or_division, solvable
 
+HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
+"""Id of a data set or a model on the hub: owner/name, or a name alone."""
 SUFFIXES = (".jsonl", ".json", ".parquet")
 """Files that `read_problems` reads."""
 PARQUET_BATCH = 65_536

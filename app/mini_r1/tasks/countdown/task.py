@@ -1,6 +1,5 @@
 """The interface of the game: problems, prompt, verdicts, strata, solvers. Training and evaluation import it alone."""
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -10,7 +9,7 @@ from random import Random
 
 from . import solver
 from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains
-from .data import SUFFIXES, data_files, fetch_hub, read_problems, split
+from .data import HUB_ID, SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .generator_rule import OutOfWork, Work
 from .problem import DataError, Problem
@@ -31,8 +30,6 @@ GENERATED = "generated"
 """The source that needs no file and no network."""
 GENERATED_ROWS = 50_000
 """Rows of the generated source by default: what the original trains on."""
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def load_data(
         path = Path(source).expanduser()
         if path.exists():
             kind, digest = "file", _sha256(data_files(path))
-        elif _HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
+        elif HUB_ID.fullmatch(source) and "/" in source and not source.endswith(SUFFIXES):
             kind = "hub"
             path, commit = fetch_hub(source, revision)
         else:
