@@ -145,7 +145,7 @@ def test_which_engine(
     expected: tuple[str | None, str | None],
 ) -> None:
     monkeypatch.setattr(completers, "device", lambda: torch.device(where))
-    monkeypatch.setattr(completers, "vllm_version", lambda: version)
+    monkeypatch.setattr(completers, "versions", lambda _: {"vllm": version})
     assert vllm_device(wanted, adapter, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected
 
 
@@ -160,7 +160,7 @@ def test_which_engine(
 def test_an_engine_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch, wanted: str, version: str | None, message: str
 ) -> None:
-    monkeypatch.setattr(completers, "vllm_version", lambda: version)
+    monkeypatch.setattr(completers, "versions", lambda _: {"vllm": version})
     with pytest.raises(KitError, match=message):
         Engines(wanted, problems=None, adapters=False)  # type: ignore[arg-type]
 

@@ -16,7 +16,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.sampler import SamplingConfig, sample
-from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, vllm_version
+from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+from mini_r1.machine.provenance import versions
 
 BATCH_ROWS = 256
 """Sequences decoded at once. A 3B model with 1,300 tokens a row holds about 12 GB of keys and values with it."""
@@ -177,7 +178,7 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
     if wanted == "transformers":
         return None, None
     on_cpu = device().type == "cpu"
-    version = vllm_version()
+    version = versions(["vllm"])["vllm"]
     visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
     reason = None
     if adapter:

@@ -6,7 +6,6 @@ through one block of shared memory, a tensor at a time, so that there is never a
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import mmap
 import os
@@ -27,6 +26,7 @@ from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.sampler import SamplingConfig, Stop, never
 from mini_r1.machine.lifeline import SUPERVISOR
+from mini_r1.machine.provenance import versions
 
 SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that the child ignores."""
@@ -285,17 +285,9 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
     }
 
 
-def vllm_version() -> str | None:
-    """Return the version of the installed vLLM."""
-    try:
-        return importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def refuse_environment(config: EngineConfig) -> None:
     """Raise a KitError for a missing vLLM, or one built for another kind of device."""
-    version = vllm_version()
+    version = versions(["vllm"])["vllm"]
     if version is None:
         raise KitError(
             "use_vllm is true and vLLM is not installed here: use the container image, or on a machine without a GPU "

@@ -1,11 +1,11 @@
 """Where a result comes from: versions, code revision, time."""
 
+import importlib.metadata
 import os
 import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -13,8 +13,8 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     """Return the installed version of each package, None if it is not installed."""
     found: dict[str, str | None] = dict.fromkeys(packages)
     for package in found:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
     return found
 
 

@@ -14,6 +14,7 @@ from mini_r1.errors import ExitCode
 from mini_r1.machine.processes import is_gone
 from mini_r1.run.files import load_object
 from mini_r1.run.run_dir import RunDir
+from mini_r1.values import number
 
 MAX_BYTES = 1 << 20  # largest state.json that is read; a real one has a few hundred bytes
 SHOWN_CHARACTERS = 300  # longest text from the file; Docker keeps 4,096 bytes of a health check's output
@@ -75,12 +76,12 @@ def _read_state(run: Path, now: float) -> tuple[float, dict[str, Any] | str]:
     file = RunDir(run).state_file
     try:
         state = load_object(file, MAX_BYTES)
-        beat = _number(state.get("heartbeat"))
-        if beat is None or not beat > 0:  # also NaN
+        beat = number(state.get("heartbeat"))
+        if beat is None or beat <= 0:
             raise ValueError("has no heartbeat that is a time")
         if beat > now + CLOCKS_S:
             raise ValueError("has a heartbeat in the future: a clock is wrong, or the file was not written by a run")
-        return float(beat), state
+        return beat, state
     except ValueError as error:
         return min(file.stat().st_mtime, now), str(error)
 
@@ -102,7 +103,7 @@ def _judge(at: float, state: dict[str, Any] | str, now: float) -> tuple[bool, st
         return False, f"{how} at step {step}: {_first_line(state.get('reason'), 'no reason given')}", facts
     if name != "running":
         return False, f"{unknown} has a state that no run has", {}
-    limit, phase = _number(state.get("hang_timeout_s")), _first_line(state.get("phase"), "unknown")
+    limit, phase = number(state.get("hang_timeout_s")), _first_line(state.get("phase"), "unknown")
     if limit is None or not 0 < limit < MAX_NUMBER:
         return False, f"{unknown} has no valid hang_timeout_s", facts
     facts |= {"phase": phase, "hang_timeout_s": limit}
@@ -112,10 +113,6 @@ def _judge(at: float, state: dict[str, Any] | str, now: float) -> tuple[bool, st
     if age < limit:
         return True, f"runs: {doing} for {age:.0f} s (at most {limit:g})", facts
     return False, f"is stuck or dead: {doing} began {age:.0f} s ago, and hang_timeout_s is {limit:g}", facts
-
-
-def _number(value: object) -> float | None:
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _first_line(text: object, otherwise: str) -> str:
