@@ -77,7 +77,7 @@ def test_all_errors_of_a_recipe_are_reported_together_with_their_fixes(
     done = mini_r1("doctor", recipe, "--json", "--run-dir", tmp_path / "run")
     assert done.returncode == 78, done.stderr
     found = failures(json.loads(done.stdout)["findings"])
-    assert set(found) == {"plan", "driver", "attention", "problems", "prompts"}
+    assert set(found) == {"plan", "attention", "problems", "prompts"}
     assert {finding["cause"] for finding in found.values()} == {"recipe"}
     assert "raise it to at least" in found["prompts"]["detail"]
     assert "has a solution" in found["problems"]["detail"]

@@ -15,7 +15,7 @@ import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import assign, shape
 from mini_r1.plan.planner import make_plan
-from mini_r1.plan.timing import given_grace, grace_warning
+from mini_r1.plan.timing import GRACE_VARIABLE, grace_warning
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_files
 
@@ -65,19 +65,21 @@ def test_less_time_than_that_is_a_warning_with_the_numbers(
 def test_enough_time_is_no_warning() -> None:
     roles = assign(shape(4, 1), use_vllm=True, on_cpu=False)
     timing = make_plan(load_recipe(RECIPE), roles, gpu_memory_gib=80, on_cpu=False).timing
-    assert grace_warning(timing, (900, "GraceTime")) is None
-    assert grace_warning(timing, None) is None
-    assert grace_warning(None, (0, "GraceTime")) is None
+    assert grace_warning(timing, {GRACE_VARIABLE: "900"}) is None
+    assert grace_warning(timing, {GRACE_VARIABLE: ""}) is grace_warning(timing, {}) is None
+    assert grace_warning(None, {GRACE_VARIABLE: "0"}) is None
 
 
 @pytest.mark.parametrize("text", ["five minutes", "-1", "nan", "inf"])
 def test_a_grace_that_is_not_a_time_is_refused(text: str) -> None:
-    with pytest.raises(KitError, match="set it to the pod's terminationGracePeriodSeconds"):
-        given_grace({"MINI_R1_GRACE_S": text})
+    with pytest.raises(KitError, match="must be a number of seconds, 0 or more"):
+        grace_warning(None, {GRACE_VARIABLE: text})
 
 
-def test_an_empty_variable_counts_as_unset() -> None:
-    assert given_grace({"MINI_R1_GRACE_S": ""}) is None
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
+def test_an_option_that_is_not_a_time_is_refused(seconds: float) -> None:
+    with pytest.raises(KitError, match=r"the grace period \(--grace\) is"):
+        grace_warning(None, {}, seconds)
 
 
 # --- a login node ---

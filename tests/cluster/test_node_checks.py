@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from mini_r1.doctor import host, inputs, local_storage, software
 from mini_r1.doctor.case import Case
 from mini_r1.findings import Finding
@@ -388,20 +389,20 @@ def test_vllms_other_engine_is_a_warning() -> None:
     assert software.vllm_engine(case(recipe=recipe, environment={"VLLM_USE_V1": "0"})).status == "ok"
 
 
-def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path) -> None:
-    recipe = {"push_to_hub": True}
-    home = {"HF_HOME": str(tmp_path)}
-    assert software.hub_token(case(recipe={}, environment=home)).status == "skip"
-    assert is_failure(software.hub_token(case(recipe=recipe, environment=home)), "recipe")
-    finding = software.hub_token(case(recipe=recipe, environment={**home, "HF_TOKEN": "pineapple"}))
-    assert finding.detail == "a token from HF_TOKEN"
+def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    publishing = case(recipe={"push_to_hub": True})
+    assert software.hub_token(case(recipe={})).status == "skip"
+    assert is_failure(software.hub_token(publishing), "recipe")
     (tmp_path / "token").write_text("pineapple\n")
-    finding = software.hub_token(case(recipe=recipe, environment=home))
+    finding = software.hub_token(publishing)
     assert finding.status == "ok"
     assert "pineapple" not in str(finding)
-    finding = software.hub_token(case(recipe=recipe, environment={**home, "HF_HUB_OFFLINE": "1"}))
-    assert is_failure(finding, "recipe")
-    assert "HF_HUB_OFFLINE" in finding.detail
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert is_failure(software.hub_token(publishing), "recipe")
+    assert "HF_HUB_OFFLINE" in software.hub_token(publishing).detail
 
 
 # --- model and data ---

@@ -196,6 +196,7 @@ def test_lengths_above_the_model_s_positions_are_refused() -> None:
         ({"attn_implementation": "flash_attention_2", "bf16": True}, "set attn_implementation: sdpa"),
         ({"fp16": True}, "fp16 needs a GPU: set fp16: false"),
         ({"optim": "adamw_8bit"}, "set optim: adamw_torch"),
+        ({"optim": "paged_adamw_32bit"}, "set optim: adamw_torch"),
     ],
 )
 def test_settings_that_need_a_gpu_are_refused_on_a_cpu(changes: dict[str, Any], said: str) -> None:

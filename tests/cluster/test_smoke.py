@@ -67,7 +67,7 @@ threading.Thread(target=lose, daemon=True).start()
     last = printed["findings"][-1]
     assert (last["check"], last["status"]) == ("vLLM weight sync", "fail")
     assert "greedy text differs from the trainer's" in last["detail"]
-    assert (tmp_path / "smoke" / "first-launch-node-0.txt").is_file()
+    assert (tmp_path / "smoke" / "launches-node-0.txt").is_file()
 
 
 @pytest.mark.parametrize(

@@ -157,12 +157,13 @@ def bundle(
     progress = progress_printer()
     if run_directory.is_starting():
         progress(check_health(run, time.time()).sentence)
-    made = make_bundle(run_directory, target, completions=completions, environment=os.environ)
+    files = make_bundle(run_directory, target, completions=completions, environment=os.environ)
+    written = target.stat().st_size
     if as_json:
-        print(json.dumps(made.to_dict()))
+        print(json.dumps({"path": str(target), "bytes": written, "files": files}))
         return
-    table = Table("file", "bytes", title=f"{made.path}: {made.size:,} bytes", title_justify="left")
-    for name, size in made.files:
+    table = Table("file", "bytes", title=f"{target}: {written:,} bytes", title_justify="left")
+    for name, size in files.items():
         table.add_row(name, f"{size:,}")
     Console(highlight=False, markup=False).print(table)
     progress("known secrets are removed; host names, users and paths are not: read the bundle before you send it")

@@ -32,14 +32,13 @@ def plan(
     """
     from mini_r1.plan.plan_tables import print_plan
     from mini_r1.plan.recipe_plans import find_hardware, plan_for
-    from mini_r1.plan.timing import given_grace, grace_warning
+    from mini_r1.plan.timing import grace_warning
     from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
     path = find_recipe(recipe)
     hardware = find_hardware(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory, recipe=path)
-    grace_s = given_grace(os.environ, grace)
     made = plan_for(load_recipe(path, overrides or []), hardware, deepspeed)
-    warning = grace_warning(made.timing, grace_s)
+    warning = grace_warning(made.timing, os.environ, grace)
     if warning is not None:
         made.warnings.append(warning)
     if as_json:

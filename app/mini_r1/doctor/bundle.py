@@ -15,9 +15,7 @@ import re
 import stat
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mini_r1 import __version__
 from mini_r1.doctor.node_checks import examine_node
@@ -37,21 +35,10 @@ _LOG = re.compile(r"[\w.-]{1,100}\.(?:log|out|stack)")
 METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
-    """An archive that was written: its path, its size in bytes, and name and size of each file in it."""
+def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str, str]) -> dict[str, int]:
+    """Write the archive, whole or not at all, and return the size of each file in it, in bytes.
 
-    path: Path
-    size: int
-    files: tuple[tuple[str, int], ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the object that --json prints."""
-        return {"path": str(self.path), "bytes": self.size, "files": dict(self.files)}
-
-
-def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str, str]) -> Bundle:
-    """Write the archive, whole or not at all, with the last `completions` of the run's completions.
+    It has the last `completions` of the run's completions.
 
     Raises:
         KitError: there is no run, or the archive cannot be written.
@@ -63,8 +50,8 @@ def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str
     texts = {**_read_run(run, completions), **_describe_machine(run, environment)}
     files = {name: redact(text, environment).encode("utf-8", "replace") for name, text in sorted(texts.items())}
     folder = re.sub(r"[^\w.-]", "_", f"mini-r1-{run.path.absolute().name}")
-    size = _write(out, {f"{folder}/{name}": content for name, content in files.items()})
-    return Bundle(out, size, tuple((name, len(content)) for name, content in files.items()))
+    _write(out, {f"{folder}/{name}": content for name, content in files.items()})
+    return {name: len(content) for name, content in files.items()}
 
 
 def _read_run(run: RunDir, completions: int) -> dict[str, str]:
@@ -134,8 +121,8 @@ def _read_tail(path: Path) -> str | None:
     return content.decode("utf-8", "replace")
 
 
-def _write(out: Path, files: Mapping[str, bytes]) -> int:
-    """Write a .tar.gz, the same bytes for the same contents, and return its size."""
+def _write(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write a .tar.gz, the same bytes for the same contents."""
     try:
         with (
             replacing(out) as scratch,
@@ -147,7 +134,6 @@ def _write(out: Path, files: Mapping[str, bytes]) -> int:
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
-        return out.stat().st_size
     except OSError as error:
         code = ExitCode.RETRY if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ExitCode.CONFIG
         raise KitError(f"cannot write {out}: {error.strerror}; name another file with --out", code) from error

@@ -2,15 +2,15 @@
 
 import os
 import re
+import subprocess
 from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 
-from mini_r1.doctor.case import GIB, Case
+from mini_r1.doctor.case import GIB, Case, run_program
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.devices import CONTAINER_HINT
 from mini_r1.machine.nvidia import Gpu
-from mini_r1.recipe.fields import Recipe
 
 CUDA = (12, 4)
 """`torch.version.cuda` of the pinned torch."""
@@ -22,18 +22,23 @@ NEWEST = 9
 """Major compute capability that torch 2.5.1 has kernels for: its `torch.cuda.get_arch_list()` ends at sm_90."""
 IN_USE_WARN, IN_USE_FAIL = 0.05, 0.20
 """Shares of a GPU's memory that other processes may hold. An idle driver takes about half a GiB."""
+DEMANDS = (
+    ("tf32", True, (8, 0)),
+    ("attn_implementation", "flash_attention_2", (8, 0)),
+    ("bf16", True, (8, 0)),
+    ("torch_dtype", "bfloat16", (8, 0)),
+    ("use_vllm", True, (7, 0)),
+)
+"""Keys and values of a recipe, and the compute capability that each needs."""
 HARDWARE_XIDS = frozenset({48, 62, 63, 64, 74, 79, 92, 94, 95, 119, 120, 121, 140, 143, 145})
 """Errors of memory, links, firmware or the GPU itself in NVIDIA's XID catalogue; others mostly come from a program."""
+DMESG_TIMEOUT_S = 20.0
 _XID = re.compile(r"NVRM: Xid \(PCI:([0-9a-fA-F:.]{4,20})\): ([0-9]{1,4})")
 
 
 def driver(case: Case) -> Finding:
     """The NVIDIA driver is there, answers for every device, and is new enough for the pinned torch."""
     if not case.uses_gpus:
-        needing = [key for key, needs_gpu, _ in _demands(case.recipe) if needs_gpu]
-        if needing:
-            detail = f"{', '.join(needing)} needs a GPU, and this node trains on the CPU ({case.devices.source})"
-            return fail(detail, "run it on a node with a GPU, or change that key of the recipe", "recipe")
         if case.driver is None:
             return ok("no NVIDIA driver: this node trains on the CPU")
         return ok(f"driver {case.driver.version}, not used: {case.devices.source}")
@@ -52,25 +57,6 @@ def driver(case: Case) -> Finding:
         return fail(f"{found}: too old for torch's CUDA 12.4", fix, "node")
     detail = f"{found}: runs CUDA 12.4 by minor version compatibility, without code that is compiled at run time"
     return warn(detail, "update the driver to 550.54.14 or newer")
-
-
-def _demands(recipe: Recipe | None) -> list[tuple[str, bool, tuple[int, int]]]:
-    """Return the recipe's demanding keys: the key, whether it needs a GPU, the compute capability it needs."""
-    if recipe is None:
-        return []
-    flash = recipe.attn_implementation == "flash_attention_2"
-    rows = (
-        ("load_in_4bit: true", recipe.load_in_4bit, True, (0, 0)),
-        ("load_in_8bit: true", recipe.load_in_8bit, True, (0, 0)),
-        (f"optim: {recipe.optim}", "8bit" in recipe.optim or recipe.optim.startswith("paged"), True, (0, 0)),
-        ("fp16: true", recipe.fp16, True, (0, 0)),
-        ("tf32: true", recipe.tf32, True, (8, 0)),
-        ("attn_implementation: flash_attention_2", flash, True, (8, 0)),
-        ("bf16: true", recipe.bf16, False, (8, 0)),
-        ("torch_dtype: bfloat16", recipe.torch_dtype == "bfloat16", False, (8, 0)),
-        ("use_vllm: true", recipe.use_vllm, False, (7, 0)),
-    )
-    return [(key, needs_gpu, least) for key, is_set, needs_gpu, least in rows if is_set]
 
 
 def _for_each_gpu(check: Callable[[Case, Gpu], Finding]) -> Callable[[Case], Finding]:
@@ -92,7 +78,11 @@ def compute_capability(case: Case, gpu: Gpu) -> Finding:
     if gpu.capability[0] > NEWEST:
         fix = "use a GPU of an earlier generation (Hopper, Ada, Ampere)"
         return fail(f"{found}: torch 2.5.1 knows nothing above 9.0", fix, "recipe")
-    missing = [key for key, _, least in _demands(case.recipe) if gpu.capability < least]
+    missing = [
+        f"{key}: {str(value).lower()}"
+        for key, value, least in DEMANDS
+        if getattr(case.recipe, key, None) == value and gpu.capability < least
+    ]
     if missing:
         fix = "on GPUs before Ampere: bf16: false, fp16: true, torch_dtype: float32, attn_implementation: sdpa"
         return fail(f"{found}, too little for {', '.join(missing)}", fix, "recipe")
@@ -156,25 +146,16 @@ def xid(case: Case) -> Finding:
 
 
 def read_kernel_log(case: Case) -> tuple[str | None, str]:
-    """Return the kernel's messages since the start and their file; None and "" if this user may read none."""
+    """Return the kernel's messages since the start and their source; None and "" if this user may read none."""
     for path in ("var/log/kern.log", "var/log/messages"):
         text = case.read(path)
         if text is not None:
             return text, f"/{path}"
     try:
-        device = os.open(case.root / "dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
+        done = run_program(["dmesg"], case.environment, DMESG_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
         return None, ""
-    records: list[str] = []
-    with open(device, "rb", buffering=0) as log:
-        while True:
-            try:
-                record = log.read(8192)  # one message; None or b"" at the end
-            except BrokenPipeError:  # the message was overwritten meanwhile
-                continue
-            if not record:
-                return "\n".join(records), "/dev/kmsg"
-            records.append(record.decode(errors="replace"))
+    return (None, "") if done.returncode else (done.stdout, "`dmesg`")
 
 
 def _label(gpu: Gpu) -> str:

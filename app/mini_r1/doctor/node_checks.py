@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,13 +23,13 @@ from mini_r1.console import printable
 from mini_r1.doctor import gpus, host, inputs, local_storage, software
 from mini_r1.doctor.case import Case, run_program
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
+from mini_r1.findings import Finding, as_error, exit_code, fail, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.machine.redact import redact
-from mini_r1.machine.roles import assign
-from mini_r1.plan.planner import AUTO, Plan, make_plan
+from mini_r1.plan.planner import AUTO, Plan
+from mini_r1.plan.recipe_plans import Hardware, plan_for
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import effective_output_dir, load_recipe
 
@@ -133,10 +134,10 @@ def examine_node(
     case = Case(environment, devices, driver, ports=ports, run_dir=run_dir)
     if recipe_path is not None:
         recipe = load_recipe(recipe_path, overrides)
-        planned, plan = _check_plan(recipe, devices, nodes, deepspeed, gpu_memory_gib or smallest_gpu_gib(driver))
-        findings.append(planned.named("plan"))
+        plan = _make_plan(recipe, devices, nodes, deepspeed, gpu_memory_gib or smallest_gpu_gib(driver))
+        findings.append(_check_plan(plan).named("plan"))
         case = replace(case, recipe=recipe, run_dir=run_dir or effective_output_dir(recipe, recipe_path))
-        if plan is not None and plan.roles:
+        if plan.roles:
             case = replace(
                 case,
                 disk_gib=plan.disk.total if plan.disk else None,
@@ -162,22 +163,20 @@ def run_check(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
         return skip(f"cannot be checked here: {error}")
 
 
-def _check_plan(
+def _make_plan(
     recipe: Recipe, devices: Devices, nodes: Nodes | None, deepspeed: str, gpu_memory_gib: float | None
-) -> tuple[Finding, Plan | None]:
-    """Return the plan's errors as a finding; and the plan, if roles can be assigned."""
-    given = [devices.ids] * (nodes.count if nodes else 1)
+) -> Plan:
+    given = [[*devices.ids] for _ in range(nodes.count if nodes else 1)]
     if nodes and nodes.index > 0 and recipe.use_vllm and len(devices.ids) == 1:
-        given[0] = (*devices.ids, "vLLM's")  # node 0 is another one, and checks by itself whether it has two
-    try:
-        roles = assign(given, use_vllm=recipe.use_vllm, on_cpu=devices.on_cpu)
-    except KitError as error:
-        return from_error(error), None
-    plan = make_plan(recipe, roles, gpu_memory_gib=gpu_memory_gib, deepspeed=deepspeed, on_cpu=devices.on_cpu)
-    if plan.errors:
-        return fail("; ".join(plan.errors), "`mini-r1 plan` shows all of it", "recipe"), plan
-    found = f"{roles.describe()}, DeepSpeed: {plan.deepspeed or 'none'}"
-    return (warn(f"{found}; {'; '.join(plan.warnings)}", "") if plan.warnings else ok(found)), plan
+        given[0].append("vLLM's")  # node 0 is another one, and checks by itself whether it has two
+    return plan_for(recipe, Hardware(given, devices.on_cpu, gpu_memory_gib, devices.source), deepspeed)
+
+
+def _check_plan(plan: Plan) -> Finding:
+    if plan.errors or plan.roles is None:
+        return fail("; ".join(plan.errors), "`mini-r1 plan` shows all of it", "recipe")
+    found = f"{plan.roles.describe()}, DeepSpeed: {plan.deepspeed or 'none'}"
+    return warn(f"{found}; {'; '.join(plan.warnings)}", "") if plan.warnings else ok(found)
 
 
 def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list[Finding]:
@@ -196,10 +195,8 @@ def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list
         detail = f"importing torch and loading the data took more than {TORCH_TIMEOUT_S:.0f} s"
         fix = "check the disk of the installation, and the driver with `nvidia-smi`"
         return [fail(detail, fix, "node").named("probe")]
-    try:
+    with suppress(ValueError, KeyError, TypeError):
         return [Finding(**finding) for finding in json.loads(done.stdout)["findings"]]
-    except (ValueError, KeyError, TypeError):
-        pass
     last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-3:])
     output = f"its last output: {redact(last, case.environment) or 'none'}"
     if done.returncode < 0:  # the kernel is short of memory, or native code crashed

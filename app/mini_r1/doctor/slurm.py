@@ -28,6 +28,7 @@ OUT_OF_SERVICE: Final = ("down", "drain", "fail", "inval", "unknown", "error", "
 """Beginnings of the states in which a node takes no job. A `*` after any state: the node does not answer."""
 NO_PREEMPTION: Final = ("preempt/none", "(null)")
 """Values of PreemptType."""
+_SINFO_ROW: Final = re.compile(r"^ *(.+?)(\*?) *\| *(.*?) *\| *(.*?) *\| *(\d+) *\| *(.*?) *\| *(.*?) *$", re.MULTILINE)
 _GPUS: Final = re.compile(r"(?:^|,)gpu(?::[^:,]+)?:(\d+)")
 _NO_CONTROLLER: Final = ("Unable to contact", "authentication error", "configuration source", "Problem talking to")
 """Parts of Slurm's messages where the controller, munge or the database does not answer."""
@@ -111,12 +112,10 @@ class LoginNode:
 
     @cached_property
     def node_groups(self) -> list[NodeGroup]:
-        rows = ([field.strip() for field in line.split("|")] for line in self.sinfo.out.splitlines())
+        rows = re.findall(_SINFO_ROW, self.sinfo.out)
         return [
-            NodeGroup(name.rstrip("*"), name.endswith("*"), available, limit, int(nodes), gres, state)
-            for name, available, limit, nodes, gres, state in (
-                row for row in rows if len(row) == 6 and row[3].isdigit()
-            )
+            NodeGroup(name, bool(default), available, limit, int(nodes), gres, state)
+            for name, default, available, limit, nodes, gres, state in rows
         ]
 
     @cached_property

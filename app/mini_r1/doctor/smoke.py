@@ -131,23 +131,23 @@ class SmokeTest:
     def _interrupted_launch(self) -> Iterator[Finding]:
         started, first = time.monotonic(), self.nodes.index == 0
         self.log(f"first launch: {STEPS} steps, a worker is killed after step {KILL_AFTER}")
-        with self._launch("first") as process:
+        with self._launch() as process:
             while (self.run.read_state().get("step") or 0) < KILL_AFTER:
                 if process.poll() is not None:
-                    raise self._failure("training", f"launch ended with exit code {process.returncode}", "first")
+                    raise self._failure("training", f"launch ended with exit code {process.returncode}")
                 if time.monotonic() > started + START_TIMEOUT_S:
-                    raise self._failure("training", f"not at step {KILL_AFTER} after {START_TIMEOUT_S:.0f} s", "first")
+                    raise self._failure("training", f"not at step {KILL_AFTER} after {START_TIMEOUT_S:.0f} s")
                 time.sleep(0.02)
             yield ok(f"step {KILL_AFTER} after {time.monotonic() - started:.0f} s").named("training")
             if first:
                 self.log(f"killed rank {self._kill_last_worker()}")
             killed = time.monotonic()
-            code = self._wait(process, DOWN_TIMEOUT_S if first else START_TIMEOUT_S, KILL, "first")
+            code = self._wait(process, DOWN_TIMEOUT_S if first else START_TIMEOUT_S, KILL)
             took = time.monotonic() - killed
         left = [str(process.pid) for process in self._processes()]
         if code != ExitCode.RETRY or left:
             found = f"exit code {code}" + (f", processes left: {', '.join(left)}" if left else "")
-            raise SmokeFailure(KILL, f"{found} (150 and none expected)", f"see {self._output('first')}")
+            raise SmokeFailure(KILL, f"{found} (150 and none expected)", f"see {self._output}")
         yield ok(f"the job ended after {took:.0f} s with exit code {code}, no process left").named(KILL)
 
     def _check_run(self) -> Iterator[Finding]:
@@ -174,15 +174,15 @@ class SmokeTest:
     def _resumed_launch(self) -> Finding:
         started = time.monotonic()
         self.log("second launch: resumes and finishes")
-        with self._launch("second") as process:
-            code = self._wait(process, START_TIMEOUT_S, "resume", "second")
+        with self._launch() as process:
+            code = self._wait(process, START_TIMEOUT_S, "resume")
         steps = [row["step"] for row in read_metrics(self.run)]
         if code != ExitCode.FINISHED or steps != list(range(1, STEPS + 1)):
-            raise SmokeFailure("resume", f"exit code {code}, metrics of steps {steps}", f"see {self._output('second')}")
+            raise SmokeFailure("resume", f"exit code {code}, metrics of steps {steps}", f"see {self._output}")
         return ok(f"all steps from 1 to {STEPS}, {time.monotonic() - started:.0f} s").named("resume")
 
     @contextmanager
-    def _launch(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    def _launch(self) -> Iterator[subprocess.Popen[bytes]]:
         """Start the launcher; kill it, and its workers with it, when the context ends."""
         command = [
             *(sys.executable, "-m", "mini_r1", "launch", str(self.folder / "smoke.yaml")),
@@ -190,7 +190,7 @@ class SmokeTest:
             *(() if self.gpus is None else ("--gpus", str(self.gpus))),
         ]
         variables = {**self.environment, "MINI_R1_VERIFY_SYNC": "1"}
-        with self._output(name).open("wb") as output, subprocess.Popen(  # noqa: S603
+        with self._output.open("ab") as output, subprocess.Popen(  # noqa: S603
             command, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         ) as process:  # fmt: skip
             try:
@@ -198,18 +198,19 @@ class SmokeTest:
             finally:
                 process.kill()
 
-    def _output(self, name: str) -> Path:
-        return self.folder / f"{name}-launch-node-{self.nodes.index}.txt"
+    @property
+    def _output(self) -> Path:
+        return self.folder / f"launches-node-{self.nodes.index}.txt"
 
-    def _wait(self, process: subprocess.Popen[bytes], timeout_s: float, check: str, name: str) -> int:
+    def _wait(self, process: subprocess.Popen[bytes], timeout_s: float, check: str) -> int:
         try:
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            raise self._failure(check, f"the launcher still runs after {timeout_s:.0f} s", name) from None
+            raise self._failure(check, f"the launcher still runs after {timeout_s:.0f} s") from None
 
-    def _failure(self, check: str, found: str, name: str) -> SmokeFailure:
-        output = self._output(name)
-        return SmokeFailure(check, f"{found}: {_last_lines(output.read_text(errors='replace'))}", f"see {output}")
+    def _failure(self, check: str, found: str) -> SmokeFailure:
+        output = _last_lines(self._output.read_text(errors="replace"))
+        return SmokeFailure(check, f"{found}: {output}", f"see {self._output}")
 
     def _processes(self) -> list[psutil.Process]:
         """Return this node's processes that train in the run directory."""

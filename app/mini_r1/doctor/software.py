@@ -3,14 +3,13 @@
 import importlib.metadata
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from mini_r1.console import printable
 from mini_r1.doctor.case import Case
 from mini_r1.errors import KitError
 from mini_r1.findings import Finding, fail, from_error, ok, skip, warn
-from mini_r1.machine.paths import expand_user, hub_home, is_offline
+from mini_r1.hub.upload import require_token
 from mini_r1.machine.provenance import versions as installed_versions
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 
@@ -117,27 +116,12 @@ def deepspeed(case: Case) -> Finding:
 
 
 def hub_token(case: Case) -> Finding:
-    """Check for a token if the recipe publishes. The token is never shown."""
+    """Check for a token and a network if the recipe publishes. The token is never shown."""
     if not case.recipe or not case.recipe.push_to_hub:
         return skip("nothing is published")
-    source = _find_token(case.environment)
-    if source is None:
-        fix = "set HF_TOKEN (a secret of your scheduler, never in a recipe), or set push_to_hub: false"
-        return fail("push_to_hub is true, and there is no token", fix, "recipe")
-    if is_offline(case.environment):
-        fix = "unset it, or set push_to_hub: false and `mini-r1 publish` the run afterwards"
-        return fail("push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set", fix, "recipe")
-    return ok(f"a token from {source}")
-
-
-def _find_token(environment: Mapping[str, str]) -> str | None:
-    """Return the variable or the file that holds a token; None without one."""
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
-        if environment.get(variable, "").strip():
-            return variable
-    path = environment.get("HF_TOKEN_PATH")
-    file = expand_user(path, environment) if path else hub_home(environment) / "token"
     try:
-        return str(file) if file.read_text().strip() else None
-    except OSError:
-        return None
+        require_token()
+    except KitError as error:
+        fix = "or set push_to_hub: false, and `mini-r1 publish` the run afterwards"
+        return fail(f"push_to_hub is true: {error.message}", fix, "recipe")
+    return ok("there is one")

@@ -26,7 +26,7 @@ from mini_r1.machine.devices import Devices
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.planner import Plan, make_plan
-from mini_r1.plan.timing import given_grace, grace_warning
+from mini_r1.plan.timing import grace_warning
 from mini_r1.run.finished import finished_step_before_loading
 
 TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets", "tokenizers")
@@ -89,7 +89,7 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
 
     def decide(devices: list[Sequence[str]]) -> dict[str, Any]:
         plan, _ = _plan(job, devices)
-        for warning in [*plan.warnings, grace_warning(plan.timing, given_grace(job.environment))]:
+        for warning in [*plan.warnings, grace_warning(plan.timing, job.environment)]:
             if warning is not None:
                 job.say(f"warning: {warning}")
         return {"devices": [list(ids) for ids in devices], "deepspeed": plan.deepspeed}

@@ -52,6 +52,7 @@ class Memory:
 
     items: tuple[MemoryItem, ...]
     available_gib: float | None
+    sequences: int | None = None  # of the longest prompt and completion that vLLM's cache holds; None if unknown
 
     def at(self, phase: str) -> float:
         """Return the GiB needed in a phase."""
@@ -77,6 +78,7 @@ class Memory:
             "peak_phase": self.phase,
             "total": _rounded(self.total_gib),
             "available": self.available_gib,
+            "sequences_that_fit": self.sequences,
         }
 
 
@@ -194,23 +196,8 @@ def _sampling_work(setup: TrainingSetup) -> list[MemoryItem]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class VllmMemory(Memory):
-    """The memory table of vLLM's device; with unknown memory the items lack the cache."""
-
-    sequences: int | None  # of the longest prompt and completion that the cache holds; None with unknown memory
-
-    def to_dict(self) -> dict[str, object]:
-        return {
-            "items": {item.name: round(item.bytes / GIB, 2) for item in self.items},
-            "total": round(self.total_gib, 2),
-            "available": self.available_gib,
-            "sequences_that_fit": self.sequences,
-        }
-
-
-def vllm_memory(setup: TrainingSetup) -> VllmMemory:
-    """Return vLLM's memory table.
+def vllm_memory(setup: TrainingSetup) -> Memory:
+    """Return the memory table of vLLM's device; with unknown memory the items lack the cache.
 
     vLLM takes `vllm_gpu_memory_utilization` of the device; what weights and activations leave of that is its cache.
     """
@@ -227,10 +214,10 @@ def vllm_memory(setup: TrainingSetup) -> VllmMemory:
         cache = max(0.0, share - sum(item.bytes for item in items))
         items.append(MemoryItem("CUDA graphs", GRAPHS_GIB * GIB))
         if available is None:
-            return VllmMemory(tuple(items), None, None)
+            return Memory(tuple(items), None)
     items.append(MemoryItem("key-value cache", cache))
     whole_blocks = -(-length // BLOCK) * BLOCK
-    return VllmMemory(tuple(items), available, int(cache // (whole_blocks * kv_bytes_per_token(shape, each))))
+    return Memory(tuple(items), available, int(cache // (whole_blocks * kv_bytes_per_token(shape, each))))
 
 
 def _rounded(value: float) -> float:

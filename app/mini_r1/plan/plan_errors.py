@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from mini_r1.plan.memory import HEAD_SIZES, Memory, VllmMemory, training_memory, vllm_memory
+from mini_r1.plan.memory import HEAD_SIZES, Memory, training_memory, vllm_memory
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, ZeroSettings, zero_settings
 from mini_r1.recipe.deepspeed_file import find_deepspeed
@@ -69,9 +69,7 @@ def plan_warnings(
         yield "the GPUs' memory is not known, so what fits is not checked: give --gpu-memory"
 
 
-def memory_errors(
-    setup: TrainingSetup, deepspeed: str | None, memory: Memory, vllm: VllmMemory | None
-) -> Iterator[str]:
+def memory_errors(setup: TrainingSetup, deepspeed: str | None, memory: Memory, vllm: Memory | None) -> Iterator[str]:
     """Yield what does not fit the devices' memory, with the changes that would make it fit."""
     recipe, shape = setup.recipe, setup.shape
     if not memory.fits:
@@ -112,11 +110,9 @@ def _advise_changes(setup: TrainingSetup, deepspeed: str | None) -> str:
         return "it fits with " + ", or with ".join(enough)
     listed = ", ".join(map(_as_yaml, changes))
     together = recipe.model_copy(update={key: value for change in changes for key, value in change.items()})
-    if fits(together):
-        return f"it fits with {listed} together"
-    for name, zero in others.items():
+    for option, zero in [("", setup.zero), *((f"--deepspeed {name} and ", zero) for name, zero in others.items())]:
         if fits(together, zero):
-            return f"it fits with --deepspeed {name} and {listed} together"
+            return f"it fits with {option}{listed} together"
     adapter = "" if recipe.use_peft else ", use_peft: true"
     return f"take more or larger GPUs, or a smaller model{adapter}"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import Roles
 from mini_r1.plan.disk_space import DiskUse, disk_use, host_memory_gib, shared_memory_gib
-from mini_r1.plan.memory import Memory, VllmMemory, training_memory, vllm_memory
+from mini_r1.plan.memory import Memory, training_memory, vllm_memory
 from mini_r1.plan.plan_errors import memory_errors, plan_warnings, recipe_errors
 from mini_r1.plan.shapes import UnknownShape, builtin_shape, find_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
@@ -37,7 +37,7 @@ class Plan:
     setup: TrainingSetup | None = None
     steps: int | None = None
     memory: Memory | None = None
-    vllm: VllmMemory | None = None
+    vllm: Memory | None = None
     host_memory_gib: float | None = None
     shm_gib: float | None = None
     disk: DiskUse | None = None

@@ -131,8 +131,12 @@ def find_shape(name: str, revision: str) -> ModelShape:
     if name in KNOWN:
         return KNOWN[name]
     path = Path(name).expanduser()
+    if (path / "adapter_config.json").is_file():
+        raise KitError(ADAPTER_REFUSED.format(name))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise KitError(f"{name} has no config.json: name a directory that save_pretrained wrote")
     if path.is_dir():
-        return _directory_shape(name, path)
+        return _config_shape(name, path / "config.json")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UnknownShape(f"{name} is not on this machine, so memory and time are not known here")
     refuse_later_kind(name, later_kind_by_name(name))
@@ -154,14 +158,6 @@ def _cached_config(name: str, revision: str) -> Path | None:
     except HFValidationError:  # no hub could have a repository of that name
         return None
     return Path(found) if isinstance(found, str) else None
-
-
-def _directory_shape(name: str, path: Path) -> ModelShape:
-    if (path / "adapter_config.json").is_file():
-        raise KitError(ADAPTER_REFUSED.format(name))
-    if not (path / "config.json").is_file():
-        raise KitError(f"{name} has no config.json: name a directory that save_pretrained wrote")
-    return _config_shape(name, path / "config.json")
 
 
 def _config_shape(name: str, path: Path) -> ModelShape:

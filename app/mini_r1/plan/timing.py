@@ -152,35 +152,28 @@ def demo_timing(setup: TrainingSetup, steps: int | None) -> Timing | None:
     return Timing(half, reference=0.0, update=half, save=0.0, whole_save=0.0, steps=steps, assumptions=(assumption,))
 
 
-def given_grace(environment: Mapping[str, str], option_s: float | None = None) -> tuple[float, str] | None:
-    """Return the seconds that a run is given to stop, and what sets them; None if nothing does.
-
-    Raises KitError for what is not a number of seconds.
-    """
-    if option_s is not None:
-        return option_s, "the grace period (--grace)"
-    text = environment.get(GRACE_VARIABLE, "")
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise KitError(f"{GRACE_VARIABLE} is {text!r}: set it to the pod's terminationGracePeriodSeconds, or unset it")
-    return seconds, f"terminationGracePeriodSeconds ({GRACE_VARIABLE})"
-
-
 def describe_stop(timing: Timing) -> str:
     """Describe how long a run needs from a request to stop to the end of its save."""
     return f"{timing.stop_s:.0f} s (update {timing.update:.0f}, save {timing.whole_save:.0f})"
 
 
-def grace_warning(timing: Timing | None, given: tuple[float, str] | None) -> str | None:
-    """Return a warning if a run is given less time to stop than it needs."""
-    if timing is None or given is None or given[0] >= timing.stop_s:
+def grace_warning(timing: Timing | None, environment: Mapping[str, str], option_s: float | None = None) -> str | None:
+    """Return a warning if the option or the pod leaves a run less time to stop than it needs.
+
+    Raises KitError for what is not a number of seconds.
+    """
+    text = environment.get(GRACE_VARIABLE, "") if option_s is None else str(option_s)
+    if not text:
         return None
-    seconds, source = given
+    source = f"terminationGracePeriodSeconds ({GRACE_VARIABLE})" if option_s is None else "the grace period (--grace)"
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise KitError(f"{source} is {text!r}: it must be a number of seconds, 0 or more")
+    if timing is None or seconds >= timing.stop_s:
+        return None
     return (
         f"the run needs up to {describe_stop(timing)} to stop, and {source} is {seconds:g} s: a run that is killed "
         f"before it has saved repeats the steps since its last checkpoint: set {source} to "
