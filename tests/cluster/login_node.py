@@ -96,11 +96,11 @@ class Cluster:
 
     def mount(self, kind: str, at: Path | None = None) -> None:
         """Put everything, or a folder besides, on a filesystem of this type."""
-        file = self.root / "proc/self/mountinfo"
+        file = self.root / "proc/self/mounts"
         file.parent.mkdir(parents=True, exist_ok=True)
-        before = file.read_text() if at else "1 0 0:1 / / rw - ext4 /dev/sda rw\n"
+        before = file.read_text() if at else "/dev/sda / ext4 rw 0 0\n"
         place = os.path.realpath(at or self.disk)
-        file.write_text(f"{before}2 1 0:2 / {place} rw - {kind} server:/export rw\n")
+        file.write_text(f"{before}server:/export {place} {kind} rw 0 0\n")
 
     def asked(self, name: str) -> list[str]:
         """The arguments of each start of a program."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mini_r1.cli.command_tools import file_errors
 from mini_r1.doctor import bundle as bundling
 from mini_r1.doctor.bundle import bundle
 from mini_r1.errors import KitError
@@ -150,7 +151,7 @@ def test_a_failed_write_keeps_the_old_archive_and_leaves_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(KitError, match="No space left") as caught:
+    with pytest.raises(KitError, match="No space left") as caught, file_errors():
         bundling._write(out, {"b/x": b"1"})
     assert caught.value.exit_code == 150
     assert [path.name for path in out.parent.iterdir()] == ["b.tar.gz"]

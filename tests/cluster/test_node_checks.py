@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import constants
 from mini_r1.doctor import host, inputs, local_storage, software
 from mini_r1.doctor.case import Case
+from mini_r1.doctor.node_checks import run_check
 from mini_r1.findings import Finding
 from mini_r1.machine import paths
 from mini_r1.machine.devices import Devices
@@ -241,12 +242,12 @@ def test_what_a_resumed_run_has_already_is_not_needed_again(small_tmpfs: Path) -
 
 
 MOUNTS = """\
-22 1 8:1 / / rw - ext4 /dev/sda1 rw
-30 22 0:40 / /home rw shared:1 - nfs4 filer:/home rw
-31 22 0:41 / /scratch\\040big rw - lustre fs rw
-32 30 0:42 / /home/me/local rw - xfs /dev/sdb rw
-33 22 0:43 / /blob rw - fuse.blobfuse2 b rw
-34 22 0:44 / /over rw - fuse.fuse-overlayfs o rw
+/dev/sda1 / ext4 rw 0 0
+filer:/home /home nfs4 rw 0 0
+fs /scratch\\040big lustre rw 0 0
+/dev/sdb /home/me/local xfs rw 0 0
+b /blob fuse.blobfuse2 rw 0 0
+o /over fuse.fuse-overlayfs rw 0 0
 """
 
 
@@ -263,13 +264,13 @@ MOUNTS = """\
     ],
 )
 def test_the_filesystem_of_a_path(tmp_path: Path, path: str, kind: str, network: bool) -> None:
-    root = files(tmp_path, proc__self__mountinfo=MOUNTS)
+    root = files(tmp_path, proc__self__mounts=MOUNTS)
     assert local_storage.filesystem(case(root=root), Path(path)) == kind
     assert local_storage.is_network(kind) == network
 
 
 def test_caches_on_a_network_filesystem_are_a_warning(tmp_path: Path) -> None:
-    root = files(tmp_path, proc__self__mountinfo=MOUNTS)
+    root = files(tmp_path, proc__self__mounts=MOUNTS)
     finding = local_storage.caches(case(root=root))
     assert finding.status == "warn"
     for message in (
@@ -380,7 +381,7 @@ def test_a_deepspeed_configuration_that_cannot_be_used_is_an_error_of_the_recipe
     file = tmp_path / "mine.json"
     file.write_text("{")
     for name in ("zero4", str(file)):
-        assert is_failure(software.deepspeed(case(deepspeed=name)), "recipe")
+        assert is_failure(run_check(software.deepspeed, case(deepspeed=name)), "recipe")
 
 
 def test_vllms_other_engine_is_a_warning() -> None:

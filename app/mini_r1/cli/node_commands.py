@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, BadParameter, Option
 
-from mini_r1.cli.command_tools import find_recipe_for_other_node, progress_printer
+from mini_r1.cli.command_tools import file_errors, find_recipe_for_other_node, progress_printer
 from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, Set
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
@@ -157,7 +157,8 @@ def bundle(
     progress = progress_printer()
     if run_directory.is_starting():
         progress(check_health(run, time.time()).sentence)
-    files = make_bundle(run_directory, target, completions=completions, environment=os.environ)
+    with file_errors():
+        files = make_bundle(run_directory, target, completions=completions, environment=os.environ)
     written = target.stat().st_size
     if as_json:
         print(json.dumps({"path": str(target), "bytes": written, "files": files}))

@@ -4,7 +4,6 @@ No weights, no data, and the model's text only on request. Every file is redacte
 hosts, users and paths stay: problems of a cluster are often about them.
 """
 
-import errno
 import gzip
 import importlib.metadata
 import io
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from mini_r1 import __version__
 from mini_r1.doctor.node_checks import examine_node
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import KitError
 from mini_r1.machine.devices import Devices, given_devices
 from mini_r1.machine.provenance import code_revision
 from mini_r1.machine.redact import redact, redact_environment
@@ -31,8 +30,8 @@ TAIL = 2 * 2**20
 """Bytes kept of each file: its end, where the errors are."""
 CUT_IN = 8_192
 """Bytes left out where a file without line breaks is cut: half a secret would not be recognized."""
-_LOG = re.compile(r"[\w.-]{1,100}\.(?:log|out|stack)")
-METRICS, COMPLETIONS = "metrics.jsonl", "completions.jsonl"
+_LOG = re.compile(r"[\w.-]{1,100}\.(?:log|out|stack)|metrics\.jsonl")
+COMPLETIONS = "completions.jsonl"
 
 
 def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str, str]) -> dict[str, int]:
@@ -41,7 +40,8 @@ def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str
     It has the last `completions` of the run's completions.
 
     Raises:
-        KitError: there is no run, or the archive cannot be written.
+        KitError: there is no run.
+        OSError: the archive cannot be written.
     """
     if not (run.is_run() or run.is_starting() or run.attempts.is_dir()):
         raise KitError(f"{run.path} holds no run (no recipe.yaml, state.json or attempts in it): name a run directory")
@@ -60,8 +60,7 @@ def _read_run(run: RunDir, completions: int) -> dict[str, str]:
     for parent in (run.checkpoints, run.snapshots):
         found |= {folder / MANIFEST: _read_tail(folder / MANIFEST) for folder in _folders(parent)}
     for attempt in _folders(run.attempts):
-        logs = (entry for entry in _entries(attempt) if _LOG.fullmatch(entry.name) or entry.name == METRICS)
-        found |= {path: _read_tail(path) for path in logs}
+        found |= {path: _read_tail(path) for path in _entries(attempt) if _LOG.fullmatch(path.name)}
         if completions:
             rows = (_read_tail(attempt / COMPLETIONS) or "").splitlines()[-completions:]
             found[attempt / COMPLETIONS] = "".join(f"{row}\n" for row in rows) or None
@@ -123,17 +122,13 @@ def _read_tail(path: Path) -> str | None:
 
 def _write(out: Path, files: Mapping[str, bytes]) -> None:
     """Write a .tar.gz, the same bytes for the same contents."""
-    try:
-        with (
-            replacing(out) as scratch,
-            scratch.open("xb") as raw,
-            gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
-            tarfile.open(fileobj=packed, mode="w") as tar,
-        ):
-            for name, content in files.items():
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-    except OSError as error:
-        code = ExitCode.RETRY if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else ExitCode.CONFIG
-        raise KitError(f"cannot write {out}: {error.strerror}; name another file with --out", code) from error
+    with (
+        replacing(out) as scratch,
+        scratch.open("xb") as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))

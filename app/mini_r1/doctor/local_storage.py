@@ -20,9 +20,10 @@ NETWORK = frozenset(
     """nfs nfs4 lustre beegfs gpfs cifs smb3 smbfs ceph glusterfs 9p afs dvs gfs2 ocfs2 panfs pvfs2 virtiofs
     wekafs""".split()
 )
-"""Filesystem types of /proc/self/mountinfo that several machines share; all fuse.* but LOCAL_FUSE count too. Cray's
+"""Filesystem types of /proc/self/mounts that several machines share; all fuse.* but LOCAL_FUSE count too. Cray's
 compute nodes see dvs, virtual machines virtiofs."""
 LOCAL_FUSE = frozenset({"fuse.fuse-overlayfs", "fuse.lxcfs", "fuse.portal"})
+HUB_HARM = "its locks can silently do nothing (after `mini-r1 prefetch RECIPE`, HF_HUB_OFFLINE=1 needs none)"
 NODE_CACHES = {
     "TRITON_CACHE_DIR": "~/.triton/cache",
     "TORCHINDUCTOR_CACHE_DIR": "",
@@ -39,15 +40,13 @@ def run_directory(case: Case) -> Finding:
     if path is None:
         return skip("no run directory given")
     try:
-        if path.exists() and not path.is_dir():
-            return fail(f"{path} is a file", "choose another --run-dir", "recipe")
         if path.is_dir() and not RunDir(path).is_run():
             ours = {*STARTUP_FILES, *(entry.name for entry in path.glob(SCRATCH))}
             if any(entry.name not in ours for entry in path.iterdir()):
                 return fail(f"{path} is not empty and holds no run", "choose another --run-dir", "recipe")
         has_locks = _try_writing(existing(path))
     except NotADirectoryError:
-        return fail(f"{path}: a parent of it is a file", "choose another --run-dir", "recipe")
+        return fail(f"{path} or a folder above it is a file", "choose another --run-dir", "recipe")
     except OSError as error:
         fix = f"give this user ({os.getuid()}) the right to write there, mount the volume, or choose another --run-dir"
         fix += "; in Kubernetes the pod's fsGroup gives the right, and readOnly on claim or mount takes it"
@@ -98,43 +97,35 @@ def disk(case: Case) -> Finding:
 
 def caches(case: Case) -> Finding:
     """Model files and compiled code are cached where it is safe and can be written."""
-    findings = [_check_hub_cache(case, hub_cache(case.environment))]
+    environment, hub = case.environment, hub_cache(case.environment)
+    findings = [ok(f"the hub's cache {hub} ({filesystem(case, hub)})")]
+    places = {} if is_offline(environment) else {"HF_HOME": (hub, HUB_HARM)}
     for variable, default in NODE_CACHES.items():
-        given = case.environment.get(variable) or default.format(XDG_CACHE_HOME=cache_home(case.environment))
-        path = expand_user(given, case.environment)
-        kind = filesystem(case, path)
-        if given and is_network(kind):
-            fix = f"set {variable} to a folder on the node's own disk"
-            findings.append(warn(f"{variable}: {path} is on {kind}, where several compiling nodes can hang", fix))
-        elif given and not os.access(existing(path), os.W_OK):
-            fix = f"set {variable} to a folder that this user can write"
+        given = environment.get(variable) or default.format(XDG_CACHE_HOME=cache_home(environment))
+        if given:
+            places[variable] = expand_user(given, environment), "several compiling nodes can hang"
+    for variable, (path, harm) in places.items():
+        kind, fix = (
+            filesystem(case, path),
+            f"set {variable} to a folder that this user can write, on the node's own disk",
+        )
+        if is_network(kind):
+            findings.append(warn(f"{variable}: {path} is on {kind}, where {harm}", fix))
+        elif not os.access(existing(path), os.W_OK):
             findings.append(warn(f"{variable}: {path} cannot be written", fix))
     return worst(findings)
 
 
-def _check_hub_cache(case: Case, path: Path) -> Finding:
-    kind, offline = filesystem(case, path), is_offline(case.environment)
-    if is_network(kind) and not offline:
-        fix = "run `mini-r1 prefetch RECIPE`, set HF_HUB_OFFLINE=1 in the job; or set HF_HOME to a local folder"
-        return warn(f"the hub's cache {path} is on {kind}, where its locks can silently do nothing", fix)
-    if not os.access(existing(path), os.W_OK) and not offline:
-        return warn(f"the hub's cache {path} cannot be written", "set HF_HOME to a folder that this user can write")
-    return ok(f"the hub's cache {path} ({kind})")
-
-
 def filesystem(case: Case, path: Path) -> str:
-    """Return the type of the filesystem that a path is or will be on, as /proc/self/mountinfo names it."""
+    """Return the type of the filesystem that a path is or will be on, as /proc/self/mounts names it."""
     place = os.path.realpath(path)
     found, longest = "unknown", -1
-    for line in (case.read("proc/self/mountinfo") or "").splitlines():
-        before, _, after = line.partition(" - ")
-        fields = before.split(" ")
-        if not after or len(fields) < 5:
-            continue
-        mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[4])  # a space is \040 there
+    for line in (case.read("proc/self/mounts") or "").splitlines():
+        _, mount, kind, *_ = line.split(" ")
+        mount = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), mount)  # a space is \040 there
         inside = place == mount or place.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= longest:  # of two mounts on one folder the later one covers the earlier
-            found, longest = after.split(" ")[0], len(mount)
+            found, longest = kind, len(mount)
     return found
 
 

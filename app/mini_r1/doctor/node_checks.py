@@ -23,7 +23,7 @@ from mini_r1.console import printable
 from mini_r1.doctor import gpus, host, inputs, local_storage, software
 from mini_r1.doctor.case import Case, run_program
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, as_error, exit_code, fail, ok, sentence, skip, warn
+from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
@@ -156,9 +156,11 @@ def examine_node(
 
 
 def run_check(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
-    """Return a check's finding; a skip if the kernel does not show a file that the check needs."""
+    """Return a check's finding; its error as one; a skip if the kernel does not show a file that the check needs."""
     try:
         return check(subject)
+    except KitError as error:
+        return from_error(error)
     except OSError as error:
         return skip(f"cannot be checked here: {error}")
 

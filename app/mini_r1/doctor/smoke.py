@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, ok, skip
+from mini_r1.findings import Finding, fail, ok, skip
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
@@ -65,7 +65,7 @@ class SmokeFailure(Exception):
 
     def __init__(self, check: str, found: str, fix: str) -> None:
         super().__init__(found)
-        self.finding = Finding(check, "fail", found, fix, "node")
+        self.finding = fail(found, fix, "node").named(check)
 
 
 @dataclass(frozen=True, slots=True)

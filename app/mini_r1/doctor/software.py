@@ -8,7 +8,7 @@ from pathlib import Path
 from mini_r1.console import printable
 from mini_r1.doctor.case import Case
 from mini_r1.errors import KitError
-from mini_r1.findings import Finding, fail, from_error, ok, skip, warn
+from mini_r1.findings import Finding, fail, ok, skip, warn
 from mini_r1.hub.upload import require_token
 from mini_r1.machine.provenance import versions as installed_versions
 from mini_r1.recipe.deepspeed_file import find_deepspeed
@@ -107,10 +107,7 @@ def deepspeed(case: Case) -> Finding:
     """The DeepSpeed configuration is there and one that the trainer can use."""
     if case.deepspeed is None:
         return skip("none is used")
-    try:
-        found = find_deepspeed(case.deepspeed)
-    except KitError as error:
-        return from_error(error)
+    found = find_deepspeed(case.deepspeed)
     offloaded = found.offloads("optimizer") or found.offloads("param")
     return ok(f"{found.name}: ZeRO stage {found.stage}{', offloaded' if offloaded else ''}")
 

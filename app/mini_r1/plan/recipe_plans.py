@@ -21,8 +21,10 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_files
 
-_SHAPE: Final = re.compile(r"# Shape: (?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU)")
-HEADER_LINES: Final = 40  # lines of a recipe that are searched for its shape
+_SHAPE: Final = re.compile(
+    r"^# Shape: ((?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU))[ \t\r]*$", re.MULTILINE
+)
+HEADER_CHARACTERS: Final = 4_000  # of a recipe that are searched for its shape
 VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
 """Another recipe with one thing changed, to see its effect: `find_largest_fitting` takes the one that it varies."""
 
@@ -45,16 +47,14 @@ def declared_hardware(path: Path) -> Hardware | None:
     """Return the hardware that a recipe was made for, by its header."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            header = [file.readline(200).rstrip() for _ in range(HEADER_LINES)]
+            found = _SHAPE.search(file.read(HEADER_CHARACTERS))
     except OSError:
         return None
-    for line in header:
-        found = _SHAPE.fullmatch(line)
-        if found:
-            nodes, gpus, memory = (int(number or 0) for number in found.groups())
-            source = f"the shape in the header of {path.name}: {line.removeprefix('# Shape: ')}"
-            return Hardware(shape(gpus, nodes or 1), gpus == 0, float(memory) or None, source)
-    return None
+    if found is None:
+        return None
+    nodes, gpus, memory = (int(number or 0) for number in found.groups()[1:])
+    source = f"the shape in the header of {path.name}: {found[1]}"
+    return Hardware(shape(gpus, nodes or 1), gpus == 0, float(memory) or None, source)
 
 
 def find_hardware(
