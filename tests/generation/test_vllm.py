@@ -293,8 +293,8 @@ def test_the_kv_cache_on_a_cpu_is_small_by_default(given: dict[str, str], kept: 
     [
         (None, "cpu", "vLLM is not installed here"),
         (None, "3", "vLLM is not installed here"),
-        ("0.7.0", "cpu", "is built for GPUs: for a CPU run `make vllm-cpu`"),
-        ("0.7.0+cpu", "3", "is built for a CPU and is to run on GPU 3"),
+        ("0.7.0", "cpu", "is built for GPUs: use the container image, or on a machine without a GPU `make vllm-cpu`"),
+        ("0.7.0+cpu", "3", "is built for a CPU: use the container image"),
     ],
 )
 def test_the_wrong_vllm_is_refused_before_anything_is_started(

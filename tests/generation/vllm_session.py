@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def first_session(scratch: Path, facts: dict[str, Any]) -> None:
     """Everything that one engine can show, its samples for the second one to repeat, and that it is killed at work."""
     start, changed = model_of(0), model_of(1)
     start.save_pretrained(scratch / "model")
-    with VllmEngine(config(scratch / "model"), scratch / "first.log", 600) as engine:
+    with closing(VllmEngine(config(scratch / "model"), scratch / "first.log", 600)) as engine:
         child = engine._process
         facts["environment"] = dict(
             entry.split("=", 1) for entry in Path(f"/proc/{child.pid}/environ").read_text().split("\0") if "=" in entry

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ def main() -> None:
         model=name, revision=revision, dtype="float32", max_model_len=128, gpu_memory_utilization=0.5, seed=1,
         device="cpu",
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder, VllmEngine(config, Path(folder) / "vllm.log", 600) as engine:
+    with tempfile.TemporaryDirectory() as folder, closing(VllmEngine(config, Path(folder) / "vllm.log", 600)) as engine:
         done = engine.generate(PROMPTS, SamplingConfig(LENGTH, 0.0), eos_token_ids=(), seed=0)
     answer = {"transformers": expected, "vllm": [each.ids for each in done], "closed": engine._process.returncode}
     print(json.dumps(answer))

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import rollout_engines
-from mini_r1.training.signals import StopRequest
-from mini_r1.training.supervised import Supervisor
+from mini_r1.training.supervised import StopRequest, Supervisor
 from mini_r1.training.world import World
 
 from tests.training.workers import Workers, train, wait_until

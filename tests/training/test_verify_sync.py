@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from mini_r1.generation.vllm_client import Generated
-from mini_r1.training.verify_sync import SyncCheck
+from mini_r1.training.rollout_engines import SyncCheck
 
 
 class StandInEngine:

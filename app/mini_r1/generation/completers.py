@@ -16,8 +16,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.sampler import SamplingConfig, sample
-from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
-from mini_r1.machine.provenance import versions
+from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, unusable
 
 BATCH_ROWS = 256
 """Sequences decoded at once. A 3B model with 1,300 tokens a row holds about 12 GB of keys and values with it."""
@@ -162,32 +161,19 @@ def stored_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Return the device that vLLM generates on.
+    """Return the device that vLLM generates on and None, or None and why transformers generates (None: no reason).
 
-    `wanted` is `auto` (vLLM if there is a GPU and it is installed), `vllm` or `transformers`. `adapter`: the model is
-    one.
-
-    Returns:
-        (device, None), or (None, why transformers generates; None if that needs no reason).
-
-    Raises:
-        KitError: an unknown engine, or vLLM is wanted and can't be used.
+    `wanted` is `auto` (vLLM if there is a GPU and it is installed), `vllm` or `transformers`; KitError if it is another
+    or can't be used. `adapter`: the model is one.
     """
     if wanted not in ("auto", "vllm", "transformers"):
         raise KitError(f"--engine must be auto, vllm or transformers, found {wanted!r}")
     if wanted == "transformers":
         return None, None
     on_cpu = device().type == "cpu"
-    version = versions(["vllm"])["vllm"]
     visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
-    reason = None
-    if adapter:
-        reason = "vLLM is not used for adapters"
-    elif version is None:
-        reason = "vLLM is not installed here"
-    elif on_cpu != version.endswith("+cpu"):
-        reason = f"vLLM {version} here is built for {'GPUs' if on_cpu else 'a CPU'}"
-    elif not on_cpu and not visible.isdecimal():
+    reason = "vLLM is not used for adapters" if adapter else unusable(on_cpu)
+    if reason is None and not on_cpu and not visible.isdecimal():
         reason = f"vLLM 0.7.0 knows no device named {visible!r}, only indices"
     if wanted == "vllm" and reason is not None:
         raise KitError(f"--engine vllm: {reason}; leave --engine out, and transformers generates")

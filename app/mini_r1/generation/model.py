@@ -1,7 +1,7 @@
 """A model and its tokenizer by name, with dtype and attention really applied, and the device they run on."""
 
 import os
-import textwrap
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import ExitCode, KitError, first_line
 from mini_r1.recipe.model_kinds import unknown_kind
 
 
@@ -42,8 +42,7 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 def device() -> torch.device:
     """Return this process's device: the current CUDA device, or the CPU without one or with MINI_R1_ACCELERATOR=cpu.
 
-    Raises:
-        KitError: MINI_R1_ACCELERATOR=cuda, as in the pods for GPUs, and torch sees no GPU.
+    Raises KitError for MINI_R1_ACCELERATOR=cuda, as in the pods for GPUs, if torch sees no GPU.
     """
     accelerator = os.environ.get("MINI_R1_ACCELERATOR")
     if accelerator == "cuda" and not torch.cuda.is_available():
@@ -56,11 +55,7 @@ def device() -> torch.device:
 
 
 def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left, as generation needs.
-
-    Raises:
-        KitError: it can't be found or read, or has no chat template or padding token.
-    """
+    """Load a tokenizer that pads on the left, as generation needs; KitError if it can't be read or has no template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -93,19 +88,10 @@ def load_model(
 ) -> Any:
     """Load a causal language model from safetensors, in the dtype and with the attention asked for.
 
-    TRL 0.14.0 passes neither on when the model comes by name, so the original never ran with bfloat16 weights or flash
-    attention. Here both reach `from_pretrained`.
-
-    Args:
-        name: hub id or local directory, of a model or of a LoRA adapter. An adapter is loaded with its base model, in
-            the revision it was trained on, frozen, its own weights in float32.
-        revision: branch, tag or commit.
-        torch_dtype: `bfloat16`, `float16`, `float32`, `auto` (the dtype of the weights file) or None (float32).
-        attention: `eager`, `sdpa`, `flash_attention_2` or None (the best that transformers finds).
-        quantization: how to store the weights in fewer bits; such a model is loaded directly onto the GPU.
-
-    Raises:
-        KitError: it can't be found or loaded that way.
+    TRL 0.14.0 passes neither on when the model comes by name. `name` is a hub id or a directory; a LoRA adapter is
+    loaded with its base model, in the revision it was trained on, frozen, its own weights in float32. `torch_dtype`
+    None is float32, `attention` None the best that transformers finds. A quantized model is loaded directly onto the
+    GPU. Raises KitError if it can't be found or loaded that way.
     """
     options: dict[str, Any] = {
         "torch_dtype": "auto" if torch_dtype == "auto" else getattr(torch, torch_dtype or "float32"),
@@ -166,13 +152,10 @@ def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> Any:
 
 
 def refuse_unloadable(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse a model that AutoModelForCausalLM would refuse, or load as something else.
+    """Raise KitError if the pinned transformers has no causal language model for this config.json.
 
     transformers would guess a kind from the directory's name, leave a missing language model head at random, or ask at
     the terminal whether to run the repository's code.
-
-    Raises:
-        KitError: the pinned transformers has no causal language model for this config.json.
     """
     kind = config.get("model_type")
     if not isinstance(kind, str):
@@ -206,8 +189,7 @@ def refuse_misfit(model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
 def check_configuration(name: str, revision: str | None, longest_sequence: int) -> dict[str, Any]:
     """Return a model's configuration; {} for an adapter, whose base model is checked when it is loaded.
 
-    Raises:
-        KitError: it can't be found or loaded, or has too few positions for the longest prompt and completion together.
+    Raises KitError if it can't be loaded or has too few positions for the longest prompt and completion together.
     """
     with _describe_errors("model", name):
         if find_adapter_config_file(name, revision=_revision(name, revision)) is not None:
@@ -241,12 +223,9 @@ def refuse_other_vocabulary(rows: int, tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def describe(model: Any) -> dict[str, Any]:
-    """Return what really runs, for run.json and the log.
+    """Return what really runs, for run.json and the log: facts of the base model, and `adapter` if there is one.
 
-    Returns:
-        `class`, `parameters` (an adapter's included), `dtype`, `attention`, `revision` (the commit on the hub) and
-        `quantization` (`bitsandbytes` or None), all of the base model. For an adapter also `adapter`: `rank`, `alpha`,
-        `dropout`, `target_modules` and `parameters`.
+    `parameters` include an adapter's; `revision` is the commit on the hub, `quantization` `bitsandbytes` or None.
     """
     is_adapter = isinstance(model, PeftModel)
     base = model.get_base_model() if is_adapter else model
@@ -314,12 +293,12 @@ def _describe_errors(what: str, name: str) -> Iterator[None]:
     except (AssertionError, AttributeError, KeyError, TypeError) as error:  # transformers trusts the file
         raise KitError(
             f"the configuration of {name} holds something that transformers cannot use "
-            f"({type(error).__name__}: {_shortened(str(error))}): fetch or copy it again"
+            f"({type(error).__name__}: {_shortened(error)}): fetch or copy it again"
         ) from error
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> KitError:
-    reason = _shortened(str(error)) or type(error).__name__
+    reason = _shortened(error)
     if "trust_remote_code" in str(error):
         return KitError(f"the {what} of {name} needs code from its repository, which the kit never runs")
     if Path(name).exists() or name.startswith((".", "/", "~")):
@@ -330,9 +309,8 @@ def _not_loaded(what: str, name: str, error: Exception) -> KitError:
     )
 
 
-def _shortened(text: str) -> str:
+def _shortened(error: Exception) -> str:
     """Return the most telling line of an error message, without the point at its end."""
-    lines = [line.strip() for line in text.strip().splitlines()] or [""]
     # For weights that do not fit their configuration, torch writes a line for each below a heading.
-    line = next((line for line in lines if line.startswith("size mismatch")), lines[0])
-    return textwrap.shorten(line, 240, placeholder=" ...").rstrip(".")
+    found = re.search("size mismatch.*", str(error))
+    return (found[0][:240] if found else first_line(error)).rstrip(".")

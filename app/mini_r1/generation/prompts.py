@@ -1,6 +1,5 @@
 """Problems as the text and tokens that a model continues, the same in training, warm start and evaluation."""
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ from jinja2.filters import FILTERS
 from transformers import PreTrainedTokenizerBase
 
 from mini_r1.console import printable
-from mini_r1.errors import KitError
+from mini_r1.errors import KitError, first_line
 from mini_r1.tasks.countdown import task
 
 
@@ -34,8 +33,7 @@ def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem],
     try:
         return [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
     except Exception as error:  # a template is a program: it can raise anything
-        reason = printable(f"{type(error).__name__}: {error}")
-        reason = textwrap.shorten(reason, 240, placeholder=" ...").rstrip(".")
+        reason = f"{type(error).__name__}: {printable(first_line(error)).rstrip('.')}"
         raise KitError(
             f"the chat template of {tokenizer.name_or_path} cannot be used ({reason}): fix it, or set "
             "tokenizer_name_or_path to a tokenizer whose template works"

@@ -94,21 +94,12 @@ def sample(
     progress: Callable[[int], None] = lambda count: None,
     stop: Stop = never,
 ) -> list[list[int]]:
-    """Sample completions.
+    """Return len(prompts) * num_generations lists of token ids, the generations of one prompt next to one another.
 
-    Args:
-        model: a causal language model; it is put into eval mode while sampling and back afterwards.
-        prompts: token ids of each prompt, without padding.
-        config: temperature, lengths and counts.
-        eos_token_ids: any of these ends a completion (and stays as its last token).
-        pad_token_id: fills the left of shorter prompts; never attended to.
-        seed: of this call's random generator; torch's global state is neither used nor changed.
-        progress: called with the number of completions finished since the last call.
-        stop: asked before each token; true raises Stopped.
-
-    Returns:
-        len(prompts) * num_generations lists of token ids, the generations of one prompt next to one another. A
-        completion that does not end with one of eos_token_ids was cut at max_new_tokens.
+    A completion ends with one of `eos_token_ids`, or was cut at max_new_tokens. Prompts are token ids without padding;
+    the model, a causal language model, is in eval mode while sampling. torch's global random state is neither used nor
+    changed. `progress` is called with the number of completions finished since the last call; `stop` is asked before
+    each token, and raises Stopped.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     prompts_at_once = max(1, config.batch_rows // config.num_generations)

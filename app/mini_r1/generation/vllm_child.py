@@ -3,8 +3,8 @@
     python -m mini_r1.generation.vllm_child FD BLOCK_FD PARENT_PID
 
 JSON messages come over the socket FD, and each gets one answer: first the configuration, answered when the engine is
-ready; then `begin`, `tensor` (its bytes are in the shared block BLOCK_FD) and `loaded` for new weights, and `generate`.
-The answer to a failure has `error` and `exit_code`. The process ends when the socket closes or its parent dies.
+ready; then `tensor` (its bytes are in the shared block BLOCK_FD) and `loaded` for new weights, and `generate`. The
+answer to a failure has `error` and `exit_code`. The process ends when the socket closes or its parent dies.
 
 TRL 0.14.0 runs vLLM 0.7.0 in the trainer's process, with patches to torch.distributed and CUDA. Here it is an ordinary
 engine (V0) with one device, on a GPU and on a CPU alike.
@@ -134,13 +134,6 @@ class Weights:
             twin = AutoModelForCausalLM.from_config(llm.llm_engine.model_config.hf_config, trust_remote_code=False)
         self._shapes = {name: list(tensor.shape) for name, tensor in twin.state_dict().items()}
         self._needed = {name for name, _ in twin.named_parameters()}  # a tied one counts once
-        self._arrived: set[str] = set()
-
-    def begin(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Expect a new set of weights."""
-        self._arrived.clear()
-        self._mapped = None
-        return {}
 
     def tensor(self, message: dict[str, Any]) -> dict[str, Any]:
         """Load one: `name`, `dtype`, `shape`; its bytes are at the start of the block, `bytes` long."""
@@ -155,13 +148,12 @@ class Weights:
         flat = torch.frombuffer(self._mapped, dtype=getattr(torch, message["dtype"]), count=message["count"])
         with torch.no_grad():
             self._model.load_weights([(name, flat.view(shape))])
-        self._arrived.add(name)
         return {}
 
     def loaded(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Check that all have come, and unmap the block."""
+        """Check that all have come, by `names`, and unmap the block."""
         self._mapped = None
-        missing = sorted(self._needed - self._arrived)
+        missing = sorted(self._needed.difference(message["names"]))
         if missing:
             return _error(f"vLLM was not sent all weights: {len(missing)} are missing, {missing[0]} among them")
         return {}
@@ -215,7 +207,6 @@ def serve(connection: Connection, block: int) -> None:
         _send(connection, start_error(config["model"], error))
         return
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "begin": weights.begin,
         "tensor": weights.tensor,
         "loaded": weights.loaded,
         "generate": lambda message: generate(llm, message),

@@ -60,16 +60,11 @@ class Generated:
 
 
 class VllmEngine:
-    """vLLM in a child process, ready when the constructor returns.
+    """vLLM in a child process, ready when the constructor returns; its output is appended to `log`.
 
     The kernel ends the child when the thread that started it ends: use one that lasts, e.g. the main one.
-
-    The child's output is appended to `log`; `start_timeout_s` includes loading; `stop` is asked while the child starts.
-
-    Raises:
-        KitError: it cannot start: CONFIG if the recipe or the environment causes it, RETRY if the device does. Also
-            from every method: RETRY when the child has died.
-        Stopped: `stop` returned true.
+    `start_timeout_s` includes loading; `stop` is asked meanwhile, and raises Stopped. Raises KitError: CONFIG if the
+    recipe or the environment causes it, RETRY if the device does, or, from every method, if the child has died.
     """
 
     def __init__(self, config: EngineConfig, log: Path, start_timeout_s: float, stop: Stop = never) -> None:
@@ -115,13 +110,9 @@ class VllmEngine:
         """Send all of the trainer's weights to vLLM; return the bytes sent.
 
         Names are as transformers saves them; tensors are on any device and in any dtype, and each is copied before the
-        next is asked for. A tied one need not come twice.
-
-        Raises:
-            KitError: vLLM's model has no such tensor, or another shape of it, or one is missing.
+        next is asked for. A tied one need not come twice. Other names or shapes than the model's are a KitError.
         """
-        total = 0
-        self._exchange({"do": "begin"}, "loading weights")
+        total, names = 0, []
         for name, tensor in tensors:
             size = tensor.numel() * tensor.element_size()
             if size:
@@ -130,7 +121,8 @@ class VllmEngine:
             message = {"name": name, "shape": shape, "dtype": dtype, "count": tensor.numel(), "bytes": size}
             self._exchange({"do": "tensor", **message}, "loading weights")
             total += size
-        self._exchange({"do": "loaded"}, "loading weights")
+            names.append(name)
+        self._exchange({"do": "loaded", "names": names}, "loading weights")
         self._mapped = None
         os.ftruncate(self._block, 0)  # frees the memory, which the child has unmapped too
         return total
@@ -156,11 +148,8 @@ class VllmEngine:
     ) -> list[Generated]:
         """Sample completions, with the arguments and the result of `sampler.sample`; vLLM chooses the batch size.
 
-        The same weights and seed give the same completions, even in a new child. `stop` is asked every LOOK_EVERY_S.
-
-        Raises:
-            KitError: a prompt and max_new_tokens do not fit.
-            Stopped: `stop` returned true; the child is killed, because it can't stop generating.
+        The same weights and seed give the same completions, even in a new child. `stop` is asked every LOOK_EVERY_S
+        seconds; if it returns true the child is killed, because it can't stop generating.
         """
         if not prompts:
             return []
@@ -192,21 +181,10 @@ class VllmEngine:
         self._mapped = None
         os.close(self._block)
 
-    def __enter__(self) -> VllmEngine:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
     def _exchange(
         self, message: dict[str, Any], doing: str, deadline: float | None = None, stop: Stop = never
     ) -> dict[str, Any]:
-        """Send one message and wait for its answer.
-
-        Raises:
-            KitError: the child reports an error, has died, or has not answered by the deadline (monotonic time).
-            Stopped: `stop` returned true before the answer came.
-        """
+        """Send one message and return its answer; KitError if there is none by the deadline (monotonic time)."""
         if self._connection.closed:
             raise KitError("vLLM's process has been ended already", ExitCode.RETRY)
         try:
@@ -285,20 +263,21 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
     }
 
 
-def refuse_environment(config: EngineConfig) -> None:
-    """Raise a KitError for a missing vLLM, or one built for another kind of device."""
+def unusable(on_cpu: bool) -> str | None:
+    """Return why vLLM can't be used: it is missing, or built for another kind of device; None if it can."""
     version = versions(["vllm"])["vllm"]
     if version is None:
+        return "vLLM is not installed here"
+    if on_cpu != version.endswith("+cpu"):
+        return f"vLLM {version} here is built for {'GPUs' if on_cpu else 'a CPU'}"
+    return None
+
+
+def refuse_environment(config: EngineConfig) -> None:
+    """Raise a KitError for a vLLM that can't be used."""
+    reason = unusable(config.device == "cpu")
+    if reason is not None:
         raise KitError(
-            "use_vllm is true and vLLM is not installed here: use the container image, or on a machine without a GPU "
-            "`make vllm-cpu` and .venv-vllm/bin/mini-r1; or set use_vllm: false"
+            f"use_vllm is true and {reason}: use the container image, or on a machine without a GPU `make vllm-cpu` "
+            "and .venv-vllm/bin/mini-r1; or set use_vllm: false"
         )
-    if (config.device == "cpu") == version.endswith("+cpu"):
-        return
-    if config.device == "cpu":
-        raise KitError(
-            f"vLLM {version} here is built for GPUs: for a CPU run `make vllm-cpu` and .venv-vllm/bin/mini-r1"
-        )
-    raise KitError(
-        f"vLLM {version} here is built for a CPU and is to run on GPU {config.device}: use the container image"
-    )

@@ -17,16 +17,6 @@ from mini_r1.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
-OURS = frozenset(
-    {
-        "output_dir", "use_vllm", "vllm_device", "vllm_gpu_memory_utilization",  # the launcher's and the engine's
-        "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",  # the kit publishes by itself
-        "save_strategy", "save_steps", "num_train_epochs", "max_steps", "tf32", "report_to",
-        "eval_strategy", "eval_steps", "eval_on_start", "gradient_accumulation_steps",
-    }
-)  # fmt: skip
-"""Recipe keys that GRPOConfig has too, but that are not passed on unchanged."""
-
 
 def grpo_config(
     recipe: Recipe,
@@ -41,7 +31,7 @@ def grpo_config(
     Raises KitError if this machine or installation can't do what the recipe asks for.
     """
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
-    values = {key: value for key, value in recipe.model_dump().items() if key in known - OURS}
+    values = {key: value for key, value in recipe.model_dump().items() if key in known}
     cpu = device().type == "cpu"
     if deepspeed is not None:
         prepare_deepspeed(on_cpu=cpu)
@@ -49,28 +39,29 @@ def grpo_config(
         raise KitError("fp16 needs a GPU: set fp16: false (bf16: true works on a CPU)")
     if cpu and recipe.tf32:
         logger.warning("tf32 is a GPU setting: it has no effect on this CPU run")
+    values |= {
+        "output_dir": str(run_path),
+        "max_steps": schedule.steps,
+        "gradient_accumulation_steps": schedule.accumulation,
+        "eval_on_start": evaluate_first,
+        "use_cpu": cpu,
+        "use_vllm": False,  # the engine's
+        "tf32": None if cpu else recipe.tf32,
+        "report_to": reporters(recipe),
+        # `Attempt` decides both after each step, and also saves when asked to stop.
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "push_to_hub": False,
+        "disable_tqdm": True,  # the kit shows progress itself
+        # Filtering would replace a NaN loss in the logs by an average.
+        "logging_nan_inf_filter": False,
+        "data_seed": recipe.seed,
+        # Every trained weight is part of every loss: there is nothing for DDP to look for at each step.
+        "ddp_find_unused_parameters": False,
+        "deepspeed": None if deepspeed is None else copy.deepcopy(deepspeed.values),
+    }
     try:
-        return GRPOConfig(
-            **values,
-            output_dir=str(run_path),
-            max_steps=schedule.steps,
-            gradient_accumulation_steps=schedule.accumulation,
-            eval_on_start=evaluate_first,
-            use_cpu=cpu,
-            tf32=None if cpu else recipe.tf32,
-            report_to=reporters(recipe),
-            # `Attempt` decides both after each step, and also saves when asked to stop.
-            save_strategy="no",
-            eval_strategy="no",
-            push_to_hub=False,
-            disable_tqdm=True,  # the kit shows progress itself
-            # Filtering would replace a NaN loss in the logs by an average.
-            logging_nan_inf_filter=False,
-            data_seed=recipe.seed,
-            # Every trained weight is part of every loss: there is nothing for DDP to look for at each step.
-            ddp_find_unused_parameters=False,
-            deepspeed=None if deepspeed is None else copy.deepcopy(deepspeed.values),
-        )
+        return GRPOConfig(**values)
     except (ImportError, ValueError, RuntimeError) as error:
         raise KitError(f"this machine cannot run the recipe: {str(error).strip()}") from error
 

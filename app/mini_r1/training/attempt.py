@@ -27,8 +27,7 @@ from mini_r1.training.phases import Phases
 from mini_r1.training.prepare import Policy
 from mini_r1.training.run_logs import CompletionLog, cut_samples
 from mini_r1.training.schedule import Schedule
-from mini_r1.training.signals import StopRequest
-from mini_r1.training.supervised import Supervisor
+from mini_r1.training.supervised import StopRequest, Supervisor
 from mini_r1.training.training_line import TrainingLine
 from mini_r1.training.watch import Alert
 from mini_r1.training.world import World

@@ -38,12 +38,14 @@ class Probe:
 
     def checks(self) -> dict[str, Callable[[], Finding]]:
         """Return the checks by name, in order."""
+        recipe = self._recipe
+        few_bits = recipe.load_in_4bit or recipe.load_in_8bit or "8bit" in recipe.optim or "paged" in recipe.optim
         return {
             "torch": self._torch,
             "attention": self._attention,
             "DeepSpeed": self._deepspeed_imports,
-            "vLLM": self._vllm,
-            "bitsandbytes": self._bitsandbytes,
+            "vLLM": lambda: _check_import(recipe.use_vllm, "vLLM", f"{INSTALL}, or set use_vllm: false"),
+            "bitsandbytes": lambda: _check_import(few_bits, "bitsandbytes", INSTALL),
             "architecture": self._architecture,
             "tokenizer": self._load_tokenizer,
             "problems": self._problems,
@@ -60,24 +62,14 @@ class Probe:
         if wanted != "flash_attention_2":
             return ok(f"{wanted or 'sdpa'}: part of torch")
         fix = "set attn_implementation: sdpa, or use the image, which has flash-attn"
-        return _check_import("flash-attn", "flash_attn", fix, "flash_attn_2_cuda")  # missing in an empty installation
+        # An installation without kernels has the first module only.
+        return _check_import(True, "flash-attn", fix, "flash_attn", "flash_attn_2_cuda")
 
     def _deepspeed_imports(self) -> Finding:
         if not self._deepspeed:
             return skip("not used")
         with needs_extra("gpu", deepspeed=True):
             return ok(f"DeepSpeed {_version('deepspeed')}")
-
-    def _vllm(self) -> Finding:
-        if not self._recipe.use_vllm:
-            return skip("not used")
-        return _check_import("vLLM", "vllm", f"{INSTALL}, or set use_vllm: false")
-
-    def _bitsandbytes(self) -> Finding:
-        recipe = self._recipe
-        if not (recipe.load_in_4bit or recipe.load_in_8bit or "8bit" in recipe.optim or "paged" in recipe.optim):
-            return skip("not used")
-        return _check_import("bitsandbytes", "bitsandbytes", INSTALL)
 
     def _architecture(self) -> Finding:
         recipe, name = self._recipe, self._recipe.model_name_or_path
@@ -131,8 +123,10 @@ def _run_check(name: str, check: Callable[[], Finding]) -> Finding:
         return fail(f"{type(error).__name__}: {first_line(error)}", INSTALL, "recipe").named(name)
 
 
-def _check_import(package: str, module: str, fix: str, *others: str) -> Finding:
-    for name in (module, *others):
+def _check_import(used: bool, package: str, fix: str, *modules: str) -> Finding:
+    if not used:
+        return skip("not used")
+    for name in modules or (package.lower(),):
         try:
             importlib.import_module(name)
         except Exception as error:  # ImportError mostly; native libraries raise others

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
 
+from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.generation.vllm_client import EngineConfig, Generated, VllmEngine
 from mini_r1.recipe.fields import Recipe
@@ -28,18 +29,29 @@ Prompts = Sequence[Sequence[int]]  # token ids
 SeedOfRank = Callable[[int], int]  # the seed that a rank samples with; an engine for all ranks uses rank 0's
 VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
 """Set by the launcher for rank 0: vLLM's device, `cpu` or the value of its CUDA_VISIBLE_DEVICES."""
+VERIFY_SYNC = "MINI_R1_VERIFY_SYNC"
+"""Set to 1 by `mini-r1 doctor --smoke`: see `SyncCheck`."""
+VERIFIED_TOKENS = 16
+"""Length of a greedy completion of `SyncCheck`: enough for texts of two random models to differ."""
 
 
-def start_engine(recipe: Recipe, policy: Policy, world: World, log: Path, stack: ExitStack, stop: Stop) -> Engine:
+def start_engine(
+    recipe: Recipe, policy: Policy, world: World, log: Path, stack: ExitStack, stop: Stop, prompts: Sequence[str]
+) -> Engine:
     """Return the recipe's engine; `stack` ends vLLM's process, a child of rank 0, and `log` is for its messages.
 
-    Raises, on every rank, KitError if vLLM does not start, and Stopped if `stop` returned true on rank 0.
+    `prompts` are this rank's for a SyncCheck, if the environment asks for one. Raises, on every rank, KitError if vLLM
+    does not start, and Stopped if `stop` returned true on rank 0.
     """
+    own = PolicyEngine(world, policy.eos_token_ids, policy.tokenizer.pad_token_id, stop)
     if not recipe.use_vllm:
-        return PolicyEngine(world, policy.eos_token_ids, policy.tokenizer.pad_token_id, stop)
+        return own
     vllm: list[VllmEngine] = []
-    world.from_main(lambda: vllm.append(stack.enter_context(_start_vllm(recipe, policy, log, stop))))
-    return SharedEngine(world, vllm[0] if vllm else None, policy.eos_token_ids, stop)
+    world.from_main(lambda: vllm.append(stack.enter_context(closing(_start_vllm(recipe, policy, log, stop)))))
+    engine = SharedEngine(world, vllm[0] if vllm else None, policy.eos_token_ids, stop)
+    if os.environ.get(VERIFY_SYNC) == "1":
+        engine.check = SyncCheck(own, engine, token_ids(policy.tokenizer, prompts))
+    return engine
 
 
 def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEngine:
@@ -59,14 +71,9 @@ def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEn
 class PolicyEngine:
     """The policy samples for itself, with transformers, on the device that it is trained on."""
 
-    separate = False  # it has no weights of an older step, which `load` would update
-
     def __init__(self, world: World, eos_token_ids: Sequence[int], pad_token_id: int, stop: Stop = never) -> None:
         self._world = world
         self._sampling: dict[str, Any] = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id, "stop": stop}
-
-    def load(self, wrapped: Any, accelerator: Accelerator) -> None:
-        """Do nothing: it samples from the weights that are trained."""
 
     def sample(
         self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank
@@ -86,7 +93,7 @@ class PolicyEngine:
 class SharedEngine:
     """vLLM, a child process of rank 0: it gets the prompts of all ranks in one call, so that its batch is large."""
 
-    separate = True
+    check: SyncCheck | None = None
 
     def __init__(self, world: World, vllm: VllmEngine | None, eos_token_ids: Sequence[int], stop: Stop = never) -> None:
         self._world = world
@@ -126,6 +133,40 @@ class SharedEngine:
 
 
 Engine = PolicyEngine | SharedEngine
+
+
+class SyncCheck:
+    """Compares greedy completions of the policy and of the engine that got its weights, on this rank's prompts.
+
+    It costs a generation with transformers. With float32 weights the texts are equal to the token; 16-bit numbers round
+    differently in two programs, and the texts may differ from a token on that is about as likely as another.
+    """
+
+    def __init__(self, policy: Engine, engine: Engine, prompts: Prompts) -> None:
+        self._engines = policy, engine
+        self._prompts = prompts
+        self._before: list[list[int]] | None = None
+
+    def __call__(self, wrapped: Any, accelerator: Accelerator) -> dict[str, float]:
+        """Return `sync/equal`, the share of the prompts whose greedy texts are equal; every rank has to call it.
+
+        From the second call on also `sync/changed`, the share whose text differs from the last call's: if nothing
+        changes, the first proves nothing.
+        """
+        config = SamplingConfig(VERIFIED_TOKENS, temperature=0.0)
+        sampled = (
+            engine.sample(wrapped, accelerator, self._prompts, config, lambda rank: rank) for engine in self._engines
+        )
+        trained, copied = (gather_object([each.ids for each in completions]) for completions in sampled)
+        found = {"sync/equal": _share_equal(trained, copied)}
+        if self._before is not None:
+            found["sync/changed"] = 1.0 - _share_equal(self._before, trained)
+        self._before = trained
+        return found
+
+
+def _share_equal(first: list[list[int]], second: list[list[int]]) -> float:
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def _weights(model: Any, sharded: bool) -> Iterator[tuple[str, torch.Tensor]]:

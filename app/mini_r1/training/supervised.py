@@ -1,7 +1,10 @@
-"""A worker's side of the channel to its launcher: heartbeats, stacks, the request to stop.
+"""A worker's side of the channel to its launcher (heartbeats, stacks, the request to stop), and the stop signals.
 
 The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on a local disk. It can't be
 signals: a scheduler may send the same ones to every process. No heavy imports: a worker needs this before torch.
+
+At a request to stop a rollout is abandoned, an update is finished, then the run saves. Without a launcher a second
+signal exits at once; with one that is the launcher's decision.
 """
 
 from __future__ import annotations
@@ -9,12 +12,26 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import select
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
+from mini_r1.errors import STOPPING, ExitCode
 from mini_r1.machine.lifeline import STOP_FILE, SUPERVISOR, Lifeline
 from mini_r1.run.files import write_json
+
+if TYPE_CHECKING:
+    from mini_r1.training.world import World
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm sends SIGUSR1 before a time limit
+NOTICE = "mini-r1/stop"
+LOOK_EVERY_S = 0.2
+"""Between two checks for the launcher's file and the other ranks' notice: a token takes milliseconds."""
 
 
 class Supervisor:
@@ -65,3 +82,86 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 return (self._folder / STOP_FILE).read_text().strip() or "SIGTERM"
         return None
+
+
+class StopRequest:
+    """Whether, and by which signal, this process was asked to stop while inside `with StopRequest(...) as stop`."""
+
+    def __init__(self, supervisor: Supervisor, world: World) -> None:
+        self._supervisor = supervisor
+        self._world = world
+        self._own: str | None = None
+        self._known = False
+        self._checked_at = -LOOK_EVERY_S
+
+    @property
+    def signal_name(self) -> str | None:
+        """The signal that this process or its launcher got, None if neither got one."""
+        return self._own or self._supervisor.stop_signal()
+
+    def __bool__(self) -> bool:
+        return self.signal_name is not None
+
+    def on_any_rank(self) -> bool:
+        """Return whether this rank knows that some rank was asked to stop; cheap, and not a collective."""
+        now = time.monotonic()
+        if not self._known and (self._own is not None or now - self._checked_at >= LOOK_EVERY_S):
+            self._checked_at = now
+            self._known = bool(self) or self._world.is_posted(NOTICE)
+        return self._known
+
+    def __enter__(self) -> StopRequest:
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._herald = _Herald(self._supervisor, self._world) if self._world.size > 1 else None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._herald is not None:
+            self._herald.close()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._own is not None and not self._supervisor:
+            os._exit(ExitCode.INTERRUPTED)  # without saving; the last complete checkpoint remains
+        self._own = signal.Signals(number).name
+        if not self._supervisor:
+            # os.write and not print: a handler may run in the middle of another print.
+            text = f"\n{self._own}: {STOPPING}\n"
+            with contextlib.suppress(OSError):  # a full disk under it
+                os.write(sys.stderr.fileno(), text.encode())
+
+
+class _Herald:
+    """A thread that posts a request to stop to the other ranks at once.
+
+    The main thread may wait in a collective, where no Python runs, for a rank that samples for another minute. What the
+    interpreter's own handler writes to the wakeup descriptor arrives all the same.
+    """
+
+    def __init__(self, supervisor: Supervisor, world: World) -> None:
+        self._supervisor = supervisor
+        self._world = world
+        self._closing = False
+        self._ours, self._wakeup = os.pipe()
+        os.set_blocking(self._wakeup, False)
+        self._before = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="stop request", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._closing:
+            ready, _, _ = select.select([self._ours], [], [], LOOK_EVERY_S)
+            signalled = bool(ready) and not set(SIGNALS).isdisjoint(os.read(self._ours, 64))
+            if signalled or self._supervisor.stop_signal() is not None:
+                with contextlib.suppress(RuntimeError):  # rank 0 is gone; the next collective reports it
+                    self._world.post(NOTICE)
+                return
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._before)
+        self._closing = True
+        os.write(self._wakeup, b"\0")
+        self._thread.join()
+        os.close(self._ours)
+        os.close(self._wakeup)

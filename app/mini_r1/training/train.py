@@ -20,10 +20,8 @@ from mini_r1.training.gpu_check import refuse_broken_gpu
 from mini_r1.training.phases import Phases
 from mini_r1.training.rollout_engines import start_engine
 from mini_r1.training.schedule import plan_schedule
-from mini_r1.training.signals import StopRequest
-from mini_r1.training.supervised import Supervisor
+from mini_r1.training.supervised import StopRequest, Supervisor
 from mini_r1.training.trainer import CountdownTrainer
-from mini_r1.training.verify_sync import sync_check
 from mini_r1.training.world import World
 
 
@@ -108,17 +106,12 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
         attempt = Attempt(context, inputs, resume, folder, stack)
         try:
             attempt.phase("engine")
-            policy, prompts = inputs.policy, inputs.dataset["prompt"][: context.recipe.per_device_train_batch_size]
-            engine = start_engine(context.recipe, policy, world, folder / "vllm.log", stack, attempt.stop)
-            set_seed(context.recipe.seed)
+            recipe, policy, dataset = context.recipe, inputs.policy, inputs.dataset
+            prompts = dataset["prompt"][: recipe.per_device_train_batch_size]
+            engine = start_engine(recipe, policy, world, folder / "vllm.log", stack, attempt.stop, prompts)
+            set_seed(recipe.seed)
             trainer = CountdownTrainer(
-                attempt,
-                policy,
-                engine,
-                args=args,
-                train_dataset=inputs.dataset,
-                held_out=inputs.held_out,
-                sync_check=sync_check(engine, policy, world, prompts),
+                attempt, policy, engine, args=args, train_dataset=dataset, held_out=inputs.held_out
             )
             with world.peer_errors():
                 trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)

@@ -35,8 +35,7 @@ from mini_r1.training.logprobs import completion_logps, plain_head
 from mini_r1.training.metrics import Window, summary
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Completion, score, set_advantages
-from mini_r1.training.rollout_engines import Engine, SeedOfRank
-from mini_r1.training.verify_sync import SyncCheck
+from mini_r1.training.rollout_engines import Engine, SeedOfRank, SharedEngine
 from mini_r1.training.watch import Alert, GradientGuard, Watch
 
 logger = logging.getLogger(__name__)
@@ -62,7 +61,6 @@ class CountdownTrainer(GRPOTrainer):
         args: GRPOConfig,
         train_dataset: Any,
         held_out: Sequence[dict[str, Any]] = (),
-        sync_check: SyncCheck | None = None,
     ) -> None:
         self._guard = GradientGuard()
         # TRL makes a reference for any beta, and loads it without dtype or revision under ZeRO-3.
@@ -90,7 +88,6 @@ class CountdownTrainer(GRPOTrainer):
         self._held_out = held_out
         self._eos_token_ids = policy.eos_token_ids
         self._engine = engine
-        self._sync_check = sync_check
         self._loaded_step: int | None = None
         self._abandoned = False
         self._plain_head: bool | None = None
@@ -174,12 +171,13 @@ class CountdownTrainer(GRPOTrainer):
 
     def _load_engine(self) -> None:
         """Update an engine's own weights to those of this step; at a resume it has the untrained model's."""
-        if self._engine.separate and self._loaded_step != self.state.global_step:
+        engine = self._engine
+        if isinstance(engine, SharedEngine) and self._loaded_step != self.state.global_step:
             with self._phase("sync"):
-                self._engine.load(self.model_wrapped, self.accelerator)
+                engine.load(self.model_wrapped, self.accelerator)
             self._loaded_step = self.state.global_step
-            if self._sync_check is not None:
-                self._step_values.update(self._sync_check(self.model_wrapped, self.accelerator))
+            if engine.check is not None:
+                self._step_values |= engine.check(self.model_wrapped, self.accelerator)
 
     def _complete(self, rows: Sequence[dict[str, Any]], num_generations: int, seed: SeedOfRank) -> list[Completion]:
         """Sample completions for each row, those of one row next to one another. A collective."""
@@ -209,12 +207,9 @@ class CountdownTrainer(GRPOTrainer):
             return
         model = self.accelerator.unwrap_model(self.model_wrapped)
         was_training = model.training
-        model.eval()
-        try:
-            with model.disable_adapter():
-                yield model
-        finally:
-            model.train(was_training)
+        with model.disable_adapter():
+            yield model.eval()
+        model.train(was_training)
 
     # --- loss ---
 

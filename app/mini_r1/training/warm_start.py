@@ -123,11 +123,9 @@ def making(directory: Path) -> dict[str, Any]:
 
 
 def make(job: WarmStart, progress: Progress, stop: Stop = never) -> None:
-    """Train the model and put it into the cache, complete or not at all.
+    """Train the model and put it into the cache, complete or not at all; a stopped training is saved.
 
-    Raises:
-        KitError: the cache can't be written, or the model calculates too badly to start GRPO from.
-        Stopped: `stop` returned true; the progress is saved.
+    Raises KitError if the cache can't be written, or the model calculates too badly to start GRPO from.
     """
     directory = job.directory()
     with _cache_errors(directory):
