@@ -157,8 +157,8 @@ class Case:
         import datasets
         import torch
         from mini_r1.recipe.fields import Recipe
-        from mini_r1.training.batches import collate
         from mini_r1.training.prepare import Policy
+        from mini_r1.training.rollout import collate
         from mini_r1.training.rollout_engines import PolicyEngine
         from mini_r1.training.trainer import CountdownTrainer
         from mini_r1.training.world import World

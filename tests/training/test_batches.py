@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.tasks.countdown import task
-from mini_r1.training.batches import Batch, collate, micro_batches
-from mini_r1.training.rollout import Completion
+from mini_r1.training.rollout import Batch, Completion, collate, micro_batches
 
 CPU = torch.device("cpu")
 PAD = 9

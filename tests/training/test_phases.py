@@ -11,8 +11,7 @@ from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.run_dir import RunDir
-from mini_r1.training.phases import Phases
-from mini_r1.training.supervised import Supervisor
+from mini_r1.training.supervised import Phases, Supervisor
 from mini_r1.training.world import World
 
 from tests.conftest import ASSETS

@@ -10,9 +10,8 @@ import datasets
 import pytest
 import torch
 from mini_r1.tasks.countdown import task
-from mini_r1.training.batches import Batch, collate, micro_batches
 from mini_r1.training.prepare import Policy
-from mini_r1.training.rollout import Completion, score, set_advantages
+from mini_r1.training.rollout import Batch, Completion, collate, micro_batches, score, set_advantages
 from mini_r1.training.rollout_engines import PolicyEngine
 from mini_r1.training.trainer import CountdownTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer

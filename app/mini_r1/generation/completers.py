@@ -105,7 +105,7 @@ class VllmCompleter:
         log: Path,
     ) -> None:
         self.tokenizer = tokenizer
-        self.ends: Sequence[int] = _ends(source, revision, tokenizer)
+        self._describe(source, revision)
         config = EngineConfig(
             model=source,
             revision=revision,
@@ -115,14 +115,30 @@ class VllmCompleter:
             seed=0,
             device=vllm_device,
         )
-        self.facts: dict[str, Any] = _facts(source, revision, config.dtype)
         self._engine = VllmEngine(config, log, VLLM_START_S)
 
     def take(self, directory: Path) -> None:
         """Load the weights of a snapshot of the same model; those of another are a KitError."""
         self._engine.load_weights(stored_tensors(directory))
-        self.ends = _ends(str(directory), None, self.tokenizer)
-        self.facts = _facts(str(directory), None, self.facts["dtype"])
+        self._describe(str(directory), None)
+
+    def _describe(self, source: str, revision: str | None) -> None:
+        """Set `ends` and `facts`, as `describe` returns them, for the model in the other process."""
+        try:
+            settings = GenerationConfig.from_pretrained(source, revision=revision or "main")
+        except OSError:  # a model need not have any
+            settings = None
+        self.ends: Sequence[int] = eos_token_ids(SimpleNamespace(generation_config=settings), self.tokenizer)
+        config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        weights = stored_tensors(Path(source))
+        self.facts: dict[str, Any] = {
+            "class": (config.architectures or [None])[0],
+            "parameters": sum(tensor.numel() for _, tensor in weights) if os.path.isdir(source) else None,
+            "dtype": dtype_here(),
+            "attention": "vllm",
+            "revision": getattr(config, "_commit_hash", None),
+            "quantization": None,
+        }
 
     def complete(
         self, prompts: Sequence[Sequence[int]], config: SamplingConfig, seed: int, progress: Progress
@@ -180,25 +196,3 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
     if wanted == "auto" and on_cpu:
         return None, None  # transformers is as good there, and starts at once
     return (None, reason) if reason is not None else ("cpu" if on_cpu else visible, None)
-
-
-def _ends(source: str, revision: str | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    try:
-        settings = GenerationConfig.from_pretrained(source, revision=revision or "main")
-    except OSError:  # a model need not have any
-        settings = None
-    return eos_token_ids(SimpleNamespace(generation_config=settings), tokenizer)
-
-
-def _facts(source: str, revision: str | None, dtype: str) -> dict[str, Any]:
-    """Return what `describe` returns, for a model in another process."""
-    config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
-    parameters = sum(tensor.numel() for _, tensor in stored_tensors(Path(source))) if os.path.isdir(source) else None
-    return {
-        "class": (config.architectures or [None])[0],
-        "parameters": parameters,
-        "dtype": dtype,
-        "attention": "vllm",
-        "revision": getattr(config, "_commit_hash", None),
-        "quantization": None,
-    }

@@ -198,7 +198,7 @@ def start_error(model: str, error: BaseException) -> dict[str, Any]:
 
 def serve(connection: Connection, block: int) -> None:
     """Answer until the socket closes."""
-    config = _receive(connection)
+    config: dict[str, Any] = json.loads(connection.recv_bytes())
     try:
         llm = build(config)
         weights = Weights(llm, block)
@@ -213,7 +213,7 @@ def serve(connection: Connection, block: int) -> None:
     }
     _send(connection, {})
     while True:
-        message = _receive(connection)
+        message: dict[str, Any] = json.loads(connection.recv_bytes())
         try:
             answer = answers[message["do"]](message)
         except Exception as error:
@@ -237,11 +237,6 @@ def main() -> None:
 
 def _send(connection: Connection, answer: dict[str, Any]) -> None:
     connection.send_bytes(json.dumps(answer).encode())
-
-
-def _receive(connection: Connection) -> dict[str, Any]:
-    message: dict[str, Any] = json.loads(connection.recv_bytes())
-    return message
 
 
 def _error(text: str, exit_code: ExitCode = ExitCode.CONFIG) -> dict[str, Any]:

@@ -62,8 +62,7 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
 
     The adapter's weights are float32 on a 16-bit model too (peft's default): added to a weight of 0.01, an update of
     1e-6 is lost in bfloat16. They are drawn from the recipe's seed. The adapter's configuration names the base model by
-    hub id and commit, or by absolute path, so that a snapshot finds it. Raises KitError if the model is an adapter
-    already, or has no module of a name in `lora_target_modules`.
+    hub id and commit, or by absolute path, so that a snapshot finds it. Raises KitError if the model can't have one.
     """
     if isinstance(model, PeftModel):
         base = model.peft_config[model.active_adapter].base_model_name_or_path

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import logging
 import os
 from pathlib import Path
@@ -97,6 +98,7 @@ def prepare_deepspeed(*, on_cpu: bool) -> None:
     wait_for_every_gather()
 
 
+@functools.cache
 def wait_for_every_gather() -> None:
     """Make each all-gather of DeepSpeed finish before its call returns; for ranks on the CPU.
 
@@ -107,8 +109,6 @@ def wait_for_every_gather() -> None:
     from deepspeed import comm
 
     gather = comm.all_gather_into_tensor
-    if getattr(gather, "waits", False):
-        return
 
     def gathered(*args: Any, **kwargs: Any) -> Any:
         handle = gather(*args, **kwargs)
@@ -116,5 +116,4 @@ def wait_for_every_gather() -> None:
             handle.wait()
         return handle
 
-    gathered.waits = True  # type: ignore[attr-defined]
     comm.all_gather_into_tensor = gathered

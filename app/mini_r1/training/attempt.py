@@ -23,11 +23,10 @@ from mini_r1.tasks.countdown import task
 from mini_r1.training import pushing, records
 from mini_r1.training.checkpoints import next_start
 from mini_r1.training.curves import Curves
-from mini_r1.training.phases import Phases
 from mini_r1.training.prepare import Policy
 from mini_r1.training.run_logs import CompletionLog, cut_samples
 from mini_r1.training.schedule import Schedule
-from mini_r1.training.supervised import StopRequest, Supervisor
+from mini_r1.training.supervised import Phases, StopRequest, Supervisor
 from mini_r1.training.training_line import TrainingLine
 from mini_r1.training.watch import Alert
 from mini_r1.training.world import World
@@ -85,9 +84,8 @@ class Attempt(TrainerCallback):
         self.checkpoint_only = False  # set when a save is one that `save_minutes` adds: it has no snapshot
         self.callbacks: list[TrainerCallback] = [self]
         self._number = int(folder.name)
-        self._stop_request = context.stop
-        self._phases = context.phases
-        self._schedule = schedule
+        self._context = context
+        self._steps = schedule.steps
         self._steps_per_epoch = len(inputs.data.train) / schedule.prompts
         self._saved_at = 0.0
         self._push: pushing.Pushing | None = None
@@ -116,7 +114,7 @@ class Attempt(TrainerCallback):
 
     def phase(self, name: str) -> None:
         """Record that a phase begins: engine, sync, rollout, score, reference, update, evaluate or save."""
-        self._phases.begin(name, self._step, self._number)
+        self._context.phases.begin(name, self._step, self._number)
 
     def trouble(self, step: int, alerts: list[Alert]) -> None:
         """Record and print the watch's alerts after a step."""
@@ -183,17 +181,17 @@ class Attempt(TrainerCallback):
                 f"resume from the last complete checkpoint, run the same command with --set watch.{alert.name}=warn",
                 ExitCode.FAILED,
             )
-        if step < self._schedule.steps or evaluation_due:
+        if step < self._steps or evaluation_due:
             return self.interrupted(step)
         outcome = self._record_end("finished", step, ExitCode.FINISHED, "finished")
         if self._push is not None:
             Supervisor.from_environment().beat("push", step, self._number)
-            self._push.finish(lambda: bool(self._stop_request))
+            self._push.finish(lambda: bool(self._context.stop))
         return outcome
 
     def interrupted(self, step: int) -> Outcome:
         """Record a run that was asked to stop after this step."""
-        reason = self._stop_request.signal_name or "a signal to another worker"
+        reason = self._context.stop.signal_name or "a signal to another worker"
         return self._record_end("interrupted", step, ExitCode.INTERRUPTED, reason)
 
     def _record_end(self, state: str, step: int, code: ExitCode, reason: str) -> Outcome:

@@ -39,10 +39,9 @@ UNSOLVABLE_ROWS = 200
 def load_task_data(
     recipe: Recipe, commit: str | None = None, console: Console = SILENT, stop: Stop = never
 ) -> task.TaskData:
-    """Return the recipe's problems, split; the same on every rank and at every start.
+    """Return the recipe's problems, split; the same on every rank and at every start. `stop` is asked for each one.
 
-    `commit` is that of a hub data set that a run began with: its branch may have moved since. `stop` is asked for each
-    generated problem. Raises KitError if the data can't be loaded or is wrong.
+    `commit` is that of a hub data set that a run began with: its branch may have moved since.
     """
     total = recipe.dataset_rows or task.GENERATED_ROWS
     with ProgressLine(console, "generating problems", total) as line:
@@ -62,13 +61,6 @@ def load_task_data(
             generator=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else None,
             progress=generated,
         )
-
-
-def model_source(recipe: Recipe, data: task.TaskData, console: Console, stop: Stop = never) -> str:
-    """Return the model's directory or hub id; a built-in model is warm-started now if it is not in the cache."""
-    if recipe.built_in is None:
-        return recipe.model_name_or_path
-    return str(warm_start.for_recipe(recipe, data.train, console, stop))
 
 
 def tune_cpu(recipe: Recipe) -> None:
@@ -122,11 +114,9 @@ class Policy:
 def find_model(
     recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None, stop: Stop = never
 ) -> Origin:
-    """Make a built-in model if need be, check the model's configuration, and load the tokenizer.
-
-    Raises KitError if model or tokenizer can't be loaded, or the model does not fit the recipe.
-    """
-    source = model_source(recipe, data, console, stop)
+    """Make a built-in model if need be, check that the model fits the recipe, and load the tokenizer."""
+    built_in = recipe.built_in and warm_start.for_recipe(recipe, data.train, console, stop)
+    source = str(built_in or recipe.model_name_or_path)
     revision = commit or recipe.model_revision
     models.check_configuration(source, revision, recipe.longest_sequence)
     other = recipe.tokenizer_name_or_path  # another repository, where the model's revision means nothing
@@ -156,13 +146,11 @@ def starting_point(run: RunDir) -> StartingPoint:
         revision = None if Path(name).is_dir() else run.model_commit() or recipe.model_revision
         return StartingPoint(name, revision, f"the run's model {name}")
     try:
-        data = load_task_data(recipe)
-        directory = warm_start.of_recipe(recipe, data.train).directory()
-        made = warm_start.is_made(directory)
+        directory = warm_start.of_recipe(recipe, load_task_data(recipe).train).directory()
+        if warm_start.is_made(directory):
+            return StartingPoint(str(directory), None, f"the warm start of {name}, out of the cache")
     except (KitError, OSError) as error:
         return StartingPoint(None, None, f"the warm start of {name} cannot be found: {error}")
-    if made:
-        return StartingPoint(str(directory), None, f"the warm start of {name}, out of the cache")
     cache = f"the cache {warm_start.cache_root()} (MINI_R1_CACHE)"
     return StartingPoint(None, None, f"the warm start of {name} is not in {cache} any more")
 

@@ -1,4 +1,4 @@
-"""A worker's side of the channel to its launcher (heartbeats, stacks, the request to stop), and the stop signals.
+"""A worker's side of the channel to its launcher (heartbeats, stacks, the request to stop), phases, and stop signals.
 
 The channel is files in a scratch directory of the launcher (`MINI_R1_SUPERVISOR`), on a local disk. It can't be
 signals: a scheduler may send the same ones to every process. No heavy imports: a worker needs this before torch.
@@ -23,7 +23,10 @@ from typing import TYPE_CHECKING
 
 from mini_r1.errors import STOPPING, ExitCode
 from mini_r1.machine.lifeline import STOP_FILE, SUPERVISOR, Lifeline
+from mini_r1.machine.processes import this_process
+from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import write_json
+from mini_r1.run.run_dir import RunDir
 
 if TYPE_CHECKING:
     from mini_r1.training.world import World
@@ -82,6 +85,52 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 return (self._folder / STOP_FILE).read_text().strip() or "SIGTERM"
         return None
+
+
+class Phases:
+    """The phases of one start of the program: heartbeats of every rank, and state.json of rank 0.
+
+    state.json's heartbeat is the time at which the last phase began. It also holds the limit of a phase, because
+    `mini-r1 health` has no recipe to read before the first attempt: the longest phase, the download, comes earlier.
+    If the `with` block fails before the attempt has begun, state.json is restored: a refused start changes nothing.
+    """
+
+    def __init__(self, recipe: Recipe, run: RunDir, world: World, supervisor: Supervisor) -> None:
+        self._limit = recipe.hang_timeout_s
+        self._run = run
+        self._world = world
+        self._supervisor = supervisor
+        self._process = this_process()
+        self._before = run.read_state()
+        self._attempt: int | None = None
+
+    def begin(self, name: str, step: int | None = None, attempt: int | None = None) -> None:
+        """Report that a phase begins; `step` is the last finished one. Before the attempt begins `attempt` is None."""
+        self._attempt = attempt
+        self._supervisor.beat(name, step or 0, attempt)
+        if not self._world.main:
+            return
+        known = self._before.get("step", 0) if step is None else step
+        number = {} if attempt is None else {"attempt": attempt}
+        try:
+            self._run.write_state(
+                "running", step=known, phase=name, **number, process=self._process, hang_timeout_s=self._limit
+            )  # fmt: skip
+        except OSError:
+            if attempt is not None:
+                raise  # before the attempt, the first file that has to be saved reports a full disk
+
+    def __enter__(self) -> Phases:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None or self._attempt is not None or not self._world.main:
+            return
+        if self._before:
+            self._run.restore_state(self._before)
+            return
+        with contextlib.suppress(OSError):
+            self._run.state_file.unlink(missing_ok=True)
 
 
 class StopRequest:

@@ -17,10 +17,9 @@ from mini_r1.training.arguments import grpo_config
 from mini_r1.training.attempt import Attempt, Inputs, Outcome, WorkerContext
 from mini_r1.training.checkpoints import checkpoint_to_resume, next_start
 from mini_r1.training.gpu_check import refuse_broken_gpu
-from mini_r1.training.phases import Phases
 from mini_r1.training.rollout_engines import start_engine
 from mini_r1.training.schedule import plan_schedule
-from mini_r1.training.supervised import StopRequest, Supervisor
+from mini_r1.training.supervised import Phases, StopRequest, Supervisor
 from mini_r1.training.trainer import CountdownTrainer
 from mini_r1.training.world import World
 

@@ -29,12 +29,11 @@ from mini_r1.generation.prompts import completion_texts, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
 from mini_r1.tasks.countdown import task
 from mini_r1.training.attempt import Attempt
-from mini_r1.training.batches import Batch, micro_batches
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
 from mini_r1.training.logprobs import completion_logps, plain_head
 from mini_r1.training.metrics import Window, summary
 from mini_r1.training.prepare import Policy
-from mini_r1.training.rollout import Completion, score, set_advantages
+from mini_r1.training.rollout import Batch, Completion, micro_batches, score, set_advantages
 from mini_r1.training.rollout_engines import Engine, SeedOfRank, SharedEngine
 from mini_r1.training.watch import Alert, GradientGuard, Watch
 

@@ -223,6 +223,14 @@ def train(
     pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
     rows = encode(tokenizer, pairs, job.style, stop)
     pad = tokenizer.pad_token_id
+
+    def check(*given: object) -> None:
+        if stop():
+            raise Stopped
+
+    for layer in model.model.layers:  # a large model's step on a CPU takes minutes
+        layer.register_forward_pre_hook(check)
+        layer.register_full_backward_pre_hook(check)
     model.train()
     for step in _until(stop, range(training.step, steps)):
         if not training.batches:
@@ -233,12 +241,11 @@ def train(
         # Prompt and padding are read, not learned.
         learned = torch.tensor([[n <= i < len(ids) for i in range(1, longest)] for ids, n in batch]).to(on)
         model.zero_grad()
-        with _stopped_at_layers(model, stop):
-            with torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda"):
-                hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-                logits = model.lm_head(hidden[learned])
-                loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
-            loss.backward()
+        with torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda"):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            logits = model.lm_head(hidden[learned])
+            loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
+        loss.backward()
         share = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         adamw.param_groups[0]["lr"] = imitation.learning_rate * share
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -255,26 +262,6 @@ def _until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
         if stop():
             raise Stopped
         yield item
-
-
-@contextmanager
-def _stopped_at_layers(model: Any, stop: Stop) -> Iterator[None]:
-    """Raise Stopped when `stop`, asked at each layer, returns true; a large model's step on a CPU takes minutes."""
-
-    def check(*given: object) -> None:
-        if stop():
-            raise Stopped
-
-    def passed(layer: Any, given: Any, output: Any) -> None:
-        check()
-        output[0].register_hook(check)
-
-    hooks = [layer.register_forward_hook(passed) for layer in model.model.layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random) -> list[list[int]]:
