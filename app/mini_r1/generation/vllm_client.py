@@ -224,10 +224,8 @@ class VllmEngine:
 
     def _log_tail(self) -> str:
         """Return the end of this child's log."""
-        with self._log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, end - LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        log = self._log.read_bytes()[self._log_start :][-LOG_TAIL_BYTES:]
+        lines = log.decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         tail = "\n".join(f"  {printable(line)}" for line in lines) or "  nothing"
         return f"the last lines of its log, {self._log}:\n{tail}"
 

@@ -3,9 +3,9 @@
 import ctypes
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import torch
@@ -87,23 +87,15 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-class Origin(NamedTuple):
-    """The model before its weights are loaded."""
-
-    source: str  # directory or hub id
-    revision: str | None  # branch, tag or commit on the hub; None for the default
-    tokenizer: PreTrainedTokenizerBase
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The model that is trained, and its reference."""
+    """The model that is trained, and its reference; both are None before the weights are loaded."""
 
     model: Any
     reference: Any  # None without a KL term, and with an adapter, which is switched off instead
     tokenizer: PreTrainedTokenizerBase
-    source: str = ""  # directory or hub id that the model was loaded from
-    revision: str | None = None  # its commit on the hub; None for a directory
+    source: str = ""  # directory or hub id of the model
+    revision: str | None = None  # on the hub: branch, tag or commit, and the commit once the weights are loaded
 
     @property
     def eos_token_ids(self) -> list[int]:
@@ -113,24 +105,24 @@ class Policy:
 
 def find_model(
     recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None, stop: Stop = never
-) -> Origin:
+) -> Policy:
     """Make a built-in model if need be, check that the model fits the recipe, and load the tokenizer."""
     built_in = recipe.built_in and warm_start.for_recipe(recipe, data.train, console, stop)
     source = str(built_in or recipe.model_name_or_path)
     revision = commit or recipe.model_revision
     models.check_configuration(source, revision, recipe.longest_sequence)
     other = recipe.tokenizer_name_or_path  # another repository, where the model's revision means nothing
-    return Origin(source, revision, load_tokenizer(other or source, None if other else revision))
+    return Policy(None, None, load_tokenizer(other or source, None if other else revision), source, revision)
 
 
-def load_policy(recipe: Recipe, origin: Origin) -> Policy:
+def load_policy(recipe: Recipe, found: Policy) -> Policy:
     """Load the recipe's model and its reference; raise KitError if they don't fit the tokenizer or the recipe."""
     quantization = adapters.quantization(recipe)
-    model = load_model(origin.source, origin.revision, recipe.torch_dtype, recipe.attn_implementation, quantization)
-    models.refuse_misfit(model, origin.tokenizer)
+    model = load_model(found.source, found.revision, recipe.torch_dtype, recipe.attn_implementation, quantization)
+    models.refuse_misfit(model, found.tokenizer)
     model = adapters.with_adapter(model, recipe)
     reference = create_reference_model(model) if recipe.beta and not recipe.use_peft else None
-    return Policy(model, reference, origin.tokenizer, origin.source, getattr(model.config, "_commit_hash", None))
+    return replace(found, model=model, reference=reference, revision=getattr(model.config, "_commit_hash", None))
 
 
 def starting_point(run: RunDir) -> StartingPoint:
@@ -166,7 +158,7 @@ def prompts(
     texts = render(tokenizer, problems, recipe.prompt_style)
     lengths = [len(ids) for ids in token_ids(tokenizer, texts)] if texts else []
     longest, limit = max(lengths, default=0), recipe.max_prompt_length
-    if limit is not None and longest > limit:
+    if longest > limit:
         problem = problems[lengths.index(longest)]
         raise KitError(
             f"the prompt of {list(problem.nums)} -> {problem.target} has {longest} tokens and max_prompt_length is "

@@ -71,14 +71,14 @@ def _load_inputs(context: WorkerContext) -> Inputs:
     world.from_main(lambda: prepare.refuse_unsolvable(data, console, stop))
     context.phases.begin("model")
     _raise_if_stopped(context)
-    origin = world.main_first(lambda: prepare.find_model(recipe, data, console, model_commit, stop))
+    found = world.main_first(lambda: prepare.find_model(recipe, data, console, model_commit, stop))
     _raise_if_stopped(context)
     prompts = world.from_main(lambda: records.prompts_per_step(run, recipe, world.size))
     schedule = plan_schedule(recipe, prompts, len(data.train), world.size)
     # Before the weights, whose loading may take minutes.
-    dataset = prepare.ordered_dataset(recipe, data, origin.tokenizer, schedule.steps * schedule.prompts)
-    held_out = prepare.held_out_rows(recipe, data, origin.tokenizer)
-    policy = world.main_first(lambda: prepare.load_policy(recipe, origin))
+    dataset = prepare.ordered_dataset(recipe, data, found.tokenizer, schedule.steps * schedule.prompts)
+    held_out = prepare.held_out_rows(recipe, data, found.tokenizer)
+    policy = world.main_first(lambda: prepare.load_policy(recipe, found))
     _raise_if_stopped(context)
     return Inputs(data, schedule, dataset, held_out, policy)
 
