@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mini_r1.doctor import slurm
 from mini_r1.doctor.slurm import read_directives, read_seconds
 
 from tests.cluster.login_node import (
@@ -228,10 +229,11 @@ def test_every_script_of_the_kit_is_understood() -> None:
         assert "/" not in found["output"].partition("%")[0], f"{script}: a folder for logs, which nothing makes"
 
 
-def test_a_program_that_does_not_answer_is_given_up(cluster: Cluster) -> None:
+def test_a_program_that_does_not_answer_is_given_up(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = cluster.bin / "slow"
     slow.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
     slow.chmod(0o755)
-    answer = cluster.login().ask(str(slow), timeout_s=1.0)
+    monkeypatch.setattr(slurm, "TIMEOUT_S", 1.0)
+    answer = cluster.login().ask(str(slow))
     assert (answer.code, answer.text) == (None, "no answer within 1 s")
     assert cluster.login().ask(str(cluster.bin / "absent")).code == 127

@@ -19,9 +19,11 @@ from mini_r1.doctor.case import Case
 from mini_r1.doctor.node_checks import Report, run_check
 from mini_r1.doctor.slurm import LoginNode
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
+from mini_r1.hub.hub_access import DATA, MODEL
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.paths import expand_user, hub_cache
 from mini_r1.plan.recipe_plans import find_hardware, plan_for
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.fields import GENERATED
 from mini_r1.recipe.keys import did_you_mean
 from mini_r1.recipe.recipe_file import effective_output_dir, load_recipe
@@ -195,19 +197,15 @@ def check_shared(login: LoginNode, path: Path, what: str) -> Finding:
 
 def model(login: LoginNode) -> Finding:
     """The model is whole in its folder or in a shared cache, where a job without a network finds it."""
-    recipe = login.case.recipe
-    name = recipe.model_name_or_path if recipe and not recipe.built_in else None
-    return _check_input(login, inputs.model, name)
+    return _check_input(login, inputs.model, MODEL.key)
 
 
 def data(login: LoginNode) -> Finding:
     """The data is in its file or in a shared cache, where a job without a network finds it."""
-    recipe = login.case.recipe
-    name = recipe.dataset_id_or_path if recipe and recipe.dataset_id_or_path != GENERATED else None
-    return _check_input(login, inputs.data, name)
+    return _check_input(login, inputs.data, DATA.key)
 
 
-def _check_input(login: LoginNode, check: Callable[[Case], Finding], name: str | None) -> Finding:
+def _check_input(login: LoginNode, check: Callable[[Case], Finding], key: str) -> Finding:
     """Check as if offline, unless the site file sets HF_HUB_OFFLINE."""
     chosen = login.environment.get("HF_HUB_OFFLINE")
     found = check(replace(login.case, environment={**login.environment, "HF_HUB_OFFLINE": chosen or "1"}))
@@ -215,7 +213,8 @@ def _check_input(login: LoginNode, check: Callable[[Case], Finding], name: str |
         detail = f"{found.detail} for this check, because compute nodes often have no network"
         fix = f"{found.fix}; if they have one: `export HF_HUB_OFFLINE=0` in the site file"
         return replace(found, detail=detail, fix=fix)
-    if found.status != "ok" or name is None:
+    name = getattr(login.case.recipe, key, GENERATED)
+    if found.status != "ok" or name in (GENERATED, *BUILTIN_MODELS):
         return found
     path = expand_user(name, login.environment)
     place = path if path.exists() else hub_cache(login.environment)

@@ -86,12 +86,12 @@ class LoginNode:
     def environment(self) -> Mapping[str, str]:
         return self.case.environment
 
-    def ask(self, *command: str, timeout_s: float = TIMEOUT_S) -> ProgramOutput:
+    def ask(self, *command: str) -> ProgramOutput:
         """Run a program in this shell and return its answer; exit code 127 if it cannot be started."""
         try:
-            done = run_program(command, self.environment, timeout_s, self.folder)
+            done = run_program(command, self.environment, TIMEOUT_S, self.folder)
         except subprocess.TimeoutExpired:
-            return ProgramOutput(None, "", f"no answer within {timeout_s:.0f} s")
+            return ProgramOutput(None, "", f"no answer within {TIMEOUT_S:.0f} s")
         except OSError as error:
             return ProgramOutput(127, "", error.strerror or str(error))
         lines = (_PROGRAM.sub("", line.strip()) for line in (done.stderr + done.stdout).splitlines())
