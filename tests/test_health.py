@@ -185,7 +185,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_text_from_a_file_is_printable_and_short(tmp_path: Path) -> None:
     reason = "\x1b[2J\u202e" + "a" * 5_000 + "\nhealthy"
     sentence = unhealthy(write(tmp_path / "run", state="failed", reason=reason), r"failed at step 7: \x1b[2J\u202eaaa")
-    assert sentence.sentence.endswith("aaa...")
+    assert sentence.sentence.endswith("aaa…")
     assert len(sentence.sentence) < 500
     found = check_health(write(tmp_path / "\x1b[31mred\nrun", phase="\x07"), NOW)
     assert found.healthy

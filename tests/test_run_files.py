@@ -78,10 +78,10 @@ def test_only_the_last_state_waits_for_the_disk(run: RunDir, state: str, waits: 
 def test_after_a_failure_the_state_waits_for_no_disk(run: RunDir) -> None:
     with recorded_syncs(run.path) as recording:
         assert run.write_last_state("failed", reason="full") is True
-        assert run.restore_state({"state": "interrupted"}) is True
+        assert run.write_last_state("interrupted", heartbeat=5.0) is True
     recording.close()
     assert recording.synced == []
-    assert run.read_state() == {"state": "interrupted"}
+    assert run.read_state() == {"state": "interrupted", "heartbeat": 5.0}
 
 
 def test_the_old_state_is_overwritten_if_there_is_no_space_for_a_second_file(
@@ -91,11 +91,11 @@ def test_the_old_state_is_overwritten_if_there_is_no_space_for_a_second_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(run_dir, "write_json", full)
-    assert run.restore_state({"state": "failed"}) is False
+    assert run.write_last_state("failed") is False
     assert not run.state_file.exists()
     run.state_file.write_text(json.dumps({"state": "running", "phase": "x" * 100}))
-    assert run.restore_state({"state": "failed"}) is True
-    assert json.loads(run.state_file.read_text()) == {"state": "failed"}
+    assert run.write_last_state("failed", heartbeat=5.0) is True
+    assert json.loads(run.state_file.read_text()) == {"state": "failed", "heartbeat": 5.0}
 
 
 # --- files ---

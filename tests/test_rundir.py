@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.run.files import JsonLines, read_jsonl, write_json, write_jsonl, write_text
+from mini_r1.run.files import AppendFile, read_jsonl, write_json, write_jsonl, write_text
 from mini_r1.run.manifest import seal
 from mini_r1.run.reader import read_completions, read_held_out_completions, read_metrics
 from mini_r1.run.run_dir import RunDir, open_run
@@ -37,9 +38,9 @@ def save(run: RunDir, step: int) -> None:
 def logged(run: RunDir, begins: int | None, *metrics: dict[str, object]) -> Path:
     """An attempt whose first completion is of the step `begins`, or that came to none, with these rows of metrics."""
     attempt = run.start_attempt()
-    with JsonLines(attempt / "completions.jsonl") as lines:
+    with closing(AppendFile(attempt / "completions.jsonl")) as lines:
         lines.write_rows(*({"step": begins + i, "by": attempt.name} for i in range(3 if begins is not None else 0)))
-    with JsonLines(attempt / "metrics.jsonl") as lines:
+    with closing(AppendFile(attempt / "metrics.jsonl")) as lines:
         lines.write_rows(*metrics)
     return attempt
 
@@ -183,7 +184,7 @@ def test_an_attempt_from_the_first_step_voids_all_before_it(run: RunDir) -> None
 
 def test_readers_skip_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with JsonLines(path) as lines:
+    with closing(AppendFile(path)) as lines:
         lines.write_rows({"step": 1}, {"step": 2})
     with path.open("ab") as handle:
         handle.write(b'{"step": 3, "rew')
@@ -194,7 +195,7 @@ def test_readers_skip_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
 def test_any_text_survives_a_jsonl_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "completions.jsonl"
     hostile = "\x1b[2J</script>\u2028\u202e\x00\ud800 line\nline\r\n" + "x" * 100_000
-    with JsonLines(path) as lines:
+    with closing(AppendFile(path)) as lines:
         lines.write_rows({"step": 1, "completion": hostile})
     assert len(path.read_bytes().splitlines()) == 1
     assert next(read_jsonl(path))["completion"] == hostile

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mini_r1.errors import KitError
-from mini_r1.run.files import JsonLines, write_json
+from mini_r1.run.files import AppendFile, write_json
 from mini_r1.run.listing import ListedRun, list_run, list_runs, runs_table
 from mini_r1.run.run_dir import RunDir
 from rich.console import Console
@@ -41,7 +42,7 @@ def make(folder: Path, **state: Any) -> RunDir:
 
 
 def metrics(run: RunDir, *found: dict[str, Any]) -> None:
-    with JsonLines(run.start_attempt() / "metrics.jsonl") as lines:
+    with closing(AppendFile(run.start_attempt() / "metrics.jsonl")) as lines:
         lines.write_rows(*found)
 
 

@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mini_r1.run.completions import (
     parse_filter,
     print_completions,
 )
-from mini_r1.run.files import JsonLines, write_jsonl
+from mini_r1.run.files import AppendFile, write_jsonl
 from mini_r1.run.reader import read_completions
 from mini_r1.run.run_dir import RunDir
 from rich.console import Console
@@ -60,7 +61,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def attempt(run: RunDir, *rows: dict[str, Any]) -> Path:
     folder = run.start_attempt()
-    with JsonLines(folder / "completions.jsonl") as lines:
+    with closing(AppendFile(folder / "completions.jsonl")) as lines:
         lines.write_rows(*rows)
     return folder / "completions.jsonl"
 

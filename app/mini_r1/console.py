@@ -14,6 +14,7 @@ _KEPT = {"\n", "\t"}
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories with no visible form: controls, bidirectional marks, surrogates, unassigned, line separators."""
 
+SHOWN_CHARACTERS = 400  # characters of a text from a file that are shown in a table or a sentence
 _MARKUP = re.compile(r"([\\`*_\[\]|~$#])")
 
 
@@ -24,6 +25,18 @@ def printable(text: str) -> str:
     return "".join(
         c if c in _KEPT or unicodedata.category(c) not in _HIDDEN else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def text(value: object, limit: int = SHOWN_CHARACTERS) -> str:
+    """Return a value as text on one line, with controls made visible, cut to a length; empty for None."""
+    if value is None:
+        return ""
+    try:
+        whole = str(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a number too long to show"
+    line = " ".join(printable(whole[: 4 * limit]).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 def as_markdown(text: object) -> str:

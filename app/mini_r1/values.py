@@ -1,19 +1,25 @@
 """Values read from files that may be incomplete: a wrong type counts as absent. And durations as text."""
 
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+MAX_FIGURE = 1e100  # larger figures count as absent: no run logs one, and sums and axes of them overflow
 
 
 def number(value: object) -> float | None:
-    """Return a finite number, or None."""
+    """Return a number of at most MAX_FIGURE, or None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         known = float(value)
     except OverflowError:
         return None
-    return known if math.isfinite(known) else None
+    return known if abs(known) <= MAX_FIGURE else None  # not NaN
+
+
+def is_step(value: object) -> TypeGuard[int]:
+    """Return whether a value can be a step."""
+    return type(value) is int and 0 <= value < 2**53  # a bool is an int too
 
 
 def interval(value: object) -> tuple[float, float] | None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from mini_r1.evaluation.answer_engines import Engines
 from mini_r1.evaluation.evaluate_run import Series, evaluate_run_or_model
 from mini_r1.evaluation.measuring import KNOWN_AFTER_S, claim_result, describe_time_left
 from mini_r1.generation.model import StartingPoint
-from mini_r1.run.files import JsonLines
+from mini_r1.run.files import AppendFile
 from mini_r1.run.manifest import seal
 from mini_r1.run.reader import list_held_out_results, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
@@ -267,7 +268,7 @@ def test_problems_that_were_trained_on_are_reported(run: RunDir, evaluate: Evalu
     series, said = evaluate(mine)
     assert "trained on" not in said
     assert "trained on" not in series.results[0]["provenance"]["selection"]
-    with JsonLines(run.start_attempt() / "completions.jsonl") as lines:
+    with closing(AppendFile(run.start_attempt() / "completions.jsonl")) as lines:
         lines.write_rows({"step": 1, "nums": [3, 2, 1], "target": 6}, {"step": 1, "nums": [4, 5, 6], "target": 7})
         lines.write_rows({"step": 1, "nums": "x", "target": []}, {"step": 1, "nums": [[]], "target": 6}, {"step": 2})
     series, said = evaluate(mine, again=True)

@@ -16,7 +16,7 @@ from mini_r1.errors import KitError
 from mini_r1.generation.model import StartingPoint, load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig, sample, stream
 from mini_r1.play.players import Answer, Player, answer_in_turn, load_players
-from mini_r1.play.session import Sampling, play, play_one, play_one_as_json, print_answers, side_by_side
+from mini_r1.play.session import Sampling, play, play_one, play_one_as_json, side_by_side
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
@@ -123,7 +123,7 @@ def test_a_models_text_is_text_while_it_comes_and_at_the_end() -> None:
     coming.print(side_by_side([answer], coming, 5))
     answer.verdict = task.judge(HOSTILE, PROBLEM)
     console = Console(file=io.StringIO(), width=120)
-    print_answers(console, [answer], PROBLEM)
+    console.print(side_by_side([answer], console))
     for text in (text_of(coming), text_of(console)):
         assert not set(text) & set("\x1b\x07\x00\u202e\ud800\x9b")
         assert "<script>x</script>" in text

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from mini_r1.recipe.recipe_file import dump_recipe, find_recipe, load_recipe
-from mini_r1.run.files import JsonLines, write_json, write_text
+from mini_r1.run.files import AppendFile, write_json, write_text
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 
@@ -78,7 +79,10 @@ def make_run(
     for number, first, last in spans:
         folder = run.attempts / str(number)
         folder.mkdir(parents=True)
-        with JsonLines(folder / "completions.jsonl") as completions, JsonLines(folder / "metrics.jsonl") as metrics:
+        with (
+            closing(AppendFile(folder / "completions.jsonl")) as completions,
+            closing(AppendFile(folder / "metrics.jsonl")) as metrics,
+        ):
             for step in range(first, last + 1):
                 progress = step / max(steps, 450)
                 texts = [(rng.choice(problems), None) for _ in range(per_step)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mini_r1.report import original_curve
 from mini_r1.report.summary import summarise
+from mini_r1.run.health import Health
 from mini_r1.run.reader import RunData, read_run
 from mini_r1.run.run_dir import RunDir
 
@@ -50,7 +51,7 @@ def test_a_step_that_is_not_reached_is_not_compared(tmp_path: Path) -> None:
     run = run_with(rows(0.45, 0.95, 120), tmp_path)
     assert verdicts(run) == {50: "on track", 100: "on track", 200: "not reached"}
     assert "Step 200 is not reached yet (the original: 40 %)." in [s.sentence for s in original_curve.compare(run)]
-    run.state["state"] = "finished"
+    run.health = Health("finished", "is finished")
     assert verdicts(run)[200] == "not reached"
     assert "The run was over before step 200 (the original: 40 %)." in [s.sentence for s in original_curve.compare(run)]
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from jinja2.utils import htmlsafe_json_dumps
+from mini_r1.cli.command_tools import file_errors
 from mini_r1.console import as_markdown
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.report import drawing, markdown
-from mini_r1.report.build import MAX_BYTES, build_report, json_for_page
+from mini_r1.report.build import MAX_BYTES, build_report
 from mini_r1.report.plots import LABEL, Curve, Plot, make_plots, shorten_names
 from mini_r1.report.summary import summarise
 from mini_r1.run import reader
@@ -32,6 +34,10 @@ from tests.small_disk import fill, small_disk
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.usefixtures("drawn")
+
+
+def axes_of(svg: str) -> dict[str, list[float]]:
+    return json.loads(ElementTree.fromstring(svg).attrib["data-place"])
 
 
 class Elements(HTMLParser):
@@ -110,7 +116,7 @@ def test_hostile_text_of_a_run_is_escaped_everywhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_json_inside_a_page_cannot_end_its_element(text: str) -> None:
-    packed = json_for_page({"text": text})
+    packed = str(htmlsafe_json_dumps({"text": text}))
     assert not set("<>&\u2028\u2029") & set(packed)
     assert packed.isascii()
     assert json.loads(packed) == {"text": text}
@@ -164,7 +170,7 @@ def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
             build_report([run], target)
         assert ".tmp" not in said.value.message
     assert (run / "recipe.yaml").read_bytes() == recipe
-    with pytest.raises(KitError, match="note.html: cannot be written: File exists"):
+    with pytest.raises(KitError, match="note.html: File exists"), file_errors():
         build_report([run], markdown=tmp_path / "note.html")
     (tmp_path / "empty.html").touch()
     for _ in range(2):
@@ -183,7 +189,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
 
     run = make_run(tmp_path / "run", steps=2).path
     monkeypatch.setattr(reader, "read_metrics", refused)
-    with pytest.raises(KitError, match=r"attempts/1/metrics.jsonl: cannot be read: Permission denied"):
+    with pytest.raises(KitError, match=r"attempts/1/metrics.jsonl: Permission denied"), file_errors():
         build_report([run])
 
 
@@ -193,7 +199,10 @@ def test_a_full_disk_is_retried(tmp_path: Path) -> None:
         (disk / "folder").mkdir()
         fill(disk, 0)
         for out, images in ((disk / "page.html", None), (tmp_path / "page.html", disk / "folder")):
-            with pytest.raises(KitError, match=f"cannot write {disk}/.*: No space left on device") as caught:
+            with (
+                pytest.raises(KitError, match=f"cannot write {disk}/.*: No space left on device") as caught,
+                file_errors(),
+            ):
                 build_report([run], out, markdown=images)
             assert caught.value.exit_code == ExitCode.RETRY
         assert [path.name for path in disk.rglob("*") if path.is_file()] == ["filler"]
@@ -204,7 +213,7 @@ def test_plots_meet_the_pages_policy(run_path: Path) -> None:
     empty = [plot.name for plot in made if plot.empty]
     assert empty == []
     for plot in made:
-        svg, place = drawing.draw(plot, drawing.VARIABLES, drawing.SMALL)
+        svg = drawing.draw(plot, drawing.VARIABLES, drawing.SMALL)
         root = ElementTree.fromstring(svg)
         for element in root.iter():
             assert "style" not in element.attrib
@@ -212,14 +221,14 @@ def test_plots_meet_the_pages_policy(run_path: Path) -> None:
         for stand_in in drawing.ROLES.values():
             assert stand_in not in svg, f"a colour of {plot.name} has no role"
         assert "#000000" not in svg
-        assert place["x"][0] <= 0 < place["x"][1]
+        assert axes_of(svg)["x"][0] <= 0 < axes_of(svg)["x"][1]
 
 
 def test_a_stack_is_not_cut_off() -> None:
     steps = [1.0, 2.0]
     curves = [Curve(name, (steps, [10.0, 20.0]), "a", 0) for name in ("one", "two", "three")]
-    _, place = drawing.draw(Plot("s", "S", "", curves, stacked=True), drawing.LIGHT, drawing.SMALL)
-    assert place["y"][1] > 60
+    svg = drawing.draw(Plot("s", "S", "", curves, stacked=True), drawing.LIGHT, drawing.SMALL)
+    assert axes_of(svg)["y"][1] > 60
 
 
 def test_long_names_differ_in_a_legend_that_takes_no_space_from_the_plot() -> None:
@@ -231,8 +240,8 @@ def test_long_names_differ_in_a_legend_that_takes_no_space_from_the_plot() -> No
     drawn = []
     for used in (["a"], short[:6]):
         curves = [Curve(name, ([1.0, 2.0], [1.0, 2.0]), "a", at) for at, name in enumerate(used)]
-        svg, place = drawing.draw(Plot("s", "S", "", curves), drawing.LIGHT, drawing.SMALL)
-        drawn.append(place["box"][3] - place["box"][1])
+        svg = drawing.draw(Plot("s", "S", "", curves), drawing.LIGHT, drawing.SMALL)
+        drawn.append(axes_of(svg)["box"][3] - axes_of(svg)["box"][1])
         right = [float(at) for at in re.findall(r'<text [^>]*transform="translate\(([\d.]+)', svg)]
         assert max(right, default=0.0) < 72 * drawing.SMALL[0]
     assert drawn[1] > 0.75 * drawn[0]
@@ -245,7 +254,7 @@ def test_gpu_hours_grow_with_every_attempt_and_have_a_cost(run_path: Path) -> No
     assert steps == [*map(float, range(1, 35)), *map(float, range(30, 61))]
     assert hours == sorted(hours)
     assert hours[-1] == pytest.approx(summarise(run, 2.5).gpu_hours)
-    svg, _ = drawing.draw(plot, drawing.LIGHT, drawing.SMALL)
+    svg = drawing.draw(plot, drawing.LIGHT, drawing.SMALL)
     assert "cost at 2.5 each" in plot.title
     assert ">60<" in svg, "a right axis in money"
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.console import text
 from mini_r1.errors import KitError
 from mini_r1.report.plots import main_series, wilson
 from mini_r1.report.summary import attempt_rows, evaluation_rows, summarise
 from mini_r1.run.files import write_json
-from mini_r1.run.reader import read_run, text
+from mini_r1.run.reader import read_run
 from mini_r1.values import interval, number
 
 from tests.report.made_run import START, make_run
@@ -22,7 +23,7 @@ DAMAGED = (b"", b"{", b"[1]", b"\xff\xfe", b'{"attempts": 5, "step": "x"}', b"["
 
 def test_a_whole_run_is_read(run_path: Path) -> None:
     run = read_run(run_path)
-    assert (run.name, run.state_name, run.step, run.planned) == ("first", "finished", 60, 60)
+    assert (run.name, run.health.state, run.step, run.planned) == ("first", "finished", 60, 60)
     assert run.points("success")[0] == [float(step) for step in range(1, 61)]
     assert [(a.first_step, a.last_step) for a in run.attempts] == [(1, 34), (30, 60)]
     assert run.restarts == [30]
@@ -64,7 +65,7 @@ def test_half_a_run_lists_what_is_missing(tmp_path: Path) -> None:
     said = " ".join(run.missing)
     for word in ("state.json", "run.json", "recipe", "no step has been logged", "no held-out evaluation"):
         assert word in said
-    assert run.state_sentence() == "state unknown at step 0"
+    assert run.state_sentence() == "not started at step 0"
     assert summarise(run, 1.0).sentence == "Its success is not known yet."
 
 
@@ -135,9 +136,11 @@ def test_figures_that_overflow_count_as_absent(tmp_path: Path) -> None:
 
 def test_a_run_without_a_heartbeat_is_called_killed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=3, state="running")
-    assert read_run(run.path).state_sentence() == "running at step 3 of 3"
-    write_json(run.state_file, {"state": "running", "step": 3, "phase": "rollout", "heartbeat": START})
-    assert "without a sign of life" in read_run(run.path).state_sentence()
+    state = {**run.read_state(), "phase": "rollout", "hang_timeout_s": 600}
+    write_json(run.state_file, state)
+    assert read_run(run.path).state_sentence().startswith("running at step 3 of 3: phase rollout for ")
+    write_json(run.state_file, {**state, "heartbeat": START})
+    assert read_run(run.path).state_sentence().startswith("dead at step 3 of 3: phase rollout began ")
 
 
 def test_warnings_are_listed(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from mini_r1.report.samples_browser import FORMAT, ORIGINAL, RIGHT, SAYS_WAIT, Samples, collect_samples
-from mini_r1.run.files import JsonLines
+from mini_r1.run.files import AppendFile
 from mini_r1.run.reader import read_completions, read_run
 
 from tests.report.made_run import HOSTILE, make_run
@@ -50,7 +51,7 @@ def test_the_first_of_each_story_survives_thinning(tmp_path: Path) -> None:
     path = run.attempts / "1" / "completions.jsonl"
     path.unlink()
     rows = sorted([*others, row], key=lambda r: r["step"])
-    with JsonLines(path) as lines:
+    with closing(AppendFile(path)) as lines:
         lines.write_rows(*rows)
     samples = collect_samples([read_run(run.path)], 400)
     assert len(samples) == 400
@@ -96,7 +97,7 @@ def test_kept_answers_to_held_out_problems_are_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=4, evaluate_every=2)
     problem = next(iter(read_completions(run)))
     for step in (0, 2, 4):
-        with JsonLines(run.evaluation / f"step-{step}-completions.jsonl") as lines:
+        with closing(AppendFile(run.evaluation / f"step-{step}-completions.jsonl")) as lines:
             lines.write_rows({**problem, "step": step, "kind": "greedy"}, {**problem, "step": step, "kind": "sampled"})
     samples = collect_samples([read_run(run.path)], 20_000)
     assert samples.columns["kind"].count(1) == samples.columns["kind"].count(2) == 3
@@ -104,7 +105,7 @@ def test_kept_answers_to_held_out_problems_are_shown(tmp_path: Path) -> None:
 
 def test_unreadable_rows_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2)
-    with JsonLines(run.attempts / "1" / "completions.jsonl") as lines:
+    with closing(AppendFile(run.attempts / "1" / "completions.jsonl")) as lines:
         good = next(iter(read_completions(run)))
         lines.write_rows({"step": 2}, {**good, "nums": "many"}, {**good, "completion": 7}, {**good, "target": 10**30})
         lines.write_rows({**good, "rewards": None, "reason": None, "tokens": "x", "style": ["wordy"], "tries": -3})

@@ -95,7 +95,7 @@ def report(
       mini-r1 report runs/a runs/b --out compare.html
       mini-r1 report runs/first --markdown docs/first --price-per-gpu-hour 2.5
     """
-    with needs_extra("report"):
+    with needs_extra("report"), file_errors():
         from mini_r1.report.build import build_report
 
         made = build_report(

@@ -23,14 +23,10 @@ from mini_r1.tasks.countdown import task
 WELCOME = "Type numbers and a target, such as 3 5 9 -> 1; an empty line or q ends it."
 ENDS = frozenset({"", "q", "quit", "exit"})
 FRAMES_PER_S = 12
-KEPT_LINES = 8
-"""Lines of the terminal's height that answers in progress leave free."""
-FEWEST_LINES = 4
-"""Lines of each answer while it comes, even on a low terminal."""
-SIDE_BY_SIDE = 60
-"""Columns from which answers are side by side; on a narrower terminal they are below each other."""
-BORDERS = 4
-"""Columns of a panel around its text."""
+KEPT_LINES = 8  # lines of the terminal's height that answers in progress leave free
+FEWEST_LINES = 4  # lines of each answer while it comes, even on a low terminal
+SIDE_BY_SIDE = 60  # columns from which answers are side by side; on a narrower terminal they are below each other
+BORDERS = 4  # columns of a panel around its text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +58,14 @@ def answer_problem(
 
 
 def play_one(players: Sequence[Player], problem: task.Problem, sampling: Sampling, console: Console) -> None:
-    """Answer one problem on the console."""
-    print_answers(console, answer_problem(players, problem, sampling, console), problem)
+    """Answer one problem on the console, in full, followed by the exact solver's answer."""
+    console.print(side_by_side(answer_problem(players, problem, sampling, console), console))
+    solution = task.solve(problem)
+    shown = f"{solution} = {problem.target}"
+    if solution is None:
+        gave_up = task.solvable(problem) is None
+        shown = "no solution found; the search was stopped" if gave_up else "there is no solution"
+    console.print(Text(f"exact solver: {shown}"))
 
 
 def play_one_as_json(players: Sequence[Player], problem: task.Problem, sampling: Sampling) -> dict[str, Any]:
@@ -109,17 +111,6 @@ def ask_at_terminal(question: str) -> str | None:
 
 
 # --- the screen ---
-
-
-def print_answers(console: Console, answers: Sequence[Answer], problem: task.Problem) -> None:
-    """Print complete answers in full, and the exact solver's."""
-    console.print(side_by_side(answers, console))
-    solution = task.solve(problem)
-    shown = f"{solution} = {problem.target}"
-    if solution is None:
-        gave_up = task.solvable(problem) is None
-        shown = "no solution found; the search was stopped" if gave_up else "there is no solution"
-    console.print(Text(f"exact solver: {shown}"))
 
 
 def side_by_side(answers: Sequence[Answer], console: Console, lines: int | None = None) -> Table:

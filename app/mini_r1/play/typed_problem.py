@@ -5,10 +5,8 @@ import re
 from mini_r1.errors import KitError
 from mini_r1.tasks.countdown.problem import Problem, parse_problem
 
-MOST_NUMBERS = 6
-"""The exact solver runs last, and takes seconds for six numbers, minutes for seven."""
-MOST_DIGITS = 10
-"""More than the largest target has."""
+MOST_NUMBERS = 6  # the exact solver runs last, and takes seconds for six numbers, minutes for seven
+MOST_DIGITS = 10  # more than the largest target has
 
 _ARROW = re.compile(r"->|=>|=|→|\bto\b")
 _SEPARATOR = re.compile(r"[\s,;]+")

@@ -1,20 +1,19 @@
 """`mini-r1 report`: read the runs, draw the plots, pack the completions, write one file."""
 
 import base64
-import contextlib
 import gzip
 import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import mini_r1
-from mini_r1.disk_errors import disk_error
+from mini_r1.console import text
 from mini_r1.errors import KitError
 from mini_r1.report import drawing
 from mini_r1.report.markdown import write_markdown
@@ -23,7 +22,7 @@ from mini_r1.report.plots import GROUPS, SERIES, Plot, make_plots
 from mini_r1.report.samples_browser import Samples, collect_samples
 from mini_r1.report.summary import Summary, provenance_facts, recipe_facts, summarise, tables
 from mini_r1.run.files import write_text
-from mini_r1.run.reader import RunData, read_run, text
+from mini_r1.run.reader import RunData, read_run
 from mini_r1.tasks.countdown import task
 
 MAX_RUNS = len(SERIES)  # runs on one page: one for each colour
@@ -32,8 +31,7 @@ MAX_BYTES = 15_000_000  # largest page: mail and ticket systems accept it
 PACKED_BYTES = 12_500_000  # share of it for the packed completions; text and plots take less than 2 MB
 SCRIPTS = ("page.js", "reader.js", "samples.js")  # joined in this order, they are the page's one script
 TITLE = "Mini-R1 report</title>"  # in the head of every page made here: other files are not overwritten
-HEAD_BYTES = 64 << 10
-"""Part of a file that is searched for the title: before it are a policy and the names of at most six runs."""
+HEAD_BYTES = 64 << 10  # searched for the title: before it are a policy and the names of at most six runs
 
 Progress = Callable[[str], None]
 
@@ -73,8 +71,8 @@ def build_report(
     """Write the page of some runs and, to the folder `markdown`, `report.md` and its plots.
 
     `out` is by default `report.html` in the run directory, for several runs in the current one; `price` is that of a
-    GPU-hour; `limit` is the maximum number of completions. Invalid arguments, a file that can't be read or written, and
-    a page that would replace another file are KitErrors.
+    GPU-hour; `limit` is the maximum number of completions. Invalid arguments and a page that would replace another file
+    are KitErrors.
     """
     if len({path.resolve() for path in paths}) != len(paths):
         raise KitError("a run is named twice")
@@ -84,31 +82,22 @@ def build_report(
         raise KitError(f"a GPU cannot cost {price} an hour: name a price of 0 or more")
     target = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     written: list[Path] = []
-    with _errors(paths[0], "read"):
-        progress("reading metrics and attempts")
-        runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
-        _refuse_other_file(target)  # before completions are read, which takes minutes
-        summaries = [summarise(run, price) for run in runs]
-        plots = make_plots(runs, price)
-        progress("drawing")
-        drawn = {plot.name: _draw(plot) for plot in plots if not plot.empty}
-        samples, packed = _pack(runs, limit, progress)
-    page = _render(summaries, plots, drawn, samples, packed)
-    with _errors(target, "written"):
-        write_text(target, page, sync=False)
-        if markdown is not None:
-            progress("drawing for the Markdown")
-            written = write_markdown(markdown, summaries, plots)
+    progress("reading metrics and attempts")
+    runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    _refuse_other_file(target)  # before completions are read, which takes minutes
+    summaries = [summarise(run, price) for run in runs]
+    plots = make_plots(runs, price)
+    progress("drawing")
+    for plot in plots:
+        # On a phone the wide picture is too small to read.
+        sizes = (drawing.WIDE, drawing.NARROW) if plot.name == "success" else (drawing.SMALL,)
+        plot.svgs = [] if plot.empty else [drawing.draw(plot, drawing.VARIABLES, size) for size in sizes]
+    samples, packed = _pack(runs, limit, progress)
+    write_text(target, _render(summaries, plots, samples, packed), sync=False)
+    if markdown is not None:
+        progress("drawing for the Markdown")
+        written = write_markdown(markdown, summaries, plots)
     return WrittenReport(target, target.stat().st_size, summaries, len(samples), samples.total, written)
-
-
-@contextlib.contextmanager
-def _errors(path: Path, done: str) -> Iterator[None]:
-    """Raise an OSError as a KitError; half of a run's files would be half of the truth."""
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(error) or KitError(f"{error.filename or path}: cannot be {done}: {error.strerror}") from error
 
 
 def _refuse_other_file(target: Path) -> None:
@@ -141,15 +130,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _draw(plot: Plot) -> dict[str, Any]:
-    large = plot.name == "success"
-    svg, place = drawing.draw(plot, drawing.VARIABLES, drawing.WIDE if large else drawing.SMALL)
-    drawn: dict[str, Any] = {"svg": svg, "place": place}
-    if large:  # on a phone the wide picture is too small to read
-        drawn["narrow"], drawn["narrow_place"] = drawing.draw(plot, drawing.VARIABLES, drawing.NARROW)
-    return drawn
-
-
 def _pack(runs: Sequence[RunData], limit: int, progress: Progress) -> tuple[Samples, str]:
     """Return completions, fewer of them if their text is long, and their compressed form for a script element."""
     while True:
@@ -162,14 +142,9 @@ def _pack(runs: Sequence[RunData], limit: int, progress: Progress) -> tuple[Samp
         progress(f"their text is long: {limit:,} of them fit")
 
 
-def _render(
-    summaries: Sequence[Summary],
-    plots: Sequence[Plot],
-    drawn: Mapping[str, dict[str, Any]],
-    samples: Samples,
-    packed: str,
-) -> str:
+def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Samples, packed: str) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2.utils import htmlsafe_json_dumps
     from markupsafe import Markup
 
     folder = files("mini_r1.report")
@@ -177,7 +152,7 @@ def _render(
     script = "(() => {\n" + "".join((folder / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
     runs = [summary.run for summary in summaries]
     data = {
-        "plots": {plot.name: _crosshair(plot, drawn[plot.name]) for plot in plots if plot.name in drawn},
+        "plots": {plot.name: _crosshair(plot) for plot in plots if plot.svgs},
         "runs": [run.name for run in runs],
         "reflection": task.REFLECTION_PATTERN.replace(" ", r"\s+"),
         "total": samples.total,
@@ -192,7 +167,6 @@ def _render(
         places=[text(str(run.run.path), 1_000) for run in runs],
         plots=plots,
         groups=GROUPS,
-        drawn={name: {k: Markup(v) for k, v in d.items() if k in ("svg", "narrow")} for name, d in drawn.items()},
         original=PUBLISHED,
         recipe=recipe_facts(runs),
         provenance=provenance_facts(runs),
@@ -202,7 +176,7 @@ def _render(
         script=Markup(script),
         css_hash=_hash(css),
         script_hash=_hash(script),
-        data=Markup(json_for_page(data)),
+        data=htmlsafe_json_dumps(data, separators=(",", ":"), allow_nan=False),
         packed=Markup(packed),
         version=mini_r1.__version__,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -214,23 +188,14 @@ def _keep_percent_sign(value: Any) -> Any:
     return value.replace(" %", "\u00a0%") if type(value) is str else value
 
 
-def json_for_page(value: Any) -> str:
-    """Return JSON that can't end its script element: ASCII without `<`, `>` and `&`."""
-    plain = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _crosshair(plot: Plot, drawn: dict[str, Any]) -> dict[str, Any]:
+def _crosshair(plot: Plot) -> dict[str, Any]:
     """Return what page.js needs to show the values of a plot."""
     curves = [
         {"label": c.label, "colour": c.colour, "x": c.points[0], "y": c.points[1], "ci": c.intervals}
         for c in plot.curves
         if c.points[0]
     ]
-    return {
-        "place": drawn["place"], "narrow": drawn.get("narrow_place"), "percent": plot.percent, "curves": curves,
-        "steps": plot.x.startswith("optimizer"),
-    }  # fmt: skip
+    return {"percent": plot.percent, "curves": curves, "steps": plot.x.startswith("optimizer")}
 
 
 def _theme_variables() -> str:

@@ -5,6 +5,7 @@ needs inline styles, which the page's Content-Security-Policy forbids. page.js a
 """
 
 import io
+import json
 import math
 import re
 import warnings
@@ -18,25 +19,22 @@ from mini_r1.report.plots import Curve, Plot
 SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.8), (3.9, 3.4)
 """Inches at 100 pixels each: three cards in a row on a laptop, one on a phone; the first picture, and it on a phone."""
 DASHES = ((5, 3), (1.5, 2), (7, 2, 1.5, 2))  # dashes of dotted levels, which share a colour
-LETTER, ENTRY, ROW = 6.2, 42, 0.17
-"""Sizes of a legend: pixels of a letter and of an entry without its label, inches of a row."""
-SMOOTH_FROM = 60
-"""Points from which a curve is drawn thin, with its moving mean over a thirtieth of the points as a thick line."""
+LETTER, ENTRY, ROW = 6.2, 42, 0.17  # of a legend: pixels of a letter, of an entry without its label; inches of a row
+SMOOTH_FROM = 60  # points from which a curve is thin, with its moving mean over a thirtieth of them as a thick line
 
-# Colours that nothing else has; each is replaced by a CSS variable or a theme's colour.
-ROLES = {
-    "a": "#010a01", "b": "#010a02", "c": "#010a03", "d": "#010a04", "e": "#010a05", "f": "#010a06",
-    "original": "#010a07", "ink": "#010a08", "muted": "#010a09", "grid": "#010a0a", "paper": "#010a0b",
-}  # fmt: skip
 LIGHT = {
     "a": "#0072b2", "b": "#d55e00", "c": "#009e73", "d": "#b4558f", "e": "#b07a00", "f": "#3b8fc4",
     "original": "#6b6b6b", "ink": "#20242a", "muted": "#5b636e", "grid": "#e3e6ea", "paper": "#ffffff",
+    "back": "#f4f6f8", "soft": "#eef1f4", "good": "#007a5c", "bad": "#b04a00", "edge": "#868e99", "mark": "#fff0b8",
 }  # fmt: skip
 DARK = {
     "a": "#5cb8f0", "b": "#ff9a5c", "c": "#3ccf9f", "d": "#e79ac8", "e": "#f0c04a", "f": "#9ad1f5",
     "original": "#a8aeb8", "ink": "#e8eaed", "muted": "#a8aeb8", "grid": "#2c323a", "paper": "#14171c",
+    "back": "#0d0f13", "soft": "#1d2128", "good": "#3ccf9f", "bad": "#ff9a5c", "edge": "#6b7480", "mark": "#574a12",
 }  # fmt: skip
-VARIABLES = {role: f"var(--{role})" for role in ROLES}
+VARIABLES = {role: f"var(--{role})" for role in LIGHT}
+ROLES = {role: f"#010a{index:02x}" for index, role in enumerate(LIGHT)}
+"""Colours that nothing else has; each is replaced by a CSS variable or a theme's colour."""
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
@@ -51,10 +49,10 @@ _SETTINGS = {
 }  # fmt: skip
 
 
-def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> tuple[str, dict[str, Any]]:
+def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> str:
     """Return a plot that is not empty as an SVG element, drawn with a colour for each role and a size in inches.
 
-    Also returned is the place of its axes: `box` (x0, y0, x1, y1 in the SVG's units), `x` and `y` limits.
+    Its data-place is that of the axes: `box` (x0, y0, x1, y1 in the SVG's units), `x` and `y` limits.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -120,7 +118,8 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> t
             "x": list(axes.get_xlim()),
             "y": list(axes.get_ylim()),
         }
-    return _clean_svg(stream.getvalue(), plot.title, colours, f"{plot.name}-{size[0]:g}-"), place
+    attributes = {"aria-label": plot.title, "data-place": json.dumps(place)}
+    return _clean_svg(stream.getvalue(), attributes, colours, f"{plot.name}-{size[0]:g}-")
 
 
 def _draw_curves(axes: Any, curves: Sequence[Curve]) -> None:
@@ -187,7 +186,7 @@ def _format_tick(value: float, _: object) -> str:
     return f"{value:,.5g}" if abs(value) >= 1e-4 or abs(value) < 1e-7 else f"{value:.8f}".rstrip("0")
 
 
-def _clean_svg(svg: str, title: str, colours: Mapping[str, str], prefix: str) -> str:
+def _clean_svg(svg: str, attributes: dict[str, str], colours: Mapping[str, str], prefix: str) -> str:
     """Return matplotlib's SVG fit for a page with a strict policy.
 
     Attributes replace inline styles, which the policy forbids; there is no style element, which would apply to the
@@ -216,8 +215,8 @@ def _clean_svg(svg: str, title: str, colours: Mapping[str, str], prefix: str) ->
                 parent.set(name, f"#{prefix}{value[1:]}")
             elif value.startswith("url(#"):
                 parent.set(name, f"url(#{prefix}{value[5:]}")
-    root.attrib |= {
-        "role": "img", "aria-label": title, "stroke-linejoin": "round",
+    root.attrib |= attributes | {
+        "role": "img", "stroke-linejoin": "round",
         "font-family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif",
     }  # fmt: skip
     for name in ("width", "height", "version"):

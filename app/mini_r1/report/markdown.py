@@ -22,7 +22,7 @@ def write_markdown(folder: Path, summaries: Sequence[Summary], plots: Sequence[P
         size = drawing.WIDE if plot.name == "success" else drawing.SMALL
         for theme, colours in (("light", drawing.LIGHT), ("dark", drawing.DARK)):
             files.append(folder / f"{plot.name}-{theme}.svg")
-            write_text(files[-1], drawing.draw(plot, colours, size)[0] + "\n", sync=False)
+            write_text(files[-1], drawing.draw(plot, colours, size) + "\n", sync=False)
         picture = (
             f'<picture><source media="(prefers-color-scheme: dark)" srcset="{plot.name}-dark.svg">'
             f'<img alt="{plot.title}" src="{plot.name}-light.svg" width="{round(100 * size[0])}"></picture>'

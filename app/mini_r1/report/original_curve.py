@@ -37,7 +37,7 @@ def compare(run: RunData) -> list[Comparison]:
     for step, share in PUBLISHED["success"]:
         if step <= 200:
             marks.append((step, SUCCESS, "training success", share, f"{100 * share:.0f} %"))
-    over = run.state_name in ("finished", "failed")
+    over = run.health.state in ("finished", "failed", "dead")
     found = []
     for step, figure, name, wanted, at_original in marks:
         value = _mean_around(run, figure, step)

@@ -43,8 +43,8 @@ function format(plot, value) {
   return size >= 1000 ? whole(Math.round(value)) : size >= 0.01 || size === 0 ? String(+value.toPrecision(3)) : value.toExponential(1);
 }
 const nearest = (xs, x) => xs.reduce((best, value, i) => Math.abs(value - x) < Math.abs(xs[best] - x) ? i : best, 0);
-function addCrosshair(canvas, plot, place) {
-  const svg = canvas.querySelector("svg");
+function addCrosshair(canvas, plot) {
+  const svg = canvas.querySelector("svg"), place = JSON.parse(svg.dataset.place);
   const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
   const tip = el("div.tip", { hidden: true });
   const [x0, y0, x1, y1] = place.box, [low, high] = place.x;
@@ -95,6 +95,5 @@ function addCrosshair(canvas, plot, place) {
 for (const figure of document.querySelectorAll(".plot")) {
   const plot = page.plots[figure.dataset.plot];
   if (!plot) continue;
-  for (const canvas of figure.querySelectorAll(".canvas"))
-    addCrosshair(canvas, plot, canvas.classList.contains("narrow") ? plot.narrow : plot.place);
+  for (const canvas of figure.querySelectorAll(".canvas")) addCrosshair(canvas, plot);
 }

@@ -5,15 +5,14 @@ A plot without data stays in the list, and the page says that nothing was logged
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from mini_r1.report.original_curve import PUBLISHED
-from mini_r1.run.reader import Evaluated, Points, RunData, drawable
-from mini_r1.values import mapping
+from mini_r1.run.reader import Evaluated, Points, RunData
+from mini_r1.values import mapping, number
 
-SERIES = ("a", "b", "c", "d", "e", "f")
-"""Names of the colours (Okabe and Ito 2008, for colour-blind readers), for a run or for a curve of one run."""
+SERIES = ("a", "b", "c", "d", "e", "f")  # colours (Okabe and Ito 2008, for colour-blind readers) of runs or curves
 LABEL = 24  # characters of a run's name in a legend: two of them fit next to each other in a small picture
 COLOURED_ATTEMPTS = 4  # most attempts of a run that get a colour each
 LONG_RUN = 150  # steps from which a run is drawn on the same axis as the original
@@ -85,6 +84,7 @@ class Plot:
     stacked: bool = False
     price: float | None = None  # price of one unit of the left axis: the right axis then shows the cost
     group: str = COSTS
+    svgs: list[str] = field(default_factory=list)  # `build` draws it: for a wide page, and for a phone if that differs
 
     @property
     def empty(self) -> bool:
@@ -117,14 +117,14 @@ def make_plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot
 
 def shorten_names(names: Sequence[str]) -> list[str]:
     """Return names for a legend: long ones lose their middle, and are numbered if two of them are the same then."""
-
-    def shorten(name: str, most: int) -> str:
-        return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
-
-    short = [shorten(name, LABEL) for name in names]
+    short = [_cut_middle(name, LABEL) for name in names]
     if len(set(short)) == len(short):
         return short
-    return [f"{at}: {shorten(name, LABEL - 3)}" for at, name in enumerate(names, 1)]
+    return [f"{at}: {_cut_middle(name, LABEL - 3)}" for at, name in enumerate(names, 1)]
+
+
+def _cut_middle(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: (most - 1) // 2]}…{name[-(most // 2) :]}"
 
 
 def _curve_per_run(runs: Sequence[RunData], label: str, points: Sequence[Points], style: str = "line") -> list[Curve]:
@@ -142,8 +142,8 @@ def _success(runs: Sequence[RunData]) -> Plot:
     """Return held-out success with intervals, training success, the baselines, and the published curve."""
     one = len(runs) == 1
     curves: list[Curve] = []
-    for index, (run, name) in enumerate(zip(runs, shorten_names([run.name for run in runs]), strict=True)):
-        prefix, colour = ("" if one else f"{name}: "), SERIES[index]
+    for run, name, colour in zip(runs, shorten_names([run.name for run in runs]), SERIES, strict=False):
+        prefix, index = "" if one else f"{name}: ", SERIES.index(colour)
         curves.append(Curve(f"{prefix}training", run.points("success"), colour, index))
         during = run.points("eval_success")
         if during[0]:
@@ -204,7 +204,7 @@ def _baselines(run: RunData) -> list[Curve]:
     return [
         Curve(label, (ends, [level] * 2), "ink", None, "dotted")
         for label, value in levels.items()
-        if (level := drawable(value)) is not None
+        if (level := number(value)) is not None
     ]
 
 
@@ -256,16 +256,15 @@ def _clock(runs: Sequence[RunData]) -> Plot:
     longest = max(ends, default=0.0)
     unit, per = ("hours", 3600) if longest > 5_400 else ("minutes", 60) if longest > 90 else ("seconds", 1)
     curves = []
-    for index, (run, name, begin) in enumerate(
-        zip(runs, shorten_names([run.name for run in runs]), begins, strict=True)
-    ):
-        coloured = len(runs) == 1 and len(run.attempts) <= COLOURED_ATTEMPTS
-        for order, attempt in enumerate(run.attempts):
+    for index, each in enumerate(_curve_per_run(runs, "", [([], [])] * len(runs), "path")):
+        attempts = runs[index].attempts
+        coloured = len(runs) == 1 and len(attempts) <= COLOURED_ATTEMPTS
+        for colour, attempt in zip(SERIES if coloured else each.colour * len(attempts), attempts, strict=False):
             times, steps = attempt.times
             if times:
-                label = f"attempt {attempt.number}" if coloured else name if len(runs) > 1 else ""
-                points = [(at - begin) / per for at in (attempt.begin or 0.0, *times)]
+                points = [(at - begins[index]) / per for at in (attempt.begin or 0.0, *times)]
                 done = [float((attempt.first_step or 1) - 1), *steps]
-                curves.append(Curve(label, (points, done), SERIES[order if coloured else index], index, "path"))
+                label = f"attempt {attempt.number}" if coloured else each.label
+                curves.append(replace(each, label=label, points=(points, done), colour=colour))
     note = "One line per attempt; where a line begins lower than the last one ended, steps were repeated."
     return Plot("clock", "Steps over time", note, curves, x=f"{unit} since the first start")

@@ -9,10 +9,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from itertools import accumulate
 from typing import Any
 
-from mini_r1.run.reader import RunData, read_completions, read_held_out_completions, text
+from mini_r1.console import text
+from mini_r1.run.reader import RunData, read_completions, read_held_out_completions
 from mini_r1.tasks.countdown import task
 from mini_r1.values import mapping, number
 
@@ -21,8 +23,7 @@ KEPT_TAIL = 5_000  # characters kept at the end of a longer one: the answer is t
 STORIES = 40  # first completions of each kind of story that are always kept
 STYLES = ("neither", "wordy", "enumerating")
 KINDS = ("training", "held out, sampled", "held out, greedy")
-RIGHT, FORMAT, ORIGINAL, TRUNCATED, SAYS_WAIT = 1, 2, 4, 8, 16
-"""Bits of a sample's flags."""
+RIGHT, FORMAT, ORIGINAL, TRUNCATED, SAYS_WAIT = 1, 2, 4, 8, 16  # bits of a sample's flags
 PROGRESS_EVERY = 20_000
 
 _REFLECTION = re.compile(task.REFLECTION_PATTERN, re.IGNORECASE)
@@ -199,23 +200,23 @@ def _says_wait(completion: str) -> bool:
 
 def _choose(counts: Counter[int], stories: dict[int, set[int]], limit: int) -> dict[int, set[int]]:
     """Return the positions to keep of each step: the stories, and of the rest the same number in each step."""
-    if counts.total() <= limit:
-        return {step: set(range(count)) for step, count in counts.items()}
-    keep: dict[int, set[int]] = {}
-    left = limit
-    for step in sorted(stories):
-        keep[step] = set(sorted(stories[step])[:left])
-        left -= len(keep[step])
-    steps = sorted(counts)
-    if left < len(steps):  # less than one for each step: steps at even distances
-        steps = [steps[i * len(steps) // left] for i in range(left)] if left else []
-    steps.sort(key=lambda step: counts[step] - len(keep.get(step, ())))  # other steps take what a small one leaves
-    for done, step in enumerate(steps):
-        rest = sorted(set(range(counts[step])) - keep.setdefault(step, set()))
-        wanted = min(left // (len(steps) - done), len(rest))
-        keep[step] |= {rest[i * len(rest) // wanted] for i in range(wanted)}
-        left -= wanted
+    ranked = nsmallest(
+        limit,
+        (
+            (position not in stories.get(step, ()), _spread(position), _spread(step), step, position)
+            for step, count in counts.items()
+            for position in range(count)
+        ),
+    )
+    keep: dict[int, set[int]] = defaultdict(set)
+    for *_, step, position in ranked:
+        keep[step].add(position)
     return keep
+
+
+def _spread(index: int) -> int:
+    """Return the bits of an index in reverse: the first indices in this order are spread evenly over a range."""
+    return int(f"{index:053b}"[::-1], 2)
 
 
 def _held_out(run: RunData) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -7,10 +7,11 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from mini_r1.console import text
 from mini_r1.recipe.fields import Recipe
 from mini_r1.report.original_curve import Comparison, compare, why_not_comparable
 from mini_r1.report.plots import main_series, wilson
-from mini_r1.run.reader import Evaluated, RunData, text
+from mini_r1.run.reader import Evaluated, RunData
 from mini_r1.values import duration, interval, mapping, number
 
 SHOWN_REASONS = 12  # most reasons of failure in the table; the evaluation's file has all

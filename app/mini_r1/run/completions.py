@@ -4,13 +4,12 @@ No torch. A long run has a gigabyte of them: they are read line by line. They ho
 printable; a field that is missing or of another type is shown as unknown.
 """
 
-import contextlib
 import json
 import re
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from mini_r1.console import printable
+from mini_r1.console import printable, text
 from mini_r1.errors import KitError
 from mini_r1.run.reader import read_completions, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
@@ -77,42 +76,30 @@ def parse_filter(step: str | None, right: bool | None, reason: str | None, grep:
 def filter_completions(
     rows: Iterable[dict[str, Any]], which: CompletionFilter, progress: Console
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows that pass, and print progress while none does; only for the main thread if it searches.
-
-    A search of more than GREP_S in one completion, as for (a+)+$, is a KitError. One timer runs for all rows: setting
-    one for each would take longer than most searches.
-    """
+    """Yield the rows that pass, and print progress while none does; only for the main thread if it searches."""
     printed = time.monotonic()
-    search: tuple[float, int] | None = None
-
-    def stop_long_search(*_: object) -> None:
-        if which.grep and search and time.monotonic() - search[0] > GREP_S:
-            raise KitError(
-                f"--grep {which.grep.pattern!r} takes more than {GREP_S:g} s on one completion of step {search[1]}: "
-                "it backtracks; take out a repetition within a repetition, such as (a+)+"
-            )
-
-    with _repeating(stop_long_search) if which.grep else contextlib.nullcontext():
-        for row in rows:
-            passes = which.passes(row)
-            if passes and which.grep:
-                search = (time.monotonic(), row["step"])
-                passes = which.grep.search(_text(row, "completion")) is not None
-                search = None
-            if passes:
-                yield row
-                printed = time.monotonic()
-            elif time.monotonic() - printed > PROGRESS_S:
-                printed = time.monotonic()
-                progress.print(f"searched up to step {row['step']}", markup=False)
+    for row in rows:
+        if which.passes(row) and (which.grep is None or _search(which.grep, row)):
+            yield row
+            printed = time.monotonic()
+        elif time.monotonic() - printed > PROGRESS_S:
+            printed = time.monotonic()
+            progress.print(f"searched up to step {row['step']}", markup=False)
 
 
-@contextlib.contextmanager
-def _repeating(call: Callable[..., None]) -> Iterator[None]:
-    before = signal.signal(signal.SIGALRM, call)
-    signal.setitimer(signal.ITIMER_REAL, GREP_S / 4, GREP_S / 4)
+def _search(pattern: re.Pattern[str], row: dict[str, Any]) -> bool:
+    """Return whether a completion matches; a search of more than GREP_S, as for (a+)+$, is a KitError."""
+
+    def stop(*_: object) -> None:
+        raise KitError(
+            f"--grep {pattern.pattern!r} takes more than {GREP_S:g} s on one completion of step {row['step']}: "
+            "it backtracks; take out a repetition within a repetition, such as (a+)+"
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, GREP_S)
     try:
-        yield
+        return pattern.search(_text(row, "completion")) is not None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -187,5 +174,4 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 def _shorten(value: object) -> str:
     """Return a value as JSON; a hostile file may hold anything in the place of a number."""
-    text = "?" if value is None else printable(json.dumps(value))
-    return text if len(text) <= 60 else text[:60] + "..."
+    return "?" if value is None else text(json.dumps(value), 60)

@@ -77,24 +77,14 @@ class AppendFile:
             while data:
                 data = data[self._handle.write(data) :]
 
+    def write_rows(self, *rows: dict[str, Any]) -> None:
+        """Append rows of JSONL. Lone surrogates, NUL and line separators are written as JSON escapes."""
+        self.write(b"".join(json.dumps(row).encode("ascii") + b"\n" for row in rows))
+
     def close(self) -> None:
         """Close the file without raising: nothing is written here."""
         with contextlib.suppress(OSError):
             self._handle.close()
-
-
-class JsonLines(AppendFile):
-    """An append-only JSONL file; a kill loses no row of a finished call."""
-
-    def write_rows(self, *rows: dict[str, Any]) -> None:
-        """Append rows. Lone surrogates, NUL and line separators are written as JSON escapes."""
-        self.write(b"".join(json.dumps(row).encode("ascii") + b"\n" for row in rows))
-
-    def __enter__(self) -> "JsonLines":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def load_object(path: Path, limit: int = MAX_OBJECT_BYTES) -> dict[str, Any]:

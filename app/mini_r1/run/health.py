@@ -5,20 +5,19 @@ it. On that process's host a killed run is dead at once; elsewhere, when the pha
 read: its reader takes longer to import than all of this. Nothing in the file is trusted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mini_r1.console import printable
+from mini_r1.console import printable, text
 from mini_r1.errors import ExitCode
 from mini_r1.machine.processes import is_gone
 from mini_r1.run.files import load_object
 from mini_r1.run.run_dir import RunDir
-from mini_r1.values import number
+from mini_r1.values import is_step, number
 
 MAX_BYTES = 1 << 20  # largest state.json that is read; a real one has a few hundred bytes
 SHOWN_CHARACTERS = 300  # longest text from the file; Docker keeps 4,096 bytes of a health check's output
-MAX_NUMBER = 1 << 53  # steps and seconds below it are exact in every JSON reader
 CLOCKS_S = 60.0  # seconds that the clocks of two hosts may differ; a heartbeat further in the future is not valid
 
 
@@ -26,10 +25,24 @@ CLOCKS_S = 60.0  # seconds that the clocks of two hosts may differ; a heartbeat 
 class Health:
     """The health of a run."""
 
-    healthy: bool  # whether it makes progress or is finished
-    sentence: str  # why; safe to print
-    run: Path | None  # its directory; None if there is no run yet
-    facts: dict[str, Any]  # the known ones of state, step, phase, age_s and hang_timeout_s
+    state: str
+    """running, saved (stopped in order: the same command resumes it), finished, failed, dead (it says it is running,
+    and its process is gone or its heartbeat too old), not started, unknown."""
+    why: str  # safe to print, as are `place` and `detail`
+    facts: dict[str, Any] = field(default_factory=dict)  # the known ones of state, step, phase, age_s, hang_timeout_s
+    detail: str = ""  # the phase, or the reason of an end
+    place: str = ""
+    run: Path | None = None  # its directory; None if there is no run yet
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it makes progress or is finished."""
+        return self.state in ("running", "finished")
+
+    @property
+    def sentence(self) -> str:
+        """Which run, and how it is."""
+        return f"{self.place} {self.why}".strip()
 
     @property
     def exit_code(self) -> ExitCode:
@@ -47,32 +60,25 @@ def check_health(path: Path, now: float) -> Health:
     try:
         found = [(run, *_read_state(run, now)) for run in _find_runs(path)]
     except OSError as error:
-        return Health(False, f"{_format_path(path)} cannot be read: {error.strerror}", None, {})
+        return Health("unknown", f"cannot be read: {error.strerror}", place=_format_path(path))
     if not found:
-        return Health(False, f"no run yet in {_format_path(path)}", None, {})
+        return Health("not started", f"no run yet in {_format_path(path)}")
     run, at, state = max(found, key=lambda one: one[1])
     among = f" (the newest of {len(found)} runs)" if len(found) > 1 else ""
-    healthy, why, facts = _judge(at, state, now)
-    if not healthy and facts.get("state") == "running":
-        healthy, why, facts = _judge(*_read_state(run, now), now)  # it may have ended in order since
-    return Health(healthy, f"{_format_path(run)}{among} {why}", run, facts)
+    health = _judge(at, state, now)
+    if health.state == "dead":
+        health = _judge(*_read_state(run, now), now)  # it may have ended in order since
+    return replace(health, place=_format_path(run) + among, run=run)
 
 
 def _find_runs(path: Path) -> list[Path]:
-    if _has_state(path):
-        return [path]
-    return [run for run in path.iterdir() if _has_state(run)] if path.is_dir() else []
-
-
-def _has_state(path: Path) -> bool:
-    try:
-        return RunDir(path).state_file.exists()
-    except OSError:  # no permission to enter it, such as a volume's lost+found
-        return False
+    # glob skips what this user may not enter, such as a volume's lost+found.
+    files = [*path.glob("state.json")] or path.glob("*/state.json")
+    return [file.parent for file in files]
 
 
 def _read_state(run: Path, now: float) -> tuple[float, dict[str, Any] | str]:
-    """Return when the run's last sign of life was, and its state or what is wrong with state.json."""
+    """Return when the run was last active, and its state or what is wrong with state.json."""
     file = RunDir(run).state_file
     try:
         state = load_object(file, MAX_BYTES)
@@ -86,39 +92,40 @@ def _read_state(run: Path, now: float) -> tuple[float, dict[str, Any] | str]:
         return min(file.stat().st_mtime, now), str(error)
 
 
-def _judge(at: float, state: dict[str, Any] | str, now: float) -> tuple[bool, str, dict[str, Any]]:
-    """Return whether the run is healthy, why, and what is known."""
+def _judge(at: float, state: dict[str, Any] | str, now: float) -> Health:
     unknown = "cannot be judged: its state.json"
     if isinstance(state, str):
-        return False, f"{unknown} {state}", {}
+        return Health("unknown", f"{unknown} {state}")
     name, step = state.get("state"), state.get("step")
-    if type(step) is not int or not 0 <= step < MAX_NUMBER:
-        return False, f"{unknown} has no step", {}
+    if not is_step(step):
+        return Health("unknown", f"{unknown} has no step")
     age = max(now - at, 0.0)
     facts: dict[str, Any] = {"state": name, "step": step, "age_s": round(age, 1)}
     if name == "finished":
-        return True, f"is finished at step {step}", facts
+        return Health(name, f"is finished at step {step}", facts)
     if name in ("failed", "interrupted"):
-        how = "failed" if name == "failed" else "was interrupted"
-        return False, f"{how} at step {step}: {_first_line(state.get('reason'), 'no reason given')}", facts
+        reason = _shorten(state.get("reason"), "no reason given")
+        if name == "failed":
+            return Health(name, f"failed at step {step}: {reason}", facts, reason)
+        return Health("saved", f"was interrupted at step {step}: {reason}", facts, reason)
     if name != "running":
-        return False, f"{unknown} has a state that no run has", {}
-    limit, phase = number(state.get("hang_timeout_s")), _first_line(state.get("phase"), "unknown")
-    if limit is None or not 0 < limit < MAX_NUMBER:
-        return False, f"{unknown} has no valid hang_timeout_s", facts
+        return Health("unknown", f"{unknown} has a state that no run has")
+    limit, phase = number(state.get("hang_timeout_s")), _shorten(state.get("phase"), "unknown")
+    if limit is None or limit <= 0:
+        return Health("unknown", f"{unknown} has no valid hang_timeout_s", facts)
     facts |= {"phase": phase, "hang_timeout_s": limit}
-    doing = f"step {step}, phase {phase}"
+    health, verb, detail = "running", "runs", f"phase {phase} for {age:.0f} s (at most {limit:g})"
     if is_gone(state.get("process")):
-        return False, f"is dead: {doing}, and its process is gone; the same command resumes it", facts
-    if age < limit:
-        return True, f"runs: {doing} for {age:.0f} s (at most {limit:g})", facts
-    return False, f"is stuck or dead: {doing} began {age:.0f} s ago, and hang_timeout_s is {limit:g}", facts
+        health, verb = "dead", "is dead"
+        detail = f"phase {phase}, and its process is gone; the same command resumes it"
+    elif age >= limit:
+        health, verb = "dead", "is stuck or dead"
+        detail = f"phase {phase} began {age:.0f} s ago, and hang_timeout_s is {limit:g}"
+    return Health(health, f"{verb}: step {step}, {detail}", facts, detail)
 
 
-def _first_line(text: object, otherwise: str) -> str:
-    """Return the first line of a text, safe to print and cut to a length."""
-    first = text.partition("\n")[0] if isinstance(text, str) else ""
-    return printable(first if len(first) <= SHOWN_CHARACTERS else first[:SHOWN_CHARACTERS] + "...") or otherwise
+def _shorten(value: object, otherwise: str) -> str:
+    return text(value if isinstance(value, str) else None, SHOWN_CHARACTERS) or otherwise
 
 
 def _format_path(path: Path) -> str:

@@ -6,7 +6,6 @@ unknown.
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mini_r1.console import printable, shown_bytes
+from mini_r1.console import printable, shown_bytes, text
 from mini_r1.errors import KitError
 from mini_r1.run.files import folder_bytes, read_object
 from mini_r1.run.health import check_health
@@ -31,9 +30,7 @@ class ListedRun:
     """One run; None is unknown."""
 
     run: str  # its directory
-    state: str
-    """running, saved (stopped in order: the same command resumes it), finished, failed, dead (it says it is running,
-    and its process is gone or its heartbeat too old), not started, unknown."""
+    state: str  # as of Health
     why: str  # the reason, a sentence that is safe to print
     step: int | None
     steps: int | None  # max_steps of the recipe
@@ -60,7 +57,8 @@ def list_runs(folder: Path, now: float) -> list[ListedRun]:
 def list_run(path: Path, now: float) -> ListedRun:
     """Return what the files of one run say."""
     run = RunDir(path)
-    state, why, step, age = _state(path, now)
+    health = check_health(path, now)
+    step = health.facts.get("step")
     rows = read_metrics(run)
     metrics = next((row for row in reversed(rows) if "success" in row), rows[0] if rows else {})
     trained = _share(metrics.get("success"))
@@ -70,17 +68,17 @@ def list_run(path: Path, now: float) -> ListedRun:
     seconds = [attempt.seconds for attempt in read_attempts(run) if attempt.seconds is not None]
     return ListedRun(
         run=str(path),
-        state=state,
-        why=why,
+        state=health.state,
+        why=health.why,
         step=metrics.get("step") if step is None else step,
         steps=_max_steps(run),
-        model=printable(model)[:100] if isinstance(model, str) else None,
+        model=text(model, 100) if isinstance(model, str) else None,
         success=success,
         success_from=success_from,
         ci95=ci95,
         seconds=round(sum(seconds), 1) if seconds else None,
         bytes=folder_bytes(path),
-        heartbeat_age_s=age,
+        heartbeat_age_s=health.facts.get("age_s"),
     )
 
 
@@ -110,39 +108,11 @@ def runs_table(found: list[ListedRun], folder: Path) -> Table:
     return table
 
 
-def _find_runs(folder: Path) -> Iterator[Path]:
-    if _is_run(folder):
-        yield folder
-        return
-    for path in _folders(folder):
-        yield from [path] if _is_run(path) else filter(_is_run, _folders(path))
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError:  # no permission to enter it
-        return []
-
-
-def _is_run(path: Path) -> bool:
-    try:
-        return RunDir(path).is_run() or RunDir(path).state_file.is_file()
-    except OSError:
-        return False
-
-
-def _state(path: Path, now: float) -> tuple[str, str, int | None, float | None]:
-    """Return state, reason, last step and age of the heartbeat."""
-    if not RunDir(path).state_file.exists():
-        return "not started", "it has no state.json", None, None
-    found = check_health(path, now)
-    facts = found.facts
-    why = found.sentence.removeprefix(printable(str(path))).strip()
-    state = str(facts.get("state", "unknown")).replace("interrupted", "saved")
-    if state == "running" and not found.healthy:
-        state = "dead" if "hang_timeout_s" in facts else "unknown"
-    return state if state in COLOURS else "unknown", why, facts.get("step"), facts.get("age_s")
+def _find_runs(folder: Path) -> list[Path]:
+    """Return the folder if it is a run, else the runs in it and in its folders."""
+    patterns = [depth + name for depth in ("", "[!.]*/", "[!.]*/[!.]*/") for name in ("recipe.yaml", "state.json")]
+    found = {file.parent for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return [run for run in found if found.isdisjoint(run.parents)]
 
 
 def _held_out(run: RunDir) -> tuple[float, str, list[float] | None] | None:

@@ -11,18 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from mini_r1.console import printable
+from mini_r1.console import text
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.machine.processes import is_gone
 from mini_r1.run.files import read_jsonl, read_object
+from mini_r1.run.health import Health, check_health
 from mini_r1.run.run_dir import RunDir
-from mini_r1.values import duration, interval, mapping, number
-
-MAX_TEXT = 400  # characters of a text from a file that are shown in a table or a sentence
-MAX_FIGURE = 1e100  # larger figures count as absent: no run logs one, and sums and axes of them overflow
-ASLEEP_S = 1_200.0  # age of the heartbeat from which a running run without a hang_timeout_s is called killed
+from mini_r1.values import interval, is_step, mapping, number
 
 _STEP = re.compile(rb'\{"step": ([0-9]{1,15}),')  # how the trainer's rows begin
 _HELD_OUT = re.compile(r"step-(\d{1,15})(?:-limit-(\d{1,15}))?(?:\.json|-completions\.jsonl)")
@@ -101,12 +97,11 @@ class Evaluated:
 
     def figure(self, name: str) -> float | None:
         """Return one of its figures, None if it has no such number."""
-        return drawable(self.values.get(name))
+        return number(self.values.get(name))
 
     def interval(self, name: str) -> tuple[float, float] | None:
         """Return one of its 95 % intervals."""
-        limits = interval(self.values.get(name))
-        return limits if limits and None not in map(drawable, limits) else None
+        return interval(self.values.get(name))
 
 
 def read_evaluations(run: RunDir, missing: list[str]) -> list[Evaluated]:
@@ -120,11 +115,11 @@ def read_evaluations(run: RunDir, missing: list[str]) -> list[Evaluated]:
             step = int(named[1])
         if value and "greedy" not in value and "sampled" not in value:
             continue  # another kind of file
-        measured = drawable(value.get("greedy", value.get("sampled")))
+        measured = number(value.get("greedy", value.get("sampled")))
         if measured is None or step is None or not is_step(step):
             missing.append(f"{text(file.name)} in evaluation/ cannot be read")
             continue
-        problems = int(drawable(value.get("problems")) or 0)
+        problems = int(number(value.get("problems")) or 0)
         series = f"{text(facts.get('problems_sha256'))[:8]} {problems} {facts.get('limit')}"
         found.append(Evaluated(text(file.name), step, problems, series, value))
     return found
@@ -196,7 +191,7 @@ def read_attempts(run: RunDir) -> list[AttemptRecord]:
         folder = run.attempts / str(index)
         times: Points = ([], [])
         for row in read_jsonl(folder / "metrics.jsonl"):
-            at = drawable(row.get("time"))
+            at = number(row.get("time"))
             if at is not None and is_step(row.get("step")):
                 times[0].append(at)
                 times[1].append(float(row["step"]))
@@ -222,6 +217,7 @@ class RunData:
 
     run: RunDir
     name: str
+    health: Health = field(default_factory=lambda: Health("unknown", "not read"))
     state: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)  # run.json
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -230,12 +226,10 @@ class RunData:
     evaluations: list[Evaluated] = field(default_factory=list)
     troubles: list[tuple[int, str]] = field(default_factory=list)  # step and sentence of each warning
     missing: list[str] = field(default_factory=list)  # what could not be read or was not measured, a sentence each
-    read_at: float = 0.0
-    gone: bool = False  # whether its state is running although its process has ended
 
     def points(self, name: str) -> Points:
         """Return steps and values of one figure, for the rows that have it as a number."""
-        known = [(row["step"], value) for row in self.rows if (value := drawable(row.get(name))) is not None]
+        known = [(row["step"], value) for row in self.rows if (value := number(row.get(name))) is not None]
         return [float(step) for step, _ in known], [value for _, value in known]
 
     @property
@@ -256,27 +250,11 @@ class RunData:
         """First steps of the later attempts."""
         return [attempt.first_step for attempt in self.attempts[1:] if attempt.first_step is not None]
 
-    @property
-    def state_name(self) -> str:
-        """running, interrupted, finished, failed (also if its process is gone), or unknown."""
-        state = "failed" if self.gone else self.state.get("state")
-        return state if state in ("running", "interrupted", "finished", "failed") else "unknown"
-
     def state_sentence(self) -> str:
-        """Return the state, the step, and why the run ended."""
-        state = "dead" if self.gone else text(self.state.get("state")) or "state unknown"
+        """Return the state, the step, and the phase or why the run ended."""
+        state = self.health.state.replace("unknown", "state unknown")
         sentence = f"{state} at step {self.step}" + (f" of {self.planned}" if self.planned else "")
-        phase, beat = text(self.state.get("phase")), drawable(self.state.get("heartbeat"))
-        if self.gone:
-            return f"{sentence} (phase {phase}): its process is gone; the same command resumes it"
-        if state == "running" and beat is not None:
-            silent = self.read_at - beat
-            if silent > (number(self.state.get("hang_timeout_s")) or ASLEEP_S):
-                sentence += f", without a sign of life for {duration(silent)}: killed, most likely"
-            elif phase:
-                sentence += f" ({phase})"
-        reason = text(self.state.get("reason"))
-        return f"{sentence}: {reason}" if reason and reason != state else sentence
+        return f"{sentence}: {self.health.detail}" if self.health.detail else sentence
 
 
 def read_run(path: Path, name: str | None = None) -> RunData:
@@ -286,10 +264,8 @@ def read_run(path: Path, name: str | None = None) -> RunData:
     run = RunDir(path)
     if not (run.is_run() or run.state_file.is_file() or run.attempts.is_dir()):
         raise KitError(f"{path} holds no run (no recipe.yaml, no state.json, no attempts)", ExitCode.CONFIG)
-    data = RunData(run, text(name or path.absolute().name), run.read_state(), run.read_record(), read_at=time.time())
-    if data.state.get("state") == "running" and is_gone(data.state.get("process")):
-        data.state = run.read_state()  # it may have ended in order since it was read
-        data.gone = data.state.get("state") == "running"
+    health = check_health(path, time.time())
+    data = RunData(run, text(name or path.absolute().name), health, run.read_state(), run.read_record())
     if not data.state:
         data.missing.append("state.json cannot be read: the run's state is not known")
     if not data.record:
@@ -329,29 +305,3 @@ def _list_missing(data: RunData) -> None:
         data.missing.append("no answers to held-out problems were kept: `mini-r1 evaluate --again` keeps them")
     if not data.points("eval_success")[0] and data.recipe.get("eval_strategy") in (None, "no"):
         data.missing.append("no held-out success during training: the recipe has no eval_steps")
-
-
-# --- values from files ---
-
-
-def drawable(value: object) -> float | None:
-    """Return a finite number that can be drawn, or None."""
-    known = number(value)
-    return None if known is None or abs(known) > MAX_FIGURE else known
-
-
-def is_step(value: object) -> TypeGuard[int]:
-    """Return whether a value can be a step."""
-    return type(value) is int and 0 <= value < 2**53  # a bool is an int too
-
-
-def text(value: object, limit: int = MAX_TEXT) -> str:
-    """Return a value as text on one line, with controls made visible, cut to a length; empty for None."""
-    if value is None:
-        return ""
-    try:
-        whole = str(value)
-    except ValueError:  # an integer of thousands of digits
-        return "a number too long to show"
-    line = " ".join(printable(whole[: 4 * limit]).split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"

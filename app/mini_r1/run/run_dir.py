@@ -147,16 +147,13 @@ class RunDir:
         values = {"state": state, **fields, "heartbeat": time.time()}
         write_json(self.state_file, values, sync=state != "running")
 
-    def write_last_state(self, state: str, **fields: Any) -> bool:
-        """Replace state.json after a failure, as `restore_state` does."""
-        return self.restore_state({"state": state, **fields, "heartbeat": time.time()})
-
-    def restore_state(self, values: dict[str, Any]) -> bool:
-        """Replace state.json; return whether that was possible.
+    def write_last_state(self, state: str, /, **fields: Any) -> bool:
+        """Replace state.json after a failure, by an earlier one if `fields` are that; return whether it was possible.
 
         A full disk has no space for a second file: there the old one is overwritten. On a read-only disk, and if the
         directory is gone, nothing is written and nothing is raised.
         """
+        values = {"state": state, "heartbeat": time.time(), **fields}
         with contextlib.suppress(OSError):
             write_json(self.state_file, values, sync=False)
             return True

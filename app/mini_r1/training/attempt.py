@@ -16,7 +16,7 @@ from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
-from mini_r1.run.files import JsonLines
+from mini_r1.run.files import AppendFile
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
@@ -89,7 +89,7 @@ class Attempt(TrainerCallback):
         self._steps_per_epoch = len(inputs.data.train) / schedule.prompts
         self._saved_at = 0.0
         self._push: pushing.Pushing | None = None
-        self._metrics: JsonLines | None = None
+        self._metrics: AppendFile | None = None
         if world.main:
             records.write(context, inputs, self._number)
             records.announce(context, inputs, self.start)
@@ -97,7 +97,7 @@ class Attempt(TrainerCallback):
                 self._push = pushing.Pushing(recipe, run, folder, context.console)
                 stack.callback(self._push.leave)
                 self._push.push()
-            self._metrics = stack.enter_context(closing(JsonLines(folder / "metrics.jsonl")))
+            self._metrics = stack.enter_context(closing(AppendFile(folder / "metrics.jsonl")))
             cut_samples(run, resume)
             self._completions = stack.enter_context(closing(CompletionLog(folder, run.completion_samples)))
             self._curves = Curves(run, self.start, schedule.steps)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.console import printable
-from mini_r1.run.files import AppendFile, JsonLines, sync_path
+from mini_r1.run.files import AppendFile, sync_path
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.values import mapping
@@ -24,7 +24,7 @@ class CompletionLog:
 
     def __init__(self, attempt: Path, samples: Path) -> None:
         samples.mkdir(parents=True, exist_ok=True)
-        self._lines = JsonLines(attempt / "completions.jsonl")
+        self._lines = AppendFile(attempt / "completions.jsonl")
         self._all = AppendFile(samples / "completion_samples.txt")
         self._success = AppendFile(samples / "success_completion_samples.txt")
 

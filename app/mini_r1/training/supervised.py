@@ -127,7 +127,7 @@ class Phases:
         if kind is None or self._attempt is not None or not self._world.main:
             return
         if self._before:
-            self._run.restore_state(self._before)
+            self._run.write_last_state("unknown", **self._before)
             return
         with contextlib.suppress(OSError):
             self._run.state_file.unlink(missing_ok=True)
