@@ -1,4 +1,4 @@
-"""Values read from files that may be incomplete: a wrong type counts as absent. And durations as text."""
+"""Values read from files that may be incomplete: a wrong type counts as absent. And values as text."""
 
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -57,3 +57,15 @@ def read_limited(path: Path, limit: int) -> bytes:
         size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
         raise ValueError(f"is larger than {size}")
     return data
+
+
+def describe_value(value: object) -> str:
+    """Return a short, printable form of a value that may be hostile or huge."""
+    if value is None or isinstance(value, bool | float):
+        return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+    if isinstance(value, int):
+        # str() of an integer beyond 4300 digits raises, so a large one is described and not printed.
+        return str(value) if value.bit_length() <= 64 else f"a number of {value.bit_length()} bits"
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else f"{value[:40]!r}..."
+    return {dict: "a mapping", list: "a list"}.get(type(value), f"a value of type {type(value).__name__}")

@@ -66,7 +66,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         (b'{"target": 1, "nums": [1.0]}\n', ":1: .*found 1.0"),
         (b'{"target": 1, "nums": [true]}\n', ":1: .*found true"),
         (b'{"target": 1, "nums": ["1"]}\n', ":1: .*found '1'"),
-        (b'{"target": 1, "nums": [[1]]}\n', ":1: .*type list"),
+        (b'{"target": 1, "nums": [[1]]}\n', ":1: .*found a list"),
         (b'{"target": NaN, "nums": [1]}\n', ":1: 'target' .*found nan"),
         (b'{"target": null, "nums": [1]}\n', ":1: 'target' .*found null"),
         (b'{"target": 1000000001, "nums": [1]}\n', ":1: 'target' .*found 1000000001"),

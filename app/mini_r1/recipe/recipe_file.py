@@ -18,11 +18,10 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, composer, constructor, error, events, nodes, reader
 
 from mini_r1.errors import KitError
-from mini_r1.recipe.field_types import LARGEST_NUMBER
 from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
 from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, unknown_key
 from mini_r1.recipe.shipped_files import shipped_files
-from mini_r1.values import read_limited
+from mini_r1.values import describe_value, read_limited
 
 MAX_BYTES = 2**16
 """Largest recipe file; a real one has one or two thousand bytes. The YAML reader takes about 1 s for this many."""
@@ -348,20 +347,9 @@ def _describe_error(detail: ErrorDetails) -> str:
     if kind == "literal_error":
         allowed = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
         guess = did_you_mean(value[:60], allowed) if isinstance(value, str) else ""
-        return f"must be one of {', '.join(allowed)}{_describe_found(value)}{guess}"
+        return f"must be one of {', '.join(allowed)}, not {describe_value(value)}{guess}"
     constraint = CONSTRAINTS.get(kind) or CONSTRAINTS.get(kind.partition("_")[0])
     if constraint is not None:
         bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
-        return constraint.format_map(bounds) + ("" if kind == "too_short" else _describe_found(value))
+        return constraint.format_map(bounds) + ("" if kind == "too_short" else f", not {describe_value(value)}")
     return detail["msg"][:1].lower() + detail["msg"][1:]
-
-
-def _describe_found(value: object) -> str:
-    """Return what was found instead, if it is short enough to help."""
-    if value is None or isinstance(value, bool):
-        return ", not null" if value is None else f", not {str(value).lower()}"
-    if isinstance(value, dict | list):
-        return ", not a mapping" if isinstance(value, dict) else ", not a list"
-    if not isinstance(value, int | float | str) or (isinstance(value, int) and abs(value) > LARGEST_NUMBER):
-        return ""  # Python may refuse to print such a number
-    return f", not {value!r}" if len(repr(value)) <= 40 else ""

@@ -28,6 +28,8 @@ _FOREIGN = re.compile(rf"[^0-9+\-*/()={_WHITESPACE}]")
 
 NEGATE = "~"
 """The unary minus in postfix order; unary plus leaves no trace."""
+COMPUTED_BEFORE = {"*": "*/~", "/": "*/~", "+": "*/~+-", "-": "*/~+-"}
+"""Each binary operator, and the operators before it that are computed first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +112,8 @@ def parse(text: str) -> Parsed | str:
                 literals.append(number)
                 postfix.append(number)
                 operand_expected = False
-        elif symbol in "*/":
-            while operators and operators[-1] in "*/~":
-                postfix.append(operators.pop())
-            operators.append(symbol)
-            operand_expected = True
-        elif symbol in "+-":
-            while operators and operators[-1] != "(":
+        elif symbol in COMPUTED_BEFORE:
+            while operators and operators[-1] in COMPUTED_BEFORE[symbol]:
                 postfix.append(operators.pop())
             operators.append(symbol)
             operand_expected = True

@@ -6,7 +6,9 @@ and ask whether the larger part reaches one of the at most five values that woul
 cached, because a generator asks about the same pairs again and again.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from typing import TypeVar
@@ -18,16 +20,16 @@ class OutOfWork(Exception):
     """Error raised when a search has taken all its steps: its answer is not known."""
 
 
+@dataclass
 class Work:
-    """Steps that a search may take; None is no limit. Steps, not seconds: the same limit on every machine."""
+    """Steps that a search may take. Steps, not seconds: the same limit on every machine."""
 
-    def __init__(self, steps: int | None) -> None:
-        self._left = float("inf") if steps is None else steps
+    left: float = math.inf
 
     def spend(self, steps: int = 1) -> None:
         """Take steps, or raise OutOfWork."""
-        self._left -= steps
-        if self._left < 0:
+        self.left -= steps
+        if self.left < 0:
             raise OutOfWork
 
 
@@ -75,7 +77,7 @@ def _split_indices(count: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]],
 # Three small numbers and a target come again and again: nine of ten questions of the demo's generator.
 @lru_cache(maxsize=1 << 14)
 def _reaches_one(nums: tuple[int, ...], target: int, operators: str, limit: int | None) -> bool:
-    return _reaches(nums, frozenset((target,)), operators, limit, Work(None))
+    return _reaches(nums, frozenset((target,)), operators, limit, Work())
 
 
 def _reaches(nums: tuple[int, ...], targets: frozenset[int], operators: str, limit: int | None, work: Work) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mini_r1.errors import KitError
+from mini_r1.values import describe_value
 
 MAX_NUMBERS = 8
 """Most numbers in one problem; the exact solver's work grows more than tenfold with each further one."""
@@ -43,33 +44,22 @@ def parse_problem(row: object, place: str) -> Problem:
             refused.
     """
     if not isinstance(row, Mapping):
-        raise DataError(f"{place}: expected an object with 'nums' and 'target', found {_shown(row)}")
+        raise DataError(f"{place}: expected an object with 'nums' and 'target', found {describe_value(row)}")
     for name in ("nums", "target"):
         if name not in row:
             raise DataError(f"{place}: '{name}' is missing")
     nums, target = row["nums"], row["target"]
     if not isinstance(nums, list | tuple):
-        raise DataError(f"{place}: 'nums' must be a list of whole numbers, found {_shown(nums)}")
+        raise DataError(f"{place}: 'nums' must be a list of whole numbers, found {describe_value(nums)}")
     if not 1 <= len(nums) <= MAX_NUMBERS:
         raise DataError(f"{place}: 'nums' must hold 1 to {MAX_NUMBERS} numbers, found {len(nums)}")
     for number in nums:
         # type() and not isinstance(): a bool is an int, and true is not a number of this game.
         if type(number) is not int or not 1 <= number <= MAX_NUMBER:
-            raise DataError(f"{place}: 'nums' must hold whole numbers from 1 to {MAX_NUMBER}, found {_shown(number)}")
+            raise DataError(
+                f"{place}: 'nums' must hold whole numbers from 1 to {MAX_NUMBER}, found {describe_value(number)}"
+            )
     if type(target) is not int or abs(target) > MAX_TARGET:
-        raise DataError(
-            f"{place}: 'target' must be a whole number from -{MAX_TARGET} to {MAX_TARGET}, found {_shown(target)}"
-        )
+        found = describe_value(target)
+        raise DataError(f"{place}: 'target' must be a whole number from -{MAX_TARGET} to {MAX_TARGET}, found {found}")
     return Problem(tuple(nums), target)
-
-
-def _shown(value: object) -> str:
-    """Return a short, printable form of a value that may be hostile or huge."""
-    if value is None or type(value) in (bool, float):
-        return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
-    if type(value) is int:
-        # str() of an integer beyond 4300 digits raises, so a large one is described and not printed.
-        return str(value) if value.bit_length() <= 64 else f"a number of {value.bit_length()} bits"
-    if isinstance(value, str):
-        return ascii(value) if len(value) <= 40 else f"{value[:40]!a}..."
-    return f"a value of type {type(value).__name__}"

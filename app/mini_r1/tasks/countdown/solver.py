@@ -38,7 +38,7 @@ def solve(nums: Sequence[int], target: int, work: Work | None = None) -> str | N
     Raises:
         OutOfWork: the search takes more than `work`, one step for each value of a part.
     """
-    ordered, work = tuple(sorted(nums)), work or Work(None)
+    ordered, work = tuple(sorted(nums)), work or Work()
     found = _search(ordered, (target, 1), work)
     if found is None:
         found = _search(ordered, (-target, 1), work)
