@@ -94,7 +94,7 @@ def test_a_number_of_draws_ends_it_sooner() -> None:
 @given(nums=NUMBERS, target=st.integers(-300, 300))
 def test_all_signed_sums_solve_exactly_what_needs_no_multiplication(nums: list[int], target: int) -> None:
     solved = abs(target) in signed_sums(nums)
-    assert solved is not needs_multiplication_or_division(nums, target)
+    assert solved is not needs_multiplication_or_division(Problem(tuple(nums), target))
 
 
 @given(nums=NUMBERS)

@@ -76,8 +76,7 @@ def test_the_last_answer(completion: str, answer: tuple[str | None, str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("completion", "thought", "ends"),
-    [("", "", False), ("ab", "ab", False), ("</think>", "", True), ("a</think>b</think>", "a", True)],
+    ("completion", "thought"), [("", ""), ("ab", "ab"), ("</think>", ""), ("a</think>b</think>", "a")]
 )
-def test_the_thought(completion: str, thought: str, ends: bool) -> None:
-    assert (parse(completion).thought, parse(completion).thought_ends) == (thought, ends)
+def test_the_thought(completion: str, thought: str) -> None:
+    assert parse(completion).thought == thought

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini_r1.tasks.countdown.expression import check_answer
 from mini_r1.tasks.countdown.generator_rule import OutOfWork, Work, solvable_by_generator_rule, splits
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.solver import (
     MAX_STEPS,
     needs_multiplication_or_division,
@@ -55,7 +56,7 @@ def test_the_solver_is_complete_and_right(nums: list[int], target: int) -> None:
     values = enumerate_values([Fraction(number) for number in nums], "rational")
     expected = target in values or -target in values
     answer = solve(nums, target)
-    assert (answer is not None) == expected == solvable(nums, target)
+    assert (answer is not None) == expected == solvable(Problem(tuple(nums), target))
     if answer is not None:
         assert check_answer(answer, nums, target) is None
 
@@ -89,7 +90,7 @@ def test_signed_sums_by_all_choices(nums: list[int], target: int) -> None:
         sum(sign * number for sign, number in zip(signs, nums, strict=True))
         for signs in product((1, -1), repeat=len(nums))
     }
-    assert needs_multiplication_or_division(nums, target) == (target not in sums)
+    assert needs_multiplication_or_division(Problem(tuple(nums), target)) == (target not in sums)
 
 
 @pytest.mark.parametrize("count", range(1, 7))
@@ -152,7 +153,7 @@ HARD = [((71, 73, 79, 83, 89, 97, 41, 43), 999_999_937), ((3, 7, 13, 29, 31, 97,
 @pytest.mark.parametrize(("nums", "target"), HARD)
 @pytest.mark.parametrize("steps", [0, 10, MAX_STEPS])
 def test_a_search_takes_no_more_steps_than_it_may(nums: tuple[int, ...], target: int, steps: int) -> None:
-    assert solvable(nums, target, steps) is None
+    assert solvable(Problem(nums, target), steps) is None
     work = Work(steps)
     with pytest.raises(OutOfWork):
         solve(nums, target, work)
@@ -165,7 +166,7 @@ def test_every_problem_of_five_numbers_is_decided_within_the_limit() -> None:
     for _ in range(6):
         nums = [rng.randrange(1, 100) for _ in range(5)]
         target = rng.choice([rng.randrange(10, 1000), 999_983])
-        found = solvable(nums, target)
+        found = solvable(Problem(tuple(nums), target))
         assert found is not None
         assert found == (solve(nums, target) is not None)
 
@@ -174,7 +175,7 @@ def test_long_problems_that_are_like_those_of_the_data_are_decided_within_the_li
     rng = Random(8)
     for _ in range(20):
         nums = [rng.randrange(1, 100) for _ in range(rng.choice([7, 8]))]
-        assert solvable(nums, rng.randrange(10, 1000)) is True
+        assert solvable(Problem(tuple(nums), rng.randrange(10, 1000))) is True
 
 
 def test_more_numbers_and_zeros() -> None:
@@ -192,4 +193,4 @@ def test_more_numbers_and_zeros() -> None:
     assert solve([5], 6) is None
     assert solve([1, 1, 1, 1, 1], 1000) is None
     assert not solvable_by_generator_rule([3, 3, 8, 8], 24)
-    assert solvable([3, 3, 8, 8], 24)
+    assert solvable(Problem((3, 3, 8, 8), 24))

@@ -123,10 +123,10 @@ def test_the_error_of_an_unknown_source_has_a_fix(source: str, monkeypatch: pyte
 def test_score_line() -> None:
     line = json.dumps({"completion": GOOD, "nums": [44, 19, 35], "target": 98})
     verdict = {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "reason": "correct"}
-    assert score_line(line) == verdict
-    assert list(score_line(line)) == list(verdict)
+    assert score_line(line.encode()) == verdict
+    assert list(score_line(line.encode())) == list(verdict)
     hostile = '{"completion": "\\ud800</think>\\n<answer>\\u0000</answer>", "nums": [1], "target": 1}'
-    assert score_line(hostile)["reason"] == r"unexpected character '\x00'"
+    assert score_line(hostile.encode())["reason"] == r"unexpected character '\x00'"
 
 
 @pytest.mark.parametrize(
@@ -144,15 +144,15 @@ def test_score_line() -> None:
 )
 def test_a_malformed_line_is_named(line: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        score_line(line, "f:3")
+        score_line(line.encode(), "f:3")
 
 
 @given(st.text())
 def test_any_line_is_judged_or_refused(line: str) -> None:
     with pytest.raises(DataError):
-        score_line(line)
+        score_line(line.encode())
     row = json.dumps({"completion": line, "nums": [1, 2], "target": 3})
-    assert json.loads(json.dumps(score_line(row)))["equation"] in (0, 1)
+    assert json.loads(json.dumps(score_line(row.encode())))["equation"] in (0, 1)
 
 
 def test_the_seam_imports_nothing_heavy() -> None:

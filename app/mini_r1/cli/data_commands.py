@@ -18,7 +18,7 @@ from mini_r1.disk_errors import named
 from mini_r1.run.files import write_jsonl
 from mini_r1.tasks.countdown.data import inspect, read_problems
 from mini_r1.tasks.countdown.generator import generate
-from mini_r1.tasks.countdown.problem import DataError, Problem
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import score_line
 
 SHOWN_ROWS = 5  # row numbers that are listed of those that were not checked
@@ -41,12 +41,7 @@ def score(
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
                 continue
-            place = f"{name}:{number}"
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
-            print(json.dumps(score_line(line, place)), flush=True)
+            print(json.dumps(score_line(raw, f"{name}:{number}")), flush=True)
 
 
 @data_app.command("generate")

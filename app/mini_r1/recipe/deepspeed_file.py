@@ -1,7 +1,4 @@
-"""DeepSpeed configurations: the shipped ones by name, a user's own by path. No torch, no DeepSpeed.
-
-find_deepspeed("zero3").stage  # 3
-"""
+"""DeepSpeed configurations: the shipped ones by name, a user's own by path. No torch, no DeepSpeed."""
 
 import json
 from dataclasses import dataclass
@@ -19,10 +16,9 @@ RECIPE_DECIDES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradien
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedFile:
-    """One DeepSpeed configuration: its name or path as given, its file and the file's values."""
+    """One DeepSpeed configuration: its name or path as given, and its values."""
 
     name: str
-    path: Path
     values: dict[str, Any]
 
     @property
@@ -62,4 +58,4 @@ def find_deepspeed(name_or_path: str) -> DeepSpeedFile:
     if zero["stage"] == 3 and not zero.get("stage3_gather_16bit_weights_on_model_save"):
         key = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
         raise KitError(f"{place}: set {key}: true, without it a save holds no whole weights")
-    return DeepSpeedFile(name_or_path, path, values)
+    return DeepSpeedFile(name_or_path, values)

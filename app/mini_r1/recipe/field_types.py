@@ -44,17 +44,6 @@ def only(allowed: object, why: str) -> Any:
     return require(lambda value: value == allowed and type(value) is type(allowed), text, BeforeValidator)
 
 
-def renamed(**new_names: str) -> Any:
-    """Return a validator that refuses old names with their new ones."""
-
-    def check(value: object) -> object:
-        if isinstance(value, str) and value in new_names:
-            raise ValueError(f"'{value}' was renamed: write '{new_names[value]}'")
-        return value
-
-    return BeforeValidator(check)
-
-
 def replace_false(word: str) -> BeforeValidator:
     """Return a validator that reads false as a word: YAML 1.1 reads an unquoted `no` or `off` as false."""
     return BeforeValidator(lambda value: word if value is False else value)
@@ -72,10 +61,10 @@ def _number(value: object) -> object:
 
 
 def _flag(value: object) -> object:
-    word = value.lower() if isinstance(value, str) else value
-    if isinstance(value, bool) or word in _TRUE + _FALSE:
-        return value if isinstance(value, bool) else word in _TRUE
-    raise ValueError("must be true or false")
+    word = str(value).lower()
+    if not isinstance(value, bool | str) or word not in _TRUE + _FALSE:
+        raise ValueError("must be true or false")
+    return word in _TRUE
 
 
 def _trackers(value: object) -> object:
@@ -139,11 +128,7 @@ DataSource = Annotated[
 ]
 HubId = Annotated[Text, require(HUB_ID.fullmatch, "must be a hub id (owner/name)")]
 Device = Annotated[
-    Text,
-    BeforeValidator(
-        lambda value: f"cuda:{value}" if isinstance(value, int) and not isinstance(value, bool) else value,
-        json_schema_input_type=int | str,
-    ),
+    str, Field(coerce_numbers_to_str=True), BeforeValidator(lambda value: value, json_schema_input_type=int | str)
 ]
 TextList = Annotated[
     list[Text],
@@ -166,18 +151,12 @@ Operators = Annotated[
     ),
 ]
 SaveStrategy = Annotated[Literal["steps", "no"], replace_false("no")]
-NO_EPOCH = "must not be epoch: most runs end within one pass over the data; write steps and eval_steps"
-EvalStrategy = Annotated[
-    Literal["no", "steps"], replace_false("no"), require(lambda value: value != "epoch", NO_EPOCH, BeforeValidator)
-]
+EvalStrategy = Annotated[Literal["no", "steps"], replace_false("no")]
 Action = Annotated[Literal["off", "warn", "stop"], replace_false("off")]
-Scoring = Annotated[Literal["kit", "original"], renamed(seed="original")]
 if TYPE_CHECKING:
     RewardName = str
 else:  # the game's registry is the only list of rewards
-    RewardName = Annotated[
-        Literal[REWARD_NAMES], renamed(format_seed="format_original", equation_seed="equation_original")
-    ]
+    RewardName = Literal[REWARD_NAMES]
 Rewards = Annotated[
     dict[RewardName, Number],
     require(lambda weights: any(weights.values()), "at least one reward needs a weight other than 0"),

@@ -2,8 +2,6 @@
 
 Defaults are those of TRL 0.14.0 and transformers 4.48.1 unless the docstring names another. No torch: planning, scoring
 and `--help` load this on a laptop. recipe_file.py reads files, reference.py writes docs/recipe.md from the docstrings.
-
-    Recipe(model_name_or_path="builtin:demo", max_steps=10)
 """
 
 from __future__ import annotations
@@ -80,7 +78,7 @@ class Recipe(BaseModel):
     # Task
     prompt_style: Literal["script", "notebook"] = "script"
     """Which of the original's two user messages to use. Its published recipe used the script's."""
-    scoring: types.Scoring = "kit"
+    scoring: Literal["kit", "original"] = "kit"
     """`kit`: the exact scorer. `original`: the original's, errors included. The logs have the verdicts of both."""
     rewards: types.Rewards | None = None
     """Weight of each reward in the sum; null: format 1 and equation 1, as in the original."""
@@ -149,7 +147,7 @@ class Recipe(BaseModel):
     use_vllm: types.Flag = False
     """Generate with vLLM on the last device; false: with transformers on the training devices."""
     vllm_device: types.Device = "auto"
-    """Ignored, accepted for old files: the launcher chooses the device. A number becomes `cuda:N`."""
+    """Ignored, accepted for old files: the launcher chooses the device."""
     vllm_gpu_memory_utilization: Annotated[types.Positive, Field(le=1)] = 0.9
     """Share of its device's memory that vLLM takes; TRL's default."""
 
@@ -262,11 +260,9 @@ class Recipe(BaseModel):
             text = "flash_attention_2 computes in 16 bits only: set bf16: true or torch_dtype: bfloat16, or sdpa"
             yield "attn_implementation torch_dtype bf16 fp16", text
         if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
-            text = "checkpoints are pickles and are not published: set hub_strategy to every_save or end"
-            yield "hub_strategy push_to_hub", text
+            yield "hub_strategy push_to_hub", "pickled checkpoints are not published: set every_save or end"
         if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            text = "reduce_lr_on_plateau follows a loss on held-out data, which GRPO does not have: choose cosine"
-            yield "lr_scheduler_type", text
+            yield "lr_scheduler_type", "GRPO has no held-out loss for reduce_lr_on_plateau: choose cosine"
         needed = REQUIRED_ARGUMENTS.get(self.lr_scheduler_type, ())
         if needed and not any(names <= set(self.lr_scheduler_kwargs or {}) for names in needed):
             names = " or ".join(" and ".join(sorted(names)) for names in needed)
@@ -275,8 +271,7 @@ class Recipe(BaseModel):
         if 0 < self.max_steps < self.warmup_steps:
             yield "warmup_steps max_steps", f"the warm-up is longer than the run: at most {self.max_steps} steps"
         if self.generator and self.dataset_id_or_path != GENERATED:
-            text = f"a generator is used with dataset_id_or_path: {GENERATED} only: set that, or take it out"
-            yield "generator dataset_id_or_path", text
+            yield "generator dataset_id_or_path", f"needs dataset_id_or_path: {GENERATED}: set that, or take it out"
         if self.dataset_id_or_path == GENERATED and self.dataset_rows is None:
             yield "dataset_rows dataset_id_or_path", "generated data has no end: set the number of rows"
         if self.eval_strategy == "steps" and self.test_fraction == 0:
@@ -291,8 +286,7 @@ class Recipe(BaseModel):
             key = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
             yield f"{key} use_peft", "quantized weights cannot be trained themselves: set use_peft: true"
         if self.warm_start and self.built_in is None:
-            text = f"a warm start is for {' and '.join(BUILTIN_MODELS)} only: take it out"
-            yield "warm_start model_name_or_path", text
+            yield "warm_start model_name_or_path", f"is for {' and '.join(BUILTIN_MODELS)} only: take it out"
         for name in DEFAULT_REWARDS if self.scoring == "original" else ():
             if {name, f"{name}_original"} <= set(self.rewards or {}):
                 text = f"under scoring: original '{name}' means '{name}_original': name one of the two"

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML, composer, constructor, error, events, nodes, reade
 
 from mini_r1.errors import KitError
 from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
-from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, unknown_key
+from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, foreign_keys, unknown_key
 from mini_r1.recipe.shipped_files import shipped_files
 from mini_r1.values import describe_value, read_limited
 
@@ -345,6 +345,9 @@ def _describe_error(detail: ErrorDetails) -> str:
     if kind in ("value_error", "cross_check"):
         return str(context.get("error", context.get("text")))
     if kind == "literal_error":
+        answers = foreign_keys()["values"].get(path[0], {})
+        if isinstance(value, str) and value in answers:
+            return f"'{value}' {answers[value]}"
         allowed = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
         guess = did_you_mean(value[:60], allowed) if isinstance(value, str) else ""
         return f"must be one of {', '.join(allowed)}, not {describe_value(value)}{guess}"

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mini_r1.recipe.fields import NESTED, Recipe
-from mini_r1.recipe.keys import REFUSED_KEYS
+from mini_r1.recipe.keys import foreign_keys
 from mini_r1.recipe.recipe_file import dump_yaml
 
 SECTIONS = {
@@ -97,7 +97,7 @@ def recipe_reference() -> str:
         rows = [row for _, row in _rows(model)]
         lines += ["", f"## Keys of `{key}`", "", str(model.__doc__), *TABLE, *rows]
     lines += ["", "## Refused keys", "", "| key | why |", "| --- | --- |"]
-    lines += [f"| `{key}` | {why} |" for key, why in REFUSED_KEYS.items()]
+    lines += [f"| `{key}` | {why} |" for key, why in foreign_keys()["answers"].items()]
     return "\n".join(lines) + "\n"
 
 

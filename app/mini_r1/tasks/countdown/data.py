@@ -1,13 +1,11 @@
 """Read, fetch, split and describe problems. A wrong row is an error that names its place; none is dropped."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
-from .problem import DataError, Problem, parse_problem
+from .problem import DataError, Problem, parse_json, parse_problem
 from .solver import needs_multiplication_or_division, solvable
 
 HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
@@ -116,12 +114,8 @@ def split(
 
     Keys are ranked by a seeded hash and the first `fraction` of them is held out, so the split depends only on the set
     of keys and the random seed, not on the order of rows or the Python version. Both parts keep the order of rows.
-
-    Args:
-        problems: duplicates are allowed.
-        fraction: 0 <= fraction < 1; with two keys and a fraction > 0, at least one is on each side.
-        seed: random seed.
-        by: `key`, (sorted numbers, target), or `numbers`, the sorted numbers with any target.
+    A key is (sorted numbers, target), or with `by` `numbers` the sorted numbers alone. With two keys and a fraction
+    > 0, at least one is on each side.
     """
     keys: list[object] = [problem.key if by == "key" else problem.numbers_key for problem in problems]
     distinct = set(keys)
@@ -149,10 +143,7 @@ def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambd
     facts: dict[tuple[tuple[int, ...], int], tuple[bool | None, bool]] = {}
     for row, problem in enumerate(problems, start=1):
         if problem.key not in facts:
-            facts[problem.key] = (
-                solvable(problem.nums, problem.target),
-                needs_multiplication_or_division(problem.nums, problem.target),
-            )
+            facts[problem.key] = solvable(problem), needs_multiplication_or_division(problem)
         progress(row)
 
     def shares(rows: Sequence[Problem]) -> dict[str, object]:
@@ -190,25 +181,16 @@ def _jsonl(file: Path) -> Iterator[Problem]:
         if not raw.strip():
             raise DataError(f"{place}: the line is empty")
         hint = "; the last line does not end in a newline: is the file cut off?"
-        row = _load(raw, place, " of the line", "" if complete or number < len(lines) else hint)
+        row = parse_json(raw, place, "" if complete or number < len(lines) else hint)
         yield parse_problem(row, place)
 
 
 def _json(file: Path) -> Iterator[Problem]:
-    rows = _load(file.read_bytes(), str(file))
+    rows = parse_json(file.read_bytes(), str(file))
     if not isinstance(rows, list):
         raise DataError(f"{file}: a .json file must hold one array of rows; one row a line is .jsonl")
     for number, row in enumerate(rows, start=1):
         yield parse_problem(row, f"{file}: row {number}")
-
-
-def _load(raw: bytes, place: str, of: str = "", hint: str = "") -> Any:
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not valid UTF-8 (byte {error.start}{of})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON ({error}){hint}") from error
 
 
 def _parquet(file: Path) -> Iterator[Problem]:

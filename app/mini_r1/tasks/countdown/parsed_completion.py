@@ -19,7 +19,6 @@ class ParsedCompletion:
     text: str
     problem: Problem
     thought: str  # the text before the first `</think>`; all of it when the thought never ends
-    thought_ends: bool
     first_block: int | None
     """Start of the text of the answer block after the thought; None when the format is broken before it."""
     format_error: str | None
@@ -33,14 +32,12 @@ class ParsedCompletion:
 def parse_completion(text: str, problem: Problem) -> ParsedCompletion:
     """Take the model's text after the prefill apart, and check its answer."""
     end = text.find(END_THINK)
-    first_block, format_error = _first_block(text, end)
-    if first_block is not None:
-        format_error = _block_error(text, first_block)
+    first_block, format_error = _check_format(text, end)
     answer, equation_error = last_answer(text)
     if answer is not None:
         equation_error = check_answer(answer, problem.nums, problem.target)
     thought = text if end < 0 else text[:end]
-    return ParsedCompletion(text, problem, thought, end >= 0, first_block, format_error, answer, equation_error)
+    return ParsedCompletion(text, problem, thought, first_block, format_error, answer, equation_error)
 
 
 def last_answer(text: str) -> tuple[str | None, str | None]:
@@ -56,7 +53,8 @@ def last_answer(text: str) -> tuple[str | None, str | None]:
     return text[start : text.find(END_ANSWER, start)], None
 
 
-def _first_block(text: str, end_of_thought: int) -> tuple[int | None, str | None]:
+def _check_format(text: str, end_of_thought: int) -> tuple[int | None, str | None]:
+    """Return `first_block` and `format_error`."""
     if end_of_thought < 0:
         return None, "no </think>"
     if text.find(THINK, 0, end_of_thought) >= 0:
@@ -64,13 +62,10 @@ def _first_block(text: str, end_of_thought: int) -> tuple[int | None, str | None
     start = end_of_thought + len(END_THINK)
     if not text.startswith("\n" + ANSWER, start):
         return None, "</think> is not followed by one newline and <answer>"
-    return start + 1 + len(ANSWER), None
-
-
-def _block_error(text: str, start: int) -> str | None:
+    start += 1 + len(ANSWER)
     end = text.find(END_ANSWER, start)
     if end < 0:
-        return "no </answer>"
+        return start, "no </answer>"
     if text.find(ANSWER, start) >= 0 or text.find(END_ANSWER, end + 1) >= 0:
-        return "more than one answer block"
-    return None if end + len(END_ANSWER) == len(text) else "text after </answer>"
+        return start, "more than one answer block"
+    return start, None if end + len(END_ANSWER) == len(text) else "text after </answer>"

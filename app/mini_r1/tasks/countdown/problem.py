@@ -1,7 +1,9 @@
 """One Countdown problem, and the check that makes one of a row from outside."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mini_r1.errors import KitError
 from mini_r1.values import describe_value
@@ -34,6 +36,16 @@ class Problem:
     def numbers_key(self) -> tuple[int, ...]:
         """The sorted numbers alone: equal also for problems that differ in the target."""
         return tuple(sorted(self.nums))
+
+
+def parse_json(raw: bytes, place: str, hint: str = "") -> Any:
+    """Return the value of a JSON text, or raise a DataError that names `place` and ends with `hint`."""
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not valid JSON ({error}){hint}") from error
 
 
 def parse_problem(row: object, place: str) -> Problem:

@@ -4,7 +4,6 @@ To add a reward, write a function of a `ParsedCompletion` and put `@reward("its_
 with a weight. Keep it linear in the length of the completion, and let no text raise.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import Any
 from . import original_scoring
 from .calculations import ThoughtLine, thought_lines
 from .expression import whole_value
-from .parsed_completion import ParsedCompletion, parse_completion
-from .problem import DataError, Problem, parse_problem
+from .parsed_completion import END_THINK, ParsedCompletion, parse_completion
+from .problem import DataError, Problem, parse_json, parse_problem
 from .style import Style, classify_style, count_reflections
 
 RewardFunction = Callable[[ParsedCompletion], float]
@@ -111,7 +110,7 @@ def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdi
     return Verdict(parsed, {name: REWARDS[name](parsed) for name in dict.fromkeys((*VERDICTS, *names))})
 
 
-def score_line(line: str, place: str = "input") -> dict[str, float | str]:
+def score_line(line: bytes, place: str = "input") -> dict[str, float | str]:
     """Judge the completion in one line of JSONL, as `mini-r1 score` does; return VERDICTS and "reason".
 
     The line is `{"completion": str, "nums": [int, ...], "target": int}`; other keys are ignored.
@@ -119,10 +118,7 @@ def score_line(line: str, place: str = "input") -> dict[str, float | str]:
     Raises:
         DataError: for anything else, naming the `place` of the line, such as `completions.jsonl:3`.
     """
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON ({error})") from error
+    row = parse_json(line, place)
     problem = parse_problem(row, place)
     if not isinstance(row.get("completion"), str):
         raise DataError(f"{place}: 'completion' {'must be a string' if 'completion' in row else 'is missing'}")
@@ -173,7 +169,7 @@ def words_reward(completion: ParsedCompletion) -> float:
 
     A thought that never ends earns nothing: else the reward would pay for running into the length limit.
     """
-    if not completion.thought_ends:
+    if END_THINK not in completion.text:
         return 0.0
     return min(1.0, len(completion.thought.split()) / (WORDS_PER_NUMBER * len(completion.problem.nums)))
 

@@ -10,6 +10,7 @@ from itertools import combinations
 from math import gcd
 
 from .generator_rule import OutOfWork, Work, solvable_by_generator_rule, splits
+from .problem import Problem
 
 Rational = tuple[int, int]
 """(numerator, denominator) in lowest terms, denominator > 0; several times faster here than Fraction."""
@@ -18,9 +19,10 @@ MAX_STEPS = 50_000
 and 7 or 8 with a solution some hundreds, unless it is by fractions."""
 
 
-def solvable(nums: Sequence[int], target: int, max_steps: int = MAX_STEPS) -> bool | None:
+def solvable(problem: Problem, max_steps: int = MAX_STEPS) -> bool | None:
     """Return whether some answer passes `check_answer`; None when the search takes more than `max_steps`."""
-    if not needs_multiplication_or_division(nums, target):
+    nums, target = problem.nums, problem.target
+    if not needs_multiplication_or_division(problem):
         return True
     work = Work(max_steps)
     try:  # the generator's rule is far cheaper than the search and settles most problems
@@ -58,9 +60,9 @@ def signed_sums(nums: Sequence[int]) -> list[int]:
     return list(sums)
 
 
-def needs_multiplication_or_division(nums: Sequence[int], target: int) -> bool:
+def needs_multiplication_or_division(problem: Problem) -> bool:
     """Return whether addition and subtraction alone do not reach the target."""
-    return abs(target) not in signed_sums(nums)
+    return abs(problem.target) not in signed_sums(problem.nums)
 
 
 def _search(nums: tuple[int, ...], target: Rational, work: Work) -> str | None:

@@ -15,7 +15,7 @@ from .generator_rule import OutOfWork, Work
 from .problem import DataError, Problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, Verdict, fold_reason, judge
-from .solver import signed_sums
+from .solver import signed_sums, solvable
 from .style import REFLECTION_PATTERN
 from .worked_solution import Working, work_out
 
@@ -43,11 +43,6 @@ class TaskData:
     `seed`, `test_fraction`, `split_by`, `generator`, `train_rows`, `held_out_rows`; None when it does not apply."""
 
 
-def solvable(problem: Problem) -> bool | None:
-    """Return whether the problem has a solution; None when that takes too long to tell. See `solver.solvable`."""
-    return solver.solvable(problem.nums, problem.target)
-
-
 def solve(problem: Problem) -> str | None:
     """Return an exact answer, None when none was found; `solvable` tells whether there is none."""
     try:
@@ -62,7 +57,7 @@ OPERATOR_STRATA = {"add_subtract_suffice": "+ and - suffice", "needs_multiply_or
 
 def strata(problem: Problem) -> dict[str, str]:
     """Return the groups that success is reported by: how many numbers, and a key of OPERATOR_STRATA."""
-    needs = solver.needs_multiplication_or_division(problem.nums, problem.target)
+    needs = solver.needs_multiplication_or_division(problem)
     return {"numbers": str(len(problem.nums)), "operators": list(OPERATOR_STRATA)[needs]}
 
 
