@@ -68,4 +68,5 @@ def describe_value(value: object) -> str:
         return str(value) if value.bit_length() <= 64 else f"a number of {value.bit_length()} bits"
     if isinstance(value, str):
         return repr(value) if len(value) <= 40 else f"{value[:40]!r}..."
-    return {dict: "a mapping", list: "a list"}.get(type(value), f"a value of type {type(value).__name__}")
+    kind = type(value).__name__
+    return {"dict": "a mapping", "list": "a list"}.get(kind, f"a value of type {kind}")
