@@ -51,7 +51,7 @@ def build_tokenizer(kind: BuiltinModel = DEMO) -> PreTrainedTokenizerFast:
     # Longest first: an alternation takes the first branch that matches. A number is read as one or two digits.
     longest_first = sorted([*phrases(), *WORKING], key=lambda word: (-len(word), word))
     number = "[0-9]" if kind.digits else "[1-9]?[0-9]"
-    pattern = "|".join([*(_escape(word) for word in longest_first), number, "[\\s\\S]"])
+    pattern = "|".join([*map(re.escape, longest_first), number, "[\\s\\S]"])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
@@ -67,11 +67,6 @@ def build_tokenizer(kind: BuiltinModel = DEMO) -> PreTrainedTokenizerFast:
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
-
-
-def _escape(text: str) -> str:
-    """Escape for the tokenizer's regular expressions (Oniguruma): their special characters are ASCII punctuation."""
-    return "".join(f"\\{c}" if c in string.punctuation else c for c in text)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int, kind: BuiltinModel = DEMO) -> Qwen2ForCausalLM:
