@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from mini_r1.evaluation.measures import EvaluatedAnswer
-from mini_r1.evaluation.search import Game, Solver, compare, solvers, success_at_tries
+from mini_r1.evaluation.search import Solver, compare, solvers, success_at_tries
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 from mini_r1.tasks.countdown import task
@@ -36,16 +36,16 @@ CAPS = {"demo": (5, 10), "generated": (30,)}
 SAMPLES = 2
 
 
-def sets() -> dict[str, tuple[list[task.Problem], Game]]:
+def sets() -> dict[str, tuple[list[task.Problem], GeneratorSpec]]:
     """Problems, and what the random solver may try on them."""
     recipe = load_recipe(find_recipe("demo-cpu"))
     rule = recipe.generator
     assert rule is not None
     held_out = list({problem.key: problem for problem in load_task_data(recipe).held_out}.values())
     return {
-        "demo": (held_out, Game(rule.operators, rule.max_intermediate)),
-        "generated": (list(generate(1000, 0, GeneratorSpec())), Game()),
-        "hub rows": (read_problems(HUB_ROWS), Game()),
+        "demo": (held_out, GeneratorSpec(operators=rule.operators, max_intermediate=rule.max_intermediate)),
+        "generated": (list(generate(1000, 0, GeneratorSpec())), GeneratorSpec()),
+        "hub rows": (read_problems(HUB_ROWS), GeneratorSpec()),
     }
 
 
@@ -58,14 +58,14 @@ def levels(problems: list[task.Problem], solver: Solver) -> dict[str, float]:
     return {key: sum(level[key] for level in found) / len(found) for key in found[0]}
 
 
-def as_a_model(problems: list[task.Problem], game: Game, cap: int) -> dict[str, Any]:
+def as_a_model(problems: list[task.Problem], game: GeneratorSpec, cap: int) -> dict[str, Any]:
     """The random solver in the place of the model, with at most `cap` tries."""
     rng, sampled, matched = random.Random(1), [], 0
     for problem in problems:
         answers = []
         for _ in range(SAMPLES):
             lines, last = [], None
-            for last in task.draw_chains(problem, game.operators, game.max_value, rng):
+            for last in task.draw_chains(problem, game.operators, game.max_intermediate, rng):
                 lines.append(working(last))
                 if last.values[-1] == problem.target or len(lines) == cap:
                     break
@@ -73,7 +73,7 @@ def as_a_model(problems: list[task.Problem], game: Game, cap: int) -> dict[str, 
             thought = "\n".join(lines)
             verdict = task.judge(f"{thought}\n</think>\n<answer>{text}</answer>", problem)
             answers.append(EvaluatedAnswer(verdict, 0, False))
-            other = task.draw_chains(problem, game.operators, game.max_value, rng)
+            other = task.draw_chains(problem, game.operators, game.max_intermediate, rng)
             matched += any(chain.values[-1] == problem.target for chain, _ in zip(other, lines, strict=False))
         sampled.append(answers)
     found = compare(sampled, solvers(game)["random_solver"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -207,8 +208,12 @@ def test_a_run_that_cannot_be_written_is_refused_before_a_model_is_loaded(
     with pytest.raises(KitError, match=r"cannot write .*/evaluation: File exists.* measure a snapshot as a model"):
         evaluate()
     run.evaluation.unlink()
-    monkeypatch.setattr(measuring.os, "access", lambda path, mode: False)  # stand-in for a read-only mount
-    with pytest.raises(KitError, match="cannot write .*read-only"):
+
+    def read_only(dir: Path) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(measuring, "TemporaryFile", read_only)  # stand-in for a read-only mount
+    with pytest.raises(KitError, match=r"cannot write .*: Read-only file system\. Give this user"):
         evaluate()
 
 

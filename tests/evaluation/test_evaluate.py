@@ -10,7 +10,6 @@ import pytest
 import torch
 from mini_r1.evaluation.evaluate import Evaluation, measure
 from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure
-from mini_r1.evaluation.search import Game
 from mini_r1.generation.completers import BATCH_ROWS, TransformersCompleter
 from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.tasks.countdown import task
@@ -60,7 +59,7 @@ def test_figures_by_hand() -> None:
         temperature=0.9,
         seconds=1.23,
     )
-    figures = evaluation.to_json()
+    figures = evaluation.to_json(task.GeneratorSpec())
     assert list(figures) == [
         "problems", "samples", "temperature", "greedy", "greedy_ci95", "sampled", "ci95", "pass_at_k", "by_size",
         "by_operators", "format", "tries", "completion_tokens", "truncated", "failures", "reasons", "baselines",
@@ -117,7 +116,9 @@ def test_the_random_solver_follows_the_rule_of_the_game() -> None:
     problem = task.Problem((2, 3), 6)
     rows = [answer(problem, "</think>")]
     for operators, share, every in (("+-*", 2 / 5, 1.0), ("+-", 0.0, 0.0)):
-        figures = Evaluation(rows, [rows], 1.0, 0.0).to_json(Game(operators))["baselines"]["random_solver"]
+        figures = Evaluation(rows, [rows], 1.0, 0.0).to_json(task.GeneratorSpec(operators=operators))["baselines"][
+            "random_solver"
+        ]
         assert figures["success_at_tries"]["1"] == pytest.approx(share, abs=0.07)
         assert figures["success_at_tries"]["4"] == every  # there are three results
         assert figures["expected"] == pytest.approx(share, abs=1e-3)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from mini_r1.evaluation.measures import EvaluatedAnswer
 from mini_r1.evaluation.search import (
-    Game,
     Solver,
     Weights,
     compare,
@@ -26,7 +25,7 @@ from mini_r1.training.traces import answer as expression
 from mini_r1.training.traces import draw_tries, result_weights, working
 
 DEMONSTRATOR = BUILTIN_MODELS[SCRATCH_MODEL].demonstrator
-GAME = Game("+-*/", 100)
+GAME = task.GeneratorSpec(max_intermediate=100)
 PROBLEMS = list(generate(250, 5, GeneratorSpec()))
 SAMPLES = 4
 
@@ -37,7 +36,7 @@ Try = tuple[str, str, int]
 
 
 def chains(problem: task.Problem, rng: random.Random) -> Iterator[Try]:
-    for chain in task.draw_chains(problem, GAME.operators, GAME.max_value, rng):
+    for chain in task.draw_chains(problem, GAME.operators, GAME.max_intermediate, rng):
         yield working(chain), expression(chain), chain.values[-1]
 
 
@@ -214,6 +213,6 @@ def test_problems_with_too_many_results_are_left_out_and_counted() -> None:
     large = task.Problem((3, 7, 25, 50, 75, 100, 9, 81), 1)
     small = PROBLEMS[0]
     rows = [[EvaluatedAnswer(task.judge("</think>", problem), 9, False)] for problem in (small, large)]
-    game = Game("+-*/", None)
+    game = task.GeneratorSpec()
     assert search_baselines(rows, game)["random_solver"]["problems"] == 1
     assert set(search_baselines(rows[1:], game)) == {"signed_sums"}

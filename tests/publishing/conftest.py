@@ -39,7 +39,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def publish(
     run: RunDir, repo: str = "anna/first", wanted: str | None = None, *, public: bool = False
-) -> publishing.Published:
+) -> publishing.PublishPlan:
     """Publish without waiting between two attempts."""
     return publishing.publish(run.path, repo, wanted, public=public, report=progress.append)
 
@@ -58,6 +58,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WritableHub]:
 
     with WritableHub({TOKEN: "anna"}, readers=("hf_reads",)) as serving:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setattr(constants, "ENDPOINT", serving.address)
         template = serving.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)

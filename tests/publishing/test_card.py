@@ -11,9 +11,10 @@ from huggingface_hub import ModelCard
 from mini_r1.console import as_markdown
 from mini_r1.hub import branch_contents
 from mini_r1.hub.branch_contents import EXAMPLE, Base
-from mini_r1.hub.card_figures import Figure
+from mini_r1.hub.card_figures import CURVE
 from mini_r1.hub.model_card import card
 from mini_r1.recipe.fields import Recipe
+from mini_r1.run.reader import Evaluated
 from tensorboard.plugin_util import markdown_to_safe_html
 
 FULL = {
@@ -45,7 +46,11 @@ FULL = {
 HUB_BASE = Base("Qwen/Qwen2.5-3B-Instruct", "a" * 40, "Qwen/Qwen2.5-3B-Instruct", {"license": "other"})
 
 
-def made(figure: Figure | None = None, base: Base = HUB_BASE, **changes: Any) -> str:
+def figures(values: dict[str, Any]) -> Evaluated:
+    return Evaluated("step-4.json", 4, 500, "", values)
+
+
+def made(measured: Evaluated | None = None, base: Base = HUB_BASE, **changes: Any) -> str:
     values: dict[str, Any] = {
         "repo": "anna/first",
         "step": 4,
@@ -53,7 +58,7 @@ def made(figure: Figure | None = None, base: Base = HUB_BASE, **changes: Any) ->
         "recipe": Recipe(model_name_or_path=base.name or "builtin:demo", learning_rate=5e-7),
         "base": base,
         "record": {"data": {"train_rows": 45_000, "held_out_rows": 5_000, "revision": "b" * 40, "split_by": "key"}},
-        "figure": figure,
+        "measured": measured,
         "branches": (2, 4),
         "example": EXAMPLE,
     }
@@ -61,7 +66,7 @@ def made(figure: Figure | None = None, base: Base = HUB_BASE, **changes: Any) ->
 
 
 def test_every_figure_has_its_interval() -> None:
-    text = made(Figure(4, 0.554, "evaluation/step-4.json", 500, FULL))
+    text = made(figures(FULL))
     for line in (
         "| all | 500 | 61.0% (57.0% - 65.0%) | 55.4% (52.0% - 59.0%) |",
         "| 3 numbers | 250 | 82.0% | 80.0% (75.0% - 85.0%) |",
@@ -82,7 +87,7 @@ def test_every_figure_has_its_interval() -> None:
     ):
         assert line in text, line
     assert "slightly too high" not in text
-    assert "slightly too high" in made(Figure(4, 0.554, "", 500, FULL), is_best=True)
+    assert "slightly too high" in made(figures(FULL), is_best=True)
 
 
 def recipe_of(**values: Any) -> Recipe:
@@ -119,17 +124,17 @@ def test_only_changed_keys_of_the_recipe_are_shown() -> None:
 
 def test_no_missing_row_or_interval_is_mentioned() -> None:
     plain_figures = {"problems": 40, "sampled": 0.5}
-    for figure in (None, Figure(4, 0.5, "", 40, plain_figures)):
-        text = made(figure)
+    for measured in (None, figures(plain_figures)):
+        text = made(measured)
         assert "see the row" not in text
         assert "Intervals are" not in text
-    full = made(Figure(4, 0.5, "", 500, FULL))
+    full = made(figures(FULL))
     assert "see the row 'needs × or ÷'" in full
     assert "Intervals are 95 %" in full
 
 
 def test_huggingface_hub_reads_the_metadata() -> None:
-    data = ModelCard(made(Figure(4, 0.554, "evaluation/step-4.json", 500, FULL))).data
+    data = ModelCard(made(figures(FULL))).data
     assert (data.base_model, data.datasets, data.license) == (
         "Qwen/Qwen2.5-3B-Instruct", ["Jiayi-Pan/Countdown-Tasks-3to4"], "other"
     )  # fmt: skip
@@ -139,14 +144,14 @@ def test_huggingface_hub_reads_the_metadata() -> None:
 
 
 @pytest.mark.parametrize(
-    "missing", [None, Figure(4, 0.25, "the run's own curve", 20), Figure(4, 0.5, "", None, {"by": 3})]
+    "missing", [None, Evaluated(CURVE, 4, 20, "", {"sampled": 0.25}), figures({"sampled": 0.5, "by": 3})]
 )
-def test_a_missing_measurement_is_reported(missing: Figure | None) -> None:
+def test_a_missing_measurement_is_reported(missing: Evaluated | None) -> None:
     text = made(missing, record={})
     if missing is None:
         assert "Not measured at step 4." in text
         assert "model-index" not in text
-    elif not missing.evaluation:
+    elif missing.file == CURVE:
         assert "25.0% of 20 held-out problems, one sampled answer each" in text
         assert "without an interval" in text
     assert "nan" not in text.lower()
@@ -172,7 +177,7 @@ def test_the_licence_is_that_of_the_base_or_reported_as_unknown() -> None:
 )
 def test_text_from_a_run_stays_text(text: str) -> None:
     values = {**FULL, "failures": {text: 3}, "provenance": {"selection": text}, "baselines": {text: {"sampled": 0.1}}}
-    shown = markdown_to_safe_html(made(Figure(4, 0.5, "", 500, values)).split("---", 2)[2])
+    shown = markdown_to_safe_html(made(figures(values)).split("---", 2)[2])
     for mark in ("<script", "<b>", 'javascript:y"', "<img", "<h1>c", "\x1b"):
         assert mark not in shown.replace("<h1>first", "")
     assert markdown_to_safe_html(as_markdown(text)).count("<") <= 2  # a paragraph

@@ -39,7 +39,7 @@ def test_the_highest_evaluation_is_the_best(run: RunDir) -> None:
     curve(run, s2=0.9, s4=0.1)
     best = card_figures.best(run, STEPS)
     assert best is not None
-    assert (best.step, best.success, best.source) == (4, 0.6, "evaluation/step-4.json")
+    assert (best.step, best.figure("sampled"), best.file) == (4, 0.6, "step-4.json")
 
 
 def test_the_earlier_of_two_equal_ones_is_the_best(run: RunDir) -> None:
@@ -69,7 +69,7 @@ def test_without_evaluations_the_runs_own_curve_decides(run: RunDir) -> None:
     curve(run, s2=0.2, s4=0.4, s5=0.8, s6=None)
     best = card_figures.best(run, STEPS)
     assert best is not None
-    assert (best.step, best.source, best.problems) == (4, "the run's own curve", 20)
+    assert (best.step, best.file, best.problems) == (4, card_figures.CURVE, 20)
 
 
 @pytest.mark.parametrize(
@@ -92,38 +92,38 @@ def test_evaluations_are_in_the_order_of_their_steps(run: RunDir) -> None:
         evaluation(run, step, step / 100)
     found = card_figures.evaluations(run)
     assert [figure.step for figure in found] == [2, 9, 10]
-    assert found[0].evaluation["sampled"] == 0.02
+    assert found[0].values["sampled"] == 0.02
 
 
-@pytest.mark.parametrize(("problems", "count"), [(40, 40), (40.0, 40), (None, None), ("40", None)])
-def test_the_number_of_problems_is_optional(run: RunDir, problems: object, count: int | None) -> None:
+@pytest.mark.parametrize(("problems", "count"), [(40, 40), (40.0, 40), (None, 0), ("40", 0)])
+def test_the_number_of_problems_is_optional(run: RunDir, problems: object, count: int) -> None:
     evaluation(run, 2, 0.5, problems=problems)
     curve(run, s4=0.5)
     (own,) = card_figures.evaluations(run)
     assert own.problems == count
-    assert type(own.problems) is type(count)
+    assert type(own.problems) is int
 
 
 def test_the_count_and_the_values_of_a_curve_are_optional(run: RunDir) -> None:
     rows = [{"step": 1, "eval_success": 0.1}, {"step": 2, "eval_problems": 7}, {"step": 3, "eval_success": "0.3"}]
     (run.attempts / "1" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [(figure.step, figure.success, figure.problems) for figure in card_figures.curve(run)] == [(1, 0.1, None)]
+    assert [(each.step, each.values, each.problems) for each in card_figures.curve(run)] == [(1, {"sampled": 0.1}, 0)]
 
 
 def test_the_figure_of_one_step(run: RunDir) -> None:
     evaluation(run, 2, 0.3)
     evaluation(run, 4, 0.6)
     curve(run, s2=0.9, s6=0.1)
-    found = [card_figures.of_step(run, step) for step in (2, 4, 6, 8)]
-    assert [figure and (figure.success, figure.source) for figure in found] == [
-        (0.3, "evaluation/step-2.json"), (0.6, "evaluation/step-4.json"), (0.1, "the run's own curve"), None,
+    found = [card_figures.best(run, [step]) for step in (2, 4, 6, 8)]
+    assert [each and (each.figure("sampled"), each.file) for each in found] == [
+        (0.3, "step-2.json"), (0.6, "step-4.json"), (0.1, card_figures.CURVE), None,
     ]  # fmt: skip
 
 
 def test_the_curve_decides_if_only_other_steps_were_evaluated(run: RunDir) -> None:
     evaluation(run, 8, 0.9)
     curve(run, s2=0.2, s4=0.1)
-    assert [figure.source for figure in card_figures.measured(run, STEPS)] == ["the run's own curve"] * 2
+    assert [each.file for each in card_figures.measured(run, STEPS)] == [card_figures.CURVE] * 2
     assert card_figures.measured(run, [3]) == []
 
 

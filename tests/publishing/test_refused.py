@@ -124,8 +124,6 @@ def test_a_file_with_the_token_in_it_is_not_sent(hub: WritableHub, made_run: Run
 
 
 def test_publishing_offline_is_refused(made_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set" in refusal(made_run()).message

@@ -55,7 +55,7 @@ def test_pushing_without_a_network_is_refused(
     small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     said = refusal(small_recipe(push_to_hub=True), tmp_path / "run")
     assert (
         "push_to_hub is true, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it, or set push_to_hub: false"
@@ -63,7 +63,7 @@ def test_pushing_without_a_network_is_refused(
     )
     assert "hf_planted" not in said
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     said = refusal(small_recipe(push_to_hub=True, use_peft=True), tmp_path / "run")
     assert "which is not on the hub" in said
     assert not (tmp_path / "run").exists()

@@ -57,4 +57,4 @@ def publish(
         print(json.dumps(made.to_dict()) if as_json else printable("\n".join([*made.lines(), "", made.main.card])))
         return
     done = publishing.publish(run, repo, snapshot, public=public, report=progress)
-    print(json.dumps(done.to_dict()) if as_json else done.line())
+    print(json.dumps(done.to_dict()) if as_json else done.sent_line())

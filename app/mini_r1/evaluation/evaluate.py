@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure, count_by_frequency, mean, success
-from mini_r1.evaluation.search import Game, search_baselines
+from mini_r1.evaluation.search import search_baselines
 from mini_r1.generation.completers import Completer
 from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
@@ -17,9 +17,6 @@ EVALUATION_RANK = -1
 
 KEPT_SAMPLES = 4
 """Sampled completions of a problem that are kept as text, besides the greedy one."""
-
-ANY_PROBLEM = Game()
-"""Rule of a random solver for problems of unknown origin."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Evaluation:
             yield greedy.row(step, "greedy")
             yield from (answer.row(step, "sampled") for answer in sampled[:KEPT_SAMPLES])
 
-    def to_json(self, game: Game = ANY_PROBLEM) -> dict[str, Any]:
+    def to_json(self, rule: task.GeneratorSpec) -> dict[str, Any]:
         """Return all figures, described in docs/evaluation.md: shares are 0..1, intervals are 95 %."""
         flat = [answer for answers in self.sampled for answer in answers]
         wrong = [answer for answer in flat if not answer.verdict.equation]
@@ -63,7 +60,7 @@ class Evaluation:
             "truncated": mean([answer.truncated for answer in flat]),
             "failures": count_by_frequency(classify_failure(a.verdict.reason, a.truncated) for a in wrong),
             "reasons": count_by_frequency(task.fold_reason(a.verdict.reason) for a in wrong),
-            "baselines": search_baselines(self.sampled, game),
+            "baselines": search_baselines(self.sampled, rule),
             "seconds": round(self.seconds, 1),
         }
 

@@ -68,25 +68,12 @@ def evaluate_run_or_model(
 ) -> Series:
     """Evaluate a model, or a run's snapshots that have no result with these settings yet.
 
-    With `every`, in order of interest: the untrained model, the newest snapshot, then the others from the newest to
-    the oldest. Each result of a run is written as `evaluation/step-N.json`, with its completions, as soon as it is
-    there, so the next call resumes after any stop.
-
-    Args:
-        source: a run directory, a model directory or a hub id.
-        problems_file: None is the run's held-out part.
-        samples: sampled completions for each problem; None: as many as the run was measured with before, else 4.
-        limit: problems taken from a seeded shuffle; None is all.
-        step: which snapshot; None is the newest complete one; 0 is the untrained model.
-        every: evaluate the untrained model and every complete snapshot.
-        start: what the run began with, for step 0.
-        engine: `auto` (vLLM if there is a GPU and it is installed), `vllm` or `transformers`.
-        again: repeat what is measured already.
-        console: for progress; None is standard error.
+    The arguments are the options of the command. With `every`, in order of interest: the untrained model (`start`),
+    the newest snapshot, then the others from the newest to the oldest; else the snapshot of `step` (None: the newest).
+    Each result of a run is written as soon as it is there, so the next call resumes after any stop.
 
     Raises:
-        KitError: nothing there to evaluate, or none of it could be measured.
-        DataError: the problems are wrong.
+        KitError: nothing there to evaluate, a problem is wrong, or none of it could be measured.
     """
     run = RunDir(Path(source).expanduser())
     is_run = run.is_run()

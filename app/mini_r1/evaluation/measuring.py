@@ -7,8 +7,9 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from rich.console import Console
 
 import mini_r1
 from mini_r1.console import ProgressLine, printable
-from mini_r1.disk_errors import disk_error, disk_errors
+from mini_r1.disk_errors import FULL, disk_error, disk_errors
 from mini_r1.errors import KitError
 from mini_r1.evaluation.answer_engines import Engines
 from mini_r1.evaluation.evaluate import measure
@@ -27,7 +28,7 @@ from mini_r1.machine.provenance import utc_now, versions
 from mini_r1.run.files import lock_file, write_json, write_jsonl
 from mini_r1.run.reader import completions_file
 from mini_r1.run.run_dir import RunDir
-from mini_r1.values import duration, mapping
+from mini_r1.values import duration
 
 RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
 KNOWN_AFTER_S = 3.0
@@ -64,17 +65,14 @@ class Measurer:
 
         If another process is measuring it: that one's result, or None without `wait`.
         """
-        path = chosen.result_file(self.problems)
-        with claim_result(path, wait=False) as ours:
-            if not ours and not wait:
-                self.print(f"step {chosen.step or 0}: another process is measuring it")
+        path, step = chosen.result_file(self.problems), chosen.step or 0
+        other = "waiting for another process that" if wait else "another process"
+        with claim_result(path, wait=wait, busy=lambda: self.print(f"step {step}: {other} is measuring it")) as held:
+            if not held:
                 return None, False
-            if not ours:
-                self.print(f"step {chosen.step or 0}: waiting for another process that is measuring it")
-            with contextlib.nullcontext() if ours else claim_result(path, wait=True):
-                # Another process may have measured it since this one looked.
-                found = self.find(chosen)
-                return (found, False) if found else (self._measure(chosen, path, title, steps_after), True)
+            # Another process may have measured it since this one looked.
+            found = self.find(chosen)
+            return (found, False) if found else (self._measure(chosen, path, title, steps_after), True)
 
     def _measure(self, chosen: Source, path: Path | None, title: str, steps_after: int) -> dict[str, Any]:
         chosen.verify()
@@ -100,7 +98,7 @@ class Measurer:
                     done, describe_time_left(time.monotonic() - started, done, total, steps_after)
                 ),
             )
-            figures = evaluation.to_json(chosen.game)  # takes seconds, so inside the progress line
+            figures = evaluation.to_json(chosen.rule)  # takes seconds, so inside the progress line
         result = {**figures, "provenance": self._provenance(chosen, completer)}
         if path is not None:
             result["provenance"]["written_to"] = str(path)
@@ -118,15 +116,11 @@ class Measurer:
             "step": chosen.step,
             "snapshot": str(chosen.saved.path) if chosen.saved else None,
             "problems_file": str(chosen.problems_file),
-            "problems_sha256": problems.sha256,
             "problems_in_file": problems.available,
             "limit": problems.limit,
             "selection": problems.selection,
-            "prompt_style": chosen.style,
-            "max_new_tokens": chosen.max_new_tokens,
-            "seed": chosen.seed,
             "engine": completer.name,
-            "settings": chosen.settings(problems),
+            **chosen.settings(problems),
             "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu x {os.cpu_count()}",
             "versions": {
                 "mini-r1": mini_r1.__version__,
@@ -141,9 +135,8 @@ class Measurer:
         before = chosen.read_result(self.problems)
         if before is None or self._again:
             return
-        now, then = chosen.settings(self.problems), mapping(before["provenance"].get("settings"))
-        changed = [key.replace("_", " ") for key in now if now[key] != then.get(key)]
-        if changed:
+        now = chosen.settings(self.problems)
+        if changed := [key.replace("_", " ") for key in now if now[key] != before["provenance"].get(key)]:
             self.print(f"{path} was measured with other settings ({', '.join(changed)}): measuring again")
 
 
@@ -160,39 +153,39 @@ def describe_time_left(seconds: float, done: int, total: int, steps_after: int) 
 
 
 @contextlib.contextmanager
-def claim_result(result: Path | None, *, wait: bool) -> Iterator[bool]:
+def claim_result(result: Path | None, *, wait: bool, busy: Callable[[], None] = lambda: None) -> Iterator[bool]:
     """Hold the claim on a result file while it is measured; yield whether it is held.
 
-    The claim is a lock on a file, so it ends with the process. On a filesystem without locks every process gets it:
-    then a step may be measured twice, and each of its files is still complete. A result of None needs no claim.
+    `busy` is called if another process holds it. The claim is a lock on a file, so it ends with the process. On a
+    filesystem without locks every process gets it: then a step may be measured twice, and each of its files is still
+    complete. A result of None needs no claim.
     """
     if result is None:
         yield True
         return
     lock = result.with_name(f".{result.stem}.lock")
     with lock.open("w") as handle:
-        held = lock_file(handle, wait=wait)
+        held = lock_file(handle)
+        if not held:
+            busy()
         try:
-            yield held
+            yield held or (wait and lock_file(handle, wait=True))
         finally:
-            if held:
+            if held or wait:
                 lock.unlink(missing_ok=True)
 
 
 def refuse_unwritable(run: RunDir) -> None:
     """Make the folder of results, before a model is loaded; a KitError if it can't be made or written."""
-    reason = None
     try:
         run.evaluation.mkdir(exist_ok=True)
+        with TemporaryFile(dir=run.evaluation):
+            pass
     except OSError as error:
-        if full := disk_error(error):
+        if error.errno in FULL and (full := disk_error(error)):
             raise full from error
-        reason = error.strerror
-    if reason is None and not os.access(run.evaluation, os.W_OK):
-        reason = "no permission, or a read-only filesystem"
-    if reason is not None:
         raise KitError(
-            f"cannot write {run.evaluation}: {reason}. Give this user (uid {os.getuid()}) write permission there, or "
-            f"measure a snapshot as a model, which writes nothing: `mini-r1 evaluate {run.snapshots}/step-N "
-            f"--problems {run.held_out_file}`"
-        )
+            f"cannot write {run.evaluation}: {error.strerror}. Give this user (uid {os.getuid()}) write permission "
+            "there, or measure a snapshot as a model, which writes nothing: "
+            f"`mini-r1 evaluate {run.snapshots}/step-N --problems {run.held_out_file}`"
+        ) from error

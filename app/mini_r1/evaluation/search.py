@@ -38,19 +38,11 @@ class Solver:
     signless: bool = False  # a result and its opposite are one
 
 
-@dataclass(frozen=True, slots=True)
-class Game:
-    """Rule of a random solver: the one by which the problems were made, if known."""
-
-    operators: str = "+-*/"
-    max_value: int | None = None  # largest intermediate value
-
-
-def solvers(game: Game) -> dict[str, Solver]:
-    """Return `random_solver`, chains of operations by the game's rule, and `signed_sums`, signs before the numbers."""
+def solvers(rule: task.GeneratorSpec) -> dict[str, Solver]:
+    """Return `random_solver`, chains of operations by the rule, and `signed_sums`, signs before the numbers."""
     return {
         "random_solver": Solver(
-            lambda problem: task.chain_results(problem.numbers_key, game.operators, game.max_value)
+            lambda problem: task.chain_results(problem.numbers_key, rule.operators, rule.max_intermediate)
         ),
         "signed_sums": Solver(lambda problem: dict.fromkeys(task.signed_sums(problem.nums), 1.0), signless=True),
     }
@@ -175,7 +167,9 @@ def _ratio_limits(rows: Sequence[_Row], observed: int, expected: float) -> list[
     return None if none is None else limits((0.0, none[1] * sum(row.answers for row in rows) / expected))
 
 
-def search_baselines(sampled: Sequence[Sequence[EvaluatedAnswer]], game: Game) -> dict[str, dict[str, Any]]:
-    """Compare the model with every solver that has a problem that can be counted."""
-    found = {name: compare(sampled, solver) for name, solver in solvers(game).items()}
+def search_baselines(
+    sampled: Sequence[Sequence[EvaluatedAnswer]], rule: task.GeneratorSpec
+) -> dict[str, dict[str, Any]]:
+    """Compare the model with every solver, by the rule that the problems were made by, that can be counted."""
+    found = {name: compare(sampled, solver) for name, solver in solvers(rule).items()}
     return {name: figures for name, figures in found.items() if figures is not None}

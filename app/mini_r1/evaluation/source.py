@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mini_r1.errors import KitError
-from mini_r1.evaluation.search import Game
 from mini_r1.generation.model import StartingPoint
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import read_object
@@ -38,7 +37,7 @@ class Source:
     """Random seed of the shuffle that a limit takes its problems from: runs that differ only in `seed` share them."""
     revision: str | None = None
     tokenizer: str = ""  # directory or hub id of the tokenizer, if not the model's
-    game: Game = field(default_factory=Game)
+    rule: task.GeneratorSpec = field(default_factory=task.GeneratorSpec)  # of the random solver
     run: RunDir | None = None
     step: int | None = None
     saved: Saved | None = None
@@ -62,7 +61,7 @@ class Source:
             "max_new_tokens": self.max_new_tokens,
             "prompt_style": self.style,
             "seed": self.seed,
-            "random_solver": asdict(self.game),
+            "random_solver": {"operators": self.rule.operators, "max_intermediate": self.rule.max_intermediate},
         }
 
     def result_file(self, problems: Problems) -> Path | None:
@@ -89,7 +88,7 @@ class Source:
     def read_same_result(self, problems: Problems) -> dict[str, Any] | None:
         """Return the result that is written, if it has the same weights, problems and settings."""
         found = self.read_result(problems)
-        if found is None or found["provenance"].get("settings") != self.settings(problems):
+        if found is None or not self.settings(problems).items() <= found["provenance"].items():
             return None
         found["provenance"]["written_to"] = str(self.result_file(problems))  # the run may have been moved
         return found
@@ -163,7 +162,6 @@ def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
     if problems_file is None and recipe.test_fraction == 0:
         raise KitError(f"{run.path} held no problems out (test_fraction 0): name a file with --problems")
     complete = run.require_snapshots()
-    rule = recipe.generator
     base = Source(
         "",
         problems_file or run.held_out_file,
@@ -172,7 +170,7 @@ def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
         max_new_tokens=recipe.max_completion_length,
         seed=recipe.seed,
         selection_seed=recipe.dataset_seed,
-        game=Game(rule.operators, rule.max_intermediate) if rule else Game(),
+        rule=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else task.GeneratorSpec(),
         run=run,
         own_problems=problems_file is not None,
     )

@@ -15,7 +15,7 @@ from typing import Any, Final
 import mini_r1
 from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
-from mini_r1.hub.hub_access import ADAPTER, CONFIG, MAIN
+from mini_r1.hub.hub_access import ADAPTER, CONFIG, MAIN, is_path
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.files import read_jsonl, read_object
@@ -101,14 +101,9 @@ def base_of(run: RunDir, recipe: Recipe) -> Base:
     name = recipe.model_name_or_path
     commit = run.model_commit()
     # A model from the hub has a commit. Seen from another directory, the folder `models/mine` looks like a hub id.
-    if commit is None or not is_on_hub(name):
+    if commit is None or is_path(name):
         return Base(None, None, f"{Path(name).name}, a folder of the machine that it was trained on")
     return Base(name, commit, name)
-
-
-def is_on_hub(model: str) -> bool:
-    """Return whether a recipe's model is a hub id, and neither a folder nor built in."""
-    return not Path(model).expanduser().exists() and HUB_ID.fullmatch(model) is not None
 
 
 def example_of(run: RunDir) -> Problem:

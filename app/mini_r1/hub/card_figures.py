@@ -1,71 +1,42 @@
-"""The held-out success of a run's snapshots, read from its directory, and the best of them.
-
-A file of an evaluation may be half written: every figure is optional, and a value that is not a number is ignored.
-"""
+"""The held-out success of a run's snapshots, and the best of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Final
 
 from mini_r1.errors import KitError
-from mini_r1.run.files import read_object
-from mini_r1.run.reader import list_held_out_results, read_metrics
+from mini_r1.run.reader import Evaluated, list_held_out_results, read_evaluations, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.values import number
 
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """Held-out success of one step: the share of right answers among sampled ones (pass@1).
-
-    `source` is a file of `evaluation/`, whose content is `evaluation`, or `the run's own curve`.
-    """
-
-    step: int
-    success: float
-    source: str
-    problems: int | None = None
-    evaluation: dict[str, Any] = field(default_factory=dict)
+CURVE: Final = "the run's own curve"
+"""In place of the file: what the run measured while it trained, one sample for each of fewer problems."""
 
 
-def evaluations(run: RunDir) -> list[Figure]:
+def evaluations(run: RunDir) -> list[Evaluated]:
     """Return what `mini-r1 evaluate` measured on the whole held-out part, by step."""
-    found = []
-    for step, limit, path in list_held_out_results(run):
-        values = read_object(path) if limit is None else {}
-        success = number(values.get("sampled"))
-        if success is not None:
-            found.append(Figure(step, success, f"evaluation/{path.name}", _count(values.get("problems")), values))
-    return sorted(found, key=lambda figure: figure.step)
+    whole = {path.name for _, limit, path in list_held_out_results(run) if limit is None}
+    found = [each for each in read_evaluations(run, []) if each.file in whole and each.figure("sampled") is not None]
+    return sorted(found, key=lambda each: each.step)
 
 
-def curve(run: RunDir) -> list[Figure]:
+def curve(run: RunDir) -> list[Evaluated]:
     """Return what the run itself measured while it trained (`eval_strategy: steps`), by step."""
     return [
-        Figure(row["step"], success, "the run's own curve", _count(row.get("eval_problems")))
+        Evaluated(CURVE, row["step"], int(number(row.get("eval_problems")) or 0), "", {"sampled": success})
         for row in read_metrics(run)
         if (success := number(row.get("eval_success"))) is not None
     ]
 
 
-def measured(run: RunDir, steps: Sequence[int]) -> list[Figure]:
-    """Return the figures of these steps to choose by.
-
-    Those of evaluations if there are any, else the run's own curve, which has one sample for each of fewer problems.
-    """
-    known = [[figure for figure in found if figure.step in steps] for found in (evaluations(run), curve(run))]
+def measured(run: RunDir, steps: Sequence[int]) -> list[Evaluated]:
+    """Return the figures of these steps to choose by: those of evaluations if there are any, else the run's curve."""
+    known = [[each for each in found if each.step in steps] for found in (evaluations(run), curve(run))]
     return known[0] or known[1]
 
 
-def best(run: RunDir, steps: Sequence[int]) -> Figure | None:
-    """Return the figure of the highest success, the earlier of two equal ones; None if nothing was measured."""
-    known = measured(run, steps)
-    return max(known, key=lambda figure: (figure.success, -figure.step)) if known else None
-
-
-def of_step(run: RunDir, step: int) -> Figure | None:
-    """Return the figure of one step, None if it was not measured."""
-    return next(iter(measured(run, [step])), None)
+def best(run: RunDir, steps: Sequence[int]) -> Evaluated | None:
+    """Return the figures of the highest success, the earlier of two equal ones; None if nothing was measured."""
+    return max(measured(run, steps), key=lambda each: (each.figure("sampled") or 0.0, -each.step), default=None)
 
 
 def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:
@@ -74,13 +45,12 @@ def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:
     Raise KitError if there is no such snapshot, or no figure to choose the best by.
     """
     if wanted.upper() == "BEST":
-        figure = best(run, steps)
-        if figure is None:
+        if (figures := best(run, steps)) is None:
             raise KitError(
                 f"{run.path} has no held-out success to choose the best snapshot by: run `mini-r1 evaluate {run.path}` "
                 "first, or name a step with --snapshot N"
             )
-        return figure.step
+        return figures.step
     if not wanted.isdecimal():
         raise KitError(f"--snapshot takes BEST or a step, not '{wanted[:40]}'")
     step = int(wanted)
@@ -90,8 +60,3 @@ def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:
         there = ", ".join(str(each) for each in reversed(steps))
         raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {there}")
     return step
-
-
-def _count(value: object) -> int | None:
-    count = number(value)
-    return None if count is None else int(count)

@@ -13,19 +13,17 @@ import yaml
 import mini_r1
 from mini_r1.console import as_markdown, printable
 from mini_r1.hub.branch_contents import Base, public_recipe
-from mini_r1.hub.card_figures import Figure
+from mini_r1.hub.card_figures import CURVE
 from mini_r1.recipe.fields import DEFAULT_REWARDS, GENERATED, GeneratorRecipe, Recipe, WarmStartRecipe
+from mini_r1.run.reader import Evaluated
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.prompt import messages
+from mini_r1.tasks.countdown.task import OPERATOR_STRATA
 from mini_r1.values import interval, mapping, number
 
 SHOWN_FAILURES = 6
 """Reasons why answers failed that are shown; the evaluation's file has all of them."""
 _SOLVERS = {"random_solver": "a random solver", "signed_sums": "sums and differences in random order"}
-_OPERATORS = {
-    "add_subtract_suffice": "solvable with + and - alone",
-    "needs_multiply_or_divide": "needs × or ÷",
-}
 
 
 def card(
@@ -36,7 +34,7 @@ def card(
     recipe: Recipe,
     base: Base,
     record: Mapping[str, Any],
-    figure: Figure | None,
+    measured: Evaluated | None,
     branches: Sequence[int],
     example: Problem,
     why: str = "",
@@ -44,29 +42,29 @@ def card(
 ) -> str:
     """Return README.md of a branch.
 
-    `record` is run.json, `figure` the snapshot's held-out success if it was measured, `branches` the steps that have
+    `record` is run.json, `measured` the snapshot's held-out success, `branches` the steps that have
     one, `example` the problem of the code example, `why` why main has this snapshot, and `is_best` whether it was
     chosen by the figures that are shown.
     """
     parts = [
-        _metadata(repo, is_adapter, recipe, base, figure),
+        _metadata(repo, is_adapter, recipe, base, measured),
         f"# {as_markdown(repo.rpartition('/')[2])}",
         _description(step, is_adapter, recipe, base, why),
         "## Held-out success",
-        *_success(step, figure, is_best=is_best),
+        *_success(step, measured, is_best=is_best),
         "## Use",
         _use(repo, step, is_adapter, recipe, example),
         "## Training",
         *_training(recipe, record, branches),
         "## Limits",
-        _limits(is_adapter, recipe, figure),
+        _limits(is_adapter, recipe, measured),
         "## Licence",
         _licence(recipe, base),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: Figure | None) -> str:
+def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, measured: Evaluated | None) -> str:
     """Return the YAML that the hub's search reads."""
     data = [recipe.dataset_id_or_path] if recipe.data_on_hub else []
     values: dict[str, Any] = {
@@ -78,9 +76,10 @@ def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, figure: F
         **({"base_model": base.name} if base.name else {}),
         **({"datasets": data} if data else {}),
     }
-    if figure is not None:
-        metric: dict[str, Any] = {"type": "pass@1", "name": "sampled pass@1", "value": round(figure.success, 4)}
-        if limits := interval(figure.evaluation.get("ci95")):
+    if measured is not None:
+        success = round(measured.figure("sampled") or 0.0, 4)
+        metric: dict[str, Any] = {"type": "pass@1", "name": "sampled pass@1", "value": success}
+        if limits := measured.interval("ci95"):
             metric["args"] = {"ci95": [round(limit, 4) for limit in limits]}
         result = {
             "task": {"type": "text-generation", "name": "Countdown"},
@@ -125,21 +124,21 @@ def _numbers(recipe: Recipe) -> str:
 # --- success ---
 
 
-def _success(step: int, figure: Figure | None, *, is_best: bool) -> Iterator[str]:
-    if figure is None:
+def _success(step: int, measured: Evaluated | None, *, is_best: bool) -> Iterator[str]:
+    if measured is None:
         yield (
             f"Not measured at step {step}. The training reward in `logs/metrics.jsonl` is not held out: do not read it "
             "as success."
         )
         return
-    if not figure.evaluation:
-        count = f" of {figure.problems} held-out problems" if figure.problems else ""
+    values = measured.values
+    if measured.file == CURVE:
+        count = f" of {measured.problems} held-out problems" if measured.problems else ""
         yield (
-            f"{figure.success:.1%}{count}, one sampled answer each, measured by the run itself at this step, without "
-            "an interval. `mini-r1 evaluate` computes one."
+            f"{_share(values['sampled'])}{count}, one sampled answer each, measured by the run itself at this step, "
+            "without an interval. `mini-r1 evaluate` computes one."
         )
         return
-    values = figure.evaluation
     yield _conditions(values)
     table = "\n".join(["| | problems | greedy | sampled pass@1 |", "|---|---|---|---|", *_rows(values)])
     yield table
@@ -169,7 +168,7 @@ def _rows(values: dict[str, Any]) -> Iterator[str]:
     for size, figures in sorted(mapping(values.get("by_size")).items()):
         yield _row(f"{as_markdown(size)} numbers", mapping(figures))
     for kind, figures in mapping(values.get("by_operators")).items():
-        yield _row(_OPERATORS.get(kind, as_markdown(kind)), mapping(figures))
+        yield _row(OPERATOR_STRATA.get(kind, as_markdown(kind)), mapping(figures))
     if untrained := mapping(mapping(values.get("baselines")).get("untrained")):
         yield _row("for comparison: the untrained model", untrained)
 
@@ -270,8 +269,8 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
     yield _fenced(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).strip(), "yaml")
 
 
-def _limits(is_adapter: bool, recipe: Recipe, figure: Figure | None) -> str:
-    has_rows = figure is not None and mapping(figure.evaluation.get("by_operators"))
+def _limits(is_adapter: bool, recipe: Recipe, measured: Evaluated | None) -> str:
+    has_rows = measured is not None and mapping(measured.values.get("by_operators"))
     lines = [
         f"It was trained on one game, with {_numbers(recipe)}. Don't expect it to be better at mathematics in general; "
         "it may be worse at everything else than the model it was made from.",

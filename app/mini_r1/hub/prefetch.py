@@ -8,9 +8,8 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -134,10 +133,10 @@ def prefetch(
         _refuse_settings(on_hub, environment)
         for folder in (cache, file.parent):
             _make_writable(folder)
-        with _exit_on_signal():
-            found = [_look_up(part, environment, cache) for part in on_hub]
-            _refuse_small_disk(found, cache)
-            fetched = {part.kind: _fetch(part, cache, console) for part in found}
+        _exit_on_signal()
+        found = [_look_up(part, environment, cache) for part in on_hub]
+        _refuse_small_disk(found, cache)
+        fetched = {part.kind: _fetch(part, cache, console) for part in found}
         parts = [fetched.get(part.kind, part) for part in parts]
     record = {
         "recipe": recipe_path.stem,
@@ -223,23 +222,15 @@ def _refuse_small_disk(parts: Sequence[Part], cache: Path) -> None:
 # --- fetch ---
 
 
-@contextmanager
-def _exit_on_signal() -> Iterator[None]:
-    """Exit at once on a signal; huggingface_hub's threads would first fetch their file to its end.
-
-    Nothing is lost: a file gets its name when it is complete, and an incomplete one is resumed.
-    """
+def _exit_on_signal() -> None:
+    """Exit at once on a signal; huggingface_hub's threads would first fetch their file to its end."""
 
     def stop(number: int, frame: object) -> None:
         os.write(2, f"\nstopped: {RESUMES}\n".encode())
         os._exit(ExitCode.INTERRUPTED)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
 
 def _fetch(part: Part, cache: Path, console: Console) -> Part:

@@ -1,5 +1,6 @@
 """`mini-r1 publish`: what a run's repository should hold, shown or sent. Pushing while a run trains uses it too."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,12 @@ from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
 from mini_r1.hub import branch_contents, card_figures, upload
 from mini_r1.hub.branch_contents import Branch
+from mini_r1.hub.card_figures import CURVE
 from mini_r1.hub.hub_access import ADAPTER, MAIN
 from mini_r1.hub.hub_errors import hub_error
 from mini_r1.hub.model_card import card
 from mini_r1.hub.upload import Report, Repository
+from mini_r1.machine.paths import is_offline
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.manifest import Saved, verify
@@ -21,11 +24,17 @@ from mini_r1.run.run_dir import RunDir, open_run
 
 @dataclass(frozen=True, slots=True)
 class PublishPlan:
-    """What a publication sends: branches in their order, main last, and why main has its snapshot."""
+    """What a publication sends: branches in their order, main last, and why main has its snapshot.
+
+    Once it was sent, also where to, and the names of the branches that changed.
+    """
 
     repo: str
     branches: tuple[Branch, ...]
     why: str
+    address: str | None = None
+    private: bool | None = None
+    sent: tuple[str, ...] = ()
 
     @property
     def main(self) -> Branch:
@@ -34,9 +43,9 @@ class PublishPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for --json."""
+        values = {name: getattr(self, name) for name in ("repo", "why", "address", "private", "sent")}
         branches = [branch.to_dict() for branch in self.branches]
-        step, text = self.main.step, self.main.card
-        return {"repo": self.repo, "step": step, "why": self.why, "branches": branches, "card": text}
+        return {**values, "step": self.main.step, "branches": branches, "card": self.main.card}
 
     def lines(self) -> list[str]:
         """Return the lines that a dry run prints."""
@@ -45,25 +54,11 @@ class PublishPlan:
         total = f"{shown_bytes(stored)} in total; the weights on main are those of its branch, stored once"
         return [*lines, *self.main.remarks(), total]
 
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A publication that was sent; `sent` names the branches that changed."""
-
-    plan: PublishPlan
-    address: str
-    private: bool
-    sent: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it for --json."""
-        return {**self.plan.to_dict(), "address": self.address, "private": self.private, "sent": list(self.sent)}
-
-    def line(self) -> str:
-        """Return one line for people."""
+    def sent_line(self) -> str:
+        """Return the line that is printed once it was sent."""
         kind = "private" if self.private else "public"
         sent = f"sent {', '.join(self.sent)}" if self.sent else "everything was there already"
-        return f"{self.address} ({kind}): {sent}; main has step {self.plan.main.step}"
+        return f"{self.address} ({kind}): {sent}; main has step {self.main.step}"
 
 
 class Publication:
@@ -74,7 +69,7 @@ class Publication:
         self._verified: set[int] = set()
         self.recipe: Recipe = load_recipe(run.recipe_file)
         base = branch_contents.base_of(run, self.recipe)
-        asked = base.name is not None and not upload.is_offline()
+        asked = base.name is not None and not is_offline(os.environ)
         self._base = replace(base, licence=upload.base_licence(str(base.name), token)) if asked else base
 
     def branch(
@@ -100,7 +95,7 @@ class Publication:
             recipe=self.recipe,
             base=self._base,
             record=run.read_record(),
-            figure=card_figures.of_step(run, saved.step),
+            measured=card_figures.best(run, [saved.step]),
             branches=steps,
             example=branch_contents.example_of(run),
             why=why,
@@ -123,7 +118,8 @@ class Publication:
         if best is not None and (wanted or "BEST").upper() == "BEST":
             is_best = len(known) > 1
             many = f"the highest held-out success of the {len(known)} snapshots measured"
-            why += f", {many if is_best else 'the only snapshot measured'}, by {best.source}"
+            source = CURVE if best.file == CURVE else f"evaluation/{best.file}"
+            why += f", {many if is_best else 'the only snapshot measured'}, by {source}"
         elif wanted is None:
             why += ", the newest: no held-out success was measured to choose by"
         sent = sorted(steps) if wanted is None else [step]
@@ -140,7 +136,7 @@ def dry_run(path: Path, repo: str, wanted: str | None, report: Report) -> Publis
     return plan
 
 
-def publish(path: Path, repo: str, wanted: str | None, *, public: bool, report: Report) -> Published:
+def publish(path: Path, repo: str, wanted: str | None, *, public: bool, report: Report) -> PublishPlan:
     """Send a run's snapshots to the hub, except what is there already; `wanted` is that of `Publication.plan`.
 
     `public` makes a new repository public; without it a public one is refused. `report` receives lines of progress.
@@ -160,7 +156,7 @@ def publish(path: Path, repo: str, wanted: str | None, *, public: bool, report: 
     for remark in plan.main.remarks():
         report(remark)
     sent = tuple(branch.name for branch in plan.branches if repository.send(branch))
-    return Published(plan, repository.address, private, sent)
+    return replace(plan, address=repository.address, private=private, sent=sent)
 
 
 def _open(path: Path, repo: str) -> RunDir:

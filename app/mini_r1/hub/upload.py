@@ -18,6 +18,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub.branch_contents import RECORD, Branch, record_content
 from mini_r1.hub.hub_access import MAIN
 from mini_r1.hub.hub_errors import HubError, cause, hub_error
+from mini_r1.machine.paths import is_offline
 from mini_r1.run.files import read_object
 
 T = TypeVar("T")
@@ -50,19 +51,12 @@ def find_token() -> str | None:
         return None
 
 
-def is_offline() -> bool:
-    """Return whether huggingface_hub must not use the network."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
 def require_token() -> str:
     """Return the token; raise KitError if there is none, or no network to use it."""
     token = find_token()
     if token is None:
         raise KitError(LOGIN_HINT)
-    if is_offline():
+    if is_offline(os.environ):
         raise KitError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set: unset it")
     return token
 

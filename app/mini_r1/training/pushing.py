@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mini_r1.console import printable
 from mini_r1.errors import KitError
-from mini_r1.hub.branch_contents import is_on_hub
+from mini_r1.hub.hub_access import is_path
 from mini_r1.hub.publish import default_name
 from mini_r1.hub.push import END, PUSH_RECORD, SAVED
 from mini_r1.hub.upload import require_token
@@ -47,7 +47,7 @@ def refuse(recipe: Recipe) -> None:
             f"push_to_hub is true, and {error.message}, or set push_to_hub: false and `mini-r1 publish` the run "
             "afterwards"
         ) from error
-    if recipe.use_peft and not is_on_hub(recipe.model_name_or_path):
+    if recipe.use_peft and (recipe.built_in or is_path(recipe.model_name_or_path)):
         raise KitError(
             f"push_to_hub is true, and an adapter of {recipe.model_name_or_path}, which is not on the hub, could not "
             "be loaded: set push_to_hub: false, or use_peft: false"
