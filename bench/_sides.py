@@ -162,7 +162,7 @@ def reward_function(name: str) -> Callable[..., list[float]]:
 
 def held_out(model: Any, tokenizer: Any, data: Any, recipe: Any) -> dict[str, Any]:
     """Success on the held-out problems, each once."""
-    from mini_r1.evaluation.evaluate import measure
+    from mini_r1.evaluation.measuring import measure
     from mini_r1.generation.completers import TransformersCompleter
     from mini_r1.tasks.countdown.task import GeneratorSpec
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.evaluation.evaluate import Evaluation, measure
 from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure
+from mini_r1.evaluation.measuring import Evaluation, measure
 from mini_r1.generation.completers import BATCH_ROWS, TransformersCompleter
 from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.tasks.countdown import task

@@ -7,8 +7,8 @@ import json
 import time
 from pathlib import Path
 
-from mini_r1.evaluation.evaluate import KEPT_SAMPLES
 from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
+from mini_r1.evaluation.measuring import KEPT_SAMPLES
 from mini_r1.generation.model import StartingPoint
 from mini_r1.hub import branch_contents
 from mini_r1.report.samples_browser import KINDS, collect_samples

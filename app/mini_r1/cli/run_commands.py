@@ -168,9 +168,9 @@ def evaluate(
         if as_json:
             print(json.dumps(series.to_json() if every else series.results[-1]))
         elif every:
-            print_series(series)
+            print_series(series, Console())
         else:
-            print_table(series.results[-1])
+            print_table(series.results[-1], Console())
         return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
 
 

@@ -18,11 +18,8 @@ from mini_r1.generation.model import StartingPoint
 from mini_r1.run.files import write_json
 from mini_r1.run.run_dir import RunDir
 
-UNTRAINED_FIGURES = (
-    "sampled", "ci95", "greedy", "greedy_ci95", "pass_at_k", "by_size", "by_operators", "format", "tries",
-    "completion_tokens", "truncated",
-)  # fmt: skip
-"""Figures of step 0 that a snapshot's result repeats."""
+NOT_REPEATED = {"problems", "samples", "temperature", "failures", "reasons", "baselines", "seconds", "provenance"}
+"""Keys of step 0 that a snapshot's result does not repeat."""
 MOST_SAMPLES = 10_000
 """Most samples for each problem: more than any figure needs, and few enough to hold."""
 UNKNOWN = StartingPoint(None, None, "the untrained model of this run is not known")
@@ -145,7 +142,7 @@ def _add_untrained(results: dict[int, dict[str, Any]], step_0: dict[str, Any] | 
     """Add the untrained model's figures to the baselines."""
     if step_0 is None:
         return
-    figures = {key: step_0[key] for key in UNTRAINED_FIGURES if key in step_0}
+    figures = {key: value for key, value in step_0.items() if key not in NOT_REPEATED}
     for step, result in results.items():
         baselines = result.get("baselines")
         if step and isinstance(baselines, dict) and baselines.get("untrained") != figures:

@@ -61,18 +61,10 @@ def count_by_frequency(reasons: Iterable[str]) -> dict[str, int]:
 def success(
     problems: Sequence[task.Problem], greedy: Sequence[float], right: Sequence[int], samples: int
 ) -> dict[str, Any]:
-    """Return the success of greedy and sampled answers.
+    """Return the success of greedy answers (1 or 0 for each problem) and sampled ones (`right` out of `samples`).
 
-    Args:
-        problems: what was asked.
-        greedy: 1 or 0 for each problem.
-        right: right answers of each problem, out of `samples` sampled ones.
-        samples: at least 1.
-
-    Returns:
-        `greedy`, `greedy_ci95`, `sampled`, `ci95`, `pass_at_k` ({"1": {"value", "ci95"}, ...}: powers of two up to
-        `samples`, and `samples`, at most 64), `by_size` and `by_operators` ({key: {"problems", "sampled", "ci95",
-        "greedy", "greedy_ci95"}}). An interval is None when the problems are one cluster.
+    The keys are those of docs/evaluation.md: `pass_at_k` has the powers of two up to `samples`, and `samples`, at most
+    64. An interval is None when the problems are one cluster.
     """
     clusters = [problem.numbers_key for problem in problems]
     shares = [count / samples for count in right]

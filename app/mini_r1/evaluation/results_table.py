@@ -26,9 +26,8 @@ WHAT_OVER_IS = (
 )
 
 
-def print_table(result: dict[str, Any], console: Console | None = None) -> None:
+def print_table(result: dict[str, Any], console: Console) -> None:
     """Print one result: overall, by strata, baselines, why answers failed."""
-    console = console or Console()
     provenance = result["provenance"]
     step = "" if provenance["step"] is None else f", step {provenance['step']}"
     table = Table(title=_text(f"{provenance['source']}{step}: {provenance['selection']}"), title_justify="left")
@@ -95,9 +94,8 @@ def over(figures: dict[str, Any]) -> str:
     return f"{ratio:.2f}" + (f" ({limits[0]:.2f}-{limits[1]:.2f})" if limits else "")
 
 
-def print_series(series: Series, console: Console | None = None) -> None:
+def print_series(series: Series, console: Console) -> None:
     """Print a run's snapshots, one in a row, then the newest in full."""
-    console = console or Console()
     newest = series.results[-1]
     most = max(newest["pass_at_k"], key=int)
     title = f"{series.run}: {newest['provenance']['selection']}, {newest['samples']} samples each"

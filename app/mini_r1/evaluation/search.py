@@ -49,14 +49,10 @@ def solvers(rule: task.GeneratorSpec) -> dict[str, Solver]:
 
 
 def compare(sampled: Sequence[Sequence[EvaluatedAnswer]], solver: Solver) -> dict[str, Any] | None:
-    """Compare the model's answers to each problem with one solver.
+    """Compare the model's answers to each problem with one solver; None when no problem can be counted.
 
-    Returns:
-        `problems` (without those that have too many results to count), `success_at_tries` ({"1": share, "2": ...,
-        "all": the share that it can reach at all}), `observed` (the model's right answers), `expected` (their average
-        number if its tries were the solver's; no success rate: it may exceed the number of answers),
-        `observed_over_expected` and `observed_over_expected_ci95` (None when nothing is expected, or the spread is
-        unknown), and `by_operators` ({key: the same of these problems}). None when no problem can be counted.
+    The keys are those of docs/evaluation.md; `observed_over_expected` is None when nothing is expected, its interval
+    also when the spread is unknown.
     """
     rng = random.Random(SEED)
     draws = np.random.default_rng(SEED)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mini_r1.errors import KitError
 from mini_r1.generation.model import StartingPoint
+from mini_r1.hub.hub_access import is_path
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import read_object
 from mini_r1.run.manifest import MANIFEST, Saved, verify
 from mini_r1.run.reader import read_completions
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
-from mini_r1.tasks.countdown.data import HUB_ID
 
 FORMAT = 3
 """Format of a result; a file with another one is measured again."""
@@ -139,7 +140,7 @@ class Problems:
 def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
     """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
     path = Path(source).expanduser()
-    if not path.is_dir() and (path.exists() or not HUB_ID.fullmatch(source)):
+    if not path.is_dir() and is_path(source):
         raise KitError(f"there is no directory {source}: name a run, a model directory or a model's id on the hub")
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise KitError(
@@ -227,9 +228,8 @@ def _count_trained_on(run: RunDir, problems: Sequence[task.Problem]) -> int:
     """Count the problems, in any order of their numbers, that are in the run's completions."""
     seen = set()
     for row in read_completions(run):
-        nums, target = row.get("nums"), row.get("target")
-        if isinstance(nums, list) and type(target) is int and all(type(n) is int for n in nums):
-            seen.add((tuple(sorted(nums)), target))
+        with suppress(task.DataError):
+            seen.add(task.parse_problem(row, "").key)
     return sum(problem.key in seen for problem in problems)
 
 

@@ -22,7 +22,6 @@ from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.manifest import MANIFEST, Saved
 from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown.data import HUB_ID
 from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
 
 RECORD: Final = "mini-r1.json"

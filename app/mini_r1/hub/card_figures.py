@@ -36,7 +36,8 @@ def measured(run: RunDir, steps: Sequence[int]) -> list[Evaluated]:
 
 def best(run: RunDir, steps: Sequence[int]) -> Evaluated | None:
     """Return the figures of the highest success, the earlier of two equal ones; None if nothing was measured."""
-    return max(measured(run, steps), key=lambda each: (each.figure("sampled") or 0.0, -each.step), default=None)
+    known = measured(run, steps)
+    return max(known, key=lambda each: (each.figure("sampled") or 0.0, -each.step)) if known else None
 
 
 def chosen_step(run: RunDir, wanted: str, steps: Sequence[int]) -> int:

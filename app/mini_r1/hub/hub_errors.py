@@ -42,14 +42,12 @@ def hub_error(error: Exception, name: str, kind: RepoKind | None = None, revisio
     A repository with a `kind` is read because a recipe names it, one without is written to. No address is shown:
     those of uploads are signed.
     """
-    from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HFValidationError
 
     if isinstance(error, KitError):
         return error
     began = cause(error)
     response = getattr(began, "response", None)
-    if isinstance(began, OfflineModeIsEnabled):
-        return HubError("HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set", "unset it: this command needs the hub")
     if isinstance(began, HFValidationError):
         fix = f"check {kind.key}" if kind else "use another name"
         return HubError(f"{printable(name)} is not a valid name on the hub ({_first_line(str(began))})", fix)

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -42,7 +43,7 @@ class Pusher:
         self._run = run
         self._token = token
         self._recipe = load_recipe(run.recipe_file)
-        self._opened: tuple[Repository, Publication] | None = None
+        self._repository = Repository(default_name(run, self._recipe), token, log_line)
         self._pushed: set[int] = set()
         self.only_at_end = self._recipe.hub_strategy == "end"
 
@@ -62,7 +63,7 @@ class Pusher:
 
     def _push_snapshots(self, *, last: bool) -> KitError | None:
         """Return the first error that a retry can't fix: a damaged snapshot doesn't hold up the next one."""
-        repository, publication = self._opened or self._open()
+        repository, publication = self._repository, self._publication
         snapshots = {saved.step: saved for saved in reversed(self._run.complete_snapshots())}
         first_error: KitError | None = None
         for step, saved in snapshots.items():
@@ -81,17 +82,17 @@ class Pusher:
                 first_error = first_error or error
         return first_error
 
-    def _open(self) -> tuple[Repository, Publication]:
-        repository = Repository(default_name(self._run, self._recipe), self._token, log_line)
-        repository.open(self._run.run_id, private=self._recipe.hub_private_repo)
-        self._opened = repository, Publication(self._run, self._token)
-        log_line(f"pushing to {repository.address}")
-        return self._opened
+    @cached_property
+    def _publication(self) -> Publication:
+        """Opens the repository, once that succeeds."""
+        self._repository.open(self._run.run_id, private=self._recipe.hub_private_repo)
+        log_line(f"pushing to {self._repository.address}")
+        return Publication(self._run, self._token)
 
     def _record(self, error: str | None) -> None:
         values = {
-            "repo": self._opened[0].name if self._opened else default_name(self._run, self._recipe),
-            "address": self._opened[0].address if self._opened else None,
+            "repo": self._repository.name,
+            "address": self._repository.address,
             "pushed": sorted(self._pushed),
             "error": error,
             "time": utc_now(),

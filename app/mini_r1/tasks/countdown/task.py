@@ -12,7 +12,7 @@ from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_c
 from .data import HUB_ID, SUFFIXES, data_files, fetch_hub, read_problems, split
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .generator_rule import OutOfWork, Work
-from .problem import DataError, Problem
+from .problem import DataError, Problem, parse_problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, Verdict, fold_reason, judge
 from .solver import signed_sums, solvable
@@ -22,8 +22,8 @@ from .worked_solution import Working, work_out
 __all__ = [
     "GENERATED_ROWS", "MOST_ENUMERATED", "OPERATOR_STRATA", "PREFILL", "REFLECTION_PATTERN", "REWARDS", "Chain",
     "DataError", "GeneratorSpec", "Problem", "TaskData", "Verdict", "Working", "all_chains", "chain_results",
-    "draw_chains", "fold_reason", "judge", "load_data", "messages", "signed_sums", "solvable", "solve", "strata",
-    "work_out",
+    "draw_chains", "fold_reason", "judge", "load_data", "messages", "parse_problem", "signed_sums", "solvable", "solve",
+    "strata", "work_out",
 ]  # fmt: skip
 
 GENERATED = "generated"
