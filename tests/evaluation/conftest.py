@@ -28,7 +28,7 @@ prompt_style: notebook
 
 def evaluate_one(source: str, problems_file: Path | None = None, samples: int | None = None, **rest: Any) -> Any:
     """Evaluate one snapshot or model."""
-    return evaluate_run_or_model(source, problems_file, samples=samples, **rest).results[-1]
+    return evaluate_run_or_model(source, problems_file, samples=samples, **rest).evaluations[-1]
 
 
 @pytest.fixture(scope="module", autouse=True)

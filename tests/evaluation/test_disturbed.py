@@ -139,8 +139,8 @@ def test_what_another_process_measures_is_waited_for_and_taken_over(
     monkeypatch.setattr(measuring, "measure", measured)
     series, said = evaluate()
     thread.join()
-    assert (series.measured, series.there) == ([5], [10])
-    assert series.results[1] == expected.results[1]
+    assert (series.measured, series.already_there) == ([5], [10])
+    assert series.evaluations[1] == expected.evaluations[1]
     assert "step 10: another process is measuring it\n" in said
     assert [path.name for path in run.evaluation.glob(".*")] == []
 
@@ -272,10 +272,10 @@ def test_problems_that_were_trained_on_are_reported(run: RunDir, evaluate: Evalu
     mine.write_text('{"nums": [1, 2, 3], "target": 6}\n{"nums": [4, 5, 6], "target": 15}\n')
     series, said = evaluate(mine)
     assert "trained on" not in said
-    assert "trained on" not in series.results[0]["provenance"]["selection"]
+    assert "trained on" not in series.evaluations[0]["provenance"]["selection"]
     with closing(AppendFile(run.start_attempt() / "completions.jsonl")) as lines:
         lines.write_rows({"step": 1, "nums": [3, 2, 1], "target": 6}, {"step": 1, "nums": [4, 5, 6], "target": 7})
         lines.write_rows({"step": 1, "nums": "x", "target": []}, {"step": 1, "nums": [[]], "target": 6}, {"step": 2})
     series, said = evaluate(mine, again=True)
     assert "1 of these 2 problems were trained on (attempts/*/completions.jsonl): this is no held-out success" in said
-    assert series.results[0]["provenance"]["selection"] == "all 2 problems, 1 of them trained on"
+    assert series.evaluations[0]["provenance"]["selection"] == "all 2 problems, 1 of them trained on"

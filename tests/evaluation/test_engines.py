@@ -85,10 +85,10 @@ def test_one_vllm_takes_the_weights_of_one_snapshot_after_the_other(
     assert engine.asked == [9, 18] * 3
     assert engine.config.max_model_len >= 8 + 18
     assert engine.closed
-    assert [result["provenance"]["engine"] for result in found.results] == ["vllm"] * 3
-    assert found.results[0]["provenance"]["model"]["class"] == "Qwen2ForCausalLM"
-    assert found.results[0]["completion_tokens"] == 1
-    assert found.results[0]["truncated"] == 0
+    assert [result["provenance"]["engine"] for result in found.evaluations] == ["vllm"] * 3
+    assert found.evaluations[0]["provenance"]["model"]["class"] == "Qwen2ForCausalLM"
+    assert found.evaluations[0]["completion_tokens"] == 1
+    assert found.evaluations[0]["truncated"] == 0
 
 
 def test_long_lists_of_problems_are_asked_in_parts(
@@ -104,7 +104,7 @@ def test_a_model_that_vllm_cannot_run_is_measured_by_transformers(
 ) -> None:
     stand_in.error = KitError("vLLM cannot run it: Head size 16 is not supported")
     found = series(run, model_directory)
-    assert [result["provenance"]["engine"] for result in found.results] == ["transformers"] * 3
+    assert [result["provenance"]["engine"] for result in found.evaluations] == ["transformers"] * 3
     assert capsys.readouterr().err.count("Head size 16 is not supported") == 1
     with pytest.raises(KitError, match="Head size 16"):
         series(run, model_directory, engine="vllm", again=True)

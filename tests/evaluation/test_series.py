@@ -55,13 +55,13 @@ def test_the_untrained_model_then_the_newest_snapshot_then_the_others(run: RunDi
         "step 10 (2 of 3): completions 4/4",
         "step 5 (3 of 3): completions 4/4",
     ]
-    assert [result["provenance"]["step"] for result in series.results] == [0, 5, 10]
-    assert (series.measured, series.there, series.errors, series.untrained) == ([0, 5, 10], [], {}, None)
-    for result in series.results:
+    assert [result["provenance"]["step"] for result in series.evaluations] == [0, 5, 10]
+    assert (series.measured, series.already_there, series.errors, series.untrained) == ([0, 5, 10], [], {}, None)
+    for result in series.evaluations:
         assert json.loads(Path(result["provenance"]["written_to"]).read_text()) == result
-    figures = series.results[0]
+    figures = series.evaluations[0]
     assert "untrained" not in figures["baselines"]
-    for result in series.results[1:]:
+    for result in series.evaluations[1:]:
         untrained = result["baselines"]["untrained"]
         assert untrained["pass_at_k"] == figures["pass_at_k"]
         assert untrained["tries"] == figures["tries"]
@@ -82,8 +82,8 @@ def test_a_second_call_measures_nothing_and_reports_it(
     monkeypatch.setattr(measuring, "measure", never)
     second, said = evaluate()
     assert "measured already with the same settings: steps 0, 5, 10; nothing to do (--again measures again)" in said
-    assert (second.measured, second.there) == ([], [0, 5, 10])
-    assert second.results == first.results
+    assert (second.measured, second.already_there) == ([], [0, 5, 10])
+    assert second.evaluations == first.evaluations
     assert {path: path.stat().st_mtime_ns for path in run.evaluation.iterdir()} == files
     with pytest.raises(AssertionError, match="measured again"):
         evaluate(again=True)
@@ -117,7 +117,7 @@ def test_a_call_that_was_stopped_resumes(run: RunDir, evaluate: Evaluate, monkey
         "step-0-limit-2-completions.jsonl",
     }
     series, _ = evaluate()
-    assert (series.there, series.measured) == ([0], [5, 10])
+    assert (series.already_there, series.measured) == ([0], [5, 10])
 
 
 def test_other_settings_are_measured_again_and_reported(evaluate: Evaluate) -> None:
@@ -125,7 +125,7 @@ def test_other_settings_are_measured_again_and_reported(evaluate: Evaluate) -> N
     series, said = evaluate(samples=2)
     assert series.measured == [0, 5, 10]
     assert "step-10-limit-2.json was measured with other settings (samples): measuring again" in said
-    assert series.results[-1]["baselines"]["untrained"]["pass_at_k"].keys() == {"1", "2"}
+    assert series.evaluations[-1]["baselines"]["untrained"]["pass_at_k"].keys() == {"1", "2"}
 
 
 def test_without_a_number_of_samples_it_is_that_of_before(run: RunDir, evaluate: Evaluate) -> None:
@@ -133,7 +133,7 @@ def test_without_a_number_of_samples_it_is_that_of_before(run: RunDir, evaluate:
     evaluate(samples=3)
     (run.evaluation / "step-5-limit-2.json").unlink()
     series, _ = evaluate(samples=None)
-    assert (series.measured, [result["samples"] for result in series.results]) == ([5], [3, 3, 3])
+    assert (series.measured, [result["samples"] for result in series.evaluations]) == ([5], [3, 3, 3])
     assert evaluate_one(str(run.path), limit=2, step=5)["samples"] == 3
     assert evaluate_one(str(run.path), limit=1, step=5)["samples"] == 4  # another set of problems: the default
 
@@ -158,13 +158,13 @@ def test_a_result_that_is_broken_or_older_is_made_again(run: RunDir, evaluate: E
     (run.evaluation / "step-5-limit-2.json").write_text(text)
     series, _ = evaluate()
     assert series.measured == [5]
-    assert series.results[1]["problems"] == 2
+    assert series.evaluations[1]["problems"] == 2
 
 
 def test_an_untrained_model_that_is_not_known_is_reported(evaluate: Evaluate) -> None:
     series, _ = evaluate(start=UNKNOWN)
-    assert ([r["provenance"]["step"] for r in series.results], series.untrained) == ([5, 10], "it is not known")
-    assert set(series.results[-1]["baselines"]) == {"random_solver", "signed_sums"}
+    assert ([r["provenance"]["step"] for r in series.evaluations], series.untrained) == ([5, 10], "it is not known")
+    assert set(series.evaluations[-1]["baselines"]) == {"random_solver", "signed_sums"}
     out = io.StringIO()
     print_series(series, Console(file=out, width=80))
     assert "untrained model: not measured: it is not known" in out.getvalue()

@@ -391,6 +391,6 @@ def test_a_killed_run_with_an_adapter_resumes_exactly(
     described = cut.read_record()["attempts"][-1]["model"]
     assert (described["class"], described["adapter"]["rank"]) == ("Qwen2ForCausalLM", 4)
 
-    result = evaluate_run_or_model(str(cut.path), samples=1, limit=8).results[-1]
+    result = evaluate_run_or_model(str(cut.path), samples=1, limit=8).evaluations[-1]
     assert result["provenance"]["step"] == 4
     assert result["provenance"]["model"]["adapter"] == described["adapter"]

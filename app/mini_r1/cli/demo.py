@@ -96,7 +96,7 @@ def demo(
         before, after = (
             evaluate_run_or_model(
                 str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
-            ).results[-1]
+            ).evaluations[-1]
             for step in (0, None)
         )
     result = {

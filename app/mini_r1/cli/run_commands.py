@@ -166,11 +166,11 @@ def evaluate(
             again=again,
         )
         if as_json:
-            print(json.dumps(series.to_json() if every else series.results[-1]))
+            print(json.dumps(series.to_json() if every else series.evaluations[-1]))
         elif every:
             print_series(series, Console())
         else:
-            print_table(series.results[-1], Console())
+            print_table(series.evaluations[-1], Console())
         return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
 
 

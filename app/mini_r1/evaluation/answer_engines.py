@@ -34,19 +34,17 @@ class Engines:
         if self._why_not is not None:
             log(f"{self._why_not}: transformers generates")
             self._why_not = None
-        tokenizer_source = chosen.tokenizer or chosen.model
         if self._device is not None:
-            self._current = self._start_vllm(chosen, tokenizer_source, self._device, log)
+            self._current = self._start_vllm(chosen, self._device, log)
         if self._current is None:
-            self._current = TransformersCompleter.load(chosen.model, chosen.revision, tokenizer_source)
+            self._current = TransformersCompleter.load(chosen.model, chosen.revision, chosen.tokenizer or chosen.model)
         return self._current
 
-    def _start_vllm(
-        self, chosen: Source, tokenizer_source: str, device: str, log: Callable[[str], None]
-    ) -> VllmCompleter | None:
+    def _start_vllm(self, chosen: Source, device: str, log: Callable[[str], None]) -> VllmCompleter | None:
         """Return vLLM with these weights; None if it can't run the model and `auto` was asked for."""
         log("starting vLLM")
-        tokenizer = load_tokenizer(tokenizer_source, chosen.revision if tokenizer_source == chosen.model else None)
+        own = chosen.tokenizer in ("", chosen.model)
+        tokenizer = load_tokenizer(chosen.tokenizer or chosen.model, chosen.revision if own else None)
         prompts = token_ids(tokenizer, render(tokenizer, self._problems.asked, chosen.style))
         longest = max(map(len, prompts)) + chosen.max_new_tokens
         log_file = Path(tempfile.gettempdir()) / f"mini-r1-vllm-{os.getpid()}.log"

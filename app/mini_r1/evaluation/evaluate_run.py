@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,16 @@ class Series:
     """The results of one call: of a run's snapshots, or of a model."""
 
     run: Path
-    results: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
     """`Evaluation.to_json()` and `provenance` (docs/evaluation.md) in order of steps; step 0 is the untrained model."""
     measured: list[int]  # steps measured now
-    there: list[int]  # steps measured before with the same settings
+    already_there: list[int]  # steps measured before with the same settings
     errors: dict[int, str]  # steps that could not be measured, and why
     untrained: str | None  # why there is no step 0; None if there is one
 
     def to_json(self) -> dict[str, Any]:
         """Return the newest result, and `series` with all of them."""
-        series = {
-            "run": str(self.run),
-            "measured": self.measured,
-            "already_there": self.there,
-            "errors": self.errors,
-            "untrained": self.untrained,
-            "evaluations": self.results,
-        }
-        return {**self.results[-1], "series": series}
+        return {**self.evaluations[-1], "series": {**asdict(self), "run": str(self.run)}}
 
 
 def evaluate_run_or_model(
@@ -98,7 +90,8 @@ def evaluate_run_or_model(
     if errors and not results:
         raise KitError("\n".join(errors.values()))
     untrained = None if before and 0 not in errors else errors.pop(0, start.description)
-    _add_untrained(results, targets[0].read_same_result(problems) if before else None)
+    if before and (step_0 := targets[0].read_same_result(problems)):
+        _add_untrained(results, step_0)
     ordered = [results[step] for step in sorted(results)]
     return Series(run.path, ordered, sorted(measured), sorted(there), errors, untrained)
 
@@ -138,10 +131,8 @@ def _measure_all(
     return measured, errors
 
 
-def _add_untrained(results: dict[int, dict[str, Any]], step_0: dict[str, Any] | None) -> None:
+def _add_untrained(results: dict[int, dict[str, Any]], step_0: dict[str, Any]) -> None:
     """Add the untrained model's figures to the baselines."""
-    if step_0 is None:
-        return
     figures = {key: value for key, value in step_0.items() if key not in NOT_REPEATED}
     for step, result in results.items():
         baselines = result.get("baselines")

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import mini_r1
 from mini_r1.console import ProgressLine, printable
 from mini_r1.disk_errors import FULL, disk_error, disk_errors
 from mini_r1.errors import KitError
@@ -35,15 +34,14 @@ from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.values import duration
 
-RECORDED_VERSIONS = ("torch", "transformers", "tokenizers", "numpy", "vllm")
+RECORDED_VERSIONS = ("mini-r1", "torch", "transformers", "tokenizers", "numpy", "vllm")
 KNOWN_AFTER_S = 3.0
 """Before that the rate is the first batch's alone, which includes the warm-up."""
 
 EVALUATION_RANK = -1
 """The rank of evaluation in `step_seed`: no training rank has it, so an evaluation never repeats a rollout's draws."""
 
-KEPT_SAMPLES = 4
-"""Sampled completions of a problem that are kept as text, besides the greedy one."""
+KEPT_SAMPLES = 4  # sampled completions of a problem that are kept as text, besides the greedy one
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,7 @@ class Evaluation:
     seconds: float
 
     def rows(self, step: int) -> Iterator[dict[str, Any]]:
-        """Yield the answers to read: for each problem the greedy one and the first KEPT_SAMPLES sampled ones.
-
-        Like the rows of a training's completions, with `kind` (`greedy`, `sampled`) and without what only the trainer
-        has: `prompt`, `reward`, `advantage`.
-        """
+        """Yield the rows of a file of answers to read: for each problem the greedy one and the first sampled ones."""
         for greedy, sampled in zip(self.greedy, self.sampled, strict=True):
             yield greedy.row(step, "greedy")
             yield from (answer.row(step, "sampled") for answer in sampled[:KEPT_SAMPLES])
@@ -221,11 +215,7 @@ class Measurer:
             "engine": completer.name,
             **chosen.settings(problems),
             "device": torch.cuda.get_device_name(where) if where.type == "cuda" else f"cpu x {os.cpu_count()}",
-            "versions": {
-                "mini-r1": mini_r1.__version__,
-                "python": platform.python_version(),
-                **versions(RECORDED_VERSIONS),
-            },
+            "versions": {"python": platform.python_version(), **versions(RECORDED_VERSIONS)},
             "date": utc_now(),
             "written_to": None,
         }

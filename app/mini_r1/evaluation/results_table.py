@@ -96,7 +96,7 @@ def over(figures: dict[str, Any]) -> str:
 
 def print_series(series: Series, console: Console) -> None:
     """Print a run's snapshots, one in a row, then the newest in full."""
-    newest = series.results[-1]
+    newest = series.evaluations[-1]
     most = max(newest["pass_at_k"], key=int)
     title = f"{series.run}: {newest['provenance']['selection']}, {newest['samples']} samples each"
     table = Table(title=_text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -104,12 +104,10 @@ def print_series(series: Series, console: Console) -> None:
     for heading in _series_row(newest, most):
         if wide or heading not in ONLY_WIDE:
             table.add_column(heading, justify="right", no_wrap=True)
-    for result in series.results:
+    for result in series.evaluations:
         row = _series_row(result, most)
         table.add_row(*(cell for heading, cell in row.items() if wide or heading not in ONLY_WIDE))
     console.print(table)
-    if wide:
-        console.print(WHAT_OVER_IS)
     if series.untrained is not None:
         console.print(_text(f"untrained model: not measured: {series.untrained}"))
     for step, error in series.errors.items():

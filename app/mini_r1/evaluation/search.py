@@ -1,10 +1,6 @@
 """Search baselines on the same problems: success after fixed numbers of tries, and in place of the model.
 
-A search stops when it hits, so its number of tries depends on its luck: a solver that gets as many tries as the model
-made would be underestimated. Two comparisons avoid that. A solver's success after 1, 2, 4, ... tries is a property of
-the solver and the problem. And at each try that the model makes, the solver in its place would hit with a known chance;
-the sum E of these chances is what the model's successes O would be on average if its tries were the solver's, whenever
-it stops.
+docs/evaluation.md has the reason for these two: a solver that gets the model's number of tries is underestimated.
 """
 
 import random
@@ -142,25 +138,20 @@ class _Row:
 
 def _sum_up(rows: Sequence[_Row]) -> dict[str, Any]:
     observed, expected = sum(row.observed for row in rows), sum(row.expected for row in rows)
+    clusters, ends = [row.cluster for row in rows], None
+    if expected and observed:
+        ends = ratio_interval([row.observed for row in rows], [row.expected for row in rows], clusters)
+    elif expected and (none := rate_interval([0.0] * len(rows), rows[0].answers, clusters)):
+        # The interval of no success in all answers, divided by the expected hits of one answer.
+        ends = 0.0, none[1] * sum(row.answers for row in rows) / expected
     return {
         "problems": len(rows),
         "success_at_tries": {key: mean([row.at_tries[key] for row in rows]) for key in rows[0].at_tries},
         "observed": observed,
         "expected": round(expected, 3),
         "observed_over_expected": round(observed / expected, 6) if expected else None,
-        "observed_over_expected_ci95": _ratio_limits(rows, observed, expected),
+        "observed_over_expected_ci95": limits(ends),
     }
-
-
-def _ratio_limits(rows: Sequence[_Row], observed: int, expected: float) -> list[float] | None:
-    clusters = [row.cluster for row in rows]
-    if not expected:
-        return None
-    if observed:
-        return limits(ratio_interval([row.observed for row in rows], [row.expected for row in rows], clusters))
-    # The interval of no success in all answers, divided by the expected hits of one answer.
-    none = rate_interval([0.0] * len(rows), rows[0].answers, clusters)
-    return None if none is None else limits((0.0, none[1] * sum(row.answers for row in rows) / expected))
 
 
 def search_baselines(

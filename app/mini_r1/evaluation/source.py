@@ -66,11 +66,7 @@ class Source:
         }
 
     def result_file(self, problems: Problems) -> Path | None:
-        """Return where the result of a run's snapshot goes; None for a model.
-
-        The name identifies the problems: `step-N.json` is the run's held-out part, `step-N-HASH.json` another file with
-        that SHA-256, and `-limit-M` is added for M problems only.
-        """
+        """Return where the result of a run's snapshot goes, named by its problems; None for a model."""
         if self.run is None or self.step is None:
             return None
         name = f"step-{self.step}"

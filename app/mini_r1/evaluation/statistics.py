@@ -24,9 +24,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
     Unbiased, unlike 1 - (1 - c/n)^k, which is too low. As a product, because the binomials overflow. Source: Chen et
     al. 2021, "Evaluating Large Language Models Trained on Code", arXiv:2107.03374, equation 1 and figure 3.
-
-    Raises:
-        ValueError: unless 0 <= c <= n and 1 <= k <= n.
     """
     if not 0 <= c <= n:
         raise ValueError(f"{c} of {n} samples cannot be right")

@@ -114,10 +114,9 @@ def example_of(run: RunDir) -> Problem:
 
 def refuse_unknown_base(saved: Saved, base: Base) -> None:
     """Raise KitError for an adapter whose base is not on the hub: it could not be loaded."""
-    if not (saved.path / ADAPTER).is_file():
-        return
-    named = read_object(saved.path / ADAPTER).get("base_model_name_or_path")
-    if base.name is None or named != base.name:
+    adapter = read_object(saved.path / ADAPTER)
+    named = adapter.get("base_model_name_or_path")
+    if adapter and (base.name is None or named != base.name):
         raise KitError(
             f"step {saved.step} is an adapter, and its base ({named or 'none is named'}) is not on the hub, so it "
             "could not be loaded: publish the base, and train from its name there"

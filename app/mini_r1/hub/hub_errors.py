@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from mini_r1.hub.hub_access import RepoKind
 
 RESUMES: Final = "run the same command again to resume"
-NETWORK: Final = "give this machine a network (HTTPS_PROXY, HF_ENDPOINT)"
 NOT_FOUND: Final = "the hub has no {}, or your token has no access to it"
 """One sentence for both: the hub gives the same answer."""
-SHOWN_CHARACTERS: Final = 200
-"""Longest part of the hub's message that is shown."""
+SHOWN_CHARACTERS: Final = 200  # longest part of the hub's message that is shown
 _PASSING: Final = frozenset({408, 409, 412, 425, 429})
 """Statuses below 500 that a retry may not get: timeout, two commits at once, too early, rate limit."""
 
@@ -69,7 +67,8 @@ def hub_error(error: Exception, name: str, kind: RepoKind | None = None, revisio
     elif kind is None and not isinstance(began, OSError):  # the hub refused a file, or its answer made no sense
         refusal = HubError(f"the hub refuses {name}", _first_line(str(began)))
     no_answer = f"the hub does not answer for {name} ({type(began).__name__})"
-    return refusal or HubError(no_answer, f"{NETWORK} and {RESUMES}", ExitCode.RETRY)
+    fix = f"give this machine a network (HTTPS_PROXY, HF_ENDPOINT) and {RESUMES}"
+    return refusal or HubError(no_answer, fix, ExitCode.RETRY)
 
 
 def _refused_read(error: Any, name: str, kind: RepoKind, revision: str | None) -> HubError | None:

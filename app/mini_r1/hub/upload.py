@@ -128,12 +128,10 @@ class Repository:
         return sent
 
     def _commit(self, branch: str, files: dict[str, Path | bytes], message: str) -> str:
-        """Commit what differs and return the branch's head.
-
-        Not HfApi.upload_folder, which hashes every file again for each attempt.
-        """
+        """Commit what differs and return the branch's head."""
         from huggingface_hub import CommitOperationAdd
 
+        # Not HfApi.upload_folder, which hashes every file again for each attempt.
         operations = [self._try(CommitOperationAdd, name, content) for name, content in files.items()]
         options = {"operations": operations, "commit_message": message, "revision": branch}
         return str(self._try(self._api.create_commit, self.name, **options).oid)
