@@ -161,10 +161,10 @@ def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
     for target, words in (
         (run / "recipe.yaml", "exists and is not a report"),
         (tmp_path / "note.html", "exists and is not a report"),
-        (tmp_path / "a folder", "is a folder"),
+        (tmp_path / "a folder", "is not a regular file"),
         (tmp_path / "pipe", "is not a regular file"),
         (tmp_path / "nowhere" / "page.html", "there is no folder"),
-        (Path(), "is a folder"),
+        (Path(), "is not a regular file"),
     ):
         with pytest.raises(KitError, match=words) as said:
             build_report([run], target)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mini_r1.console import text
 from mini_r1.errors import KitError
-from mini_r1.report.plots import main_series, wilson
+from mini_r1.report.plots import main_series, make_plots, wilson
 from mini_r1.report.summary import attempt_rows, evaluation_rows, summarise
 from mini_r1.run.files import write_json
 from mini_r1.run.reader import read_run
@@ -26,7 +26,7 @@ def test_a_whole_run_is_read(run_path: Path) -> None:
     assert (run.name, run.health.state, run.step, run.planned) == ("first", "finished", 60, 60)
     assert run.points("success")[0] == [float(step) for step in range(1, 61)]
     assert [(a.first_step, a.last_step) for a in run.attempts] == [(1, 34), (30, 60)]
-    assert run.restarts == [30]
+    assert make_plots([run])[0].restarts == [30]
     assert attempt_rows(run)[0][2] == "1 to 34 (repeated from 30 on)"
     assert [e.step for e in main_series(run)] == [0, 20, 40, 60]
 

@@ -135,7 +135,7 @@ def health(
     """
     found = check_health(path, time.time())
     print(json.dumps(found.to_dict()) if as_json else found.sentence)
-    return found.exit_code
+    return ExitCode.FINISHED if found.healthy else ExitCode.FAILED  # 0 or 1, as Docker wants it
 
 
 def bundle(

@@ -13,7 +13,7 @@ from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, stream
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.run.manifest import Saved, verify
+from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 
@@ -85,7 +85,13 @@ def load_players(run: RunDir, step: int | None, start: StartingPoint, report: Ca
 
     `report` receives a line about the untrained model. Raise KitError if there is no such snapshot, or it is damaged.
     """
-    recipe, saved = load_recipe(run.recipe_file), _snapshot(run, step)
+    recipe, complete = load_recipe(run.recipe_file), run.require_snapshots()
+    saved = next((saved for saved in complete if step in (None, saved.step)), None)
+    if saved is None:
+        steps = ", ".join(str(saved.step) for saved in reversed(complete))
+        raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {steps}")
+    if damage := verify(saved, run.run_id):
+        raise KitError(f"the snapshot {saved.path} is damaged ({damage}): choose another one with --step")
     found = []
     try:
         if start.source is None:
@@ -109,14 +115,3 @@ def answer_in_turn(
     for answers in zip_longest(*(player.answer(problem, temperature, seed) for player in players)):
         latest = [new or old for new, old in zip_longest(answers, latest)]
         yield latest
-
-
-def _snapshot(run: RunDir, step: int | None) -> Saved:
-    complete = run.require_snapshots()
-    saved = next((saved for saved in complete if step in (None, saved.step)), None)
-    if saved is None:
-        steps = ", ".join(str(saved.step) for saved in reversed(complete))
-        raise KitError(f"{run.path} has no complete snapshot of step {step}; there are: {steps}")
-    if damage := verify(saved, run.run_id):
-        raise KitError(f"the snapshot {saved.path} is damaged ({damage}): choose another one with --step")
-    return saved

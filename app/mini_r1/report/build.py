@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,8 +107,6 @@ def _refuse_other_file(target: Path) -> None:
     try:
         if not target.parent.is_dir():
             raise KitError(f"there is no folder {target.parent}: make it, or {another}")
-        if target.is_dir():
-            raise KitError(f"{target} is a folder: {another}")
         if not target.exists():
             return
         if not target.is_file():
@@ -121,13 +120,10 @@ def _refuse_other_file(target: Path) -> None:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the directories' names, with as many parents as make them different."""
-    parts = [path.absolute().parts for path in paths]
-    for depth in range(1, 32):
-        names = ["/".join(part[-depth:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
+    """Return the directories' names; if two are the same, their paths from the common parent on."""
+    names = [path.absolute().name for path in paths]
+    common = os.path.commonpath([path.absolute() for path in paths])
+    return names if len(set(names)) == len(names) else [os.path.relpath(path, common) for path in paths]
 
 
 def _pack(runs: Sequence[RunData], limit: int, progress: Progress) -> tuple[Samples, str]:
@@ -159,7 +155,9 @@ def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Sample
     }
     environment = Environment(
         loader=PackageLoader("mini_r1.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=StrictUndefined, finalize=_keep_percent_sign,
+        undefined=StrictUndefined,
+        # A number and its percent sign stay on one line; markup stays as it was hashed.
+        finalize=lambda value: value.replace(" %", "\u00a0%") if type(value) is str else value,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(
         summaries=summaries,
@@ -181,11 +179,6 @@ def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Sample
         version=mini_r1.__version__,
         made=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     )
-
-
-def _keep_percent_sign(value: Any) -> Any:
-    """Keep a number and its percent sign on one line; markup stays as it was hashed."""
-    return value.replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def _crosshair(plot: Plot) -> dict[str, Any]:

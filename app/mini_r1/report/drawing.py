@@ -80,7 +80,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> s
             _draw_stack(axes, plot.curves)
         else:
             _draw_curves(axes, plot.curves)
-        _set_limits(axes, plot)
+        _set_limits(figure, plot)
         axes.set_xlabel(plot.x)
         axes.yaxis.set_major_formatter((lambda value, _: f"{100 * value:.4g} %") if plot.percent else _format_tick)
         for each in figure.axes:
@@ -149,36 +149,28 @@ def _draw_curves(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _draw_stack(axes: Any, curves: Sequence[Curve]) -> None:
-    steps, layers = _layers(curves)
+    steps = sorted({step for curve in curves for step in curve.points[0]})
+    known = [dict(zip(*curve.points, strict=True)) for curve in curves]
+    layers = [[values.get(step, 0.0) for step in steps] for values in known]
     if len(steps) == 1:
         steps, layers = [steps[0] - 0.5, steps[0] + 0.5], [layer * 2 for layer in layers]
     colours = [ROLES[curve.colour] for curve in curves]
     axes.stackplot(steps, layers, colors=colours, labels=[c.label for c in curves], linewidth=0, alpha=0.85)
 
 
-def _layers(curves: Sequence[Curve]) -> tuple[list[float], list[list[float]]]:
-    """Return all steps, and the values of each curve at all of them."""
-    steps = sorted({step for curve in curves for step in curve.points[0]})
-    known = [dict(zip(*curve.points, strict=True)) for curve in curves]
-    return steps, [[values.get(step, 0.0) for step in steps] for values in known]
-
-
-def _set_limits(axes: Any, plot: Plot) -> None:
+def _set_limits(figure: Any, plot: Plot) -> None:
     """Start shares and counts at 0, and leave space on both sides of a single point."""
-    tops = [value for curve in [*plot.curves, *plot.side] for value in curve.points[1]]
-    if plot.stacked:
-        tops = [sum(values) for values in zip(*_layers(plot.curves)[1], strict=True)]
-    tops += [limits[1] for curve in plot.curves for limits in curve.intervals if limits]
-    steps = [step for curve in plot.curves for step in curve.points[0]]
-    if steps and min(steps) == max(steps):
-        axes.set_xlim(steps[0] - 1, steps[0] + 1)
-    elif steps:
-        axes.set_xlim(min(0.0, *steps), max(steps) + 0.02 * (max(steps) - min(steps)))
+    axes, data = figure.axes[0], figure.axes[0].dataLim
+    low, top = min(each.dataLim.y0 for each in figure.axes), max(each.dataLim.y1 for each in figure.axes)
+    if data.x0 == data.x1:
+        axes.set_xlim(data.x0 - 1, data.x0 + 1)
+    else:
+        axes.set_xlim(min(0.0, data.x0), data.x1 + 0.02 * (data.x1 - data.x0))
     if plot.percent:
         highest = 1.1 if plot.restarts else 1.02  # the word "restart" is at the top
-        axes.set_ylim(0, min(highest, max(0.1, 1.12 * max(tops, default=1.0))))
-    elif tops and min(tops) >= 0:
-        axes.set_ylim(0, 1.12 * max(tops) or 1.0)
+        axes.set_ylim(0, min(highest, max(0.1, 1.12 * top)))
+    elif low >= 0:
+        axes.set_ylim(0, 1.12 * top or 1.0)
 
 
 def _format_tick(value: float, _: object) -> str:

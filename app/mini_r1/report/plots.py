@@ -111,7 +111,7 @@ def make_plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot
     made.append(_clock(runs))
     for plot in made:
         if plot.x.startswith("optimizer"):
-            plot.restarts = [step for run in runs for step in run.restarts]
+            plot.restarts = [a.first_step for run in runs for a in run.attempts[1:] if a.first_step is not None]
     return made
 
 

@@ -14,8 +14,10 @@ from itertools import accumulate
 from typing import Any
 
 from mini_r1.console import text
+from mini_r1.errors import KitError
 from mini_r1.run.reader import RunData, read_completions, read_held_out_completions
 from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem, parse_problem
 from mini_r1.values import mapping, number
 
 MAX_CHARACTERS = 20_000  # longest completion on the page; the longest useful ones (1,024 tokens) have about 4,000
@@ -226,13 +228,11 @@ def _held_out(run: RunData) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield problem.key, row
 
 
-def _problem(row: dict[str, Any]) -> task.Problem | None:
-    nums, target = row.get("nums"), row.get("target")
-    if not isinstance(nums, list) or not 1 <= len(nums) <= 8 or type(target) is not int or abs(target) > 10**9:
+def _problem(row: dict[str, Any]) -> Problem | None:
+    try:
+        return parse_problem(row, "completion")
+    except KitError:
         return None
-    if not all(type(n) is int and 1 <= n <= 10**6 for n in nums):
-        return None
-    return task.Problem(tuple(nums), target)
 
 
 def _true(value: object) -> bool:

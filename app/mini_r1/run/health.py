@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.console import printable, text
-from mini_r1.errors import ExitCode
 from mini_r1.machine.processes import is_gone
 from mini_r1.run.files import load_object
 from mini_r1.run.run_dir import RunDir
@@ -43,11 +42,6 @@ class Health:
     def sentence(self) -> str:
         """Which run, and how it is."""
         return f"{self.place} {self.why}".strip()
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """0 or 1, as Docker wants it."""
-        return ExitCode.FINISHED if self.healthy else ExitCode.FAILED
 
     def to_dict(self) -> dict[str, Any]:
         """For --json."""

@@ -134,7 +134,7 @@ class AttemptRecord:
 
     number: int
     folder: Path
-    started: float | None  # seconds since 1970, from run.json
+    begin: float | None  # seconds since 1970: its start by run.json, else its first row of metrics
     times: Points  # time and step of each row of metrics
     facts: dict[str, Any]  # its entry in run.json
 
@@ -156,11 +156,6 @@ class AttemptRecord:
     def last_step(self) -> int | None:
         """The last step it trained; a later attempt may have repeated some of its steps."""
         return max([*self._steps[-1:], *map(int, self.times[1])], default=None)
-
-    @property
-    def begin(self) -> float | None:
-        """The first time that is known of it."""
-        return self.started if self.started is not None else (self.times[0][0] if self.times[0] else None)
 
     @property
     def seconds(self) -> float | None:
@@ -196,7 +191,8 @@ def read_attempts(run: RunDir) -> list[AttemptRecord]:
                 times[0].append(at)
                 times[1].append(float(row["step"]))
         known = facts.get(index, {})
-        found.append(AttemptRecord(index, folder, _parse_time(known.get("started")), times, known))
+        begin = _parse_time(known.get("started")) or next(iter(times[0]), None)
+        found.append(AttemptRecord(index, folder, begin, times, known))
     return found
 
 
@@ -244,11 +240,6 @@ class RunData:
         """max_steps of the recipe; None if its epochs decide."""
         steps = self.recipe.get("max_steps")
         return steps if isinstance(steps, int) and steps > 0 else None
-
-    @property
-    def restarts(self) -> list[int]:
-        """First steps of the later attempts."""
-        return [attempt.first_step for attempt in self.attempts[1:] if attempt.first_step is not None]
 
     def state_sentence(self) -> str:
         """Return the state, the step, and the phase or why the run ended."""
