@@ -70,6 +70,7 @@ def demo(
     """
     from mini_r1.recipe.fields import DEMO_MODEL
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
+    from mini_r1.run.finished import finished_step_before_loading
 
     path = find_recipe(RECIPE)
     recipe = load_recipe(path, [*(QUICK if quick else ()), *(overrides or [])])
@@ -77,6 +78,7 @@ def demo(
         raise KitError(f"the demo trains its own model, {DEMO_MODEL}: for another one use `mini-r1 train`")
     stem = path.with_stem(f"{RECIPE}-quick") if quick else path
     run = RunDir(run_dir or effective_output_dir(recipe, stem))
+    finished_step_before_loading(run, recipe)  # refuses a directory that can't be used
     console = progress_console()
     with needs_extra("train", console=console):
         from mini_r1.evaluation.evaluate_run import evaluate_run_or_model

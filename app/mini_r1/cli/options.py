@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import click
 from typer import Argument, Option
 
+MAX_GPUS = 128  # of one node, MIG slices included: a plan has an entry for each
+
 
 class FiniteRange(click.FloatRange):
     """Finite number in a range: click's own takes NaN."""
@@ -26,7 +28,7 @@ Set = Annotated[
 RunDirOption = Annotated[
     Path | None, Option("--run-dir", help="Run directory; default: the recipe's output_dir, else runs/<recipe's name>.")
 ]
-Gpus = Annotated[int | None, Option(min=0, help="Use the first N of the GPUs given; default: all.")]
+Gpus = Annotated[int | None, Option(min=0, max=MAX_GPUS, help="Use the first N of the GPUs given; default: all.")]
 GpuMemory = Annotated[
     float | None, Option(metavar="GIB", click_type=FiniteRange(0.1), help="Memory of a GPU; default: as detected.")
 ]

@@ -7,15 +7,20 @@ from typing import Annotated
 from rich.console import Console
 from typer import BadParameter, Context, Option, Typer
 
-from mini_r1.cli.options import DeepSpeed, FiniteRange, GpuMemory, Json, RecipeName, Set
+from mini_r1.cli.options import MAX_GPUS, DeepSpeed, FiniteRange, GpuMemory, Json, RecipeName, Set
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.nodes import MAX_NODES
 
 
 def plan(
     recipe: RecipeName,
     overrides: Set = None,
-    gpus: Annotated[int | None, Option(min=0, help="GPUs per node; 0: CPU; default: as here or in the recipe.")] = None,
-    nodes: Annotated[int | None, Option(min=1, help="Number of nodes; default: 1, or the recipe's shape.")] = None,
+    gpus: Annotated[
+        int | None, Option(min=0, max=MAX_GPUS, help="GPUs per node; 0: CPU; default: as here or the recipe's.")
+    ] = None,
+    nodes: Annotated[
+        int | None, Option(min=1, max=MAX_NODES, help="Number of nodes; default: 1, or the recipe's.")
+    ] = None,
     gpu_memory: GpuMemory = None,
     deepspeed: DeepSpeed = "auto",
     grace: Annotated[float | None, Option(click_type=FiniteRange(0), help="Seconds to stop (Slurm: KillWait).")] = None,
@@ -54,8 +59,8 @@ recipes_app = Typer(name="recipes")
 @recipes_app.callback(invoke_without_command=True)
 def recipes(
     context: Context,
-    gpus: Annotated[int | None, Option(min=0, help="GPUs on each node; default: each recipe's own shape.")] = None,
-    nodes: Annotated[int | None, Option(min=1, help="With --gpus: number of nodes.")] = None,
+    gpus: Annotated[int | None, Option(min=0, max=MAX_GPUS, help="GPUs on each node; default: each recipe's.")] = None,
+    nodes: Annotated[int | None, Option(min=1, max=MAX_NODES, help="With --gpus: number of nodes.")] = None,
     gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:

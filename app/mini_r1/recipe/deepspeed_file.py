@@ -46,7 +46,7 @@ def find_deepspeed(name_or_path: str) -> DeepSpeedFile:
     except OSError as error:
         hint = f"{did_you_mean(name_or_path, shipped)}; shipped are {', '.join(shipped)}"
         raise KitError(f"{place}: {error.strerror}{hint}, or give the path of a JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise KitError(f"{place}: is not valid JSON ({error})") from error
     zero = values.get("zero_optimization") if isinstance(values, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") not in STAGES:
