@@ -8,7 +8,7 @@ import pynvml
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.devices import given_devices
-from mini_r1.machine.nvidia import device_index, driver_devices
+from mini_r1.machine.nvidia import ListedGpu, device_index, list_gpus
 
 UUIDS = tuple(f"GPU-{digit * 8}-0000-1111-2222-{digit * 12}" for digit in "abcd")
 SLICES = ("MIG-1f3c5a2e-0000-1111-2222-333333333333", "MIG-2f3c5a2e-0000-1111-2222-333333333333")
@@ -16,8 +16,12 @@ CPU = {"MINI_R1_ACCELERATOR": "cpu"}
 
 
 def seen(*devices: str):
-    """A machine on which the NVIDIA library sees these."""
-    return lambda: list(devices)
+    """A machine on which the NVIDIA library sees these GPUs, or slices of one GPU; without any, there is no driver."""
+    if not devices:
+        return lambda: None
+    if devices[0].startswith("MIG-"):
+        return lambda: [ListedGpu(UUIDS[0], devices)]
+    return lambda: [ListedGpu((*UUIDS, *("GPU-" + digit * 8 for digit in "4567"))[int(index)]) for index in devices]
 
 
 def indices(count: int) -> tuple[str, ...]:
@@ -43,11 +47,8 @@ def test_without_a_grant_all_devices_of_the_driver_are_given(count: int) -> None
         ({"CUDA_VISIBLE_DEVICES": "-1"}, ()),
         ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ()),
         ({"CUDA_VISIBLE_DEVICES": "0,1,-1,2"}, ("0", "1")),  # CUDA stops reading there
-        ({"CUDA_VISIBLE_DEVICES": "0,1,9,2"}, ("0", "1")),  # and where there is no such GPU
-        ({"CUDA_VISIBLE_DEVICES": "7,8"}, ("7",)),
         ({"CUDA_VISIBLE_DEVICES": ",".join(UUIDS[:3])}, UUIDS[:3]),
         ({"CUDA_VISIBLE_DEVICES": "GPU-aaaa,GPU-b"}, ("GPU-aaaa", "GPU-b")),  # CUDA takes a beginning
-        ({"CUDA_VISIBLE_DEVICES": SLICES[0]}, (SLICES[0],)),  # one slice is one GPU
         ({"CUDA_VISIBLE_DEVICES": "MIG-GPU-aaaa/1/0"}, ("MIG-GPU-aaaa/1/0",)),  # as older drivers write it
         ({"SLURM_GPUS_ON_NODE": "4"}, ("0", "1", "2", "3")),
         ({"SLURM_GPUS_ON_NODE": "h100:4"}, ("0", "1", "2", "3")),
@@ -56,6 +57,14 @@ def test_without_a_grant_all_devices_of_the_driver_are_given(count: int) -> None
         ({"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": "2,3"}, ("2", "3")),  # CUDA's variable counts
         ({"SLURM_GPUS_ON_NODE": "4", "CUDA_VISIBLE_DEVICES": ""}, ()),
         ({"SLURM_GPUS_ON_NODE": "", "CUDA_VISIBLE_DEVICES": "1"}, ("1",)),
+        # Without device cgroups the driver shows more GPUs than Slurm granted: its indices count.
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_GPUS_ON_NODE": "2"}, ("2", "3")),
+        ({"SLURM_JOB_GPUS": "2,3"}, ("2", "3")),
+        ({"SLURM_STEP_GPUS": "6,7", "SLURM_JOB_GPUS": "4,5,6,7", "SLURM_GPUS_ON_NODE": "2"}, ("6", "7")),
+        ({"SLURM_JOB_GPUS": "4-6", "SLURM_GPUS_ON_NODE": "3"}, ("4", "5", "6")),
+        ({"SLURM_JOB_GPUS": "4,5,6", "SLURM_GPUS_ON_NODE": "1"}, ("4",)),
+        ({"SLURM_JOB_GPUS": "4,5", "CUDA_VISIBLE_DEVICES": "0,1"}, ("0", "1")),
+        ({"SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_GPUS": "gpu:2"}, ("0", "1")),
     ],
 )
 def test_devices_of_an_environment(environment: dict[str, str], ids: tuple[str, ...]) -> None:
@@ -73,6 +82,47 @@ def test_the_first_devices_are_taken(count: int) -> None:
 
 def test_a_slice_that_the_driver_sees_is_one_gpu() -> None:
     assert given_devices({}, driver=seen(SLICES[0])).ids == (SLICES[0],)
+    for name in (*SLICES, "MIG-1f3c", "0"):
+        assert given_devices({"CUDA_VISIBLE_DEVICES": name}, driver=seen(*SLICES)).ids == (name,)
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown", "ids"),
+    [
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_GPUS_ON_NODE": "2"}, 2, ("0", "1")),  # device cgroups
+        ({"SLURM_JOB_GPUS": "2,3", "SLURM_GPUS_ON_NODE": "2"}, 0, ("0", "1")),
+        ({"SLURM_JOB_GPUS": "2,3"}, 3, None),
+        ({"SLURM_GPUS_ON_NODE": "4"}, 2, None),
+        ({"CUDA_VISIBLE_DEVICES": "4,5"}, 2, None),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,9,2"}, 8, None),
+        ({"CUDA_VISIBLE_DEVICES": "7,8"}, 8, None),
+        ({"CUDA_VISIBLE_DEVICES": UUIDS[3]}, 2, None),
+        ({"CUDA_VISIBLE_DEVICES": SLICES[0]}, 2, None),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-GPU-ffff/1/0"}, 2, None),
+        ({"CUDA_VISIBLE_DEVICES": "4,5"}, 0, ("4", "5")),
+        ({"CUDA_VISIBLE_DEVICES": f"{UUIDS[3]},GPU-ffff"}, 0, (UUIDS[3], "GPU-ffff")),
+    ],
+)
+def test_a_device_that_the_driver_does_not_have_is_never_replaced(
+    environment: dict[str, str], shown: int, ids: tuple[str, ...] | None
+) -> None:
+    driver = seen(*indices(shown))
+    if ids is None:
+        with pytest.raises(KitError, match="but the driver has no") as refused:
+            given_devices(environment, driver=driver)
+        assert refused.value.exit_code == 150
+        assert next(iter(environment)) in refused.value.message
+    else:
+        devices = given_devices(environment, driver=driver)
+        assert (devices.ids, devices.on_cpu) == (ids, False)
+        assert ("not checked: no NVIDIA driver here" in devices.source) == (not shown)
+
+
+def test_a_driver_without_gpus_does_not_have_the_one_that_was_given() -> None:
+    with pytest.raises(KitError, match="no 0, only no GPU at all") as refused:
+        given_devices({"CUDA_VISIBLE_DEVICES": "0"}, driver=list)
+    assert refused.value.exit_code == 150
+    assert given_devices({}, driver=list).on_cpu
 
 
 @pytest.mark.parametrize(
@@ -214,23 +264,32 @@ class Library:
 @pytest.mark.parametrize(
     ("gpus", "found"),
     [
-        ([], []),
-        ([Gpu(UUIDS[0])], ["0"]),
-        ([Gpu(UUIDS[0], None), Gpu(UUIDS[1]), Gpu(UUIDS[2])], ["0", "1", "2"]),
-        ([Gpu(UUIDS[0], True, [None, *SLICES, None]), Gpu(UUIDS[1])], [*SLICES, "1"]),
-        ([Gpu(UUIDS[0]), Gpu(UUIDS[1], True, [])], ["0"]),
+        ([], ()),
+        ([Gpu(UUIDS[0])], ("0",)),
+        ([Gpu(UUIDS[0], None), Gpu(UUIDS[1]), Gpu(UUIDS[2])], ("0", "1", "2")),
+        ([Gpu(UUIDS[0], True, [None, SLICES[0], None])], (SLICES[0],)),
+        ([Gpu(UUIDS[0]), Gpu(UUIDS[1], True, [])], ("0",)),
     ],
 )
-def test_what_the_library_sees(gpus: list[Gpu], found: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_library_sees(gpus: list[Gpu], found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library(gpus).install(monkeypatch)
-    assert driver_devices() == found
+    assert [gpu.uuid for gpu in list_gpus() or ()] == [gpu.uuid for gpu in gpus]
+    assert given_devices({}).ids == found
     assert library.opened == 0
 
 
-@pytest.mark.parametrize("fails_at", ["init", "count", "handle"])
+@pytest.mark.parametrize("fails_at", ["init", "count"])
 def test_a_library_that_does_not_answer_sees_nothing(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     library = Library([Gpu(UUIDS[0])], fails_at).install(monkeypatch)
-    assert driver_devices() == []
+    assert list_gpus() is None
+    assert library.opened == 0
+
+
+def test_a_gpu_that_does_not_answer_is_there_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no reason to train on the CPU: the doctor refuses it, with exit code 150."""
+    library = Library([Gpu(UUIDS[0])], "handle").install(monkeypatch)
+    assert list_gpus() == [ListedGpu()]
+    assert given_devices({}).ids == ("0",)
     assert library.opened == 0
 
 
@@ -249,17 +308,9 @@ def test_an_index_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_index("3") == "3"
 
 
-@pytest.mark.parametrize(
-    ("fails_at", "message"),
-    [
-        ("", f"no GPU {UUIDS[3]} here: compare CUDA_VISIBLE_DEVICES with `nvidia-smi -L`"),
-        ("init", "the NVIDIA library does not answer (Not Supported): see `nvidia-smi`"),
-        ("count", "the NVIDIA library does not answer (Not Supported): see `nvidia-smi`"),
-    ],
-)
-def test_a_uuid_that_no_gpu_has_is_worth_a_retry(fails_at: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fails_at", ["", "init", "count"])
+def test_a_uuid_that_no_driver_knows_stays(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`launch --dry-run` shows it; a launch has refused it before, with exit code 150."""
     library = Library([Gpu(UUIDS[0])], fails_at).install(monkeypatch)
-    with pytest.raises(KitError) as refused:
-        device_index(UUIDS[3])
-    assert (refused.value.message, refused.value.exit_code) == (message, 150)
+    assert device_index(UUIDS[3]) == UUIDS[3]
     assert library.opened == 0

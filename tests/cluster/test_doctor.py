@@ -107,9 +107,9 @@ def test_a_recipe_that_cannot_be_read_is_an_error(mini_r1: Kit) -> None:
 
 
 def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mini_r1.machine.nvidia import driver_devices
+    from mini_r1.machine.nvidia import list_gpus
 
-    if driver_devices():
+    if list_gpus():
         pytest.skip("this machine has GPUs")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     done = mini_r1("doctor", "--json")

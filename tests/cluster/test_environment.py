@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,15 @@ def test_workers_share_the_cores_unless_the_user_set_the_threads(
     monkeypatch.setattr(worker_environment, "usable_cores", lambda: cores)
     first = starts(0, [["0", "1", "2", "3"], ["0"]], environment=environment)[0]
     assert variables(first).get("OMP_NUM_THREADS") == threads
+
+
+def test_nccl_does_without_the_transports_that_the_gpus_lack() -> None:
+    mine = {"NCCL_IB_DISABLE": "0"}  # the user's, which stays
+    for lacks_p2p, expected in ((True, {"NCCL_P2P_DISABLE": "1"}), (False, {})):
+        made = replace(job(0, environment=mine), lacks_p2p=lacks_p2p)
+        start = worker_starts(made, assign([["0", "1"]], use_vllm=True, on_cpu=False), 0, None, Path("/scratch"))[0]
+        assert {name: value for name, value in variables(start).items() if name.startswith("NCCL_")} == expected
+        assert start.environment(mine)["NCCL_IB_DISABLE"] == "0"
 
 
 def test_every_variable_is_shown_with_a_reason() -> None:

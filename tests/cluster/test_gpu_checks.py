@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +167,9 @@ def test_without_a_gpu_a_recipe_trains_on_the_cpu() -> None:
     assert gpus.driver(on_cpu()).detail == "no NVIDIA driver: this node trains on the CPU"
 
 
-@pytest.mark.parametrize("check", [gpus.compute_capability, gpus.gpu_kinds, gpus.gpu_memory, gpus.ecc, gpus.xid])
+@pytest.mark.parametrize(
+    "check", [gpus.compute_capability, gpus.gpu_kinds, gpus.p2p, gpus.gpu_memory, gpus.ecc, gpus.xid]
+)
 def test_without_a_gpu_the_other_checks_are_skipped(check: Any) -> None:
     assert check(on_cpu()).status == "skip"
 
@@ -199,6 +202,60 @@ def test_compute_capability_against_the_recipe(
         assert message in finding.detail
         assert "GPU 1" in finding.detail
         assert "GPU 0" not in finding.detail
+
+
+# --- the RTX 40 series ---
+
+CARDS = [
+    (["NVIDIA GeForce RTX 4090"] * 2, "535.183.01", True),
+    (["NVIDIA GeForce RTX 4080 SUPER", H100], "550.40.06", True),
+    (["NVIDIA GeForce RTX 4090"] * 2, "550.40.07", False),
+    (["NVIDIA GeForce RTX 4090"] * 4, "570.86.10", False),
+    (["NVIDIA GeForce RTX 4090"], "535.183.01", False),
+    (["NVIDIA GeForce RTX 3090"] * 2, "535.183.01", False),
+    ([H100] * 8, "535.183.01", False),
+    ([], "", False),
+]
+
+
+@pytest.fixture
+def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str], str], None]:
+    """Return a function that puts an nvidia-smi with these GPUs first on PATH; without GPUs it fails."""
+
+    def install(names: list[str], version: str) -> None:
+        rows = [f"{len(names)}, {name}" for name in names]
+        answers = {"count,name": "\n".join(rows), "driver_version": "\n".join([version] * len(names))}
+        arms = "".join(f"*{query}*) printf '{text}\\n';;\n" for query, text in answers.items())
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f'#!/bin/sh\ncase "$*" in\n{arms}esac\nexit {int(not names)}\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+
+    return install
+
+
+@pytest.mark.parametrize(("names", "version", "lacking"), CARDS)
+def test_which_gpus_lack_p2p(
+    names: list[str], version: str, lacking: bool, cards: Callable[[list[str], str], None]
+) -> None:
+    cards(names, version)
+    assert nvidia.lacks_p2p() == lacking
+    finding = gpus.p2p(case())
+    assert finding.status == ("warn" if lacking else "skip")
+    assert ("NCCL_P2P_DISABLE=1 and NCCL_IB_DISABLE=1" in finding.detail) == lacking
+
+
+def test_accelerate_follows_the_same_rule(cards: Callable[[list[str], str], None]) -> None:
+    from accelerate.utils.environment import check_cuda_p2p_ib_support
+
+    for names, version, lacking in CARDS:
+        cards(names, version)
+        assert check_cuda_p2p_ib_support() == (not lacking)
+
+
+def test_without_nvidia_smi_nothing_is_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not nvidia.lacks_p2p()
 
 
 def test_gpus_of_several_kinds_are_a_warning() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from mini_r1.machine.devices import given_devices
 from mini_r1.machine.nodes import Nodes, find_nodes
+from mini_r1.machine.nvidia import ListedGpu
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.disk_space import host_memory_gib, shared_memory_gib
 from mini_r1.plan.planner import Plan, make_plan
@@ -116,7 +117,7 @@ def planned(manifests: Sequence[Manifest], folder: Path, gpus: Sequence[int] | N
     listed = [pod.gpus for pod in found] if gpus is None else gpus
     nodes = [find_nodes(pod.environment) for pod in found]
     devices = [
-        given_devices(pod.environment, driver=lambda count=count: [str(i) for i in range(count)])  # type: ignore[misc]
+        given_devices(pod.environment, driver=lambda count=count: [ListedGpu()] * count or None)  # type: ignore[misc]
         for pod, count in zip(found, listed, strict=True)
     ]
     path = recipe_file(found[0], manifests, folder)
@@ -342,10 +343,10 @@ def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Pat
 def test_the_stand_in_is_what_the_command_asks(tmp_path: Path) -> None:
     """Without it the tests above would count the GPUs of the machine that they run on."""
     (tmp_path / "pynvml.py").write_text(NVML)
-    code = "from mini_r1.machine.nvidia import driver_devices; print(driver_devices())"
+    code = "from mini_r1.machine.devices import given_devices; print(given_devices({}).ids)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(tmp_path), "STAND_IN_GPUS": "3"},
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    assert done.stdout.strip() == "['0', '1', '2']"
+    assert done.stdout.strip() == "('0', '1', '2')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -142,3 +143,16 @@ def test_an_array_trains_a_run_for_each_row_of_its_table(kit: Kit) -> None:
         assert f"learning_rate: {learning_rate}" in recipe
         assert f"beta: {beta}" in recipe
         assert f"{name}  learning_rate" in job.said
+
+
+def test_a_heterogeneous_job_meets_on_the_node_of_its_first_component(slurm: Slurm, tmp_path: Path) -> None:
+    """Slurm sorts the list of the nodes, but numbers them by component."""
+    components = ("-N1", "-n1", "-w", "n3", "--gpus-per-node=2", ":", "-N2", "-n2", "-w", "n1,n2", "--gpus-per-node=2")
+    launch = f"{REPO}/.venv/bin/mini-r1 launch mini-r1-3b --dry-run --json > $SLURM_NODEID.json"
+    step = ("srun", "--het-group=0,1", "bash", "-c", launch)
+    slurm.run("salloc", *components, *step, cwd=tmp_path, MINI_R1_ACCELERATOR="cpu")
+    plans = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
+    for plan in plans:
+        assert plan["num_processes"] == 5
+        assert {worker["environment"]["MASTER_ADDR"] for worker in plan["workers"]} == {"n3"}
+    assert len({worker["environment"]["MASTER_PORT"] for plan in plans for worker in plan["workers"]}) == 1

@@ -10,7 +10,7 @@ from functools import wraps
 from mini_r1.doctor.case import GIB, Case, run_program
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.devices import CONTAINER_HINT
-from mini_r1.machine.nvidia import Gpu
+from mini_r1.machine.nvidia import Gpu, lacks_p2p
 
 CUDA = (12, 4)
 """`torch.version.cuda` of the pinned torch."""
@@ -98,6 +98,16 @@ def gpu_kinds(case: Case) -> Finding:
         fix = "the slowest sets the pace and the smallest the memory: give the job GPUs of one kind"
         return warn(f"GPUs of several kinds: {', '.join(names)}", fix)
     return ok(f"{len(case.driver.gpus)} × {next(iter(names), 'none')}")
+
+
+def p2p(case: Case) -> Finding:
+    """NCCL needs no setting for these GPUs, or gets the one that accelerate wants."""
+    if not case.uses_gpus:
+        return skip("no GPU in use")
+    if not lacks_p2p():
+        return skip("for several GPUs of the RTX 40 series only")
+    detail = "GPUs of the RTX 40 series with a driver before 550.40.07: the launcher sets NCCL_P2P_DISABLE=1 and"
+    return warn(f"{detail} NCCL_IB_DISABLE=1, unless you set them", "update the driver; a newer one needs neither")
 
 
 @_for_each_gpu

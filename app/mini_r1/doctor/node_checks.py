@@ -38,6 +38,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "driver": gpus.driver,
     "compute capability": gpus.compute_capability,
     "GPU kinds": gpus.gpu_kinds,
+    "P2P": gpus.p2p,
     "GPU memory": gpus.gpu_memory,
     "ECC": gpus.ecc,
     "Xid": gpus.xid,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mini_r1.machine.devices import Devices, given_devices
 from mini_r1.machine.nodes import Nodes, find_nodes
-from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
+from mini_r1.machine.nvidia import lacks_p2p, read_driver, smallest_gpu_gib
 from mini_r1.plan.planner import AUTO
 from mini_r1.plan.recipe_plans import Hardware, find_largest_fitting
 from mini_r1.recipe.fields import Recipe
@@ -49,6 +49,7 @@ class Job:
     gpu_memory_gib: float | None
     environment: Mapping[str, str]
     say: Say
+    lacks_p2p: bool = False  # GPUs of the RTX 40 series with an old driver
 
     @property
     def node(self) -> str:
@@ -70,4 +71,5 @@ def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say) -
         path = find_recipe(options.recipe)
     recipe = load_recipe(path, options.overrides)
     run = RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())
-    return Job(options, path, recipe, run, devices, nodes, memory, environment, say)
+    no_p2p = not devices.on_cpu and lacks_p2p()
+    return Job(options, path, recipe, run, devices, nodes, memory, environment, say, no_p2p)

@@ -21,7 +21,7 @@ TAKEN_OUT = {
     "ACCELERATE_": "settings of `accelerate launch`, which would override the recipe's",
     "FSDP_": "settings of `accelerate launch`, which would override the recipe's",
     "TORCHELASTIC_": "torchrun's: workers would look for its agent",
-    "PET_": "torchrun's, set by the PyTorchJob operator",
+    "PET_": "torchrun's, set by Kubeflow",
     "GROUP_": "torchrun's",
     "ROLE_": "torchrun's",
     "MINI_R1_VLLM_DEVICE": "for rank 0 only, and computed",
@@ -102,6 +102,9 @@ def worker_starts(
         # Debian and Ubuntu give a machine's own name the address 127.0.1.1, where no other node finds it.
         reason = "the launchers met over it; gloo would use the address of this host's name"
         defaults.append(Variable("GLOO_SOCKET_IFNAME", interface, reason))
+    if job.lacks_p2p:
+        reason = "the RTX 40 series with this driver has no such transport; accelerate refuses to train without it"
+        defaults += [Variable(name, "1", reason) for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")]
     shared += [variable for variable in defaults if variable.name not in job.environment]
     starts = []
     for rank in node.ranks:

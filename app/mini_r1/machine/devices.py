@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.machine.nvidia import driver_devices
+from mini_r1.machine.nvidia import ListedGpu, list_gpus
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GRANTED = "SLURM_GPUS_ON_NODE"
+GRANTED_INDICES = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")
+"""Indices on the node of the GPUs that Slurm granted; with device cgroups the driver counts these alone, from 0."""
 ACCELERATOR = "MINI_R1_ACCELERATOR"
 CPU_SWITCH = f"{ACCELERATOR}=cpu"
 CONTAINER_HINT = (
@@ -28,6 +30,7 @@ _DEVICE = re.compile(
     re.VERBOSE,
 )
 _GRANT = re.compile(r"(?:[^:,]+:)*(\d+)(?:\([^)]*\))?")  # 4, h100:4, gpu:h100:4
+_RANGE = re.compile(r"(?:^|,)(\d{1,4})(?:-(\d{1,4}))?(?=,|$)")  # 2,3 or 4-7
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +45,18 @@ class Devices:
 def given_devices(
     environment: Mapping[str, str],
     count: int | None = None,
-    driver: Callable[[], list[str]] = driver_devices,  # what the NVIDIA library sees
+    driver: Callable[[], list[ListedGpu] | None] = list_gpus,
 ) -> Devices:
     """Return the first `count` devices of this process, None for all; on a CPU without a grant, `count` slots.
 
-    Raise KitError for an invalid or repeated entry, several MIG slices, or more asked for than given.
+    Raise KitError for an invalid or repeated entry, several MIG slices, or more asked for than given; with exit code
+    150 if a device was given that the driver does not have.
     """
     accelerator = environment.get(ACCELERATOR, "")
     if accelerator not in ("", "cpu", "cuda"):
         raise KitError(f"{ACCELERATOR}={printable(accelerator)}: must be cpu, cuda, or not set")
     if accelerator == "cpu":
-        granted, source = _read_grant(environment)
+        granted, source = _read_grant(environment, 0)
         ids = tuple(map(str, range(len(granted or ()) or count or 0)))
         source = f"{CPU_SWITCH} and {source if granted else f'--gpus {count}'}" if ids else CPU_SWITCH
     else:
@@ -67,39 +71,60 @@ def given_devices(
     return Devices(ids, on_cpu=accelerator == "cpu" or not ids, source=source)
 
 
-def _find_gpus(environment: Mapping[str, str], seen: Sequence[str]) -> tuple[tuple[str, ...], str]:
+def _find_gpus(environment: Mapping[str, str], driver: Sequence[ListedGpu] | None) -> tuple[tuple[str, ...], str]:
     """Return the GPUs, and where they were read."""
-    granted, source = _read_grant(environment)
-    has_mig = any(device.startswith("MIG-") for device in seen)
+    listed = [(str(index),) if gpu.slices is None else gpu.slices for index, gpu in enumerate(driver or ())]
+    seen = [name for names in listed for name in names]
+    has_mig = any(gpu.slices is not None for gpu in driver or ())
+    granted, source = _read_grant(environment, 0 if has_mig else len(seen))
     if granted is None:
-        granted, source = list(seen), "the NVIDIA library" if seen else "the NVIDIA library sees none"
-    elif seen and not has_mig:
-        for position, entry in enumerate(granted):
-            if entry.isdecimal() and int(entry) >= len(seen):  # CUDA stops reading there, too
-                granted = granted[:position]
-                source = f"{source}, read up to {entry}: there are {len(seen)} here"
-                break
+        granted, source = seen, "the NVIDIA library" if seen else "the NVIDIA library sees none"
     # The index of a GPU with MIG means a slice, and CUDA shows a process only one slice.
     if len(granted) > 1 and (has_mig or any(device.startswith("MIG-") for device in granted)):
         raise KitError(
             f"{', '.join(granted)} ({source}): a process can use one MIG slice and no other device, so slices cannot"
             f" work together; set {VISIBLE} to one of them, or give the job whole GPUs"
         )
+    if granted and driver is None:
+        source += ", not checked: no NVIDIA driver here"
+    missing = [entry for entry in granted if driver is not None and not _has(driver, entry)]
+    if missing:
+        raise KitError(
+            f"{source}, but the driver has no {', '.join(missing)}, only {', '.join(seen) or 'no GPU at all'}: compare"
+            " with `nvidia-smi -L`, and name devices of this node",
+            ExitCode.RETRY,
+        )
     return tuple(granted), source
 
 
-def _read_grant(environment: Mapping[str, str]) -> tuple[list[str] | None, str]:
+def _has(driver: Sequence[ListedGpu], entry: str) -> bool:
+    """Return whether the driver has a device: an index, or the beginning of a UUID."""
+    if entry.isdecimal():
+        return int(entry) < len(driver)
+    gpu = re.fullmatch(r"MIG-(GPU-[^/]+)/.*", entry)
+    beginning = gpu[1] if gpu else entry
+    return any(name.startswith(beginning) for gpu in driver for name in (gpu.uuid, *(gpu.slices or ())))
+
+
+def _read_grant(environment: Mapping[str, str], seen: int) -> tuple[list[str] | None, str]:
     """Return the devices that the environment names, None if it names none; and the variable."""
     if VISIBLE in environment:
         text = environment[VISIBLE]
         return _read_visible(text), f"{VISIBLE}={printable(text)}"
+    indices, variable = next(((environment[name], name) for name in GRANTED_INDICES if environment.get(name)), ("", ""))
+    named = [
+        str(index) for first, last in _RANGE.findall(indices) for index in range(int(first), int(last or first) + 1)
+    ]
     text = environment.get(GRANTED, "")
-    if not text:
+    if not text and not named:
         return None, ""
-    parts = [_GRANT.fullmatch(part.strip()) for part in text.split(",")]
+    parts = [_GRANT.fullmatch(part.strip()) for part in text.split(",")] if text else []
     if not all(parts):
         raise KitError(f"{GRANTED}={printable(text)}: not a number of GPUs; set {VISIBLE} to the devices to use")
-    return [str(index) for index in range(sum(int(part[1]) for part in parts if part))], f"{GRANTED}={printable(text)}"
+    count = sum(int(part[1]) for part in parts if part) if text else len(named)
+    if named and seen > count:
+        return named[:count], f"{variable}={printable(indices)}"
+    return list(map(str, range(count))), f"{GRANTED}={printable(text)}" if text else f"{variable}={printable(indices)}"
 
 
 def _read_visible(text: str) -> list[str]:

@@ -4,15 +4,18 @@ pynvml is used directly, not nvitop: nvitop reads neither remapped rows nor page
 beginning of a UUID, and answers N/A both for a GPU that lacks a feature and for one that is lost.
 """
 
+import re
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pynvml as nvml
 
-from mini_r1.errors import ExitCode, KitError
-
+P2P_DRIVER = (550, 40, 7)
+"""The driver from which on the RTX 40 series needs no setting (accelerate 1.3.0, check_cuda_p2p_ib_support)."""
+SMI_TIMEOUT_S = 30.0
 UNCORRECTED, VOLATILE = 1, 0
 """NVML_MEMORY_ERROR_TYPE_UNCORRECTED and NVML_VOLATILE_ECC of nvml.h: errors since the driver was loaded."""
 
@@ -58,31 +61,54 @@ def read_driver(ids: Sequence[str]) -> Driver | None:
     return None
 
 
-def driver_devices() -> list[str]:
-    """Return the index of each GPU that the library sees, or its MIG slices' UUIDs; [] without a driver."""
+class ListedGpu(NamedTuple):
+    """A GPU in the driver's list."""
+
+    uuid: str = ""  # "" if it does not answer
+    slices: tuple[str, ...] | None = None  # the UUIDs of its MIG slices; None without MIG
+
+
+def list_gpus() -> list[ListedGpu] | None:
+    """Return the GPUs that the library sees, in order of their indices; None without a driver."""
     with suppress(nvml.NVMLError), _open():
-        found: list[str] = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-            mig = _ask(nvml.nvmlDeviceGetMigMode, gpu)  # now, and after the next reset
-            has_mig = mig and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
-            found.extend(_mig_slices(gpu) if has_mig else [str(index)])
-        return found
-    return []
+        return [_list_gpu(index) for index in range(nvml.nvmlDeviceGetCount())]
+    return None
+
+
+def _list_gpu(index: int) -> ListedGpu:
+    with suppress(nvml.NVMLError):
+        gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+        mig = _ask(nvml.nvmlDeviceGetMigMode, gpu)  # now, and after the next reset
+        has_mig = mig and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
+        uuid = _text(_ask(nvml.nvmlDeviceGetUUID, gpu) or "")
+        return ListedGpu(uuid, tuple(_mig_slices(gpu)) if has_mig else None)
+    return ListedGpu()
 
 
 def device_index(device: str) -> str:
-    """Return a GPU's index from its UUID, or raise KitError: vLLM 0.7.0 reads CUDA_VISIBLE_DEVICES as numbers."""
-    if device.isdecimal():
-        return device
+    """Return a GPU's index from its UUID, which vLLM 0.7.0 cannot read; an index and an unknown name as they are."""
+    gpus = [] if device.isdecimal() else list_gpus() or []
+    return next((str(index) for index, gpu in enumerate(gpus) if gpu.uuid.startswith(device)), device)
+
+
+def lacks_p2p() -> bool:
+    """Return whether accelerate refuses to train without NCCL_P2P_DISABLE and NCCL_IB_DISABLE, by the same rule.
+
+    It asks nvidia-smi about all GPUs of the machine: there are several, one of the RTX 40 series, and an old driver.
+    """
+    names = _ask_smi("count,name")
+    if len(names) < 2 or not any("RTX 40" in name for name in names):
+        return False
+    return tuple(map(int, re.findall(r"\d+", " ".join(_ask_smi("driver_version")[:1])))) < P2P_DRIVER
+
+
+def _ask_smi(query: str) -> list[str]:
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        with _open():
-            index = _find_index(device)
-    except nvml.NVMLError as error:
-        raise KitError(f"the NVIDIA library does not answer ({error}): see `nvidia-smi`", ExitCode.RETRY) from error
-    if index is None:
-        raise KitError(f"no GPU {device} here: compare CUDA_VISIBLE_DEVICES with `nvidia-smi -L`", ExitCode.RETRY)
-    return str(index)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
 
 
 def smallest_gpu_gib(driver: Driver | None) -> float | None:
