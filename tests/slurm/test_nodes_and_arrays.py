@@ -150,7 +150,7 @@ def test_a_heterogeneous_job_meets_on_the_node_of_its_first_component(slurm: Slu
     components = ("-N1", "-n1", "-w", "n3", "--gpus-per-node=2", ":", "-N2", "-n2", "-w", "n1,n2", "--gpus-per-node=2")
     launch = f"{REPO}/.venv/bin/mini-r1 launch mini-r1-3b --dry-run --json > $SLURM_NODEID.json"
     step = ("srun", "--het-group=0,1", "bash", "-c", launch)
-    slurm.run("salloc", *components, *step, cwd=tmp_path, MINI_R1_ACCELERATOR="cpu")
+    slurm.run("salloc", *components, *step, cwd=tmp_path)
     plans = [json.loads((tmp_path / f"{index}.json").read_text()) for index in range(3)]
     for plan in plans:
         assert plan["num_processes"] == 5
