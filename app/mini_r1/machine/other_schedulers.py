@@ -1,6 +1,6 @@
 """What the variables of schedulers that `nodes.py` does not read say about the number of nodes.
 
-A node that takes itself for the only one trains a run of its own, so "several" must not be missed.
+A node that takes itself for the only one trains another run in the same directory, so "several" must not be missed.
 """
 
 import json
