@@ -28,6 +28,7 @@ class Case:
     run_dir: Path | None = None
     deepspeed: str | None = None  # the plan's choice: a name or a file
     ports: tuple[int, ...] = ()  # that this node has to listen on
+    first_node: bool = True  # whether rank 0 of all nodes is here, which alone reports to trackers
     root: Path = Path("/")  # of /proc, /sys and /dev: another one in tests
 
     def read(self, path: str) -> str | None:

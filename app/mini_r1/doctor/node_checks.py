@@ -59,6 +59,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "interfaces": host.interfaces,
     "model": inputs.model,
     "data": inputs.data,
+    "trackers": software.trackers,
     "hub token": software.hub_token,
 }
 """Name and function of each light check, in the order of the table; its docstring says what it looks at. None loads
@@ -132,7 +133,8 @@ def examine_node(
     driver = read_driver([] if devices.on_cpu else devices.ids)
     findings: list[Finding] = []
     ports = () if nodes is None or nodes.index else (nodes.port, nodes.control_port)[: nodes.count]
-    case = Case(environment, devices, driver, ports=ports, run_dir=run_dir)
+    first_node = nodes is None or nodes.index == 0
+    case = Case(environment, devices, driver, ports=ports, first_node=first_node, run_dir=run_dir)
     if recipe_path is not None:
         recipe = load_recipe(recipe_path, overrides)
         plan = _make_plan(recipe, devices, nodes, deepspeed, gpu_memory_gib or smallest_gpu_gib(driver))

@@ -3,14 +3,16 @@
 import importlib.metadata
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from mini_r1.console import printable
 from mini_r1.doctor.case import Case
 from mini_r1.errors import KitError
-from mini_r1.findings import Finding, fail, ok, skip, warn
+from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.hub.upload import require_token
 from mini_r1.machine.provenance import versions as installed_versions
+from mini_r1.machine.trackers import check_trackers
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 
 PATCHED = ("trl", "transformers", "vllm", "deepspeed")
@@ -110,6 +112,14 @@ def deepspeed(case: Case) -> Finding:
     found = find_deepspeed(case.deepspeed)
     offloaded = found.offloads("optimizer") or found.offloads("param")
     return ok(f"{found.name}: ZeRO stage {found.stage}{', offloaded' if offloaded else ''}")
+
+
+def trackers(case: Case) -> Finding:
+    """Every tracker of report_to is installed and, where it reports from this node, has a key and a mode."""
+    if case.recipe is None:
+        return skip("no recipe")
+    found = check_trackers(case.recipe.report_to, case.environment, needs_key=case.first_node)
+    return worst([replace(one, detail=f"{one.check}: {one.detail}") for one in found] or [ok("TensorBoard alone")])
 
 
 def hub_token(case: Case) -> Finding:

@@ -8,10 +8,9 @@ from typing import Any, Final
 
 from ruamel.yaml import YAML
 
-REPORT_INTEGRATIONS: Final = (
-    "azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive",
-    "flyte", "mlflow", "neptune", "tensorboard", "wandb",
-)  # fmt: skip
+from mini_r1.machine.trackers import TRACKERS
+
+REPORT_INTEGRATIONS: Final = tuple(sorted([*TRACKERS, "tensorboard"]))
 """Trackers with a callback in transformers 4.48.1 (`INTEGRATION_TO_CALLBACK`)."""
 
 LATER_TRL_PREFIXES: Final = ("ref_model_", "vllm_server_")

@@ -12,6 +12,7 @@ from trl import GRPOConfig
 
 from mini_r1.errors import KitError
 from mini_r1.generation.model import device
+from mini_r1.machine.trackers import check_trackers
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.training.schedule import Schedule
@@ -69,15 +70,7 @@ def grpo_config(
 
 def reporters(recipe: Recipe) -> list[str]:
     """Return the integrations that report besides TensorBoard, which the kit always writes: see `curves.Curves`."""
-    from transformers.integrations import get_available_reporting_integrations
-
-    installed = get_available_reporting_integrations()
-    given = {recipe.report_to} if isinstance(recipe.report_to, str) else set(recipe.report_to)
-    wanted = set(installed) if "all" in given else given - {"none"}
-    missing = sorted(wanted - set(installed))
-    if missing:
-        raise KitError(f"report_to: {', '.join(missing)} is not installed: install it, or remove it from the list")
-    return sorted(wanted - {"tensorboard"})
+    return sorted(finding.check for finding in check_trackers(recipe.report_to, os.environ))
 
 
 def prepare_deepspeed(*, on_cpu: bool) -> None:
