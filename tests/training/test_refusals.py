@@ -37,7 +37,7 @@ def refusal(recipe: Path, run_dir: Path) -> str:
         ({"max_prompt_length": 20}, "max_prompt_length is 20: raise it to at least"),
         ({"use_vllm": True}, "use_vllm: true needs another device, which `mini-r1 launch` assigns"),
         ({"push_to_hub": True}, "push_to_hub is true, and there is no token for the hub: set HF_TOKEN"),
-        ({"report_to": ["comet_ml"]}, "report_to: comet_ml is not installed: install it"),
+        ({"report_to": ["comet_ml"]}, "comet_ml: comet-ml is not installed: `uv pip install"),
         ({"fp16": True}, "fp16 needs a GPU"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

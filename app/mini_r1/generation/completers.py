@@ -16,7 +16,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.sampler import SamplingConfig, sample
-from mini_r1.generation.vllm_client import EngineConfig, VllmEngine, unusable
+from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+from mini_r1.machine.heavy_imports import find_vllm_problem
 
 BATCH_ROWS = 256
 """Sequences decoded at once. A 3B model with 1,300 tokens a row holds about 12 GB of keys and values with it."""
@@ -188,7 +189,8 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
         return None, None
     on_cpu = device().type == "cpu"
     visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
-    reason = "vLLM is not used for adapters" if adapter else unusable(on_cpu)
+    problem = None if adapter else find_vllm_problem(on_cpu)
+    reason = "vLLM is not used for adapters" if adapter else problem and problem[0]
     if reason is None and not on_cpu and not visible.isdecimal():
         reason = f"vLLM 0.7.0 knows no device named {visible!r}, only indices"
     if wanted == "vllm" and reason is not None:

