@@ -26,8 +26,8 @@ from mini_r1.evaluation.search import Solver, compare, solvers, success_at_tries
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 from mini_r1.tasks.countdown import task
-from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
+from mini_r1.tasks.countdown.problem_files import read_problems
 from mini_r1.training.prepare import load_task_data
 from mini_r1.training.traces import answer, result_weights, working
 

@@ -134,7 +134,7 @@ def test_score_reads_a_file_as_it_reads_standard_input(mini_r1: Kit, tmp_path: P
     [
         ("{", "not valid JSON"),
         ('{"nums": [1], "target": 1}', "'completion' is missing"),
-        ('{"completion": "x", "nums": "12", "target": 1}', "'nums' must be a list"),
+        ('{"completion": "x", "nums": 12, "target": 1}', "'nums' must be a list"),
         ('{"completion": "x", "nums": [1.5], "target": 1}', "whole numbers"),
         ("[" * 100_000, "not valid JSON"),
         (b"\xff\xfe", "not valid UTF-8"),
@@ -209,7 +209,7 @@ def test_data_mistakes(mini_r1: Kit, tmp_path: Path, arguments: tuple[str, ...],
 
 def test_a_bad_row_is_named_by_file_and_line_also_in_json(mini_r1: Kit, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    file.write_text('{"nums": [1, 2], "target": 3}\n{"nums": [1, "2"], "target": 3}\n')
+    file.write_text('{"nums": [1, 2], "target": 3}\n{"nums": [1, "x"], "target": 3}\n')
     done = mini_r1("data", "inspect", file, "--json")
     assert done.returncode == 78
     assert f"{file}:2: 'nums' must hold whole numbers" in done.stderr

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.tasks.countdown import data
-from mini_r1.tasks.countdown.data import fetch_hub, inspect, missing_parts, read_problems, split
+from mini_r1.tasks.countdown.data import fetch_hub, inspect, split_problems
 from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
+from mini_r1.tasks.countdown.problem_files import missing_parts, read_problems
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
 GOOD = '{"target": 98, "nums": [44, 19, 35]}\n'
@@ -49,23 +51,22 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"", "no rows"),
-        (GOOD.encode() + b"\n", ":2: the line is empty"),
         (GOOD.encode() + b"\xff\xfe\n", ":2: not valid UTF-8"),
         (GOOD.encode() + GOOD.encode()[:20], ":2: not valid JSON .*cut off"),
         (GOOD.encode() + b"{,}\n" + GOOD.encode(), r":2: not valid JSON .*\)$"),
         (b"[" * 100_000 + b"\n", ":1: not valid JSON"),
         (b'{"target": ' + b"9" * 5000 + b', "nums": [1]}\n', ":1: "),
         (b"[1, 2]\n", ":1: expected an object"),
-        (b'{"nums": [1]}\n', ":1: 'target' is missing"),
-        (b'{"target": 1}\n', ":1: 'nums' is missing"),
+        (b'{"nums": [1]}\n', ":1: there is no column 'target'"),
+        (b'{"target": 1}\n', ":1: there is no column 'nums'"),
         (b'{"target": 1, "nums": 1}\n', ":1: 'nums' must be a list"),
         (b'{"target": 1, "nums": []}\n', ":1: 'nums' must hold 1 to 8 numbers, found 0"),
         (b'{"target": 1, "nums": [1,1,1,1,1,1,1,1,1]}\n', ":1: 'nums' must hold 1 to 8 numbers, found 9"),
         (b'{"target": 1, "nums": [0]}\n', ":1: .*found 0"),
         (b'{"target": 1, "nums": [1000001]}\n', ":1: .*found 1000001"),
-        (b'{"target": 1, "nums": [1.0]}\n', ":1: .*found 1.0"),
+        (b'{"target": 1, "nums": [1.5]}\n', ":1: .*found 1.5"),
         (b'{"target": 1, "nums": [true]}\n', ":1: .*found true"),
-        (b'{"target": 1, "nums": ["1"]}\n', ":1: .*found '1'"),
+        (b'{"target": 1, "nums": ["one"]}\n', ":1: .*found 'one'"),
         (b'{"target": 1, "nums": [[1]]}\n', ":1: .*found a list"),
         (b'{"target": NaN, "nums": [1]}\n', ":1: 'target' .*found nan"),
         (b'{"target": null, "nums": [1]}\n', ":1: 'target' .*found null"),
@@ -91,8 +92,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     (tmp_path / "junk.parquet").write_bytes(b"not parquet at all")
-    (tmp_path / "rows.csv").write_text("98,44")
-    (tmp_path / "object.json").write_text('{"nums": [1], "target": 1}')
+    (tmp_path / "rows.txt").write_text("98,44")
+    (tmp_path / "object.json").write_text('{"nums": [1]}')
     (tmp_path / "row.json").write_text('[{"nums": [1], "target": 1}, {"nums": [1]}]')
     (tmp_path / "nothing").mkdir()
     parquet.write_table(pyarrow.table({"nums": [[1, 2]]}), tmp_path / "column.parquet")
@@ -102,10 +103,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for name, message in {
         "absent.jsonl": "no such file",
         "junk.parquet": "not a readable Parquet file",
-        "rows.csv": "unknown kind of file",
-        "object.json": "one array of rows",
-        "row.json": "row 2: 'target' is missing",
-        "nothing": r"no \.parquet file",
+        "rows.txt": "unknown kind of file",
+        "object.json": "must hold one list of rows; it is an object with the keys nums",
+        "row.json": "row 2: there is no column 'target'",
+        "nothing": r"no \.parquet, ",
         "column.parquet": "no column 'target'",
         "row.parquet": "row 2: 'nums' must be a list",
         "empty.parquet": "no rows",
@@ -121,7 +122,7 @@ def test_a_split_leaks_nothing_and_ignores_the_order_of_rows(
     def keys(part: list[Problem]) -> set[object]:
         return {problem.key if by == "key" else problem.numbers_key for problem in part}
 
-    train, held_out = split(problems, fraction, seed, by)
+    train, held_out = split_problems(problems, fraction, seed, by)
     assert sorted(train + held_out, key=repr) == sorted(problems, key=repr)
     assert not keys(train) & keys(held_out)
     count = len(keys(problems))
@@ -130,17 +131,17 @@ def test_a_split_leaks_nothing_and_ignores_the_order_of_rows(
         expected = min(max(expected, 1), count - 1)
     assert len(keys(held_out)) == expected
     shuffled = rng.sample(problems, len(problems))
-    again_train, again_held_out = split(shuffled, fraction, seed, by)
+    again_train, again_held_out = split_problems(shuffled, fraction, seed, by)
     assert keys(again_train) == keys(train)
     assert keys(again_held_out) == keys(held_out)
 
 
 def test_a_split_depends_on_the_seed() -> None:
     problems = read_problems(ROWS)
-    assert split(problems, 0.25, 1) == split(problems, 0.25, 1)
-    assert split(problems, 0.25, 1) != split(problems, 0.25, 2)
-    assert len(split(problems, 0.25, 1)[1]) == 6
-    assert split(problems, 0.0, 1) == (problems, [])
+    assert split_problems(problems, 0.25, 1) == split_problems(problems, 0.25, 1)
+    assert split_problems(problems, 0.25, 1) != split_problems(problems, 0.25, 2)
+    assert len(split_problems(problems, 0.25, 1)[1]) == 6
+    assert split_problems(problems, 0.0, 1) == (problems, [])
 
 
 def test_inspect() -> None:
@@ -189,32 +190,72 @@ def test_the_error_of_an_offline_hub_has_a_fix(monkeypatch: pytest.MonkeyPatch) 
     assert "long story" not in str(error.value)
 
 
-def test_the_hub_online_gives_folder_and_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
+class Hub:
+    """Stand-in for huggingface_hub: a repository of files, of which the cache has what was fetched."""
 
-    asked: dict[str, object] = {}
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, files: dict[str, str | None]) -> None:
+        import huggingface_hub
 
-    def download(repo_id: str, **options: object) -> str:
-        asked.update(options, repo_id=repo_id)
-        return str(tmp_path / "snapshots" / "0123abc")
+        self.folder, self.files, self.online, self.fetched = folder, files, True, list[str]()
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert fetch_hub("owner/name", None) == (tmp_path / "snapshots" / "0123abc", "0123abc")
-    assert asked["repo_type"] == "dataset"
-    assert asked["revision"] is None
+    def repo_info(self, repo_id: str, *, repo_type: str, revision: str) -> SimpleNamespace:
+        if not self.online:
+            raise ConnectionError("no network")
+        assert (repo_id, repo_type, revision) == ("owner/name", "dataset", "0123abc")
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in self.files])
+
+    def download(self, repo_id: str, *, repo_type: str, revision: str | None, allow_patterns: list[str]) -> str:
+        assert (repo_id, repo_type, revision in (None, "0123abc")) == ("owner/name", "dataset", True)
+        for name in self.files if self.online else ():
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                path = self.folder / "0123abc" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(self.files[name] or "")
+                self.fetched.append(name)
+        return str(self.folder / "0123abc")
+
+
+SHARDS = {
+    f"data/{name}.parquet": None for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001")
+}
+
+
+def test_only_the_splits_that_are_read_are_fetched_from_the_hub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = Hub(monkeypatch, tmp_path, {"README.md": "# Countdown", "script.py": "", **SHARDS})
+    train = [tmp_path / "0123abc" / name for name in SHARDS if "train" in name]
+    assert fetch_hub("owner/name", None) == ([train], "0123abc")
+    assert hub.fetched == ["README.md", *list(SHARDS)[:2]]
+    with pytest.raises(DataError, match="owner/name has no split 'dev'; there are: test, train"):
+        fetch_hub("owner/name", None, None, ["train", "dev"])
+    hub.online = False
+    assert fetch_hub("owner/name", None)[0] == [train]
+    with pytest.raises(DataError, match="'owner/name' in the cache has no split 'test'; there are: train"):
+        fetch_hub("owner/name", None, None, ["train", "test"])
+    hub.online = True
+    assert fetch_hub("owner/name", None, None, ["train", "test"])[0][1] == [tmp_path / "0123abc" / list(SHARDS)[2]]
+
+
+def test_the_configurations_of_a_hub_set_are_those_of_its_readme(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    readme = "---\nconfigs:\n- {config_name: a, data_files: x/*.csv}\n- {config_name: b, data_files: y.jsonl}\n---\n"
+    hub = Hub(monkeypatch, tmp_path, {"README.md": readme, "x/1.csv": "", "x/2.csv": "", "y.jsonl": "", "z.csv": ""})
+    assert [path.name for path in fetch_hub("owner/name", None, "a")[0][0]] == ["1.csv", "2.csv"]
+    assert hub.fetched == ["README.md", "x/1.csv", "x/2.csv"]
+    with pytest.raises(DataError, match="owner/name has several configurations: choose one with dataset_config, a, b"):
+        fetch_hub("owner/name", None)
 
 
 def test_a_hub_set_that_is_here_in_part_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
-    (tmp_path / "data").mkdir()
-    for name in ("train-00000-of-00003.parquet", "train-00002-of-00003.parquet", "test.parquet"):
-        (tmp_path / "data" / name).touch()
-    with pytest.raises(DataError, match="1 Parquet files are not here, train-00001-of-00003.parquet .*prefetch"):
+    hub = Hub(monkeypatch, tmp_path, {name: None for name in SHARDS if "00001-of-00002" not in name})
+    with pytest.raises(DataError, match="1 of its files are not here, train-00001-of-00002.parquet among them"):
         fetch_hub("owner/name", None)
-    (tmp_path / "data" / "train-00001-of-00003.parquet").touch()
-    assert fetch_hub("owner/name", None)[0] == tmp_path
+    hub.files = {**SHARDS}
+    assert len(fetch_hub("owner/name", None)[0][0]) == 2
 
 
 @pytest.mark.parametrize("name", ["0000.parquet", "train.parquet", "a-1-of-2.parquet", "x-00001-of-00002.parquet.md"])
@@ -231,4 +272,3 @@ def test_parts_are_counted_in_each_folder_and_a_made_up_number_costs_little() ->
 
 def test_parse_problem_ignores_other_columns_and_takes_tuples() -> None:
     assert parse_problem({"nums": (1, 2), "target": -3, "source": "x"}, "row") == Problem((1, 2), -3)
-    assert data.SUFFIXES == (".jsonl", ".json", ".parquet")

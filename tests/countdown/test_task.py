@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
 from mini_r1.tasks.countdown.problem import DataError, Problem
+from mini_r1.tasks.countdown.problem_files import data_files
 from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, messages
 from mini_r1.tasks.countdown.rewards import score_line
 
@@ -73,6 +74,9 @@ def test_a_local_file() -> None:
     assert loaded.provenance == {
         "source": str(ROWS),
         "kind": "file",
+        "config": None,
+        "split": None,
+        "test_split": None,
         "revision": None,
         "sha256": sha256(ROWS.read_bytes()).hexdigest(),
         "rows": 24,
@@ -105,7 +109,11 @@ def test_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / "train.parquet")
-    monkeypatch.setattr(task, "fetch_hub", lambda repo_id, revision: (tmp_path, f"commit of {repo_id}@{revision}"))
+    monkeypatch.setattr(
+        task,
+        "fetch_hub",
+        lambda name, revision, config, splits: (data_files(tmp_path, config, splits), f"commit of {name}@{revision}"),
+    )
     loaded = load("owner/name", revision="main")
     assert loaded.provenance["revision"] == "commit of owner/name@main"
     assert loaded.provenance["kind"] == "hub"
@@ -138,7 +146,7 @@ def test_score_line() -> None:
         ("[]", "f:3: expected an object"),
         ('{"nums": [1], "target": 1}', "f:3: 'completion' is missing"),
         ('{"nums": [1], "target": 1, "completion": 5}', "f:3: 'completion' must be a string"),
-        ('{"nums": [1], "completion": "x"}', "f:3: 'target' is missing"),
+        ('{"nums": [1], "completion": "x"}', "f:3: there is no column 'target'; the columns are: nums, completion"),
         ('{"nums": [true], "target": 1, "completion": "x"}', "f:3: 'nums' must hold"),
     ],
 )

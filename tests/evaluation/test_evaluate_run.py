@@ -108,7 +108,7 @@ def test_a_run_that_held_nothing_out(run: RunDir) -> None:
 def test_bad_problems_are_named(run: RunDir, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"nums": [1, 2, 3], "target": 6}\n{"nums": [1, 2]}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl:2: 'target' is missing"):
+    with pytest.raises(DataError, match=r"bad.jsonl:2: there is no column 'target'"):
         evaluate_one(str(run.path), bad)
     with pytest.raises(DataError, match="no such file"):
         evaluate_one(str(run.path), Path("owner/name"))

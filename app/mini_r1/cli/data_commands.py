@@ -16,9 +16,10 @@ from mini_r1.cli.options import Json
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.disk_errors import named
 from mini_r1.run.files import write_jsonl
-from mini_r1.tasks.countdown.data import inspect, read_problems
+from mini_r1.tasks.countdown.data import inspect
 from mini_r1.tasks.countdown.generator import generate
 from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.problem_files import read_problems
 from mini_r1.tasks.countdown.rewards import score_line
 
 SHOWN_ROWS = 5  # row numbers that are listed of those that were not checked

@@ -14,7 +14,7 @@ from mini_r1.machine.paths import hub_cache, in_pod, is_offline
 from mini_r1.recipe.fields import GENERATED
 from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind
 from mini_r1.run.files import read_object
-from mini_r1.tasks.countdown.data import missing_parts
+from mini_r1.tasks.countdown.problem_files import missing_parts
 
 PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
 

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean
-from mini_r1.tasks.countdown.data import HUB_ID
+from mini_r1.tasks.countdown.problem_files import HUB_ID
 from mini_r1.tasks.countdown.rewards import REWARDS
 
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}

@@ -1,92 +1,39 @@
-"""Read, fetch, split and describe problems. A wrong row is an error that names its place; none is dropped."""
+"""Fetch, split and describe problems."""
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import glob
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
-from .problem import DataError, Problem, parse_json, parse_problem
+from .problem import DataError, Problem
+from .problem_files import README, choose_split, folder_files, list_splits, read_readme
 from .solver import needs_multiplication_or_division, solvable
 
-HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
-"""Id of a data set or a model on the hub: owner/name, or a name alone."""
-SUFFIXES = (".jsonl", ".json", ".parquet")
-"""Files that `read_problems` reads."""
-PARQUET_BATCH = 65_536
-"""Rows turned into Python objects at a time: about 20 MB."""
-MOST_PARTS = 10_000
-"""Most files of one data set that `missing_parts` looks for."""
 
+def fetch_hub(
+    repo_id: str, revision: str | None, config: str | None = None, splits: Sequence[str | None] = (None,)
+) -> tuple[list[list[Path]], str]:
+    """Fetch a hub data set's splits, or find them in the local cache; return the files of each, and the commit.
 
-def data_files(path: Path) -> list[Path]:
-    """Return the files of a path: itself, or the Parquet files below a folder, in order; a DataError if there is none.
-
-    A kind of file that is not in SUFFIXES is a DataError too.
-    """
-    if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
-        if not files:
-            raise DataError(f"{path}: no .parquet file in this folder")
-        return files
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"{path}: unknown kind of file; {', '.join(SUFFIXES)} can be read")
-    return [path]
-
-
-def read_problems(path: Path) -> list[Problem]:
-    """Read a .jsonl, .json (one array of rows) or .parquet file, or all Parquet files below a folder, in order.
+    `revision` is a branch, tag or commit; None is the default branch. See `problem_files.list_splits` for the others.
 
     Raises:
-        DataError: for a file that cannot be read or is empty, and for the first bad row, named `file:line` (JSONL)
-            or `file: row N` (counted from 1).
+        DataError: no such data set or split, or the hub can't be reached and the cache doesn't hold it completely.
     """
-    problems: list[Problem] = []
-    for file in data_files(Path(path)):
-        read = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}[file.suffix.lower()]
-        before = len(problems)
-        try:
-            problems.extend(read(file))
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read ({error})") from error
-        if len(problems) == before:
-            raise DataError(f"{file}: no rows")
-    return problems
+    from huggingface_hub import HfApi, snapshot_download  # a local file or the generator should not pay for it
 
-
-def missing_parts(files: Iterable[Path]) -> list[str]:
-    """Return the names of numbered files (`train-00000-of-00002.parquet`) that are not among the files."""
-    numbered = re.compile(r"(.*)-(\d{3,})-of-(\d{3,})(\.\w+)")
-    found: dict[tuple[Path, str, str, str], set[str]] = {}
-    for file in files:
-        match = numbered.fullmatch(file.name)
-        if match:
-            found.setdefault((file.parent, match[1], match[3], match[4]), set()).add(match[2])
-    return [
-        f"{stem}-{number:0{len(count)}}-of-{count}{ending}"
-        for (_, stem, count, ending), there in sorted(found.items())
-        for number in range(min(int(count), MOST_PARTS))
-        if f"{number:0{len(count)}}" not in there
-    ]
-
-
-def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
-    """Fetch a hub data set's Parquet files, or find them in the local cache; return their folder and the commit.
-
-    `revision` is a branch, tag or commit; None is the default branch.
-
-    Raises:
-        DataError: no such data set, or the hub can't be reached and the cache doesn't hold it completely.
-    """
-    from huggingface_hub import snapshot_download  # a local file or the generator should not pay for it
-
+    fetch = partial(snapshot_download, repo_id, repo_type="dataset")
     try:
-        folder = Path(
-            snapshot_download(
-                repo_id, repo_type="dataset", revision=revision, allow_patterns=["*.parquet", "**/*.parquet"]
-            )
-        )
+        folder = Path(fetch(revision=revision, allow_patterns=[README]))
+        try:
+            facts = HfApi().repo_info(repo_id, repo_type="dataset", revision=folder.name)
+        except OSError:  # no network: the cache is taken as it is, even one that an interrupted fetch left
+            pass
+        else:
+            found = list_splits((each.rfilename for each in facts.siblings or ()), read_readme(folder), config, repo_id)
+            names = [name for split in splits for name in choose_split(found, split, repo_id)]
+            fetch(revision=folder.name, allow_patterns=[glob.escape(name) for name in names])
     # Errors of the hub, of the network and of a bad name are all one of these.
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0][:200]
@@ -96,18 +43,12 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
             "Without a network, fetch it before where there is one (mini-r1 prefetch RECIPE), or name a local .parquet "
             "or .jsonl file, or 'generated' for problems of the same distribution"
         ) from error
-    # Without a network the cache is taken as it is, even one that an interrupted fetch left.
-    missing = missing_parts(folder.rglob("*.parquet"))
-    if missing:
-        raise DataError(
-            f"of the data set '{repo_id}' {len(missing)} Parquet files are not here, {missing[0]} among them: fetch it "
-            "again where there is a network (mini-r1 prefetch RECIPE)"
-        )
+    place = f"the data set '{repo_id}' in the cache"
     # The cache keeps each snapshot in a folder named after its commit.
-    return folder, folder.name
+    return folder_files(folder, config, splits, place, deep=True), folder.name
 
 
-def split(
+def split_problems(
     problems: Sequence[Problem], fraction: float, seed: int, by: str = "key"
 ) -> tuple[list[Problem], list[Problem]]:
     """Split problems into (train, held out), so that no key is in both.
@@ -117,7 +58,7 @@ def split(
     A key is (sorted numbers, target), or with `by` `numbers` the sorted numbers alone. With two keys and a fraction
     > 0, at least one is on each side.
     """
-    keys: list[object] = [problem.key if by == "key" else problem.numbers_key for problem in problems]
+    keys = _keys(problems, by)
     distinct = set(keys)
     count = round(fraction * len(distinct))
     if fraction > 0 and len(distinct) > 1:
@@ -128,6 +69,16 @@ def split(
     train = [problem for problem, key in zip(problems, keys, strict=True) if key not in held_out_keys]
     held_out = [problem for problem, key in zip(problems, keys, strict=True) if key in held_out_keys]
     return train, held_out
+
+
+def without(problems: Sequence[Problem], held_out: Sequence[Problem], by: str) -> list[Problem]:
+    """Return the problems whose key is not held out, see `split_problems`."""
+    there = set(_keys(held_out, by))
+    return [problem for problem, key in zip(problems, _keys(problems, by), strict=True) if key not in there]
+
+
+def _keys(problems: Sequence[Problem], by: str) -> list[object]:
+    return [problem.key if by == "key" else problem.numbers_key for problem in problems]
 
 
 def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambda rows: None) -> dict[str, object]:
@@ -169,43 +120,3 @@ def inspect(problems: Sequence[Problem], progress: Callable[[int], None] = lambd
         "number": {"min": min(numbers), "max": max(numbers)},
         "by_size": by_size,
     }
-
-
-def _jsonl(file: Path) -> Iterator[Problem]:
-    lines = file.read_bytes().split(b"\n")
-    complete = lines[-1] == b""  # else the file may be truncated
-    if complete:
-        lines.pop()
-    for number, raw in enumerate(lines, start=1):
-        place = f"{file}:{number}"
-        if not raw.strip():
-            raise DataError(f"{place}: the line is empty")
-        hint = "; the last line does not end in a newline: is the file cut off?"
-        row = parse_json(raw, place, "" if complete or number < len(lines) else hint)
-        yield parse_problem(row, place)
-
-
-def _json(file: Path) -> Iterator[Problem]:
-    rows = parse_json(file.read_bytes(), str(file))
-    if not isinstance(rows, list):
-        raise DataError(f"{file}: a .json file must hold one array of rows; one row a line is .jsonl")
-    for number, row in enumerate(rows, start=1):
-        yield parse_problem(row, f"{file}: row {number}")
-
-
-def _parquet(file: Path) -> Iterator[Problem]:
-    import pyarrow  # only this kind of file needs it
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as table:
-            for name in ("nums", "target"):
-                if name not in table.schema_arrow.names:
-                    raise DataError(f"{file}: there is no column '{name}'")
-            number = 0
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH, columns=["nums", "target"]):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield parse_problem(row, f"{file}: row {number}")
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{file}: not a readable Parquet file ({error})") from error

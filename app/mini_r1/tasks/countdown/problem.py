@@ -1,7 +1,8 @@
 """One Countdown problem, and the check that makes one of a row from outside."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,12 @@ MAX_NUMBER = 10**6
 """The largest given number: keeps every exact result below 10**48."""
 MAX_TARGET = 10**9
 """The largest absolute target."""
+
+
+SHOWN_COLUMNS = 10
+"""Names of columns that an error lists."""
+_WHOLE = re.compile(r"\s*([+-]?[0-9]{1,30})(?:\.0*)?\s*")
+_BETWEEN = re.compile(r"\s*[,;]\s*|\s+")
 
 
 class DataError(KitError):
@@ -48,30 +55,52 @@ def parse_json(raw: bytes, place: str, hint: str = "") -> Any:
         raise DataError(f"{place}: not valid JSON ({error}){hint}") from error
 
 
+def refuse_missing(columns: Iterable[object], place: str) -> None:
+    """Raise a DataError that lists the columns unless `nums` and `target` are among them."""
+    there = list(columns)
+    for name in ("nums", "target"):
+        if name not in there:
+            more = f" and {len(there) - SHOWN_COLUMNS} more" if len(there) > SHOWN_COLUMNS else ""
+            shown = ", ".join(str(column)[:40] for column in there[:SHOWN_COLUMNS]) or "none"
+            raise DataError(f"{place}: there is no column '{name}'; the columns are: {shown}{more}")
+
+
 def parse_problem(row: object, place: str) -> Problem:
     """Check one row and return its problem; columns other than `nums` and `target` are ignored.
 
+    Whole numbers may be written as 3, 3.0 and "3", several of them as a list or as text: "[1, 2]", "1 2", "1,2".
+
     Raises:
-        DataError: naming `place` (`data.jsonl:17`) and what is wrong. Nothing is converted: 3.0, "3" and true are
-            refused.
+        DataError: naming `place` (`data.jsonl:17`) and what is wrong.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: expected an object with 'nums' and 'target', found {describe_value(row)}")
-    for name in ("nums", "target"):
-        if name not in row:
-            raise DataError(f"{place}: '{name}' is missing")
-    nums, target = row["nums"], row["target"]
+    refuse_missing(row, place)
+    nums, target = row["nums"], _as_whole(row["target"])
+    if isinstance(nums, str):
+        inner = nums.strip()
+        inner = inner[1:-1].strip() if inner[:1] + inner[-1:] in ("[]", "()") else inner
+        nums = [number.strip("'\"") for number in _BETWEEN.split(inner)] if inner else []
     if not isinstance(nums, list | tuple):
         raise DataError(f"{place}: 'nums' must be a list of whole numbers, found {describe_value(nums)}")
     if not 1 <= len(nums) <= MAX_NUMBERS:
         raise DataError(f"{place}: 'nums' must hold 1 to {MAX_NUMBERS} numbers, found {len(nums)}")
-    for number in nums:
-        # type() and not isinstance(): a bool is an int, and true is not a number of this game.
-        if type(number) is not int or not 1 <= number <= MAX_NUMBER:
+    known = [_as_whole(number) for number in nums]
+    for number, given in zip(known, nums, strict=True):
+        if number is None or not 1 <= number <= MAX_NUMBER:
             raise DataError(
-                f"{place}: 'nums' must hold whole numbers from 1 to {MAX_NUMBER}, found {describe_value(number)}"
+                f"{place}: 'nums' must hold whole numbers from 1 to {MAX_NUMBER}, found {describe_value(given)}"
             )
-    if type(target) is not int or abs(target) > MAX_TARGET:
-        found = describe_value(target)
+    if target is None or abs(target) > MAX_TARGET:
+        found = describe_value(row["target"])
         raise DataError(f"{place}: 'target' must be a whole number from -{MAX_TARGET} to {MAX_TARGET}, found {found}")
-    return Problem(tuple(nums), target)
+    return Problem(tuple(number for number in known if number is not None), target)
+
+
+def _as_whole(value: object) -> int | None:
+    """Return a whole number, however it is written; None for another value. A bool is no number."""
+    if isinstance(value, str) and (found := _WHOLE.fullmatch(value)):
+        return int(found[1])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None

@@ -9,10 +9,11 @@ from random import Random
 
 from . import solver
 from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains
-from .data import HUB_ID, SUFFIXES, data_files, fetch_hub, read_problems, split
+from .data import fetch_hub, split_problems, without
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .generator_rule import OutOfWork, Work
 from .problem import DataError, Problem, parse_problem
+from .problem_files import HUB_ID, SUFFIXES, data_files, read_files
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, Verdict, fold_reason, judge
 from .solver import signed_sums, solvable
@@ -70,21 +71,31 @@ def load_data(
     test_fraction: float,
     split_by: str,
     generator: GeneratorSpec | None,
+    config: str | None = None,
+    split: str | None = None,
+    test_split: str | None = None,
+    prefer: str = "train",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> TaskData:
     """Load problems and split them; the same arguments give the same split in every process.
 
-    The source is `generated`, a local file or folder (see `data.read_problems`), or a hub data set `owner/name`, of
-    which `revision` is a branch, tag or commit. `rows` None takes all of them (generated: 50,000); a file or hub set is
-    shuffled before. `generator` None is the hub set's distribution. `progress` is called with the number of rows
-    generated so far; what it raises ends the work. See `data.split` for the rest.
+    The source is `generated`, a local file or folder, or a hub data set `owner/name`, of which `revision` is a branch,
+    tag or commit. `rows` None takes all of them (generated: 50,000); a file or hub set is shuffled before. `generator`
+    None is the hub set's distribution. `progress` is called with the number of rows generated so far; what it raises
+    ends the work. See `data.split_problems` for `test_fraction` and `split_by`.
+
+    `config`, `split` and `test_split` choose from a folder or hub set as `problem_files` says, which has `prefer` too.
+    All rows of `test_split` are held out, and rows of `split` that they hold are left out: no fraction is split off.
 
     Raises:
         DataError: for a source that does not exist or cannot be read, and for a bad row, naming it.
     """
     commit = digest = None
+    tests: list[list[Problem]] = []
     spec = generator or DEFAULT_SPEC
     if source == GENERATED:
+        if config or split or test_split:
+            raise DataError("generated problems have no configurations and no splits: test_fraction holds some out")
         kind = GENERATED
         problems = []
         for problem in generate(rows or GENERATED_ROWS, seed, spec):
@@ -92,28 +103,39 @@ def load_data(
             progress(len(problems))
     else:
         path = Path(source).expanduser()
+        splits = [split, test_split] if test_split else [split]
         if path.exists():
-            kind, digest = "file", _sha256(data_files(path))
+            kind, files = "file", data_files(path, config, splits, prefer)
+            digest = _sha256(file for each in files for file in each)
         elif HUB_ID.fullmatch(source) and "/" in source and not source.endswith(SUFFIXES):
             kind = "hub"
-            path, commit = fetch_hub(source, revision)
+            files, commit = fetch_hub(source, revision, config, splits)
         else:
             raise DataError(
-                f"the data set '{source}' is neither a file nor a hub id (owner/name): "
+                f"the data set '{source}' is neither a file nor a folder nor a hub id (owner/name): "
                 f"check the path, or use '{GENERATED}' for generated problems"
             )
-        problems = read_problems(path)
+        problems, *tests = map(read_files, files)
         Random(seed).shuffle(problems)
         problems = list(islice(problems, rows))
-    train, held_out = split(problems, test_fraction, seed, split_by)
+    if tests:
+        held_out = tests[0]
+        train = without(problems, held_out, split_by)
+        if not train:
+            raise DataError(f"{source}: every problem of its split '{split or prefer}' is in '{test_split}', too")
+    else:
+        train, held_out = split_problems(problems, test_fraction, seed, split_by)
     provenance: dict[str, object] = {
         "source": source,
         "kind": kind,
+        "config": config,
+        "split": split,
+        "test_split": test_split,
         "revision": commit,
         "sha256": digest,
         "rows": len(problems),
         "seed": seed,
-        "test_fraction": test_fraction,
+        "test_fraction": None if tests else test_fraction,
         "split_by": split_by,
         "generator": asdict(spec) if kind == GENERATED else None,
         "train_rows": len(train),
