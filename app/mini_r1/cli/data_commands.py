@@ -1,6 +1,8 @@
 """`score`, `data generate` and `data inspect`: the game without a model."""
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -9,17 +11,17 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
-from typer import Argument, Option, Typer
+from typer import Argument, Option, Typer, confirm
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signals
 from mini_r1.cli.options import Json
 from mini_r1.console import ProgressLine, progress_console
-from mini_r1.disk_errors import named
-from mini_r1.run.files import write_jsonl
+from mini_r1.errors import KitError
+from mini_r1.run.files import replacing
 from mini_r1.tasks.countdown.data import inspect
 from mini_r1.tasks.countdown.generator import generate
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.problem_files import read_problems
+from mini_r1.tasks.countdown.problem_files import SUFFIXES, data_files, read_files, write_problems
 from mini_r1.tasks.countdown.rewards import score_line
 
 SHOWN_ROWS = 5  # row numbers that are listed of those that were not checked
@@ -48,14 +50,21 @@ def score(
 @data_app.command("generate")
 def data_generate(
     rows: Annotated[int, Option(min=1, help="Number of problems.")],
-    out: Annotated[Path, Option(dir_okay=False, help="JSONL file to write.")],
+    out: Annotated[Path, Option(dir_okay=False, help="File to write: .parquet, .jsonl, .json or .csv.")],
     seed: Annotated[int, Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
+    overwrite: Annotated[bool, Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Generate problems with the distribution of the hub's data set, offline.
 
+    If the file exists, the command asks before it replaces it; without a
+    terminal it refuses.
+
     Examples:
       mini-r1 data generate --rows 50000 --seed 42 --out problems.jsonl
+      mini-r1 data generate --rows 1000 --out problems.parquet --overwrite
     """
+    out = out.expanduser()
+    _refuse_output(out, overwrite)
     progress = progress_printer()
     progress(f"generating {rows:,} problems")
     problems: list[Problem] = []
@@ -68,24 +77,50 @@ def data_generate(
         for problem in generate(rows, seed):
             problems.append(problem)
             line.update(len(problems))
-        with named(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(out, ({"target": problem.target, "nums": list(problem.nums)} for problem in problems))
+        with replacing(out) as scratch:
+            write_problems(scratch, out.suffix.lower(), problems)
     progress(f"{rows:,} problems written to {out}")
+
+
+def _refuse_output(out: Path, overwrite: bool) -> None:
+    """Raise a KitError, before any work, for a file that can't be written or should not be replaced."""
+    if out.suffix.lower() not in SUFFIXES:
+        raise KitError(f"{out}: unknown kind of file; {', '.join(SUFFIXES)} can be written")
+    if not out.parent.is_dir():
+        raise KitError(f"{out.parent}: no such folder: make it with `mkdir -p {shlex.quote(str(out.parent))}`")
+    if not os.access(out.parent, os.W_OK):
+        raise KitError(f"{out.parent}: this user can't write there: name a file in another folder")
+    if not out.exists() or overwrite:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise KitError(f"{out} exists: name another file, or replace it with --overwrite")
+    if not confirm(f"{out} exists. Replace it?", err=True):
+        raise KitError(f"{out} was not replaced")
 
 
 @data_app.command("inspect")
 def data_inspect(
-    file: Annotated[Path, Argument(help="A .jsonl or .parquet file with nums and target.")],
+    file: Annotated[
+        Path, Argument(help="File (.parquet, .jsonl, .json, .csv), or folder such as a clone of a hub set.")
+    ],
+    config: Annotated[
+        str | None, Option(help="Configuration of a folder; default: its only one, or 'default'.")
+    ] = None,
+    split: Annotated[str | None, Option(help="Split of a folder; default: train.")] = None,
     as_json: Json = False,
 ) -> None:
     """Count rows, duplicates, solvable problems and those that need × or ÷.
 
+    Of a folder, the files that training would read: those in it, in data/ in
+    it, and those that its README.md names.
+
     Examples:
       mini-r1 data inspect problems.jsonl
+      mini-r1 data inspect Countdown-Tasks-3to4 --split train
     """
     with file_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
-        problems = read_problems(file)
+        files = data_files(file.expanduser(), config, [split])[0]
+        problems = read_files(files)
         with ProgressLine(progress_console(), "rows", len(problems)) as line:
             facts: dict[str, Any] = inspect(problems, line.update)
     unchecked: list[int] = facts["unchecked_rows"]
@@ -99,6 +134,8 @@ def data_inspect(
     if as_json:
         print(json.dumps(facts))
         return
+    if file.is_dir():
+        progress_printer()(f"read: {', '.join(path.relative_to(file).as_posix() for path in files)}")
     table = Table("", str(file), title="Countdown problems", title_justify="left")
     for key, value in _flatten({**facts, "unchecked_rows": len(unchecked)}):
         table.add_row(key, value)
@@ -113,4 +150,4 @@ def _flatten(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
         elif isinstance(item, float):
             yield name, f"{item:.1%}" if key.endswith("share") else f"{item:g}"
         else:
-            yield name, f"{item:,}" if isinstance(item, int) else str(item)
+            yield name, f"{item:,}" if isinstance(item, int) else "not known" if item is None else str(item)

@@ -116,7 +116,9 @@ def report(
 
 def evaluate(
     run_or_model: Annotated[str, Argument(help="Run directory, model directory or hub id.")],
-    problems: Annotated[Path | None, Option(help=".jsonl or .parquet; default: the run's held-out problems.")] = None,
+    problems: Annotated[
+        Path | None, Option(help="File or folder of problems; default: those that the run held out.")
+    ] = None,
     samples: Annotated[
         int | None, Option(min=1, max=10_000, help="Sampled completions per problem; default: as before, else 4.")
     ] = None,

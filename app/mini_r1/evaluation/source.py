@@ -213,6 +213,7 @@ def read_problems(source: Source, limit: int | None) -> Problems:
         test_fraction=0.0,
         split_by="key",
         generator=None,
+        prefer="test",
     )
     asked = data.train[:limit]
     trained_on = _count_trained_on(source.run, asked) if source.run is not None and source.own_problems else 0

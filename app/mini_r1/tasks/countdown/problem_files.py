@@ -5,6 +5,7 @@ is an error that names its place; none is dropped.
 """
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -333,3 +334,20 @@ def _parquet(file: Path) -> Rows:
                     yield row, f"{file}: row {number}"
     except pyarrow.ArrowException as error:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
+
+
+def write_problems(file: Path, suffix: str, problems: Iterable[Problem]) -> None:
+    """Write problems in the form of a suffix out of SUFFIXES."""
+    rows = [{"target": problem.target, "nums": list(problem.nums)} for problem in problems]
+    if suffix == ".parquet":
+        from pyarrow import Table, parquet
+
+        parquet.write_table(Table.from_pylist(rows), file)
+        return
+    with file.open("w", encoding="utf-8", newline="") as handle:
+        if suffix == ".json":
+            json.dump(rows, handle)
+        elif suffix == ".csv":
+            csv.writer(handle).writerows([("target", "nums"), *((row["target"], row["nums"]) for row in rows)])
+        else:
+            handle.writelines(json.dumps(row) + "\n" for row in rows)
