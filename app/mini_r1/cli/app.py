@@ -19,7 +19,8 @@ from mini_r1.cli.demo import demo
 from mini_r1.cli.hub_commands import prefetch, publish
 from mini_r1.cli.node_commands import bundle, doctor, health
 from mini_r1.cli.planning_commands import plan, recipes_app
-from mini_r1.cli.run_commands import evaluate, play, report, runs, samples
+from mini_r1.cli.run_commands import evaluate, play, report, samples
+from mini_r1.cli.runs_app import logs, runs_app
 from mini_r1.cli.standard_streams import BestEffortStream, exit_process, flush_output
 from mini_r1.cli.training_commands import launch, train
 from mini_r1.console import printable
@@ -35,7 +36,7 @@ def version() -> None:
 CONTENTS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
     "Train": [demo, train, launch],
     "Prepare": [recipes_app, plan, prefetch, doctor, data_app],
-    "Inspect": [runs, health, samples, report, evaluate, play, score],
+    "Inspect": [runs_app, health, logs, samples, report, evaluate, play, score],
     "Share": [publish, bundle, version],
 }
 """Commands by the panel of `mini-r1 --help` that lists them."""

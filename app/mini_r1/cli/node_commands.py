@@ -13,14 +13,14 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, find_recipe_for_other_node, progress_printer
-from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, Set
+from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, RunType, Set
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import exit_code
 from mini_r1.machine.devices import given_devices
 from mini_r1.machine.nodes import find_nodes
 from mini_r1.run.health import check_health
-from mini_r1.run.run_dir import RunDir
+from mini_r1.run.run_dir import RUNS, RunDir
 
 
 def doctor(
@@ -121,7 +121,7 @@ def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode
 
 
 def health(
-    path: Annotated[Path, Argument(help="Run directory, or a folder of them.")] = Path("runs"),
+    path: Annotated[Path, Argument(click_type=RunType(), help="Run, or a folder of runs.")] = RUNS,
     as_json: Json = False,
 ) -> ExitCode:
     """Check that a run makes progress: exit 0 if it does or is finished, else 1.

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import click
 from typer import Argument, Option
 
+from mini_r1.run.run_dir import find_run
+
 MAX_GPUS = 128  # of one node, MIG slices included: a plan has an entry for each
 
 
@@ -19,8 +21,19 @@ class FiniteRange(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
 
 
+class RunType(click.ParamType):
+    """The path of a run, given as a path or as a name in runs/."""
+
+    name = "path"
+
+    def convert(self, value: str | Path, param: object, ctx: object) -> Path:
+        """Return the path."""
+        return find_run(value)
+
+
 RecipeName = Annotated[str, Argument(help="Recipe file, or name of a shipped recipe.")]
-RunPath = Annotated[Path, Argument(help="Run directory.")]
+RunPath = Annotated[Path, Argument(click_type=RunType(), help="Run directory, or its name in runs/.")]
+RunPaths = Annotated[list[Path], Argument(click_type=RunType(), help="Run directories, or their names in runs/.")]
 Set = Annotated[
     list[str] | None,
     Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable, dots reach into mappings."),

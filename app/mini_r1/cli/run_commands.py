@@ -1,8 +1,7 @@
-"""`runs`, `samples`, `report`, `evaluate` and `play`: inspect a run and measure it."""
+"""`samples`, `report`, `evaluate` and `play`: inspect a run and measure it."""
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,35 +9,13 @@ from rich.console import Console
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
-from mini_r1.cli.options import FiniteRange, Json, RunPath
+from mini_r1.cli.options import FiniteRange, Json, RunPath, RunPaths
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.run.completions import parse_filter, print_completions
 from mini_r1.run.health import check_health
-from mini_r1.run.listing import list_runs, runs_table
-from mini_r1.run.run_dir import RunDir, open_run
-
-
-def runs(
-    folder: Annotated[Path, Argument(help="Folder of runs, or one run.")] = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """List runs: state, step, success, time, size on disk. Needs no torch.
-
-    Success is that of the newest held-out evaluation, else that of the last
-    training step.
-
-    Examples:
-      mini-r1 runs
-      mini-r1 runs runs/sweep --json
-    """
-    with file_errors():
-        found = list_runs(folder.expanduser(), time.time())
-    if as_json:
-        print(json.dumps([asdict(one) for one in found]))
-    else:
-        Console(highlight=False).print(runs_table(found, folder))
+from mini_r1.run.run_dir import RunDir, find_run, open_run
 
 
 def samples(
@@ -64,7 +41,7 @@ def samples(
       mini-r1 samples runs/first --held-out --step 0 --ok
     """
     wanted = parse_filter(step, right, reason, grep)
-    run_directory = RunDir(run.expanduser())
+    run_directory = RunDir(run)
     if run_directory.is_starting():
         progress_printer()(check_health(run_directory.path, time.time()).sentence)
     else:
@@ -77,18 +54,19 @@ def samples(
 
 
 def report(
-    runs: Annotated[list[Path], Argument(help="Run directories; at most 6, drawn over each other.")],
+    runs: RunPaths,
     out: Annotated[Path | None, Option(help="Page; default: RUN/report.html, for several runs ./report.html.")] = None,
     markdown: Annotated[Path | None, Option(metavar="FOLDER", help="Also write report.md and SVG plots there.")] = None,
     price_per_gpu_hour: Annotated[float | None, Option(click_type=FiniteRange(0), help="Show costs.")] = None,
     samples: Annotated[int, Option(min=0, help="Largest number of completions on the page.")] = 20_000,
     as_json: Json = False,
 ) -> None:
-    """Write a run's report: curves with intervals, the original's, and answers.
+    """Write the report of a run, or of up to 6 runs drawn over each other.
 
-    The report is one HTML file of at most 15 MB that loads nothing. It works
-    while a run trains, and on an incomplete run: what is missing is listed.
-    Needs no torch and no network.
+    The report has curves with intervals, the original's, and answers. It is
+    one HTML file of at most 15 MB that loads nothing. It works while a run
+    trains, and on an incomplete run: what is missing is listed. Needs no torch
+    and no network.
 
     Examples:
       mini-r1 report runs/demo-cpu
@@ -115,7 +93,7 @@ def report(
 
 
 def evaluate(
-    run_or_model: Annotated[str, Argument(help="Run directory, model directory or hub id.")],
+    run_or_model: Annotated[str, Argument(help="Run, as a directory or its name in runs/; model directory or hub id.")],
     problems: Annotated[
         Path | None, Option(help="File or folder of problems; default: those that the run held out.")
     ] = None,
@@ -143,7 +121,7 @@ def evaluate(
     """
     if newest and step is not None:
         raise BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
-    run = RunDir(Path(run_or_model).expanduser())
+    run = RunDir(find_run(run_or_model))
     refuse_starting(run, "it has no snapshot to evaluate yet")
     kept = (
         f"what was measured is in {run.evaluation}, and the same command resumes"
@@ -157,7 +135,7 @@ def evaluate(
             from mini_r1.training.prepare import starting_point
         every = run.is_run() and not newest and step is None
         series = evaluate_run_or_model(
-            run_or_model,
+            str(run.path) if run.is_run() else run_or_model,
             problems,
             samples=samples,
             limit=limit,
@@ -199,8 +177,8 @@ def play(
         raise KitError("--numbers and --target need each other, such as --numbers 3,5,9 --target 1")
     if as_json and numbers is None:
         raise KitError("--json answers one problem: name it, such as --numbers 3,5,9 --target 1")
-    refuse_starting(RunDir(run.expanduser()), "it has no snapshot to play with yet")
-    run_directory = open_run(run.expanduser())
+    refuse_starting(RunDir(run), "it has no snapshot to play with yet")
+    run_directory = open_run(run)
     problem = None if numbers is None or target is None else read_problem(numbers, target)
     console = Console(highlight=False)
     with needs_extra("train", console=progress_console()):

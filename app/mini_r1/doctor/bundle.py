@@ -24,7 +24,7 @@ from mini_r1.machine.provenance import code_revision
 from mini_r1.machine.redact import redact, redact_environment
 from mini_r1.run.files import replacing
 from mini_r1.run.manifest import MANIFEST
-from mini_r1.run.run_dir import RunDir
+from mini_r1.run.run_dir import RunDir, open_run
 
 TAIL = 2 * 2**20
 """Bytes kept of each file: its end, where the errors are."""
@@ -43,8 +43,7 @@ def bundle(run: RunDir, out: Path, *, completions: int, environment: Mapping[str
         KitError: there is no run.
         OSError: the archive cannot be written.
     """
-    if not (run.is_run() or run.is_starting() or run.attempts.is_dir()):
-        raise KitError(f"{run.path} holds no run (no recipe.yaml, state.json or attempts in it): name a run directory")
+    open_run(run.path, begun=False)
     if out.is_dir():
         raise KitError(f"{out} is a directory: name a file with --out")
     texts = {**_read_run(run, completions), **_describe_machine(run, environment)}

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.console import text
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import KitError
 from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.health import Health, check_health
-from mini_r1.run.run_dir import RunDir
+from mini_r1.run.run_dir import RunDir, open_run
 from mini_r1.values import interval, is_step, mapping, number
 
 _STEP = re.compile(rb'\{"step": ([0-9]{1,15}),')  # how the trainer's rows begin
@@ -252,9 +252,7 @@ def read_run(path: Path, name: str | None = None) -> RunData:
     """Return what can be read of a run, except its completions; a KitError if there is nothing."""
     from mini_r1.recipe.recipe_file import load_recipe
 
-    run = RunDir(path)
-    if not (run.is_run() or run.state_file.is_file() or run.attempts.is_dir()):
-        raise KitError(f"{path} holds no run (no recipe.yaml, no state.json, no attempts)", ExitCode.CONFIG)
+    run = open_run(path, begun=False)
     health = check_health(path, time.time())
     data = RunData(run, text(name or path.absolute().name), health, run.read_state(), run.read_record())
     if not data.state:

@@ -28,12 +28,14 @@ from typing import Any
 
 from mini_r1.disk_errors import FULL, disk_error
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.paths import expand_user
 from mini_r1.run.files import SCRATCH, format_json, lock_file, make_folder, read_object, write_json
 from mini_r1.run.manifest import Saved, complete, discard, tidy
 from mini_r1.values import mapping
 
 STARTUP_FILES = frozenset({".lock", "attempts", "report.html", "slurm", "state.json"})
 """Files that may exist before a run's recipe: of a start, also one that failed, of a report, of a batch script."""
+RUNS = Path("runs")  # folder of runs, unless output_dir or --run-dir names another
 KEEP_CHECKPOINTS = 2  # full checkpoints kept: the newest, and one to fall back on if the newest is damaged
 
 
@@ -52,7 +54,7 @@ class RunDir:
         self.completion_samples = path / "completion_samples"
         self.evaluation = path / "evaluation"
         self.held_out_file = path / "held_out.jsonl"
-        self._lock = path / ".lock"
+        self.lock_path = path / ".lock"
 
     def is_run(self) -> bool:
         """Return whether a run has reached its first attempt here."""
@@ -75,7 +77,7 @@ class RunDir:
             known = {*STARTUP_FILES, *(path.name for path in self.path.glob(SCRATCH))}
             if not self.is_run() and any(path.name not in known for path in self.path.iterdir()):
                 raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
-            handle = self._lock.open("w")
+            handle = self.lock_path.open("w")
         except (FileExistsError, NotADirectoryError) as error:
             raise KitError(f"cannot use {self.path} as run directory: {error.strerror}") from error
         except OSError as error:  # another node, or this one after a repair, may be able to write there
@@ -98,8 +100,8 @@ class RunDir:
                 yield
             finally:
                 with contextlib.suppress(OSError):  # a volume is mounted there, or the directory is gone
-                    if [path.name for path in self.path.iterdir()] == [self._lock.name]:
-                        self._lock.unlink()
+                    if [path.name for path in self.path.iterdir()] == [self.lock_path.name]:
+                        self.lock_path.unlink()
                         self.path.rmdir()
 
     def attempt_numbers(self) -> list[int]:
@@ -198,9 +200,18 @@ class RunDir:
         return checkpoint.path.rename(aside)
 
 
-def open_run(path: Path) -> RunDir:
-    """Return an existing run directory; a KitError if it holds no run."""
+def find_run(name: str | Path) -> Path:
+    """Return the path of a run, from its path or, where that does not exist, from its name in runs/."""
+    path = expand_user(str(name), os.environ)
+    named = RUNS / path
+    # os.path.exists: False, and no error, for a name that is too long.
+    return named if ".." not in path.parts and not os.path.exists(path) and os.path.exists(named) else path
+
+
+def open_run(path: Path, *, begun: bool = True) -> RunDir:
+    """Return an existing run directory, with `begun` one of a run that has a recipe; a KitError if it holds no run."""
     run = RunDir(path)
-    if not run.is_run():
-        raise KitError(f"{path} holds no run (no recipe.yaml in it)", ExitCode.CONFIG)
-    return run
+    if run.is_run() or (not begun and (run.state_file.is_file() or run.attempts.is_dir())):
+        return run
+    lacks = "no recipe.yaml" if begun else "no recipe.yaml, state.json or attempts"
+    raise KitError(f"{path} holds no run ({lacks} in it): `mini-r1 runs` lists those in {RUNS}/")
