@@ -19,6 +19,7 @@ from mini_r1.report.plots import Curve, Plot
 SMALL, WIDE, NARROW = (3.9, 2.15), (8.6, 3.8), (3.9, 3.4)
 """Inches at 100 pixels each: three cards in a row on a laptop, one on a phone; the first picture, and it on a phone."""
 DASHES = ((5, 3), (1.5, 2), (7, 2, 1.5, 2))  # dashes of dotted levels, which share a colour
+TICK = 34  # pixels of a tick's label, such as 12,500, and the space after it
 LETTER, ENTRY, ROW = 6.2, 42, 0.17  # of a legend: pixels of a letter, of an entry without its label; inches of a row
 SMOOTH_FROM = 60  # points from which a curve is thin, with its moving mean over a thirtieth of them as a thick line
 
@@ -45,6 +46,7 @@ _SETTINGS = {
     "xtick.color": ROLES["muted"], "ytick.color": ROLES["muted"], "grid.color": ROLES["grid"],
     "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False, "axes.grid": True,
     "axes.grid.axis": "y", "axes.axisbelow": True, "grid.linewidth": 0.8, "xtick.major.size": 0, "ytick.major.size": 0,
+    "xtick.major.pad": 6,  # the first label is not next to that of the y axis
     "lines.solid_capstyle": "round", "lines.linewidth": 1.8, "legend.frameon": False, "text.parse_math": False,
 }  # fmt: skip
 
@@ -72,7 +74,7 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> s
         if plot.side:
             axes, side = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
             _draw_curves(side, plot.side)
-            side.set_xlabel("steps of the original")
+            side.set_xlabel("steps of the original" if size[0] >= WIDE[0] else "original")
             side.set_xlim(0, 470)
         else:
             axes = figure.subplots()
@@ -85,7 +87,10 @@ def draw(plot: Plot, colours: Mapping[str, str], size: tuple[float, float]) -> s
         axes.yaxis.set_major_formatter((lambda value, _: f"{100 * value:.4g} %") if plot.percent else _format_tick)
         for each in figure.axes:
             integer = plot.x.startswith("optimizer")
-            each.xaxis.set_major_locator(MaxNLocator(6, integer=integer, steps=[1, 2, 2.5, 5, 10]))
+            width = (18 if plot.side and each is not axes else 70) * size[0]  # pixels; the rest are margins
+            ticks = max(1, min(6, int(width / TICK)))
+            each.xaxis.set_major_locator(MaxNLocator(ticks, integer=integer, steps=[1, 2, 2.5, 5, 10]))
+            each.xaxis.set_major_formatter(_format_tick)
             each.yaxis.set_major_locator(MaxNLocator(5))
         if price := plot.price:
             right = axes.secondary_yaxis("right", functions=(lambda hours: hours * price, lambda cost: cost / price))

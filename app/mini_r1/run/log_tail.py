@@ -18,7 +18,7 @@ _END = re.compile(rb"[\r\n]+")  # a progress bar ends its states with \r
 
 
 class LogTail:
-    """The lines of a log file, as far as it was not read before."""
+    """A log file whose lines are read once each."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
