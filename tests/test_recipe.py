@@ -159,6 +159,18 @@ def test_one_watcher_is_set_and_the_others_keep_their_defaults(write, written, m
     assert load_recipe(write(DEMO), [f"watch.kl={written}"]).watch == expected
 
 
+@pytest.mark.parametrize(
+    ("written", "max_steps", "steps"),
+    [("0.1", 450, 45), ("0.1", 452, 46), ("'0.5'", 3, 2), ("0.001", 450, 1), ("0.07", 100, 8), ("25.0", 450, 25)],
+)
+@pytest.mark.parametrize("key", ["logging_steps", "save_steps", "eval_steps"])
+def test_a_share_of_the_run_is_steps_as_in_transformers(write, key, written, max_steps, steps):
+    loaded = load_recipe(write(f"{DEMO}max_steps: {max_steps}\n{key}: {written}\n"))
+    assert getattr(loaded, key) == steps
+    assert isinstance(getattr(loaded, key), int)
+    assert load_recipe(write(DEMO), [f"{key}={written}", f"max_steps={max_steps}"]).model_dump()[key] == steps
+
+
 # --- what the constants copy
 
 
@@ -175,9 +187,9 @@ def test_constants_equal_the_pinned_libraries():
     assert set(Recipe.model_fields["hub_strategy"].annotation.__args__) == {item.value for item in HubStrategy}
     pinned = {field.name for kind in (GRPOConfig, ModelConfig) for field in dataclasses.fields(kind)} - {"_n_gpu"}
     foreign = keys.foreign_keys()
-    answered = set(Recipe.model_fields) | set(foreign["answers"])
-    assert pinned - answered == {*foreign["unused_transformers"], *foreign["unused_trl"]}
-    assert not set(foreign["later_trl"]) & (pinned | set(Recipe.model_fields))
+    answered = {*Recipe.model_fields, *foreign["answers"], *foreign["renamed"]}
+    assert pinned - answered == {*foreign["unused"]["transformers"], *foreign["unused"]["TRL"]}
+    assert not set(foreign["unused"]["TRL 0.15 or later"]) & pinned
     assert set(Recipe.model_fields) >= keys.HARMLESS_KEYS
 
 
@@ -199,12 +211,8 @@ def test_loading_needs_no_torch():
     [
         ("num_generation: 4", "unknown key 'num_generation'; did you mean 'num_generations'?"),
         ("zzz: 4", "unknown key 'zzz'"),
-        ("num_iterations: 2", "unknown key 'num_iterations': TRL 0.15 or later has it, the pinned TRL is 0.14.0"),
-        (
-            "ref_model_mixup_alpha: 2",
-            "unknown key 'ref_model_mixup_alpha': TRL 0.15 or later has it, the pinned TRL is",
-        ),
-        ("fsdp: full_shard", "key 'fsdp' is a transformers argument that this kit does not use"),
+        ("num_iterations: 2", "key 'num_iterations' is not accepted: each rollout is used for one update"),
+        ("use_ipex: true", "key 'use_ipex' is an argument of transformers that this kit does not use"),
         ("hub_token: hf_abcdef", "key 'hub_token' is not accepted: tokens come from the environment variable HF_TOKEN"),
         (
             "num_generations: 1",
@@ -231,11 +239,15 @@ def test_loading_needs_no_torch():
         ("eval_strategy: step", "eval_strategy: must be one of no, steps, not 'step'; did you mean 'steps'?"),
         (
             "evaluation_strategy: steps",
-            "key 'evaluation_strategy' is not accepted: it is called eval_strategy, 'no' or",
+            "key 'evaluation_strategy' is called 'eval_strategy' here",
         ),
-        ("eval_steps: 0", "eval_steps: must be at least 1, not 0"),
+        ("eval_steps: 0", "eval_steps: must be a whole number of steps, at least 1, or a share of the run"),
+        ("save_steps: 2.5", "save_steps: must be a whole number of steps, at least 1, or a share of the run"),
+        ("save_steps: -0.1", "save_steps: must be a whole number of steps, at least 1, or a share of the run"),
+        ("logging_steps: true", "logging_steps: must be a number"),
+        ("save_steps: 0.1", "save_steps: a share of the run needs max_steps: set it, or write a number of steps"),
         ("eval_problems: 0", "eval_problems: must be at least 1, not 0"),
-        ("scale_rewards: group", "scale_rewards: must be true or false"),
+        ("scale_rewards: maybe", "scale_rewards: must be true or false"),
         ("bnb_4bit_quant_type: nf5", "bnb_4bit_quant_type: must be one of fp4, nf4, not 'nf5'; did you mean 'nf4'?"),
         ("watch: off", "watch: cannot be switched off as a whole; switch off single watchers, e.g. watch: {kl: off}"),
         ("watch: 'off'", "watch: cannot be switched off as a whole"),
@@ -249,7 +261,7 @@ def test_loading_needs_no_torch():
         ("watch: {collapse_share: 1}", "watch.collapse_share: must be below 1, not 1"),
         ("watch: {window: 0}", "watch.window: must be at least 1, not 0"),
         ("logging_strategy: epoch", "logging_strategy: must be steps"),
-        ("save_strategy: epoch", "save_strategy: must be one of steps, no, not 'epoch'"),
+        ("save_strategy: epoch", "save_strategy: 'epoch' is not accepted"),
         ("report_to: [wandbb]", "report_to: must be all, none or names out of azure_ml"),
         ("report_to: [none, wandb]", "report_to: 'none' can't be combined"),
         ("rewards: {formt: 1}", "rewards.formt: must be one of format, equation"),
@@ -258,7 +270,7 @@ def test_loading_needs_no_torch():
         ("rewards: {format: .inf}", "rewards.format: must be a finite number"),
         (
             "dataset_id_or_path: rows.csv",
-            "dataset_id_or_path: must be a hub id (owner/name), a local .jsonl or .parquet",
+            "dataset_id_or_path: must be a hub id (owner/name), a local file or folder",
         ),
         ("generator: 3", "generator: must be a mapping of names to values, not 3"),
         ("warm_start: {step: 1}", "unknown key 'step' in 'warm_start'; did you mean 'steps'?"),

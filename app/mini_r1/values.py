@@ -1,5 +1,7 @@
 """Values read from files that may be incomplete: a wrong type counts as absent. And values as text."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -57,6 +59,16 @@ def read_limited(path: Path, limit: int) -> bytes:
         size = f"{limit >> 20} MiB" if limit >> 20 else f"{limit >> 10} KiB"
         raise ValueError(f"is larger than {size}")
     return data
+
+
+def expand_path(text: str) -> str:
+    """Return a path with `~` and environment variables filled in; raise ValueError for one that is not set."""
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
+        raise ValueError(f"the environment variable {unset[0]} is not set")
+    if expanded.startswith("~"):
+        raise ValueError(f"there is no home directory for {expanded.partition('/')[0]}")
+    return expanded
 
 
 def describe_value(value: object) -> str:

@@ -61,10 +61,14 @@ def test_the_original_takes_the_first_answer_and_the_kit_the_last() -> None:
 @pytest.mark.parametrize(
     ("completion", "kit", "original", "why"),
     [
-        (GOOD + "\n", 0, 1, "text after </answer>"),
+        (GOOD + "\n", 0, 1, "white space after </answer>"),
         (GOOD + "!", 0, 0, "text after </answer>"),
         (GOOD + "<answer>1 + 2</answer>", 0, 1, "more than one answer block"),
         (GOOD.replace("1 + 2", "1 + 2</answer><answer>1 + 2"), 0, 1, "more than one answer block"),
+        (GOOD + "</answer>", 0, 1, "a stray </answer> after the answer block"),
+        (GOOD + " </answer>\n", 0, 1, "a stray </answer> after the answer block"),
+        (GOOD.replace("1 + 2", "<answer>1 + 2"), 0, 1, "a second <answer> in the answer block"),
+        (GOOD + "<|im_end|>", 0, 0, "text after </answer>"),
         ("<think>" + GOOD, 0, 0, "a second <think> in the thought"),
         ("a</think>" + GOOD, 0, 0, "</think> is not followed by one newline and <answer>"),
         (GOOD.replace("\n", ""), 0, 0, "</think> is not followed by one newline and <answer>"),
@@ -78,21 +82,34 @@ def test_format(completion: str, kit: int, original: int, why: str | None) -> No
     assert verdict.reason == ("correct" if why is None else f"correct, but the format is broken: {why}")
 
 
+LAST_COUNTS = "an answer follows the first </think>, but the last </think> counts"
+
+
 @pytest.mark.parametrize(
     ("completion", "reason"),
     [
         ("", "no </think>"),
         ("<answer>1 + 2</answer>", "no </think>"),
-        ("<answer>1 + 2</answer></think>", "no answer after </think>"),
-        ("a</think>\n<answer>1 + 2", "no answer after </think>"),
-        ("a</think>\n1 + 2</answer>", "no answer after </think>"),
+        ("<answer>1 + 2</answer></think>", "the answer is in the thought, none follows </think>"),
+        ("<answer>1 + 2</answer>a</think>\n1 + 2", "the answer is in the thought, none follows </think>"),
+        ("a</think>\n1 + 2", "no answer after </think>"),
+        ("a</think>\n<answer>1 + 2", "the answer block is not closed"),
+        ("<answer>1 + 2</answer></think>\n<answer>1 + 2", "the answer block is not closed"),
+        ("a</think>\n<answer>1 + 2<answer>", "the answer block is not closed"),
+        ("a</think>\n1 + 2</answer>", "</answer> without <answer>"),
+        ("a</think>\n</answer>1 + 2<answer>", "the answer block is not closed"),
+        (GOOD + "\n<think>check: 3</think>", LAST_COUNTS),
+        (GOOD + "\n</think>", LAST_COUNTS),
+        (GOOD + "\n<think>check</think>\nyes</think>", LAST_COUNTS),
+        (GOOD + "\n<think>check</think>\n<answer>2 - 1</answer>", "result is 1, not 3"),
+        (GOOD + "\n<think>check", "correct, but the format is broken: text after </answer>"),
         ("a</think>\n<answer></answer>", "answer is empty"),
         ("a</think>\n<answer>1 + 2 + 2</answer>", "number 2 used twice"),
     ],
 )
 def test_reasons_of_a_wrong_completion(completion: str, reason: str) -> None:
     verdict = judge(completion, Problem((1, 2), 3))
-    assert verdict.equation == 0
+    assert verdict.equation == reason.startswith("correct")
     assert verdict.reason == reason
 
 

@@ -256,6 +256,20 @@ def _logged(run: RunDir) -> int:
     return len(read_metrics(run))
 
 
+def test_a_longer_run_is_refused_with_the_command_that_trains_on(
+    finished: tuple[RunDir, Any, Path], mini_r1: Kit, tmp_path: Path
+) -> None:
+    run, _, recipe = finished
+    refused = mini_r1("train", recipe, "--run-dir", run.path, "--set", "max_steps=8")
+    assert refused.returncode == 78
+    assert "max_steps: the run has 6, the recipe has 8" in refused.stderr
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("  mini-r1 launch RECIPE")]
+    words = line.replace(f"{run.path}-continued", str(tmp_path / "continued")).replace("=N", "=1").split()
+    done = mini_r1("train", recipe, *words[3:])
+    assert done.returncode == 0, done.stderr
+    assert RunDir(tmp_path / "continued").read_state()["step"] == 1
+
+
 def test_evaluation_finds_snapshot_problems_and_settings_in_the_run(
     finished: tuple[RunDir, Any, Path], mini_r1: Kit
 ) -> None:

@@ -18,6 +18,7 @@ from mini_r1.cli.data_commands import data_app, score
 from mini_r1.cli.demo import demo
 from mini_r1.cli.hub_commands import prefetch, publish
 from mini_r1.cli.node_commands import bundle, doctor, health
+from mini_r1.cli.options import ExpandedPath
 from mini_r1.cli.planning_commands import plan, recipes_app
 from mini_r1.cli.run_commands import evaluate, play, report, samples
 from mini_r1.cli.runs_app import logs, runs_app
@@ -75,7 +76,7 @@ def main() -> None:
 def _run() -> int:
     """Run the command and return its exit code; a disk error is one sentence and exit code 150."""
     try:
-        result = _hide_empty_defaults(typer.main.get_command(app))(prog_name="mini-r1", standalone_mode=False)
+        result = _prepare_parameters(typer.main.get_command(app))(prog_name="mini-r1", standalone_mode=False)
         if result == CTRL_C:
             return _report("interrupted", ExitCode.INTERRUPTED)
         return int(result) if isinstance(result, int) else 0
@@ -121,11 +122,15 @@ def _print_json_error(message: str, code: ExitCode) -> None:
             print(json.dumps({"error": message, "exit_code": int(code)}))
 
 
-def _hide_empty_defaults(command: click.Command) -> click.Command:
-    """Remove `[default: None]`, which typer shows, from the help."""
+def _prepare_parameters(command: click.Command) -> click.Command:
+    """Expand every path, and remove `[default: None]`, which typer shows, from the help."""
     for parameter in command.params:
+        if type(parameter.type) is click.Path:
+            expanded = ExpandedPath()
+            vars(expanded).update(vars(parameter.type))
+            parameter.type = expanded
         if parameter.default is None and isinstance(parameter, click.Option | TyperArgument):
             parameter.show_default = False
     for below in command.commands.values() if isinstance(command, click.Group) else ():
-        _hide_empty_defaults(below)
+        _prepare_parameters(below)
     return command

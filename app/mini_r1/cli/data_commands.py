@@ -14,7 +14,7 @@ from rich.table import Table
 from typer import Argument, Option, Typer, confirm
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signals
-from mini_r1.cli.options import Json
+from mini_r1.cli.options import PATH, Json
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.errors import KitError
 from mini_r1.run.files import replacing
@@ -30,7 +30,9 @@ data_app = Typer(name="data", help="Generate and inspect Countdown problems.", n
 
 
 def score(
-    file: Annotated[str, Argument(help="JSONL of completion, nums, target; - is standard input.")] = "-",
+    file: Annotated[
+        str, Argument(click_type=PATH, help="JSONL of completion, nums, target; - is standard input.")
+    ] = "-",
     as_json: Annotated[bool, Option("--json", help="The default: one JSON line for each input line.")] = True,
 ) -> None:
     """Score completions: one JSON line for each line, with verdicts and reason.

@@ -13,7 +13,7 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, find_recipe_for_other_node, progress_printer
-from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, RunType, Set
+from mini_r1.cli.options import PATH, DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, RunType, Set
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import exit_code
@@ -24,7 +24,10 @@ from mini_r1.run.run_dir import RUNS, RunDir
 
 
 def doctor(
-    recipe: Annotated[str | None, Argument(help="Recipe file or shipped name; default: check the node alone.")] = None,
+    recipe: Annotated[
+        str | None,
+        Argument(click_type=PATH, help="Recipe file or shipped name; default: check the node alone."),
+    ] = None,
     overrides: Set = None,
     run_dir: RunDirOption = None,
     gpus: Gpus = None,

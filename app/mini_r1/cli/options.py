@@ -1,6 +1,7 @@
 """Arguments and options that several commands share."""
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import click
 from typer import Argument, Option
 
 from mini_r1.run.run_dir import find_run
+from mini_r1.values import expand_path
 
 MAX_GPUS = 128  # of one node, MIG slices included: a plan has an entry for each
 
@@ -21,17 +23,28 @@ class FiniteRange(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number.", param, ctx)
 
 
-class RunType(click.ParamType):
+class ExpandedPath(click.Path):
+    """Path with `~` and environment variables filled in, which a shell does for some arguments, a manifest for none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or fail as click does."""
+        try:
+            value = expand_path(os.fspath(value))
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class RunType(ExpandedPath):
     """The path of a run, given as a path or as a name in runs/."""
 
-    name = "path"
-
-    def convert(self, value: str | Path, param: object, ctx: object) -> Path:
-        """Return the path."""
-        return find_run(value)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path, or fail as click does."""
+        return find_run(super().convert(value, param, ctx))
 
 
-RecipeName = Annotated[str, Argument(help="Recipe file, or name of a shipped recipe.")]
+PATH = ExpandedPath()
+RecipeName = Annotated[str, Argument(click_type=PATH, help="Recipe file, or name of a shipped recipe.")]
 RunPath = Annotated[Path, Argument(click_type=RunType(), help="Run directory, or its name in runs/.")]
 RunPaths = Annotated[list[Path], Argument(click_type=RunType(), help="Run directories, or their names in runs/.")]
 Set = Annotated[
@@ -45,5 +58,8 @@ Gpus = Annotated[int | None, Option(min=0, max=MAX_GPUS, help="Use the first N o
 GpuMemory = Annotated[
     float | None, Option(metavar="GIB", click_type=FiniteRange(0.1), help="Memory of a GPU; default: as detected.")
 ]
-DeepSpeed = Annotated[str, Option(help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file.")]
+DeepSpeed = Annotated[
+    str,
+    Option(click_type=PATH, help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file."),
+]
 Json = Annotated[bool, Option("--json", help="Print JSON, and nothing else, on standard output.")]

@@ -9,7 +9,7 @@ from rich.console import Console
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
-from mini_r1.cli.options import FiniteRange, Json, RunPath, RunPaths
+from mini_r1.cli.options import PATH, FiniteRange, Json, RunPath, RunPaths
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
@@ -93,7 +93,9 @@ def report(
 
 
 def evaluate(
-    run_or_model: Annotated[str, Argument(help="Run, as a directory or its name in runs/; model directory or hub id.")],
+    run_or_model: Annotated[
+        str, Argument(click_type=PATH, help="Run, as a directory or its name in runs/; model directory or hub id.")
+    ],
     problems: Annotated[
         Path | None, Option(help="File or folder of problems; default: those that the run held out.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from mini_r1.cli.command_tools import describe_interrupted, progress_printer
-from mini_r1.cli.options import DeepSpeed, GpuMemory, Gpus, RecipeName, RunDirOption, Set
+from mini_r1.cli.options import PATH, DeepSpeed, GpuMemory, Gpus, RecipeName, RunDirOption, Set
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import as_error
@@ -21,7 +21,9 @@ def train(
     recipe: RecipeName,
     overrides: Set = None,
     run_dir: RunDirOption = None,
-    deepspeed: Annotated[str, Option(help="none, zero2, zero3, zero3-offload or a JSON file.")] = "none",
+    deepspeed: Annotated[
+        str, Option(click_type=PATH, help="none, zero2, zero3, zero3-offload or a JSON file.")
+    ] = "none",
 ) -> ExitCode:
     """Train a recipe in this process, or resume it from its last checkpoint.
 
@@ -66,7 +68,10 @@ def train(
 
 
 def launch(
-    recipe: Annotated[str, Argument(help="Recipe file, shipped recipe's name, or auto: the largest that fits.")],
+    recipe: Annotated[
+        str,
+        Argument(click_type=PATH, help="Recipe file, shipped recipe's name, or auto: the largest that fits."),
+    ],
     overrides: Set = None,
     run_dir: RunDirOption = None,
     gpus: Gpus = None,

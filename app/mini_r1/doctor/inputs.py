@@ -54,7 +54,7 @@ def data(case: Case) -> Finding:
     name, revision = case.recipe.dataset_id_or_path, case.recipe.dataset_revision
     if name == GENERATED:
         return ok("generated here")
-    if Path(name).expanduser().exists():
+    if Path(name).exists():
         return ok(f"{name}: here")
     if not case.recipe.data_on_hub or name.startswith((".", "/", "~")):
         fix = "check dataset_id_or_path; relative paths start in the current folder"

@@ -64,7 +64,7 @@ def evaluate_run_or_model(
     Raises:
         KitError: nothing there to evaluate, a problem is wrong, or none of it could be measured.
     """
-    run = RunDir(Path(source).expanduser())
+    run = RunDir(Path(source))
     is_run = run.is_run()
     targets = sources.run_sources(run, problems_file) if is_run else [sources.model_source(source, problems_file, step)]
     before = sources.untrained_source(targets[0], start) if is_run else None

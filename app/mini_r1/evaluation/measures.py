@@ -14,6 +14,10 @@ MOST_K = 64
 # How a verdict's reason begins, and what that means; the first that fits.
 _FAILURES = (
     ("no answer after </think>", "no answer after the thought"),
+    ("an answer follows the first </think>", "no answer after the thought"),
+    ("the answer is in the thought", "no answer after the thought"),
+    ("</answer> without <answer>", "no answer after the thought"),
+    ("the answer block is not closed", "the answer block is not closed"),
     ("result is ", "the equation is right as such, and its result is not the target"),
     ("right-hand side ", "the equation claims a result that it does not have"),
     ("one whole number must follow", "the equation claims a result that is no whole number"),

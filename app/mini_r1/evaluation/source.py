@@ -135,7 +135,7 @@ class Problems:
 
 def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
     """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
-    path = Path(source).expanduser()
+    path = Path(source)
     if not path.is_dir() and is_path(source):
         raise KitError(f"there is no directory {source}: name a run, a model directory or a model's id on the hub")
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):

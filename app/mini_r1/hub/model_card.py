@@ -248,7 +248,9 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
         line += f" at commit `{as_markdown(data['revision'])}`"
     if trained is not None and held is not None:
         split = as_markdown(data.get("split_by", "key"))
-        line += f"; {trained:,.0f} problems to train on, {held:,.0f} held out by {split}"
+        test_split = recipe.dataset_test_split
+        held_out_by = f"of the split {as_markdown(test_split)} held out" if test_split else f"held out by {split}"
+        line += f"; {trained:,.0f} problems to train on, {held:,.0f} {held_out_by}"
     yield line + "."
     attempts = record.get("attempts")
     attempts = attempts if isinstance(attempts, list) else []

@@ -130,7 +130,7 @@ def find_shape(name: str, revision: str) -> ModelShape:
     """
     if name in KNOWN:
         return KNOWN[name]
-    path = Path(name).expanduser()
+    path = Path(name)
     if (path / "adapter_config.json").is_file():
         raise KitError(ADAPTER_REFUSED.format(name))
     if path.is_dir() and not (path / "config.json").is_file():

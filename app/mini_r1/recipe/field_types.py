@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
-from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean
-from mini_r1.tasks.countdown.problem_files import HUB_ID
+from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean, foreign_keys
+from mini_r1.tasks.countdown.problem_files import HUB_ID, SUFFIXES
 from mini_r1.tasks.countdown.rewards import REWARDS
+from mini_r1.values import expand_path
 
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
 """What `rewards` means when it is not written; the original's sum of two verdicts."""
 REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
 GENERATED = "generated"
-LOCAL_SUFFIXES = (".jsonl", ".parquet")
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 LARGEST_NUMBER = 10**15  # far above any count here; keeps every sum and conversion exact in a float
 
@@ -78,6 +78,9 @@ def _trackers(value: object) -> object:
         if name in ("all", "none") and len(names) > 1:
             raise ValueError(f"'{name}' can't be combined with other names")
         if name != "none" and name not in REPORT_INTEGRATIONS:
+            answer = foreign_keys()["values"]["report_to"].get(str(name))
+            if answer:
+                raise ValueError(f"'{name}' {answer}; choose from {', '.join(REPORT_INTEGRATIONS)}")
             guess = did_you_mean(str(name)[:60], REPORT_INTEGRATIONS)
             raise ValueError(f"must be all, none or names out of {', '.join(REPORT_INTEGRATIONS)}{guess}")
     return list(dict.fromkeys(["tensorboard", *(name for name in names if name != "none")]))
@@ -94,10 +97,14 @@ def _plain_values(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
+def is_local_path(value: str) -> bool:
+    """Return whether a name is a path by its form: it begins as one, is too deep for a hub id, or ends as a file."""
+    return value.startswith((".", "/")) or value.count("/") > 1 or value.endswith(SUFFIXES)
+
+
 def _is_data_source(value: str) -> bool:
-    # `rows.csv` has the form of a hub id and is meant as a file.
-    hub = HUB_ID.fullmatch(value) and not value.endswith((".json", ".csv", ".txt"))
-    return value == GENERATED or value.endswith(LOCAL_SUFFIXES) or bool(hub)
+    # `rows.txt` has the form of a hub id and is meant as a file.
+    return is_local_path(value) or bool(HUB_ID.fullmatch(value) and not value.endswith(".txt"))
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
@@ -115,16 +122,18 @@ Text = Annotated[
 ]
 Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_values)]
 
+PathText = Annotated[Text, AfterValidator(expand_path)]
+"""A path, or a name that may be one: `~` and environment variables are filled in here, and nowhere else."""
 ModelName = Annotated[
-    Text,
+    PathText,
     require(
         lambda name: not name.startswith("builtin:") or name in BUILTIN_MODELS,
         f"the built-in models are {' and '.join(BUILTIN_MODELS)}",
     ),
 ]
 DataSource = Annotated[
-    Text,
-    require(_is_data_source, f"must be a hub id (owner/name), a local .jsonl or .parquet file, or '{GENERATED}'"),
+    PathText,
+    require(_is_data_source, f"must be a hub id (owner/name), a local file or folder, or '{GENERATED}'"),
 ]
 HubId = Annotated[Text, require(HUB_ID.fullmatch, "must be a hub id (owner/name)")]
 Device = Annotated[
@@ -153,9 +162,16 @@ Operators = Annotated[
 SaveStrategy = Annotated[Literal["steps", "no"], replace_false("no")]
 EvalStrategy = Annotated[Literal["no", "steps"], replace_false("no")]
 Action = Annotated[Literal["off", "warn", "stop"], replace_false("off")]
+SHARE_OR_STEPS = "must be a whole number of steps, at least 1, or a share of the run between 0 and 1, not {}"
 if TYPE_CHECKING:
+    Interval = int
     RewardName = str
-else:  # the game's registry is the only list of rewards
+else:  # the recipe turns a share of the run into steps, and the game's registry is the only list of rewards
+    Interval = Annotated[
+        Number,
+        require(lambda n: 0 < n < 1 or (n >= 1 and n == int(n)), SHARE_OR_STEPS),
+        AfterValidator(lambda n: int(n) if n >= 1 else n),
+    ]
     RewardName = Literal[REWARD_NAMES]
 Rewards = Annotated[
     dict[RewardName, Number],

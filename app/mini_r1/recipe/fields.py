@@ -6,7 +6,9 @@ and `--help` load this on a laptop. recipe_file.py reads files, reference.py wri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
@@ -16,6 +18,7 @@ from mini_r1.recipe import field_types as types
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
 from mini_r1.recipe.field_types import DEFAULT_REWARDS, GENERATED, REWARD_NAMES
 from mini_r1.recipe.nested import RECIPE_CONFIG, GeneratorRecipe, WarmStartRecipe, WatchRecipe
+from mini_r1.tasks.countdown.problem_files import SUFFIXES
 
 __all__ = [
     "DEFAULT_REWARDS", "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
@@ -26,6 +29,7 @@ NESTED: Final[dict[str, type[BaseModel]]] = {
     "generator": GeneratorRecipe, "warm_start": WarmStartRecipe, "watch": WatchRecipe,
 }  # fmt: skip
 """Keys that hold a mapping with its own fields."""
+INTERVALS: Final = ("logging_steps", "save_steps", "eval_steps")
 REQUIRED_ARGUMENTS: Final = {
     "cosine_with_min_lr": ({"min_lr"}, {"min_lr_rate"}),
     "warmup_stable_decay": ({"num_stable_steps", "num_decay_steps"},),
@@ -43,7 +47,7 @@ class Recipe(BaseModel):
     """Hub id, local directory, or `builtin:demo` and `builtin:scratch`, small models that the kit makes itself."""
     model_revision: types.Text = "main"
     """Branch, tag or commit on the hub. The run directory records the commit."""
-    tokenizer_name_or_path: types.Text | None = None
+    tokenizer_name_or_path: types.PathText | None = None
     """Hub id or directory of the tokenizer; null: the model's."""
     torch_dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
     """Type of the loaded weights; null: transformers' default, float32."""
@@ -54,16 +58,23 @@ class Recipe(BaseModel):
         types.only(False, "code from a model repository is never run; use a model that transformers knows"),
     ] = False
     """Must be false: the kit runs no code from a model repository."""
-    output_dir: types.Text | None = None
+    output_dir: types.PathText | None = None
     """Run directory; null: `runs/` and the recipe file's name without its suffix."""
 
     # Data
     dataset_id_or_path: types.DataSource = "Jiayi-Pan/Countdown-Tasks-3to4"
-    """Hub id, local .jsonl or .parquet file, or `generated` (offline). The default is the original's."""
+    """Hub id, local file (.jsonl, .json, .parquet) or folder of Parquet files, or `generated` (offline). The default is
+    the original's."""
     dataset_revision: types.Text | None = None
     """Branch, tag or commit of a data set on the hub; null: the newest. The run directory records the commit."""
-    dataset_splits: Annotated[Literal["train"], types.only("train", "the set has this split only")] = "train"
-    """Split of the data set on the hub. A key of the original's script, with one possible value."""
+    dataset_config: types.Text | None = None
+    """Configuration (subset) of a data set on the hub or in a folder; null: `default`, or the only one."""
+    dataset_split: types.Text | None = None
+    """Split to train on, of a data set on the hub or in a folder; null: `train`, or the only one. The original's
+    `dataset_splits` is this key, too."""
+    dataset_test_split: types.Text | None = None
+    """Split to hold out, all of it; null: `test_fraction` of the rows. What is like a held-out problem (`split_by`) is
+    left out of training."""
     dataset_rows: Annotated[types.Whole, Field(ge=2)] | None = 50_000
     """Rows used, drawn with `dataset_seed`; null: all. The default is the original's."""
     dataset_seed: types.Seed = 42
@@ -174,8 +185,9 @@ class Recipe(BaseModel):
     # Logging and saving
     logging_strategy: Annotated[Literal["steps"], types.only("steps", "the curve is read by step")] = "steps"
     """Must be `steps`: metrics are logged by optimizer step."""
-    logging_steps: types.Count = 1
-    """Optimizer steps between two lines of metrics. A run has hundreds of steps, so transformers' 500 is too many."""
+    logging_steps: types.Interval = 1
+    """Optimizer steps between two lines of metrics, or a share of `max_steps` (below 1), rounded up. A run has hundreds
+    of steps, so transformers' 500 is too many."""
     logging_first_step: types.Flag = False
     """Also log step 1 if `logging_steps` is above 1."""
     report_to: types.Trackers = ["tensorboard"]
@@ -184,16 +196,18 @@ class Recipe(BaseModel):
     """Name of the run in the trackers; null: the run directory's name."""
     save_strategy: types.SaveStrategy = "steps"
     """`no`: save only at the end and when interrupted."""
-    save_steps: types.Count = 25
-    """Optimizer steps between checkpoints. 25, the original's, are about 20 minutes: the most a killed job loses."""
+    save_steps: types.Interval = 25
+    """Optimizer steps between checkpoints, or a share of `max_steps` (below 1), rounded up. 25, the original's, are
+    about 20 minutes: the most a killed job loses."""
     save_minutes: types.NonNegative | None = None
     """Also save a checkpoint, without a snapshot, this many minutes after the last; null and 0: never."""
 
     # Evaluation during training, on the held-out problems
     eval_strategy: types.EvalStrategy = "no"
     """`steps`: measure success on held-out problems every `eval_steps`. `mini-r1 evaluate` does so after the run."""
-    eval_steps: types.Count | None = None
-    """Optimizer steps between two evaluations; null: `save_steps`, so that each evaluation has its snapshot."""
+    eval_steps: types.Interval | None = None
+    """Optimizer steps between two evaluations, or a share of `max_steps` (below 1), rounded up; null: `save_steps`, so
+    that each evaluation has its snapshot."""
     eval_on_start: types.Flag = False
     """Also evaluate before the first step."""
     eval_problems: types.Count | None = 200
@@ -237,7 +251,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Recipe:
-        """Report all contradictions together, each with its keys."""
+        """Report all contradictions together, each with its keys; turn shares of the run into steps."""
         found = [
             PydanticCustomError("cross_check", "{text}", {"text": text, "keys": tuple(keys.split())})
             for keys, text in self._contradictions()
@@ -245,12 +259,18 @@ class Recipe(BaseModel):
         if found:
             errors = [InitErrorDetails(type=error, loc=(), input=None) for error in found]
             raise ValidationError.from_exception_data("Recipe", errors, hide_input=True)
+        for key in INTERVALS:
+            if 0 < (getattr(self, key) or 0) < 1:  # as transformers does
+                object.__setattr__(self, key, math.ceil(self.max_steps * getattr(self, key)))
         return self
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
         """Yield keys that contradict each other, and the error with what to do."""
         if self.max_steps == -1 and self.num_train_epochs == 0:
             yield "max_steps num_train_epochs", "nothing to train: set max_steps, or num_train_epochs above 0"
+        for key in INTERVALS if self.max_steps == -1 else ():
+            if 0 < (getattr(self, key) or 0) < 1:
+                yield f"{key} max_steps", "a share of the run needs max_steps: set it, or write a number of steps"
         if self.bf16 and self.fp16:
             yield "fp16 bf16", "bf16 and fp16 are both true: set one of them false"
         if self.fp16 and self.torch_dtype == "float16" and not self.use_peft:
@@ -274,7 +294,14 @@ class Recipe(BaseModel):
             yield "generator dataset_id_or_path", f"needs dataset_id_or_path: {GENERATED}: set that, or take it out"
         if self.dataset_id_or_path == GENERATED and self.dataset_rows is None:
             yield "dataset_rows dataset_id_or_path", "generated data has no end: set the number of rows"
-        if self.eval_strategy == "steps" and self.test_fraction == 0:
+        if self.dataset_test_split and self.dataset_test_split == (self.dataset_split or "train"):
+            yield "dataset_test_split dataset_split", "the split to hold out is the split to train on: name another"
+        one_file = self.dataset_id_or_path == GENERATED or self.dataset_id_or_path.endswith(SUFFIXES)
+        for key in ("dataset_config", "dataset_split", "dataset_test_split") if one_file else ():
+            if getattr(self, key) not in (None, "train", "default"):  # the part that a file has
+                text = "selects from a data set on the hub or in a folder, and this data has one part: take it out"
+                yield f"{key} dataset_id_or_path", text
+        if self.eval_strategy == "steps" and not self.holds_out:
             text = "test_fraction is 0, so nothing is held out to evaluate on: set it above 0, or eval_strategy: no"
             yield "eval_strategy test_fraction", text
         if self.use_vllm and self.use_peft:
@@ -313,8 +340,10 @@ class Recipe(BaseModel):
             found.append("warmup_ratio: no effect, warmup_steps overrides it")
         if self.dataset_revision and not self.data_on_hub:
             found.append("dataset_revision: no effect, the data does not come from the hub")
-        if self.test_fraction == 0:
+        if not self.holds_out:
             found.append("test_fraction is 0: nothing is held out to evaluate on")
+        if self.dataset_test_split and "test_fraction" in changed:
+            found.append("test_fraction: no effect, dataset_test_split is held out")
         return found
 
     @property
@@ -323,9 +352,16 @@ class Recipe(BaseModel):
         return None if self.eval_strategy == "no" else self.eval_steps or self.save_steps
 
     @property
+    def holds_out(self) -> bool:
+        """Whether problems are held out to evaluate on."""
+        return self.dataset_test_split is not None or self.test_fraction > 0
+
+    @property
     def data_on_hub(self) -> bool:
-        """Whether the data comes from the hub."""
-        return self.dataset_id_or_path != GENERATED and not self.dataset_id_or_path.endswith(types.LOCAL_SUFFIXES)
+        """Whether the data comes from the hub: a folder that exists here comes first."""
+        source = self.dataset_id_or_path
+        local = source == GENERATED or types.is_local_path(source) or Path(source).exists()
+        return not local
 
     @property
     def built_in(self) -> BuiltinModel | None:

@@ -46,6 +46,9 @@ CONSTRAINTS = {
 }
 """pydantic's error types, or their first words, in plain English."""
 
+SAME_KEYS = {"dataset_splits": "dataset_split"}
+"""Keys of the original's script with a name of TRL's in a recipe."""
+
 KeyPath = tuple[str | int, ...]  # ("generator", "sizes", 0)
 
 
@@ -234,6 +237,8 @@ class _Source:
             values: dict[str, Any] = {}
             for key_node, item in node.value:
                 line, key = key_node.start_mark.line + 1, key_node.value
+                if not path and isinstance(key, str):
+                    key = SAME_KEYS.get(key, key)
                 if not isinstance(key_node, nodes.ScalarNode):
                     self.issues.append(Issue(line, "a key must be a plain word"))
                 elif key in values:
@@ -257,7 +262,8 @@ class _Source:
         """Put the value of one override in place of the file's."""
         dotted, sign, text = self.overrides[number].partition("=")
         number += WHOLE_FILE + 1
-        path: KeyPath = tuple(dotted.strip().split("."))
+        first, *further = dotted.strip().split(".")
+        path: KeyPath = (SAME_KEYS.get(first, first), *further)
         if not sign or not all(path) or not dotted.isprintable():
             self.issues.append(Issue(number, "write it as key=value"))
             return
@@ -337,17 +343,16 @@ def _printable(line: str) -> str:
 def _describe_error(detail: ErrorDetails) -> str:
     """Return one of pydantic's errors in plain English."""
     kind, path, context, value = detail["type"], detail["loc"], detail.get("ctx", {}), detail["input"]
+    if isinstance(value, str) and (answer := foreign_keys()["values"].get(path[0] if path else "", {}).get(value)):
+        return f"'{value}' {answer}"
     if kind == "extra_forbidden":
         inside = str(path[0]) if len(path) > 1 else ""
-        return unknown_key(str(path[-1]), NESTED.get(inside, Recipe).model_fields, inside)
+        return unknown_key(str(path[-1]), NESTED.get(inside, Recipe).model_fields, inside, value)
     if kind == "missing":
         return f"is missing: name a hub id, a local directory, or {DEMO_MODEL}"
     if kind in ("value_error", "cross_check"):
         return str(context.get("error", context.get("text")))
     if kind == "literal_error":
-        answers = foreign_keys()["values"].get(path[0], {})
-        if isinstance(value, str) and value in answers:
-            return f"'{value}' {answers[value]}"
         allowed = [word.strip("'") for word in str(context["expected"]).replace(" or ", ", ").split(", ")]
         guess = did_you_mean(value[:60], allowed) if isinstance(value, str) else ""
         return f"must be one of {', '.join(allowed)}, not {describe_value(value)}{guess}"

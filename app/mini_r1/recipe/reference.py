@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from mini_r1.recipe.fields import NESTED, Recipe
 from mini_r1.recipe.keys import foreign_keys
-from mini_r1.recipe.recipe_file import dump_yaml
+from mini_r1.recipe.recipe_file import SAME_KEYS, dump_yaml
 
 SECTIONS = {
     "model_name_or_path": "Model",
@@ -78,6 +78,7 @@ def _annotate(values: BaseModel, indent: str) -> Iterator[str]:
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of recipe files."""
     schema = _with_standard_names(Recipe.model_json_schema())
+    schema["properties"] |= {key: schema["properties"][meant] for key, meant in SAME_KEYS.items()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Mini-R1 recipe"}
 
 
@@ -97,7 +98,9 @@ def recipe_reference() -> str:
         rows = [row for _, row in _rows(model)]
         lines += ["", f"## Keys of `{key}`", "", str(model.__doc__), *TABLE, *rows]
     lines += ["", "## Refused keys", "", "| key | why |", "| --- | --- |"]
-    lines += [f"| `{key}` | {why} |" for key, why in foreign_keys()["answers"].items()]
+    foreign = foreign_keys()
+    lines += [f"| `{key}` | it is called `{ours}` here |" for key, ours in foreign["renamed"].items()]
+    lines += [f"| `{key}` | {why} |" for key, why in foreign["answers"].items()]
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,7 @@
 """Whether a start of training has anything to do: asked before torch is imported."""
 
+from pathlib import Path
+
 from rich.console import Console
 
 from mini_r1.errors import KitError
@@ -13,11 +15,23 @@ def finished_step(run: RunDir, recipe: Recipe) -> int | None:
     changed = differences(load_recipe(run.recipe_file), recipe) if run.complete_checkpoints() else {}
     if changed:  # before the first checkpoint the recipe may be corrected
         lines = "".join(f"  {key}: the run has {a!r}, the recipe has {b!r}\n" for key, (a, b) in changed.items())
-        raise KitError(
-            f"{run.path} was started with another recipe:\n{lines}choose another --run-dir, or undo the change"
-        )
+        fix = "choose another --run-dir, or undo the change"
+        if set(changed) <= {"max_steps", "num_train_epochs"} and (snapshots := run.complete_snapshots()):
+            fix = _describe_continuing(run, recipe, snapshots[0].path)
+        raise KitError(f"{run.path} was started with another recipe:\n{lines}{fix}")
     state = run.read_state()
     return int(state["step"]) if state.get("state") == "finished" else None
+
+
+def _describe_continuing(run: RunDir, recipe: Recipe, snapshot: Path) -> str:
+    """Return how to train on after the end of a run: its learning rate was planned for its length."""
+    warm_start = " --set warm_start=null" if recipe.warm_start else ""
+    return (
+        "A run keeps its length, for which its learning rate is planned. To train on from its weights, start a new run "
+        "with the further steps as max_steps; its KL term compares with these weights:\n"
+        f"  mini-r1 launch RECIPE --run-dir {run.path}-continued --set model_name_or_path={snapshot}{warm_start} "
+        "--set max_steps=N"
+    )
 
 
 def print_finished(console: Console, run: RunDir, step: int) -> None:

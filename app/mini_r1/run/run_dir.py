@@ -28,7 +28,6 @@ from typing import Any
 
 from mini_r1.disk_errors import FULL, disk_error
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.machine.paths import expand_user
 from mini_r1.run.files import SCRATCH, format_json, lock_file, make_folder, read_object, write_json
 from mini_r1.run.manifest import Saved, complete, discard, tidy
 from mini_r1.values import mapping
@@ -202,7 +201,7 @@ class RunDir:
 
 def find_run(name: str | Path) -> Path:
     """Return the path of a run, from its path or, where that does not exist, from its name in runs/."""
-    path = expand_user(str(name), os.environ)
+    path = Path(name)
     named = RUNS / path
     # os.path.exists: False, and no error, for a name that is too long.
     return named if ".." not in path.parts and not os.path.exists(path) and os.path.exists(named) else path

@@ -54,6 +54,9 @@ def load_task_data(
         return task.load_data(
             recipe.dataset_id_or_path,
             revision=commit or recipe.dataset_revision,
+            config=recipe.dataset_config,
+            split=recipe.dataset_split,
+            test_split=recipe.dataset_test_split,
             rows=recipe.dataset_rows,
             seed=recipe.dataset_seed,
             test_fraction=recipe.test_fraction,
@@ -133,7 +136,7 @@ def starting_point(run: RunDir) -> StartingPoint:
     recipe = load_recipe(run.recipe_file)
     name = recipe.model_name_or_path
     if recipe.built_in is None:
-        if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        if name.startswith((".", "/", "~")) and not Path(name).is_dir():
             return StartingPoint(None, None, f"the run's model {name} is not there any more")
         revision = None if Path(name).is_dir() else run.model_commit() or recipe.model_revision
         return StartingPoint(name, revision, f"the run's model {name}")

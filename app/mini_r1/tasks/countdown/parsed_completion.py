@@ -10,6 +10,7 @@ from .problem import Problem
 
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<answer>", "</answer>"
+NOT_CLOSED = "the answer block is not closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,19 @@ def last_answer(text: str) -> tuple[str | None, str | None]:
     last_end = text.rfind(END_ANSWER, end_of_thought)
     start = text.rfind(ANSWER, end_of_thought, max(last_end, 0))
     if start < 0:
-        return None, "no answer after </think>"
+        return None, _why_no_answer(text, end_of_thought)
     start += len(ANSWER)
     return text[start : text.find(END_ANSWER, start)], None
+
+
+def _why_no_answer(text: str, end_of_thought: int) -> str:
+    if text.find(ANSWER, end_of_thought) >= 0:
+        return NOT_CLOSED
+    if text.find(END_ANSWER, end_of_thought) >= 0:
+        return "</answer> without <answer>"
+    if text.find(ANSWER, text.find(END_THINK), end_of_thought) >= 0:
+        return "an answer follows the first </think>, but the last </think> counts"
+    return "the answer is in the thought, none follows </think>" if ANSWER in text else "no answer after </think>"
 
 
 def _check_format(text: str, end_of_thought: int) -> tuple[int | None, str | None]:
@@ -65,7 +76,12 @@ def _check_format(text: str, end_of_thought: int) -> tuple[int | None, str | Non
     start += 1 + len(ANSWER)
     end = text.find(END_ANSWER, start)
     if end < 0:
-        return start, "no </answer>"
-    if text.find(ANSWER, start) >= 0 or text.find(END_ANSWER, end + 1) >= 0:
-        return start, "more than one answer block"
-    return start, None if end + len(END_ANSWER) == len(text) else "text after </answer>"
+        return start, NOT_CLOSED
+    again, rest = text.find(ANSWER, start), end + len(END_ANSWER)
+    if again >= 0:
+        return start, "a second <answer> in the answer block" if again < end else "more than one answer block"
+    if text.find(END_ANSWER, rest) >= 0:
+        return start, "a stray </answer> after the answer block"
+    if rest == len(text):
+        return start, None
+    return start, "text after </answer>" if text[rest:].strip() else "white space after </answer>"

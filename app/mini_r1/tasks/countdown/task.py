@@ -102,7 +102,7 @@ def load_data(
             problems.append(problem)
             progress(len(problems))
     else:
-        path = Path(source).expanduser()
+        path = Path(source)
         splits = [split, test_split] if test_split else [split]
         if path.exists():
             kind, files = "file", data_files(path, config, splits, prefer)
