@@ -393,7 +393,8 @@ def test_vllms_other_engine_is_a_warning() -> None:
 def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     publishing = case(recipe={"push_to_hub": True})
     assert software.hub_token(case(recipe={})).status == "skip"
     assert is_failure(software.hub_token(publishing), "recipe")
@@ -401,7 +402,7 @@ def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path, monkeypatch
     finding = software.hub_token(publishing)
     assert finding.status == "ok"
     assert "pineapple" not in str(finding)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert is_failure(software.hub_token(publishing), "recipe")
     assert "HF_HUB_OFFLINE" in software.hub_token(publishing).detail
 
