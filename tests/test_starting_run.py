@@ -98,10 +98,10 @@ def test_commands_that_need_a_snapshot_show_its_phase_and_are_retried(
 def test_the_report_shows_its_phase(starting: Starting, doing: str) -> None:
     ended = starting.kit("report", starting.run.path)
     assert ended.code == 0, ended.errors
-    assert ended.output.startswith("first: running at step 0 (model)")
+    assert ended.output.startswith("first: running at step 0: phase model for ")
     assert "missing: the run is starting: recipe.yaml comes with its first attempt" in ended.output
     page = (starting.run.path / "report.html").read_text()
-    assert "running at step 0 (model)" in page
+    assert "running at step 0: phase model for " in page
 
 
 def test_a_killed_start_is_dead_at_once_and_the_same_command_resumes_it(starting: Starting, doing: str) -> None:
@@ -114,7 +114,7 @@ def test_a_killed_start_is_dead_at_once_and_the_same_command_resumes_it(starting
     assert row["state"] == "dead"
     report = starting.kit("report", starting.run.path)
     assert report.code == 0, report.errors
-    assert "first: dead at step 0 (phase model): its process is gone" in report.output
+    assert "first: dead at step 0: phase model, and its process is gone" in report.output
     evaluated = starting.kit("evaluate", starting.run.path)
     assert (evaluated.code, "is dead: step 0" in evaluated.errors) == (78, True)
 

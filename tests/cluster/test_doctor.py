@@ -179,6 +179,7 @@ def test_text_of_a_device_or_an_environment_is_escaped() -> None:
 
 ASK = """if True:
     import json, sys
+    from dataclasses import asdict
     from mini_r1.doctor import inputs
     from mini_r1.doctor.case import Case
     from mini_r1.machine.devices import Devices
@@ -187,7 +188,7 @@ ASK = """if True:
     for name in sys.argv[1:]:
         recipe = Recipe(model_name_or_path=name, max_steps=1)
         case = Case(os.environ, Devices((), True, ""), None, recipe=recipe)
-        print(json.dumps(inputs.model(case).to_dict()))
+        print(json.dumps(asdict(inputs.model(case))))
 """
 
 

@@ -242,7 +242,7 @@ def test_an_empty_file_has_deepspeed_s_defaults() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     theirs = DeepSpeedZeroConfig(stage=3)
-    zero = zero_settings(DeepSpeedFile("x", Path("x"), {"zero_optimization": {"stage": 3}}), SHAPE)
+    zero = zero_settings(DeepSpeedFile("x", {"zero_optimization": {"stage": 3}}), SHAPE)
     assert zero.bucket == theirs.reduce_bucket_size
     assert zero.live == theirs.max_live_parameters + theirs.prefetch_bucket_size
     assert zero.sub_group == theirs.sub_group_size

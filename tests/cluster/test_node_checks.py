@@ -429,7 +429,8 @@ def test_vllms_other_engine_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_publishing_needs_a_token_and_never_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     publishing = case(recipe={"push_to_hub": True})
     assert software.hub_token(case(recipe={})).status == "skip"
     assert is_failure(software.hub_token(publishing), "recipe")

@@ -93,9 +93,3 @@ def test_an_impossible_shape_is_refused_with_what_to_do(devices: list[list[str]]
 def test_no_gpu_and_no_cpu_is_refused() -> None:
     with pytest.raises(KitError):
         assign([[]], use_vllm=False, on_cpu=False)
-
-
-@pytest.mark.parametrize(("gpus", "nodes"), [(-1, 1), (4, 0), (4, -2)])
-def test_there_is_no_such_shape(gpus: int, nodes: int) -> None:
-    with pytest.raises(KitError):
-        shape(gpus, nodes)

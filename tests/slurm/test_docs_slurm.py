@@ -220,7 +220,7 @@ def test_messages_of_the_trouble_table_are_in_the_source() -> None:
     source = "\n".join(path.read_text() for path in files)
     rows = [line.split("|")[1] for line in section("Trouble").splitlines() if re.match(r"\| .*?\((?:1|78|150)\)", line)]
     quoted = [text for row in rows for text in re.findall(r"`([^`]+)`", row)]
-    pieces = {piece.strip(" ,") for text in quoted for piece in re.split(r"\.\.\.|NODE|RUN", text)}
+    pieces = {piece.strip(" ,") for text in quoted for piece in re.split(r"\.\.\.|NODE|RUN|, and ", text)}
     by_slurm = {"Batch script contains DOS line breaks", ": No space left on device", "Disk quota exceeded"}
     assert len(pieces) > 15
     assert {piece for piece in pieces - by_slurm if piece not in source} == set()

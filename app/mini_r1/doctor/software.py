@@ -125,5 +125,5 @@ def hub_token(case: Case) -> Finding:
         require_token()
     except KitError as error:
         fix = "or set push_to_hub: false, and `mini-r1 publish` the run afterwards"
-        return fail(f"push_to_hub is true: {error.message}", fix, "recipe")
+        return fail(f"push_to_hub is true, and {error.message}", fix, "recipe")
     return ok("there is one")
