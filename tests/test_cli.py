@@ -160,6 +160,24 @@ def test_hostile_text_stays_text(mini_r1: Kit) -> None:
     assert "\x1b" not in broken.stderr
 
 
+def test_score_keep_going_scores_the_rest_and_reports_bad_lines_at_the_end(mini_r1: Kit, tmp_path: Path) -> None:
+    file = tmp_path / "some.jsonl"
+    bad = ["{", '{"nums": [1], "target": 1}', '{"nums": [0.5], "target": 1, "completion": ""}']
+    good = [json.dumps(row) for row in (RIGHT, WRONG)]
+    file.write_text("\n".join([bad[0], good[0], *bad[1:], good[1]]) + "\n")
+    stopped = mini_r1("score", file)
+    assert (stopped.returncode, stopped.stdout) == (78, "")
+    done = mini_r1("score", "--keep-going", file)
+    assert done.returncode == 78
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row.get("equation") for row in found] == [None, 1, None, None, 0]
+    assert "some.jsonl:1: not valid JSON" in found[0]["error"]
+    assert done.stderr.startswith("error: 3 bad lines, left out of the scores:\n")
+    assert [line.partition(": ")[0] for line in done.stderr.splitlines()[1:]] == [f"{file}:{n}" for n in (1, 3, 4)]
+    file.write_text("\n".join(good) + "\n")
+    assert mini_r1("score", "--keep-going", file).returncode == 0
+
+
 def test_score_of_a_file_that_is_not_there(mini_r1: Kit) -> None:
     done = mini_r1("score", "nowhere.jsonl")
     assert done.returncode == 78

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import REPO
+from tests.kubernetes.test_roles_in_pods import NVML
 from tests.slurm.cluster import Job, Slurm
 from tests.slurm.conftest import Kit, a_program
 from tests.slurm.results import freeze, processes_with, reached, same_result, thaw
@@ -81,6 +82,13 @@ def failing(make_kit: Callable[[str, Path], Kit]) -> dict[str, Job]:
         kit = make_kit(name, REPO / ".venv")
         a_launcher(kit, f"exit {code}", dry_run=dry_run)
         jobs[name] = kit.submit("--nodelist=n3", "slurm/train_1gpu.sh")  # no other goes down
+    kit = make_kit("no-gpus", REPO / ".venv")
+    a_driver_without_gpus = {"PYTHONPATH": str(kit.folder / "stand-in"), "STAND_IN_GPUS": "0"}
+    (kit.folder / "stand-in").mkdir()
+    (kit.folder / "stand-in" / "pynvml.py").write_text(NVML)
+    site = {"MINI_R1_RUNTIME": "venv", "MINI_R1_VENV": str(REPO / ".venv"), "MINI_R1_ACCELERATOR": ""}
+    kit.site(**site, **a_driver_without_gpus)
+    jobs["no GPUs"] = kit.submit("--nodelist=n3", "slurm/train_1gpu.sh", "lora-1.5b")
     return jobs
 
 
@@ -99,6 +107,12 @@ def test_failed_starts_without_a_run_directory_are_limited(failing: dict[str, Jo
     assert (device.exit_code, device.restarts) == (1, 2), str(device)
     assert "3 starts in a row failed; giving up" in device.said
     assert (image.exit_code, image.restarts) == (78, 0), str(image)
+    # The launcher itself: Slurm grants a GPU that the driver does not have.
+    granted = failing["no GPUs"]
+    assert granted.wait() == "FAILED", str(granted)
+    assert (granted.exit_code, granted.restarts) == (1, 2), str(granted)
+    assert granted.said.count("but the driver has no") == 3, str(granted)
+    assert "3 starts in a row failed; giving up" in granted.said
     assert "the kit does not start in the runtime venv on every node" in image.said
 
 

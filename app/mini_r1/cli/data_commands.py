@@ -20,10 +20,11 @@ from mini_r1.errors import KitError
 from mini_r1.run.files import replacing
 from mini_r1.tasks.countdown.data import inspect
 from mini_r1.tasks.countdown.generator import generate
-from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.problem import DataError, Problem
 from mini_r1.tasks.countdown.problem_files import SUFFIXES, data_files, read_files, write_problems
 from mini_r1.tasks.countdown.rewards import score_line
 
+SHOWN_LINES = 20  # bad lines that `score --keep-going` lists
 SHOWN_ROWS = 5  # row numbers that are listed of those that were not checked
 
 data_app = Typer(name="data", help="Generate and inspect Countdown problems.", no_args_is_help=True)
@@ -33,20 +34,36 @@ def score(
     file: Annotated[
         str, Argument(click_type=PATH, help="JSONL of completion, nums, target; - is standard input.")
     ] = "-",
+    keep_going: Annotated[bool, Option("--keep-going", help="Score what follows a bad line, too; exit 78.")] = False,
     as_json: Annotated[bool, Option("--json", help="The default: one JSON line for each input line.")] = True,
 ) -> None:
     """Score completions: one JSON line for each line, with verdicts and reason.
 
+    A bad line ends the command. With --keep-going its JSON line is an error,
+    and all bad lines are reported at the end.
+
     Examples:
       mini-r1 score completions.jsonl
+      mini-r1 score --keep-going completions.jsonl > scores.jsonl
       mini-r1 score < completions.jsonl | head
     """
-    name = "standard input" if file == "-" else file
+    name, bad = "standard input" if file == "-" else file, list[str]()
     with file_errors(), nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             if not raw.strip():
                 continue
-            print(json.dumps(score_line(raw, f"{name}:{number}")), flush=True)
+            try:
+                scored = score_line(raw, f"{name}:{number}")
+            except DataError as error:
+                if not keep_going:
+                    raise
+                bad.append(error.message)
+                scored = {"error": error.message}
+            print(json.dumps(scored), flush=True)
+    if bad:
+        more = f"\nand {len(bad) - SHOWN_LINES:,} more" if len(bad) > SHOWN_LINES else ""
+        listed = "\n".join(bad[:SHOWN_LINES])
+        raise DataError(f"{len(bad):,} bad line{'s' * (len(bad) > 1)}, left out of the scores:\n{listed}{more}")
 
 
 @data_app.command("generate")

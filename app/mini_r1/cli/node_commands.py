@@ -103,10 +103,15 @@ def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode
     """Print one line for each part of the smoke test as soon as its result is known."""
     from mini_r1.doctor.smoke import SmokeTest, choose_folder
 
-    devices, nodes = given_devices(os.environ, gpus), find_nodes(os.environ)
+    devices, progress = given_devices(os.environ, gpus), progress_printer("dim")
+    try:
+        nodes = find_nodes(os.environ)
+    except KitError as error:
+        nodes = find_nodes(os.environ, count=1)
+        progress(f"warning: {error.message}; testing this node alone")
     folder = choose_folder(run_dir, nodes)
     findings = []
-    for finding in SmokeTest(folder, devices, nodes, gpus, os.environ, progress_printer("dim")).findings():
+    for finding in SmokeTest(folder, devices, nodes, gpus, os.environ, progress).findings():
         findings.append(finding)
         if not as_json:
             print(f"{finding.status:4}  {finding.check}: {printable(finding.detail)}", flush=True)

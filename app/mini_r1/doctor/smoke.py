@@ -191,6 +191,7 @@ class SmokeTest:
             *(sys.executable, "-m", "mini_r1", "launch", str(self.folder / "smoke.yaml")),
             *("--run-dir", str(self.run.path), "--deepspeed", self.deepspeed),
             *(() if self.gpus is None else ("--gpus", str(self.gpus))),
+            *(("--nodes", "1") if self.nodes.count == 1 else ()),
         ]
         variables = {**self.environment, "MINI_R1_VERIFY_SYNC": "1"}
         with self._output.open("ab") as output, subprocess.Popen(  # noqa: S603
