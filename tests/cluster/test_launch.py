@@ -447,6 +447,23 @@ def test_a_dry_run_shows_every_worker_with_reasons(dry: Callable[..., str]) -> N
     assert "-m mini_r1 train" in text
 
 
+@pytest.mark.parametrize("name", ["mini-r1-3b", "auto"])
+def test_a_dry_run_takes_gpus_that_are_not_here(
+    mini_r1: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    options = ["--gpus", "4", *(["--gpu-memory", "80"] if name == "auto" else [])]
+    done = mini_r1("launch", name, "--dry-run", *options)
+    assert done.returncode == 0, done.stderr
+    assert "as if they were here" in done.stdout
+    assert "3 workers, vLLM on node 0's last device (cuda:3)" in done.stdout
+    plan = json.loads(mini_r1("plan", "mini-r1-3b", "--gpus", "4", "--json").stdout)
+    assert f"DeepSpeed: {plan['deepspeed']}" in done.stdout
+    started = mini_r1("launch", "mini-r1-3b", "--gpus", "4")
+    assert started.returncode == 78
+    assert "--gpus 4: no GPU here" in started.stderr
+
+
 def test_a_dry_run_prints_only_the_run_directory(dry: Callable[..., str], tmp_path: Path) -> None:
     assert dry("--print-run-dir", "--run-dir", tmp_path / "of Zoë") == f"{tmp_path}/of Zoë\n"
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mini_r1.machine.control_groups import compare_memory
 from mini_r1.machine.nvidia import Driver, Gpu
 from mini_r1.machine.roles import assign, shape
 from mini_r1.plan import recipe_plans
 from mini_r1.plan.plan_errors import LOST_BELOW
 from mini_r1.plan.planner import HUB_ROWS, Plan, choose_deepspeed, count_steps, make_plan
-from mini_r1.plan.recipe_plans import find_hardware, plan_for
+from mini_r1.plan.recipe_plans import Hardware, find_hardware, plan_for
 from mini_r1.plan.shapes import KNOWN
 from mini_r1.plan.training_setup import TrainingSetup
 from mini_r1.recipe.fields import Recipe
@@ -272,6 +275,49 @@ def test_devices_come_from_options_then_this_machine_then_the_recipe(monkeypatch
     cpu = find_hardware(slots, gpus=None, nodes=None, gpu_memory_gib=None, recipe=path)
     assert (len(cpu.devices[0]), cpu.on_cpu, cpu.gpus) == (3, True, 0)
     assert find_hardware(slots, gpus=2, nodes=None, gpu_memory_gib=None, recipe=path).on_cpu
+
+
+@pytest.mark.parametrize(
+    ("need", "found"),
+    [
+        (30, "40.0 of 60.0 GiB free (this job's control group)"),
+        (55, "host memory: 40.0 of 60.0 GiB free (this job's control group), the plan needs 55.0: check what else"),
+        (61, "host memory: 40.0 of 60.0 GiB free (this job's control group), the plan needs 61.0: give the job more"),
+    ],
+)
+def test_host_memory_is_compared_as_a_launch_would(monkeypatch: pytest.MonkeyPatch, need: float, found: str) -> None:
+    kernel = {
+        "proc/meminfo": "MemTotal: 104857600 kB\nMemAvailable: 52428800 kB\n",
+        "proc/self/cgroup": "0::/\n",
+        "sys/fs/cgroup/memory.max": str(60 * 2**30),
+        "sys/fs/cgroup/memory.current": str(20 * 2**30),
+    }
+    compare = partial(compare_memory, read=lambda path: kernel.get(path.replace("//", "/")))
+    monkeypatch.setattr(recipe_plans, "compare_memory", lambda _: compare(need))
+    plan = plan_for(recipe(DEMO), Hardware([[]], True, None, "a test", here=True))
+    assert plan.host_memory_here is not None
+    assert any(text.startswith(found) for text in (plan.host_memory_here, *plan.warnings, *plan.errors))
+    assert bool(plan.errors) == (need > 60)
+    assert plan_for(recipe(DEMO), Hardware([[]], True, None, "another machine")).host_memory_here is None
+
+
+@pytest.mark.parametrize(("gpus", "here"), [(0, True), (2, True), (3, False), (None, True)])
+def test_memory_is_compared_if_this_machine_has_the_devices(
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, here: bool
+) -> None:
+    monkeypatch.setattr(recipe_plans, "list_gpus", lambda: [object()] * 2)
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    found = find_hardware(environment, gpus=gpus, nodes=None, gpu_memory_gib=80, recipe=None)
+    assert found.here == here
+    assumed = find_hardware(environment, gpus=None, nodes=None, gpu_memory_gib=None, recipe=find_recipe("mini-r1-3b"))
+    assert not assumed.here
+
+
+def test_a_plan_for_this_machine_says_what_memory_is_here(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert re.search(r"Host memory here: [\d.]+ of [\d.]+ GiB free", mini_r1("plan", "demo-cpu").stdout)
+    other = mini_r1("plan", "mini-r1-3b", "--gpus", "64").stdout
+    assert "Host memory here: not compared, these devices are not on this machine" in other
 
 
 def test_roles_that_cannot_be_assigned_are_an_error_of_the_plan() -> None:

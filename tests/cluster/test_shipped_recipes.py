@@ -99,15 +99,19 @@ def test_mini_r1_3b_g64_changes_only_num_generations() -> None:
 # --- the list ---
 
 
-def test_the_list_has_every_recipe_with_hours_and_disk(mini_r1: Kit) -> None:
+def test_the_list_has_every_recipe_with_hours_and_disk(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a laptop
     rows = {row["name"]: row for row in json.loads(mini_r1("recipes", "--json").stdout)}
     assert set(rows) == set(SHIPPED)
-    assert all(row["fits"] for row in rows.values())
+    assert {name for name, row in rows.items() if row["fits"]} == {"demo-cpu", "lora-cpu"}
+    assert rows["mini-r1-7b"]["errors"] == ["made for GPUs, and there is none"]
+    assert {row["fits_on"] for row in rows.values()} == {"the CPU (no GPU here)"}
     assert rows["mini-r1-3b"]["made_for"] == "1 node x 4 GPUs of 80 GiB"
     assert rows["mini-r1-3b"]["hours"] > 1
     assert rows["mini-r1-3b"]["disk_gib"] > 100
     table = mini_r1("recipes")
     assert table.returncode == 0
+    assert "fits is for the CPU (no GPU here); time and disk are for what each recipe was made for" in table.stdout
     for name in SHIPPED:
         assert name in table.stdout
 
@@ -119,7 +123,9 @@ def test_the_list_for_given_devices_has_errors_for_what_does_not_fit(mini_r1: Ki
     assert rows["lora-1.5b"]["fits"]
     assert not rows["mini-r1-3b"]["fits"]
     assert "there is 1 GPU" in rows["mini-r1-3b"]["errors"][0]
-    assert "mini-r1-3b: use_vllm: true, but there is 1 GPU" in mini_r1("recipes", "--gpus", "1").stdout
+    table = mini_r1("recipes", "--gpus", "1").stdout
+    assert "fits, time and disk are for the options" in table
+    assert "mini-r1-7b: use_vllm: true, but there is 1 GPU" in table
     lonely = mini_r1("recipes", "--gpu-memory", "24")
     assert lonely.returncode == 78
     assert "need --gpus" in lonely.stderr

@@ -181,6 +181,17 @@ def test_all_means_those_that_can_report(tmp_path: Path) -> None:
     assert check_trackers(["tensorboard"], environment) == check_trackers([], environment) == []
 
 
+@pytest.mark.parametrize(("kind", "code"), [("CommError", 150), ("AuthenticationError", 78), ("UsageError", 78)])
+def test_an_error_that_a_tracker_raises_is_a_sentence(kind: str, code: int) -> None:
+    error = type(kind, (Exception,), {"__module__": "wandb.errors.errors"})("timed out\nafter 90 s")
+    described = trackers.tracker_error(error)
+    assert described is not None
+    assert described.exit_code == code
+    assert described.message.startswith("wandb cannot report: timed out: check its server and its key")
+    assert "WANDB_MODE=offline" in described.message
+    assert trackers.tracker_error(ValueError("x")) is None
+
+
 # --- the commands ---
 
 

@@ -59,14 +59,15 @@ recipes_app = Typer(name="recipes")
 @recipes_app.callback(invoke_without_command=True)
 def recipes(
     context: Context,
-    gpus: Annotated[int | None, Option(min=0, max=MAX_GPUS, help="GPUs on each node; default: each recipe's.")] = None,
+    gpus: Annotated[int | None, Option(min=0, max=MAX_GPUS, help="GPUs on each node; default: this machine's.")] = None,
     nodes: Annotated[int | None, Option(min=1, max=MAX_NODES, help="With --gpus: number of nodes.")] = None,
     gpu_memory: GpuMemory = None,
     as_json: Json = False,
 ) -> None:
-    """List the shipped recipes: which fit these devices, hours and disk.
+    """List the shipped recipes: which fit, hours and disk.
 
-    The commands below show one recipe, and describe all keys.
+    Without --gpus: which fit this machine, with hours and disk on what each was
+    made for. The commands below show one recipe, and describe all keys.
 
     Examples:
       mini-r1 recipes
@@ -74,7 +75,7 @@ def recipes(
       mini-r1 recipes show mini-r1-3b
     """
     from mini_r1.plan.plan_tables import print_recipes
-    from mini_r1.plan.recipe_plans import find_hardware, recipe_rows, shipped_plans
+    from mini_r1.plan.recipe_plans import find_hardware, recipe_rows
 
     if context.invoked_subcommand is not None:
         if as_json or (gpus, nodes, gpu_memory) != (None, None, None):
@@ -82,14 +83,12 @@ def recipes(
         return
     if gpus is None and (nodes is not None or gpu_memory is not None):
         raise KitError("--nodes and --gpu-memory need --gpus")
-    hardware = None
-    if gpus is not None:
-        hardware = find_hardware(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory, recipe=None)
-    rows = recipe_rows(shipped_plans(hardware))
+    hardware = find_hardware(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory, recipe=None)
+    rows = recipe_rows(hardware, as_made=gpus is None)
     if as_json:
         print(json.dumps(rows))
     else:
-        print_recipes(rows, Console(highlight=False))
+        print_recipes(rows, Console(highlight=False), as_made=gpus is None)
 
 
 @recipes_app.command("show")

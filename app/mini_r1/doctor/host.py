@@ -47,21 +47,7 @@ def shared_memory(case: Case) -> Finding:
 
 def host_memory(case: Case) -> Finding:
     """The host, or this job's share of it, has the memory that the plan needs."""
-    meminfo = dict(re.findall(r"^(\w+):\s+(\d+)", case.read("proc/meminfo") or "", re.MULTILINE))
-    if not {"MemTotal", "MemAvailable"} <= set(meminfo):
-        return skip("/proc/meminfo cannot be read")
-    limit, free, source = int(meminfo["MemTotal"]) * 1024.0, int(meminfo["MemAvailable"]) * 1024.0, "the machine"
-    for group_limit, used in control_groups.limits(case.read, "memory"):
-        if group_limit < limit:
-            limit, source = group_limit, "this job's control group"
-        free = min(free, max(group_limit - used, 0))
-    found = f"{free / GIB:.1f} of {limit / GIB:.1f} GiB free ({source})"
-    needed = f"{found}, the plan needs {case.host_memory_gib:.1f}"
-    if limit < case.host_memory_gib * GIB:
-        return fail(needed, "give the job more memory (--mem, resources.limits.memory)", "node")
-    if free < case.host_memory_gib * GIB:
-        return warn(needed, "check what else uses the node's memory")
-    return ok(found)
+    return control_groups.compare_memory(case.host_memory_gib, case.read)
 
 
 def locked_memory(case: Case) -> Finding:

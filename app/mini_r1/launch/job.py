@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mini_r1.machine.devices import Devices, given_devices
+from mini_r1.machine.devices import ACCELERATOR, Devices, given_devices
 from mini_r1.machine.nodes import Nodes, find_nodes
 from mini_r1.machine.nvidia import lacks_p2p, read_driver, smallest_gpu_gib
 from mini_r1.plan.planner import AUTO
-from mini_r1.plan.recipe_plans import Hardware, find_largest_fitting
+from mini_r1.plan.recipe_plans import Hardware, find_hardware, find_largest_fitting
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.run.run_dir import RunDir
@@ -56,19 +56,26 @@ class Job:
         return f"node {self.nodes.index} ({socket.gethostname()})"
 
 
-def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> Job:
-    """Find recipe, devices and nodes, or raise KitError."""
-    devices = given_devices(environment, options.gpus)
-    nodes = options.find_nodes(environment)
+def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say, *, as_if: bool = False) -> Job:
+    """Find recipe, devices and nodes, or raise KitError; `as_if` takes --gpus for GPUs that need not be here."""
+    named = None if options.recipe == AUTO else find_recipe(options.recipe)
+    wanted, on_cpu = options.gpus or 0, environment.get(ACCELERATOR) == "cpu"
     memory = options.gpu_memory_gib
-    if memory is None and not devices.on_cpu:
+    if as_if and not on_cpu and wanted > len(given_devices(environment).ids):
+        assumed = find_hardware(environment, gpus=wanted, nodes=1, gpu_memory_gib=memory, recipe=named)
+        devices = Devices(tuple(assumed.devices[0]), False, f"{assumed.source}, as if they were here")
+        memory, here = assumed.gpu_memory_gib, False
+    else:
+        devices, here = given_devices(environment, options.gpus), True
+    nodes = options.find_nodes(environment)
+    if memory is None and not devices.on_cpu and here:
         memory = smallest_gpu_gib(read_driver(devices.ids))
-    if options.recipe == AUTO:
-        hardware = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source)
+    if named is None:
+        hardware = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source, here)
         path, reason = find_largest_fitting(hardware)
         say(reason)
     else:
-        path = find_recipe(options.recipe)
+        path = named
     recipe = load_recipe(path, options.overrides)
     run = RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())
     no_p2p = not devices.on_cpu and lacks_p2p()

@@ -40,7 +40,7 @@ def dry_run(
 
     The other nodes are assumed to have the same devices as this one.
     """
-    job = read_job(options, environment, say)
+    job = read_job(options, environment, say, as_if=True)
     plan, roles = _plan(job, [job.devices.ids] * job.nodes.count)
     if print_run_dir:
         return str(job.run.path)

@@ -4,10 +4,14 @@ Version 2 has one tree, version 1 one for each controller. psutil shows the mach
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from mini_r1.findings import Finding, fail, ok, skip, warn
+
+GIB: Final = 2**30
 Read = Callable[[str], str | None]
 """Returns the text of a kernel file by its path below /; None if it cannot be read."""
 
@@ -33,6 +37,25 @@ def limits(read: Read, controller: str) -> Iterator[tuple[float, float]]:
         limit, used = (_number(read(f"{folder}/{file}")) for file in FILES[controller][is_v1])
         if limit is not None:
             yield limit, used or 0.0
+
+
+def compare_memory(needed_gib: float, read: Read = read_kernel_file) -> Finding:
+    """Return whether the machine, or this job's share of it, has the memory that processes need together."""
+    meminfo = dict(re.findall(r"^(\w+):\s+(\d+)", read("proc/meminfo") or "", re.MULTILINE))
+    if not {"MemTotal", "MemAvailable"} <= set(meminfo):
+        return skip("/proc/meminfo cannot be read")
+    limit, free, source = int(meminfo["MemTotal"]) * 1024.0, int(meminfo["MemAvailable"]) * 1024.0, "the machine"
+    for group_limit, used in limits(read, "memory"):
+        if group_limit < limit:
+            limit, source = group_limit, "this job's control group"
+        free = min(free, max(group_limit - used, 0))
+    found = f"{free / GIB:.1f} of {limit / GIB:.1f} GiB free ({source})"
+    needed = f"{found}, the plan needs {needed_gib:.1f}"
+    if limit < needed_gib * GIB:
+        return fail(needed, "give the job more memory (--mem, resources.limits.memory)", "node")
+    if free < needed_gib * GIB:
+        return warn(needed, "check what else uses the node's memory")
+    return ok(found)
 
 
 def cores(read: Read = read_kernel_file) -> float | None:

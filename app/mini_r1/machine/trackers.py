@@ -7,6 +7,7 @@ keys, modes and files those of each tracker's own documentation (docs/trackers.m
 import configparser
 import importlib.util
 import netrc
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from mini_r1.console import printable
+from mini_r1.errors import ExitCode, KitError, first_line
 from mini_r1.findings import Finding, fail, ok
 from mini_r1.machine.paths import expand_user
 
@@ -87,6 +89,21 @@ def check_trackers(names: Sequence[str], environment: Mapping[str, str], *, need
         found = [_check(name, environment, needs_key) for name in TRACKERS]
         return [finding for finding in found if finding.status == "ok"]
     return [_check(name, environment, needs_key) for name in names if name in TRACKERS]
+
+
+def tracker_error(error: BaseException) -> KitError | None:
+    """Return what to do about an error that a tracker raised, None about another: most can't reach their server."""
+    package = type(error).__module__.partition(".")[0]
+    for name, tracker in TRACKERS.items():
+        if package in {module.partition(".")[0] for module in tracker.packages}:
+            offline = f"{tracker.mode}={tracker.offline[0]}, or " if tracker.offline else ""
+            refused = re.search("auth|usage", type(error).__name__, re.IGNORECASE)
+            return KitError(
+                f"{name} cannot report: {first_line(error)}: check its server and its key, or set {offline}"
+                "--set report_to=none",
+                ExitCode.CONFIG if refused else ExitCode.RETRY,
+            )
+    return None
 
 
 def _check(name: str, environment: Mapping[str, str], needs_key: bool) -> Finding:

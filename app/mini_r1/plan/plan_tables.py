@@ -52,6 +52,7 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
         console.print(_memory_table(plan.memory, plan.on_cpu))
     if plan.disk is not None:
         console.print(_storage_table(plan, plan.disk))
+        text(f"Host memory here: {plan.host_memory_here or 'not compared, these devices are not on this machine'}")
     if plan.timing is not None:
         timing = plan.timing
         run = f", {duration(timing.hours * 3600)} for {timing.steps:,} steps" if timing.hours is not None else ""
@@ -69,18 +70,25 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
     text("this plan cannot work" if plan.errors else "no errors; figures are estimates: docs/plan.md")
 
 
-def print_recipes(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print the rows of `recipe_rows`."""
+def print_recipes(rows: Sequence[Mapping[str, Any]], console: Console, *, as_made: bool) -> None:
+    """Print the rows of `recipe_rows`, and under the table why recipes don't fit."""
     table = _table("Shipped recipes", ("recipe", "made for", "time", "disk, GiB", "fits"), ())
+    reasons: dict[str, list[str]] = {}
     for row in rows:
-        made_for, hours, disk = row["made_for"] or "?", row["hours"], row["disk_gib"]
-        shape = "CPU" if "no GPU" in made_for else made_for.removeprefix("1 node x ").replace(" of ", ", ")
+        hours, disk = row["hours"], row["disk_gib"]
+        shape = (
+            "CPU" if "no GPU" in row["made_for"] else row["made_for"].removeprefix("1 node x ").replace(" of ", ", ")
+        )
         time = "?" if hours is None else duration(hours * 3600)
         table.add_row(row["name"], shape, time, "?" if disk is None else f"{disk:.0f}", "yes" if row["fits"] else "no")
-    console.print(table)
-    for row in rows:
         for error in row["errors"]:
-            console.print(f"{row['name']}: {printable(error)}", markup=False, soft_wrap=True)
+            reasons.setdefault(error, []).append(row["name"])
+    console.print(table)
+    text = partial(console.print, markup=False, soft_wrap=True)
+    made = "fits is for {}; time and disk are for what each recipe was made for"
+    text((made if as_made else "fits, time and disk are for {}").format(printable(rows[0]["fits_on"])))
+    for error, names in reasons.items():
+        text(f"{', '.join(names)}: {printable(error)}")
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -39,6 +39,7 @@ class Plan:
     memory: Memory | None = None
     vllm: Memory | None = None
     host_memory_gib: float | None = None
+    host_memory_here: str | None = None  # what this machine has of it; None: not compared
     shm_gib: float | None = None
     disk: DiskUse | None = None
     timing: Timing | None = None
@@ -90,6 +91,7 @@ class Plan:
             **{name: None if self.steps is None else self.steps * value for name, value in each_step.items()},
             "memory_gib": {device: table.to_dict() if table else None for device, table in memory.items()},
             "host_memory_gib": None if self.host_memory_gib is None else round(self.host_memory_gib, 2),
+            "host_memory_here": self.host_memory_here,
             "shm_gib": None if self.shm_gib is None else round(self.shm_gib, 2),
             "disk_gib": self.disk.to_dict() if self.disk else None,
             "time": self.timing.to_dict() if self.timing else None,

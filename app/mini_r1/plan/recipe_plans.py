@@ -7,14 +7,15 @@ A recipe never names a GPU. The hardware it was made for is in its header, in on
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from mini_r1.errors import KitError
+from mini_r1.machine.control_groups import compare_memory
 from mini_r1.machine.devices import ACCELERATOR, CPU_SWITCH, given_devices
-from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
+from mini_r1.machine.nvidia import list_gpus, read_driver, smallest_gpu_gib
 from mini_r1.machine.roles import assign, shape
 from mini_r1.plan.planner import AUTO, Plan, make_plan
 from mini_r1.recipe.fields import Recipe
@@ -37,6 +38,7 @@ class Hardware:
     on_cpu: bool
     gpu_memory_gib: float | None  # of the smallest GPU; None if unknown
     source: str  # what specifies these devices
+    here: bool = False  # this machine has them, so that its memory can be compared with the plan
 
     @property
     def gpus(self) -> int:
@@ -74,57 +76,82 @@ def find_hardware(
     on_cpu = environment.get(ACCELERATOR) == "cpu"
     if gpus is not None:
         memory = gpu_memory_gib or (made_for.gpu_memory_gib if made_for else None)
+        here = on_cpu or gpus == 0 or len(list_gpus() or ()) >= gpus
         source = "the options" + (f", {CPU_SWITCH}" if on_cpu else "")
         if memory and not gpu_memory_gib and gpus and not on_cpu:
             source += f"; {memory:g} GiB from the recipe's header"
-        return Hardware(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, source)
+        return Hardware(shape(gpus, nodes or 1), on_cpu or gpus == 0, memory, source, here)
     given = given_devices(environment)
     if given.ids or on_cpu:
         memory = gpu_memory_gib or (None if given.on_cpu else smallest_gpu_gib(read_driver(given.ids)))
         source = f"this machine's devices ({given.source})"
-        return Hardware([list(given.ids)] * (nodes or 1), given.on_cpu, memory, source)
+        return Hardware([list(given.ids)] * (nodes or 1), given.on_cpu, memory, source, here=True)
     if made_for is not None:
         devices = made_for.devices if nodes is None else [made_for.devices[0]] * nodes
         memory = gpu_memory_gib or made_for.gpu_memory_gib
-        return Hardware(devices, made_for.on_cpu, memory, f"no GPU here, so {made_for.source}")
-    return Hardware([[]] * (nodes or 1), True, None, "no GPU here, and the recipe's header names no shape: the CPU")
+        source = f"no GPU here, so {made_for.source}"
+        return Hardware(devices, made_for.on_cpu, memory, source, here=made_for.on_cpu)
+    source = (
+        "the CPU (no GPU here)" if recipe is None else "no GPU here, and the recipe's header names no shape: the CPU"
+    )
+    return Hardware([[]] * (nodes or 1), True, None, source, here=True)
 
 
 def plan_for(recipe: Recipe, hardware: Hardware, deepspeed: str = AUTO) -> Plan:
-    """Plan a recipe on these devices; a plan without roles has the reason in its errors."""
+    """Plan a recipe on these devices; a plan without roles has the reason in its errors.
+
+    On this machine's devices, host memory is compared as `mini-r1 launch` compares it.
+    """
     memory, on_cpu = hardware.gpu_memory_gib, hardware.on_cpu
     try:
         roles = assign(hardware.devices, use_vllm=recipe.use_vllm, on_cpu=on_cpu)
     except KitError as error:
         return Plan(recipe, None, on_cpu, memory, errors=[error.message])
-    return make_plan(recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
+    plan = make_plan(recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
+    if hardware.here and plan.host_memory_gib is not None:
+        found = compare_memory(plan.host_memory_gib)
+        plan.host_memory_here = found.detail
+        if found.fix:
+            kind = plan.errors if found.status == "fail" else plan.warnings
+            kind.append(f"host memory: {found.detail}: {found.fix}")
+    return plan
 
 
-def shipped_plans(hardware: Hardware | None) -> list[tuple[Path, Hardware, Plan]]:
-    """Plan every shipped recipe on these devices, or each on what it was made for."""
+def shipped_plans(hardware: Hardware) -> list[tuple[Path, Hardware, Plan]]:
+    """Plan every shipped recipe on these devices, and return each with the hardware that it was made for."""
     plans = []
     for path in shipped_files("recipes").values():
-        own = hardware or declared_hardware(path) or Hardware([[]], True, None, "the CPU")
-        plans.append((path, own, plan_for(load_recipe(path), own)))
+        recipe, made_for = load_recipe(path), declared_hardware(path)
+        if made_for is None:
+            raise KitError(f"{path}: its header has no line `# Shape:`")
+        plan = plan_for(recipe, hardware)
+        if hardware.on_cpu and not made_for.on_cpu:
+            plan.errors = ["made for GPUs, and there is none"]
+        plans.append((path, made_for, plan))
     return plans
 
 
-def recipe_rows(plans: Sequence[tuple[Path, Hardware, Plan]]) -> list[dict[str, Any]]:
-    """Return the --json of `mini-r1 recipes`."""
+def recipe_rows(hardware: Hardware, *, as_made: bool) -> list[dict[str, Any]]:
+    """Return the --json of `mini-r1 recipes`: what fits these devices, with time and disk there.
+
+    With `as_made`, devices, time and disk are of what each recipe was made for.
+    """
     rows = []
-    for path, hardware, plan in plans:
-        made_for = declared_hardware(path)
+    for path, made_for, fitting in shipped_plans(hardware):
+        devices = made_for if as_made else hardware
+        plan = plan_for(fitting.recipe, made_for) if as_made else fitting
         rows.append(
             {
                 "name": path.stem,
                 "model": plan.recipe.model_name_or_path,
                 "adapter": plan.recipe.use_peft,
-                "made_for": made_for.source.split(": ", 1)[1] if made_for else None,
-                "devices": [len(node) for node in hardware.devices],
+                "made_for": made_for.source.split(": ", 1)[1],
+                "devices": [len(node) for node in devices.devices],
                 "gpu_memory_gib": plan.gpu_memory_gib,
                 "deepspeed": plan.deepspeed,
-                "fits": not plan.errors,
-                "errors": plan.errors,
+                "fits": not fitting.errors,
+                "fits_on": hardware.source,
+                "errors": fitting.errors,
                 "hours": round(plan.timing.hours, 2) if plan.timing and plan.timing.hours is not None else None,
                 "disk_gib": round(plan.disk.total, 1) if plan.disk else None,
                 "completions_per_step": plan.completions_per_step,
@@ -141,9 +168,8 @@ def find_largest_fitting(hardware: Hardware) -> tuple[Path, str]:
     then the one with most completions a step. VARIANTS are left out. Raises KitError if none fits.
     """
     fitting = []
-    for path, _, plan in shipped_plans(hardware):
-        made_for = declared_hardware(path)
-        if made_for is None or plan.errors or plan.setup is None or path.stem in VARIANTS:
+    for path, made_for, plan in shipped_plans(hardware):
+        if plan.errors or plan.setup is None or path.stem in VARIANTS:
             continue
         if made_for.gpus <= hardware.gpus and made_for.on_cpu == hardware.on_cpu:
             size = (plan.setup.shape.parameters, not plan.recipe.use_peft, made_for.gpus, plan.completions_per_step)

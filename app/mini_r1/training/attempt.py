@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.machine.trackers import tracker_error
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import AppendFile
@@ -206,8 +207,9 @@ class Attempt(TrainerCallback):
         return Outcome(code, step)
 
     def failed(self, error: BaseException) -> None:
-        """Record how the run failed; ranks need not agree on it. Raise KitError if the disk failed."""
-        described = disk_error(error, self.run.path, next_start(self.run)) if isinstance(error, OSError) else None
+        """Record how the run failed; ranks need not agree on it. Raise KitError if disk or tracker did."""
+        disk = disk_error(error, self.run.path, next_start(self.run)) if isinstance(error, OSError) else None
+        described = disk or tracker_error(error)
         logger.exception("training failed")
         failure = described or error
         code, reason = ExitCode.FAILED, f"{type(error).__name__}: {error}"
