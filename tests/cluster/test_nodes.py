@@ -254,7 +254,7 @@ def test_as_many_nodes_as_there_may_be(environment: dict[str, str]) -> None:
         (STEP, {"count": 4}, "--nodes 4, but Slurm job 4711 has 2"),
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_STEP_NUM_TASKS": "8"}, FLAGS, "4(x2) tasks on a node"),
         ({**STEP, "SLURMD_NODENAME": "n1"}, {}, "lists n2 as node 1, but this is n1: name node 0 with --address"),
-        ({**RUNPOD, "LOCAL_RANK": "0"}, FLAGS, "env -u LOCAL_RANK mini-r1 launch"),
+        ({**RUNPOD, "LOCAL_RANK": "0"}, FLAGS, "env -u LOCAL_RANK -u WORLD_SIZE mini-r1 launch"),
         ({"LOCAL_WORLD_SIZE": "4"}, {"count": 1}, "LOCAL_WORLD_SIZE=4"),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_SIZE": "2"}, {}, "torchrun -m mini_r1 train"),
         ({"MPI_LOCALNRANKS": "8"}, FLAGS, "MPI_LOCALNRANKS=8"),
@@ -333,6 +333,8 @@ SEVERAL: list[tuple[dict[str, str], str, int | None]] = [
     ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"}, "WORLD_SIZE=2", None),  # nodes or processes
     ({"HOROVOD_WORLD_SIZE": "2"}, "HOROVOD_WORLD_SIZE=2", None),
     ({"NODE_RANK": "1"}, "NODE_RANK=1", None),
+    ({"VC_TASK_INDEX": "1"}, "VC_TASK_INDEX=1", None),
+    ({"OMPI_MCA_orte_default_hostfile": "NODEFILE"}, "OMPI_MCA_orte_default_hostfile", 2),
     ({"NODE_RANK": "0", "MASTER_ADDR": "192.0.2.2"}, "NODE_RANK=0", None),
 ]  # fmt: skip
 
@@ -380,14 +382,17 @@ def test_one_node_of_another_scheduler_passes(environment: dict[str, str]) -> No
 ADVICE: list[tuple[dict[str, str], dict[str, Any], str, dict[str, str], dict[str, Any]]] = [
     ({**RACKS, "SLURM_STEP_NODELIST": "r[0-1"}, {}, "name node 0 with --address", {}, {"address": "r0n0"}),
     ({**RACKS, "SLURM_STEP_NODELIST": "r0n0"}, {}, "name node 0 with --address", {}, {"address": "r0n0"}),
-    ({**COMPONENTS, "SLURM_HET_SIZE": ""}, {}, "name node 0 with --address", {}, {"address": "n3"}),
+    (without(COMPONENTS, "SLURM_JOB_NODELIST_HET_GROUP_0"), {}, "name node 0 with --address", {}, {"address": "n3"}),
     (STEP, {"count": 4}, "leave the flag out", {}, {"count": None}),
     (STEP, {"index": 0}, "or give --nodes N, --node-index (0 to N-1) and --address", {}, {**FLAGS}),
+    ({**COMPONENTS, "SLURM_NNODES": "5"}, {}, "give --nodes N, --node-index (0 to N-1) and --address", {}, FLAGS),
+    ({**COMPONENTS, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NODEID": "1"}, {},
+     "SLURM_NODEID 1: there are 1 nodes, and 1 in this step; give --nodes N", {}, FLAGS),
+    ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "1", "SLURM_HET_SIZE": "2"}, {},
+     "has 2 nodes or more, but mini-r1 launch was not started on each of them", {}, {"count": 1}),
     (BATCH, {}, "on this node alone with --nodes 1", {}, {"count": 1}),
     (BATCH, {}, "`srun --ntasks-per-node=1 mini-r1 launch ...`", STEP, {}),
     ({**STEP, "SLURM_STEP_NUM_TASKS": "8"}, {}, "`srun --ntasks-per-node=1`", {"SLURM_STEP_NUM_TASKS": "2"}, {}),
-    ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, {}, "`env -u LOCAL_RANK -u LOCAL_WORLD_SIZE mini-r1 launch ...`",
-     {"LOCAL_RANK": "", "LOCAL_WORLD_SIZE": ""}, {}),
     ({**OPERATOR, "PET_NNODES": "1:4"}, {}, "or give --nodes N, --node-index (0 to N-1) and --address", {}, FLAGS),
     ({**OPERATOR, "PET_NODE_RANK": "0"}, {}, "give --nodes 2, --node-index (0 to 1) and --address", {}, FLAGS),
     (without(TRAIN_JOB, "PET_MASTER_ADDR"), {}, "give --nodes 2, --node-index (0 to 1) and --address", {}, FLAGS),
@@ -401,6 +406,28 @@ ADVICE: list[tuple[dict[str, str], dict[str, Any], str, dict[str, str], dict[str
     ({}, {"index": 1}, "leave it out", {}, {"index": None}),
     ({}, {"index": 1}, "or give --nodes N, --node-index (0 to N-1) and --address", {}, FLAGS),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LOCAL_RANK": "1"},
+        {"LOCAL_WORLD_SIZE": "8", "WORLD_SIZE": "8"},
+        # torchrun's own
+        {
+            "LOCAL_RANK": "1", "RANK": "1", "GROUP_RANK": "0", "ROLE_RANK": "1", "LOCAL_WORLD_SIZE": "4",
+            "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1", "ROLE_WORLD_SIZE": "4", "MASTER_ADDR": "gpu1",
+        },
+        {"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"},
+        {"MPI_LOCALNRANKS": "2", "PMI_SIZE": "2", "PMI_RANK": "1"},
+    ],
+)  # fmt: skip
+def test_without_the_variables_that_the_error_names_the_launcher_starts(environment: dict[str, str]) -> None:
+    for flags in ({}, FLAGS, {"count": 1}):
+        with pytest.raises(KitError, match=r"`torchrun -m mini_r1 train`") as refused:
+            find_nodes(environment, **flags)
+        named = re.findall(r"-u (\w+)", refused.value.message)
+        assert find_nodes(without(environment, *named), **flags).count == flags.get("count", 1)
 
 
 @pytest.mark.parametrize(("environment", "flags", "advice", "changed", "given"), ADVICE)

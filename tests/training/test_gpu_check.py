@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.generation.model import device
 from mini_r1.training import gpu_check
 
 
@@ -87,3 +88,37 @@ def test_a_torch_without_cuda_is_the_installations_error(monkeypatch: pytest.Mon
     with pytest.raises(KitError, match="was built without CUDA, and GPUs were given: install the lock") as refused:
         gpu_check.refuse_broken_gpu()
     assert refused.value.exit_code == ExitCode.CONFIG
+
+
+@pytest.mark.parametrize(
+    ("visible", "accelerator", "gpus", "expected"),
+    [
+        ("4,5", "", 0, "CUDA_VISIBLE_DEVICES=4,5, but torch sees no GPU here"),
+        ("GPU-aaaa", "cuda", 0, "MINI_R1_ACCELERATOR=cuda, but torch sees no GPU here"),
+        ("", "cuda", 0, "MINI_R1_ACCELERATOR=cuda, but"),
+        ("4,5", "cpu", 0, "cpu"),
+        ("", "", 0, "cpu"),
+        ("-1", "", 0, "cpu"),
+        ("NoDevFiles", "", 0, "cpu"),
+        ("4,5", "", 2, "cuda"),
+        ("0", "cpu", 1, "cpu"),
+    ],
+)
+def test_a_named_gpu_is_never_replaced_by_the_cpu(
+    visible: str, accelerator: str, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("MINI_R1_ACCELERATOR", accelerator)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    if "but" in expected:
+        with pytest.raises(KitError, match=expected) as refused:
+            device()
+        assert refused.value.exit_code == ExitCode.RETRY
+    else:
+        assert device().type == expected
+
+
+def test_no_device_by_name_is_none_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu_check.check_gpus().detail.endswith("on the CPU")

@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
 from mini_r1.errors import ExitCode, KitError, first_line
+from mini_r1.machine.devices import ACCELERATOR, VISIBLE, read_visible
 from mini_r1.recipe.model_kinds import unknown_kind
 
 
@@ -42,16 +43,20 @@ ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 def device() -> torch.device:
     """Return this process's device: the current CUDA device, or the CPU without one or with MINI_R1_ACCELERATOR=cpu.
 
-    Raises KitError for MINI_R1_ACCELERATOR=cuda, as in the pods for GPUs, if torch sees no GPU.
+    Raises KitError if torch sees no GPU, but CUDA_VISIBLE_DEVICES names one or MINI_R1_ACCELERATOR=cuda is set, as in
+    the pods for GPUs.
     """
-    accelerator = os.environ.get("MINI_R1_ACCELERATOR")
-    if accelerator == "cuda" and not torch.cuda.is_available():
-        raise KitError(
-            "MINI_R1_ACCELERATOR=cuda, but torch sees no GPU here: run `mini-r1 doctor` for the reason, or unset it to "
-            "use the CPU",
-            ExitCode.RETRY,
-        )
-    return torch.device("cpu" if accelerator == "cpu" or not torch.cuda.is_available() else "cuda")
+    if os.environ.get(ACCELERATOR) == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    given = f"{ACCELERATOR}=cuda" if os.environ.get(ACCELERATOR) == "cuda" else ""
+    if read_visible(visible := os.environ.get(VISIBLE, "")):
+        given = given or f"{VISIBLE}={visible}"
+    if given:
+        detail = f"{given}, but torch sees no GPU here: run `mini-r1 doctor` for the reason, or unset it to use the CPU"
+        raise KitError(detail, ExitCode.RETRY)
+    return torch.device("cpu")
 
 
 def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:

@@ -110,7 +110,7 @@ def _read_grant(environment: Mapping[str, str], seen: int) -> tuple[list[str] | 
     """Return the devices that the environment names, None if it names none; and the variable."""
     if VISIBLE in environment:
         text = environment[VISIBLE]
-        return _read_visible(text), f"{VISIBLE}={printable(text)}"
+        return read_visible(text), f"{VISIBLE}={printable(text)}"
     indices, variable = next(((environment[name], name) for name in GRANTED_INDICES if environment.get(name)), ("", ""))
     named = [
         str(index) for first, last in _RANGE.findall(indices) for index in range(int(first), int(last or first) + 1)
@@ -127,7 +127,7 @@ def _read_grant(environment: Mapping[str, str], seen: int) -> tuple[list[str] | 
     return list(map(str, range(count))), f"{GRANTED}={printable(text)}" if text else f"{variable}={printable(indices)}"
 
 
-def _read_visible(text: str) -> list[str]:
+def read_visible(text: str) -> list[str]:
     """Return the entries that CUDA takes: it stops reading at the first one that it cannot use, such as -1."""
     entries: list[str] = []
     for entry in (part.strip() for part in text.split(",")):

@@ -15,7 +15,7 @@ import hostlist
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.machine.other_schedulers import several_nodes
+from mini_r1.machine.other_schedulers import process_variables, several_nodes
 
 JOB_TOKEN = "MINI_R1_JOB_TOKEN"  # noqa: S105  the variable's name
 """A secret that the launchers of one job share; without it they recognize one another by the job's id."""
@@ -167,10 +167,11 @@ def _refuse_process_per_gpu(environment: Mapping[str, str]) -> None:
     seen += [name for name in LOCAL_SIZES if re.fullmatch(r"0*([2-9]|[1-9]\d+)", environment.get(name, "").strip())]
     if seen:
         values = ", ".join(f"{name}={printable(environment[name])}" for name in seen)
+        without = " ".join(f"-u {name}" for name in dict.fromkeys([*seen, *process_variables(environment)]))
         raise KitError(
             f"{values}: something starts one process per GPU here, but mini-r1 launch runs once on each node and starts"
             " the workers itself. Start workers with `torchrun -m mini_r1 train` (docs/launch.md), or start mini-r1"
-            f" launch once on each node with `env {' '.join(f'-u {name}' for name in seen)} mini-r1 launch ...`"
+            f" launch once on each node with `env {without} mini-r1 launch ...`"
         )
     tasks = [
         int(number) for number in re.findall(r"(?:^|,)(\d{1,9})", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
@@ -208,26 +209,33 @@ def _read_slurm(environment: Mapping[str, str], address: str | None) -> Nodes | 
     source, in_step = f"Slurm job {printable(job_id)}", _in_step(environment)
     names = ("SLURM_STEP_NUM_NODES",) * in_step + ("SLURM_NNODES", "SLURM_JOB_NUM_NODES")
     count = _read_number(environment, *names) or 1
+    components = min(_read_number(environment, "SLURM_HET_SIZE") or 1, MAX_NODES)
     if not in_step:
+        count = max(count, components)
         if count > 1:
+            more = " or more" * (components > 1)
             raise KitError(
-                f"this Slurm job has {count} nodes, but mini-r1 launch was not started on each of them: start it with"
-                " `srun --ntasks-per-node=1 mini-r1 launch ...`, or on this node alone with --nodes 1"
+                f"this Slurm job has {count} nodes{more}, but mini-r1 launch was not started on each of them: start it"
+                " with `srun --ntasks-per-node=1 mini-r1 launch ...`, or on this node alone with --nodes 1"
             )
         return Nodes(1, 0, "127.0.0.1", job_port(job_id), source, job_id)
     tasks = _read_number(environment, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") or count
     if tasks != count:
         _refuse_tasks(f"{tasks} tasks on {count} node{'s' * (count > 1)}")
-    index = _check_index(_read_number(environment, "SLURM_NODEID") or 0, count, "SLURM_NODEID")
-    hosts = [] if address or count == 1 else _step_hosts(environment, count, index)
+    index, all_nodes = _read_number(environment, "SLURM_NODEID") or 0, _read_number(environment, "SLURM_NNODES")
+    if index >= count or (components > 1 and all_nodes not in (None, count)):
+        raise KitError(
+            f"SLURM_NODEID {index}: there are {all_nodes or count} nodes, and {count} in this step; give {_flags(None)}"
+        )
+    hosts = [] if address or count == 1 else _step_hosts(environment, count, index, components)
     return Nodes(count, index, address or (hosts[0] if hosts else "127.0.0.1"), job_port(job_id), source, job_id)
 
 
-def _step_hosts(environment: Mapping[str, str], count: int, index: int) -> list[str]:
+def _step_hosts(environment: Mapping[str, str], count: int, index: int, components: int) -> list[str]:
     """Return the hosts of this step by their indices, of which SLURM_NODEID is one."""
     hosts = expand_hosts(environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "")
     # Slurm sorts the list, but numbers the nodes of a heterogeneous job by component (seen with 22.05).
-    for part in reversed(range(min(_read_number(environment, "SLURM_HET_SIZE") or 0, MAX_NODES))):
+    for part in reversed(range(components)):
         for name in ("HET", "PACK"):  # srun with components, and no allocation around it, sets the latter only
             component = expand_hosts(environment.get(f"SLURM_JOB_NODELIST_{name}_GROUP_{part}", ""))
             hosts.sort(key=lambda host: host not in component)

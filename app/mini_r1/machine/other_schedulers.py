@@ -26,7 +26,8 @@ _NODES: Final = re.compile(
 _HOSTS: Final = re.compile(
     r"""SM_HOSTS | SM_RESOURCE_CONFIG | CLUSTER_SPEC | TF_CONFIG       # SageMaker, Vertex AI, TensorFlow: JSON
     | (?:SKYPILOT_NODE|DSTACK_NODES)_IPS | AZ_BATCH_(?:NODE|HOST)_LIST | VC_\w+_HOSTS | LSB_HOSTS | LSB_MCPU_HOSTS
-    | LSB_DJOB_HOSTFILE | PBS_NODEFILE | PE_HOSTFILE | OAR_NODE_?FILE | COBALT_NODEFILE | BATCH_HOSTS_FILE""",
+    | OMPI_MCA_orte_default_hostfile | I_MPI_HYDRA_HOST_FILE   # Kubeflow's MPIJob
+    | LSB_DJOB_(?:HOST|RANK)FILE | PBS_NODEFILE | PE_HOSTFILE | OAR_NODE_?FILE | COBALT_NODEFILE | BATCH_HOSTS_FILE""",
     re.VERBOSE,
 )
 """Names of hosts as JSON, as a list, or in a file with a line for each."""
@@ -34,7 +35,7 @@ _PROCESSES: Final = re.compile(
     r"(?:\w+_)?WORLD_SIZE|PMI_SIZE|JSM_NAMESPACE_SIZE|_CONDOR_NPROCS|(?:HOROVOD_)?CROSS_SIZE"
 )
 """Numbers of processes: torch's and Open MPI's (OMPI_COMM_WORLD_SIZE), MPICH's, jsrun's, HTCondor's, Horovod's."""
-_INDEX: Final = re.compile(r"(?:\w*_)?NODE_(?:RANK|INDEX)|RANK")
+_INDEX: Final = re.compile(r"(?:\w*_)?NODE_(?:RANK|INDEX)|RANK|V[CK]_TASK_INDEX|(?:PALS|SLURM)_NODEID")
 
 
 def several_nodes(environment: Mapping[str, str]) -> tuple[str, int | None] | None:
@@ -65,6 +66,11 @@ def several_nodes(environment: Mapping[str, str]) -> tuple[str, int | None] | No
         value = printable(" ".join(environment.get(name, str(count)).split()))
         return f"{name}={value if len(value) <= SHOWN else value[:SHOWN] + '...'}", count
     return None
+
+
+def process_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the variables that a launcher of processes gave this one: its rank, and their number."""
+    return [name for name in sorted(environment) if name == "RANK" or _PROCESSES.fullmatch(name)]
 
 
 def _all_roles(name: str) -> str:

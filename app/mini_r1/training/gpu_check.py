@@ -7,13 +7,14 @@ import torch
 
 from mini_r1.errors import first_line
 from mini_r1.findings import Finding, as_error, fail, ok, worst
+from mini_r1.machine.devices import read_visible
 from mini_r1.machine.heavy_imports import INSTALL
 
 
 def check_gpus(indices: Iterable[int] | None = None) -> Finding:
     """Return whether torch sees every GPU in CUDA_VISIBLE_DEVICES and calculates correctly on those of `indices`."""
     version = f"torch {torch.__version__}"
-    given = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
+    given = read_visible(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     on_cpu = os.environ.get("MINI_R1_ACCELERATOR") == "cpu"
     if on_cpu or (not given and not torch.cuda.is_available()):
         return ok(f"{version}, on the CPU")
