@@ -145,7 +145,7 @@ def test_rewards_by_scoring(write):
     ],
 )
 def test_steps_between_evaluations(write, written, every):
-    assert load_recipe(write(DEMO + written)).eval_every == every
+    assert load_recipe(write(DEMO + written)).eval_every(100) == every
 
 
 @pytest.mark.parametrize(
@@ -160,15 +160,16 @@ def test_one_watcher_is_set_and_the_others_keep_their_defaults(write, written, m
 
 
 @pytest.mark.parametrize(
-    ("written", "max_steps", "steps"),
+    ("written", "total", "steps"),
     [("0.1", 450, 45), ("0.1", 452, 46), ("'0.5'", 3, 2), ("0.001", 450, 1), ("0.07", 100, 8), ("25.0", 450, 25)],
 )
-@pytest.mark.parametrize("key", ["logging_steps", "save_steps", "eval_steps"])
-def test_a_share_of_the_run_is_steps_as_in_transformers(write, key, written, max_steps, steps):
-    loaded = load_recipe(write(f"{DEMO}max_steps: {max_steps}\n{key}: {written}\n"))
-    assert getattr(loaded, key) == steps
-    assert isinstance(getattr(loaded, key), int)
-    assert load_recipe(write(DEMO), [f"{key}={written}", f"max_steps={max_steps}"]).model_dump()[key] == steps
+@pytest.mark.parametrize("key", ["save_steps", "eval_steps"])
+def test_a_share_of_the_run_is_steps_as_in_transformers(write, key, written, total, steps):
+    recipe = load_recipe(write(f"{DEMO}{key}: {written}\neval_strategy: steps\n"))
+    if key == "save_steps":
+        assert recipe.save_every(total) == steps
+    assert recipe.eval_every(total) == steps
+    assert load_recipe(write(dump_recipe(recipe))) == recipe
 
 
 # --- what the constants copy
@@ -242,10 +243,11 @@ def test_loading_needs_no_torch():
             "key 'evaluation_strategy' is called 'eval_strategy' here",
         ),
         ("eval_steps: 0", "eval_steps: must be a whole number of steps, at least 1, or a share of the run"),
+        ("warmup_steps: 0.03", "warmup_steps: must be a whole number: write a share of the run as warmup_ratio: 0.03"),
+        ("warmup_steps: 2.5", "warmup_steps: must be a whole number, not 2.5"),
         ("save_steps: 2.5", "save_steps: must be a whole number of steps, at least 1, or a share of the run"),
         ("save_steps: -0.1", "save_steps: must be a whole number of steps, at least 1, or a share of the run"),
         ("logging_steps: true", "logging_steps: must be a number"),
-        ("save_steps: 0.1", "save_steps: a share of the run needs max_steps: set it, or write a number of steps"),
         ("eval_problems: 0", "eval_problems: must be at least 1, not 0"),
         ("scale_rewards: maybe", "scale_rewards: must be true or false"),
         ("bnb_4bit_quant_type: nf5", "bnb_4bit_quant_type: must be one of fp4, nf4, not 'nf5'; did you mean 'nf4'?"),

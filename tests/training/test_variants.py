@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode
 from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
+
+from tests.conftest import ASSETS
 
 
 @pytest.mark.parametrize(
@@ -50,3 +53,20 @@ def test_two_steps(small_recipe: Callable[..., Path], tmp_path: Path, changes: d
         assert model["dtype"] == changes.get("torch_dtype", "float32")
         assert model["attention"] == changes.get("attn_implementation", "sdpa")
     assert ("kl" in metrics[-1]) == (changes.get("beta") != 0.0)
+
+
+def test_shares_of_the_run_and_a_test_split(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    data.mkdir()
+    lines = (ASSETS / "countdown_rows.jsonl").read_text().splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join(lines[:16]))
+    (data / "test.jsonl").write_text("".join(lines[16:]))
+    run = RunDir(tmp_path / "run")
+    recipe = small_recipe(
+        max_steps=4, save_steps=0.5, logging_steps=0.5, dataset_id_or_path=str(data), dataset_test_split="test"
+    )
+    assert train(str(recipe), [], run.path) == ExitCode.FINISHED
+    assert [row["step"] for row in read_metrics(run)] == [2, 4]
+    assert [saved.step for saved in run.complete_snapshots()] == [4, 2]
+    held_out = sorted(json.loads(line)["target"] for line in run.held_out_file.read_text().splitlines())
+    assert held_out == sorted(json.loads(line)["target"] for line in lines[16:])

@@ -51,7 +51,7 @@ def disk_use(setup: TrainingSetup, steps: int | None) -> DiskUse:
         each = 4 + setup.state_bytes(4) + own * (2 if stage == 2 else 1)
     else:
         each = own + setup.state_bytes(own)
-    saves = 1 if recipe.save_strategy == "no" or steps is None else math.ceil(steps / recipe.save_steps)
+    saves = 1 if recipe.save_strategy == "no" or steps is None else math.ceil(steps / recipe.save_every(steps))
     checkpoint, snapshot = trained * each / GIB, trained * 2 / GIB
     completions = (steps or 0) * setup.workers * setup.completions_per_worker
     return DiskUse(

@@ -101,7 +101,7 @@ def gpu_timing(setup: TrainingSetup, steps: int | None, disk: DiskUse) -> Timing
     if setup.zero.offload_optimizer:
         update += 16 * parameters / setup.workers / OFFLOAD_BYTES_S
     whole_save = (disk.checkpoint + disk.snapshot) * GIB / DISK_BYTES_S
-    every = recipe.save_steps if recipe.save_strategy == "steps" else steps or 1
+    every = recipe.save_every(steps or 1) if recipe.save_strategy == "steps" else steps or 1
     return Timing(
         rollout=_rollout_s(setup, gpu, prompt),
         reference=forward if recipe.beta else 0.0,

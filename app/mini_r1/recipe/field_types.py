@@ -164,9 +164,9 @@ EvalStrategy = Annotated[Literal["no", "steps"], replace_false("no")]
 Action = Annotated[Literal["off", "warn", "stop"], replace_false("off")]
 SHARE_OR_STEPS = "must be a whole number of steps, at least 1, or a share of the run between 0 and 1, not {}"
 if TYPE_CHECKING:
-    Interval = int
+    Interval = float
     RewardName = str
-else:  # the recipe turns a share of the run into steps, and the game's registry is the only list of rewards
+else:  # steps stay whole numbers, and the game's registry is the only list of rewards
     Interval = Annotated[
         Number,
         require(lambda n: 0 < n < 1 or (n >= 1 and n == int(n)), SHARE_OR_STEPS),

@@ -29,7 +29,6 @@ NESTED: Final[dict[str, type[BaseModel]]] = {
     "generator": GeneratorRecipe, "warm_start": WarmStartRecipe, "watch": WatchRecipe,
 }  # fmt: skip
 """Keys that hold a mapping with its own fields."""
-INTERVALS: Final = ("logging_steps", "save_steps", "eval_steps")
 REQUIRED_ARGUMENTS: Final = {
     "cosine_with_min_lr": ({"min_lr"}, {"min_lr_rate"}),
     "warmup_stable_decay": ({"num_stable_steps", "num_decay_steps"},),
@@ -117,7 +116,15 @@ class Recipe(BaseModel):
     """Arguments of the schedule, such as `min_lr` of cosine_with_min_lr."""
     warmup_ratio: Annotated[types.NonNegative, Field(le=1)] = 0.0
     """Share of all steps in which the learning rate rises from 0."""
-    warmup_steps: Annotated[types.Whole, Field(ge=0)] = 0
+    warmup_steps: Annotated[
+        types.Whole,
+        Field(ge=0),
+        types.require(
+            lambda value: not (isinstance(value, float) and 0 < value < 1),
+            "must be a whole number: write a share of the run as warmup_ratio: {}",
+            BeforeValidator,
+        ),
+    ] = 0
     """Number of warm-up steps; above 0 it overrides `warmup_ratio`."""
     optim: types.Optimizer = "adamw_torch"
     """Optimizer. The 8-bit and paged ones need bitsandbytes and a GPU."""
@@ -186,7 +193,7 @@ class Recipe(BaseModel):
     logging_strategy: Annotated[Literal["steps"], types.only("steps", "the curve is read by step")] = "steps"
     """Must be `steps`: metrics are logged by optimizer step."""
     logging_steps: types.Interval = 1
-    """Optimizer steps between two lines of metrics, or a share of `max_steps` (below 1), rounded up. A run has hundreds
+    """Optimizer steps between two lines of metrics, or a share of the run (below 1), rounded up. A run has hundreds
     of steps, so transformers' 500 is too many."""
     logging_first_step: types.Flag = False
     """Also log step 1 if `logging_steps` is above 1."""
@@ -197,7 +204,7 @@ class Recipe(BaseModel):
     save_strategy: types.SaveStrategy = "steps"
     """`no`: save only at the end and when interrupted."""
     save_steps: types.Interval = 25
-    """Optimizer steps between checkpoints, or a share of `max_steps` (below 1), rounded up. 25, the original's, are
+    """Optimizer steps between checkpoints, or a share of the run (below 1), rounded up. 25, the original's, are
     about 20 minutes: the most a killed job loses."""
     save_minutes: types.NonNegative | None = None
     """Also save a checkpoint, without a snapshot, this many minutes after the last; null and 0: never."""
@@ -206,7 +213,7 @@ class Recipe(BaseModel):
     eval_strategy: types.EvalStrategy = "no"
     """`steps`: measure success on held-out problems every `eval_steps`. `mini-r1 evaluate` does so after the run."""
     eval_steps: types.Interval | None = None
-    """Optimizer steps between two evaluations, or a share of `max_steps` (below 1), rounded up; null: `save_steps`, so
+    """Optimizer steps between two evaluations, or a share of the run (below 1), rounded up; null: `save_steps`, so
     that each evaluation has its snapshot."""
     eval_on_start: types.Flag = False
     """Also evaluate before the first step."""
@@ -251,7 +258,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check_contradictions(self) -> Recipe:
-        """Report all contradictions together, each with its keys; turn shares of the run into steps."""
+        """Report all contradictions together, each with its keys."""
         found = [
             PydanticCustomError("cross_check", "{text}", {"text": text, "keys": tuple(keys.split())})
             for keys, text in self._contradictions()
@@ -259,18 +266,12 @@ class Recipe(BaseModel):
         if found:
             errors = [InitErrorDetails(type=error, loc=(), input=None) for error in found]
             raise ValidationError.from_exception_data("Recipe", errors, hide_input=True)
-        for key in INTERVALS:
-            if 0 < (getattr(self, key) or 0) < 1:  # as transformers does
-                object.__setattr__(self, key, math.ceil(self.max_steps * getattr(self, key)))
         return self
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
         """Yield keys that contradict each other, and the error with what to do."""
         if self.max_steps == -1 and self.num_train_epochs == 0:
             yield "max_steps num_train_epochs", "nothing to train: set max_steps, or num_train_epochs above 0"
-        for key in INTERVALS if self.max_steps == -1 else ():
-            if 0 < (getattr(self, key) or 0) < 1:
-                yield f"{key} max_steps", "a share of the run needs max_steps: set it, or write a number of steps"
         if self.bf16 and self.fp16:
             yield "fp16 bf16", "bf16 and fp16 are both true: set one of them false"
         if self.fp16 and self.torch_dtype == "float16" and not self.use_peft:
@@ -346,10 +347,13 @@ class Recipe(BaseModel):
             found.append("test_fraction: no effect, dataset_test_split is held out")
         return found
 
-    @property
-    def eval_every(self) -> int | None:
-        """Optimizer steps between two evaluations; None without evaluation during training."""
-        return None if self.eval_strategy == "no" else self.eval_steps or self.save_steps
+    def save_every(self, total: int) -> int:
+        """Return the optimizer steps between two checkpoints in a run of `total` steps."""
+        return _steps(self.save_steps, total)
+
+    def eval_every(self, total: int) -> int | None:
+        """Return the optimizer steps between two evaluations; None without evaluation during training."""
+        return None if self.eval_strategy == "no" else _steps(self.eval_steps or self.save_steps, total)
 
     @property
     def holds_out(self) -> bool:
@@ -380,3 +384,8 @@ class Recipe(BaseModel):
         if self.scoring == "original":
             return {f"{name}_original" if name in DEFAULT_REWARDS else name: value for name, value in weights.items()}
         return weights
+
+
+def _steps(interval: float, total: int) -> int:
+    """Return an interval in steps; below 1 it is a share of the run, rounded up, as in transformers."""
+    return math.ceil(total * interval) if interval < 1 else int(interval)

@@ -141,8 +141,8 @@ class Attempt(TrainerCallback):
         self._step = step = state.global_step
         last = step >= state.max_steps
         stop = self.world.any(self.stop())
-        periodic = self.recipe.save_strategy == "steps" and step % self.recipe.save_steps == 0
-        every = self.recipe.eval_every
+        periodic = self.recipe.save_strategy == "steps" and step % self.recipe.save_every(state.max_steps) == 0
+        every = self.recipe.eval_every(state.max_steps)
         control.should_evaluate = every is not None and (last or step % every == 0)
         regular = last or periodic or stop
         self.checkpoint_only = self._save_minutes_passed() and not regular

@@ -182,7 +182,7 @@ def ordered_dataset(
 
 def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Return the rows that are measured during training; raise KitError if there are none to measure."""
-    if recipe.eval_every is None:
+    if recipe.eval_strategy == "no":
         return []
     if not data.held_out:
         raise KitError(

@@ -97,7 +97,7 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
         context.recipe,
         run.path,
         inputs.schedule,
-        evaluate_first=evaluate_first and context.recipe.eval_every is not None,
+        evaluate_first=evaluate_first and context.recipe.eval_strategy != "no",
         deepspeed=deepspeed,
     )
     folder = world.from_main(run.start_attempt)
