@@ -66,6 +66,7 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("data: {x: 1}", "key 'data' is a group of verl's, and a recipe is flat"),
         ("critic: {optim: {lr: 1}}", "key 'critic' is a group of verl's, and a recipe is flat"),
         ("max_response_length: 1024", "it is called 'max_completion_length' here"),
+        ("lr: 1e-6", "it is called 'learning_rate' here"),
         ("kl_loss_coef: 0.001", "it is called 'beta' here"),
         # values
         ("report_to: swanlab", "'swanlab' is not accepted: transformers 4.48.1 has no callback for it"),
@@ -74,6 +75,7 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("scale_rewards: batch", "'batch' is not accepted: advantages are scaled by group"),
         ("save_strategy: epoch", "'epoch' is not accepted"),
         ("save_strategy: best", "every save leaves a snapshot"),
+        ("rewards: [format, equation]", "must be a mapping of names to weights, such as {format: 1, equation: 1}"),
         ("rewards: {accuracy: 1}", "'accuracy' is called 'equation' here"),
     ],
 )  # fmt: skip
@@ -87,6 +89,11 @@ def test_a_known_key_has_its_answer(tmp_path: Path, line: str, said: str) -> Non
 @pytest.mark.parametrize("key", LATER_TRL)
 def test_a_key_of_a_later_trl_is_known(tmp_path: Path, key: str) -> None:
     assert "argument of TRL 0.15 or later that this kit does not use" in answer(tmp_path, f"{key}: 1")
+
+
+@pytest.mark.parametrize("key", ["name", "path"])  # of several of verl's groups, with other meanings
+def test_an_ambiguous_name_is_not_guessed(tmp_path: Path, key: str) -> None:
+    assert answer(tmp_path, f"{key}: x") == f"{tmp_path}/x.yaml:2: unknown key '{key}'"
 
 
 def test_a_dotted_override_of_verl_is_answered(tmp_path: Path) -> None:

@@ -175,6 +175,11 @@ else:  # steps stay whole numbers, and the game's registry is the only list of r
     RewardName = Literal[REWARD_NAMES]
 Rewards = Annotated[
     dict[RewardName, Number],
+    require(
+        lambda weights: not isinstance(weights, list | str),
+        "must be a mapping of names to weights, such as {{format: 1, equation: 1}}",
+        BeforeValidator,
+    ),
     require(lambda weights: any(weights.values()), "at least one reward needs a weight other than 0"),
 ]
 Scheduler = Literal[

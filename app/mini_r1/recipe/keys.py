@@ -67,8 +67,8 @@ def _answer_foreign_key(name: str, value: object) -> str | None:
     if name in foreign["verl_groups"]:
         meant = [f"{path} is '{foreign['verl'][path]}' here" for path in _paths(name, value) if path in foreign["verl"]]
         return "; ".join(["is a group of verl's, and a recipe is flat", *meant])
-    leaves = {path.rpartition(".")[2]: key for path, key in foreign["verl"].items()}
-    return f"is verl's: it is called '{leaves[name]}' here" if name in leaves else None
+    meant = [key for path, key in foreign["verl"].items() if path.rpartition(".")[2] == name]
+    return f"is verl's: it is called '{meant[0]}' here" if len(set(meant)) == 1 else None
 
 
 def _paths(prefix: str, value: object) -> Iterator[str]:

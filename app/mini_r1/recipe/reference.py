@@ -52,7 +52,8 @@ mini-r1 plan demo-cpu --set num_generations=16    # what a change costs
 A path may begin with `~` and hold environment variables, here and on the command line.
 
 All errors in a file are reported together, with line numbers. `--set KEY=VALUE` overrides a key; dots reach into
-mappings (`--set watch.kl=stop`). Keys of TRL and transformers that the kit does not use are refused by name.
+mappings (`--set watch.kl=stop`). Keys of TRL, transformers, open-r1 and verl that the kit does not have are refused
+with what to write in their place.
 """
 
 
