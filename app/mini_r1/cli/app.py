@@ -4,21 +4,26 @@ Each command is declared and done in its module. It imports what takes time when
 """
 
 import contextlib
+import io
 import json
+import platform
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import click
 import typer
+from typer import Option
 from typer.core import TyperArgument
 
 from mini_r1 import __version__
+from mini_r1.cli.command_group import CommandGroup
+from mini_r1.cli.command_tools import path_error
 from mini_r1.cli.data_commands import data_app, score
 from mini_r1.cli.demo import demo
 from mini_r1.cli.hub_commands import prefetch, publish
 from mini_r1.cli.node_commands import bundle, doctor, health
-from mini_r1.cli.options import ExpandedPath
+from mini_r1.cli.options import ExpandedPath, Json
 from mini_r1.cli.planning_commands import plan, recipes_app
 from mini_r1.cli.run_commands import evaluate, play, report, samples
 from mini_r1.cli.runs_app import logs, runs_app
@@ -29,9 +34,41 @@ from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
 
 
-def version() -> None:
-    """Print the version."""
-    typer.echo(__version__)
+def version(as_json: Json = False) -> None:
+    """Print the versions of the kit, of Python and of the pinned packages.
+
+    `mini-r1 --version` prints the same. No package is imported for it.
+
+    Examples:
+      mini-r1 version
+      mini-r1 version --json
+    """
+    from mini_r1.doctor.software import read_pins
+    from mini_r1.machine.provenance import code_revision, versions
+
+    pins = read_pins()
+    kit = {"mini-r1": __version__, "revision": code_revision(), "python": platform.python_version()}
+    found = {**kit, **versions(sorted(pins))}
+    if as_json:
+        print(json.dumps({**found, "pinned": pins}))
+        return
+    for name, value in found.items():
+        pinned = f" (pinned: {pins[name]})" if name in pins else ""
+        print(f"{name} {value or ('not installed' if pinned else 'unknown')}{pinned}")
+
+
+def _print_version(context: click.Context, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:  # that of shell completion
+        version()
+        raise typer.Exit
+
+
+def options_of_all(
+    _: Annotated[
+        bool, Option("--version", is_eager=True, callback=_print_version, help="Print versions, and exit.")
+    ] = False,
+) -> None:
+    """Reproduce DeepSeek-R1's 'aha moment': GRPO on the Countdown game, on a laptop or a cluster."""
 
 
 CONTENTS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
@@ -44,9 +81,10 @@ CONTENTS: dict[str, list[Callable[..., Any] | typer.Typer]] = {
 
 app = typer.Typer(
     name="mini-r1",
-    help="Reproduce DeepSeek-R1's 'aha moment': GRPO on the Countdown game, on a laptop or a cluster.",
+    cls=CommandGroup,
+    callback=options_of_all,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -62,6 +100,9 @@ CTRL_C = 130  # typer's exit code for a Ctrl-C that the command did not handle
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 78, usage errors included."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in a locale without UTF-8
     if sys.stderr is not None:  # None if it is closed
         sys.stderr = BestEffortStream(sys.stderr)  # type: ignore[assignment]
     try:
@@ -93,7 +134,7 @@ def _run() -> int:
     except BrokenPipeError as error:
         return _report_unwritten(error)
     except Exception as error:
-        described = disk_error(error) if isinstance(error, OSError) else None
+        described = path_error(error) if isinstance(error, OSError) else None
         if described is None:
             _print_json_error(f"{type(error).__name__}: {error}", ExitCode.FAILED)
             raise  # a defect: its report needs the traceback

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mini_r1.console import printable, progress_console
-from mini_r1.disk_errors import disk_error
+from mini_r1.disk_errors import DENIED, WRONG_PATH, disk_error
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir
@@ -17,6 +17,13 @@ def progress_printer(style: str | None = None) -> Callable[[str], None]:
     """Return a function that prints one line of progress on standard error."""
     console = progress_console()
     return lambda line: console.print(printable(line), style=style, markup=False)
+
+
+def path_error(error: OSError) -> KitError | None:
+    """Return the sentence for a disk error (150) or an error of a given path (78); None for another one."""
+    if error.errno not in WRONG_PATH | DENIED:
+        return disk_error(error)
+    return KitError(f"{error.filename or 'file'}: {error.strerror}")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Argument, Option, Typer, confirm
 
+from mini_r1.cli.command_group import CommandGroup
 from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signals
 from mini_r1.cli.options import PATH, Json
 from mini_r1.console import ProgressLine, progress_console
@@ -25,9 +26,10 @@ from mini_r1.tasks.countdown.problem_files import SUFFIXES, data_files, read_fil
 from mini_r1.tasks.countdown.rewards import score_line
 
 SHOWN_LINES = 20  # bad lines that `score --keep-going` lists
+MOST_ROWS = 10_000_000  # an hour of generating, and 4 GB of memory
 SHOWN_ROWS = 5  # row numbers that are listed of those that were not checked
 
-data_app = Typer(name="data", help="Generate and inspect Countdown problems.", no_args_is_help=True)
+data_app = Typer(name="data", cls=CommandGroup, help="Generate and inspect Countdown problems.", no_args_is_help=True)
 
 
 def score(
@@ -68,7 +70,7 @@ def score(
 
 @data_app.command("generate")
 def data_generate(
-    rows: Annotated[int, Option(min=1, help="Number of problems.")],
+    rows: Annotated[int, Option(min=1, max=MOST_ROWS, help="Number of problems.")],
     out: Annotated[Path, Option(dir_okay=False, help="File to write: .parquet, .jsonl, .json or .csv.")],
     seed: Annotated[int, Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the file if it exists.")] = False,

@@ -13,7 +13,7 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, find_recipe_for_other_node, progress_printer
-from mini_r1.cli.options import PATH, DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, RunType, Set
+from mini_r1.cli.options import MOST, PATH, DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, RunType, Set
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import exit_code
@@ -77,7 +77,7 @@ def doctor(
         report = examine_login_node(path, overrides or [], script=script, run_dir=run_dir)
     else:
         from mini_r1.doctor.node_checks import examine_node
-        from mini_r1.recipe.recipe_file import find_recipe
+        from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
         progress = progress_printer()
         try:
@@ -87,6 +87,7 @@ def doctor(
             nodes = None
         path = find_recipe(recipe) if recipe else None
         if path is not None:
+            load_recipe(path, overrides or [])  # its errors come before what takes time
             progress("loading torch, the tokenizer and the data: about 20 s")
         report = examine_node(
             path, overrides or [], devices=given_devices(os.environ, gpus), nodes=nodes, run_dir=run_dir,
@@ -149,7 +150,7 @@ def health(
 def bundle(
     run: RunPath,
     out: Annotated[Path | None, Option(help="Archive to write; default: <RUN's name>-bundle.tar.gz.")] = None,
-    completions: Annotated[int, Option(min=0, help="Number of the last completions to include.")] = 0,
+    completions: Annotated[int, Option(min=0, max=MOST, help="Number of the last completions to include.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Make a support bundle: logs, stacks, metrics, versions and node facts.

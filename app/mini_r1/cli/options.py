@@ -11,6 +11,7 @@ from typer import Argument, Option
 from mini_r1.run.run_dir import find_run
 from mini_r1.values import expand_path
 
+MOST = 10**9  # of things to count, so that none needs a larger integer than the machine's
 MAX_GPUS = 128  # of one node, MIG slices included: a plan has an entry for each
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import BadParameter, Context, Option, Typer
 
+from mini_r1.cli.command_group import CommandGroup
 from mini_r1.cli.options import MAX_GPUS, DeepSpeed, FiniteRange, GpuMemory, Json, RecipeName, Set
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.nodes import MAX_NODES
@@ -53,7 +54,7 @@ def plan(
     return ExitCode.CONFIG if made.errors else ExitCode.FINISHED
 
 
-recipes_app = Typer(name="recipes")
+recipes_app = Typer(name="recipes", cls=CommandGroup)
 
 
 @recipes_app.callback(invoke_without_command=True)

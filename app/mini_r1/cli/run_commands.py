@@ -5,17 +5,21 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import click
 from rich.console import Console
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
-from mini_r1.cli.options import PATH, FiniteRange, Json, RunPath, RunPaths
+from mini_r1.cli.options import MOST, PATH, FiniteRange, Json, RunPath, RunPaths
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.hub.hub_access import refuse_no_model
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.run.completions import parse_filter, print_completions
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir, find_run, open_run
+
+ENGINES = click.Choice(["auto", "vllm", "transformers"])
 
 
 def samples(
@@ -25,7 +29,7 @@ def samples(
     right: Annotated[bool | None, Option("--ok/--wrong", help="By the equation; default: both.")] = None,
     reason: Annotated[str | None, Option(help="Part of the verdict's reason, such as 'used twice'.")] = None,
     grep: Annotated[str | None, Option(help="Regular expression to find in the completion; ignores case.")] = None,
-    limit: Annotated[int, Option(min=0, help="Largest number of completions; 0: all.")] = 10,
+    limit: Annotated[int, Option(min=0, max=MOST, help="Largest number of completions; 0: all.")] = 10,
     last: Annotated[bool, Option("--last", help="Show the last ones instead of the first.")] = False,
     full: Annotated[bool, Option("--full", help="Don't shorten long completions.")] = False,
     as_json: Annotated[bool, Option("--json", help="Print one line of JSON for each, and nothing else.")] = False,
@@ -58,7 +62,7 @@ def report(
     out: Annotated[Path | None, Option(help="Page; default: RUN/report.html, for several runs ./report.html.")] = None,
     markdown: Annotated[Path | None, Option(metavar="FOLDER", help="Also write report.md and SVG plots there.")] = None,
     price_per_gpu_hour: Annotated[float | None, Option(click_type=FiniteRange(0), help="Show costs.")] = None,
-    samples: Annotated[int, Option(min=0, help="Largest number of completions on the page.")] = 20_000,
+    samples: Annotated[int, Option(min=0, max=MOST, help="Largest number of completions on the page.")] = 20_000,
     as_json: Json = False,
 ) -> None:
     """Write the report of a run, or of up to 6 runs drawn over each other.
@@ -102,10 +106,10 @@ def evaluate(
     samples: Annotated[
         int | None, Option(min=1, max=10_000, help="Sampled completions per problem; default: as before, else 4.")
     ] = None,
-    limit: Annotated[int | None, Option(min=1, help="Evaluate on the first N problems.")] = None,
-    step: Annotated[int | None, Option(min=0, help="One snapshot of the run; 0 is the untrained model.")] = None,
+    limit: Annotated[int | None, Option(min=1, max=MOST, help="Evaluate on the first N problems.")] = None,
+    step: Annotated[int | None, Option(min=0, max=MOST, help="One snapshot; 0 is the untrained model.")] = None,
     newest: Annotated[bool, Option("--newest", help="The run's newest snapshot alone.")] = False,
-    engine: Annotated[str, Option(help="auto (vLLM if installed and there is a GPU), vllm or transformers.")] = "auto",
+    engine: Annotated[str, Option(click_type=ENGINES, help="auto: vLLM if there is one, and a GPU.")] = "auto",
     again: Annotated[bool, Option("--again", help="Repeat what was measured with these settings.")] = False,
     as_json: Json = False,
 ) -> ExitCode:
@@ -125,6 +129,12 @@ def evaluate(
         raise BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
     run = RunDir(find_run(run_or_model))
     refuse_starting(run, "it has no snapshot to evaluate yet")
+    if run.is_run():
+        run.require_snapshots()
+    else:
+        refuse_no_model(run_or_model, has_problems=problems is not None)
+    if problems is not None and not problems.exists():
+        raise KitError(f"{problems}: no such file")
     kept = (
         f"what was measured is in {run.evaluation}, and the same command resumes"
         if run.is_run()
@@ -160,7 +170,7 @@ def play(
     run: RunPath,
     numbers: Annotated[str | None, Option(help="Numbers such as 3,5,9; with --target, answer once.")] = None,
     target: Annotated[str | None, Option(help="Target to reach with the numbers.")] = None,
-    step: Annotated[int | None, Option(min=0, help="Snapshot of the trained model; default: the newest.")] = None,
+    step: Annotated[int | None, Option(min=0, max=MOST, help="Snapshot that answers; default: the newest.")] = None,
     temperature: Annotated[float, Option(click_type=FiniteRange(0, 100), help="Of sampling; 0 is greedy.")] = 0.0,
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed of sampling, with a temperature above 0.")] = 0,
     as_json: Json = False,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mini_r1.errors import KitError
 from mini_r1.generation.model import StartingPoint
-from mini_r1.hub.hub_access import is_path
+from mini_r1.hub.hub_access import refuse_no_model
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import read_object
 from mini_r1.run.manifest import MANIFEST, Saved, verify
@@ -136,17 +136,9 @@ class Problems:
 def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
     """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
     path = Path(source)
-    if not path.is_dir() and is_path(source):
-        raise KitError(f"there is no directory {source}: name a run, a model directory or a model's id on the hub")
-    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise KitError(
-            f"{source} holds neither a run (no recipe.yaml) nor a model or adapter (no config.json, "
-            "no adapter_config.json)"
-        )
+    refuse_no_model(source, has_problems=problems_file is not None)
     if step is not None:
         raise KitError(f"--step chooses a snapshot of a run, and {source} is not a run directory")
-    if problems_file is None and not path.is_dir():
-        raise KitError(f"there is no directory {source}; if it is a model on the hub, name a file with --problems")
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mini_r1.errors import KitError
 from mini_r1.hub.hub_errors import HubError, hub_error
 from mini_r1.machine.paths import hub_cache
 from mini_r1.recipe.model_kinds import refuse_later_kind
@@ -34,6 +35,19 @@ DATA = RepoKind("data", "dataset", "dataset_id_or_path")
 def is_path(name: str) -> bool:
     """Return whether a recipe's name means a file or folder: it exists, or is written as a path."""
     return Path(name).exists() or name.startswith((".", "/", "~"))
+
+
+def refuse_no_model(name: str, *, has_problems: bool) -> None:
+    """Raise a KitError for a name that is neither a model's directory nor, with problems, can be its id on the hub."""
+    path = Path(name).expanduser()
+    if not path.is_dir() and is_path(name):
+        raise KitError(f"there is no directory {name}: name a run, a model directory or a model's id on the hub")
+    if path.is_dir() and not any((path / file).is_file() for file in (CONFIG, ADAPTER)):
+        raise KitError(
+            f"{name} holds neither a run (no recipe.yaml) nor a model or adapter (no {CONFIG}, no {ADAPTER})"
+        )
+    if not path.is_dir() and not has_problems:
+        raise KitError(f"there is no directory {name}; if it is a model on the hub, name a file with --problems")
 
 
 def weight_files(name: str, has: Callable[[str], bool], read: Callable[[str], dict[str, Any]]) -> list[str]:

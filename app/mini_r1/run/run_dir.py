@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mini_r1.disk_errors import FULL, disk_error
+from mini_r1.disk_errors import FULL, WRONG_PATH, disk_error
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.files import SCRATCH, format_json, lock_file, make_folder, read_object, write_json
 from mini_r1.run.manifest import Saved, complete, discard, tidy
@@ -77,13 +77,14 @@ class RunDir:
             if not self.is_run() and any(path.name not in known for path in self.path.iterdir()):
                 raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
             handle = self.lock_path.open("w")
-        except (FileExistsError, NotADirectoryError) as error:
-            raise KitError(f"cannot use {self.path} as run directory: {error.strerror}") from error
-        except OSError as error:  # another node, or this one after a repair, may be able to write there
+        except OSError as error:
+            refused = f"cannot use {self.path} as run directory: {error.strerror}"
+            if error.errno in WRONG_PATH:
+                raise KitError(refused) from error
             full = disk_error(error, self.path) if error.errno in FULL else None
-            raise full or KitError(
-                f"cannot use {self.path} as run directory: {error.strerror}: give this user (uid {os.getuid()}) the "
-                "right to write there, mount the volume, or choose another --run-dir",
+            raise full or KitError(  # another node, or this one after a repair, may be able to write there
+                f"{refused}: give this user (uid {os.getuid()}) the right to write there, mount the volume, or choose "
+                "another --run-dir",
                 ExitCode.RETRY,
             ) from error
         with handle:
