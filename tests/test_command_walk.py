@@ -57,7 +57,7 @@ NO_OVERRIDES = (
 )  # fmt: skip
 PATHS = (
     "missing", "", "a-folder", "empty", "text", "binary", "latin-1", "deep.json", "bad.yaml", "empty.jsonl",
-    "binary.jsonl", "binary.parquet", "loop", "text/below", "/proc/self/mem", "n" * 300, "a\udcffb",
+    "binary.jsonl", "binary.parquet", "loop", "text/below", "~nobody-here/x", "$NOT_SET/x", "/proc/self/mem", "n" * 300, "a\udcffb",
     "\x1b[31mred",
 )  # fmt: skip
 REPORTS = ("doctor", "plan", "health")
@@ -184,7 +184,11 @@ def test_a_bad_value_is_a_sentence_and_an_exit_code(
     ],
     ids=lambda line: " ".join(line),
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["text/below", "loop/below", "n" * 300], ids=["file", "loop", "long"])
+@pytest.mark.parametrize(
+    "path",
+    ["text/below", "loop/below", "n" * 300, "", "~nobody-here/x"],
+    ids=["file", "loop", "long", "empty", "nobody"],
+)
 def test_a_path_that_cannot_exist_is_refused_before_torch(
     place: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...], path: str
 ) -> None:

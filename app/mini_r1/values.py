@@ -63,6 +63,8 @@ def read_limited(path: Path, limit: int) -> bytes:
 
 def expand_path(text: str) -> str:
     """Return a path with `~` and environment variables filled in; raise ValueError for one that is not set."""
+    if not text:
+        raise ValueError("the path is empty")
     expanded = os.path.expanduser(os.path.expandvars(text))
     if unset := re.search(r"\$(\w+|\{\w+\})", expanded):
         raise ValueError(f"the environment variable {unset[0]} is not set")

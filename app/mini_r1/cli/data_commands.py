@@ -84,7 +84,6 @@ def data_generate(
       mini-r1 data generate --rows 50000 --seed 42 --out problems.jsonl
       mini-r1 data generate --rows 1000 --out problems.parquet --overwrite
     """
-    out = out.expanduser()
     _refuse_output(out, overwrite)
     progress = progress_printer()
     progress(f"generating {rows:,} problems")
@@ -140,7 +139,7 @@ def data_inspect(
       mini-r1 data inspect Countdown-Tasks-3to4 --split train
     """
     with file_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
-        files = data_files(file.expanduser(), config, [split])[0]
+        files = data_files(file, config, [split])[0]
         problems = read_files(files)
         with ProgressLine(progress_console(), "rows", len(problems)) as line:
             facts: dict[str, Any] = inspect(problems, line.update)

@@ -39,7 +39,7 @@ def is_path(name: str) -> bool:
 
 def refuse_no_model(name: str, *, has_problems: bool) -> None:
     """Raise a KitError for a name that is neither a model's directory nor, with problems, can be its id on the hub."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if not path.is_dir() and is_path(name):
         raise KitError(f"there is no directory {name}: name a run, a model directory or a model's id on the hub")
     if path.is_dir() and not any((path / file).is_file() for file in (CONFIG, ADAPTER)):
