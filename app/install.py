@@ -261,6 +261,14 @@ def install_packages(venv: Path, packages: str, choice: Choice, index: str) -> N
     run(uv, "pip", "install", *python, "--no-deps", *built_with, "--editable", ".")
 
 
+NEXT_STEPS = """\
+Installed into .venv. Next steps:
+  make demo                                train a tiny model on the CPU, about two minutes
+  .venv/bin/mini-r1 doctor                 check this machine
+  .venv/bin/mini-r1 recipes                which recipes fit it
+  .venv/bin/mini-r1 --install-completion   completion for your shell"""
+
+
 def install(only: "str | None") -> None:
     """Do what `make install` does, or a part of it.
 
@@ -302,6 +310,8 @@ def install(only: "str | None") -> None:
     write_stamp(venv, {"state": "finished", "packages": packages, "torch": choice.lock, "digest": now})
     if packages == TRAINING:
         print("Installed what training needs. `make install` adds the development tools.", flush=True)
+    else:
+        print(NEXT_STEPS, flush=True)
 
 
 def main() -> int:

@@ -57,8 +57,8 @@ NO_OVERRIDES = (
 )  # fmt: skip
 PATHS = (
     "missing", "", "a-folder", "empty", "text", "binary", "latin-1", "deep.json", "bad.yaml", "empty.jsonl",
-    "binary.jsonl", "binary.parquet", "loop", "text/below", "~nobody-here/x", "$NOT_SET/x", "/proc/self/mem", "n" * 300, "a\udcffb",
-    "\x1b[31mred",
+    "binary.jsonl", "binary.parquet", "loop", "text/below", "~nobody-here/x", "$NOT_SET/x", "/proc/self/mem", "n" * 300,
+    "a\udcffb", "\x1b[31mred",
 )  # fmt: skip
 REPORTS = ("doctor", "plan", "health")
 """Commands whose result, also a bad one, is a table or an object of its own."""

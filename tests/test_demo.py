@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cli.demo import describe_result
+from mini_r1.cli.demo import describe_next_steps, describe_result
 
 from tests.training.workers import run_forked
 
@@ -54,6 +57,19 @@ def test_the_quick_demo_runs_the_whole_path(mini_r1: Kit, tmp_path: Path, monkey
 
 def figures(tries: float, over: list[float] | None) -> dict[str, Any]:
     return {"tries": tries, "baselines": {"random_solver": {"observed_over_expected_ci95": over}}}
+
+
+@pytest.mark.parametrize(("found", "program"), [(None, ".venv/bin/mini-r1"), ("/usr/bin/mini-r1", "mini-r1")])
+def test_the_next_steps_can_be_copied(monkeypatch: pytest.MonkeyPatch, found: str | None, program: str) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: found)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/mini-r1", "demo"])
+    lines = [shlex.split(line, comments=True) for line in describe_next_steps("runs/my demo").splitlines()]
+    assert lines == [
+        [program, "report", "runs/my demo"],
+        [program, "samples", "runs/my demo", "--ok"],
+        [program, "play", "runs/my demo"],
+        [program.replace("mini-r1", "tensorboard"), "--logdir", "runs/my demo/tensorboard"],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,10 @@ def test_demo_then_install_then_demo(synced: list[str], capsys: pytest.CaptureFi
 
     install.install(None)
     assert synced == ["train.txt", "dev.txt"]
-    assert "adds the development tools" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "adds the development tools" not in said
+    for step in ("make demo", ".venv/bin/mini-r1 doctor", ".venv/bin/mini-r1 recipes"):
+        assert f"  {step}  " in said, "the next steps can be copied"
 
     install.install("train")
     install.install(None)

@@ -440,6 +440,8 @@ def test_overrides(write):
         ("num_generation=4", "unknown key 'num_generation'; did you mean 'num_generations'?"),
         ("num_generations=1", "must be at least 2, not 1"),
         ("generator={low: 0}", "generator.low: must be at least 1, not 0"),
+        ("rewards={formt: x}", "rewards.formt: must be one of"),
+        ("rewards={format:1}", "rewards.format:1: write a space after the colon"),
         ("generator.low=0", "must be at least 1, not 0"),
         ("watch.kl=maybe", "must be one of off, warn, stop, not 'maybe'"),
         ("watch=off", "cannot be switched off as a whole; switch off single watchers"),

@@ -1,6 +1,8 @@
 """`demo`: held-out success before, GRPO on the kit's own path, held-out success after."""
 
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -175,11 +177,26 @@ def _print_result(result: dict[str, Any], before: dict[str, Any], after: dict[st
             console.print(f"-> {printable(answers[1]['reason'])}", style="dim", markup=False)
     console.print(
         f"\nwarm start {result['seconds_warm_start']:.0f} s (cached from now on), GRPO {result['seconds_grpo']:.0f} s\n"
-        f"run directory: {result['run_dir']}\ncurves: tensorboard --logdir {result['run_dir']}/tensorboard\n",
+        f"run directory: {result['run_dir']}\n",
         markup=False,
         soft_wrap=True,  # a path or a command is copied whole
     )
     console.print(describe_result(result), style="dim", markup=False)
+    console.print(f"\nNext steps:\n{describe_next_steps(result['run_dir'])}", markup=False, soft_wrap=True)
+
+
+def describe_next_steps(run: str) -> str:
+    """Return commands that inspect a run, as they can be copied."""
+    program = "mini-r1" if shutil.which("mini-r1") else sys.argv[0]  # make demo calls the one in .venv
+    run = shlex.quote(run)
+    steps = {
+        f"{program} report {run}": "curves and answers on one HTML page",
+        f"{program} samples {run} --ok": "right answers of the training",
+        f"{program} play {run}": "your own numbers, before and after training",
+        f"{program.removesuffix('mini-r1')}tensorboard --logdir {run}/tensorboard": "all metrics",
+    }
+    width = max(map(len, steps))
+    return "\n".join(f"  {command:{width}}  # {what}" for command, what in steps.items())
 
 
 def describe_result(result: dict[str, Any]) -> str:

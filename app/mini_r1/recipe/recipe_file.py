@@ -300,7 +300,10 @@ class _Source:
                 return None
             except ValidationError as invalid:
                 details = invalid.errors(include_url=False)
+            wrong_names = {detail["loc"][:-1] for detail in details if detail["loc"][-1:] == ("[key]",)}
             for detail in details:
+                if detail["loc"] in wrong_names:  # the value of a name that doesn't exist
+                    continue
                 keys: tuple[str, ...] = detail["ctx"]["keys"] if detail["type"] == "cross_check" else ()
                 if not wrong.intersection(keys):
                     self._add_invalid(detail, keys)
@@ -317,6 +320,8 @@ class _Source:
         prefixes = (path[:length] for length in range(len(path), 0, -1))
         line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), WHOLE_FILE)
         key, text = ".".join(str(part) for part in path if part != "[key]"), _describe_error(detail)
+        if path[-1:] == ("[key]",) and ":" in str(path[-2]):  # `{format:1}` is one name in YAML
+            text = "write a space after the colon"
         # `--set x=1` names the key already, unless the issue is further inside its value.
         named = line > WHOLE_FILE and self.overrides[line - WHOLE_FILE - 1].partition("=")[0].strip() == key
         self.issues.append(Issue(line, text if named or detail["type"] == "extra_forbidden" else f"{key}: {text}"))
