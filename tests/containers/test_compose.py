@@ -175,7 +175,9 @@ def free_port() -> int:
 
 
 @pytest.mark.real
-def test_the_demo_starts_appears_in_tensorboard_saves_and_resumes(compose: Compose, free_port: int) -> None:
+def test_the_demo_starts_appears_in_tensorboard_saves_and_resumes(
+    compose: Compose, free_port: int, tmp_path: Path
+) -> None:
     compose.ok("up", "--detach", "--no-build")
     engine.wait_for_step(compose.container("demo"), 2)
     # Still there when TensorBoard, which reads every 15 s, has seen it. `pause` fails on a busy machine at times.
@@ -201,6 +203,9 @@ def test_the_demo_starts_appears_in_tensorboard_saves_and_resumes(compose: Compo
     assert "resuming after step" in compose.logs()
     measured = compose.ok("run", "--rm", "demo", "evaluate", "runs/demo-cpu", "--limit", "4", "--json")
     assert json.loads(measured)["problems"] == 4
+    compose.ok("run", "--rm", "demo", "report", "runs/demo-cpu")
+    compose.ok("cp", "demo:/workspace/runs/demo-cpu/report.html", str(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.real
