@@ -69,6 +69,8 @@ def test_the_original_takes_the_first_answer_and_the_kit_the_last() -> None:
         (GOOD + " </answer>\n", 0, 1, "a stray </answer> after the answer block"),
         (GOOD.replace("1 + 2", "<answer>1 + 2"), 0, 1, "a second <answer> in the answer block"),
         (GOOD + "<|im_end|>", 0, 0, "text after </answer>"),
+        (GOOD + "<answer>", 0, 0, "a second <answer> that is not closed"),
+        (GOOD + "\n<answer>1 + 2", 0, 0, "a second <answer> that is not closed"),
         ("<think>" + GOOD, 0, 0, "a second <think> in the thought"),
         ("a</think>" + GOOD, 0, 0, "</think> is not followed by one newline and <answer>"),
         (GOOD.replace("\n", ""), 0, 0, "</think> is not followed by one newline and <answer>"),

@@ -49,7 +49,7 @@ def test_the_last_complete_block_after_the_last_thought_is_the_answer() -> None:
         ("</answer></think>\n<answer>1", "the answer block is not closed"),
         ("a</think>\n<answer>1</answer></answer>", "a stray </answer> after the answer block"),
         ("a</think>\n<answer><answer>1</answer>", "a second <answer> in the answer block"),
-        ("a</think>\n<answer>1</answer><answer>", "more than one answer block"),
+        ("a</think>\n<answer>1</answer><answer>", "a second <answer> that is not closed"),
         ("a</think>\n<answer>1</answer>\n", "white space after </answer>"),
         ("</think>\n<answer></answer>", None),
         ("a <answer>1</answer></think>\n<answer>1<think></think></answer>", None),

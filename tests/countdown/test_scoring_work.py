@@ -15,6 +15,8 @@ from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import REWARDS, judge
 
 FILES = sorted(Path(mini_r1.tasks.countdown.__file__).parent.glob("*.py"))
+LATE_IMPORTS = {"data.py": frozenset({"huggingface_hub"}), "problem_files.py": frozenset({"pyarrow", "yaml"})}
+"""Libraries that are imported where they are used."""
 STEPS_PER_CHARACTER = 20
 STEPS_AT_ALL = 3000
 """For an answer within the length limits, for a completion of any length."""
@@ -150,5 +152,4 @@ def test_the_package_imports_no_other(file: Path) -> None:
     source = file.read_text(encoding="utf-8")
     for line in ("from mini_r1.errors import KitError\n", "from mini_r1.values import describe_value\n"):
         source = source.replace(line, "")
-    late = frozenset({"pyarrow", "huggingface_hub"} if file.name == "data.py" else ())
-    assert foreign_imports(source, late) == set()
+    assert foreign_imports(source, LATE_IMPORTS.get(file.name, frozenset())) == set()

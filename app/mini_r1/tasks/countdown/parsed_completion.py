@@ -78,8 +78,11 @@ def _check_format(text: str, end_of_thought: int) -> tuple[int | None, str | Non
     if end < 0:
         return start, NOT_CLOSED
     again, rest = text.find(ANSWER, start), end + len(END_ANSWER)
+    if 0 <= again < end:
+        return start, "a second <answer> in the answer block"
     if again >= 0:
-        return start, "a second <answer> in the answer block" if again < end else "more than one answer block"
+        closed = text.find(END_ANSWER, again) >= 0
+        return start, "more than one answer block" if closed else "a second <answer> that is not closed"
     if text.find(END_ANSWER, rest) >= 0:
         return start, "a stray </answer> after the answer block"
     if rest == len(text):
