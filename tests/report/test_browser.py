@@ -6,6 +6,7 @@ Every test that opens a page also fails if the browser's console is not empty or
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -277,14 +278,60 @@ def test_several_runs_are_compared(run_path: Path, opened: Open, tmp_path: Path)
     there.tab.select_option("#f-run", "1")
     assert until_counted(there, before) == 20 * 24 < whole
     assert "second, step" in there.reader()
-    tops = [f"document.querySelector('{at}').getBoundingClientRect().top" for at in ("#plot-success", ".tiles")]
-    top, under = map(there.tab.evaluate, tops)
-    assert top < 860, "it is seen without scrolling"
-    assert top < under, "the picture comes before the figures"
+    for shown in (".tiles", "table.compared"):
+        bottom = there.tab.evaluate(f"document.querySelector('{shown}').getBoundingClientRect().bottom")
+        assert bottom < 860, "it is seen without scrolling"
+    assert there.tab.inner_text("table.compared tr:has-text('learning_rate')").split() == [
+        "learning_rate",
+        "5e-07",
+        "1e-06",
+    ]
+    tile = there.tab.inner_text(".tiles div:has-text('Training success')").split("\n")
+    assert len([line for line in tile if line.endswith("%")]) == 2
     differences = there.tab.inner_text("#about")
     assert "learning_rate" in differences
     assert "1e-06" in differences
     assert "num_generations\t" not in differences.split("Recipe:")[0]
+
+
+OVERLAPS = """() => [...document.querySelectorAll(".canvas svg")].flatMap((svg) => {
+  const frame = svg.getBoundingClientRect();
+  const texts = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+  const shown = frame.width ? texts.filter(([, box]) => box.width) : [];
+  return shown.flatMap(([name, a], i) => [
+    ...(a.right > frame.right + 1 || a.left < frame.left - 1 ? [`${name} is cut off`] : []),
+    ...shown.slice(i + 1).filter(([, b]) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > -2
+      && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3).map(([other]) => `${name} touches ${other}`),
+  ]);
+})"""
+
+
+@pytest.mark.parametrize("width", [360, 420, 1280])
+def test_no_text_of_a_plot_overlaps_another(opened: Open, tmp_path: Path, width: int) -> None:
+    from mini_r1.report.build import build_report
+
+    short = make_run(tmp_path / "short", steps=20, evaluate_every=10)  # the original is in a picture at its side
+    long = make_run(tmp_path / "long-with-a-long-name", steps=1234, per_step=1, evaluate_every=500, restart_at=700)
+    for runs in ([short.path], [long.path], [short.path, long.path]):
+        made = build_report(runs, tmp_path / "page.html", limit=10, price=123_456.0)
+        assert opened(made.path, width=width, height=900).tab.evaluate(OVERLAPS) == []
+
+
+def test_what_is_plotted_is_downloaded_as_csv(run_path: Path, opened: Open, tmp_path: Path) -> None:
+    from mini_r1.report.build import build_report
+
+    make_run(tmp_path / '=a, "b"', steps=20, evaluate_every=10)
+    made = build_report([run_path, tmp_path / '=a, "b"'], tmp_path / "both.html", csv=tmp_path / "plotted.csv")
+    there = opened(made.path)
+    with there.tab.expect_download() as waiting:
+        there.tab.click("#csv")
+
+    def read(path: Path) -> list[list[object]]:
+        rows = list(csv.reader(path.open(encoding="utf-8", newline="")))
+        return [rows[0], *([*row[:3], *(float(value) if value else None for value in row[3:])] for row in rows[1:])]
+
+    assert waiting.value.suggested_filename == "mini-r1-report.csv"
+    assert read(Path(waiting.value.path())) == read(tmp_path / "plotted.csv")
 
 
 def test_a_run_without_anything_still_has_a_page(opened: Open, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -23,7 +25,8 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.report import drawing, markdown
 from mini_r1.report.build import MAX_BYTES, build_report
 from mini_r1.report.plots import LABEL, Curve, Plot, make_plots, shorten_names
-from mini_r1.report.summary import summarise
+from mini_r1.report.plotted import plotted_csv
+from mini_r1.report.summary import compare_tiles, summarise
 from mini_r1.run import reader
 from mini_r1.run.files import write_json
 from mini_r1.run.reader import read_run
@@ -159,8 +162,8 @@ def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     recipe = (run / "recipe.yaml").read_bytes()
     for target, words in (
-        (run / "recipe.yaml", "exists and is not a report"),
-        (tmp_path / "note.html", "exists and is not a report"),
+        (run / "recipe.yaml", "exists and is not a file of"),
+        (tmp_path / "note.html", "exists and is not a file of"),
         (tmp_path / "a folder", "is not a regular file"),
         (tmp_path / "pipe", "is not a regular file"),
         (tmp_path / "nowhere" / "page.html", "there is no folder"),
@@ -285,6 +288,52 @@ def test_the_markdown_shows_plots_for_both_themes(run_path: Path, tmp_path: Path
     for path in made.markdown[1:]:
         assert "var(" not in path.read_text("utf-8"), "not every viewer knows CSS variables"
     assert "| 60 | 500 | " in text
+
+
+def test_csv_has_every_point_that_is_plotted(run_path: Path, tmp_path: Path) -> None:
+    table = tmp_path / "plotted.csv"
+    for _ in range(2):  # it replaces its own file
+        assert build_report([run_path], tmp_path / "page.html", csv=table, limit=10).csv == table
+    rows = list(csv.DictReader(table.open(encoding="utf-8")))
+    run = read_run(run_path)
+    for plot, figure in (("grad-norm", "grad_norm"), ("learning-rate", "learning_rate"), ("reward", "reward")):
+        found = [(float(row["x"]), float(row["value"])) for row in rows if row["plot"] == plot]
+        assert found == [*zip(*run.points(figure), strict=True)]
+    held_out = [row for row in rows if row["curve"] == "held out, sampled"]
+    assert [row["x"] for row in held_out] == ["0.0", "20.0", "40.0", "60.0"]
+    assert all(float(row["low"]) < float(row["value"]) < float(row["high"]) for row in held_out)
+    assert {row["run"] for row in rows} == {"first", ""}
+    assert {row["plot"] for row in rows} == {plot.name for plot in make_plots([run])}
+
+
+@pytest.mark.parametrize(("name", "shown"), [("=1+1", "'=1+1"), ("-run", "'-run"), ('a "b", c', 'a "b", c')])
+def test_a_name_in_csv_is_no_formula(name: str, shown: str) -> None:
+    curve = Curve(f"{name}: training", ([1.0], [-0.5]), "a", 0)
+    rows = list(csv.reader(io.StringIO(plotted_csv([Plot("reward", "", "", [curve])], [name]), newline="")))
+    assert rows[1] == ["reward", shown, f"{shown}: training", "1.0", "-0.5", "", ""]
+
+
+def test_csv_replaces_no_other_file(run_path: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("a,b\n")
+    for target in (mine, tmp_path / "nowhere" / "x.csv", tmp_path, run_path / "recipe.yaml"):
+        with pytest.raises(KitError, match="choose another file with --csv"):
+            build_report([run_path], tmp_path / "page.html", csv=target)
+    assert mine.read_text() == "a,b\n"
+
+
+def test_two_runs_have_their_figures_next_to_each_other(run_path: Path, tmp_path: Path) -> None:
+    cpu = make_run(tmp_path / "cpu", steps=5, overrides=("learning_rate=1e-6",))
+    record = cpu.read_record()
+    record["attempts"][0].update(devices=["cpu x 2 (1 threads)"], vllm_device=None, workers=1)
+    write_json(cpu.run_file, record)
+    compared = dict(compare_tiles([summarise(read_run(path), None) for path in (run_path, cpu.path)]))
+    assert compared["Held-out success"] == ["20 %", "–"]
+    assert compared["GPU-hours"][1] == "–"
+    made = build_report([run_path, cpu.path], tmp_path / "page.html", markdown=tmp_path / "md", limit=10)
+    text = made.path.read_text("utf-8")
+    assert text.index("learning_rate") < text.index('id="plot-success"')
+    assert "| Held-out success | 20 % | – |" in made.markdown[0].read_text("utf-8")
 
 
 def test_text_in_markdown_stays_text() -> None:

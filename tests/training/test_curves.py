@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode
+from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import curves
-from mini_r1.training.curves import Curves, as_code
+from mini_r1.training.curves import Curves, as_code, tag, write_held_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -51,8 +53,9 @@ def record(right: bool, completion: str = "6 * 7</think>") -> dict[str, Any]:
 def texts(run: RunDir) -> dict[str, list[tuple[int, str]]]:
     events = EventAccumulator(str(run.tensorboard), size_guidance={"tensors": 0}).Reload()
     return {
-        tag: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)]
-        for tag in events.Tags()["tensors"]
+        name: [(event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(name)]
+        for name in events.Tags()["tensors"]
+        if not name.startswith("_hparams_")
     }
 
 
@@ -67,7 +70,7 @@ def test_the_amount_of_text_is_bounded(run: RunDir) -> None:
         board.add_completions(step, [record(i % 2 == 0, "x" * 9_000) for i in range(20)])
     board.tb_writer.close()
     found = texts(run)
-    assert {tag.removesuffix("/text_summary") for tag in found} == {
+    assert {name.removesuffix("/text_summary") for name in found} == {
         "completions/right 1", "completions/right 2", "completions/wrong 1", "completions/wrong 2"
     }  # fmt: skip
     for shown in found.values():
@@ -84,19 +87,80 @@ def test_a_step_without_a_right_answer(run: RunDir) -> None:
     assert shown == [(2, "    [6, 7] -> 42: correct\n    <think>6 * 7</think>")]
 
 
+def hyperparameters_of(run: RunDir) -> dict[str, Any]:
+    """Those of the events' session, as the plugin of TensorBoard reads them."""
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("figure", "name"),
+    [
+        ("success", "rollout/success"),
+        ("success/3_numbers", "rollout/success/3_numbers"),
+        ("completion_length", "rollout/completion_length"),
+        ("frac_truncated", "rollout/frac_truncated"),
+        ("reward", "rewards/reward"),
+        ("reward_std", "rewards/reward_std"),
+        ("rewards/format", "rewards/format"),
+        ("loss", "loss/loss"),
+        ("kl", "loss/kl"),
+        ("grad_norm", "loss/grad_norm"),
+        ("learning_rate", "loss/learning_rate"),
+        ("time/rollout", "time/rollout"),
+        ("tokens_per_second", "time/tokens_per_second"),
+        ("sync/equal", "sync/equal"),
+        ("eval_success", "eval/success"),
+        ("eval_rewards/format", "eval/rewards/format"),
+        ("total_flos", "train/total_flos"),
+    ],
+)
+def test_figures_are_grouped(figure: str, name: str) -> None:
+    assert tag(figure) == name
+
+
+def test_hyperparameters_have_no_path(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = load_recipe(small_recipe(output_dir=str(tmp_path / "out"), beta=0.04, scoring="original"))
+    board = Curves(RunDir(tmp_path), 0, 3, recipe)
+    board.tb_writer.close()
+    found = hyperparameters_of(RunDir(tmp_path))
+    assert (found["beta"], found["scoring"], found["use_vllm"]) == (0.04, "original", False)
+    assert found["model"] == Path(recipe.model_name_or_path).name
+    assert not any("/" in value for value in found.values() if isinstance(value, str))
+
+
+def test_held_out_results_are_curves(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    results = [
+        {"sampled": 0.1, "greedy": 0.2, "pass_at_k": {"4": {"value": 0.3}}, "provenance": {"step": 0}},
+        {"sampled": 0.5, "greedy": None, "pass_at_k": {"4": {"value": 0.6}}, "tries": 2.0, "provenance": {"step": 20}},
+    ]
+    write_held_out(run, results[:1])
+    write_held_out(run, results[1:])  # a later call of the command
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    found = {name: [(e.step, round(e.value, 3)) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert found == {
+        "held_out/sampled": [(0, 0.1), (20, 0.5)], "held_out/greedy": [(0, 0.2)],
+        "held_out/pass@4": [(0, 0.3), (20, 0.6)], "held_out/tries": [(20, 2.0)],
+    }  # fmt: skip
+
+
 def test_a_run_writes_every_scalar_and_its_completions(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     recipe = small_recipe(max_steps=2, eval_strategy="steps", eval_steps=2, eval_problems=4)
     assert train(str(recipe), [], run.path) == ExitCode.FINISHED
     events = EventAccumulator(str(run.tensorboard)).Reload()
-    scalars = {tag.removeprefix("train/") for tag in events.Tags()["scalars"] if tag.startswith("train/")}
-    scalars |= {tag.replace("eval/", "eval_", 1) for tag in events.Tags()["scalars"] if tag.startswith("eval/")}
     logged = {name for row in read_metrics(run) for name, value in row.items() if isinstance(value, int | float)}
-    assert logged - scalars <= {"step", "time"}
+    written = set(events.Tags()["scalars"])
+    assert {tag(name) for name in logged - {"step", "time"}} <= written
+    assert {name.partition("/")[0] for name in written} <= {"rollout", "rewards", "loss", "time", "eval", "train"}
+    assert "max_steps" in hyperparameters_of(run)
     for row in read_metrics(run):
-        (reward,) = [event.value for event in events.Scalars("train/reward") if event.step == row["step"]]
+        (reward,) = [event.value for event in events.Scalars("rewards/reward") if event.step == row["step"]]
         assert reward == pytest.approx(row["reward"])
-    shown = [each for tag, found in texts(run).items() if tag.startswith("completions/") for each in found]
+    shown = [each for name, found in texts(run).items() if name.startswith("completions/") for each in found]
     assert {step for step, _ in shown} == {1, 2}
     for event_file in run.tensorboard.iterdir():  # it is published
         assert str(tmp_path).encode() not in event_file.read_bytes()

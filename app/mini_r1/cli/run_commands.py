@@ -61,6 +61,7 @@ def report(
     runs: RunPaths,
     out: Annotated[Path | None, Option(help="Page; default: RUN/report.html, for several runs ./report.html.")] = None,
     markdown: Annotated[Path | None, Option(metavar="FOLDER", help="Also write report.md and SVG plots there.")] = None,
+    csv: Annotated[Path | None, Option(metavar="FILE", help="Also write what is plotted, as CSV.")] = None,
     price_per_gpu_hour: Annotated[float | None, Option(click_type=FiniteRange(0), help="Show costs.")] = None,
     samples: Annotated[int, Option(min=0, max=MOST, help="Largest number of completions on the page.")] = 20_000,
     as_json: Json = False,
@@ -81,8 +82,9 @@ def report(
         from mini_r1.report.build import build_report
 
         made = build_report(
-            runs, out, markdown=markdown, price=price_per_gpu_hour, limit=samples, progress=progress_printer("dim")
-        )
+            runs, out, markdown=markdown, csv=csv, price=price_per_gpu_hour, limit=samples,
+            progress=progress_printer("dim"),
+        )  # fmt: skip
     if as_json:
         print(json.dumps(made.to_json()))
         return
@@ -92,7 +94,7 @@ def report(
             print(printable(f"  {comparison.sentence}"))
         for sentence in summary.run.missing:
             print(printable(f"  missing: {sentence}"))
-    for path in [made.path, *made.markdown[:1]]:
+    for path in [made.path, *made.markdown[:1], *filter(None, [made.csv])]:
         print(printable(f"written: {path}"))
 
 
@@ -144,6 +146,7 @@ def evaluate(
         with needs_extra("train", console=progress_console()):
             from mini_r1.evaluation.evaluate_run import UNKNOWN, evaluate_run_or_model
             from mini_r1.evaluation.results_table import print_series, print_table
+            from mini_r1.training.curves import write_held_out
             from mini_r1.training.prepare import starting_point
         every = run.is_run() and not newest and step is None
         series = evaluate_run_or_model(
@@ -163,6 +166,9 @@ def evaluate(
             print_series(series, Console())
         else:
             print_table(series.evaluations[-1], Console())
+        new = [result for result in series.evaluations if result["provenance"]["step"] in series.measured]
+        if run.is_run() and new and problems is None and limit is None:  # a curve has one set of problems
+            write_held_out(run, new)
         return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
 
 

@@ -20,8 +20,9 @@ from mini_r1.report import drawing
 from mini_r1.report.markdown import write_markdown
 from mini_r1.report.original_curve import PUBLISHED
 from mini_r1.report.plots import GROUPS, SERIES, Plot, make_plots
+from mini_r1.report.plotted import HEADER, plotted_csv
 from mini_r1.report.samples_browser import Samples, collect_samples
-from mini_r1.report.summary import Summary, provenance_facts, recipe_facts, summarise, tables
+from mini_r1.report.summary import Summary, compare_tiles, provenance_facts, recipe_facts, summarise, tables
 from mini_r1.run.files import write_text
 from mini_r1.run.reader import RunData, read_run
 from mini_r1.tasks.countdown import task
@@ -30,6 +31,7 @@ MAX_RUNS = len(SERIES)  # runs on one page: one for each colour
 SAMPLES = 20_000  # completions on a page: filters and search were measured with this number
 MAX_BYTES = 15_000_000  # largest page: mail and ticket systems accept it
 PACKED_BYTES = 12_500_000  # share of it for the packed completions; text and plots take less than 2 MB
+SHOWN_KEYS = 6  # most keys in which recipes differ that the first screen of a comparison has
 SCRIPTS = ("page.js", "reader.js", "samples.js")  # joined in this order, they are the page's one script
 TITLE = "Mini-R1 report</title>"  # in the head of every page made here: other files are not overwritten
 HEAD_BYTES = 64 << 10  # searched for the title: before it are a policy and the names of at most six runs
@@ -47,6 +49,7 @@ class WrittenReport:
     shown: int  # completions on the page
     total: int  # completions of the runs
     markdown: list[Path]
+    csv: Path | None
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -56,6 +59,7 @@ class WrittenReport:
             "samples": self.shown,
             "completions": self.total,
             "markdown": [str(path) for path in self.markdown],
+            "csv": None if self.csv is None else str(self.csv),
             "runs": [summary.to_json() for summary in self.summaries],
         }
 
@@ -65,15 +69,16 @@ def build_report(
     out: Path | None = None,
     *,
     markdown: Path | None = None,
+    csv: Path | None = None,
     price: float | None = None,
     limit: int = SAMPLES,
     progress: Progress = lambda line: None,
 ) -> WrittenReport:
-    """Write the page of some runs and, to the folder `markdown`, `report.md` and its plots.
+    """Write the page of some runs; to the folder `markdown` also `report.md` and its plots, to `csv` what is plotted.
 
     `out` is by default `report.html` in the run directory, for several runs in the current one; `price` is that of a
-    GPU-hour; `limit` is the maximum number of completions. Invalid arguments and a page that would replace another file
-    are KitErrors.
+    GPU-hour; `limit` is the maximum number of completions. Invalid arguments and a file that would replace another
+    one are KitErrors.
     """
     if len({path.resolve() for path in paths}) != len(paths):
         raise KitError("a run is named twice")
@@ -85,7 +90,10 @@ def build_report(
     written: list[Path] = []
     progress("reading metrics and attempts")
     runs = [read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
-    _refuse_other_file(target)  # before completions are read, which takes minutes
+    # Before completions are read, which takes minutes:
+    _refuse_other_file(target, TITLE, "--out")
+    if csv is not None:
+        _refuse_other_file(csv, ",".join(HEADER), "--csv")
     summaries = [summarise(run, price) for run in runs]
     plots = make_plots(runs, price)
     progress("drawing")
@@ -95,15 +103,17 @@ def build_report(
         plot.svgs = [] if plot.empty else [drawing.draw(plot, drawing.VARIABLES, size) for size in sizes]
     samples, packed = _pack(runs, limit, progress)
     write_text(target, _render(summaries, plots, samples, packed), sync=False)
+    if csv is not None:
+        write_text(csv, plotted_csv(plots, [run.name for run in runs]), sync=False)
     if markdown is not None:
         progress("drawing for the Markdown")
         written = write_markdown(markdown, summaries, plots)
-    return WrittenReport(target, target.stat().st_size, summaries, len(samples), samples.total, written)
+    return WrittenReport(target, target.stat().st_size, summaries, len(samples), samples.total, written, csv)
 
 
-def _refuse_other_file(target: Path) -> None:
-    """Raise KitError unless the page can be written there and replaces nothing but a page."""
-    another = "choose another file with --out"
+def _refuse_other_file(target: Path, mark: str, option: str) -> None:
+    """Raise KitError unless a file can be written there that replaces nothing but one that begins with this mark."""
+    another = f"choose another file with {option}"
     try:
         if not target.parent.is_dir():
             raise KitError(f"there is no folder {target.parent}: make it, or {another}")
@@ -115,8 +125,8 @@ def _refuse_other_file(target: Path) -> None:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise KitError(f"{target}: cannot be read: {error.strerror}: {another}") from error
-    if head and TITLE.encode("ascii") not in head:
-        raise KitError(f"{target} exists and is not a report: {another}, or delete it first")
+    if head and mark.encode("ascii") not in head:
+        raise KitError(f"{target} exists and is not a file of `mini-r1 report`: {another}, or delete it first")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -148,11 +158,12 @@ def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Sample
     script = "(() => {\n" + "".join((folder / name).read_text("utf-8") for name in SCRIPTS) + "})();\n"
     runs = [summary.run for summary in summaries]
     data = {
-        "plots": {plot.name: _crosshair(plot) for plot in plots if plot.svgs},
+        "plots": {plot.name: _plotted(plot) for plot in plots if plot.svgs},
         "runs": [run.name for run in runs],
         "reflection": task.REFLECTION_PATTERN.replace(" ", r"\s+"),
         "total": samples.total,
     }
+    recipe = recipe_facts(runs)
     environment = Environment(
         loader=PackageLoader("mini_r1.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=StrictUndefined,
@@ -166,7 +177,10 @@ def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Sample
         plots=plots,
         groups=GROUPS,
         original=PUBLISHED,
-        recipe=recipe_facts(runs),
+        recipe=recipe,
+        compared=compare_tiles(summaries),
+        differing=[fact for fact in recipe if fact.differs],
+        shown_keys=SHOWN_KEYS,
         provenance=provenance_facts(runs),
         tables=[tables(run) for run in runs],
         samples=samples,
@@ -181,14 +195,17 @@ def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Sample
     )
 
 
-def _crosshair(plot: Plot) -> dict[str, Any]:
-    """Return what page.js needs to show the values of a plot."""
-    curves = [
-        {"label": c.label, "colour": c.colour, "x": c.points[0], "y": c.points[1], "ci": c.intervals}
-        for c in plot.curves
-        if c.points[0]
-    ]
-    return {"percent": plot.percent, "curves": curves, "steps": plot.x.startswith("optimizer")}
+def _plotted(plot: Plot) -> dict[str, Any]:
+    """Return what page.js needs to show the values of a plot, and to write them as CSV."""
+    curves, side = (
+        [
+            {"run": c.run, "label": c.label, "colour": c.colour, "x": c.points[0], "y": c.points[1], "ci": c.intervals}
+            for c in group
+            if c.points[0]
+        ]
+        for group in (plot.curves, plot.side)
+    )
+    return {"percent": plot.percent, "curves": curves, "side": side, "steps": plot.x.startswith("optimizer")}
 
 
 def _theme_variables() -> str:

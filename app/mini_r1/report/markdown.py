@@ -7,7 +7,7 @@ from mini_r1.console import as_markdown
 from mini_r1.report import drawing
 from mini_r1.report.original_curve import PUBLISHED
 from mini_r1.report.plots import Plot
-from mini_r1.report.summary import EVALUATION_HEADINGS, Summary, evaluation_rows, recipe_facts
+from mini_r1.report.summary import EVALUATION_HEADINGS, Summary, compare_tiles, evaluation_rows, recipe_facts
 from mini_r1.run.files import write_text
 
 
@@ -30,6 +30,8 @@ def write_markdown(folder: Path, summaries: Sequence[Summary], plots: Sequence[P
         pictures += [f"**{plot.title}.** {as_markdown(plot.note)}", "", picture, ""]
     names = [as_markdown(summary.run.name) for summary in summaries]
     lines = [f"# {', '.join(names)}", ""]
+    if len(names) > 1:
+        lines += table(["", *names], [[label, *values] for label, values in compare_tiles(summaries)])
     for name, summary in zip(names, summaries, strict=True):
         lines += [*([f"## {name}", ""] if len(names) > 1 else []), *_run_lines(summary)]
     rows = [[f.key, *f.values] for f in recipe_facts([summary.run for summary in summaries]) if f.differs]

@@ -35,6 +35,22 @@ function switchTheme() {
 }
 $("theme").onclick = switchTheme;
 
+// --- the figures of the plots as CSV, as plotted.py writes them ---
+
+function plottedCsv() {
+  const cell = (value) => /[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value;
+  const plain = (text) => /^[=+@-]/.test(text) ? "'" + text : text; // a spreadsheet takes it for a formula
+  const rows = [["plot", "run", "curve", "x", "value", "low", "high"]];
+  for (const [name, plot] of Object.entries(page.plots)) for (const curve of [...plot.curves, ...plot.side])
+    curve.x.forEach((x, i) => rows.push([name, plain(page.runs[curve.run] ?? ""), plain(curve.label), x, curve.y[i], ...(curve.ci[i] || ["", ""])]));
+  return rows.map((row) => row.map((value) => cell(String(value))).join(",") + "\r\n").join("");
+}
+$("csv").onclick = () => {
+  const href = URL.createObjectURL(new Blob([plottedCsv()], { type: "text/csv" }));
+  el("a", { href, download: "mini-r1-report.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(href), 60000);
+};
+
 // --- crosshair on the plots ---
 
 function format(plot, value) {

@@ -41,6 +41,9 @@ FIGURES = (
     (LEARNS, "loss", "loss", "loss", False, "Loss",
      "Not a measure of learning. The advantages of a group add up to 0, so the printed loss is beta × KL: it starts at "
      "0 and rises as the policy changes. Its gradient is not 0."),
+    (LEARNS, "grad-norm", "grad_norm", "norm", False, "Gradient norm",
+     "Before clipping to max_grad_norm. Peaks come before a policy that breaks."),
+    (LEARNS, "learning-rate", "learning_rate", "rate", False, "Learning rate", "Of the step just done."),
     (LEARNS, "equal-groups", "frac_groups_all_equal", "groups", True, "Groups without a signal",
      "Share of groups whose completions all have the same reward: all right, or all wrong."),
     (ANSWERS, "tries", "tries", "tries", False, "Tries per answer",

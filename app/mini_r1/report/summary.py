@@ -71,6 +71,13 @@ def summarise(run: RunData, price: float | None) -> Summary:
     return Summary(run, _headline(run), tiles, [] if caveat else compare(run), caveat, gpu_hours, cost)
 
 
+def compare_tiles(summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
+    """Return the label of each tile that a run has, and the value of every run."""
+    columns = [{tile.label: tile.value for tile in summary.tiles} for summary in summaries]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    return [(label, [column.get(label, "–") for column in columns]) for label in labels]
+
+
 def percent(share: float) -> str:
     """Return a share for people: 0.4 %, 57 %."""
     return f"{100 * share:.1f} %" if 0 < share < 0.0995 else f"{100 * share:.0f} %"

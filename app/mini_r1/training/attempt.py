@@ -101,7 +101,7 @@ class Attempt(TrainerCallback):
             self._metrics = stack.enter_context(closing(AppendFile(folder / "metrics.jsonl")))
             cut_samples(run, resume)
             self._completions = stack.enter_context(closing(CompletionLog(folder, run.completion_samples)))
-            self._curves = Curves(run, self.start, schedule.steps)
+            self._curves = Curves(run, self.start, schedule.steps, recipe)
             self.callbacks.append(self._curves)
         self._line = stack.enter_context(closing(TrainingLine(context.console, schedule.steps, self.start)))
 

@@ -1,10 +1,11 @@
-"""TensorBoard: the scalars of metrics.jsonl, and some completions as text."""
+"""TensorBoard: the scalars of metrics.jsonl in groups, held-out results, hyperparameters, and completions as text."""
 
 import itertools
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,11 +13,14 @@ from unittest.mock import patch
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import writer
+from torch.utils.tensorboard.summary import hparams
 from transformers.integrations import TensorBoardCallback
 
 from mini_r1.console import printable
+from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import AppendFile
 from mini_r1.run.run_dir import RunDir
+from mini_r1.values import mapping, number
 
 TEXTS = 50
 """Steps of a run that show completions: the event files stay below some megabytes."""
@@ -24,6 +28,15 @@ OF_EACH = 2
 """Right completions of a step that are shown, and wrong ones."""
 SHOWN_CHARACTERS = 4_000
 """Characters of a completion; completions.jsonl has all characters."""
+GROUPS = {
+    "loss": ("loss", "kl", "entropy", "logp_gap", "grad_norm", "learning_rate"),
+    "rewards": ("reward", "reward_std"),
+    "rollout": ("success", "completion_length", "frac_", "tries", "reflections"),
+    "time": ("epoch", "tokens_per_second"),
+}
+"""Beginnings of the figures of each group. TensorBoard folds what has the same word before the first slash."""
+COMPARED = ("rollout/success", "eval/success", "held_out/sampled", "held_out/greedy")
+"""Scalars in the table of hyperparameters."""
 _NUMBERS = itertools.count()
 """Part of an event file's name: one process may write several."""
 
@@ -59,15 +72,23 @@ class EventFile:
 class Curves(TensorBoardCallback):
     """Writes TensorBoard events, for rank 0."""
 
-    def __init__(self, run: RunDir, start: int, steps: int) -> None:
+    def __init__(self, run: RunDir, start: int, steps: int, recipe: Recipe | None = None) -> None:
         # A purge hides later steps of earlier attempts: without it a resumed curve runs back and forth.
-        with patch.object(writer, "EventFileWriter", EventFile):
-            super().__init__(writer.SummaryWriter(str(run.tensorboard), purge_step=start + 1 if start else None))
+        super().__init__(_open_events(run, purge_step=start + 1 if start else None))
         self._every = max(1, steps // TEXTS)
+        if recipe is not None:
+            for summary in hparams(hyperparameters(recipe), dict.fromkeys(COMPARED, 0.0)):
+                self.tb_writer._get_file_writer().add_summary(summary)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Do nothing: transformers would write its arguments and the model's configuration, with this machine's
         folders, into files that are published."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write the scalars of a row."""
+        for name, value in (logs or {}).items():
+            if self.tb_writer is not None and isinstance(value, int | float):
+                self.tb_writer.add_scalar(tag(name), value, state.global_step)
 
     def add_completions(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Write some completions of the first step and of TEXTS others."""
@@ -75,8 +96,41 @@ class Curves(TensorBoardCallback):
             return
         for name, right in (("right", 1.0), ("wrong", 0.0)):
             shown = [record for record in records if float(record["rewards"]["equation"]) == right][:OF_EACH]
-            for number, record in enumerate(shown, start=1):
-                self.tb_writer.add_text(f"completions/{name} {number}", as_code(_entry(record)), step)
+            for index, record in enumerate(shown, start=1):
+                self.tb_writer.add_text(f"completions/{name} {index}", as_code(_entry(record)), step)
+
+
+def write_held_out(run: RunDir, evaluations: Iterable[Mapping[str, Any]]) -> None:
+    """Add the figures of evaluations of a run to its events, as held_out/sampled and others."""
+    with closing(_open_events(run)) as events:
+        for result in evaluations:
+            figures = {name: result.get(name) for name in ("greedy", "sampled", "tries", "format")}
+            figures |= {f"pass@{k}": mapping(v).get("value") for k, v in mapping(result.get("pass_at_k")).items()}
+            for name, value in figures.items():
+                if (known := number(value)) is not None:
+                    events.add_scalar(f"held_out/{name}", known, result["provenance"]["step"])
+
+
+def _open_events(run: RunDir, purge_step: int | None = None) -> writer.SummaryWriter:
+    with patch.object(writer, "EventFileWriter", EventFile):
+        return writer.SummaryWriter(str(run.tensorboard), purge_step=purge_step)
+
+
+def tag(figure: str) -> str:
+    """Return TensorBoard's name of a figure, such as rollout/success."""
+    if figure.startswith("eval_"):
+        return figure.replace("_", "/", 1)
+    if figure.startswith(("rewards/", "time/", "sync/")):
+        return figure
+    found = (group for group, names in GROUPS.items() if figure.startswith(names))
+    return f"{next(found, 'train')}/{figure}"
+
+
+def hyperparameters(recipe: Recipe) -> dict[str, bool | float | str]:
+    """Return the numbers, switches and choices of a recipe, and its model; no paths, because events are published."""
+    kept = {key: value for key, value in recipe.model_dump().items() if isinstance(value, bool | int | float)}
+    choices = {key: getattr(recipe, key) for key in ("scoring", "prompt_style", "optim", "lr_scheduler_type")}
+    return {**kept, **choices, "model": Path(recipe.model_name_or_path).name}
 
 
 def as_code(text: str) -> str:
