@@ -271,7 +271,7 @@ def test_loading_needs_no_torch():
         ("rewards: {}", "rewards: at least one reward needs a weight other than 0"),
         ("rewards: {format: .inf}", "rewards.format: must be a finite number"),
         (
-            "dataset_id_or_path: rows.csv",
+            "dataset_id_or_path: rows.txt",
             "dataset_id_or_path: must be a hub id (owner/name), a local file or folder",
         ),
         ("generator: 3", "generator: must be a mapping of names to values, not 3"),
