@@ -93,12 +93,34 @@ def test_success_is_the_newest_evaluation_of_the_held_out_part(tmp_path: Path) -
     result(run, "step-10-0badc0de.json", sampled=0.9)  # of another file
     assert list_run(run.path, NOW).success == 0.1
     result(run, "step-2-limit-9.json", sampled=0.2)
-    assert list_run(run.path, NOW).success_from == "held out, step 2"
+    assert list_run(run.path, NOW).success_from == "held out, step 2, 9 problems"
+    result(run, "step-2-limit-100.json", sampled=0.2)
+    assert list_run(run.path, NOW).success_from == "held out, step 2, 100 problems"
     result(run, "step-2.json", sampled=0.3)
     assert list_run(run.path, NOW).success == 0.3  # all problems before some of them
     result(run, "step-10.json")
     found = list_run(run.path, NOW)
     assert (found.success, found.success_from, found.ci95) == (0.5, "held out, step 10", [0.4, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "expected"),
+    [
+        ("step-2.json", {}, "50.0% (40-60%) "),
+        ("step-2-limit-100.json", {}, "50.0% (40-60%, 100 problems) "),
+        ("step-2-limit-100.json", {"ci95": None}, "50.0% (100 problems) "),
+        ("step-2.json", {"ci95": None}, "50.0% "),
+        (None, {}, "10.0% (training) "),
+    ],
+)
+def test_the_table_marks_what_the_success_was_measured_on(
+    tmp_path: Path, file: str | None, values: dict[str, object], expected: str
+) -> None:
+    run = make(tmp_path / "run")
+    metrics(run, {"step": 3, "success": 0.1, "time": NOW + 60})
+    if file:
+        result(run, file, **values)
+    assert expected in shown([list_run(run.path, NOW)], tmp_path)
 
 
 def test_the_time_of_all_attempts_is_added(tmp_path: Path) -> None:

@@ -259,12 +259,35 @@ def test_the_stopped_command_names_what_is_kept(run: RunDir, tmp_path: Path, num
 # --- what is said of the rest, and of problems that were trained on ---
 
 
-def test_the_time_left_is_estimated_for_the_step_and_for_all() -> None:
-    assert describe_time_left(KNOWN_AFTER_S / 2, 10, 400, 2) == ""
-    assert describe_time_left(60.0, 0, 400, 2) == ""
-    assert describe_time_left(60.0, 100, 400, 2) == "about 3 min left, 11 min with all steps"
-    assert describe_time_left(60.0, 100, 400, 0) == "about 3 min left"
-    assert describe_time_left(60.0, 400, 400, 2) == ""
+@pytest.mark.parametrize(
+    ("seconds", "made", "of_step", "of_others", "expected"),
+    [
+        (KNOWN_AFTER_S / 2, 10, 390, 800, ""),
+        (60.0, 0, 400, 800, ""),
+        (60.0, 100, 300, 800, "about 11 min left, 3 min of this step"),
+        (60.0, 100, 300, 0, "about 3 min left"),
+        (240.0, 400, 0, 800, "about 8 min left"),  # between two steps
+        (300.0, 500, 300, 400, "about 7 min left, 3 min of this step"),  # the steps before count
+        (60.0, 400, 0, 0, ""),
+    ],
+)
+def test_the_time_left_is_estimated_for_all_steps_and_for_this_one(
+    seconds: float, made: int, of_step: int, of_others: int, expected: str
+) -> None:
+    assert describe_time_left(seconds, made, of_step, of_others) == expected
+
+
+def test_the_time_left_for_all_steps_is_shown_in_a_pipe_from_the_second_step_on(
+    run: RunDir, evaluate: Evaluate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "KNOWN_AFTER_S", 0.0)
+    monkeypatch.setattr("mini_r1.console.ProgressLine.PLAIN_EVERY", 0.0)
+    _, said = evaluate()
+    first, second = (re.findall(rf"step {step} .* completions (\d)/4(?:  about (.*))?", said) for step in (10, 5))
+    assert all(re.fullmatch(r"\d+ s left, \d+ s of this step", text) for count, text in first if count != "4"), said
+    assert re.fullmatch(r"\d+ s left", first[-1][1]), said
+    assert all(re.fullmatch(r"\d+ s left", text) for count, text in second if count != "4"), said
+    assert second[-1] == ("4", "")
 
 
 def test_problems_that_were_trained_on_are_reported(run: RunDir, evaluate: Evaluate, tmp_path: Path) -> None:

@@ -56,13 +56,33 @@ def test_other_problems_and_deleted_snapshots_are_ignored(run: RunDir) -> None:
     assert card_figures.chosen_step(run, "BEST", STEPS) == 2
 
 
+@pytest.mark.parametrize(
+    ("files", "steps", "chosen"),
+    [
+        (("step-2-limit-100", "step-4-limit-100"), STEPS, ("step-4-limit-100.json", 100)),
+        (("step-2-limit-100", "step-4-limit-20"), STEPS, ("step-2-limit-100.json", 100)),  # not on the same problems
+        (("step-2", "step-4-limit-100"), STEPS, ("step-2.json", None)),
+        (("step-2", "step-4-limit-100"), [4], ("step-4-limit-100.json", 100)),
+        (("step-2-1a2b3c4d-limit-100", "step-4-1a2b3c4d"), STEPS, None),  # other problems
+    ],
+)
+def test_figures_of_some_problems_are_used_if_there_are_none_of_all(
+    run: RunDir, files: tuple[str, ...], steps: list[int], chosen: tuple[str, int | None] | None
+) -> None:
+    for file in files:
+        evaluation(run, int(file[5]), int(file[5]) / 10, f"{file}.json")
+    best = card_figures.best(run, steps)
+    assert (best and (best.file, best.limit)) == chosen
+
+
 def test_the_order_of_the_files_does_not_matter(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation(run, 6, 0.9, "step-6-limit-10.json")
+    evaluation(run, 6, 0.8, "step-6-limit-20.json")
     evaluation(run, 2, 0.1)
     files = sorted(list_held_out_results(run), key=lambda found: found[1] is None)
     for order in (files, files[::-1]):
         monkeypatch.setattr(card_figures, "list_held_out_results", lambda run, order=order: iter(order))
-        assert [figure.step for figure in card_figures.evaluations(run)] == [2]
+        assert [(each.step, each.limit) for each in card_figures.evaluations(run)] == [(2, None), (6, 20), (6, 10)]
 
 
 def test_without_evaluations_the_runs_own_curve_decides(run: RunDir) -> None:

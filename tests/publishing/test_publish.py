@@ -114,6 +114,18 @@ def test_publishing_again_sends_only_a_new_evaluation(hub: WritableHub, made_run
     assert len(hub.put) == puts
 
 
+def test_figures_of_some_problems_are_on_the_card_and_marked(hub: WritableHub, made_run: Run) -> None:
+    run = made_run()
+    for step, success in ((2, 0.2), (4, 0.7)):
+        selection = {"selection": "first 100 of 500 problems by a shuffle with seed 42"}
+        evaluation(run, step, success, f"step-{step}-limit-100.json", problems=100, provenance=selection)
+    done = publish(run)
+    assert done.why.endswith("of the 2 snapshots measured, by evaluation/step-4-limit-100.json (100 problems)")
+    assert "On problems that training never used: first 100 of 500 problems" in done.main.card
+    assert "name: Countdown, 100 of the run's held-out problems" in done.main.card
+    assert "| all | 100 | 50.0% (40.0% - 60.0%) | 70.0% (60.0% - 80.0%) |" in done.main.card
+
+
 @pytest.mark.parametrize("wanted", ["4", "BEST", "best"])
 def test_one_snapshot_is_sent_alone(hub: WritableHub, made_run: Run, wanted: str) -> None:
     run = made_run()

@@ -137,6 +137,7 @@ class Measurer:
         self._console = console
         self._again = again
         self._source = source
+        self._made, self._seconds = 0, 0.0  # completions of the steps before, and their time
         if problems.trained_on:
             self.print(
                 f"{problems.trained_on} of these {len(problems.asked)} problems were trained on "
@@ -188,9 +189,13 @@ class Measurer:
                 prompt_style=chosen.style,
                 seed=chosen.seed,
                 on_progress=lambda done: line.update(
-                    done, describe_time_left(time.monotonic() - started, done, total, steps_after)
+                    done,
+                    describe_time_left(
+                        self._seconds + time.monotonic() - started, self._made + done, total - done, total * steps_after
+                    ),
                 ),
             )
+            self._made, self._seconds = self._made + total, self._seconds + time.monotonic() - started
             figures = evaluation.to_json(chosen.rule)  # takes seconds, so inside the progress line
         result = {**figures, "provenance": self._provenance(chosen, completer)}
         if path is not None:
@@ -229,16 +234,15 @@ class Measurer:
             self.print(f"{path} was measured with other settings ({', '.join(changed)}): measuring again")
 
 
-def describe_time_left(seconds: float, done: int, total: int, steps_after: int) -> str:
-    """Return how long a step, and all steps, will still take; empty when nothing is left or known.
+def describe_time_left(seconds: float, made: int, of_step: int, of_others: int) -> str:
+    """Return how long all steps will still take, and this one; empty when nothing is left or known.
 
-    `done` of the step's `total` completions took `seconds`; as many come in each of `steps_after` more steps.
+    `made` completions took `seconds`; `of_step` are left of this step, and `of_others` of those after it.
     """
-    if not 0 < done < total or seconds < KNOWN_AFTER_S:
+    if not made or not of_step + of_others or seconds < KNOWN_AFTER_S:
         return ""
-    each = seconds / done
-    step = f"about {duration(each * (total - done))} left"
-    return f"{step}, {duration(each * (total * (1 + steps_after) - done))} with all steps" if steps_after else step
+    text = f"about {duration(seconds / made * (of_step + of_others))} left"
+    return f"{text}, {duration(seconds / made * of_step)} of this step" if of_step and of_others else text
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The held-out success of a run's snapshots, and the best of them."""
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,10 +14,10 @@ CURVE: Final = "the run's own curve"
 
 
 def evaluations(run: RunDir) -> list[Evaluated]:
-    """Return what `mini-r1 evaluate` measured on the whole held-out part, by step."""
-    whole = {path.name for _, limit, path in list_held_out_results(run) if limit is None}
-    found = [each for each in read_evaluations(run, []) if each.file in whole and each.figure("sampled") is not None]
-    return sorted(found, key=lambda each: each.step)
+    """Return what `mini-r1 evaluate` measured on the held-out part: on all of it before on some, then by step."""
+    found = {path.name: -(limit or math.inf) for _, limit, path in list_held_out_results(run)}
+    known = [each for each in read_evaluations(run, []) if each.file in found and each.figure("sampled") is not None]
+    return sorted(known, key=lambda each: (found[each.file], each.step))
 
 
 def curve(run: RunDir) -> list[Evaluated]:
@@ -29,9 +30,13 @@ def curve(run: RunDir) -> list[Evaluated]:
 
 
 def measured(run: RunDir, steps: Sequence[int]) -> list[Evaluated]:
-    """Return the figures of these steps to choose by: those of evaluations if there are any, else the run's curve."""
-    known = [[each for each in found if each.step in steps] for found in (evaluations(run), curve(run))]
-    return known[0] or known[1]
+    """Return the figures of these steps to choose by, all on the same problems.
+
+    Those of evaluations on the whole held-out part if there are any, else on the most of it (`--limit`), else the
+    run's curve.
+    """
+    known = [each for each in evaluations(run) if each.step in steps]
+    return [each for each in known if each.limit == known[0].limit] or [e for e in curve(run) if e.step in steps]
 
 
 def best(run: RunDir, steps: Sequence[int]) -> Evaluated | None:

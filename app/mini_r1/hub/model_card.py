@@ -81,9 +81,10 @@ def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, measured:
         metric: dict[str, Any] = {"type": "pass@1", "name": "sampled pass@1", "value": success}
         if limits := measured.interval("ci95"):
             metric["args"] = {"ci95": [round(limit, 4) for limit in limits]}
+        some = f"{measured.limit} of " if measured.limit else ""
         result = {
             "task": {"type": "text-generation", "name": "Countdown"},
-            "dataset": {"type": (data or ["countdown"])[0], "name": "Countdown, the run's held-out problems"},
+            "dataset": {"type": (data or ["countdown"])[0], "name": f"Countdown, {some}the run's held-out problems"},
             "metrics": [metric],
         }
         values["model-index"] = [{"name": repo.rpartition("/")[2], "results": [result]}]

@@ -119,6 +119,7 @@ class Publication:
             is_best = len(known) > 1
             many = f"the highest held-out success of the {len(known)} snapshots measured"
             source = CURVE if best.file == CURVE else f"evaluation/{best.file}"
+            source += f" ({best.limit} problems)" if best.limit else ""
             why += f", {many if is_best else 'the only snapshot measured'}, by {source}"
         elif wanted is None:
             why += ", the newest: no held-out success was measured to choose by"

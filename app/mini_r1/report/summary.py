@@ -131,8 +131,8 @@ def _held_out_tile(run: RunData) -> Tile:
         sampled, greedy = end.figure("sampled"), end.figure("greedy")
         value, step = sampled if sampled is not None else greedy or 0.0, end.step
         limits = end.interval("ci95" if sampled is not None else "greedy_ci95")
-        if sampled is not None and greedy is not None:
-            details = [f"greedy {percent(greedy)}"]
+        details = [f"greedy {percent(greedy)}"] if sampled is not None and greedy is not None else []
+        details += [f"{end.problems:,} problems"] if end.limit else []
     else:
         steps, shares = run.points("eval_success")
         if not steps:

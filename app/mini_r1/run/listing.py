@@ -36,7 +36,8 @@ class ListedRun:
     steps: int | None  # max_steps of the recipe
     model: str | None
     success: float | None
-    success_from: str | None  # what the success was measured on: `held out, step N` or `training, step N`
+    success_from: str | None  # what the success was measured on: `training, step N` or `held out, step N`
+    # or, after `evaluate --limit M`, `held out, step N, M problems`
     ci95: list[float] | None
     """Interval of a held-out success."""
     seconds: float | None  # duration of all attempts, each from its start to its last row of metrics
@@ -95,8 +96,10 @@ def runs_table(found: list[ListedRun], folder: Path) -> Table:
         if one.state not in ("running", "finished") and one.why:
             state.append(f": {one.why}", style="default")
         success = "?" if one.success is None else f"{one.success:.1%}"
-        if one.success is not None:
-            success += f" ({one.ci95[0] * 100:.0f}-{one.ci95[1] * 100:.0f}%)" if one.ci95 else " (training)"
+        kind, _, measured = (one.success_from or "").partition(", ")
+        marks = [f"{one.ci95[0] * 100:.0f}-{one.ci95[1] * 100:.0f}%"] if one.ci95 else []
+        marks += [kind] if kind == "training" else measured.split(", ")[1:]
+        success += f" ({', '.join(marks)})" if marks else ""
         table.add_row(
             Text(printable(one.run if name == "." else name)),
             state,
@@ -117,14 +120,15 @@ def _find_runs(folder: Path) -> list[Path]:
 
 def _held_out(run: RunDir) -> tuple[float, str, list[float] | None] | None:
     """Return the success of the newest snapshot on the held-out part; on all problems rather than on some."""
-    files = [(step, limit is None, path) for step, limit, path in list_held_out_results(run) if step]
-    for step, _, path in sorted(files, reverse=True):
+    files = [(step, limit is None, limit or 0, path) for step, limit, path in list_held_out_results(run) if step]
+    for step, whole, limit, path in sorted(files, reverse=True):
         result: dict[str, Any] = read_object(path)
         success = _share(result.get("sampled"))
         if success is not None:
             limits = interval(result.get("ci95"))
             sound = limits is not None and limits[0] >= 0 and limits[1] <= 1
-            return success, f"held out, step {step}", [*limits] if limits and sound else None
+            some = "" if whole else f", {limit:,} problems"
+            return success, f"held out, step {step}{some}", [*limits] if limits and sound else None
     return None
 
 

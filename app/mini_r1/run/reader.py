@@ -95,6 +95,12 @@ class Evaluated:
     series: str  # hash and limit of the problems: a line may join only evaluations on the same ones
     values: dict[str, Any]
 
+    @property
+    def limit(self) -> int | None:
+        """Number of problems that `evaluate --limit` took; None for all."""
+        found = _HELD_OUT.fullmatch(self.file)
+        return int(found[2]) if found and found[2] else None
+
     def figure(self, name: str) -> float | None:
         """Return one of its figures, None if it has no such number."""
         return number(self.values.get(name))
