@@ -150,7 +150,7 @@ def test_what_was_fetched_trains_and_evaluates_without_a_network(
     kept = {
         "model": ("nobody/tiny", "main", MODEL_COMMIT, tiny.files.keys() - set(UNWANTED)),
         "tokenizer": ("nobody/words", None, WORDS_COMMIT, words.files.keys() - {"README.md"}),
-        "data": ("nobody/rows", None, DATA_COMMIT, set(TABLES)),
+        "data": ("nobody/rows", None, DATA_COMMIT, {*TABLES, "README.md"}),
     }
     assert {part["kind"]: (part["name"], part["revision"], part["commit"], set(part["files"]))
             for part in record["parts"]} == kept  # fmt: skip
@@ -287,10 +287,13 @@ def test_an_unusable_model_is_refused_before_its_weights_are_fetched(
         ("model_name_or_path=Qwen/Qwen3-1.7B", "qwen3"),
         ("tokenizer_name_or_path=nobody/wrods", "check tokenizer_name_or_path"),
         ("dataset_id_or_path=nobody/games", "the hub has no dataset nobody/games"),
-        ("dataset_id_or_path=nobody/prose", "nobody/prose has no Parquet files"),
+        (
+            "dataset_id_or_path=nobody/prose",
+            "nobody/prose: no data here; .parquet, .jsonl, .json, .csv files can be read",
+        ),
         (
             "dataset_id_or_path=nobody/half",
-            "the hub lacks 1 Parquet files of nobody/half, such as train-00001-of-00002.parquet",
+            "the hub lacks 1 files of nobody/half, such as train-00001-of-00002.parquet",
         ),
         ("dataset_id_or_path=nobody/gated", "nobody/gated is gated"),
         ("dataset_revision=v9", "nobody/rows has no revision v9"),
@@ -299,13 +302,58 @@ def test_an_unusable_model_is_refused_before_its_weights_are_fetched(
 def test_every_part_is_looked_up_before_anything_large_is_fetched(
     override: str, message: str, tiny: Repo, games: Repo, small_recipe: Recipe, fetch: Fetch
 ) -> None:
-    prose = Repo("nobody/prose", {"rows.csv": b""}, is_data=True)
+    prose = Repo("nobody/prose", {"rows.txt": b""}, is_data=True)
     half = Repo("nobody/half", {TABLES[0]: b""}, is_data=True)
     gated = replace(games, name="nobody/gated", token="hf_anothersaccount")
     recipe = small_recipe(model_name_or_path="nobody/tiny", dataset_id_or_path="nobody/rows")
     with Hub(tiny, games, prose, half, gated) as hub:
         refused(fetch(hub, recipe, "--set", override, "--json"), 78, message)
     assert not [name for name in hub.fetched if not name.endswith(".json")]
+
+
+SPLITS = {
+    "README.md": b"---\nconfigs:\n- {config_name: a, data_files: [{split: train, path: a/tr.csv}, "
+    b"{split: test, path: a/te.csv}]}\n- {config_name: b, data_files: b.jsonl}\n---\n",
+    "a/tr.csv": b"nums,target\n1 2,3\n2 2,4\n",
+    "a/te.csv": b"nums,target\n1 3,4\n",
+    "b.jsonl": b'{"nums": [1, 4], "target": 5}\n',
+    "c.parquet": b"",
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"dataset_config": "a"}, ["a/tr.csv"]),
+        ({"dataset_config": "a", "dataset_test_split": "test"}, ["a/te.csv", "a/tr.csv"]),
+        ({"dataset_config": "a", "dataset_split": "test"}, ["a/te.csv"]),
+        ({"dataset_config": "b"}, ["b.jsonl"]),
+        ({}, "nobody/splits has several configurations: choose one with dataset_config, a, b"),
+        ({"dataset_config": "c"}, "nobody/splits has no configuration 'c'; there are: a, b"),
+        (
+            {"dataset_config": "a", "dataset_test_split": "dev"},
+            "nobody/splits has no split 'dev'; there are: train, test",
+        ),
+    ],
+)
+def test_only_the_configuration_and_splits_of_the_recipe_are_fetched(
+    keys: dict[str, str], expected: list[str] | str, small_recipe: Recipe, fetch: Fetch, home: Path
+) -> None:
+    recipe = small_recipe(model_name_or_path="builtin:demo", dataset_id_or_path="nobody/splits", **keys)
+    with Hub(Repo("nobody/splits", SPLITS, DATA_COMMIT, is_data=True)) as hub:
+        done = fetch(hub, recipe, "--json")
+    if isinstance(expected, str):
+        refused(done, 78, expected)
+        return
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parts"][2]["files"] == ["README.md", *expected]
+    assert set(hub.fetched) == {f"nobody/splits/{name}" for name in ("README.md", *expected)}
+    splits = [keys.get("dataset_split"), *filter(None, [keys.get("dataset_test_split")])]
+    code = "import sys; from mini_r1.tasks.countdown.data import fetch_hub; print(fetch_hub('nobody/splits', None, "
+    code += f"{keys['dataset_config']!r}, {splits!r})[1])"
+    read = subprocess.run([sys.executable, "-c", code], env=offline(home), capture_output=True,
+                          text=True, timeout=120)  # fmt: skip
+    assert read.stdout == f"{DATA_COMMIT}\n", read.stderr
 
 
 def test_auto_an_offline_switch_and_another_cache_are_refused(recipe: Path, fetch: Fetch, home: Path) -> None:

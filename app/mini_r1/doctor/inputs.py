@@ -2,6 +2,7 @@
 for each."""
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 
 from mini_r1.doctor.case import Case
@@ -14,7 +15,8 @@ from mini_r1.machine.paths import hub_cache, in_pod, is_offline
 from mini_r1.recipe.fields import GENERATED
 from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind
 from mini_r1.run.files import read_object
-from mini_r1.tasks.countdown.problem_files import missing_parts
+from mini_r1.tasks.countdown.problem import DataError
+from mini_r1.tasks.countdown.problem_files import folder_files
 
 PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
 
@@ -60,9 +62,11 @@ def data(case: Case) -> Finding:
         fix = "check dataset_id_or_path; relative paths start in the current folder"
         return fail(f"{name}: no such file", fix, "recipe")
     folder = hub_access.cached_folder(case.environment, name, revision, DATA)
-    files = sorted(folder.rglob("*.parquet")) if folder else []
-    whole = files and not missing_parts(files)  # their names count them
-    return _check_hub(case, DATA, name, revision, folder if whole else None)
+    with suppress(DataError):
+        splits = [case.recipe.dataset_split, *filter(None, [case.recipe.dataset_test_split])]
+        whole = folder and folder_files(folder, case.recipe.dataset_config, splits, name, deep=True)
+        return _check_hub(case, DATA, name, revision, folder if whole else None)
+    return _check_hub(case, DATA, name, revision, None)
 
 
 def _check_hub(case: Case, kind: RepoKind, name: str, revision: str | None, cached: Path | None) -> Finding:

@@ -29,7 +29,7 @@ from mini_r1.recipe.fields import GENERATED, Recipe
 from mini_r1.recipe.model_kinds import ADAPTER_REFUSED, later_kind_by_name, refuse_later_kind
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import load_object, write_json
-from mini_r1.tasks.countdown.problem_files import missing_parts
+from mini_r1.tasks.countdown.problem_files import README, choose_split, list_splits, missing_parts, read_readme
 
 OTHER_CACHES: Final = ("TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE", "PYTORCH_PRETRAINED_BERT_CACHE")
 """Old variables with which transformers looks for models in another folder than the hub's cache."""
@@ -54,7 +54,7 @@ class Part:
     """One input of a recipe, and what is known of it on the hub.
 
     `revision` None is the hub's default branch, `commit` what the revision is now. `files` are those that a run can
-    use, `fetched` the bytes of them that were not in the cache.
+    use, `fetched` the bytes of them that were not in the cache. `config` and `splits` choose from a data set.
     """
 
     kind: RepoKind
@@ -65,6 +65,8 @@ class Part:
     files: tuple[HubFile, ...] = ()
     fetched: int = 0
     note: str = ""
+    config: str | None = None
+    splits: tuple[str | None, ...] = (None,)
 
     @property
     def bytes(self) -> int:
@@ -175,7 +177,11 @@ def _recipe_parts(recipe: Recipe, environment: Mapping[str, str]) -> list[Part]:
         part(MODEL, model, recipe.model_revision, made if recipe.built_in else None),
         # model_revision is only of the model's repository.
         part(TOKENIZER, tokenizer, None, "the model's own, nothing more to fetch" if own else None),
-        part(DATA, data, recipe.dataset_revision, made if data == GENERATED else None),
+        replace(
+            part(DATA, data, recipe.dataset_revision, made if data == GENERATED else None),
+            config=recipe.dataset_config,
+            splits=(recipe.dataset_split, *filter(None, [recipe.dataset_test_split])),
+        ),
     ]
 
 
@@ -282,14 +288,16 @@ def _look_up(part: Part, environment: Mapping[str, str], cache: Path) -> Part:
 
 
 def _data_files(part: Part, there: set[str], cache: Path) -> list[str]:
-    names = [name for name in there if name.endswith(".parquet")]
-    if not names:
-        raise KitError(f"{part.name} has no Parquet files on the hub: use another data set, or a local file")
+    readme = [README] if README in there else []  # it names the files of each configuration, without a network too
+    if readme:
+        replace(part, revision=part.commit).download(cache, readme)
+    found = list_splits(there, read_readme(part.folders(cache)[1]), part.config, part.name)
+    names = {name for split in part.splits for name in choose_split(found, split, part.name)}
     if missing := missing_parts(map(Path, names)):
         raise KitError(
-            f"the hub lacks {len(missing)} Parquet files of {part.name}, such as {missing[0]}: check dataset_revision"
+            f"the hub lacks {len(missing)} files of {part.name}, such as {missing[0]}: check dataset_revision"
         )
-    return names
+    return [*names, *readme]
 
 
 def _tokenizer_files(part: Part, there: set[str], cache: Path) -> list[str]:
