@@ -145,7 +145,7 @@ def test_a_command_prints_what_it_loads_before_it_imports_torch(
     recipe = small_recipe()
     run = a_run_with_a_step(tmp_path / "run", recipe)
     given: dict[str, tuple[str | Path, ...]] = {
-        "train": (recipe, "--run-dir", tmp_path / "new", "--set", "dataset_id_or_path=no.jsonl"),
+        "train": (recipe, "--run-dir", tmp_path / "new", "--set", "dataset_id_or_path=nobody/rows"),
         "demo": ("--quick", "--set", "test_fraction=0.999999"),
         "evaluate": (tmp_path,),
         "play": (run.path, "--numbers", "3,4", "--target", "7"),
@@ -155,6 +155,40 @@ def test_a_command_prints_what_it_loads_before_it_imports_torch(
     assert "Traceback" not in done.stderr
     before = done.stderr.partition("importing torch")[0]
     assert re.search(r"^loading torch", before, re.MULTILINE), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("files", "given", "message"),
+    [
+        ({}, ("train", "--set", "dataset_id_or_path=no.jsonl"), "no.jsonl: no such file"),
+        ({"rows.txt": "x"}, ("train", "--set", "dataset_id_or_path=./rows.txt"), "rows.txt: unknown kind of file"),
+        ({"set/test.csv": "x"}, ("train", "--set", "dataset_id_or_path=./set"), "set has no split 'train'"),
+        (
+            {"bad.csv": "nums,target\n1 x,2\n"},
+            ("evaluate", "--problems", "bad.csv"),
+            "bad.csv:2: 'nums' must hold whole",
+        ),
+        ({"bad.json": '[{"numbers": [1]}]'}, ("evaluate", "--problems", "bad.json"), "the columns are: numbers"),
+        ({}, ("evaluate", "--problems", "no.jsonl"), "no.jsonl: no such file"),
+    ],
+)
+def test_wrong_data_is_refused_without_torch(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    small_recipe: Callable[..., Path],
+    tmp_path: Path,
+    files: dict[str, str],
+    given: tuple[str, ...],
+    message: str,
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    recipe = small_recipe()
+    target = a_run_with_a_step(tmp_path / "run", recipe).path if given[0] == "evaluate" else recipe
+    done = start(given[0], target, *given[1:])
+    assert done.returncode == 78, done.stderr
+    assert message in done.stderr
+    assert "importing" not in done.stderr
 
 
 def test_data_generate_prints_its_task_first(

@@ -527,6 +527,29 @@ def test_an_empty_cache_in_a_pod_names_the_job_that_fills_it(tmp_path: Path, pod
         assert ("k8s/overlays/prefetch" in finding.fix) == bool(pod)
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({}, None),
+        ({"dataset_split": "train", "dataset_test_split": "test"}, None),
+        ({"dataset_test_split": "tset"}, "a/b in the cache has no split 'tset'; there are: test, train"),
+        ({"dataset_config": "x"}, "a/b in the cache has no configuration 'x'; there are: default"),
+    ],
+)
+def test_a_split_that_the_cached_data_has_not_is_named(
+    tmp_path: Path, keys: dict[str, str], message: str | None
+) -> None:
+    offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    shards = {f"data__{name}-00000-of-00001.parquet": "" for name in ("train", "test")}
+    files(cached_repo(tmp_path, "datasets--a--b"), **shards)
+    finding = inputs.data(case(recipe={"dataset_id_or_path": "a/b", **keys}, environment=offline))
+    if message is None:
+        assert finding.status == "ok"
+    else:
+        assert is_failure(finding, "recipe")
+        assert message in finding.detail
+
+
 def test_data_is_a_file_generated_or_in_the_cache(tmp_path: Path) -> None:
     offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     rows = str(ASSETS / "countdown_rows.jsonl")
@@ -550,7 +573,7 @@ def test_data_of_which_a_part_is_in_the_cache_is_not_there(tmp_path: Path) -> No
     files(snapshot, **{"data__train-00001-of-00002.parquet": ""})
     finding = inputs.data(case(recipe={}, environment=offline))
     assert is_failure(finding, "recipe")
-    assert "a part of it is" in finding.detail
-    assert "mini-r1 prefetch RECIPE" in finding.fix
+    assert "in the cache: 1 of its files are not here, train-00000-of-00002.parquet among them" in finding.detail
+    assert "mini-r1 prefetch RECIPE" in finding.detail
     files(snapshot, **{"data__train-00000-of-00002.parquet": ""})
     assert inputs.data(case(recipe={}, environment=offline)).status == "ok"

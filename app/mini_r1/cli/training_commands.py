@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
@@ -37,8 +38,10 @@ def train(
 
     Supervisor.from_environment().attach()  # first: the imports below take seconds
     from mini_r1.recipe.deepspeed_file import find_deepspeed
+    from mini_r1.recipe.fields import GENERATED
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.run.finished import finished_step_before_loading, print_finished
+    from mini_r1.tasks.countdown.problem_files import data_files
 
     path = find_recipe(recipe)
     loaded = load_recipe(path, overrides or [])
@@ -58,6 +61,11 @@ def train(
         if finished is not None:
             print_finished(console, run, finished)
             return ExitCode.FINISHED
+    if (
+        not loaded.data_on_hub and loaded.dataset_id_or_path != GENERATED
+    ):  # an error of it is known before torch is loaded
+        splits = [loaded.dataset_split, *filter(None, [loaded.dataset_test_split])]
+        data_files(Path(loaded.dataset_id_or_path), loaded.dataset_config, splits)
     with needs_extra("train", deepspeed=sharding is not None, console=console):
         from mini_r1.training.train import train as run_training
     outcome = run_training(loaded, run, sys.argv, console, deepspeed=sharding)

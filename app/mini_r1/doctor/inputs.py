@@ -2,7 +2,6 @@
 for each."""
 
 import difflib
-from contextlib import suppress
 from pathlib import Path
 
 from mini_r1.doctor.case import Case
@@ -62,11 +61,14 @@ def data(case: Case) -> Finding:
         fix = "check dataset_id_or_path; relative paths start in the current folder"
         return fail(f"{name}: no such file", fix, "recipe")
     folder = hub_access.cached_folder(case.environment, name, revision, DATA)
-    with suppress(DataError):
-        splits = [case.recipe.dataset_split, *filter(None, [case.recipe.dataset_test_split])]
-        whole = folder and folder_files(folder, case.recipe.dataset_config, splits, name, deep=True)
-        return _check_hub(case, DATA, name, revision, folder if whole else None)
-    return _check_hub(case, DATA, name, revision, None)
+    splits = [case.recipe.dataset_split, *filter(None, [case.recipe.dataset_test_split])]
+    try:
+        whole = folder and folder_files(folder, case.recipe.dataset_config, splits, f"{name} in the cache", deep=True)
+    except DataError as error:
+        if is_offline(case.environment):
+            return from_error(error)
+        whole = None
+    return _check_hub(case, DATA, name, revision, folder if whole else None)
 
 
 def _check_hub(case: Case, kind: RepoKind, name: str, revision: str | None, cached: Path | None) -> Finding:

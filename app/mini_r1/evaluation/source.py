@@ -148,7 +148,7 @@ def model_source(source: str, problems_file: Path | None, step: int | None) -> S
 def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
     """Return the complete snapshots of a run, newest first; a KitError if there is none, or nothing was held out."""
     recipe = load_recipe(run.recipe_file)
-    if problems_file is None and recipe.test_fraction == 0:
+    if problems_file is None and not recipe.holds_out:
         raise KitError(f"{run.path} held no problems out (test_fraction 0): name a file with --problems")
     complete = run.require_snapshots()
     base = Source(

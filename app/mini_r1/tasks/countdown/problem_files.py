@@ -138,7 +138,8 @@ def folder_files(
     chosen = [choose_split(found, split, place, prefer) for split in splits]
     if missing := missing_parts(Path(name) for each in chosen for name in each):
         raise DataError(
-            f"{place}: {len(missing)} of its files are not here, {missing[0]} among them: copy or fetch it again"
+            f"{place}: {len(missing)} of its files are not here, {missing[0]} among them: copy it again, "
+            "or fetch it (`mini-r1 prefetch RECIPE`)"
         )
     return [[folder / name for name in each] for each in chosen]
 
