@@ -8,7 +8,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from mini_r1.cli.command_tools import describe_interrupted, progress_printer
-from mini_r1.cli.options import PATH, DeepSpeed, GpuMemory, Gpus, RecipeName, RunDirOption, Set
+from mini_r1.cli.options import PATH, DeepSpeed, GpuMemory, Gpus, RunDirOption, Set
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import as_error
@@ -19,32 +19,44 @@ from mini_r1.run.run_dir import RunDir
 
 
 def train(
-    recipe: RecipeName,
+    recipe: Annotated[str | None, Argument(click_type=PATH, help="Recipe file, or name of a shipped recipe.")] = None,
     overrides: Set = None,
     run_dir: RunDirOption = None,
     deepspeed: Annotated[
-        str, Option(click_type=PATH, help="none, zero2, zero3, zero3-offload or a JSON file.")
-    ] = "none",
+        str | None,
+        Option(click_type=PATH, help="none, zero2, zero3, zero3-offload or a JSON file; default: accelerate's."),
+    ] = None,
+    config: Annotated[
+        str | None, Option(click_type=PATH, metavar="RECIPE", help="The recipe, for the original's command.")
+    ] = None,
 ) -> ExitCode:
     """Train a recipe in this process, or resume it from its last checkpoint.
 
-    With several GPUs, use `mini-r1 launch`.
+    With several GPUs, use `mini-r1 launch`; or start one process for each with torchrun or accelerate launch.
 
     Examples:
       mini-r1 train demo-cpu
       mini-r1 train my.yaml --set learning_rate=1e-6 --run-dir runs/lr1e-6
+      torchrun --nproc-per-node 3 -m mini_r1 train my.yaml --deepspeed zero3
     """
     from mini_r1.training.supervised import Supervisor
 
-    Supervisor.from_environment().attach()  # first: the imports below take seconds
+    supervisor = Supervisor.from_environment()
+    supervisor.attach()  # first: the imports below take seconds
+    from mini_r1.launch import torchrun
+    from mini_r1.launch.job import LaunchOptions
     from mini_r1.recipe.deepspeed_file import find_deepspeed
     from mini_r1.recipe.fields import GENERATED
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.run.finished import finished_step_before_loading, print_finished
     from mini_r1.tasks.countdown.problem_files import data_files
+    from mini_r1.training.schedule import refuse_other_workers
 
-    path = find_recipe(recipe)
+    if (recipe is None) == (config is None):
+        raise KitError("name one recipe: `mini-r1 train RECIPE`, or --config RECIPE")
+    path = find_recipe(recipe or config or "")
     loaded = load_recipe(path, overrides or [])
+    deepspeed = deepspeed or torchrun.accelerate_deepspeed(os.environ) or "none"
     sharding = None if deepspeed == "none" else find_deepspeed(deepspeed)
     if os.environ.get("MINI_R1_ACCELERATOR") == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, once imported, has decided by the devices it sees
@@ -56,14 +68,17 @@ def train(
     if unusable:
         raise as_error(unusable)
     run = RunDir(run_dir or effective_output_dir(loaded, path))
-    if "RANK" not in os.environ:  # of several workers rank 0 looks, for all
+    if "RANK" not in os.environ:
+        torchrun.refuse_alone(loaded, sharding, os.environ)
         finished = finished_step_before_loading(run, loaded)
         if finished is not None:
             print_finished(console, run, finished)
             return ExitCode.FINISHED
-    if (
-        not loaded.data_on_hub and loaded.dataset_id_or_path != GENERATED
-    ):  # an error of it is known before torch is loaded
+        refuse_other_workers(run, loaded, 1, 0)
+    elif not supervisor:
+        options = LaunchOptions(str(path), overrides or [], run.path, deepspeed=deepspeed)
+        torchrun.join_workers(options, loaded, run, sharding, os.environ, progress_printer())
+    if not loaded.data_on_hub and loaded.dataset_id_or_path != GENERATED:  # before torch is loaded
         splits = [loaded.dataset_split, *filter(None, [loaded.dataset_test_split])]
         data_files(Path(loaded.dataset_id_or_path), loaded.dataset_config, splits)
     with needs_extra("train", deepspeed=sharding is not None, console=console):

@@ -23,11 +23,14 @@ from mini_r1.launch.supervise import Supervision
 from mini_r1.launch.worker_environment import describe_starts, starts_to_dict, worker_starts
 from mini_r1.launch.workers import Worker, start_workers
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.plan.planner import Plan, make_plan
 from mini_r1.plan.timing import grace_warning
+from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.run.finished import finished_step_before_loading
+from mini_r1.training.schedule import refuse_other_workers
 
 TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets", "tokenizers")
 """Packages that must be the same on all nodes; vLLM runs on node 0 only."""
@@ -88,7 +91,9 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
     """Check this node, and agree with the other nodes on roles and DeepSpeed."""
 
     def decide(devices: list[Sequence[str]]) -> dict[str, Any]:
-        plan, _ = _plan(job, devices)
+        plan, roles = _plan(job, devices)
+        stage = find_deepspeed(plan.deepspeed).stage if plan.deepspeed else 0
+        refuse_other_workers(job.run, job.recipe, roles.num_processes, stage)
         for warning in [*plan.warnings, grace_warning(plan.timing, job.environment)]:
             if warning is not None:
                 job.say(f"warning: {warning}")
@@ -96,14 +101,14 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
 
     if job.nodes.count == 1:
         decision = decide([job.devices.ids])
-        error = _preflight(job)
+        error = check_node(job, job.nodes)
         if stop.name:  # first: a scheduler that signals every process may have ended a check
             raise KitError("stopped before anything was started", ExitCode.INTERRUPTED)
         if error is not None:
             raise error
         channels: dict[int, Channel] = {}
     else:
-        error = _preflight(job)
+        error = check_node(job, job.nodes)
         if stop.name:  # as above; the meeting then reports the stop
             error = None
         me = Introduction(
@@ -120,13 +125,13 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
     return channels, _assign(job, decision["devices"]), decision["deepspeed"]
 
 
-def _preflight(job: Job) -> KitError | None:
-    """Return what is wrong with this node, if anything."""
+def check_node(job: Job, nodes: Nodes | None) -> KitError | None:
+    """Return what is wrong with this node or the run directory, if anything; without `nodes` no port is checked."""
     report = examine_node(
         job.path,
         job.options.overrides,
         devices=job.devices,
-        nodes=job.nodes,
+        nodes=nodes,
         run_dir=job.run.path,
         deepspeed=job.options.deepspeed,
         gpu_memory_gib=job.gpu_memory_gib,

@@ -6,11 +6,11 @@ import signal
 import time
 from collections.abc import Callable
 
+from mini_r1.machine.lifeline import SAME_REQUEST_S
+
 REQUESTS = (signal.SIGTERM, signal.SIGINT)
 NOTICE = signal.SIGUSR1
 """Slurm sends it before a time limit; a SIGTERM that follows still means a stop in order."""
-SAME_S = 2.0
-"""Seconds in which two requests count as one: a scheduler may signal a process and then its group."""
 
 
 class StopOrder:
@@ -28,7 +28,7 @@ class StopOrder:
             return
         if self._requested_at is None:
             self._requested_at = self._clock()
-        elif self._clock() - self._requested_at > SAME_S:
+        elif self._clock() - self._requested_at > SAME_REQUEST_S:
             self.at_once = True
 
     def __enter__(self) -> StopOrder:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mini_r1.console import printable
 from mini_r1.launch.job import Job
 from mini_r1.machine.control_groups import usable_cores
-from mini_r1.machine.lifeline import SUPERVISOR
+from mini_r1.machine.lifeline import SUPERVISOR, VLLM_DEVICE
 from mini_r1.machine.nodes import JOB_TOKEN
 from mini_r1.machine.nvidia import device_index
 from mini_r1.machine.redact import redact
@@ -24,7 +24,7 @@ TAKEN_OUT = {
     "PET_": "torchrun's, set by Kubeflow",
     "GROUP_": "torchrun's",
     "ROLE_": "torchrun's",
-    "MINI_R1_VLLM_DEVICE": "for rank 0 only, and computed",
+    VLLM_DEVICE: "for rank 0 only, and computed",
     "VLLM_USE_V1": "vLLM 0.7.0's other engine, whose worker the kit cannot load weights into",
     JOB_TOKEN: "between launchers only",
 }
@@ -116,7 +116,7 @@ def worker_starts(
             device = "cpu" if on_cpu else node.vllm_device
             if index == nodes.index and not on_cpu:
                 device = device_index(device)
-            own.append(Variable("MINI_R1_VLLM_DEVICE", device, "the only device of the process that generates"))
+            own.append(Variable(VLLM_DEVICE, device, "the only device of the process that generates"))
         starts.append(WorkerStart(rank, index, command, (*own, *shared)))
     return starts
 

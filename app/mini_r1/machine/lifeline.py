@@ -7,8 +7,12 @@ import sys
 
 SUPERVISOR = "MINI_R1_SUPERVISOR"
 """Variable with the launcher's scratch directory, where heartbeats, stacks and the request to stop are written."""
+VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
+"""Variable of rank 0 with vLLM's device: `cpu`, or the value of its CUDA_VISIBLE_DEVICES."""
 STOP_FILE = "stop"
 """The request to stop: holds the name of the signal that the launcher got."""
+SAME_REQUEST_S = 2.0
+"""Seconds in which two requests to stop count as one: a scheduler may signal a process and then its group."""
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2), from linux/prctl.h."""
 

@@ -23,6 +23,7 @@ from mini_r1.run.files import folder_bytes
 from mini_r1.run.manifest import Saved, digests, seal, tidy, verify
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.run_logs import LOGS, describe_lost_logs, sync_logs
+from mini_r1.training.schedule import refuse_other_shards
 from mini_r1.training.world import World
 
 _OF_A_RANK = re.compile(
@@ -184,7 +185,7 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_st
     for saved in checkpoints:
         damage = verify(saved, run.run_id)
         if damage is None:
-            _refuse_other_shards(saved, world_size, zero_stage)
+            refuse_other_shards(saved, world_size, zero_stage)
             run.prune_checkpoints()  # a kill may have come between the last save and its pruning
             lost = describe_lost_logs(run, saved)
             if lost is not None:
@@ -198,20 +199,3 @@ def checkpoint_to_resume(run: RunDir, console: Console, world_size: int, zero_st
     if checkpoints:
         warn("no checkpoint can be used: starting from the beginning")
     return None
-
-
-def _refuse_other_shards(saved: Saved, world_size: int, zero_stage: int) -> None:
-    before, stage = saved.facts.get("world_size", 1), saved.facts.get("zero_stage", 0)
-    if stage != zero_stage:
-        now = f"ZeRO-{zero_stage}" if zero_stage else "none"
-        then = f"DeepSpeed ZeRO-{stage}" if stage else "no DeepSpeed"
-        raise KitError(
-            f"the newest checkpoint (step {saved.step}) was written with {then}, and now it is {now}: start with "
-            f"--deepspeed {f'zero{stage}' if stage else 'none'} again, or choose another --run-dir"
-        )
-    if stage and before != world_size:
-        raise KitError(
-            f"the newest checkpoint (step {saved.step}) was written by {before} workers with DeepSpeed ZeRO, its "
-            f"optimizer state is sharded, and there are {world_size} now: start with {before} workers again "
-            "(deepspeed#5405), or choose another --run-dir"
-        )

@@ -21,13 +21,11 @@ from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
-from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training import adapters, schedule, warm_start
-from mini_r1.training.supervised import Supervisor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from glibc's malloc.h
 KEPT_BYTES = 1 << 30
@@ -217,20 +215,4 @@ def refuse_unsolvable(data: task.TaskData, console: Console = SILENT, stop: Stop
             f"none of the first {len(checked)} training problems of {source} has a solution "
             f"(the first: {list(checked[0].nums)} -> {checked[0].target}): there is nothing to learn from; "
             "`mini-r1 data inspect` counts them all"
-        )
-
-
-def refuse_unlaunched(recipe: Recipe, deepspeed: DeepSpeedFile | None) -> None:
-    """Raise KitError if this process needs the launcher (several GPUs, vLLM, DeepSpeed) and was not started by it."""
-    if recipe.use_vllm and not Supervisor.from_environment():
-        raise KitError(
-            "use_vllm: true needs another device, which `mini-r1 launch` assigns: use that instead of "
-            "`mini-r1 train`, or set use_vllm: false"
-        )
-    if deepspeed is not None and "RANK" not in os.environ:
-        raise KitError("--deepspeed is for workers: use `mini-r1 launch` in place of `mini-r1 train`")
-    if device().type == "cuda" and torch.cuda.device_count() > 1 and "RANK" not in os.environ:
-        raise KitError(
-            f"`mini-r1 train` is one worker and sees {torch.cuda.device_count()} GPUs: "
-            "use `mini-r1 launch`, which starts one for each, or set CUDA_VISIBLE_DEVICES to one of them"
         )

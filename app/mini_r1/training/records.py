@@ -19,13 +19,13 @@ from transformers.utils import logging as transformers_logging
 import mini_r1
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device
+from mini_r1.machine.lifeline import VLLM_DEVICE
 from mini_r1.machine.provenance import code_revision, utc_now, versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.files import write_json, write_jsonl, write_text
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
-from mini_r1.training.rollout_engines import VLLM_DEVICE
 
 if TYPE_CHECKING:
     from mini_r1.training.attempt import Inputs, WorkerContext

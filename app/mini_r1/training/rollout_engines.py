@@ -21,14 +21,13 @@ from trl.models import unwrap_model_for_generation
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.generation.vllm_client import EngineConfig, Generated, VllmEngine
+from mini_r1.machine.lifeline import VLLM_DEVICE
 from mini_r1.recipe.fields import Recipe
 from mini_r1.training.prepare import Policy
 from mini_r1.training.world import World
 
 Prompts = Sequence[Sequence[int]]  # token ids
 SeedOfRank = Callable[[int], int]  # the seed that a rank samples with; an engine for all ranks uses rank 0's
-VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
-"""Set by the launcher for rank 0: vLLM's device, `cpu` or the value of its CUDA_VISIBLE_DEVICES."""
 VERIFY_SYNC = "MINI_R1_VERIFY_SYNC"
 """Set to 1 by `mini-r1 doctor --smoke`: see `SyncCheck`."""
 VERIFIED_TOKENS = 16

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from mini_r1.errors import KitError
 from mini_r1.recipe.fields import Recipe
+from mini_r1.run.manifest import Saved
+from mini_r1.run.run_dir import RunDir
+from mini_r1.values import number
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +60,31 @@ def run_order(rows: int, count: int, seed: int) -> list[int]:
         random.Random(f"{seed}/{epoch}").shuffle(epoch_order)
         order += epoch_order
     return order[:count]
+
+
+def refuse_other_workers(run: RunDir, recipe: Recipe, workers: int, zero_stage: int) -> None:
+    """Raise KitError if this many workers, with this ZeRO stage, can't resume a run; asked before torch is loaded."""
+    checkpoints = run.complete_checkpoints()
+    if checkpoints and run.read_state().get("state") != "finished":
+        refuse_other_shards(checkpoints[0], workers, zero_stage)
+        prompts = number(run.read_record().get("prompts_per_step"))
+        if prompts:
+            accumulation_steps(int(prompts), recipe.per_device_train_batch_size, workers)
+
+
+def refuse_other_shards(saved: Saved, world_size: int, zero_stage: int) -> None:
+    """Raise KitError if a checkpoint's state is sharded in another way than these workers'; stage 0: no DeepSpeed."""
+    before, stage = saved.facts.get("world_size", 1), saved.facts.get("zero_stage", 0)
+    if stage != zero_stage:
+        now = f"ZeRO-{zero_stage}" if zero_stage else "none"
+        then = f"DeepSpeed ZeRO-{stage}" if stage else "no DeepSpeed"
+        raise KitError(
+            f"the newest checkpoint (step {saved.step}) was written with {then}, and now it is {now}: start with "
+            f"--deepspeed {f'zero{stage}' if stage else 'none'} again, or choose another --run-dir"
+        )
+    if stage and before != world_size:
+        raise KitError(
+            f"the newest checkpoint (step {saved.step}) was written by {before} workers with DeepSpeed ZeRO, its "
+            f"optimizer state is sharded, and there are {world_size} now: start with {before} workers again "
+            "(deepspeed#5405), or choose another --run-dir"
+        )

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mini_r1.errors import STOPPING, ExitCode
-from mini_r1.machine.lifeline import STOP_FILE, SUPERVISOR, Lifeline
+from mini_r1.machine.lifeline import SAME_REQUEST_S, STOP_FILE, SUPERVISOR, Lifeline
 from mini_r1.machine.processes import this_process
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import write_json
@@ -140,6 +140,7 @@ class StopRequest:
         self._supervisor = supervisor
         self._world = world
         self._own: str | None = None
+        self._asked_at = 0.0
         self._known = False
         self._checked_at = -LOOK_EVERY_S
 
@@ -172,8 +173,11 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._own is not None and not self._supervisor:
+            # torchrun passes on a signal that a scheduler may have sent to its workers, too.
+            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._asked_at <= SAME_REQUEST_S:
+                return
             os._exit(ExitCode.INTERRUPTED)  # without saving; the last complete checkpoint remains
-        self._own = signal.Signals(number).name
+        self._own, self._asked_at = signal.Signals(number).name, time.monotonic()
         if not self._supervisor:
             # os.write and not print: a handler may run in the middle of another print.
             text = f"\n{self._own}: {STOPPING}\n"

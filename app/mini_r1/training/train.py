@@ -39,7 +39,6 @@ def train(
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
         Stopped: asked to stop before an attempt began.
     """
-    prepare.refuse_unlaunched(recipe, deepspeed)
     refuse_broken_gpu()
     prepare.tune_cpu(recipe)
     supervisor = Supervisor.from_environment()

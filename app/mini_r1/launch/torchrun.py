@@ -1,0 +1,187 @@
+"""Workers that torchrun or `accelerate launch` started, which uses torchrun: what the launcher decides for its own.
+
+Both set RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Every worker prepares its own
+environment before torch is imported, the first worker of each node compares their number with its devices, and rank 0
+checks its node and the run directory, as `mini-r1 launch` does. docs/launch.md says what is lost without the launcher.
+"""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+
+from mini_r1.console import printable
+from mini_r1.errors import KitError
+from mini_r1.launch.job import Job, LaunchOptions, Say
+from mini_r1.launch.launcher import check_node
+from mini_r1.machine.devices import ACCELERATOR, VISIBLE, Devices, given_devices
+from mini_r1.machine.lifeline import VLLM_DEVICE
+from mini_r1.machine.nodes import Nodes
+from mini_r1.machine.nvidia import device_index, lacks_p2p, read_driver, smallest_gpu_gib
+from mini_r1.machine.roles import assign
+from mini_r1.plan.planner import make_plan
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile
+from mini_r1.recipe.fields import Recipe
+from mini_r1.run.run_dir import RunDir
+from mini_r1.training.schedule import refuse_other_workers
+
+VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+OVERRIDING = ("ACCELERATE_", "FSDP_")
+"""Prefixes of `accelerate launch`'s settings, which would override the recipe's in accelerate itself."""
+ZERO_FILES = {("2", "none", "none"): "zero2", ("3", "none", "none"): "zero3", ("3", "cpu", "cpu"): "zero3-offload"}
+"""Shipped DeepSpeed configurations, by accelerate's ZeRO stage and where it offloads optimizer and parameters."""
+YAML = "configs/accelerate/deepspeed_zero3.yaml"
+
+
+def accelerate_deepspeed(environment: Mapping[str, str]) -> str | None:
+    """Return the DeepSpeed configuration of accelerate 1.3.0's variables: a shipped one's name, a path, or None."""
+
+    def given(name: str, default: str = "none") -> str:
+        return environment.get(f"ACCELERATE_{name}", default).lower()
+
+    for name in ("FSDP", "MEGATRON_LM"):
+        if given(f"USE_{name}") == "true":
+            raise KitError(
+                f"accelerate is configured for {name}, and the kit shards with DeepSpeed: use --config_file {YAML}"
+            )
+    if given("USE_DEEPSPEED") != "true":
+        return None
+    if given("DEEPSPEED_CONFIG_FILE") != "none":
+        return environment["ACCELERATE_DEEPSPEED_CONFIG_FILE"]
+    stage, optimizer, parameters = key = (
+        given("DEEPSPEED_ZERO_STAGE", "2"),
+        given("DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
+        given("DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
+    )
+    if key not in ZERO_FILES:
+        raise KitError(
+            f"accelerate is configured for ZeRO stage {printable(stage)} (optimizer offloaded to "
+            f"{printable(optimizer)}, parameters to {printable(parameters)}), which the kit does not ship: use "
+            f"--config_file {YAML}, or give --deepspeed a JSON file"
+        )
+    return ZERO_FILES[key]
+
+
+def join_workers(
+    options: LaunchOptions,
+    recipe: Recipe,
+    run: RunDir,
+    sharding: DeepSpeedFile | None,
+    environment: MutableMapping[str, str],
+    say: Say,
+) -> None:
+    """Prepare this worker's environment, before torch is imported; raise KitError if the run can't start like this."""
+    rank, local_rank, world, local_world = _read_workers(environment, recipe)
+    devices = given_devices(environment)
+    on_first_node = rank == local_rank  # ranks are numbered node by node
+    has_agent = "TORCHELASTIC_RUN_ID" in environment  # torchrun, which ends the other workers after an error of one
+    if local_rank == 0 or not has_agent:
+        _refuse_number(recipe, devices, local_world, on_first_node)
+    training = devices.ids[:-1] if recipe.use_vllm and on_first_node else devices.ids
+    if rank == 0 and recipe.use_vllm:
+        environment[VLLM_DEVICE] = "cpu" if devices.on_cpu else device_index(devices.ids[-1])
+    if rank == 0 and has_agent:
+        nodes = Nodes(1, 0, "", 0, "torchrun", None)
+        memory = None if devices.on_cpu else smallest_gpu_gib(read_driver(devices.ids))
+        job = Job(options, Path(options.recipe), recipe, run, devices, nodes, memory, environment, say)
+        _check(job, sharding, world, world - local_world)
+    for name in [name for name in environment if name.startswith(OVERRIDING)]:
+        del environment[name]
+    if devices.on_cpu:
+        environment.update({ACCELERATOR: "cpu", VISIBLE: "", "DS_ACCELERATOR": "cpu"})
+    else:
+        environment.update({VISIBLE: ",".join(training), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
+        for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE") if lacks_p2p() else ():
+            environment.setdefault(name, "1")
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a loader process
+
+
+def refuse_alone(recipe: Recipe, deepspeed: DeepSpeedFile | None, environment: Mapping[str, str]) -> None:
+    """Raise KitError if one worker alone can't train the recipe: it needs vLLM or DeepSpeed, or has several GPUs."""
+    if recipe.use_vllm:
+        raise KitError(
+            "use_vllm: true needs another device, which `mini-r1 launch` assigns: use that instead of "
+            "`mini-r1 train`, or set use_vllm: false"
+        )
+    if deepspeed is not None:
+        raise KitError("--deepspeed is for workers: use `mini-r1 launch` in place of `mini-r1 train`")
+    devices = given_devices(environment)
+    if len(devices.ids) > 1 and not devices.on_cpu:
+        raise KitError(
+            f"`mini-r1 train` is one worker and sees {len(devices.ids)} GPUs: use `mini-r1 launch`, which starts one "
+            f"for each, or set {VISIBLE} to one of them"
+        )
+
+
+def _read_workers(environment: Mapping[str, str], recipe: Recipe) -> tuple[int, int, int, int]:
+    """Return the values of VARIABLES; without vLLM the last one may be missing, as if all workers were on one node."""
+    values = {name: environment.get(name, "") for name in VARIABLES}
+    if not recipe.use_vllm:
+        values["LOCAL_WORLD_SIZE"] = values["LOCAL_WORLD_SIZE"] or values["WORLD_SIZE"]
+    wrong = [f"{name}={printable(value)}" for name, value in values.items() if not _is_number(value)]
+    if wrong:
+        raise KitError(
+            f"RANK is set, and {', '.join(wrong)}: torchrun and accelerate launch set {', '.join(VARIABLES)} to whole "
+            "numbers. Start the workers with one of these, or use `mini-r1 launch`"
+        )
+    rank, local_rank, world, local_world = map(int, values.values())
+    return rank, local_rank, world, local_world
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
+def _refuse_number(recipe: Recipe, devices: Devices, workers: int, on_first_node: bool) -> None:
+    """Raise KitError if a node has too many workers for its devices, or on node 0 no device or several for vLLM."""
+    with_vllm, count = recipe.use_vllm and on_first_node, len(devices.ids)
+    right = assign([devices.ids], use_vllm=with_vllm, on_cpu=devices.on_cpu).nodes[0].workers
+    if (not devices.ids and not with_vllm) or workers == right or (workers < right and not with_vllm):
+        return
+    node = "node 0" if on_first_node else "this node"
+    kind = "slots" if devices.on_cpu else "GPUs"
+    ways = [
+        f"start {right} there: torchrun --nproc-per-node {right}, accelerate launch --num_processes {right} (times "
+        "the number of machines)"
+    ]
+    if with_vllm and workers < count:
+        ways.append(f"set {VISIBLE}={','.join(devices.ids[: workers + 1])}")
+    if with_vllm:
+        ways.append("set use_vllm: false")
+    why = "use_vllm: true takes the last one, and each of the others needs a worker" if with_vllm else "one for each"
+    raise KitError(
+        f"{node} has {count} {kind} ({devices.source}) and {workers} worker{'s' * (workers > 1)}; {why}: "
+        f"{', or '.join(ways)}"
+    )
+
+
+def _check(job: Job, sharding: DeepSpeedFile | None, world: int, elsewhere: int) -> None:
+    """Check node 0, the plan of all workers and the run directory; `elsewhere` is the number of workers on others."""
+    recipe, on_cpu = job.recipe, job.devices.on_cpu
+    refuse_other_workers(job.run, recipe, world, sharding.stage if sharding else 0)
+    own = job.devices.ids or tuple(map(str, range(world - elsewhere)))
+    others = [list(map(str, range(elsewhere)))] if elsewhere else []
+    roles = assign([own, *others], use_vllm=recipe.use_vllm, on_cpu=on_cpu)
+    memory, deepspeed = job.gpu_memory_gib, job.options.deepspeed
+    plan = make_plan(recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
+    if plan.errors:
+        raise KitError("\n".join(plan.errors))
+    error = check_node(job, None)  # torchrun listens on the port already
+    if error is not None:
+        raise error
+    for warning in [*plan.warnings[len(recipe.warnings()) :], *_unused(recipe, job.environment)]:
+        job.say(f"warning: {warning}")
+    vllm = f", vLLM on node 0's last device ({roles.vllm_device})" if roles.vllm_device else ", no vLLM"
+    job.say(f"{world} workers, started by torchrun{vllm}; DeepSpeed: {deepspeed}; run directory {job.run.path}")
+
+
+def _unused(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[str]:
+    """Yield the settings of accelerate that differ from the recipe's, which counts."""
+    ours = {
+        "MIXED_PRECISION": "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "no",
+        "GRADIENT_ACCUMULATION_STEPS": str(recipe.gradient_accumulation_steps),
+        "GRADIENT_CLIPPING": str(recipe.max_grad_norm),
+        "DYNAMO_BACKEND": "no",
+    }
+    for name, value in ours.items():
+        theirs = environment.get(f"ACCELERATE_{name}", "auto").lower()
+        if theirs not in ("auto", "none", value):
+            yield f"accelerate's {name.lower()}, {printable(theirs)}, is not used: by the recipe it is {value}"
