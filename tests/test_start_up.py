@@ -46,14 +46,16 @@ def start(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def a_run_with_a_step(path: Path, recipe: Path) -> RunDir:
+def a_run_with_a_step(path: Path, recipe: Path, **facts: int) -> RunDir:
     """Make the files of a run with a checkpoint that a new start reads."""
     run = RunDir(path)
     run.checkpoints.mkdir(parents=True)
     run.recipe_file.write_text(dump_recipe(load_recipe(recipe)))
     (run.checkpoints / "part").mkdir()
     (run.checkpoints / "part" / "weights").write_text("")
-    seal(run.checkpoints / "part", run.checkpoints / "step-2", run_id="x", world_size=1, zero_stage=0)
+    seal(
+        run.checkpoints / "part", run.checkpoints / "step-2", run_id="x", **{"world_size": 1, "zero_stage": 0, **facts}
+    )
     return run
 
 
@@ -70,6 +72,46 @@ def test_a_run_of_another_recipe_is_refused_without_torch(
     assert done.returncode == 78, done.stderr
     assert "learning_rate: the run has 0.001, the recipe has 0.002" in done.stderr
     assert "importing" not in done.stderr
+
+
+WORKER = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "facts", "said"),
+    [
+        (("train",), {}, {"world_size": 3, "zero_stage": 3}, "was written with DeepSpeed ZeRO-3, and now it is none"),
+        (("launch",), {}, {"world_size": 3, "zero_stage": 3}, "was written with DeepSpeed ZeRO-3, and now it is none"),
+        (("train", "--deepspeed", "zero2"), WORKER, {"world_size": 3, "zero_stage": 2}, "start with 3 workers again"),
+        (
+            ("launch", "--gpus", "2", "--deepspeed", "zero2"), {}, {"world_size": 3, "zero_stage": 2},
+            "start with 3 workers again",
+        ),
+        (("train",), WORKER, {"world_size": 1}, "has 3 prompts, and 2 workers"),
+        (("launch", "--gpus", "2"), {}, {"world_size": 1}, "has 3 prompts, and 2 workers"),
+        (("train", "--set", "learning_rate=1"), WORKER, {}, "learning_rate: the run has 0.001, the recipe has 1.0"),
+        (("train", "--set", "use_vllm=true"), WORKER, {}, "use_vllm: true, but there is no GPU"),
+        (("train", "--config", "demo-cpu"), {}, {}, "name one recipe"),
+    ],
+)  # fmt: skip
+def test_what_cannot_resume_a_run_is_refused_without_torch(
+    start: Callable[..., subprocess.CompletedProcess[str]],
+    small_recipe: Callable[..., Path],
+    tmp_path: Path,
+    command: tuple[str, ...],
+    environment: dict[str, str],
+    facts: dict[str, int],
+    said: str,
+) -> None:
+    recipe = small_recipe("first", per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    run = a_run_with_a_step(tmp_path / "run", recipe, **facts)
+    write_json(run.run_file, {"run_id": "x", "prompts_per_step": 3})
+    name, *options = command
+    done = start(name, recipe, "--run-dir", run.path, *options, MINI_R1_ACCELERATOR="cpu", **environment)
+    assert done.returncode == 78, done.stderr
+    assert said in done.stderr
+    assert "importing" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["train", "launch"])

@@ -50,11 +50,10 @@ def no_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def join(environment: Mapping[str, str], folder: Path, **values: object) -> tuple[dict[str, str], list[str]]:
     """Return what becomes of a worker's environment, and what it prints."""
-    recipe = Recipe(**{"model_name_or_path": "builtin:demo", "max_steps": 1, **values})  # type: ignore[arg-type]
+    recipe = Recipe(**{"model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct", "max_steps": 1, **values})  # type: ignore[arg-type]
+    options, run = LaunchOptions("qwen.yaml", deepspeed="none"), RunDir(folder / "run")
     changed, said = dict(environment), list[str]()
-    join_workers(
-        LaunchOptions("demo-cpu", deepspeed="none"), recipe, RunDir(folder / "run"), None, changed, said.append
-    )
+    join_workers(options, recipe, run, None, changed, said.append)
     return changed, said
 
 
@@ -91,7 +90,7 @@ def test_each_number_in_the_error_works(count: int, devices: int, tmp_path: Path
     number = re.search("--nproc-per-node ([0-9]+)", text)
     assert number is not None
     assert join(workers(int(number[1]), devices), tmp_path, use_vllm=True)[0]["MINI_R1_VLLM_DEVICE"] == "cpu"
-    fewer = re.search("CUDA_VISIBLE_DEVICES=([0-9,]+)", text)
+    fewer = re.search("set CUDA_VISIBLE_DEVICES=([0-9,]+)", text)
     assert (fewer is not None) == (count < devices)
     if fewer is not None:
         shown = {**workers(count, devices), "CUDA_VISIBLE_DEVICES": fewer[1].rstrip(",")}
@@ -101,17 +100,10 @@ def test_each_number_in_the_error_works(count: int, devices: int, tmp_path: Path
 
 
 @pytest.mark.usefixtures("no_check")
-@pytest.mark.parametrize(
-    ("environment", "said"),
-    [
-        (workers(2, 3), "2 workers"),
-        (workers(3, 3), "3 workers"),
-        (workers(2, 0), "2 workers"),
-        (workers(1, 3), "1 worker"),
-    ],
-)
-def test_without_vllm_there_may_be_fewer_workers(environment: dict[str, str], said: str, tmp_path: Path) -> None:
-    assert said in "".join(join(environment, tmp_path)[1])
+@pytest.mark.parametrize(("count", "devices"), [(2, 3), (3, 3), (2, 0), (1, 3)])
+def test_without_vllm_there_may_be_fewer_workers(count: int, devices: int, tmp_path: Path) -> None:
+    environment = workers(count, devices)
+    assert "no vLLM" in join(environment, tmp_path)[1][-1]
     del environment["LOCAL_WORLD_SIZE"]
     join(environment, tmp_path)
     assert "one for each" in refusal(workers(4, 3), tmp_path)
@@ -264,9 +256,7 @@ def test_two_uneven_nodes_one_by_accelerate_one_by_torchrun(recipe: Path, tmp_pa
     zero3 = ("--deepspeed", "zero3")
     with (
         Agent("accelerate", *first, "--main_process_port", port, *train, slots=2, log=tmp_path / "0.txt") as zero,
-        Agent(
-            "torchrun", *second, "--master-port", port, *train, "--deepspeed", "zero3", slots=2, log=tmp_path / "1.txt"
-        ) as one,
+        Agent("torchrun", *second, "--master-port", port, *train, *zero3, slots=2, log=tmp_path / "1.txt") as one,
     ):
         assert (zero.wait(), one.wait()) == (0, 0), zero.said + one.said
     assert_finished(run, 3, 3)

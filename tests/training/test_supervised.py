@@ -96,6 +96,25 @@ def test_a_start_stopped_before_its_attempt_leaves_nothing(small_recipe: Callabl
     assert not run.exists()
 
 
+@pytest.mark.parametrize(("agent", "later", "ends"), [("none", 1.9, False), ("none", 2.1, True), (None, 0.1, True)])
+def test_torchrun_passes_a_signal_on_that_a_worker_may_have_got(
+    agent: str | None, later: float, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same signal again within 2 s is the same request; without torchrun a second one exits at once."""
+    now, ended = [5.0], list[int]()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    if agent is not None:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", agent)
+    stop = StopRequest(Supervisor(None, 0), World(60))
+    stop._handle(signal.SIGTERM, None)
+    now[0] += later
+    stop._handle(signal.SIGTERM, None)
+    assert ended == [143] * ends
+    assert stop.signal_name == "SIGTERM"
+
+
 def test_without_a_launcher_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINI_R1_SUPERVISOR", raising=False)
     monkeypatch.chdir(tmp_path)

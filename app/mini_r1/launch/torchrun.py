@@ -20,6 +20,7 @@ from mini_r1.machine.roles import assign
 from mini_r1.plan.planner import make_plan
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.shipped_files import shipped_files
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.schedule import refuse_other_workers
 
@@ -28,7 +29,6 @@ OVERRIDING = ("ACCELERATE_", "FSDP_")
 """Prefixes of `accelerate launch`'s settings, which would override the recipe's in accelerate itself."""
 ZERO_FILES = {("2", "none", "none"): "zero2", ("3", "none", "none"): "zero3", ("3", "cpu", "cpu"): "zero3-offload"}
 """Shipped DeepSpeed configurations, by accelerate's ZeRO stage and where it offloads optimizer and parameters."""
-YAML = "configs/accelerate/deepspeed_zero3.yaml"
 
 
 def accelerate_deepspeed(environment: Mapping[str, str]) -> str | None:
@@ -37,10 +37,11 @@ def accelerate_deepspeed(environment: Mapping[str, str]) -> str | None:
     def given(name: str, default: str = "none") -> str:
         return environment.get(f"ACCELERATE_{name}", default).lower()
 
+    own = shipped_files("accelerate").get("deepspeed_zero3")
     for name in ("FSDP", "MEGATRON_LM"):
         if given(f"USE_{name}") == "true":
             raise KitError(
-                f"accelerate is configured for {name}, and the kit shards with DeepSpeed: use --config_file {YAML}"
+                f"accelerate is configured for {name}, and the kit shards with DeepSpeed: use --config_file {own}"
             )
     if given("USE_DEEPSPEED") != "true":
         return None
@@ -55,7 +56,7 @@ def accelerate_deepspeed(environment: Mapping[str, str]) -> str | None:
         raise KitError(
             f"accelerate is configured for ZeRO stage {printable(stage)} (optimizer offloaded to "
             f"{printable(optimizer)}, parameters to {printable(parameters)}), which the kit does not ship: use "
-            f"--config_file {YAML}, or give --deepspeed a JSON file"
+            f"--config_file {own}, or give --deepspeed a JSON file"
         )
     return ZERO_FILES[key]
 
