@@ -91,7 +91,7 @@ def find_nodes(
     _refuse_process_per_gpu(environment)
     scheduled = None
     if count != 1 and (count is None or index is None or not address):
-        scheduled = _read_slurm(environment, address) or _read_platform(environment, address)
+        scheduled = _read_slurm(environment, address) or _read_platform(environment, index, address, port)
         if scheduled is None and count is None:
             _refuse_other_scheduler(environment)
     if scheduled is None:
@@ -247,7 +247,10 @@ def _step_hosts(environment: Mapping[str, str], count: int, index: int, componen
     return hosts
 
 
-def _read_platform(environment: Mapping[str, str], address: str | None) -> Nodes | None:
+def _read_platform(
+    environment: Mapping[str, str], index: int | None, address: str | None, port: int | None
+) -> Nodes | None:
+    """Return the nodes of a platform, with what flags give and it does not; None without one."""
     if "PET_RDZV_ENDPOINT" in environment or ":" in environment.get("PET_NNODES", ""):
         raise KitError(
             "this PyTorchJob is elastic (Worker replicas only, or elasticPolicy): mini-r1 launch needs a Master replica"
@@ -267,6 +270,8 @@ def _read_platform(environment: Mapping[str, str], address: str | None) -> Nodes
         return Nodes(1, 0, "127.0.0.1", DEFAULT_PORT, platform.name, None)
     address = address or next((environment[name] for name in platform.address if environment.get(name)), "")
     indices = {name: number for name in platform.index if (number := _read_number(environment, name)) is not None}
+    if index is not None and not indices:
+        indices = {"--node-index": index}
     if not indices or not address:
         name = platform.address[0] if indices else platform.index[0]
         fix = f"{MISSING[name].format(count=count)}, or " if name in MISSING else ""
@@ -277,7 +282,11 @@ def _read_platform(environment: Mapping[str, str], address: str | None) -> Nodes
     name, index = next(iter(indices.items()))
     if index >= count and platform.count == "MINI_R1_NODES":
         raise KitError(f"{name} {index}, but MINI_R1_NODES={count}: set it to the Job's completions")
-    port = _check_port(_read_number(environment, *platform.port), platform.port[0]) or job_port(address)
+    if port is None:
+        port = _read_number(environment, *platform.port) or job_port(address)
+        if not 1_024 <= port <= 65_534:
+            name = next(name for name in platform.port if environment.get(name))
+            raise KitError(f"{name} {port}: must be between 1024 and 65534 (the next one is used too); or give --port")
     return Nodes(count, _check_index(index, count, name), address, port, platform.name, address)
 
 
@@ -296,9 +305,3 @@ def _check_index(index: int, count: int, name: str) -> int:
     if index >= count:
         raise KitError(f"{name} {index}: there are {count} nodes, counted from 0")
     return index
-
-
-def _check_port(port: int | None, name: str) -> int | None:
-    if port is not None and not 1_024 <= port <= 65_534:
-        raise KitError(f"{name} {port}: must be between 1024 and 65534 (the next one is used too)")
-    return port
