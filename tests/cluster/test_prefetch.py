@@ -328,7 +328,10 @@ SPLITS = {
         ({"dataset_config": "a", "dataset_test_split": "test"}, ["a/te.csv", "a/tr.csv"]),
         ({"dataset_config": "a", "dataset_split": "test"}, ["a/te.csv"]),
         ({"dataset_config": "b"}, ["b.jsonl"]),
-        ({}, "nobody/splits has several configurations: choose one with dataset_config, a, b"),
+        (
+            {},
+            "nobody/splits has several configurations: choose one with dataset_config (`data inspect`: --config), a, b",
+        ),
         ({"dataset_config": "c"}, "nobody/splits has no configuration 'c'; there are: a, b"),
         (
             {"dataset_config": "a", "dataset_test_split": "dev"},

@@ -214,7 +214,7 @@ DEFAULT = {
         (CONFIGS, "four", "train", [4]),
         (CONFIGS, "four", "test", [5]),
         (CONFIGS, "three", "dev", "has no split 'dev'; there are: train, test"),
-        (CONFIGS, None, None, "has several configurations: choose one with dataset_config, three, four"),
+        (CONFIGS, None, None, "has several configurations: choose one with dataset_config .*, three, four"),
         (CONFIGS, "five", None, "has no configuration 'five'; there are: three, four"),
         (DEFAULT, None, None, [2]),
         (DEFAULT, "a", "train", [1]),
@@ -226,8 +226,8 @@ DEFAULT = {
         ({"rows.jsonl": 1, "more.jsonl": 2}, None, None, [2, 1]),
         ({"0000.parquet": 1}, None, "train", [1]),
         ({"all-00000-of-00001.parquet": 1}, None, None, [1]),
-        ({"test.jsonl": 1}, None, None, "has no split 'train': choose one with dataset_split, test"),
-        ({"dev.jsonl": 1, "test.jsonl": 2}, None, None, "choose one with dataset_split, validation, test"),
+        ({"test.jsonl": 1}, None, None, "has no split 'train': name a file, or choose .*--split.*, test"),
+        ({"dev.jsonl": 1, "test.jsonl": 2}, None, None, "choose with dataset_split .*, validation, test"),
         ({"rows.jsonl": 1, "rows.csv": 2}, None, None, "split 'train' has .csv and .jsonl files: name one file"),
         ({"rows.jsonl": 1, "sub/other.jsonl": 2, "sub/deep/x.parquet": 3}, None, None, [1]),
         ({"rows.jsonl": 1, ".hidden.jsonl": 2, "_tmp.jsonl": 3, "config.json": "{}"}, None, None, [1]),
@@ -270,6 +270,20 @@ def test_a_file_has_no_configuration_and_one_split(tmp_path: Path) -> None:
             data_files(file, config, [split])
         with pytest.raises(DataError, match="generated problems have no configurations and no splits"):
             load("generated", config=config, split=split)
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["train.csv", "test.csv", "dev.csv"], "test.csv"),
+        (["train.csv", "dev.csv"], "train.csv"),
+        (["dev.csv"], "dev.csv"),
+        (["rows.csv"], "rows.csv"),
+    ],
+)
+def test_an_evaluation_prefers_the_test_split(folder: Folder, names: list[str], chosen: str) -> None:
+    path = folder(**dict.fromkeys(names, 1))
+    assert data_files(path, prefer="test") == [[path / chosen]]
 
 
 def test_a_test_split_is_held_out_whole_and_leaks_nothing(folder: Folder) -> None:

@@ -59,7 +59,10 @@ def list_splits(names: Iterable[str], readme: str, config: str | None, place: st
         name for name in known if name == ONLY_CONFIG or configs[name].get("default") is True or len(known) == 1
     ]
     if config is None and not defaults:
-        raise DataError(f"{place} has several configurations: choose one with dataset_config, {', '.join(known)}")
+        raise DataError(
+            f"{place} has several configurations: choose one with dataset_config (`data inspect`: --config), "
+            f"{', '.join(known)}"
+        )
     chosen = config or defaults[0]
     if chosen not in known:
         raise DataError(f"{place} has no configuration '{chosen}'; there are: {', '.join(known)}")
@@ -80,17 +83,23 @@ def list_splits(names: Iterable[str], readme: str, config: str | None, place: st
 
 
 def choose_split(splits: Splits, split: str | None, place: str, prefer: str = "train") -> list[str]:
-    """Return the files of a split; by default those of `prefer`, or of the only split unless its name is a test's.
+    """Return the files of a split; by default those of `prefer`, else of `train`, else of the only one.
+
+    To train on, a single split is not taken if its name is a test's.
 
     Raises:
         DataError: with the splits that there are, and for a split with several kinds of files.
     """
-    only = next(iter(splits)) if len(splits) == 1 and KEYWORDS.get(next(iter(splits)), "train") == "train" else None
-    name = split or (prefer if prefer in splits else "train" if "train" in splits else only)
+    fit = [name for name in splits if prefer != "train" or KEYWORDS.get(name, "train") == "train"]
+    names = [name for name in (prefer, "train") if name in splits] or (fit if len(splits) == 1 else [])
+    name = split or next(iter(names), None)
     if not any(splits.values()):
         raise DataError(f"{place}: no data here; {', '.join(SUFFIXES)} files can be read")
     if name is None:
-        raise DataError(f"{place} has no split '{prefer}': choose one with dataset_split, {', '.join(splits)}")
+        raise DataError(
+            f"{place} has no split '{prefer}': name a file, or choose with dataset_split (`data inspect`: --split), "
+            f"{', '.join(splits)}"
+        )
     if not splits.get(name):
         raise DataError(f"{place} has no split '{name}'; there are: {', '.join(k for k, v in splits.items() if v)}")
     if len(kinds := {Path(file).suffix.lower() for file in splits[name]}) > 1:
