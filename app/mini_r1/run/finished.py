@@ -28,7 +28,7 @@ def _describe_continuing(run: RunDir, recipe: Recipe, snapshot: Path) -> str:
     warm_start = " --set warm_start=null" if recipe.warm_start else ""
     return (
         "A run keeps its length, for which its learning rate is planned. To train on from its weights, start a new run "
-        "with the further steps as max_steps; its KL term compares with these weights:\n"
+        "with the further steps as max_steps and your other options; its KL term compares with these weights:\n"
         f"  mini-r1 launch RECIPE --run-dir {run.path}-continued --set model_name_or_path={snapshot}{warm_start} "
         "--set max_steps=N"
     )
