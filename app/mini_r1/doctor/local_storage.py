@@ -13,6 +13,7 @@ from mini_r1.disk_errors import existing
 from mini_r1.doctor.case import GIB, Case
 from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.paths import cache_home, expand_user, hub_cache, is_offline
+from mini_r1.machine.writable_home import move_caches
 from mini_r1.run.files import SCRATCH, folder_bytes
 from mini_r1.run.run_dir import STARTUP_FILES, RunDir
 
@@ -97,8 +98,11 @@ def disk(case: Case) -> Finding:
 
 def caches(case: Case) -> Finding:
     """Model files and compiled code are cached where it is safe and can be written."""
-    environment, hub = case.environment, hub_cache(case.environment)
-    findings = [ok(f"the hub's cache {hub} ({filesystem(case, hub)})")]
+    changes, moved = move_caches(case.environment)
+    environment = {**case.environment, **changes}
+    hub = hub_cache(environment)
+    findings = [ok(moved)] if moved else []
+    findings.append(ok(f"the hub's cache {hub} ({filesystem(case, hub)})"))
     places = {} if is_offline(environment) else {"HF_HOME": (hub, HUB_HARM)}
     for variable, default in NODE_CACHES.items():
         given = environment.get(variable) or default.format(XDG_CACHE_HOME=cache_home(environment))

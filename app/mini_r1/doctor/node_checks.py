@@ -29,6 +29,7 @@ from mini_r1.machine.heavy_imports import INSTALL
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
 from mini_r1.machine.redact import redact
+from mini_r1.machine.writable_home import move_caches
 from mini_r1.plan.planner import AUTO, Plan
 from mini_r1.plan.recipe_plans import Hardware, plan_for
 from mini_r1.recipe.fields import Recipe
@@ -191,6 +192,7 @@ def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list
     for override in overrides:
         command += ["--set", override]
     variables = {name: value for name, value in case.environment.items() if name not in LAUNCHER_VARIABLES}
+    variables |= move_caches(case.environment)[0]
     if case.uses_gpus:
         variables |= {"CUDA_VISIBLE_DEVICES": ",".join(case.devices.ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     else:

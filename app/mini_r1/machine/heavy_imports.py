@@ -11,8 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mini_r1.console import progress_console
 from mini_r1.errors import KitError, first_line
 from mini_r1.machine.provenance import versions
+from mini_r1.machine.writable_home import move_caches
 
 INSTALL = "install the locked packages: `make install` in the kit's folder, or use the image"
 """For what `make install` brings: everything but vLLM, bitsandbytes and flash-attn."""
@@ -27,6 +29,10 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
 
     Raise KitError if a package is missing, or DeepSpeed is used and cannot be imported.
     """
+    changes, moved = move_caches(os.environ)
+    os.environ.update(changes)
+    if moved:
+        (console or progress_console()).print(moved, style="dim", markup=False)
     if console is not None:
         console.print("loading torch, transformers and TRL", style="dim")
     # TRL imports an installed DeepSpeed, which takes a second; and vLLM, which the kit runs in another process.
