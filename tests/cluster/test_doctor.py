@@ -16,7 +16,7 @@ import pytest
 from mini_r1.doctor import node_checks
 from mini_r1.doctor.case import Case
 from mini_r1.doctor.node_checks import CHECKS, Report, examine_node, run_torch_checks
-from mini_r1.findings import Finding, exit_code, fail, ok, warn, worst
+from mini_r1.findings import Finding, exit_code, fail, ok, skip, warn, worst
 from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.recipe.fields import Recipe
@@ -59,7 +59,7 @@ def test_a_recipe_that_can_run_here_gets_0_and_nothing_is_left(mini_r1: Kit, tmp
 
 
 def test_the_node_alone_is_a_table_with_a_line_for_each_check(mini_r1: Kit, tmp_path: Path) -> None:
-    done = mini_r1("doctor", cwd=tmp_path)
+    done = mini_r1("doctor", "--all", cwd=tmp_path)
     assert done.returncode == 0, done.stdout
     for name in CHECKS:
         assert name in done.stdout
@@ -169,10 +169,32 @@ def test_text_of_a_device_or_an_environment_is_escaped() -> None:
 
     report = Report("host", "none", None, (warn("\x1b[2J[red]x[/red]", "\x07").named("driver"),))
     console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(report.table())
+    console.print(report.table(with_skipped=False))
     text = console.export_text()
     assert "\x1b" not in text
     assert "\\x1b[2J[red]x[/red]" in text
+
+
+def test_skipped_checks_are_hidden_and_the_last_line_counts_all() -> None:
+    from rich.console import Console
+
+    found = (ok("a").named("one"), ok("b").named("two"), skip("c").named("three"), fail("d", "e", "node").named("four"))
+    report = Report("host", "none", None, found)
+    for with_skipped in (False, True):
+        console = Console(record=True, width=80, file=open(os.devnull, "w"))  # noqa: SIM115
+        console.print(report.table(with_skipped=with_skipped))
+        text = console.export_text()
+        assert ("three" in text) == with_skipped
+        assert "four" in text
+    assert report.summary == "4 checks: 2 ok, 0 warnings, 1 failure (exit code 150), 1 skipped"
+
+
+def test_the_command_ends_with_the_summary(mini_r1: Kit, tmp_path: Path) -> None:
+    last = mini_r1("doctor", cwd=tmp_path).stdout.splitlines()[-1]
+    assert re.fullmatch(r"\d+ checks: \d+ ok, \d+ warnings?, 0 failures, \d+ skipped \(--all shows them\)", last), last
+    assert " skip " not in mini_r1("doctor", cwd=tmp_path).stdout
+    assert mini_r1("doctor", "--all", cwd=tmp_path).stdout.splitlines()[-1].endswith("skipped")
+    assert mini_r1("doctor", "--all", "--smoke", cwd=tmp_path).returncode == 78
 
 
 # --- the hub ---

@@ -270,7 +270,8 @@ def test_the_filesystem_of_a_path(tmp_path: Path, path: str, kind: str, network:
     assert local_storage.is_network(kind) == network
 
 
-def test_caches_on_a_network_filesystem_are_a_warning(tmp_path: Path) -> None:
+def test_caches_on_a_network_filesystem_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_storage, "move_caches", lambda environment: ({}, ""))  # /home/me is not here
     root = files(tmp_path, proc__self__mounts=MOUNTS)
     finding = local_storage.caches(case(root=root))
     assert finding.status == "warn"
@@ -282,6 +283,12 @@ def test_caches_on_a_network_filesystem_are_a_warning(tmp_path: Path) -> None:
     local = {name: f"{tmp_path}/{name}" for name in local_storage.NODE_CACHES}
     offline = case(root=root, environment={"HOME": "/home/me", "HF_HUB_OFFLINE": "1", **local})
     assert local_storage.caches(offline).status == "ok"
+
+
+def test_a_home_that_cannot_be_written_is_named_and_no_warning(tmp_path: Path) -> None:
+    finding = local_storage.caches(case(environment={"HOME": "/proc/nowhere"}))
+    assert finding.status == "ok"
+    assert finding.detail.startswith("HOME (/proc/nowhere) can't be written, so libraries have their caches in ")
 
 
 def test_the_hub_cache_is_where_the_hub_library_has_it(tmp_path: Path) -> None:

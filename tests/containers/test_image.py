@@ -249,7 +249,7 @@ def test_a_push_without_a_token_is_reported(cpu_image: str) -> None:
     )
     assert done.returncode == 78
     found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
-    assert "HF_TOKEN" in found["hub token"]["fix"]
+    assert "HF_TOKEN" in found["hub token"]["detail"]
 
 
 # ---- secrets ---------------------------------------------------------------------------------------------------------

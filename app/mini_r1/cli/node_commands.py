@@ -35,12 +35,13 @@ def doctor(
     gpu_memory: GpuMemory = None,
     smoke: Annotated[bool, Option("--smoke", help="Train a tiny model through the whole path. Takes minutes.")] = False,
     login: Annotated[bool, Option("--login", help="Check a Slurm login node before sbatch. Needs no GPU.")] = False,
+    show_all: Annotated[bool, Option("--all", help="Show the checks that were skipped, too.")] = False,
     script: Annotated[Path | None, Option(help="With --login: batch script; default: slurm/train_4xh100.sh.")] = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Check this node, and what a recipe needs: ok, warn or fail, and the fix.
 
-    Exits 78 if the recipe or the installation is wrong, 150 if the node is.
+    The last line counts them. Exits 78 if the recipe or the installation is wrong, 150 if the node is.
 
     --smoke tests workers, collectives, vLLM's process, weight sync, a save, a
     killed worker and a resume on these devices. On several nodes, start it on
@@ -64,6 +65,8 @@ def doctor(
             "--login looks at no device: leave out --smoke, --gpus, --gpu-memory and --deepspeed (they are for a node "
             "with GPUs)"
         )
+    if smoke and show_all:
+        raise BadParameter("--smoke shows every part: leave out --all")
     if smoke and (recipe is not None or overrides):
         raise BadParameter("the smoke test has its own recipe: leave out RECIPE and --set")
     if smoke:
@@ -96,7 +99,9 @@ def doctor(
     if as_json:
         print(json.dumps(report.to_dict()))
     else:
-        Console(highlight=False).print(report.table())
+        console = Console(highlight=False)
+        console.print(report.table(with_skipped=show_all))
+        console.print(report.summary + ("" if show_all else " (--all shows them)"), soft_wrap=True)
     return report.exit_code
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -103,16 +104,31 @@ class Report:
         """Return the object that --json prints."""
         return {**asdict(self), "version": __version__, "exit_code": int(self.exit_code)}
 
-    def table(self) -> Table:
+    @property
+    def summary(self) -> str:
+        """One line: how many checks ended how, and the exit code of a failure."""
+        counts = Counter(finding.status for finding in self.findings)
+        warnings, failures = _count(counts["warn"], "warning"), _count(counts["fail"], "failure")
+        code = f" (exit code {int(self.exit_code)})" if self.exit_code else ""
+        checks = _count(len(self.findings), "check")
+        return f"{checks}: {counts['ok']} ok, {warnings}, {failures}{code}, {counts['skip']} skipped"
+
+    def table(self, *, with_skipped: bool) -> Table:
         """Return the findings for a terminal, each with its fix below."""
         subject = f"{self.host} and {self.recipe}" if self.recipe else self.host
         table = Table("check", "", "found", title=Text(printable(subject)), title_justify="left")
         for finding in self.findings:
+            if finding.status == "skip" and not with_skipped:
+                continue
             text = Text(printable(finding.detail))
             if finding.fix:
                 text.append(f"\n→ {printable(finding.fix)}", style="bold")
             table.add_row(Text(finding.check), Text(finding.status, style=STYLES[finding.status]), text)
         return table
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def examine_node(
