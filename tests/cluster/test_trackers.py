@@ -208,6 +208,13 @@ def test_a_tracker_without_its_package_is_refused_before_torch(
     assert not (tmp_path / "run").exists()
 
 
+def test_the_demo_refuses_them_too(mini_r1: Kit, tmp_path: Path) -> None:
+    done = mini_r1("demo", "--set", "report_to=[clearml]", "--run-dir", tmp_path / "run")
+    assert done.returncode == 78
+    assert "clearml is not installed" in done.stderr
+    assert "loading torch" not in done.stderr
+
+
 def test_wandb_without_a_key_is_refused(
     mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """`demo`: held-out success before, GRPO on the kit's own path, held-out success after."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -16,6 +17,7 @@ from mini_r1.cli.options import Json, RunDirOption, Set
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.machine.trackers import refuse_trackers
 from mini_r1.run.files import read_jsonl
 from mini_r1.run.reader import completions_file, list_held_out_results, read_metrics
 from mini_r1.run.run_dir import RunDir
@@ -80,6 +82,7 @@ def demo(
         raise KitError(f"the demo trains its own model, {DEMO_MODEL}: for another one use `mini-r1 train`")
     stem = path.with_stem(f"{RECIPE}-quick") if quick else path
     run = RunDir(run_dir or effective_output_dir(recipe, stem))
+    refuse_trackers(recipe.report_to, os.environ)
     finished_step_before_loading(run, recipe)  # refuses a directory that can't be used
     console = progress_console()
     with needs_extra("train", console=console):

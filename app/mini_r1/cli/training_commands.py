@@ -11,10 +11,9 @@ from mini_r1.cli.command_tools import describe_interrupted, progress_printer
 from mini_r1.cli.options import PATH, DeepSpeed, GpuMemory, Gpus, RunDirOption, Set
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import as_error
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.machine.nodes import MAX_NODES
-from mini_r1.machine.trackers import check_trackers
+from mini_r1.machine.trackers import refuse_trackers
 from mini_r1.run.run_dir import RunDir
 
 
@@ -64,9 +63,7 @@ def train(
     console.quiet = os.environ.get("RANK", "0") != "0"  # one of several workers: rank 0 prints for all
     for warning in loaded.warnings():
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
-    unusable = [one for one in check_trackers(loaded.report_to, os.environ, needs_key=not console.quiet) if one.cause]
-    if unusable:
-        raise as_error(unusable)
+    refuse_trackers(loaded.report_to, os.environ, needs_key=not console.quiet)
     run = RunDir(run_dir or effective_output_dir(loaded, path))
     if "RANK" not in os.environ:
         torchrun.refuse_alone(loaded, sharding, os.environ)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError, first_line
-from mini_r1.findings import Finding, fail, ok
+from mini_r1.findings import Finding, as_error, fail, ok
 from mini_r1.machine.paths import expand_user
 
 TRUE: Final = ("1", "true", "yes", "on", "y")
@@ -89,6 +89,13 @@ def check_trackers(names: Sequence[str], environment: Mapping[str, str], *, need
         found = [_check(name, environment, needs_key) for name in TRACKERS]
         return [finding for finding in found if finding.status == "ok"]
     return [_check(name, environment, needs_key) for name in names if name in TRACKERS]
+
+
+def refuse_trackers(names: Sequence[str], environment: Mapping[str, str], *, needs_key: bool = True) -> None:
+    """Raise KitError for trackers that can't report."""
+    unusable = [finding for finding in check_trackers(names, environment, needs_key=needs_key) if finding.cause]
+    if unusable:
+        raise as_error(unusable)
 
 
 def tracker_error(error: BaseException) -> KitError | None:
