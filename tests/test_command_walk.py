@@ -23,6 +23,7 @@ from mini_r1 import __version__
 from mini_r1.cli import app as command_line
 from mini_r1.doctor.software import read_pins
 from mini_r1.machine import heavy_imports
+from mini_r1.recipe import recipe_file
 from mini_r1.recipe.recipe_file import dump_recipe, find_recipe, load_recipe
 from mini_r1.run.files import write_json
 from mini_r1.run.run_dir import RunDir
@@ -57,11 +58,11 @@ NO_OVERRIDES = (
 )  # fmt: skip
 PATHS = (
     "missing", "", "a-folder", "empty", "text", "binary", "latin-1", "deep.json", "bad.yaml", "empty.jsonl",
-    "binary.jsonl", "binary.parquet", "loop", "text/below", "~nobody-here/x", "$NOT_SET/x", "/proc/self/mem", "n" * 300,
-    "a\udcffb", "\x1b[31mred",
+    "binary.jsonl", "binary.parquet", "loop", "text/below", "~no-such-user/x", "$NOT_SET/x", "/proc/self/mem",
+    "n" * 300, "a\udcffb", "\x1b[31mred",
 )  # fmt: skip
 REPORTS = ("doctor", "plan", "health")
-"""Commands whose result, also a bad one, is a table or an object of its own."""
+"""Commands whose result, also a bad one, is a table or an object that differs from an error."""
 
 
 class Done(NamedTuple):
@@ -186,8 +187,8 @@ def test_a_bad_value_is_a_sentence_and_an_exit_code(
 )  # fmt: skip
 @pytest.mark.parametrize(
     "path",
-    ["text/below", "loop/below", "n" * 300, "", "~nobody-here/x"],
-    ids=["file", "loop", "long", "empty", "nobody"],
+    ["text/below", "loop/below", "n" * 300, "", "~no-such-user/x"],
+    ids=["file", "loop", "long", "empty", "user"],
 )
 def test_a_path_that_cannot_exist_is_refused_before_torch(
     place: Path, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...], path: str
@@ -282,6 +283,17 @@ def test_completion_is_installed_for_the_user_s_shell(tmp_path: Path) -> None:
 
 
 # --- surroundings ---
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, click.exceptions.Abort])
+def test_ctrl_c_is_a_sentence_and_143(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    def stop(name: str) -> Path:
+        raise error
+
+    monkeypatch.setattr(recipe_file, "find_recipe", stop)
+    done = run_here(monkeypatch, "plan", "demo-cpu", "--json")
+    assert (done.code, json.loads(done.output)) == (143, {"error": "interrupted", "exit_code": 143})
+    assert done.errors == "interrupted\n"
 
 
 @pytest.mark.parametrize(

@@ -186,10 +186,14 @@ def test_a_command_prints_what_it_loads_before_it_imports_torch(
 ) -> None:
     recipe = small_recipe()
     run = a_run_with_a_step(tmp_path / "run", recipe)
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (model / "config.json", tmp_path / "rows.jsonl"):
+        file.write_text("{}")
     given: dict[str, tuple[str | Path, ...]] = {
         "train": (recipe, "--run-dir", tmp_path / "new", "--set", "dataset_id_or_path=nobody/rows"),
         "demo": ("--quick", "--set", "test_fraction=0.999999"),
-        "evaluate": (tmp_path,),
+        "evaluate": (model, "--problems", tmp_path / "rows.jsonl"),
         "play": (run.path, "--numbers", "3,4", "--target", "7"),
         "doctor": (recipe, "--run-dir", tmp_path / "new"),
     }

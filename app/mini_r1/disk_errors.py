@@ -22,7 +22,7 @@ TODO = {
 }
 DENIED = frozenset({errno.EACCES, errno.EPERM})
 WRONG_PATH = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST})
-"""Errors of a path that was given, on any machine: no path of the kit's own has them."""
+"""Errors of a path that a user gave: the kit makes no such path."""
 LOST = DENIED | {errno.ENOENT, errno.ENOTDIR, errno.ENOTCONN, errno.ENODEV}
 """Disk errors only for a file that could be used before; elsewhere a wrong path looks the same."""
 LEFT_BYTES = 1 << 20  # with less than this left after a failed write, a disk counts as full

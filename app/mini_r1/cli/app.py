@@ -124,7 +124,7 @@ def _run() -> int:
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (click.exceptions.Abort, KeyboardInterrupt):
-        return int(ExitCode.INTERRUPTED)
+        return _report("interrupted", ExitCode.INTERRUPTED)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"\nSee `{context.command_path} --help`." if context is not None else ""
