@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from mini_r1.cli.demo import describe_next_steps, describe_result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.training.workers import run_forked
 
@@ -37,6 +38,8 @@ def test_the_quick_demo_runs_the_whole_path(mini_r1: Kit, tmp_path: Path, monkey
     newest = tmp_path / "run" / "evaluation" / "step-2.json"
     assert json.loads(newest.read_text())["sampled"] == result["after"]["sampled"]
     assert "held out, step 2" in mini_r1("runs", tmp_path / "run", "--json").stdout
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("held_out/sampled")] == [0, 2]
     assert result["seconds_warm_start"] > 0
     assert result["seconds_grpo"] > 0
     assert result["run_dir"] == str(tmp_path / "run")

@@ -87,6 +87,7 @@ def demo(
     console = progress_console()
     with needs_extra("train", console=console):
         from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
+        from mini_r1.training.curves import write_held_out
         from mini_r1.training.prepare import starting_point
         from mini_r1.training.train import train as run_training
         from mini_r1.training.warm_start import making
@@ -100,12 +101,15 @@ def demo(
     # None: as many samples as before, which may be more.
     samples = None if any(list_held_out_results(run)) else SAMPLES
     with stop_signals(lambda: f"stopped: {run.path} is trained, and the same command measures it"):
-        before, after = (
+        found = [
             evaluate_run_or_model(
                 str(run.path), samples=samples, step=step, engine="transformers", start=start, console=console
-            ).evaluations[-1]
+            )
             for step in (0, None)
-        )
+        ]
+        before, after = (series.evaluations[-1] for series in found)
+        if any(series.measured for series in found):
+            write_held_out(run, [before, after])
     result = {
         "before": {key: before[key] for key in FIGURES},
         "after": {key: after[key] for key in FIGURES},

@@ -171,9 +171,8 @@ def evaluate(
             print_series(series, Console())
         else:
             print_table(series.evaluations[-1], Console())
-        new = [result for result in series.evaluations if result["provenance"]["step"] in series.measured]
-        if run.is_run() and new and problems is None and limit is None:  # a curve has one set of problems
-            write_held_out(run, new)
+        if run.is_run() and series.measured and problems is None and limit is None:  # a curve has one set of problems
+            write_held_out(run, series.evaluations)  # also those of a call that was stopped
         return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
 
 
