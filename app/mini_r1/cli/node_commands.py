@@ -19,6 +19,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.findings import exit_code
 from mini_r1.machine.devices import given_devices
 from mini_r1.machine.nodes import find_nodes
+from mini_r1.machine.writable_home import move_caches
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RUNS, RunDir
 
@@ -116,6 +117,10 @@ def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode
         nodes = find_nodes(os.environ, count=1)
         progress(f"warning: {error.message}; testing this node alone")
     folder = choose_folder(run_dir, nodes)
+    changes, moved = move_caches(os.environ)
+    os.environ.update(changes)
+    if moved:
+        progress(moved)
     findings = []
     for finding in SmokeTest(folder, devices, nodes, gpus, os.environ, progress).findings():
         findings.append(finding)
