@@ -75,8 +75,8 @@ def refusal(environment: Mapping[str, str], folder: Path, **values: object) -> s
         pytest.param(workers(5, 4), "node 0 has 4 slots .* and 5 workers", id="more than there are"),
         pytest.param(workers(3, 2, rank=2, world=5, node=1), "this node has 2 slots .* and 3 workers", id="node 1"),
         pytest.param({**workers(2, 3), "RANK": "x"}, "RANK=x: torchrun and accelerate launch set", id="no number"),
-        pytest.param({**workers(2, 3), "LOCAL_RANK": ""}, "and LOCAL_RANK=: torchrun", id="a PyTorchJob's pod"),
-        pytest.param({**workers(2, 3), "LOCAL_WORLD_SIZE": ""}, "LOCAL_WORLD_SIZE=: torchrun", id="an own script"),
+        pytest.param({**workers(2, 3), "LOCAL_RANK": ""}, "with no LOCAL_RANK: torchrun", id="a PyTorchJob's pod"),
+        pytest.param({**workers(2, 3), "LOCAL_WORLD_SIZE": ""}, "no LOCAL_WORLD_SIZE: torchrun", id="an own script"),
     ],
 )
 def test_workers_that_cannot_have_vllm(environment: dict[str, str], sentence: str, tmp_path: Path) -> None:

@@ -117,18 +117,18 @@ def _read_workers(environment: Mapping[str, str], recipe: Recipe) -> tuple[int, 
     values = {name: environment.get(name, "") for name in VARIABLES}
     if not recipe.use_vllm:
         values["LOCAL_WORLD_SIZE"] = values["LOCAL_WORLD_SIZE"] or values["WORLD_SIZE"]
-    wrong = [f"{name}={printable(value)}" for name, value in values.items() if not _is_number(value)]
+    wrong = [
+        f"{name}={printable(value)}" if value else f"no {name}"
+        for name, value in values.items()
+        if not (value.isascii() and value.isdecimal() and len(value) < 10)
+    ]
     if wrong:
         raise KitError(
-            f"RANK is set, and {', '.join(wrong)}: torchrun and accelerate launch set {', '.join(VARIABLES)} to whole "
+            f"RANK is set, with {', '.join(wrong)}: torchrun and accelerate launch set {', '.join(VARIABLES)} to whole "
             "numbers. Start the workers with one of these, or use `mini-r1 launch`"
         )
     rank, local_rank, world, local_world = map(int, values.values())
     return rank, local_rank, world, local_world
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 10
 
 
 def _refuse_number(recipe: Recipe, devices: Devices, workers: int, on_first_node: bool) -> None:
