@@ -9,6 +9,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -280,6 +282,17 @@ def test_completion_is_installed_for_the_user_s_shell(tmp_path: Path) -> None:
     )  # fmt: skip
     assert refused.returncode == 78
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS, ids=" ".join)
+def test_examples_are_command_lines_that_the_command_takes(name: tuple[str, ...]) -> None:
+    _, _, examples = (COMMANDS[name].help or "").partition("Examples:\n")
+    for line in examples.strip().splitlines():
+        words = shlex.split(re.split(r"[|<>]", line)[0])
+        program = next(index for index, word in enumerate(words) if word in ("mini-r1", "mini_r1"))
+        arguments = words[program + 1 :]
+        below = next(length for length in (2, 1) if tuple(arguments[:length]) in COMMANDS)
+        COMMANDS[tuple(arguments[:below])].make_context("mini-r1", arguments[below:])
 
 
 # --- surroundings ---
