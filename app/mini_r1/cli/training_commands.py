@@ -12,6 +12,7 @@ from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.machine.nodes import MAX_NODES
+from mini_r1.machine.schedulers import Patience
 from mini_r1.run.run_dir import RunDir
 
 
@@ -47,7 +48,8 @@ def train(
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
     run = RunDir(run_dir or effective_output_dir(loaded, path))
     if "RANK" not in os.environ:  # of several workers rank 0 looks, for all
-        finished = finished_step_before_loading(run, loaded)
+        patience = Patience(os.environ, lambda text: console.print(text, markup=False))
+        finished = finished_step_before_loading(run, loaded, patience)
         if finished is not None:
             print_finished(console, run, finished)
             return ExitCode.FINISHED

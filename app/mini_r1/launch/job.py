@@ -55,19 +55,32 @@ class Job:
         return f"node {self.nodes.index} ({socket.gethostname()})"
 
 
-def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> Job:
-    """Find recipe, devices and nodes, or raise KitError."""
-    devices = given_devices(environment, options.gpus)
+def read_job(
+    options: LaunchOptions,
+    environment: Mapping[str, str],
+    say: Say,
+    begin: Callable[[RunDir, Nodes], None] = lambda run, nodes: None,
+) -> Job:
+    """Find recipe, devices and nodes, or raise KitError; `begin` is called once the run directory is known."""
     nodes = options.find_nodes(environment)
+    run = None
+    if options.recipe != AUTO:  # first: an error of the devices counts as an attempt of the run
+        path = find_recipe(options.recipe)
+        recipe, run = _read_run(options, path)
+        begin(run, nodes)
+    devices = given_devices(environment, options.gpus)
     memory = options.gpu_memory_gib
     if memory is None and not devices.on_cpu:
         memory = smallest_gpu_gib(read_driver(devices.ids))
-    if options.recipe == AUTO:
+    if run is None:
         hardware = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source)
         path, reason = find_largest_fitting(hardware)
         say(reason)
-    else:
-        path = find_recipe(options.recipe)
-    recipe = load_recipe(path, options.overrides)
-    run = RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())
+        recipe, run = _read_run(options, path)
+        begin(run, nodes)
     return Job(options, path, recipe, run, devices, nodes, memory, environment, say)
+
+
+def _read_run(options: LaunchOptions, path: Path) -> tuple[Recipe, RunDir]:
+    recipe = load_recipe(path, options.overrides)
+    return recipe, RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
+from mini_r1.hub_outages import hub_outage
+
 from .problem import DataError, Problem, parse_json, parse_problem
 from .solver import needs_multiplication_or_division, solvable
 
@@ -77,7 +79,8 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
     `revision` is a branch, tag or commit; None is the default branch.
 
     Raises:
-        DataError: no such data set, or the hub can't be reached and the cache doesn't hold it completely.
+        DataError: no such data set, or it is not complete in the cache of a process that is offline.
+        KitError: the hub is down, and the cache doesn't hold it.
     """
     from huggingface_hub import snapshot_download  # a local file or the generator should not pay for it
 
@@ -89,6 +92,9 @@ def fetch_hub(repo_id: str, revision: str | None) -> tuple[Path, str]:
         )
     # Errors of the hub, of the network and of a bad name are all one of these.
     except (OSError, ValueError) as error:
+        outage = hub_outage(error, f"the data set {repo_id}")
+        if outage is not None:
+            raise outage from error
         first_line = (str(error).strip().splitlines() or [""])[0][:200]
         at = f" at revision '{revision}'" if revision else ""
         raise DataError(
