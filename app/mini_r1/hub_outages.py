@@ -1,4 +1,4 @@
-"""A hub that is down, told from a hub that refuses: nothing is wrong with the recipe, and a retry may help."""
+"""A hub that is down, as opposed to one that refuses: nothing is wrong with the recipe, and a retry may help."""
 
 from mini_r1.errors import Cause, KitError
 

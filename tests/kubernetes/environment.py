@@ -14,7 +14,7 @@ from tests.kubernetes.manifests import Manifest, Pods, pods, quantity
 
 SECRET = "a-stand-in-for-a-secret"
 LABEL = "a-stand-in-for-a-label"
-"""Of the pod, by its downward API."""
+"""A value of the downward API."""
 
 
 @dataclass(frozen=True)

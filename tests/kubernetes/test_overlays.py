@@ -141,7 +141,7 @@ def test_two_overlays_with_one_object_are_found(tmp_path: Path) -> None:
 
 
 def test_the_namespace_is_apart_from_claims_and_policies() -> None:
-    """Whoever may not create namespaces applies `setup` to the one they have."""
+    """A user without the right to create namespaces applies `setup` alone."""
     kinds = {name: {one["kind"] for one in overlay(name)} for name in OVERLAYS}
     assert kinds["namespace"] == {"Namespace"}
     assert kinds["setup"] == {"PersistentVolumeClaim", "NetworkPolicy"}

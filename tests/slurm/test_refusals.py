@@ -44,7 +44,7 @@ def test_a_kit_that_does_not_start_on_a_node_is_refused(tmp_path: Path, code: in
 
 @pytest.mark.parametrize("code", [137, 150])
 def test_a_check_that_ends_before_the_run_directory_is_known_is_not_retried(tmp_path: Path, code: int) -> None:
-    """Nobody could count it: the launcher itself reports an error of the node, which it counts."""
+    """It could not be counted: the launcher itself reports an error of the node, which it counts."""
     kit = Checkout(tmp_path)
     a_program(tmp_path / "venv" / "bin" / "python", f'[ "$2" = "import mini_r1" ] || exit {code}')
     kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(tmp_path / "venv"))

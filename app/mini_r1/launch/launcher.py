@@ -98,7 +98,7 @@ def _launch(
         if nodes.count > 1:  # the other nodes hear that this one cannot take part: all raise the error
             say(f"error: {error.message}")
             me = Introduction(nodes.index, socket.gethostname(), error=error.message, error_code=error.exit_code)
-            is_limit = isinstance(error, LimitReached)  # then nodes that do not come are no reason to start again
+            is_limit = isinstance(error, LimitReached)  # then nodes that do not come are no reason for a retry
             meeting = Meeting(nodes, Path(), environment, say, stop, LIMIT_MEET_S if is_limit else MEET_TIMEOUT_S)
             with suppress(*(KitError,) * is_limit):
                 meeting.hold(me, lambda devices: {})

@@ -54,13 +54,13 @@ class Patience:
 
         Raises Stopped if this process was asked to stop meanwhile.
         """
-        end, told = time.monotonic() + self.seconds, False
+        end, reported = time.monotonic() + self.seconds, False
         while not free():
             if self.stop():
                 raise Stopped("stopped while waiting; nothing was started")
             if time.monotonic() >= end:
                 raise KitError(held, (cause if is_scheduled(self.environment) else Cause.WRONG).exit_code)
-            if not told:
+            if not reported:
                 self.say(f"waiting up to {self.seconds / 60:g} minutes ({WAIT_MINUTES}): {held}")
-                told = True
+                reported = True
             time.sleep(min(LOOK_EVERY_S, self.seconds))

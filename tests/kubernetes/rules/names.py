@@ -85,7 +85,7 @@ def _wanted(one: Pods) -> Iterator[tuple[str, str]]:
 
 
 def one_instance(manifests: Sequence[Manifest]) -> Iterator[str]:
-    """All objects of an overlay with pods have one label of their own, by which one command deletes them."""
+    """All objects of an overlay with pods share one label, by which one command deletes them."""
     if any(pods(manifests)):
         found = {one["metadata"].get("labels", {}).get(INSTANCE) for one in manifests}
         if len(found) != 1 or None in found:
