@@ -5,7 +5,7 @@
 
 set -uo pipefail
 kit=${kit:?set by the batch script that sources this file}
-readonly CONFIG=78 INTERRUPTED=143 RETRY=150 # docs/exit-codes.md
+readonly CONFIG=78 INTERRUPTED=143 # docs/exit-codes.md
 readonly RESUME="the same sbatch line resumes from the last complete checkpoint"
 got_usr1='' got_term='' requeued='' # "yes" once it has happened
 all_gpus=0 step_pid=''              # GPUs of the job; process id of srun, while a step runs
@@ -35,8 +35,7 @@ start_job() {
     set +u # for the site's code
     read_site
     set -u
-    [ "$attempt" -le $((${MINI_R1_MAX_RESTARTS:-100} + 1)) ] ||
-        fail "restarted $((attempt - 2)) times; giving up (MINI_R1_MAX_RESTARTS). $RESUME"
+    export MINI_R1_JOB_ID=$job # the launcher counts the attempts of this job, and ends it with 78 at a limit
     check_devices
     check_runtime
 }
@@ -112,62 +111,57 @@ find_run_dir() {
         0) ;;
         126 | 127 | 255) refuse "the kit does not start in the runtime $MINI_R1_RUNTIME on every node: see above" ;;
         1 | "$CONFIG" | "$INTERRUPTED") end_attempt "$code" ;;
-        *) count_failed_start "$code" ;;
+        *) refuse "the check ended with exit code $code before the run directory was known, so it is not retried" ;;
     esac
     [ "$(wc -l <<<"$run_dir")" = 1 ] || refuse "the nodes name different run directories: set one with --run-dir"
     check_mounted "$run_dir"
 }
 
-# Count an error of the node before the run directory is known. The job's comment in Slurm holds the count.
-count_failed_start() {
-    local note="mini-r1-failed-starts:" count
-    count=$(job_field Comment)
-    [[ $count == "$note"* ]] && count=$((${count#"$note"} + 1)) || count=1
-    [ "$count" -lt "${MINI_R1_MAX_FAILURES:-3}" ] ||
-        fail "$count starts in a row failed; giving up (MINI_R1_MAX_FAILURES). Fix the error above; $RESUME"
-    scontrol update jobid="$SLURM_JOB_ID" comment="$note$count"
-    end_attempt "$1"
-}
-
-# Take the run directory for this job, check the limits, and begin this attempt's row.
+# Take the run directory for this job, and begin this attempt's row.
 open_run_dir() {
-    local note="mini-r1-run-dir:" last other failed idle
+    local note="mini-r1-run-dir:" last other file
     if [ "$attempt" -gt 1 ] && ! [ -e "$run_dir/slurm" ] && [[ $(job_field Comment) == "$note"* ]]; then
         refuse "an earlier attempt wrote to $run_dir, which $(hostname) does not see: use a shared filesystem"
     fi
-    mkdir -p "$run_dir/slurm" || count_failed_start "$RETRY" # mkdir has printed the reason
+    mkdir -p "$run_dir/slurm" || refuse "cannot count the attempts of this job there, so it is not retried"
     scontrol update jobid="$SLURM_JOB_ID" comment="$note$run_dir" 2>/dev/null # for the check above; may fail
     records=$run_dir/slurm/attempts.tsv
-    if read -r last 2>/dev/null <"$run_dir/slurm/running"; then
+    for file in "$run_dir"/slurm/running-*; do
+        read -r last 2>/dev/null <"$file" || continue
         other=${last%%$'\t'*}
-        if [ "$other" != "$job" ] && [ -n "$(squeue --noheader --jobs="$other" --states=running 2>/dev/null)" ]; then
-            records='' # they belong to the other job
-            refuse "job $other is training in $run_dir: wait for it, scancel it, or choose another --run-dir"
+        if [ "$other" != "$job" ]; then
+            wait_for_job "$other" && continue
+            [ -e "$file" ] || continue # that job has written its own end
         fi
         # That attempt was killed; its last heartbeat is its end.
         record_attempt "$last" "$(stat -c %Y "$run_dir/state.json" 2>/dev/null || echo 0)" killed
-    fi
+    done
     before=$(printf '%s\n' "$run_dir"/checkpoints/step-*/manifest.json |
         sed -n 's,.*/step-\([0-9]\+\)/manifest.json$,\1,p' | sort -n | tail -n 1 | grep . || echo 0)
-    # A broken node fails every attempt, and a time limit may be too short for one save. A preemption is no failure.
-    read -r failed idle < <(awk -F '\t' -v job="$job" -v step="$before" '
-        $1 == job && $5 != step { failed = idle = 0 }
-        $1 == job && $5 == step { idle++; failed = $7 == 143 || $7 == "killed" ? 0 : failed + 1 }
-        END { print failed + 0, idle + 0 }' "$records" 2>/dev/null || echo 0 0)
-    [ "$failed" -lt "${MINI_R1_MAX_FAILURES:-3}" ] ||
-        fail "$failed attempts in a row failed without a new checkpoint; giving up (MINI_R1_MAX_FAILURES). $RESUME"
-    [ "$idle" -lt 10 ] ||
-        fail "$idle attempts in a row wrote no new checkpoint; giving up. Set a longer --time or --signal. $RESUME"
     row=$(printf '%s\t' "$job" "$attempt" "$(($(date +%s) - SECONDS))" "$all_gpus")$before
-    printf '%s\n' "$row" >"$run_dir/slurm/running"
+    printf '%s\n' "$row" >"$run_dir/slurm/running-$job"
     log "run directory $run_dir$([ "$before" = 0 ] || echo ", resuming from step $before")"
+}
+
+# Wait while another job trains in the run directory. If it still does, the launcher reports that (150).
+wait_for_job() {
+    local end=$((SECONDS + $(awk -v minutes="${MINI_R1_WAIT_MINUTES:-10}" 'BEGIN { print int(60 * minutes) }')))
+    while [ -n "$(squeue --noheader --jobs="$1" --states=running 2>/dev/null)" ]; do
+        if [ "$SECONDS" -ge "$end" ] || [ -n "$got_usr1$got_term" ]; then
+            export MINI_R1_RUN_HELD_BY=$1
+            return
+        fi
+        log "waiting for job $1, which is training in $run_dir (MINI_R1_WAIT_MINUTES)"
+        sleep 15
+    done
+    return 1
 }
 
 # Add a row to attempts.tsv: job, attempt, start (s since 1970), GPUs, first checkpoint, seconds, exit code.
 record_attempt() {
     local seconds=$(($2 - $(cut -f 3 <<<"$1")))
     printf '%s\t%s\t%s\n' "$1" "$((seconds > 0 ? seconds : 0))" "$3" >>"$records"
-    rm -f "$run_dir/slurm/running"
+    rm -f "$run_dir/slurm/running-${1%%$'\t'*}"
 }
 
 # End the job, or requeue it, after the exit code of a step.

@@ -4,7 +4,7 @@ check_line_ends() { ! grep -q $'\r' -- "$1" || refuse "$1 has Windows line ends 
 
 # Read site.env, and load its modules.
 read_site() {
-    local site=$kit/slurm/site.env name file
+    local site=$kit/slurm/site.env file
     if [ -e "$site" ]; then
         check_line_ends "$site"
         bash -n "$site" || refuse "$site is not valid shell: see the line above"
@@ -15,9 +15,6 @@ read_site() {
         refuse "no runtime chosen: cp slurm/site.env.example slurm/site.env, and set MINI_R1_RUNTIME there"
     [[ $MINI_R1_RUNTIME =~ ^(venv|apptainer|pyxis)$ ]] ||
         refuse "MINI_R1_RUNTIME=$MINI_R1_RUNTIME: must be venv, apptainer or pyxis"
-    for name in MINI_R1_MAX_RESTARTS MINI_R1_MAX_FAILURES; do
-        [[ ${!name:-0} =~ ^[0-9]+$ ]] || refuse "$name=${!name}: must be a whole number"
-    done
     [ -n "${MINI_R1_MODULES:-}" ] || return 0
     for file in /etc/profile.d/{lmod,z00_lmod,modules}.sh; do
         # shellcheck disable=SC1090

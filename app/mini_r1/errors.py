@@ -1,9 +1,9 @@
-"""Exit codes, and the error that the command line prints as a sentence.
+"""Exit codes, the causes that have them, and the error that the command line prints as a sentence.
 
 The codes are an interface: schedulers decide by them whether to restart a job (docs/exit-codes.md).
 """
 
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 
 class ExitCode(IntEnum):
@@ -14,6 +14,26 @@ class ExitCode(IntEnum):
     CONFIG = 78  # the recipe, the data or the command is wrong (EX_CONFIG of sysexits.h): don't retry
     INTERRUPTED = 143  # stopped on request (128 + SIGTERM) with what can be kept; the same command resumes
     RETRY = 150  # the node, a peer, the disk or a service failed; the last checkpoint is complete; retry, bounded
+
+
+class Cause(Enum):
+    """What ends a command, as docs/exit-codes.md lists it: the one map from causes to exit codes."""
+
+    DONE = "the work is done", ExitCode.FINISHED
+    DEFECT = "a defect of the kit", ExitCode.FAILED
+    WRONG = "the recipe, the data, the command or the setup is wrong", ExitCode.CONFIG
+    LIMIT = "a limit on failures, restarts or hours is reached", ExitCode.CONFIG
+    STOPPED = "a signal, a drain, a preemption or a time limit", ExitCode.INTERRUPTED
+    HUB_DOWN = "the hub does not answer, or answers with 408, 425, 429 or 500 and above", ExitCode.RETRY
+    DISK = "a disk is full, read-only, gone or broken", ExitCode.RETRY
+    NODE = "a GPU, the driver or a process of the node failed", ExitCode.RETRY
+    PEER = "another node did not come, left or failed", ExitCode.RETRY
+    RUN_HELD = "in a job: another process holds the run directory", ExitCode.RETRY
+    INDEX_HELD = "in a job: another process has this node's index", ExitCode.RETRY
+    HANG = "no sign of life for hang_timeout_s", ExitCode.RETRY
+
+    def __init__(self, text: str, exit_code: ExitCode) -> None:
+        self.text, self.exit_code = text, exit_code
 
 
 STOPPING = "saving what is done, then exiting; a second signal exits without saving"

@@ -200,6 +200,45 @@ def test_a_second_launcher_with_the_same_index_is_refused(port: int, tmp_path: P
     assert first.wait() == second.wait()
 
 
+POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+
+
+@pytest.mark.parametrize(("environment", "code"), [({}, 78), (POD, 150), ({"SLURM_JOB_ID": "7"}, 150)])
+def test_an_index_that_stays_taken_is_78_on_a_workstation_and_150_in_a_job(
+    port: int, tmp_path: Path, environment: dict[str, str], code: int
+) -> None:
+    """A stopped node's replacement may come before its old connection is gone."""
+    settings = {**environment, "MINI_R1_WAIT_MINUTES": "0"}
+    first, second = Node(0, 3, port, tmp_path, environment=settings), Node(1, 3, port, tmp_path, environment=settings)
+    time.sleep(1)
+    third = Node(1, 3, port, tmp_path, environment=settings).wait()
+    assert (third.exit_code, "there is a node 1 already" in third.message) == (code, True)
+    Node(2, 3, port, tmp_path, environment=settings)
+    assert first.wait() == second.wait()
+
+
+def test_a_replacement_waits_until_the_old_node_has_left(port: int, tmp_path: Path) -> None:
+    first, old = Node(0, 3, port, tmp_path, environment=POD), Node(1, 3, port, tmp_path, environment=POD)
+    time.sleep(1)
+    new = Node(1, 3, port, tmp_path, environment=POD)
+    time.sleep(1)
+    assert new.outcome is None
+    old.stop.take(signal.SIGTERM)
+    assert old.wait().exit_code == ExitCode.INTERRUPTED
+    third = Node(2, 3, port, tmp_path, environment=POD)
+    assert first.wait() == new.wait() == third.wait()
+
+
+def test_a_replacement_that_waits_when_all_nodes_have_met_is_150(port: int, tmp_path: Path) -> None:
+    first, old = Node(0, 3, port, tmp_path, environment=POD), Node(1, 3, port, tmp_path, environment=POD)
+    time.sleep(1)
+    new = Node(1, 3, port, tmp_path, environment=POD)
+    time.sleep(1)
+    third = Node(2, 3, port, tmp_path, environment=POD)
+    assert first.wait() == old.wait() == third.wait()
+    assert new.wait().exit_code == ExitCode.RETRY
+
+
 def test_a_signal_ends_the_wait(port: int, tmp_path: Path) -> None:
     nodes = [Node(0, 3, port, tmp_path), Node(1, 3, port, tmp_path)]
     for node in nodes:

@@ -27,6 +27,7 @@ from tests.kubernetes.manifests import K8S, Manifest, build, load, pods, quantit
 
 OF_THE_CLUSTER = {
     "restartPolicy", "nodeSelector", "tolerations", "affinity", "subdomain", "imagePullSecrets", "runtimeClassName",
+    "priorityClassName",
 }  # fmt: skip
 """Fields of a pod's spec about scheduling, names and restarts. No container sees them."""
 OF_THE_API = {"automountServiceAccountToken": False, "enableServiceLinks": False}
@@ -179,7 +180,7 @@ class Node:
         manifests = load(build(self.overlays / overlay))
         maps = {one["metadata"]["name"]: dict(one["data"]) for one in manifests if one["kind"] == "ConfigMap"}
         for name, data in maps.items():
-            if name.startswith("mini-r1-recipes"):
+            if "mini-r1-recipes" in name:
                 data.update({file: text for file, text in (recipes or {}).items() if text is not None})
                 for file in [file for file, text in (recipes or {}).items() if text is None]:
                     del data[file]
@@ -274,8 +275,12 @@ class Node:
                 raise NotTranslatedError(f"{name}: a reference to another variable")
             if source:
                 wanted = source.pop("secretKeyRef", {})
+                if source.get("fieldRef", {}).get("fieldPath", "").startswith("metadata.labels["):
+                    value = str(uuid.uuid4())  # what a controller gives: each pod is a job here
+                    del source["fieldRef"]
                 _nothing_left(source, "valueFrom")
-                value = _found(self.secrets, {"name": wanted["name"]}, "Secret")[wanted["key"]]
+                if wanted:
+                    value = _found(self.secrets, {"name": wanted["name"]}, "Secret")[wanted["key"]]
             values[name] = value
         file = self._new("environment")
         file.touch(mode=0o600)

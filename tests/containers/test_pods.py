@@ -31,7 +31,7 @@ from tests.kubernetes.manifests import overlay as manifests_of
 
 pytestmark = [pytest.mark.real, needs_kustomize]
 
-WITH_PODS = [name for name in OVERLAYS if name != "setup"]
+WITH_PODS = [name for name in OVERLAYS if name not in ("namespace", "setup")]
 FOR_GPUS = [name for name in WITH_PODS if name not in ("demo-cpu", "prefetch", "tensorboard")]
 RUNS, CACHE = "/workspace/runs", "/cache"
 EVERYWHERE, OF_THE_RUNTIME = {"/home/mini-r1", "/tmp"}, {"/dev/shm", "/dev/mqueue"}

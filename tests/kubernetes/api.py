@@ -7,8 +7,10 @@ with Api() as api:
 
 It keeps objects in memory, and validates nothing (tests/kubernetes/schemas.py does), but refuses what the order of
 commands can get wrong: an object in a namespace that is not there, a Job's new template, a kind that is not installed.
-Controllers are some lines each: a Job's pods run at once, and it is complete when somebody has waited for that or has
-read the log of its pod. No pod runs anything, nothing is scheduled, admitted or pulled, and no tunnel leads there.
+Controllers are some lines each: a Job's pods run at once, and it is complete when somebody has waited for that (watched
+it, or asked for it COMPLETE_AFTER times) or has read the log of its pod. Those in `failing` fail at once, and those in
+`refused` get no pods and an event. No pod runs anything, nothing is scheduled, admitted or pulled, and no tunnel leads
+there.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ Key = tuple[str, str | None, str]
 LOG = "step 1/1: a line of the stand-in for a container's log\n"
 NO_TUNNEL = "the stand-in for the API server has no tunnel"
 IMMUTABLE = "field is immutable"
+COMPLETE_AFTER = 6
+"""Requests for a Job until it is complete: k8s/wait.sh asks once or twice every two seconds."""
 NOT_SERVED = "the server could not find the requested resource"
 _MADE = "2026-01-01T00:00:00Z"
 _GPUS = {"nvidia.com/gpu": "4", "rdma/hca": "1"}
@@ -84,16 +88,21 @@ class Api:
     Attributes:
         objects: everything there is.
         requests: in order.
+        failing: jobs whose pods end with this exit code.
+        refused: jobs whose pods are not admitted, with the reason.
         kubeconfig: a file for KUBECONFIG.
     """
 
     installed: Sequence[str] = ()
     objects: dict[Key, Object] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+    failing: dict[str, int] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._known = {**KUBERNETES, **{at: INSTALLED[at] for at in self.installed}}
         self._lock, self._ended, self._version = threading.RLock(), threading.Event(), 0
+        self._asked: dict[str, int] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": self}))
         self._server.daemon_threads = True
         self._folder = tempfile.TemporaryDirectory()
@@ -132,7 +141,7 @@ class Api:
         """Keep an object, and do what its controller would."""
         with self._lock:
             self._version += 1
-            kept = json.loads(json.dumps(sent))
+            kept = json.loads(json.dumps(sent), object_hook=_with_quantities)
             (kept["apiVersion"], kept["kind"]), = [
                 (at, kinds[resource][0]) for at, kinds in self._known.items() if resource in kinds
             ]  # fmt: skip
@@ -153,6 +162,13 @@ class Api:
             elif resource == "jobs":
                 self._job(kept, about["name"])
             elif resource == "pytorchjobs" and not kept["spec"]["runPolicy"].get("suspend"):
+                conditions = [{"type": "Running", "status": "True"}]
+                if about["name"] in self.failing:
+                    conditions = [
+                        {"type": "Running", "status": "False"},
+                        {"type": "Failed", "status": "True", "reason": "PyTorchJobFailed", "message": "Master failed"},
+                    ]
+                kept["status"] = {"conditions": conditions}
                 for replica, part in kept["spec"]["pytorchReplicaSpecs"].items():
                     labels = {"training.kubeflow.org/job-name": about["name"]}
                     for index in range(part["replicas"]):
@@ -165,6 +181,18 @@ class Api:
         labels, count = {"batch.kubernetes.io/job-name": name}, job["spec"].get("parallelism", 1)
         job["spec"]["selector"] = {"matchLabels": labels}
         job["status"] = {"active": count, "ready": count, "startTime": _MADE}
+        self._asked[name] = 0
+        if name in self.refused:
+            job["status"] = {"active": 0, "ready": 0, "startTime": _MADE}
+            about = {"name": f"{name}.event"}
+            event = {"metadata": about, "type": "Warning", "reason": "FailedCreate", "message": self.refused[name]}
+            self.put("events", event | {"involvedObject": {"name": name}}, job["metadata"]["namespace"])
+            return
+        if name in self.failing:
+            why = f"Container of {name}-0 failed with exit code {self.failing[name]} matching FailJob rule at index 0"
+            ends = [{"type": kind, "status": "True", "reason": "PodFailurePolicy", "message": why}
+                    for kind in ("FailureTarget", "Failed")]  # fmt: skip
+            job["status"] = {"failed": count, "ready": 0, "startTime": _MADE, "conditions": ends}
         for index in range(count):
             self._pod(job, f"{name}-{index}", job["spec"]["template"], labels)
 
@@ -172,13 +200,17 @@ class Api:
         reference = {"kind": owner["kind"], "name": owner["metadata"]["name"], "controller": True}
         about = {"name": name, "labels": {**template["metadata"]["labels"], **labels}, "ownerReferences": [reference]}
         ready = [{"type": "Ready", "status": "True"}]
-        pod = {"metadata": about, "spec": template["spec"], "status": {"phase": "Running", "conditions": ready}}
+        status: Object = {"phase": "Running", "conditions": ready}
+        if reference["name"] in self.failing:
+            ended = {"terminated": {"exitCode": self.failing[reference["name"]], "reason": "Error"}}
+            status = {"phase": "Failed", "conditions": [], "containerStatuses": [{"name": "train", "state": ended}]}
+        pod = {"metadata": about, "spec": template["spec"], "status": status}
         self.put("pods", pod, owner["metadata"]["namespace"])
 
     def _complete(self, namespace: str | None, name: str) -> None:
         """End a Job well."""
         job = self.objects.get(("jobs", namespace, name))
-        if job and not job["spec"].get("suspend"):
+        if job and name not in self.failing and name not in self.refused and not job["spec"].get("suspend"):
             job["status"] = {"succeeded": 1, "ready": 0, "conditions": [{"type": "Complete", "status": "True"}]}
 
     def _remove(self, key: Key) -> Object:
@@ -215,12 +247,19 @@ class Api:
         resource, *more = (rest[2:] if namespace else rest) or [""]
         if resource not in self._known.get(at, {}):
             raise Refused(404, "NotFound", NOT_SERVED)
-        sent = from_protobuf(body) if body.startswith(PROTOBUF) else yaml.safe_load(body) or {}
+        if body.startswith(PROTOBUF):
+            sent = {} if verb == "DELETE" else from_protobuf(body)  # a drain's options
+        else:
+            sent = yaml.safe_load(body) or {}
         with self._lock:
             if verb == "GET" and not more:
                 return self._list(at, resource, namespace, query)
             key, part = (resource, namespace, more[0] if more else sent["metadata"]["name"]), "/".join(more[1:])
             if verb == "GET" and not part:
+                if resource == "jobs" and key in self.objects:
+                    self._asked[key[2]] = self._asked.get(key[2], 0) + 1
+                    if self._asked[key[2]] >= COMPLETE_AFTER:
+                        self._complete(namespace, key[2])
                 return self._get(key)
             self.requests.append(Request(verb, key, sent, part))
             if part == "log":
@@ -237,6 +276,7 @@ class Api:
         old = self.objects.get(key)
         if "patch" in kind_of_body:
             sent = merged(old if "apply-patch" in kind_of_body else self._get(key), sent)
+            sent = json.loads(json.dumps(sent), object_hook=_with_quantities)
         elif old:
             raise Refused(409, "AlreadyExists", f'{resource} "{name}" already exists')
         if resource == "jobs" and old and sent["spec"]["template"] != old["spec"]["template"]:
@@ -252,7 +292,7 @@ class Api:
             one
             for (there, where, name), one in sorted(self.objects.items(), key=str)
             if there == resource and namespace in (None, where) and wanted in ("", name)
-            and all(one["metadata"].get("labels", {}).get(label) == value for label, _, value in labels)
+            and all(_has_label(one, *label) for label in labels)
         ]  # fmt: skip
         if "watch" in query:
             return self._watch(resource, found)
@@ -266,6 +306,19 @@ class Api:
                 self._complete(one["metadata"]["namespace"], one["metadata"]["name"])
             yield {"type": "MODIFIED", "object": one}
         self._ended.wait(60)
+
+
+def _has_label(one: Object, label: str, equals: str, value: str) -> bool:
+    there = one["metadata"].get("labels", {})
+    return there.get(label) == value if equals else label in there
+
+
+def _with_quantities(value: Object) -> Object:
+    """Quantities as the API server returns them: text, also those that were sent as numbers."""
+    for name in {"requests", "limits"} & set(value):
+        if isinstance(value[name], dict):
+            value[name] = {what: str(amount) for what, amount in value[name].items()}
+    return value
 
 
 class _Handler(BaseHTTPRequestHandler):

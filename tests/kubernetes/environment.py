@@ -13,6 +13,8 @@ from pathlib import Path
 from tests.kubernetes.manifests import Manifest, Pods, pods, quantity
 
 SECRET = "a-stand-in-for-a-secret"
+LABEL = "a-stand-in-for-a-label"
+"""A value of the downward API."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ def manifests_own(manifests: Sequence[Manifest], container: Manifest) -> dict[st
     for source in container.get("envFrom", []):
         values.update(config(manifests, source["configMapRef"]["name"]))
     for one in container.get("env", []):
-        assert "value" in one or set(one["valueFrom"]) == {"secretKeyRef"}
-        values[one["name"]] = one.get("value", SECRET)
+        (source,) = one.get("valueFrom", {"value": None})
+        assert source in ("value", "secretKeyRef", "fieldRef")
+        values[one["name"]] = one.get("value", {"secretKeyRef": SECRET, "fieldRef": LABEL}.get(source, ""))
     return values
 
 

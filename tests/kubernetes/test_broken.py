@@ -39,6 +39,11 @@ MISTAKES: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
             GONE, "requests-equal-limits scratch-counted",
         ),
         ("no toleration", "POD/tolerations", [], "gpus-whole"),
+        ("a number of GPUs", "MAIN/resources/limits/nvidia.com~1gpu", 4, "quantities requests-equal-limits gpus-whole"),
+        ("a number of cores", "MAIN/resources/limits/cpu", 32, "quantities requests-equal-limits"),
+        ("no job to count attempts of", "MAIN/env/MINI_R1_JOB_ID", {"name": "X", "value": "x"}, "attempts-bounded"),
+        ("no hours", "MAIN/env/MINI_R1_MAX_HOURS", {"name": "X", "value": "x"}, "attempts-bounded"),
+        ("an object that the line Clean misses", "metadata/labels/app.kubernetes.io~1instance", "r1", "one-instance"),
         ("/dev/shm larger than the memory", "POD/volumes/shm/emptyDir/sizeLimit", "300Gi", "scratch-counted"),
         ("/tmp without a limit", "POD/volumes/tmp/emptyDir", {}, "scratch-counted"),
         ("the runtime's /dev/shm", "MAIN/volumeMounts/shm/mountPath", "/scratch", "scratch-counted"),
@@ -90,6 +95,8 @@ MISTAKES: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
             "OnFailure", "exit-codes-of-pytorchjobs",
         ),
         ("workers that keep their GPUs", "spec/runPolicy/cleanPodPolicy", GONE, "exit-codes-of-pytorchjobs"),
+        ("a deadline that the operator ignores", "spec/runPolicy/activeDeadlineSeconds", 172800, "deadlines"),
+        ("failures without end", "MAIN/env/MINI_R1_MAX_FAILURES", {"name": "X", "value": "x"}, "attempts-bounded"),
         ("two Masters", "spec/pytorchReplicaSpecs/Master/replicas", 2, "pytorchjob-form"),
         ("a container of another name", "MAIN/name", "train", "pytorchjob-form"),
         ("elastic", "spec/elasticPolicy", {"minReplicas": 1}, "pytorchjob-form"),
@@ -115,6 +122,19 @@ MISTAKES: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
         ("an access mode of no such name", "spec/accessModes", ["RWX"], "enums"),
         ("no storage class", "spec/storageClassName", GONE, "claims-shared"),
     ],
+    ("demo-cpu", "Job"): [
+        (
+            "a demo on GPU nodes",
+            "POD/tolerations",
+            [{"key": "nvidia.com/gpu", "operator": "Exists"}], "off-gpu-nodes",
+        ),
+        ("a demo anywhere", "POD/tolerations", [{"operator": "Exists"}], "off-gpu-nodes"),
+        (
+            "a demo that keeps its node",
+            "spec/template/metadata/annotations",
+            {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}, "off-gpu-nodes",
+        ),
+    ],
     ("job-1gpu", "Job"): [
         ("half a GPU", "MAIN/resources/limits/nvidia.com~1gpu", "500m", "gpus-whole requests-equal-limits"),
     ],
@@ -124,7 +144,7 @@ MISTAKES: dict[tuple[str, str], list[tuple[str, str, Any, str]]] = {
     ("prefetch", "Job"): [
         ("a token on the command line", "MAIN/args/-", "--token=hf_x", "secrets-by-reference"),
     ],
-    ("setup", "Namespace"): [
+    ("namespace", "Namespace"): [
         (
             "a namespace that only warns",
             "metadata/labels/pod-security.kubernetes.io~1enforce",

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,13 +40,13 @@ pytestmark = [
 PAGE = (REPO / "docs" / "kubernetes.md").read_text()
 FIRST_RUN, WHICH, TROUBLE = "From an empty cluster to the curve", "Choose an overlay", "Trouble"
 EXITS = "Exit codes and evictions"
-APPLY_SETUP = "kubectl apply -k k8s/overlays/setup"
+APPLY_SETUP = "kubectl apply -k k8s/overlays/namespace\nkubectl apply -k k8s/overlays/setup"
 TITLE = re.compile(r"^#+ (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-IN_HEADER = re.compile(r"\b(?:kubectl|openssl) .+?(?=  |\. [A-Z]|, then|\)|`|$)")
+IN_HEADER = re.compile(r"(?:\b(?:kubectl|openssl) |k8s/wait\.sh ).+?(?=  |\. [A-Z]|\.$|, then|\)|`|$)", re.MULTILINE)
 """A command of a header: up to two spaces, the next sentence, or the end."""
 INLINE = re.compile(r"`(kubectl [^`]+)`")
-MENTIONED = {"kubectl replace --force", "kubectl delete -k", "kubectl port-forward"}
+MENTIONED = {"kubectl wait", "kubectl port-forward"}
 """In backticks on the page, and no commands for anybody."""
 FROM_GITHUB = {
     "kubectl apply --server-side -k "
@@ -201,7 +202,9 @@ def test_the_rest_of_the_page(reader: Reader) -> None:
     empty = {"metadata": {"labels": {}}, "spec": {"containers": [{"name": "training-operator", "image": "none"}]}}
     operator = {"metadata": {"name": "training-operator"}, "spec": {"template": empty}}
     api.put("deployments", operator, "kubeflow")
-    reader.follow("for overlay in setup job-4xh100 tensorboard; do kubectl apply -k k8s/overlays/$overlay; done")
+    reader.follow(
+        "for overlay in namespace setup job-4xh100 tensorboard; do kubectl apply -k k8s/overlays/$overlay; done"
+    )
     # Another recipe: refused as the page says, and taken after its lines.
     changed = overlays / "job-4xh100" / "kustomization.yaml"
     changed.write_text(changed.read_text().replace("recipes/mini-r1-3b.yaml", "recipes/mini-r1-1.5b.yaml"))
@@ -227,7 +230,10 @@ def test_the_rest_of_the_page(reader: Reader) -> None:
     commands = set(INLINE.findall(PAGE)) - MENTIONED
     assert commands > FROM_GITHUB
     reader.follow("kubectl -n mini-r1 delete job mini-r1-4xh100")
-    for command in sorted(commands - FROM_GITHUB, key=lambda line: (" delete " in line, " apply " not in line)):
+    order = (" drain ", " delete "), " apply "  # what takes objects away comes last, and what makes them first
+    for command in sorted(
+        commands - FROM_GITHUB, key=lambda line: ([word in line for word in order[0]], order[1] not in line, line)
+    ):
         reader.follow_one(command.partition(" | ")[0])
         if " label " in command:
             labels = api.objects["namespaces", None, "mini-r1"]["metadata"]["labels"]
@@ -236,10 +242,12 @@ def test_the_rest_of_the_page(reader: Reader) -> None:
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlays_header(name: str, request: pytest.FixtureRequest) -> None:
-    reader: Reader = request.getfixturevalue("reader" if name == "setup" else "reader_after_setup")
+    reader: Reader = request.getfixturevalue("reader" if name in ("namespace", "setup") else "reader_after_setup")
+    if name == "setup":  # in a namespace that somebody else has made
+        reader.follow("kubectl apply -k k8s/overlays/namespace")
     api, path = reader.api, K8S / "overlays" / name / "kustomization.yaml"
     commands, apply = header_of(path), f"kubectl apply -k k8s/overlays/{name}"
-    claims = ["mini-r1-cache", "mini-r1-runs"]
+    claims = [] if name == "namespace" else ["mini-r1-cache", "mini-r1-runs"]
     assert apply in commands
     ends = [command for command in commands if " delete " in command]
     for command in commands:
@@ -251,7 +259,7 @@ def test_an_overlays_header(name: str, request: pytest.FixtureRequest) -> None:
             reader.follow_one(command)
         is_over = command in ends and name == "setup"
         assert api.named("persistentvolumeclaims") == ([] if is_over else claims), command
-        assert (("namespaces", None, "mini-r1") in api.objects) != is_over
+        assert (("namespaces", None, "mini-r1") in api.objects) != (command in ends and name == "namespace")
         if command in ends:
             assert not {key for key in api.objects if key[0] in ("jobs", "pytorchjobs", "deployments", "pods")}
     assert bool(ends) == (name != "rdma")  # which says: as for the job below
@@ -286,10 +294,143 @@ def test_what_comes_in_the_wrong_order_or_without_an_operator_is_refused(tmp_pat
         assert (refused.returncode, 'namespaces "mini-r1" not found' in refused.stdout) == (1, True)
         reader.follow(APPLY_SETUP)
         refused = reader.type("kubectl apply -k k8s/overlays/pytorchjob-2x8h100")
-        (said,) = [row[0] for row in table(TROUBLE) if "PyTorchJob" in row[0]]
+        (said,) = [row[0] for row in table(TROUBLE) if "no matches for kind" in row[0]]
         assert (refused.returncode, said.strip("`") in refused.stdout) == (1, True)
-        assert "mini-r1-2x8h100" in api.named("networkpolicies")
+        assert "mini-r1-2x8h100-pytorchjob" in api.named("networkpolicies")
         assert not api.named("pods")
+
+
+# ---- jobs that fail --------------------------------------------------------------------------------------------------
+
+WAITED_FOR = (
+    "prefetch",
+    "job-1gpu",
+    "job-4xh100",
+    "job-8xh100",
+    "indexed-job-2x8h100",
+    "evaluate",
+    "doctor",
+    "demo-cpu",
+)
+SECONDS = 60
+"""Far less than any limit that a line has, also on a busy machine."""
+
+
+def waiting_lines(name: str) -> list[str]:
+    """The lines that wait for an overlay's job: of its header, the page and the README."""
+    text = (K8S / "overlays" / name / "kustomization.yaml").read_text() + PAGE + (REPO / "README.md").read_text()
+    (kind, job), = [
+        (one["kind"].lower(), one["metadata"]["name"]) for one in overlay(name) if one["kind"] in ("Job", "PyTorchJob")
+    ]  # fmt: skip
+    return sorted(set(re.findall(rf"k8s/wait\.sh {kind}/{job} (?:ready|complete)(?: \d+)?", text)))
+
+
+@pytest.mark.parametrize("name", [*WAITED_FOR, "pytorchjob-2x8h100"])
+def test_a_documented_wait_for_a_job_that_has_failed_returns_with_the_reason(
+    name: str, reader_after_setup: Reader
+) -> None:
+    reader, lines = reader_after_setup, waiting_lines(name)
+    assert lines
+    (job,) = {line.split()[1].partition("/")[2] for line in lines}
+    reader.api.failing[job] = 78
+    reader.follow(f"kubectl apply -k k8s/overlays/{name}")
+    for line in lines:
+        began = time.monotonic()
+        done = reader.type(line)
+        assert time.monotonic() - began < SECONDS, line
+        assert done.returncode == 1, done.stdout
+        assert "has failed:" in done.stdout
+        assert "Error exit code 78" in done.stdout
+        assert LOG in done.stdout
+        assert ("PyTorchJobFailed" if name.startswith("pytorchjob") else "PodFailurePolicy") in done.stdout
+
+
+def test_the_pages_lines_end_at_a_download_that_fails(reader: Reader) -> None:
+    reader.api.failing["mini-r1-prefetch"] = 150
+    done = reader.type("".join(BLOCK.findall(section(FIRST_RUN))))
+    assert done.returncode == 1
+    assert "Error exit code 150" in done.stdout
+    assert not {"mini-r1-doctor", "mini-r1-4xh100"} & set(reader.api.named("jobs"))
+
+
+def test_the_wait_without_the_checkout_returns_too(reader_after_setup: Reader) -> None:
+    reader_after_setup.api.failing["mini-r1-4xh100"] = 78
+    reader_after_setup.follow("kubectl apply -k k8s/overlays/job-4xh100")
+    (line,) = (command for command in INLINE.findall(PAGE) if "conditions[0]" in command)
+    began = time.monotonic()
+    reader_after_setup.follow(line)
+    assert time.monotonic() - began < SECONDS
+
+
+@pytest.mark.parametrize("symptom", ["no PriorityClass with name", 'RuntimeClass "nvidia" not found'])
+def test_a_wait_prints_why_there_are_no_pods(symptom: str, reader_after_setup: Reader) -> None:
+    why = f'pods "x" is forbidden: {symptom}'
+    reader_after_setup.api.refused["mini-r1-4xh100"] = why
+    reader_after_setup.follow("kubectl apply -k k8s/overlays/job-4xh100")
+    done = reader_after_setup.type("k8s/wait.sh job/mini-r1-4xh100 ready 0")
+    assert done.returncode == 1
+    assert f"FailedCreate: {why}" in done.stdout
+    assert "job/mini-r1-4xh100 is not ready after 0 minutes" in done.stdout
+    assert [row for row in table(TROUBLE) if f"`{symptom}`" in row[0]]
+
+
+@pytest.mark.parametrize("words", ["", "job/x", "job/x done", "pod/x ready", "job/x ready soon", "job/ ready"])
+def test_a_wait_for_nothing_is_78(words: str, reader: Reader) -> None:
+    done = reader.type(f"k8s/wait.sh {words}")
+    assert (done.returncode, "k8s/wait.sh job/mini-r1-4xh100 ready" in done.stdout) == (78, True)
+
+
+def test_a_wait_for_a_job_that_is_not_there_ends(reader_after_setup: Reader) -> None:
+    done = reader_after_setup.type("k8s/wait.sh job/gone ready")
+    assert (done.returncode, "not found" in done.stdout) == (1, True)
+
+
+# ---- applied, changed, cleaned up ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_unchanged_overlay_is_unchanged(name: str, reader_after_setup: Reader) -> None:
+    apply = f"kubectl apply -k k8s/overlays/{name}"
+    reader_after_setup.follow(apply)
+    lines = reader_after_setup.follow(apply).splitlines()
+    assert lines
+    assert all(line.endswith(" unchanged") for line in lines), lines
+
+
+def test_an_unquoted_quantity_would_be_configured_again(reader_after_setup: Reader) -> None:
+    path = reader_after_setup.folder / "k8s" / "overlays" / "job-1gpu" / "kustomization.yaml"
+    path.write_text(path.read_text().replace('cpu: "8"', "cpu: 8"))
+    apply = "kubectl apply -k k8s/overlays/job-1gpu"
+    reader_after_setup.follow(apply)
+    assert "job.batch/mini-r1-1gpu configured" in reader_after_setup.follow(apply)
+
+
+def test_what_one_job_applies_and_deletes_leaves_the_others_alone(reader_after_setup: Reader) -> None:
+    reader, api = reader_after_setup, reader_after_setup.api
+    both = ("indexed-job-2x8h100", "pytorchjob-2x8h100")
+    reader.follow(f"kubectl apply -k k8s/overlays/{both[0]}")
+    before = copy.deepcopy(api.objects)
+    reader.follow(f"kubectl apply -k k8s/overlays/{both[1]}")
+    assert {key: api.objects[key] for key in before} == before
+    (clean,) = (
+        command for command in header_of(K8S / "overlays" / both[1] / "kustomization.yaml") if " -l " in command
+    )
+    reader.follow(clean)
+    assert api.objects == before
+
+
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name not in ("namespace", "setup")])
+def test_one_command_deletes_what_a_deleted_job_leaves(name: str, reader_after_setup: Reader) -> None:
+    reader, api = reader_after_setup, reader_after_setup.api
+    before = set(api.objects)
+    reader.follow(f"kubectl apply -k k8s/overlays/{name}")
+    if name != "tensorboard":
+        for key in [key for key in api.objects if key[0] in ("jobs", "pytorchjobs", "pods")]:
+            del api.objects[key]  # as ttlSecondsAfterFinished does
+    kinds = "job,pytorchjob,deployment,service,networkpolicy,configmap"
+    instance = next(one["metadata"]["labels"]["app.kubernetes.io/instance"] for one in overlay(name))
+    reader.follow(f"kubectl -n mini-r1 delete {kinds} -l app.kubernetes.io/instance={instance}")
+    assert set(api.objects) == before
 
 
 # ---- true ------------------------------------------------------------------------------------------------------------

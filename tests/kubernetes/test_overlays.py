@@ -62,8 +62,8 @@ def test_render_sh_writes_every_overlay_and_removes_old_files(tmp_path: Path) ->
 def test_its_header_says_how_to_apply_watch_read_stop_and_clean(name: str) -> None:
     text = (K8S / "overlays" / name / "kustomization.yaml").read_text()
     header = text[: text.index("apiVersion")]
-    if name == "setup":  # nothing runs
-        assert "kubectl apply -k k8s/overlays/setup" in header
+    if name in ("namespace", "setup"):  # nothing runs
+        assert f"kubectl apply -k k8s/overlays/{name}" in header
         return
     for word in HEADER:
         assert re.search(rf"^# {word}\b|\b{word.lower()}\b", header, re.MULTILINE), word
@@ -108,12 +108,54 @@ def test_an_overlay_breaks_no_rule_with_every_option(name: str, with_options: Pa
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(one.spec["securityContext"])
         assert one.spec["imagePullSecrets"] == [{"name": "mini-r1-registry"}]
         assert one.spec.get("runtimeClassName") == ("nvidia" if one.gpus else None)
+        assert one.spec.get("priorityClassName") == ("mini-r1" if one.gpus else None)
+        own = [volume["configMap"]["name"] for volume in one.volumes if volume["name"] == "own"]
+        assert own == (["mini-r1-own"] if one.gpus or one.component == "prefetch" else [])
 
 
-def test_only_setup_owns_the_namespace_and_the_claims() -> None:
+VARIANTS = {"kueue": "indexed-job-2x8h100", "rdma": "pytorchjob-2x8h100"}
+"""Overlays that start the job of another one in another way: never both at once."""
+
+
+def owners(folder: Path) -> dict[str, set[str]]:
+    """Return the overlays that make an object, by its kind and name."""
+    found: dict[str, set[str]] = {}
+    for name in OVERLAYS:
+        for one in load(build(folder / name)):
+            found.setdefault(named(one), set()).add(VARIANTS.get(name, name))
+    return found
+
+
+def test_every_object_has_one_overlay() -> None:
+    """To apply or delete an overlay changes nothing of another one: no policy, no ConfigMap."""
+    assert {what: names for what, names in owners(K8S / "overlays").items() if len(names) > 1} == {}
+
+
+def test_two_overlays_with_one_object_are_found(tmp_path: Path) -> None:
+    for folder in ("k8s", "configs"):
+        shutil.copytree(REPO / folder, tmp_path / folder)
+    policy = tmp_path / "k8s" / "overlays" / "pytorchjob-2x8h100" / "network-policy.yaml"
+    policy.write_text(policy.read_text().replace("name: mini-r1-2x8h100-pytorchjob\n", "name: mini-r1-2x8h100\n"))
+    both = {"indexed-job-2x8h100", "pytorchjob-2x8h100"}
+    assert owners(tmp_path / "k8s" / "overlays")["NetworkPolicy mini-r1-2x8h100"] == both
+
+
+def test_the_namespace_is_apart_from_claims_and_policies() -> None:
+    """A user without the right to create namespaces applies `setup` alone."""
     kinds = {name: {one["kind"] for one in overlay(name)} for name in OVERLAYS}
+    assert kinds["namespace"] == {"Namespace"}
+    assert kinds["setup"] == {"PersistentVolumeClaim", "NetworkPolicy"}
     bringing = {name for name in OVERLAYS if kinds[name] & {"PersistentVolumeClaim", "Namespace"}}
-    assert bringing == {"setup"}
+    assert bringing == {"namespace", "setup"}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_quantities_are_quoted_in_the_sources(name: str) -> None:
+    """Also in a file that no overlay builds now, such as the patch of `rdma` for a Job."""
+    unquoted = r"(?:nvidia\.com/gpu|rdma/hca|cpu|memory|storage|ephemeral-storage|sizeLimit): *\d"
+    for path in (K8S / "overlays" / name).glob("*.yaml"):
+        assert not re.findall(unquoted, path.read_text()), path
+        assert not re.findall(r"hca, value: \d", path.read_text()), path
 
 
 def test_every_file_is_one_concept_in_kebab_case() -> None:

@@ -16,6 +16,7 @@ KUBEFLOW, KUEUE = "kubeflow.org/v1", "kueue.x-k8s.io/v1beta1"
 KUBERNETES: Kinds = {
     "v1": {
         "namespaces": ("Namespace", "ns"), "nodes": ("Node", "no"), "pods": ("Pod", "po"), "events": ("Event", "ev"),
+        "resourcequotas": ("ResourceQuota", "quota"),
         "configmaps": ("ConfigMap", "cm"), "secrets": ("Secret", ""), "services": ("Service", "svc"),
         "persistentvolumeclaims": ("PersistentVolumeClaim", "pvc"), "serviceaccounts": ("ServiceAccount", "sa"),
     },
@@ -24,13 +25,15 @@ KUBERNETES: Kinds = {
     "networking.k8s.io/v1": {"networkpolicies": ("NetworkPolicy", "netpol")},
     "storage.k8s.io/v1": {"storageclasses": ("StorageClass", "sc")},
     "node.k8s.io/v1": {"runtimeclasses": ("RuntimeClass", "")},
+    "rbac.authorization.k8s.io/v1": {"roles": ("Role", ""), "rolebindings": ("RoleBinding", "")},
+    "scheduling.k8s.io/v1": {"priorityclasses": ("PriorityClass", "pc")},
 }  # fmt: skip
 INSTALLED: Kinds = {
     KUBEFLOW: {"pytorchjobs": ("PyTorchJob", "")},
     KUEUE: {"workloads": ("Workload", ""), "localqueues": ("LocalQueue", ""), "clusterqueues": ("ClusterQueue", "")},
 }
 """What somebody has to install."""
-CLUSTERWIDE = frozenset({"namespaces", "nodes", "storageclasses", "runtimeclasses", "clusterqueues"})
+CLUSTERWIDE = frozenset({"namespaces", "nodes", "storageclasses", "runtimeclasses", "clusterqueues", "priorityclasses"})
 PROTOBUF = b"k8s\0"
 
 

@@ -141,7 +141,7 @@ CASES = {
         "MINI_R1_RUNTIME=docker: must be venv, apptainer or pyxis", site={"MINI_R1_RUNTIME": "docker"}
     ),
     "bound that is no number": Case(
-        "MINI_R1_MAX_FAILURES=few: must be a whole number", site={**VENV, "MINI_R1_MAX_FAILURES": "few"}
+        "MINI_R1_MAX_FAILURES=few: must be a number from 0", site={**VENV, "MINI_R1_MAX_FAILURES": "few"}
     ),
     "site.env from Windows": Case(
         "site.env has Windows line ends (CRLF)", prepare=with_windows_lines("slurm/site.env")

@@ -61,9 +61,9 @@ def test_a_job_whose_worker_dies_every_time_is_requeued_three_times(kit: Kit) ->
             with suppress(psutil.Error):
                 process.kill()
         time.sleep(0.2)
-    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 1, 3), str(job)
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 78, 3), str(job)
     assert job.said.count("requeued after exit code 150") == 3
-    assert "3 attempts in a row failed without a new checkpoint; giving up" in job.said
+    assert "3 attempts in a row failed without a new checkpoint (MINI_R1_MAX_FAILURES)" in job.said
 
 
 def a_launcher(kit: Kit, ends: str, *, dry_run: bool = True) -> None:
@@ -75,44 +75,33 @@ def a_launcher(kit: Kit, ends: str, *, dry_run: bool = True) -> None:
 
 
 @pytest.fixture(scope="module")
-def failing(make_kit: Callable[[str, Path], Kit]) -> dict[str, Job]:
-    """Jobs whose launcher ends with a code: at once, or when the run directory is known."""
-    jobs = {}
-    for name, code, dry_run in (("driver", 150, False), ("image", 255, False), ("attempt", 150, True)):
-        kit = make_kit(name, REPO / ".venv")
-        a_launcher(kit, f"exit {code}", dry_run=dry_run)
-        jobs[name] = kit.submit("--nodelist=n3", "slurm/train_1gpu.sh")  # no other goes down
-    kit = make_kit("no-gpus", REPO / ".venv")
-    a_driver_without_gpus = {"PYTHONPATH": str(kit.folder / "stand-in"), "STAND_IN_GPUS": "0"}
-    (kit.folder / "stand-in").mkdir()
-    (kit.folder / "stand-in" / "pynvml.py").write_text(NVML)
-    site = {"MINI_R1_RUNTIME": "venv", "MINI_R1_VENV": str(REPO / ".venv"), "MINI_R1_ACCELERATOR": ""}
-    kit.site(**site, **a_driver_without_gpus)
-    jobs["no GPUs"] = kit.submit("--nodelist=n3", "slurm/train_1gpu.sh", "lora-1.5b")
-    return jobs
+def failing(make_kit: Callable[[str, Path], Kit], untrained: Path) -> dict[str, Job]:
+    """Jobs whose launcher fails at every start: a GPU that the driver does not have, or an image that does not open."""
+    driver, image = make_kit("driver", REPO / ".venv"), make_kit("image", REPO / ".venv")
+    (driver.folder / "stand-in").mkdir()
+    (driver.folder / "stand-in" / "pynvml.py").write_text(NVML)
+    no_gpus = {"PYTHONPATH": str(driver.folder / "stand-in"), "STAND_IN_GPUS": "0"}
+    driver.write_recipe("small", model_name_or_path=str(untrained))
+    driver.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(REPO / ".venv"), MINI_R1_ACCELERATOR="", **no_gpus)
+    a_launcher(image, "exit 255", dry_run=False)
+    on_n3 = ("--nodelist=n3", "slurm/train_1gpu.sh")  # no other goes down
+    return {"driver": driver.submit(*on_n3, "small.yaml"), "image": image.submit(*on_n3)}
 
 
 def test_a_job_that_fails_every_time_is_requeued_three_times(failing: dict[str, Job]) -> None:
-    job = failing["attempt"]
+    """The error comes before anything is started, and the launcher counts it all the same."""
+    job = failing["driver"]
     assert job.wait() == "FAILED", str(job)
-    assert (job.exit_code, job.restarts) == (1, 3), str(job)
+    assert (job.exit_code, job.restarts) == (78, 3), str(job)
     assert job.said.count("requeued after exit code 150") == 3
-    assert "3 attempts in a row failed without a new checkpoint; giving up" in job.said
+    assert "but the driver has no" in job.said
+    assert "3 attempts in a row failed without a new checkpoint (MINI_R1_MAX_FAILURES)" in job.said
 
 
-def test_failed_starts_without_a_run_directory_are_limited(failing: dict[str, Job]) -> None:
-    # A driver that does not answer; an image that does not open.
-    device, image = failing["driver"], failing["image"]
-    assert (device.wait(), image.wait()) == ("FAILED", "FAILED")
-    assert (device.exit_code, device.restarts) == (1, 2), str(device)
-    assert "3 starts in a row failed; giving up" in device.said
+def test_an_image_that_does_not_open_is_refused_once(failing: dict[str, Job]) -> None:
+    image = failing["image"]
+    assert image.wait() == "FAILED", str(image)
     assert (image.exit_code, image.restarts) == (78, 0), str(image)
-    # The launcher itself: Slurm grants a GPU that the driver does not have.
-    granted = failing["no GPUs"]
-    assert granted.wait() == "FAILED", str(granted)
-    assert (granted.exit_code, granted.restarts) == (1, 2), str(granted)
-    assert granted.said.count("but the driver has no") == 3, str(granted)
-    assert "3 starts in a row failed; giving up" in granted.said
     assert "the kit does not start in the runtime venv on every node" in image.said
 
 

@@ -42,6 +42,18 @@ def test_a_kit_that_does_not_start_on_a_node_is_refused(tmp_path: Path, code: in
     assert not any("requeue" in call for call in script.calls)
 
 
+@pytest.mark.parametrize("code", [137, 150])
+def test_a_check_that_ends_before_the_run_directory_is_known_is_not_retried(tmp_path: Path, code: int) -> None:
+    """It could not be counted: the launcher itself reports an error of the node, which it counts."""
+    kit = Checkout(tmp_path)
+    a_program(tmp_path / "venv" / "bin" / "python", f'[ "$2" = "import mini_r1" ] || exit {code}')
+    kit.site(MINI_R1_RUNTIME="venv", MINI_R1_VENV=str(tmp_path / "venv"))
+    script = Script(kit, ONE)
+    assert script.wait() == 78, script.log
+    assert f"the check ended with exit code {code} before the run directory was known" in script.log
+    assert not any("requeue" in call for call in script.calls)
+
+
 def test_a_script_without_sbatch_says_how_to_submit_it(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", ONE], cwd=Checkout(tmp_path).folder, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True

@@ -43,7 +43,8 @@ def jobs(kit: Kit, slurm: Slurm) -> dict[str, Job]:
     freeze_each_at(2, {name: kit.run(name) for name in ("notice", "limit", "cancelled")})
     slurm.run("scontrol", "update", f"jobid={jobs['notice'].number}", "timelimit=50")
     slurm.run("scontrol", "update", f"jobid={jobs['limit'].number}", "timelimit=1")
-    jobs["second job"] = start(kit, "cancelled", "--nodelist=n3")
+    with_limits = {"MINI_R1_WAIT_MINUTES": "0", "MINI_R1_MAX_FAILURES": "1"}
+    jobs["second job"] = start(kit, "cancelled", "--nodelist=n3", **with_limits)
     jobs["second job"].wait()
     slurm.run("scancel", jobs["cancelled"].number)
     notice, limit = jobs["notice"], jobs["limit"]
@@ -83,8 +84,8 @@ def more_jobs(kit: Kit, slurm: Slurm, jobs: dict[str, Job]) -> dict[str, Job]:
     return more
 
 
-def start(kit: Kit, run: str, *options: str) -> Job:
-    return kit.submit(*options, "slurm/train_1gpu.sh", "small.yaml", "--run-dir", f"runs/{run}")
+def start(kit: Kit, run: str, *options: str, **environment: str) -> Job:
+    return kit.submit(*options, "slurm/train_1gpu.sh", "small.yaml", "--run-dir", f"runs/{run}", **environment)
 
 
 @pytest.mark.exhaustive
@@ -148,13 +149,19 @@ def test_a_cancelled_job_saves_and_stays_cancelled(kit: Kit, jobs: dict[str, Job
     assert run.complete_checkpoints()[0].step == state["step"]
 
 
-def test_a_second_job_in_one_run_directory_is_refused_and_disturbs_nothing(kit: Kit, jobs: dict[str, Job]) -> None:
+def test_a_second_job_in_one_run_directory_retries_until_its_limit_and_disturbs_nothing(
+    kit: Kit, jobs: dict[str, Job]
+) -> None:
     job, other = jobs["second job"], jobs["cancelled"]
-    assert (job.state, job.exit_code) == ("FAILED", 78), str(job)
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", 78, 1), str(job)
     assert f"job {other.number} is training in {kit.run('cancelled').path}" in job.said
-    rows = (kit.run("cancelled").path / "slurm" / "attempts.tsv").read_text().splitlines()
-    assert [row.split("\t")[0] for row in rows][:1] == [other.number]
-    assert job.number not in [row.split("\t")[0] for row in rows]
+    assert "requeued after exit code 150" in job.said
+    assert "1 attempts in a row failed without a new checkpoint (MINI_R1_MAX_FAILURES)" in job.said
+    rows = [
+        line.split("\t") for line in (kit.run("cancelled").path / "slurm" / "attempts.tsv").read_text().splitlines()
+    ]
+    assert [row[6] for row in rows if row[0] == job.number] == ["150", "78"]
+    assert [row[6] for row in rows if row[0] == other.number] == ["143"]
 
 
 def test_each_attempt_has_a_separate_log_and_a_line_with_its_hours(kit: Kit, jobs: dict[str, Job]) -> None:

@@ -13,6 +13,7 @@ from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.machine.nodes import MAX_NODES
+from mini_r1.machine.schedulers import Patience
 from mini_r1.machine.trackers import refuse_trackers
 from mini_r1.run.run_dir import RunDir
 
@@ -67,7 +68,8 @@ def train(
     run = RunDir(run_dir or effective_output_dir(loaded, path))
     if "RANK" not in os.environ:
         torchrun.refuse_alone(loaded, sharding, os.environ)
-        finished = finished_step_before_loading(run, loaded)
+        patience = Patience(os.environ, lambda text: console.print(text, markup=False))
+        finished = finished_step_before_loading(run, loaded, patience)
         if finished is not None:
             print_finished(console, run, finished)
             return ExitCode.FINISHED

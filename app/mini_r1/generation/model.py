@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, find_adapter_config_file
 
 from mini_r1.errors import ExitCode, KitError, first_line
+from mini_r1.hub_outages import hub_outage
 from mini_r1.machine.devices import ACCELERATOR, VISIBLE, read_visible
 from mini_r1.recipe.model_kinds import unknown_kind
 
@@ -127,7 +128,7 @@ def load_model(
         with _describe_errors("model", base):
             model = _load_base(base, config.revision, options)
     except KitError as error:
-        raise KitError(f"{name} is an adapter of {base}, which it needs: {error.message}") from error
+        raise KitError(f"{name} is an adapter of {base}, which it needs: {error.message}", error.exit_code) from error
     with _describe_errors("adapter", name):
         # The folder and not the name: by name peft would fall back to pickled weights.
         return PeftModel.from_pretrained(model, str(Path(weights).parent), config=config, torch_device="cpu")
@@ -138,6 +139,8 @@ def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> Any:
     refuse_unloadable(name, config)
     # Checked before transformers does: with `main` it would ask a service to convert pickled weights to safetensors.
     if all(_file(name, revision, file) is None for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        if not Path(name).is_dir():
+            _raise_outage(name, revision)
         raise KitError(_no_weights(name))
     model, found = AutoModelForCausalLM.from_pretrained(
         name,
@@ -274,6 +277,16 @@ def _file(name: str, revision: str | None, file: str) -> str | None:
     return None if found is None else str(found)
 
 
+def _raise_outage(name: str, revision: str | None) -> None:
+    """Raise a KitError if weights were not found because the hub is down: `_file` returns None for both."""
+    try:
+        cached_file(name, SAFE_WEIGHTS_NAME, revision=_revision(name, revision))
+    except (OSError, ValueError) as error:
+        outage = hub_outage(error, f"the weights of {name}")
+        if outage is not None:
+            raise outage from error
+
+
 def _no_weights(name: str) -> str:
     pickles = "pickled ones (pytorch_model.bin) are not read, because loading them can run code"
     convert = "if you trust them, convert them with save_pretrained(..., safe_serialization=True)"
@@ -303,6 +316,9 @@ def _describe_errors(what: str, name: str) -> Iterator[None]:
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> KitError:
+    outage = hub_outage(error, f"the {what} {name}")
+    if outage is not None:
+        return outage
     reason = _shortened(error)
     if "trust_remote_code" in str(error):
         return KitError(f"the {what} of {name} needs code from its repository, which the kit never runs")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mini_r1.console import printable
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.hub_outages import OVERLOADED
 
 if TYPE_CHECKING:
     from mini_r1.hub.hub_access import RepoKind
@@ -22,8 +23,8 @@ RESUMES: Final = "run the same command again to resume"
 NOT_FOUND: Final = "the hub has no {}, or your token has no access to it"
 """One sentence for both: the hub gives the same answer."""
 SHOWN_CHARACTERS: Final = 200  # longest part of the hub's message that is shown
-_PASSING: Final = frozenset({408, 409, 412, 425, 429})
-"""Statuses below 500 that a retry may not get: timeout, two commits at once, too early, rate limit."""
+_PASSING: Final = OVERLOADED | {409, 412}
+"""Statuses below 500 that a retry may not get; 409 and 412 are two commits at once."""
 
 
 class HubError(KitError):

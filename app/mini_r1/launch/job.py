@@ -56,9 +56,24 @@ class Job:
         return f"node {self.nodes.index} ({socket.gethostname()})"
 
 
-def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say, *, as_if: bool = False) -> Job:
-    """Find recipe, devices and nodes, or raise KitError; `as_if` takes --gpus for GPUs that need not be here."""
-    named = None if options.recipe == AUTO else find_recipe(options.recipe)
+def read_job(
+    options: LaunchOptions,
+    environment: Mapping[str, str],
+    say: Say,
+    begin: Callable[[RunDir, Nodes], None] = lambda run, nodes: None,
+    *,
+    as_if: bool = False,
+) -> Job:
+    """Find recipe, devices and nodes, or raise KitError.
+
+    `begin` is called once the run directory is known. `as_if` takes --gpus for GPUs that need not be here.
+    """
+    nodes = options.find_nodes(environment)
+    named = run = None
+    if options.recipe != AUTO:  # first: an error of the devices counts as an attempt of the run
+        path = named = find_recipe(options.recipe)
+        recipe, run = _read_run(options, path)
+        begin(run, nodes)
     wanted, on_cpu = options.gpus or 0, environment.get(ACCELERATOR) == "cpu"
     memory = options.gpu_memory_gib
     if as_if and not on_cpu and wanted > len(given_devices(environment).ids):
@@ -67,16 +82,18 @@ def read_job(options: LaunchOptions, environment: Mapping[str, str], say: Say, *
         memory, here = assumed.gpu_memory_gib, False
     else:
         devices, here = given_devices(environment, options.gpus), True
-    nodes = options.find_nodes(environment)
     if memory is None and not devices.on_cpu and here:
         memory = smallest_gpu_gib(read_driver(devices.ids))
-    if named is None:
+    if run is None:
         hardware = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source, here)
         path, reason = find_largest_fitting(hardware)
         say(reason)
-    else:
-        path = named
-    recipe = load_recipe(path, options.overrides)
-    run = RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())
+        recipe, run = _read_run(options, path)
+        begin(run, nodes)
     no_p2p = not devices.on_cpu and lacks_p2p()
     return Job(options, path, recipe, run, devices, nodes, memory, environment, say, no_p2p)
+
+
+def _read_run(options: LaunchOptions, path: Path) -> tuple[Recipe, RunDir]:
+    recipe = load_recipe(path, options.overrides)
+    return recipe, RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())

@@ -5,7 +5,8 @@ import json
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import mini_r1
 from mini_r1.console import printable
 from mini_r1.doctor.node_checks import examine_node
 from mini_r1.errors import ExitCode, KitError
+from mini_r1.launch.attempt_limits import AttemptLimits, LimitReached
 from mini_r1.launch.channel import Channel
 from mini_r1.launch.job import Job, LaunchOptions, Say, read_job
 from mini_r1.launch.peers import Ending, Peers
-from mini_r1.launch.rendezvous import Introduction, Meeting
+from mini_r1.launch.rendezvous import MEET_TIMEOUT_S, Introduction, Meeting
 from mini_r1.launch.stop_order import StopOrder
 from mini_r1.launch.supervise import Supervision
 from mini_r1.launch.worker_environment import describe_starts, starts_to_dict, worker_starts
@@ -26,14 +28,17 @@ from mini_r1.machine.devices import Devices
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
+from mini_r1.machine.schedulers import Patience
 from mini_r1.plan.planner import Plan, make_plan
 from mini_r1.plan.timing import grace_warning
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.run.finished import finished_step_before_loading
+from mini_r1.run.run_dir import RunDir
 from mini_r1.training.schedule import refuse_other_workers
 
 TOGETHER = ("mini-r1", "torch", "transformers", "trl", "accelerate", "deepspeed", "peft", "datasets", "tokenizers")
 """Packages that must be the same on all nodes; vLLM runs on node 0 only."""
+LIMIT_MEET_S = 60.0  # seconds for the other nodes to come and hear that a limit is reached
 
 
 def dry_run(
@@ -43,7 +48,14 @@ def dry_run(
 
     The other nodes are assumed to have the same devices as this one.
     """
-    job = read_job(options, environment, say, as_if=True)
+    AttemptLimits(environment)  # its settings are checked too
+    runs: list[RunDir] = []
+    try:
+        job = read_job(options, environment, say, lambda run, nodes: runs.append(run), as_if=True)
+    except KitError as error:
+        if print_run_dir and runs and error.exit_code == ExitCode.RETRY:
+            return str(runs[0].path)  # an error of the node: the launch itself reports and counts it
+        raise
     plan, roles = _plan(job, [job.devices.ids] * job.nodes.count)
     if print_run_dir:
         return str(job.run.path)
@@ -69,26 +81,44 @@ def dry_run(
 
 def launch(options: LaunchOptions, environment: Mapping[str, str], say: Say) -> Ending:
     """Train a recipe, with the other nodes' launchers; return how the job ended, or raise KitError before its start."""
-    with StopOrder() as stop:
-        try:
-            job = read_job(options, environment, say)
-        except KitError as error:
-            nodes = options.find_nodes(environment)
-            if nodes.count > 1:  # the other nodes hear that this one cannot take part: all raise the error
-                say(f"error: {error.message}")
-                me = Introduction(nodes.index, socket.gethostname(), error=error.message, error_code=error.exit_code)
-                Meeting(nodes, Path(), environment, say, stop).hold(me, lambda devices: {})
-            raise
-        for warning in job.recipe.warnings():
-            say(f"warning: {warning}")
-        say(f"{job.node}: {_describe_devices(job.devices)}; {job.nodes.source}")
-        channels, roles, deepspeed = _meet(job, stop)
-        say(_describe_roles(job, roles, deepspeed))
-        return _run(job, roles, deepspeed, channels, stop)
+    limits = AttemptLimits(environment)
+    try:
+        with StopOrder() as stop:
+            ending = _launch(options, environment, say, stop, limits)
+    except KitError as error:
+        ending = limits.end(Ending(error.exit_code, error.message))
+        raise KitError(ending.text, ending.code) from error
+    return limits.end(ending)
+
+
+def _launch(
+    options: LaunchOptions, environment: Mapping[str, str], say: Say, stop: StopOrder, limits: AttemptLimits
+) -> Ending:
+    try:
+        job = read_job(options, environment, say, lambda run, nodes: limits.begin(run, nodes.index, stop))
+    except KitError as error:
+        nodes = options.find_nodes(environment)
+        if nodes.count > 1:  # the other nodes hear that this one cannot take part: all raise the error
+            say(f"error: {error.message}")
+            me = Introduction(nodes.index, socket.gethostname(), error=error.message, error_code=error.exit_code)
+            is_limit = isinstance(error, LimitReached)  # then nodes that do not come are no reason for a retry
+            meeting = Meeting(nodes, Path(), environment, say, stop, LIMIT_MEET_S if is_limit else MEET_TIMEOUT_S)
+            with suppress(*(KitError,) * is_limit):
+                meeting.hold(me, lambda devices: {})
+        raise
+    for warning in job.recipe.warnings():
+        say(f"warning: {warning}")
+    say(f"{job.node}: {_describe_devices(job.devices)}; {job.nodes.source}")
+    channels, roles, deepspeed = _meet(job, stop)
+    say(_describe_roles(job, roles, deepspeed))
+    return _run(job, roles, deepspeed, channels, stop, limits)
 
 
 def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | None]:
     """Check this node, and agree with the other nodes on roles and DeepSpeed."""
+
+    def stopped() -> bool:
+        return stop.name is not None
 
     def decide(devices: list[Sequence[str]]) -> dict[str, Any]:
         plan, roles = _plan(job, devices)
@@ -101,14 +131,14 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
 
     if job.nodes.count == 1:
         decision = decide([job.devices.ids])
-        error = check_node(job, job.nodes)
+        error = check_node(job, job.nodes, stopped)
         if stop.name:  # first: a scheduler that signals every process may have ended a check
             raise KitError("stopped before anything was started", ExitCode.INTERRUPTED)
         if error is not None:
             raise error
         channels: dict[int, Channel] = {}
     else:
-        error = check_node(job, job.nodes)
+        error = check_node(job, job.nodes, stopped)
         if stop.name:  # as above; the meeting then reports the stop
             error = None
         me = Introduction(
@@ -125,7 +155,7 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
     return channels, _assign(job, decision["devices"]), decision["deepspeed"]
 
 
-def check_node(job: Job, nodes: Nodes | None) -> KitError | None:
+def check_node(job: Job, nodes: Nodes | None, stopped: Callable[[], bool] = lambda: False) -> KitError | None:
     """Return what is wrong with this node or the run directory, if anything; without `nodes` no port is checked."""
     report = examine_node(
         job.path,
@@ -144,7 +174,8 @@ def check_node(job: Job, nodes: Nodes | None) -> KitError | None:
         job.say(f"warning: {warning}")
     if report.error is None and job.nodes.index == 0:
         try:
-            finished_step_before_loading(job.run, job.recipe)
+            patience = Patience(job.environment, job.say, stopped)
+            finished_step_before_loading(job.run, job.recipe, patience)
         except KitError as error:
             return error
     return report.error
@@ -164,7 +195,14 @@ def _plan(job: Job, devices: Sequence[Sequence[str]]) -> tuple[Plan, Roles]:
     return plan, roles
 
 
-def _run(job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, Channel], stop: StopOrder) -> Ending:
+def _run(
+    job: Job,
+    roles: Roles,
+    deepspeed: str | None,
+    channels: Mapping[int, Channel],
+    stop: StopOrder,
+    limits: AttemptLimits,
+) -> Ending:
     index = job.nodes.index
     peers = Peers(index, channels)
     workers: list[Worker] = []
@@ -180,7 +218,7 @@ def _run(job: Job, roles: Roles, deepspeed: str | None, channels: Mapping[int, C
         supervision = Supervision(workers, folder, job.run, peers, stop, job.node, job.recipe.hang_timeout_s, job.say)
         try:
             if workers:
-                ending = supervision.watch()
+                ending = limits.explain(supervision.watch())
             peers.report_end(ending)
             ending = supervision.wait_for_peers()
         finally:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.console import printable
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import Cause, ExitCode, KitError
 from mini_r1.launch.channel import Channel, Gone, listen
 from mini_r1.launch.stop_order import StopOrder
 from mini_r1.machine.nodes import JOB_TOKEN, Nodes
 from mini_r1.machine.paths import in_pod
+from mini_r1.machine.schedulers import Patience, is_scheduled
 
 MEET_TIMEOUT_S = 900.0  # seconds for all nodes to come: one may have to pull an image that the others have
 STRANGER_TIMEOUT_S = 60.0  # seconds until a node gives up on a port where another program answers
@@ -75,11 +76,13 @@ class Meeting:
     stop: StopOrder
     timeout_s: float = MEET_TIMEOUT_S
     _key: bytes = field(init=False)
+    _patience: Patience = field(init=False)
     _reported: float = field(init=False, default=0.0)
     _hinted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self._key = _job_key(self.nodes, self.environment)
+        self._patience = Patience(self.environment)
 
     def hold(self, me: Introduction, decide: Decide) -> tuple[dict[int, Channel], dict[str, Any]]:
         """Return the open channels by node (node 0's to all others, theirs to node 0), and node 0's decision.
@@ -107,6 +110,7 @@ class Meeting:
         """Wait for all others and put their channels into `channels`; return all introductions, in order."""
         arrived: queue.SimpleQueue[tuple[Channel, Introduction]] = queue.SimpleQueue()
         introductions = {0: me}
+        waiting: list[tuple[float, Channel, Introduction]] = []  # since when, for an index that another node has
         threads: list[threading.Thread] = []
         end = time.monotonic() + self.timeout_s
         server.settimeout(0.2)
@@ -128,15 +132,27 @@ class Meeting:
                     channels.pop(index).close()
                     del introductions[index]
             while not arrived.empty():
-                channel, introduction = arrived.get()
+                waiting.append((time.monotonic(), *arrived.get()))
+            for since, channel, introduction in list(waiting):
                 index = introduction.index
-                if index in introductions or not 0 < index < self.nodes.count:
-                    _refuse(channel, KitError(f"there is a node {index} already: give each its own --node-index"))
-                else:
+                if index not in introductions and 0 < index < self.nodes.count:
                     channels[index], introductions[index] = channel, introduction
+                elif 0 < index < self.nodes.count and time.monotonic() < since + self._patience.seconds:
+                    continue  # the node that it replaces may be about to leave
+                else:
+                    self._refuse_index(channel, index)
+                waiting.remove((since, channel, introduction))
         for thread in threads:
             thread.join()
+        for _, channel, introduction in waiting:
+            self._refuse_index(channel, introduction.index)
         return [introductions[index] for index in range(self.nodes.count)]
+
+    def _refuse_index(self, channel: Channel, index: int) -> None:
+        held = 0 < index < self.nodes.count and is_scheduled(self.environment)
+        cause = Cause.INDEX_HELD if held else Cause.WRONG
+        fix = "its scheduler has replaced it" if held else "give each its own --node-index"
+        _refuse(channel, KitError(f"there is a node {index} already: {fix}", cause.exit_code))
 
     def _let_in(self, connection: socket.socket, arrived: queue.SimpleQueue[tuple[Channel, Introduction]]) -> None:
         channel = Channel(connection)
@@ -165,6 +181,13 @@ class Meeting:
 
     def _wait_for_decision(self, me: Introduction) -> tuple[dict[int, Channel], dict[str, Any]]:
         channel = self._reach(me)
+        try:
+            return {0: channel}, self._receive_decision(channel)
+        except KitError:
+            channel.close()  # node 0 sees at once that this node's index is free
+            raise
+
+    def _receive_decision(self, channel: Channel) -> dict[str, Any]:
         end = time.monotonic() + self.timeout_s
         while True:
             try:
@@ -179,10 +202,10 @@ class Meeting:
             if message.get("type") == "canary":
                 _try_to_send(channel, {"seen": _appears(self.run_dir / Path(str(message["name"])).name)})
             elif message.get("type") == "refused":
-                channel.close()
                 raise KitError(str(message["text"]), ExitCode(message["code"]))
             elif message.get("type") == "go":
-                return {0: channel}, message["decision"]
+                decision: dict[str, Any] = message["decision"]
+                return decision
 
     def _reach(self, me: Introduction) -> Channel:
         """Return a channel to node 0, which may not be there yet, nor its name."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mini_r1.errors import KitError
+from mini_r1.machine.schedulers import Patience
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import differences, load_recipe
 from mini_r1.run.run_dir import RunDir
@@ -39,7 +40,7 @@ def print_finished(console: Console, run: RunDir, step: int) -> None:
     console.print(f"{run.path} is finished at step {step}: nothing to do", markup=False)
 
 
-def finished_step_before_loading(run: RunDir, recipe: Recipe) -> int | None:
+def finished_step_before_loading(run: RunDir, recipe: Recipe, patience: Patience | None = None) -> int | None:
     """Return `finished_step`, asked before torch is loaded; training asks again while it holds the run directory."""
     try:
         if not any(run.path.iterdir()):
@@ -48,5 +49,5 @@ def finished_step_before_loading(run: RunDir, recipe: Recipe) -> int | None:
         return None
     except OSError:
         pass  # `claim` reports what is wrong
-    with run.claim():
+    with run.claim(patience):
         return finished_step(run, recipe)

@@ -14,6 +14,7 @@
     report.html            made by `mini-r1 report`
     hub.json               with push_to_hub: the repository, what is there, the last error
     slurm/                 output and notes of the batch scripts
+    jobs/*.jsonl           attempts of a job of Slurm or Kubernetes, one file per job and node, for its limits
 
 A checkpoint or snapshot counts only once it has its manifest, which is written last. `reader` reads what a run logged.
 """
@@ -27,12 +28,15 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.disk_errors import FULL, WRONG_PATH, disk_error
-from mini_r1.errors import ExitCode, KitError
+from mini_r1.errors import Cause, ExitCode, KitError
+from mini_r1.machine.schedulers import Patience
 from mini_r1.run.files import SCRATCH, format_json, lock_file, make_folder, read_object, write_json
 from mini_r1.run.manifest import Saved, complete, discard, tidy
 from mini_r1.values import mapping
 
-STARTUP_FILES = frozenset({".lock", "attempts", "report.html", "slurm", "state.json"})
+HELD_BY = "MINI_R1_RUN_HELD_BY"
+"""The Slurm job that still trains here, after the batch script has waited for it: not every filesystem has locks."""
+STARTUP_FILES = frozenset({".lock", "attempts", "jobs", "report.html", "slurm", "state.json"})
 """Files that may exist before a run's recipe: of a start, also one that failed, of a report, of a batch script."""
 RUNS = Path("runs")  # folder of runs, unless output_dir or --run-dir names another
 KEEP_CHECKPOINTS = 2  # full checkpoints kept: the newest, and one to fall back on if the newest is damaged
@@ -66,15 +70,16 @@ class RunDir:
         return self.state_file.is_file() and not self.recipe_file.exists() and not begun
 
     @contextlib.contextmanager
-    def claim(self) -> Iterator[None]:
+    def claim(self, patience: Patience | None = None) -> Iterator[None]:
         """Hold the directory for one writer: made if it is missing, removed if nothing was written to it.
 
-        A KitError says why it can't: no writable directory, no run, or another process of this machine is writing it.
+        A KitError says why it can't: no writable directory, no run, or another process is writing it, which a job
+        waits for first.
         """
+        patience = patience or Patience(os.environ)
         try:
             make_folder(self.path)
-            known = {*STARTUP_FILES, *(path.name for path in self.path.glob(SCRATCH))}
-            if not self.is_run() and any(path.name not in known for path in self.path.iterdir()):
+            if self.holds_other_files():
                 raise KitError(f"{self.path} is not empty and holds no run: choose another --run-dir")
             handle = self.lock_path.open("w")
         except OSError as error:
@@ -88,10 +93,14 @@ class RunDir:
                 ExitCode.RETRY,
             ) from error
         with handle:
-            if not lock_file(handle):
-                raise KitError(
-                    f"another process is training in {self.path}: wait for it, stop it, or choose another --run-dir"
-                )
+            holder = patience.environment.get(HELD_BY)
+            held = (
+                f"{f'job {holder}' if holder else 'another process'} is training in {self.path}: wait for it, stop it, "
+                "or choose another --run-dir"
+            )
+            if holder:
+                raise KitError(held, Cause.RUN_HELD.exit_code)
+            patience.wait_until(lambda: lock_file(handle), held, Cause.RUN_HELD)
             tidy(self.checkpoints)
             tidy(self.snapshots)
             for path in self.path.glob(SCRATCH):
@@ -103,6 +112,11 @@ class RunDir:
                     if [path.name for path in self.path.iterdir()] == [self.lock_path.name]:
                         self.lock_path.unlink()
                         self.path.rmdir()
+
+    def holds_other_files(self) -> bool:
+        """Return whether the directory has files, and they are not those of a run or of its start."""
+        known = {*STARTUP_FILES, *(path.name for path in self.path.glob(SCRATCH))}
+        return not self.is_run() and any(path.name not in known for path in self.path.iterdir())
 
     def attempt_numbers(self) -> list[int]:
         """Return the numbers of the attempts, in ascending order."""

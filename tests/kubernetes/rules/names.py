@@ -10,7 +10,9 @@ from tests.kubernetes.manifests import Manifest, Pods, named, pods
 from tests.kubernetes.rules.rule import leaves, selects, with_setup
 
 BY_HAND = {("Secret", "mini-r1-job-token"), ("Secret", "mini-r1-hub"), ("Secret", "mini-r1-registry")}
+BY_HAND |= {("ConfigMap", "mini-r1-own")}
 """Made by the command in the header of the overlay or option that wants it."""
+INSTANCE = "app.kubernetes.io/instance"
 LONGEST = {"Job": 63 - len("-0"), "PyTorchJob": 63 - len("-master-0")}
 """A name becomes a label and, with an index, the name of a host: 63 characters (RFC 1035)."""
 _DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -82,6 +84,14 @@ def _wanted(one: Pods) -> Iterator[tuple[str, str]]:
                         yield kind, source[reference].get("name")
 
 
+def one_instance(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """All objects of an overlay with pods share one label, by which one command deletes them."""
+    if any(pods(manifests)):
+        found = {one["metadata"].get("labels", {}).get(INSTANCE) for one in manifests}
+        if len(found) != 1 or None in found:
+            yield f"{', '.join(map(named, manifests))}: {INSTANCE} is {sorted(map(str, found))}"
+
+
 def selectors(manifests: Sequence[Manifest]) -> Iterator[str]:
     """Services, network policies and affinities find pods of this build."""
     labels = [one.labels for one in pods(manifests)]
@@ -126,4 +136,4 @@ def enums(manifests: Sequence[Manifest]) -> Iterator[str]:
                     yield f"{named(one)}: {'.'.join(path)} is {value!r}, not one of {', '.join(sorted(allowed))}"
 
 
-RULES = (names, references, selectors, volumes, enums)
+RULES = (names, references, one_instance, selectors, volumes, enums)

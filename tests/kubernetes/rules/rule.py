@@ -11,8 +11,8 @@ Rule = Callable[[Sequence[Manifest]], Iterator[str]]
 
 
 def with_setup(manifests: Sequence[Manifest]) -> list[Manifest]:
-    """These, and the objects of overlays/setup, which exist before any of them."""
-    return [*manifests, *overlay("setup")]
+    """These, and the objects of overlays/namespace and overlays/setup, which exist before any of them."""
+    return [*manifests, *overlay("namespace"), *overlay("setup")]
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

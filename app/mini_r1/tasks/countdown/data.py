@@ -6,6 +6,8 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
+from mini_r1.hub_outages import hub_outage
+
 from .problem import DataError, Problem
 from .problem_files import README, choose_split, folder_files, list_splits, read_readme
 from .solver import needs_multiplication_or_division, solvable
@@ -19,7 +21,8 @@ def fetch_hub(
     `revision` is a branch, tag or commit; None is the default branch. See `problem_files.list_splits` for the others.
 
     Raises:
-        DataError: no such data set or split, or the hub can't be reached and the cache doesn't hold it completely.
+        DataError: no such data set or split, or the cache of a process that is offline doesn't hold it completely.
+        KitError: the hub is down, and the cache doesn't hold it.
     """
     from huggingface_hub import HfApi, snapshot_download  # a local file or the generator should not pay for it
 
@@ -36,6 +39,9 @@ def fetch_hub(
             fetch(revision=folder.name, allow_patterns=[glob.escape(name) for name in names])
     # Errors of the hub, of the network and of a bad name are all one of these.
     except (OSError, ValueError) as error:
+        outage = hub_outage(error, f"the data set {repo_id}")
+        if outage is not None:
+            raise outage from error
         first_line = (str(error).strip().splitlines() or [""])[0][:200]
         at = f" at revision '{revision}'" if revision else ""
         raise DataError(
