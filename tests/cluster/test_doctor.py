@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -97,6 +98,20 @@ def test_a_later_kind_of_model_is_reported_once(
     assert "transformers 4.51.0 was the first that does" in findings["model"]["detail"]
     assert findings["architecture"]["status"] == findings["tokenizer"]["status"] == "skip"
     assert findings["architecture"]["detail"] == "see model"
+
+
+def test_a_missing_vllm_is_reported_once_with_what_brings_it(
+    mini_r1: Kit, small_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("vllm"):
+        pytest.skip("this environment has vLLM")
+    monkeypatch.setenv("MINI_R1_ACCELERATOR", "cpu")
+    done = mini_r1("doctor", small_recipe(use_vllm=True), "--gpus", "2", "--json")
+    assert done.returncode == 78
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert findings["vLLM engine"]["fix"].startswith("`make vllm-cpu`")
+    assert findings["vLLM"]["detail"] == "see vLLM engine"
+    assert "versions" not in failures(list(findings.values()))
 
 
 def test_a_recipe_that_cannot_be_read_is_an_error(mini_r1: Kit) -> None:

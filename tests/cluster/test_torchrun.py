@@ -204,7 +204,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_finished(run: RunDir, workers: int, zero_stage: int) -> None:
-    """Assert that all steps were taken, by so many workers, with new weights in vLLM for each."""
+    """Assert that all steps were taken, by this number of workers, with new weights in vLLM for each."""
     state, attempt = run.read_state(), run.read_record()["attempts"][-1]
     assert (state["state"], state["step"]) == ("finished", STEPS)
     assert (attempt["workers"], attempt["vllm_device"]) == (workers, "cpu")

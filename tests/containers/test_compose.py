@@ -185,7 +185,7 @@ def test_the_demo_starts_appears_in_tensorboard_saves_and_resumes(
     assert compose.ok("exec", "demo", "mini-r1", "health", "runs").startswith("runs/demo-cpu runs")
     compose.ok("up", "--detach", "--no-build", "--no-deps", "--wait", "--wait-timeout=300", "tensorboard-cpu")
     _until(lambda: "demo-cpu" in _ask(free_port, "runs"), "TensorBoard has the run", compose)
-    _until(lambda: "train/reward" in _ask(free_port, "plugin/scalars/tags"), "and its curve", compose)
+    _until(lambda: "rewards/reward" in _ask(free_port, "plugin/scalars/tags"), "and its curve", compose)
 
     compose.ok("exec", "demo", "sh", "-c", "kill -CONT -1")
     compose.ok("stop")

@@ -249,7 +249,7 @@ def _wait_for(condition: Callable[[], bool], running: Callable[[], bool]) -> Non
 def curve(run: RunDir) -> list[int]:
     """Steps of the reward as TensorBoard shows it."""
     events = EventAccumulator(str(run.tensorboard)).Reload()
-    return [event.step for event in events.Scalars("train/reward")]
+    return [event.step for event in events.Scalars("rewards/reward")]
 
 
 def _logged(run: RunDir) -> int:

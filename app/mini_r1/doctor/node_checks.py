@@ -67,7 +67,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
 }
 """Name and function of each light check, in the order of the table; its docstring says what it looks at. None loads
 torch, none leaves anything behind."""
-SAME_FAILURE = {"architecture": "model", "tokenizer": "model", "problems": "data"}
+SAME_FAILURE = {"architecture": "model", "tokenizer": "model", "problems": "data", "vLLM": "vLLM engine"}
 """Checks with torch, and the light one that has reported the same failure already."""
 TORCH_TIMEOUT_S = 600.0
 """Seconds. Imports take some 20 on a busy machine with cold caches; beyond this a disk or a driver hangs."""

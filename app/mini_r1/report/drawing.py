@@ -179,8 +179,8 @@ def _set_limits(figure: Any, plot: Plot) -> None:
 
 
 def _format_tick(value: float, _: object) -> str:
-    """Return the label of a tick: 12,500, 0.00015."""
-    return f"{value:,.5g}" if abs(value) >= 1e-4 or abs(value) < 1e-7 else f"{value:.8f}".rstrip("0")
+    """Return the label of a tick: 12,500, 0.00015, 4.5e-7."""
+    return f"{value:,.5g}" if abs(value) >= 1e-4 else f"{value:.3g}".replace("e-0", "e-")
 
 
 def _clean_svg(svg: str, attributes: dict[str, str], colours: Mapping[str, str], prefix: str) -> str:

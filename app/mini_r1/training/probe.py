@@ -18,7 +18,7 @@ from typing import Any
 
 from mini_r1.errors import KitError, first_line
 from mini_r1.findings import Finding, fail, from_error, ok, skip
-from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, needs_extra, no_garbage_collection
+from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, INSTALL_VLLM_CPU, needs_extra, no_garbage_collection
 from mini_r1.machine.provenance import versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
@@ -38,11 +38,12 @@ class Probe:
         """Return the checks by name, in order."""
         recipe = self._recipe
         few_bits = recipe.load_in_4bit or recipe.load_in_8bit or "8bit" in recipe.optim or "paged" in recipe.optim
+        vllm = INSTALL_VLLM_CPU if os.environ.get("MINI_R1_ACCELERATOR") == "cpu" else INSTALL_GPU
         return {
             "torch": self._torch,
             "attention": self._attention,
             "DeepSpeed": self._deepspeed_imports,
-            "vLLM": lambda: _check_import(recipe.use_vllm, "vLLM", f"{INSTALL_GPU}; or set use_vllm: false"),
+            "vLLM": lambda: _check_import(recipe.use_vllm, "vLLM", f"{vllm}; or set use_vllm: false"),
             "bitsandbytes": lambda: _check_import(few_bits, "bitsandbytes", INSTALL_GPU),
             "architecture": self._architecture,
             "tokenizer": self._load_tokenizer,
