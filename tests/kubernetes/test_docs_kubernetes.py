@@ -488,8 +488,8 @@ def test_messages_of_the_trouble_table_are_in_the_source() -> None:
     ours = [row for row in table(TROUBLE) if re.search(r"\((?:78|150)\)", row[0])]
     said = [text for row in ours for text in re.findall(r"`([^`]+)`", row[0])]
     assert len(said) > 8
-    for text in said:
-        assert text in source, text
+    for piece in (piece for text in said for piece in text.split(", and ")):
+        assert piece in source, piece
 
 
 def test_every_link_within_the_page_finds_its_title() -> None:
