@@ -98,7 +98,7 @@ def test_help_fits_80_columns_and_has_examples_to_copy(
     ("arguments", "said"),
     [
         (("fly",), "No such command 'fly'"),
-        (("train",), "Missing argument 'RECIPE'"),
+        (("train",), "Name one recipe: `mini-r1 train RECIPE`"),
         (("score", "--fast"), "No such option: --fast"),
         (("evaluate", "x", "--samples", "many"), "'many' is not a valid integer"),
         (("evaluate", "x", "--newest", "--step", "3"), "--newest and --step are two ways to choose one snapshot"),

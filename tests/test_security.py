@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.tasks.countdown.problem_files import list_splits
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
@@ -167,14 +168,11 @@ def test_vllm_is_an_engine_without_a_server_that_reads_safetensors_alone() -> No
     assert imported == {"vllm_child.py": {"vllm", "vllm.executor.executor_base"}}
 
 
-def test_of_a_data_set_only_parquet_is_fetched() -> None:
-    (fetch,) = [
-        call
-        for call in kit_calls()
-        if call.place.startswith("app/mini_r1/tasks/countdown/") and "snapshot_download" in call.name
-    ]
-    (text,) = re.findall(r"allow_patterns=(\[[^]]*\])", (REPO / fetch.place.partition(":")[0]).read_text())
-    assert all(pattern.endswith(".parquet") for pattern in ast.literal_eval(text))
+def test_of_a_data_set_only_data_is_fetched() -> None:
+    data = ["data/train.parquet", "test.csv", "train.jsonl", "validation.json"]
+    others = ["set.py", "train.pkl", "data/train.tar.gz", "README.md", "train"]
+    splits = list_splits([*data, *others], "", None, "the data set a/b")
+    assert sorted(name for names in splits.values() for name in names) == sorted(data)
 
 
 # --- a model of pickles alone, as a user meets it ---

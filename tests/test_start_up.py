@@ -188,8 +188,8 @@ def test_a_command_prints_what_it_loads_before_it_imports_torch(
     run = a_run_with_a_step(tmp_path / "run", recipe)
     model = tmp_path / "model"
     model.mkdir()
-    for file in (model / "config.json", tmp_path / "rows.jsonl"):
-        file.write_text("{}")
+    (model / "config.json").write_text("{}")
+    (tmp_path / "rows.jsonl").write_text('{"nums": [3, 4], "target": 7}')
     given: dict[str, tuple[str | Path, ...]] = {
         "train": (recipe, "--run-dir", tmp_path / "new", "--set", "dataset_id_or_path=nobody/rows"),
         "demo": ("--quick", "--set", "test_fraction=0.999999"),
@@ -230,7 +230,9 @@ def test_wrong_data_is_refused_without_torch(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     recipe = small_recipe()
-    target = a_run_with_a_step(tmp_path / "run", recipe).path if given[0] == "evaluate" else recipe
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    target = tmp_path / "model" if given[0] == "evaluate" else recipe
     done = start(given[0], target, *given[1:])
     assert done.returncode == 78, done.stderr
     assert message in done.stderr

@@ -11,8 +11,8 @@ from mini_r1.doctor.case import Case
 from mini_r1.doctor.login_checks import examine_login_node
 from mini_r1.doctor.node_checks import Report
 from mini_r1.doctor.slurm import LoginNode
-from mini_r1.findings import Finding
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.findings import Finding
 
 # --- what Slurm 22.05.8 printed ---
 

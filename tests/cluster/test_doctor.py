@@ -17,8 +17,8 @@ import pytest
 from mini_r1.doctor import node_checks
 from mini_r1.doctor.case import Case
 from mini_r1.doctor.node_checks import CHECKS, Report, examine_node, run_torch_checks
-from mini_r1.findings import Finding, exit_code, fail, ok, skip, warn, worst
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.findings import Finding, exit_code, fail, ok, skip, warn, worst
 from mini_r1.machine.nodes import Nodes
 from mini_r1.recipe.fields import Recipe
 

@@ -17,9 +17,9 @@ from huggingface_hub import constants
 from mini_r1.doctor import host, inputs, local_storage, software
 from mini_r1.doctor.case import Case
 from mini_r1.doctor.node_checks import run_check
-from mini_r1.findings import Finding
 from mini_r1.machine import heavy_imports, paths
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.findings import Finding
 from mini_r1.recipe.fields import Recipe
 
 from tests.conftest import ASSETS, REPO

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mini_r1.findings import Finding
 from mini_r1.machine import trackers
+from mini_r1.machine.findings import Finding
 from mini_r1.machine.trackers import TRACKERS, check_trackers
 
 from tests.conftest import REPO

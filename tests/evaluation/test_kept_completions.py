@@ -79,7 +79,7 @@ def test_who_looks_for_figures_takes_none_of_it(run: RunDir, model_directory: Pa
     read = read_run(run.path)
     assert len(read.evaluations) == 3
     assert not [sentence for sentence in read.missing if "evaluation/" in sentence or "were kept" in sentence]
-    assert listing.list_run(run.path, time.time()).success_from == "held out, step 10"
+    assert listing.list_run(run.path, time.time()).success_from == "held out, step 10, 2 problems"
     for path in run.evaluation.glob("*-completions.jsonl"):
         path.unlink()
     (sentence,) = [text for text in read_run(run.path).missing if "were kept" in text]

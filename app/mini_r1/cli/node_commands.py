@@ -16,8 +16,8 @@ from mini_r1.cli.command_tools import file_errors, find_recipe_for_other_node, p
 from mini_r1.cli.options import MOST, PATH, DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, RunType, Set
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import exit_code
 from mini_r1.machine.devices import given_devices
+from mini_r1.machine.findings import exit_code
 from mini_r1.machine.nodes import find_nodes
 from mini_r1.machine.writable_home import move_caches
 from mini_r1.run.health import check_health

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from click import UsageError
 from typer import Argument, Option
 
 from mini_r1.cli.command_tools import describe_interrupted, progress_printer
@@ -53,7 +54,7 @@ def train(
     from mini_r1.training.schedule import refuse_other_workers
 
     if (recipe is None) == (config is None):
-        raise KitError("name one recipe: `mini-r1 train RECIPE`, or --config RECIPE")
+        raise UsageError("Name one recipe: `mini-r1 train RECIPE`, or --config RECIPE.")
     path = find_recipe(recipe or config or "")
     loaded = load_recipe(path, overrides or [])
     deepspeed = deepspeed or torchrun.accelerate_deepspeed(os.environ) or "none"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import wraps
 
 from mini_r1.doctor.case import GIB, Case, run_program
-from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.devices import CONTAINER_HINT
+from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.nvidia import Gpu, lacks_p2p
 
 CUDA = (12, 4)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from mini_r1.doctor.case import Case
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, fail, from_error, ok, skip, warn
 from mini_r1.hub import hub_access
 from mini_r1.hub.hub_access import ADAPTER, CONFIG, DATA, MODEL, RepoKind
 from mini_r1.hub.hub_errors import HubError
+from mini_r1.machine.findings import Finding, fail, from_error, ok, skip, warn
 from mini_r1.machine.paths import hub_cache, in_pod, is_offline
 from mini_r1.recipe.fields import GENERATED
 from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind

@@ -11,7 +11,7 @@ from pathlib import Path
 from mini_r1.console import shown_bytes
 from mini_r1.disk_errors import existing
 from mini_r1.doctor.case import GIB, Case
-from mini_r1.findings import Finding, fail, ok, skip, warn, worst
+from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.paths import cache_home, expand_user, hub_cache, is_offline
 from mini_r1.machine.writable_home import move_caches
 from mini_r1.run.files import SCRATCH, folder_bytes

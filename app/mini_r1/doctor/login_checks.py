@@ -18,9 +18,9 @@ from mini_r1.doctor import inputs, local_storage, slurm
 from mini_r1.doctor.case import Case
 from mini_r1.doctor.node_checks import Report, run_check
 from mini_r1.doctor.slurm import LoginNode
-from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.hub.hub_access import DATA, MODEL
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.paths import expand_user, hub_cache
 from mini_r1.plan.recipe_plans import find_hardware, plan_for
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS

@@ -24,8 +24,8 @@ from mini_r1.console import printable
 from mini_r1.doctor import gpus, host, inputs, local_storage, software
 from mini_r1.doctor.case import Case, run_program
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.heavy_imports import INSTALL
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mini_r1.doctor.case import Case, run_program
-from mini_r1.findings import Finding, fail, ok, skip, warn, worst
+from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.plan.planner import Plan
 from mini_r1.plan.timing import describe_stop
 from mini_r1.recipe.keys import did_you_mean

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.findings import Finding, fail, ok, skip
 from mini_r1.machine.devices import Devices
+from mini_r1.machine.findings import Finding, fail, ok, skip
 from mini_r1.machine.heavy_imports import INSTALL, INSTALL_VLLM_CPU
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions

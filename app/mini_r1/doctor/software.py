@@ -9,8 +9,8 @@ from pathlib import Path
 from mini_r1.console import printable
 from mini_r1.doctor.case import Case
 from mini_r1.errors import KitError
-from mini_r1.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.hub.upload import require_token
+from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, find_vllm_problem
 from mini_r1.machine.provenance import versions as installed_versions
 from mini_r1.machine.trackers import check_trackers

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from mini_r1.findings import Finding, fail, ok, skip, warn
+from mini_r1.machine.findings import Finding, fail, ok, skip, warn
 
 GIB: Final = 2**30
 Read = Callable[[str], str | None]

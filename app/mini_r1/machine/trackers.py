@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError, first_line
-from mini_r1.findings import Finding, as_error, fail, ok
+from mini_r1.machine.findings import Finding, as_error, fail, ok
 from mini_r1.machine.paths import expand_user
 
 TRUE: Final = ("1", "true", "yes", "on", "y")

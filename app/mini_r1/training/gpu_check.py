@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import torch
 
 from mini_r1.errors import first_line
-from mini_r1.findings import Finding, as_error, fail, ok, worst
 from mini_r1.machine.devices import read_visible
+from mini_r1.machine.findings import Finding, as_error, fail, ok, worst
 from mini_r1.machine.heavy_imports import INSTALL
 
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mini_r1.errors import KitError, first_line
-from mini_r1.findings import Finding, fail, from_error, ok, skip
+from mini_r1.machine.findings import Finding, fail, from_error, ok, skip
 from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, INSTALL_VLLM_CPU, needs_extra, no_garbage_collection
 from mini_r1.machine.provenance import versions
 from mini_r1.recipe.fields import Recipe
