@@ -91,7 +91,7 @@ WORKER = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE":
         (("launch", "--gpus", "2"), {}, {"world_size": 1}, "has 3 prompts, and 2 workers"),
         (("train", "--set", "learning_rate=1"), WORKER, {}, "learning_rate: the run has 0.001, the recipe has 1.0"),
         (("train", "--set", "use_vllm=true"), WORKER, {}, "use_vllm: true, but there is no GPU"),
-        (("train", "--config", "demo-cpu"), {}, {}, "name one recipe"),
+        (("train", "--config", "demo-cpu"), {}, {}, "Name one recipe"),
     ],
 )  # fmt: skip
 def test_what_cannot_resume_a_run_is_refused_without_torch(
