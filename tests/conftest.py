@@ -65,6 +65,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--record-evidence", action="store_true", help="date the lines of docs/verified.md that passed")
 
 
+def pytest_runtest_setup() -> None:
+    """Forget huggingface_hub's HTTP sessions, and the kind that publishing sets: both outlast a test's settings."""
+    http = sys.modules.get("huggingface_hub.utils._http")
+    if http is not None:
+        http.configure_http_backend()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """No network, no second thread, no state of the user: before a test's imports, which read these once."""
     os.environ["HF_HUB_OFFLINE"] = "1"
