@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -128,6 +129,25 @@ def test_a_run_directory_in_use_is_refused_without_torch(
     assert done.returncode == 78, done.stderr
     assert "another process is training in" in done.stderr
     assert "importing" not in done.stderr
+
+
+def test_a_job_that_waits_for_the_run_it_resumes_stops_on_a_signal(
+    small_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = small_recipe()
+    run = a_run_with_a_step(tmp_path / "run", recipe)
+    words = [sys.executable, "-m", "mini_r1", "launch", recipe, "--run-dir", run.path]
+    settings = {**os.environ, "MINI_R1_ACCELERATOR": "cpu", "MINI_R1_JOB_ID": "7", "MINI_R1_WAIT_MINUTES": "1"}
+    with run.claim(), subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=settings) as waiting:
+        assert waiting.stderr is not None
+        try:
+            assert any(b"waiting up to 1 minutes" in line for line in waiting.stderr)
+            waiting.send_signal(signal.SIGTERM)
+            output, _ = waiting.communicate(timeout=20)
+        finally:
+            waiting.kill()
+    assert waiting.returncode == 143
+    assert not output
 
 
 def test_an_empty_run_directory_is_left_as_it_is(small_recipe: Callable[..., Path], tmp_path: Path) -> None:

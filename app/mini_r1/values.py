@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, TypeGuard
 
+GIB = 2**30  # bytes
 MAX_FIGURE = 1e100  # larger figures count as absent: no run logs one, and sums and axes of them overflow
 
 

@@ -13,10 +13,11 @@ from unittest import mock
 import pynvml
 import pytest
 from mini_r1.doctor import gpus
-from mini_r1.doctor.case import GIB, Case
+from mini_r1.doctor.case import Case
 from mini_r1.machine import nvidia
 from mini_r1.machine.devices import Devices
 from mini_r1.recipe.fields import Recipe
+from mini_r1.values import GIB
 
 H100 = "NVIDIA H100 80GB HBM3"
 

@@ -12,13 +12,14 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from mini_r1.generation import sampler
 from mini_r1.plan import memory
 from mini_r1.plan.disk_space import OFFLOAD_BUFFER, disk_use, host_memory_gib, shared_memory_gib
-from mini_r1.plan.memory import GIB, ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory, vllm_memory
+from mini_r1.plan.memory import ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory, vllm_memory
 from mini_r1.plan.shapes import KNOWN, builtin_shape
 from mini_r1.plan.training_setup import LIVE, NO_ZERO, TrainingSetup, zero_settings
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.values import GIB
 
 from tests.conftest import ASSETS
 

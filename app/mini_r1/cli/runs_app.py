@@ -109,10 +109,10 @@ def runs_rm(
     """
     with file_errors():
         found = list(dict.fromkeys(check_removable(run, time.time()) for run in runs))
-        size = sum(map(folder_bytes, found))
         if not yes:
             if not sys.stdin.isatty():
                 raise KitError("deleting needs an answer, and there is no terminal: add --yes")
+            size = sum(map(folder_bytes, found))
             listed = "\n".join(f"  {printable(str(run))}" for run in found)
             if not confirm(f"{listed}\nDelete and free {shown_bytes(size)}?", err=True):
                 progress_printer()("nothing was deleted")

@@ -10,8 +10,6 @@ from mini_r1.machine.devices import Devices
 from mini_r1.machine.nvidia import Driver
 from mini_r1.recipe.fields import Recipe
 
-GIB = 2**30
-
 
 @dataclass(frozen=True, slots=True)
 class Case:

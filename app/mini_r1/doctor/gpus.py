@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from functools import wraps
 
-from mini_r1.doctor.case import GIB, Case, run_program
+from mini_r1.doctor.case import Case, run_program
 from mini_r1.machine.devices import CONTAINER_HINT
 from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.nvidia import Gpu, lacks_p2p
+from mini_r1.values import GIB
 
 CUDA = (12, 4)
 """`torch.version.cuda` of the pinned torch."""

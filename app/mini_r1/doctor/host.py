@@ -8,9 +8,10 @@ import resource
 import socket
 
 from mini_r1.console import printable
-from mini_r1.doctor.case import GIB, Case
+from mini_r1.doctor.case import Case
 from mini_r1.machine import control_groups
 from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
+from mini_r1.values import GIB
 
 SHM = "/dev/shm"  # noqa: S108
 DOCKER_SHM = 64 * 2**20

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from mini_r1.console import shown_bytes
 from mini_r1.disk_errors import existing
-from mini_r1.doctor.case import GIB, Case
+from mini_r1.doctor.case import Case
 from mini_r1.machine.findings import Finding, fail, ok, skip, warn, worst
 from mini_r1.machine.paths import cache_home, expand_user, hub_cache, is_offline
 from mini_r1.machine.writable_home import move_caches
-from mini_r1.run.files import SCRATCH, folder_bytes
-from mini_r1.run.run_dir import STARTUP_FILES, RunDir
+from mini_r1.run.files import folder_bytes
+from mini_r1.run.run_dir import RunDir
+from mini_r1.values import GIB
 
 NETWORK = frozenset(
     """nfs nfs4 lustre beegfs gpfs cifs smb3 smbfs ceph glusterfs 9p afs dvs gfs2 ocfs2 panfs pvfs2 virtiofs
@@ -41,10 +42,8 @@ def run_directory(case: Case) -> Finding:
     if path is None:
         return skip("no run directory given")
     try:
-        if path.is_dir() and not RunDir(path).is_run():
-            ours = {*STARTUP_FILES, *(entry.name for entry in path.glob(SCRATCH))}
-            if any(entry.name not in ours for entry in path.iterdir()):
-                return fail(f"{path} is not empty and holds no run", "choose another --run-dir", "recipe")
+        if path.is_dir() and RunDir(path).holds_other_files():
+            return fail(f"{path} is not empty and holds no run", "choose another --run-dir", "recipe")
         has_locks = _try_writing(existing(path))
     except NotADirectoryError:
         return fail(f"{path} or a folder above it is a file", "choose another --run-dir", "recipe")

@@ -12,10 +12,11 @@ from mini_r1.console import printable
 from mini_r1.errors import KitError
 from mini_r1.launch.job import Job, LaunchOptions, Say
 from mini_r1.launch.launcher import check_node
-from mini_r1.machine.devices import ACCELERATOR, VISIBLE, Devices, given_devices
+from mini_r1.launch.worker_environment import OVERRIDING, TOKENIZERS, device_variables
+from mini_r1.machine.devices import VISIBLE, Devices, given_devices
 from mini_r1.machine.lifeline import VLLM_DEVICE
 from mini_r1.machine.nodes import Nodes
-from mini_r1.machine.nvidia import device_index, lacks_p2p, read_driver, smallest_gpu_gib
+from mini_r1.machine.nvidia import NO_P2P, device_index, lacks_p2p, read_driver, smallest_gpu_gib
 from mini_r1.machine.roles import assign
 from mini_r1.plan.planner import make_plan
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
@@ -25,8 +26,6 @@ from mini_r1.run.run_dir import RunDir
 from mini_r1.training.schedule import refuse_other_workers
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-OVERRIDING = ("ACCELERATE_", "FSDP_")
-"""Prefixes of `accelerate launch`'s settings, which would override the recipe's in accelerate itself."""
 ZERO_FILES = {("2", "none", "none"): "zero2", ("3", "none", "none"): "zero3", ("3", "cpu", "cpu"): "zero3-offload"}
 """Shipped DeepSpeed configurations, by accelerate's ZeRO stage and where it offloads optimizer and parameters."""
 
@@ -86,13 +85,11 @@ def join_workers(
         _check(job, sharding, world, world - local_world)
     for name in [name for name in environment if name.startswith(OVERRIDING)]:
         del environment[name]
-    if devices.on_cpu:
-        environment.update({ACCELERATOR: "cpu", VISIBLE: "", "DS_ACCELERATOR": "cpu"})
-    else:
-        environment.update({VISIBLE: ",".join(training), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"})
-        for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE") if lacks_p2p() else ():
-            environment.setdefault(name, "1")
-    environment.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive the fork of a loader process
+    for name, value, _ in device_variables(training, local_world, on_cpu=devices.on_cpu):
+        environment[name] = value
+    for name in NO_P2P if not devices.on_cpu and lacks_p2p() else ():
+        environment.setdefault(name, "1")
+    environment.setdefault(TOKENIZERS.name, TOKENIZERS.value)
 
 
 def refuse_alone(recipe: Recipe, deepspeed: DeepSpeedFile | None, environment: Mapping[str, str]) -> None:

@@ -12,14 +12,15 @@ from mini_r1.launch.job import Job
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.machine.lifeline import SUPERVISOR, VLLM_DEVICE
 from mini_r1.machine.nodes import JOB_TOKEN
-from mini_r1.machine.nvidia import device_index
+from mini_r1.machine.nvidia import NO_P2P, device_index
 from mini_r1.machine.redact import redact
 from mini_r1.machine.roles import Roles
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
 
+OVERRIDING = ("ACCELERATE_", "FSDP_")
+"""Prefixes of `accelerate launch`'s settings."""
 TAKEN_OUT = {
-    "ACCELERATE_": "settings of `accelerate launch`, which would override the recipe's",
-    "FSDP_": "settings of `accelerate launch`, which would override the recipe's",
+    **dict.fromkeys(OVERRIDING, "settings of `accelerate launch`, which would override the recipe's"),
     "TORCHELASTIC_": "torchrun's: workers would look for its agent",
     "PET_": "torchrun's, set by Kubeflow",
     "GROUP_": "torchrun's",
@@ -37,6 +38,9 @@ class Variable(NamedTuple):
     name: str
     value: str
     reason: str
+
+
+TOKENIZERS = Variable("TOKENIZERS_PARALLELISM", "false", "its threads do not survive the fork of a loader process")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,24 +82,12 @@ def worker_starts(
         Variable("MASTER_PORT", str(nodes.port), "from the job, so that two jobs on one machine do not meet"),
         Variable(SUPERVISOR, str(scratch), "folder for heartbeats, stacks and the request to stop"),
     ]
-    if on_cpu:
-        shared += [
-            Variable("MINI_R1_ACCELERATOR", "cpu", "the work runs on the CPU"),
-            Variable("CUDA_VISIBLE_DEVICES", "", "no GPU, even if there is one"),
-            Variable("DS_ACCELERATOR", "cpu", "DeepSpeed guesses otherwise"),
-            Variable("LOCAL_SIZE", str(node.workers), "DeepSpeed's collectives on a CPU ask for it"),
-        ]
-    else:
-        without = f", without {node.vllm_device}, which is vLLM's" if node.vllm_device else ""
-        shared += [
-            Variable("CUDA_VISIBLE_DEVICES", ",".join(node.training_devices), f"devices that train{without}"),
-            Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "indices as in nvidia-smi, for GPUs of any kind"),
-        ]
+    shared += device_variables(node.training_devices, node.workers, on_cpu=on_cpu, vllm_device=node.vllm_device)
     defaults = [
         Variable("PYTHONUNBUFFERED", "1", "the last output of a worker is there when it is killed"),
         Variable("PYTHONFAULTHANDLER", "1", "a crash in native code leaves a stack"),
         Variable("PYTHONSAFEPATH", "1", "a folder named like a package is not imported in its place"),
-        Variable("TOKENIZERS_PARALLELISM", "false", "its threads do not survive the fork of a loader process"),
+        TOKENIZERS,
         Variable("OMP_NUM_THREADS", str(max(1, cores // node.workers)), f"{cores} cores / {node.workers} workers"),
     ]
     if interface is not None:
@@ -104,7 +96,7 @@ def worker_starts(
         defaults.append(Variable("GLOO_SOCKET_IFNAME", interface, reason))
     if job.lacks_p2p:
         reason = "the RTX 40 series with this driver has no such transport; accelerate refuses to train without it"
-        defaults += [Variable(name, "1", reason) for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")]
+        defaults += [Variable(name, "1", reason) for name in NO_P2P]
     shared += [variable for variable in defaults if variable.name not in job.environment]
     starts = []
     for rank in node.ranks:
@@ -119,6 +111,24 @@ def worker_starts(
             own.append(Variable(VLLM_DEVICE, device, "the only device of the process that generates"))
         starts.append(WorkerStart(rank, index, command, (*own, *shared)))
     return starts
+
+
+def device_variables(
+    training: Sequence[str], workers: int, *, on_cpu: bool, vllm_device: str | None = None
+) -> list[Variable]:
+    """Return what gives a node's workers the devices that train; `vllm_device` is only named in the reason."""
+    if on_cpu:
+        return [
+            Variable("MINI_R1_ACCELERATOR", "cpu", "the work runs on the CPU"),
+            Variable("CUDA_VISIBLE_DEVICES", "", "no GPU, even if there is one"),
+            Variable("DS_ACCELERATOR", "cpu", "DeepSpeed guesses otherwise"),
+            Variable("LOCAL_SIZE", str(workers), "DeepSpeed's collectives on a CPU ask for it"),
+        ]
+    without = f", without {vllm_device}, which is vLLM's" if vllm_device else ""
+    return [
+        Variable("CUDA_VISIBLE_DEVICES", ",".join(training), f"devices that train{without}"),
+        Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "indices as in nvidia-smi, for GPUs of any kind"),
+    ]
 
 
 def describe_starts(starts: Sequence[WorkerStart], launchers: Mapping[str, str]) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from mini_r1.machine.findings import Finding, fail, ok, skip, warn
+from mini_r1.values import GIB
 
-GIB: Final = 2**30
 Read = Callable[[str], str | None]
 """Returns the text of a kernel file by its path below /; None if it cannot be read."""
 

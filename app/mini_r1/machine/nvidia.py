@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import pynvml as nvml
 
+NO_P2P = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
+"""Variables that GPUs need where `lacks_p2p`, with the value 1."""
 P2P_DRIVER = (550, 40, 7)
 """The driver from which on the RTX 40 series needs no setting (accelerate 1.3.0, check_cuda_p2p_ib_support)."""
 SMI_TIMEOUT_S = 30.0
@@ -92,7 +94,7 @@ def device_index(device: str) -> str:
 
 
 def lacks_p2p() -> bool:
-    """Return whether accelerate refuses to train without NCCL_P2P_DISABLE and NCCL_IB_DISABLE, by the same rule.
+    """Return whether accelerate refuses to train without NO_P2P, by the same rule.
 
     It asks nvidia-smi about all GPUs of the machine: there are several, one of the RTX 40 series, and an old driver.
     """

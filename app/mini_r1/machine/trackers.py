@@ -136,8 +136,8 @@ def _check(name: str, environment: Mapping[str, str], needs_key: bool) -> Findin
 
 def _check_mode(name: str, tracker: Tracker, environment: Mapping[str, str]) -> tuple[tuple[str, str] | None, bool]:
     """Return what is wrong with the mode, with a fix, if anything; and whether it needs no key."""
-    given = environment.get(tracker.mode, None if name == "wandb" else "")  # wandb refuses an empty one
-    if given is None or (not given and name != "wandb"):
+    given = environment.get(tracker.mode)
+    if given is None or (not given and name != "wandb"):  # which refuses an empty one
         return None, False
     mode = given.lower() if name in ("clearml", "comet_ml") else given
     if tracker.modes and mode not in tracker.modes:

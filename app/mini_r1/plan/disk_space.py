@@ -4,9 +4,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from mini_r1.plan.memory import CPU_CACHE_GIB, GIB, training_memory
+from mini_r1.plan.memory import CPU_CACHE_GIB, training_memory
 from mini_r1.plan.training_setup import TrainingSetup
 from mini_r1.run.run_dir import KEEP_CHECKPOINTS
+from mini_r1.values import GIB
 
 PROCESS_GIB: Final = 3.0
 """A Python process with torch, transformers, TRL and CUDA's libraries. An allowance, not measured on a GPU."""

@@ -11,8 +11,8 @@ from typing import Final
 from mini_r1.plan.activations import MicroBatch, activation_bytes, adapter_bytes, transient_bytes
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.training_setup import TrainingSetup
+from mini_r1.values import GIB
 
-GIB: Final = 2**30
 ROLLOUT, UPDATE, STEP = "rollout", "update", "optimizer step"
 PHASES: Final = (ROLLOUT, UPDATE, STEP)
 

@@ -9,11 +9,11 @@ from rich.table import Table
 
 from mini_r1.console import printable
 from mini_r1.plan.disk_space import DiskUse
-from mini_r1.plan.memory import GIB, PHASES, Memory
+from mini_r1.plan.memory import PHASES, Memory
 from mini_r1.plan.planner import Plan
 from mini_r1.plan.timing import describe_stop
 from mini_r1.run.run_dir import KEEP_CHECKPOINTS
-from mini_r1.values import duration
+from mini_r1.values import GIB, duration
 
 
 def summarize(plan: Plan) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Final, NamedTuple
 
 from mini_r1.errors import KitError
 from mini_r1.plan.disk_space import DiskUse
-from mini_r1.plan.memory import GIB, MAX_SEQUENCES, SAMPLER_ROWS, kv_bytes_per_token
+from mini_r1.plan.memory import MAX_SEQUENCES, SAMPLER_ROWS, kv_bytes_per_token
 from mini_r1.plan.training_setup import TrainingSetup
 from mini_r1.recipe.fields import DEMO_MODEL
+from mini_r1.values import GIB
 
 
 class GpuClass(NamedTuple):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mini_r1.errors import KitError
 from mini_r1.recipe.fields import Recipe
-from mini_r1.run.finished import finished_step_before_loading
+from mini_r1.run.finished import finished_step
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.values import number
@@ -64,9 +64,12 @@ def run_order(rows: int, count: int, seed: int) -> list[int]:
 
 
 def refuse_other_workers(run: RunDir, recipe: Recipe, workers: int, zero_stage: int) -> None:
-    """Raise KitError if recipe, number of workers or ZeRO stage can't resume a run; asked before torch is loaded."""
-    checkpoints = run.complete_checkpoints()
-    if checkpoints and finished_step_before_loading(run, recipe) is None:
+    """Raise KitError if recipe, number of workers or ZeRO stage can't resume a run; asked before torch is loaded.
+
+    The run directory is read without its lock, so that nothing waits here for another process that holds it.
+    """
+    checkpoints = run.complete_checkpoints() if run.is_run() else []
+    if checkpoints and finished_step(run, recipe) is None:
         refuse_other_shards(checkpoints[0], workers, zero_stage)
         prompts = number(run.read_record().get("prompts_per_step"))
         if prompts:

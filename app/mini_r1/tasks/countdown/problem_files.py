@@ -136,14 +136,15 @@ def folder_files(
     deep: bool = False,
 ) -> list[list[Path]]:
     """Return the files of each split of a folder, with `deep` also from any folder in it; see `data_files`."""
-    names = local_names(folder, deep=deep)
+    readme = read_readme(folder)
+    names = _local_names(folder, deep=deep or bool(_read_configs(readme, place)))
     if not any(map(_is_data, names)):
         if any(folder.glob("*.arrow")) or any(folder.glob("*/*.arrow")):
             raise DataError(f"{place} was written by save_to_disk: write it with to_parquet, and name that file")
         others = sorted({file.parent for file in folder.glob("*/*") if _is_data(file.name)})
         hint = f": name a folder in it, such as {others[0]}" if others else ""
         raise DataError(f"{place}: no {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file in this folder{hint}")
-    found = list_splits(names, read_readme(folder), config, place)
+    found = list_splits(names, readme, config, place)
     chosen = [choose_split(found, split, place, prefer) for split in splits]
     if missing := missing_parts(Path(name) for each in chosen for name in each):
         raise DataError(
@@ -153,11 +154,14 @@ def folder_files(
     return [[folder / name for name in each] for each in chosen]
 
 
-def local_names(folder: Path, *, deep: bool = False) -> list[str]:
+def _local_names(folder: Path, *, deep: bool) -> list[str]:
     """Return the names of the files of a folder that may belong to its data set, see `data_files`."""
     try:
-        found = folder.rglob("*") if deep or _read_configs(read_readme(folder), str(folder)) else _walk(folder)
-        return [file.relative_to(folder).as_posix() for file in found if file.is_file()]
+        return [
+            file.relative_to(folder).as_posix()
+            for file in (folder.rglob("*") if deep else _walk(folder))
+            if file.is_file()
+        ]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror})") from error
 
