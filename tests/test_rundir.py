@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -332,3 +333,25 @@ def test_jsonl_that_fails_while_it_is_written_leaves_the_old_file(tmp_path: Path
         write_jsonl(file, failing())
     assert file.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_scratch_file_that_another_node_makes_meanwhile_is_part_of_a_start(tmp_path: Path) -> None:
+    """Nodes examine a new run directory at the same time, and each writes a file there for a moment."""
+    run, done = RunDir(tmp_path), threading.Event()
+    (tmp_path / "jobs").mkdir()
+
+    def probe() -> None:
+        while not done.is_set():
+            (tmp_path / ".doctor-n2-7.tmp").touch()
+            (tmp_path / ".doctor-n2-7.tmp").unlink()
+
+    other = threading.Thread(target=probe)
+    other.start()
+    try:
+        found = [run.holds_other_files() for _ in range(3000)]
+    finally:
+        done.set()
+        other.join()
+    assert not any(found)
+    (tmp_path / "mine.txt").touch()
+    assert run.holds_other_files()

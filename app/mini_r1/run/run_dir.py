@@ -115,8 +115,10 @@ class RunDir:
 
     def holds_other_files(self) -> bool:
         """Return whether the directory has files, and they are not those of a run or of its start."""
-        known = {*STARTUP_FILES, *(path.name for path in self.path.glob(SCRATCH))}
-        return not self.is_run() and any(path.name not in known for path in self.path.iterdir())
+        # In one pass: another node may make a scratch file, and remove it, between two looks.
+        return not self.is_run() and any(
+            entry.name not in STARTUP_FILES and not entry.match(SCRATCH) for entry in self.path.iterdir()
+        )
 
     def attempt_numbers(self) -> list[int]:
         """Return the numbers of the attempts, in ascending order."""
