@@ -170,11 +170,44 @@ def test_every_rank_s_completions_are_recorded_and_counted(trained: Trained) -> 
         assert row["completion_length"] == pytest.approx(sum(record["tokens"] for record in own) / len(own))
 
 
-def test_an_error_on_rank_0_ends_every_rank_with_its_message(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    ranks = start(2, tmp_path)
+def train_with_a_hanging_exit(*args: str | Path) -> None:
+    """`mini-r1 train ARGS`, where a process group cannot be destroyed: NCCL aborts while peers are inside kernels."""
+    torch.distributed.destroy_process_group = lambda: wait_until(lambda: False, 300)
+    train(*args)
+
+
+def test_an_error_on_rank_0_ends_every_rank_with_its_message_and_without_a_collective(
+    untrained: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").touch()
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"model_name_or_path": str(untrained), "max_steps": 1}))
+    args = (recipe, "--run-dir", tmp_path / "run")
+    with Workers(2, train_with_a_hanging_exit, *args, folder=tmp_path / "logs") as workers:
+        ranks = workers.wait(60)
     all_ended(ranks, 78)
     assert "is not empty and holds no run" in ranks[0].errors
+
+
+def use_default_timeouts(seconds: int) -> None:
+    """A World, and the timeout of groups that are made without one, as DeepSpeed makes them."""
+    World(seconds)
+    for backend in ("nccl", "gloo"):
+        assert torch.distributed.distributed_c10d._get_default_timeout(backend) == timedelta(seconds=seconds), backend
+    group = torch.distributed.new_group(range(2))
+    if os.environ["RANK"] == "1":
+        wait_until(lambda: Path("first-gave-up").exists())
+        return
+    with pytest.raises(RuntimeError, match=f"{seconds}000ms"):
+        torch.distributed.barrier(group=group)
+    Path("first-gave-up").touch()
+
+
+def test_groups_that_others_make_wait_as_long_as_ddp_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Workers(2, use_default_timeouts, 2, folder=tmp_path / "logs") as workers:
+        all_ended(workers.wait(60), 0)
 
 
 def meet_and_leave(folder: Path, times: int) -> None:

@@ -46,7 +46,7 @@ def train(
     console = console if world.main else Console(quiet=True)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest(supervisor, world))
-        stack.callback(world.leave)
+        stack.enter_context(world)
         stack.enter_context(world.peer_errors())
         stack.enter_context(disk_errors(run.path, lambda: next_start(run)))
         world.from_main(lambda: stack.enter_context(run.claim()))

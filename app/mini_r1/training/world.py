@@ -8,11 +8,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch.distributed import distributed_c10d
 
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.model import device
@@ -24,7 +26,10 @@ _LEFT: list[Any] = []
 
 
 class World:
-    """This process among the workers; a collective gives up after `timeout_s` seconds."""
+    """This process among the workers; a collective gives up after `timeout_s` seconds, in every process group.
+
+    As a context it leaves the other workers at the end, and after an error without any communication.
+    """
 
     def __init__(self, timeout_s: int, on_done: Callable[[], None] = lambda: None) -> None:
         on_cpu = device().type == "cpu"
@@ -32,14 +37,27 @@ class World:
             # Otherwise accelerate names the device of one of several workers cpu:0, to which torch 2.5.1 loads no
             # tensor: transformers could not read AdamW's state back.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-        state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        # DeepSpeed makes groups without a timeout. By default NCCL's give up after 600 s: before the launcher finds out
+        # which rank hangs (hang_timeout_s), and the rank that waits would be blamed.
+        distributed_c10d.default_pg_nccl_timeout = distributed_c10d.default_pg_timeout = timeout
+        state = PartialState(cpu=on_cpu, timeout=timeout)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self.main = self.rank == 0
         self._state = state
         self._on_done = on_done
         # Rank 0 serves it in a thread, also while it computes.
-        self._store: Any = torch.distributed.distributed_c10d._get_default_store() if self.size > 1 else None
+        self._store: Any = distributed_c10d._get_default_store() if self.size > 1 else None
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        # Destroying a group aborts NCCL's communicators, which hangs while other workers are inside their kernels. The
+        # launcher would notice only after hang_timeout_s; it ends them 10 s after this process has exited.
+        if kind is None:
+            self.leave()
 
     def from_main(self, function: Callable[[], T]) -> T:
         """Call `function` on rank 0 and return its result everywhere; a KitError is raised everywhere too."""
@@ -118,5 +136,5 @@ class World:
         end. The call shuts NCCL down all the same.
         """
         if torch.distributed.is_initialized():
-            _LEFT.extend(torch.distributed.distributed_c10d._world.pg_map)
+            _LEFT.extend(distributed_c10d._world.pg_map)
             torch.distributed.destroy_process_group()
