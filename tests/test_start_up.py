@@ -299,6 +299,14 @@ print(deepspeed.__version__)
     assert "df:" not in done.stdout + done.stderr
 
 
+def test_cuda_numbers_gpus_as_nvidia_smi_does_in_every_command_that_loads_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    with needs_extra("train"):
+        assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
 def test_a_deepspeed_that_cannot_be_imported_is_an_error_with_its_fix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,46 @@ def test_nccl_does_without_the_transports_that_the_gpus_lack() -> None:
         assert start.environment(mine)["NCCL_IB_DISABLE"] == "0"
 
 
+INTERFACES = {"lo": ["127.0.0.1"], "usb0": ["169.254.3.1"], "eth1": ["10.0.0.7"]}
+
+
+@pytest.mark.parametrize(
+    ("interfaces", "on_cpu", "environment", "nccl"),
+    [
+        (INTERFACES, False, {}, "=eth1"),
+        ({**INTERFACES, "ib0": ["10.1.0.7"]}, False, {}, None),  # NCCL prefers it
+        (INTERFACES, False, {"NCCL_SOCKET_IFNAME": "eth0"}, None),  # the user's stays
+        (INTERFACES, True, {}, None),
+    ],
+)
+def test_on_several_nodes_nccl_gets_the_interface_over_which_they_met(
+    interfaces: dict[str, list[str]],
+    on_cpu: bool,
+    environment: dict[str, str],
+    nccl: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_environment, "interface_addresses", lambda: interfaces)
+    roles = assign([["0", "1"], ["0"]], use_vllm=True, on_cpu=on_cpu)
+    made = job(1, on_cpu=on_cpu, environment=environment)
+    own = variables(worker_starts(made, roles, 1, None, Path("/scratch"), "eth1")[0])
+    assert own["GLOO_SOCKET_IFNAME"] == "eth1"
+    assert own.get("NCCL_SOCKET_IFNAME") == nccl
+    met_nobody = variables(worker_starts(made, roles, 1, None, Path("/scratch"))[0])
+    assert not {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} & set(met_nobody)
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_cpu", "expected"),
+    [({}, False, "expandable_segments:True"), ({"PYTORCH_CUDA_ALLOC_CONF": ""}, False, None), ({}, True, None)],
+)
+def test_on_gpus_the_allocator_grows_its_blocks_unless_the_user_set_it(
+    environment: dict[str, str], on_cpu: bool, expected: str | None
+) -> None:
+    own = variables(starts(0, [["0", "1"], ["0"]], on_cpu=on_cpu, environment=environment)[0])
+    assert own.get("PYTORCH_CUDA_ALLOC_CONF") == expected
+
+
 def test_every_variable_is_shown_with_a_reason() -> None:
     devices = [["0", "1", "2"], ["0"]]
     every = [*starts(0, devices), *starts(1, devices)]

@@ -6,7 +6,7 @@ import socket
 import sys
 
 import pytest
-from mini_r1.launch.channel import interface_of
+from mini_r1.launch.channel import interface_addresses, interface_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nodes are Linux machines")
 
@@ -14,6 +14,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="nodes are Linux
 @pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
 def test_the_loopback_address_belongs_to_lo(address: str) -> None:
     assert interface_of(address) == "lo"
+
+
+def test_every_interface_has_an_address() -> None:
+    found = interface_addresses()
+    assert "127.0.0.1" in found["lo"]
+    assert all(found.values())
 
 
 def test_an_ipv6_address_is_found_too() -> None:

@@ -121,6 +121,9 @@ def test_a_worker_s_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [worker["CUDA_VISIBLE_DEVICES"] for worker in (first, second, other)] == ["4,5", "4,5", "4,5,7"]
     assert [worker.get("MINI_R1_VLLM_DEVICE") for worker in (first, second, other)] == ["7", None, None]
     assert first["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert first["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    mine = {**given, "RANK": "1", "LOCAL_RANK": "1", "PYTORCH_CUDA_ALLOC_CONF": ""}
+    assert join(mine, tmp_path, use_vllm=True)[0]["PYTORCH_CUDA_ALLOC_CONF"] == ""
     assert "TORCHELASTIC_USE_AGENT_STORE" in first  # env:// needs it
     assert not any(name.startswith("ACCELERATE_") for name in (*first, *second))
     assert nothing == []

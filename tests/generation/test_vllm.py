@@ -268,12 +268,20 @@ def alive(process: int) -> bool:
 
 
 def test_the_childs_environment_on_a_gpu() -> None:
-    environment = child_environment({**WORKER, "PATH": "/bin", "VLLM_CPU_KVCACHE_SPACE": "7"}, CONFIG)
+    given = {**WORKER, "PATH": "/bin", "VLLM_CPU_KVCACHE_SPACE": "7", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    environment = child_environment(given, CONFIG)
     assert environment["CUDA_VISIBLE_DEVICES"] == "3"
+    assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert environment["HF_TOKEN"] == "hf_secret"  # the model is on the hub
     assert "WANDB_API_KEY" not in environment
     assert "RANK" not in environment
     assert environment["PATH"] == "/bin"
+
+
+@pytest.mark.parametrize(("value", "kept"), [("expandable_segments:True", None), ("max_split_size_mb:64",) * 2])
+def test_the_workers_allocator_setting_is_not_vllms_but_the_users_is(value: str, kept: str | None) -> None:
+    environment = child_environment({**WORKER, "PYTORCH_CUDA_ALLOC_CONF": value}, CONFIG)
+    assert environment.get("PYTORCH_CUDA_ALLOC_CONF") == kept
 
 
 def test_the_hubs_token_does_not_go_where_the_model_is_a_directory(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mini_r1.machine.devices import Devices
 from mini_r1.machine.findings import Finding, as_error, exit_code, fail, from_error, ok, sentence, skip, warn
 from mini_r1.machine.heavy_imports import INSTALL
 from mini_r1.machine.nodes import Nodes
-from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
+from mini_r1.machine.nvidia import PCI_ORDER, read_driver, smallest_gpu_gib
 from mini_r1.machine.redact import redact
 from mini_r1.machine.writable_home import move_caches
 from mini_r1.plan.planner import AUTO, Plan
@@ -210,7 +210,7 @@ def run_torch_checks(recipe: Path, overrides: Sequence[str], case: Case) -> list
     variables = {name: value for name, value in case.environment.items() if name not in LAUNCHER_VARIABLES}
     variables |= move_caches(case.environment)[0]
     if case.uses_gpus:
-        variables |= {"CUDA_VISIBLE_DEVICES": ",".join(case.devices.ids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        variables |= {"CUDA_VISIBLE_DEVICES": ",".join(case.devices.ids), **PCI_ORDER}
     else:
         variables |= {"MINI_R1_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     try:

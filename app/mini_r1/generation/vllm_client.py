@@ -27,6 +27,7 @@ from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.generation.sampler import SamplingConfig, Stop, never
 from mini_r1.machine.heavy_imports import find_vllm_problem
 from mini_r1.machine.lifeline import SUPERVISOR
+from mini_r1.machine.nvidia import ALLOCATOR, PCI_ORDER
 
 SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Signals that the child ignores."""
@@ -233,7 +234,8 @@ class VllmEngine:
 def child_environment(environment: Mapping[str, str], config: EngineConfig) -> dict[str, str]:
     """Return the trainer's environment without what makes it a worker and with vLLM's settings.
 
-    The hub's token stays only if the model is on the hub.
+    The hub's token stays only if the model is on the hub. The workers' allocator setting, which vLLM 0.7.0 was not made
+    for, does not stay; another one of the user's does.
     """
     worker = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", SUPERVISOR}
     secrets = {"WANDB_API_KEY"}
@@ -244,7 +246,7 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
     kept = {
         name: value
         for name, value in environment.items()
-        if name not in unwanted and not name.startswith(("MASTER_", "TORCHELASTIC_"))
+        if name not in unwanted and not name.startswith(("MASTER_", "TORCHELASTIC_")) and (name, value) != ALLOCATOR
     }
     on_cpu = config.device == "cpu"
     if on_cpu:
@@ -252,6 +254,7 @@ def child_environment(environment: Mapping[str, str], config: EngineConfig) -> d
     return {
         **kept,
         "CUDA_VISIBLE_DEVICES": "" if on_cpu else config.device,
+        **PCI_ORDER,  # vLLM takes the index for NVML's
         "VLLM_USE_V1": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

@@ -129,13 +129,22 @@ def listen(address: str, port: int) -> socket.socket:
 
 def interface_of(address: str) -> str | None:
     """Return the name of the network interface with this IP address, given as by getsockname; None if there is none."""
+    for name, addresses in interface_addresses().items():
+        if _ip_address(address) in map(_ip_address, addresses):
+            return name
+    return None
+
+
+def interface_addresses() -> dict[str, list[str]]:
+    """Return the IP addresses of each network interface of this machine that has one, by its name."""
     import psutil
 
     families = (socket.AF_INET, socket.AF_INET6)
-    for name, addresses in psutil.net_if_addrs().items():
-        if _ip_address(address) in [_ip_address(own.address) for own in addresses if own.family in families]:
-            return str(name)
-    return None
+    found = {
+        name: [own.address for own in addresses if own.family in families]
+        for name, addresses in psutil.net_if_addrs().items()
+    }
+    return {name: addresses for name, addresses in found.items() if addresses}
 
 
 def _ip_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

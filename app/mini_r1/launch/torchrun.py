@@ -12,7 +12,7 @@ from mini_r1.console import printable
 from mini_r1.errors import KitError
 from mini_r1.launch.job import Job, LaunchOptions, Say
 from mini_r1.launch.launcher import check_node
-from mini_r1.launch.worker_environment import OVERRIDING, TOKENIZERS, device_variables
+from mini_r1.launch.worker_environment import EXPANDABLE_SEGMENTS, OVERRIDING, TOKENIZERS, device_variables
 from mini_r1.machine.devices import VISIBLE, Devices, given_devices
 from mini_r1.machine.lifeline import VLLM_DEVICE
 from mini_r1.machine.nodes import Nodes
@@ -89,7 +89,8 @@ def join_workers(
         environment[name] = value
     for name in NO_P2P if not devices.on_cpu and lacks_p2p() else ():
         environment.setdefault(name, "1")
-    environment.setdefault(TOKENIZERS.name, TOKENIZERS.value)
+    for name, value, _ in (TOKENIZERS, *[EXPANDABLE_SEGMENTS] * (not devices.on_cpu)):
+        environment.setdefault(name, value)
 
 
 def refuse_alone(recipe: Recipe, deepspeed: DeepSpeedFile | None, environment: Mapping[str, str]) -> None:

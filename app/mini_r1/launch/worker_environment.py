@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mini_r1.console import printable
+from mini_r1.launch.channel import interface_addresses
 from mini_r1.launch.job import Job
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.machine.lifeline import SUPERVISOR, VLLM_DEVICE
 from mini_r1.machine.nodes import JOB_TOKEN
-from mini_r1.machine.nvidia import NO_P2P, device_index
+from mini_r1.machine.nvidia import ALLOCATOR, NO_P2P, PCI_ORDER, device_index
 from mini_r1.machine.redact import redact
 from mini_r1.machine.roles import Roles
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
@@ -41,6 +42,7 @@ class Variable(NamedTuple):
 
 
 TOKENIZERS = Variable("TOKENIZERS_PARALLELISM", "false", "its threads do not survive the fork of a loader process")
+EXPANDABLE_SEGMENTS = Variable(*ALLOCATOR, "PyTorch's allocator reserves less memory that it cannot use")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,12 @@ def worker_starts(
         # Debian and Ubuntu give a machine's own name the address 127.0.1.1, where no other node finds it.
         reason = "the launchers met over it; gloo would use the address of this host's name"
         defaults.append(Variable("GLOO_SOCKET_IFNAME", interface, reason))
+        # NCCL takes ib*, else the first interface but docker* and lo: a server's usb0 or a bridge of virtual machines.
+        if not on_cpu and not any(name.startswith("ib") for name in interface_addresses()):
+            reason = "as for gloo, by exactly this name; this node has no ib*, which NCCL would prefer"
+            defaults.append(Variable("NCCL_SOCKET_IFNAME", f"={interface}", reason))
+    if not on_cpu:
+        defaults.append(EXPANDABLE_SEGMENTS)
     if job.lacks_p2p:
         reason = "the RTX 40 series with this driver has no such transport; accelerate refuses to train without it"
         defaults += [Variable(name, "1", reason) for name in NO_P2P]
@@ -127,7 +135,7 @@ def device_variables(
     without = f", without {vllm_device}, which is vLLM's" if vllm_device else ""
     return [
         Variable("CUDA_VISIBLE_DEVICES", ",".join(training), f"devices that train{without}"),
-        Variable("CUDA_DEVICE_ORDER", "PCI_BUS_ID", "indices as in nvidia-smi, for GPUs of any kind"),
+        *(Variable(*order, "indices as in nvidia-smi, for GPUs of any kind") for order in PCI_ORDER.items()),
     ]
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mini_r1.console import progress_console
 from mini_r1.errors import KitError, first_line
+from mini_r1.machine.nvidia import PCI_ORDER
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.writable_home import move_caches
 
@@ -30,7 +31,7 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
     Raise KitError if a package is missing, or DeepSpeed is used and cannot be imported.
     """
     changes, moved = move_caches(os.environ)
-    os.environ.update(changes)
+    os.environ.update(changes | PCI_ORDER)  # CUDA reads it at its first use
     if moved:
         (console or progress_console()).print(moved, style="dim", markup=False)
     if console is not None:

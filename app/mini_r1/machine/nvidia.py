@@ -15,6 +15,11 @@ import pynvml as nvml
 
 NO_P2P = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
 """Variables that GPUs need where `lacks_p2p`, with the value 1."""
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+"""Variable and value with which PyTorch's allocator grows its blocks instead of reserving others: on an H100, 1.1 to
+6.6 GiB were reserved and not in use without it (docs/plan.md)."""
+PCI_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""Variable with which CUDA numbers GPUs as NVML and nvidia-smi do; by default the fastest one is 0."""
 P2P_DRIVER = (550, 40, 7)
 """The driver from which on the RTX 40 series needs no setting (accelerate 1.3.0, check_cuda_p2p_ib_support)."""
 SMI_TIMEOUT_S = 30.0
