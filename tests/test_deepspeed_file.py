@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.recipe.shipped_files import shipped_files
 
 
@@ -61,6 +61,48 @@ def test_what_the_trainer_cannot_work_with_is_refused(
         find_deepspeed(changed(tmp_path, change))
     assert said in caught.value.message
     assert caught.value.exit_code == ExitCode.CONFIG
+
+
+def bucket(**zero: Any) -> DeepSpeedFile:
+    return DeepSpeedFile("mine.json", {"zero_optimization": {"stage": 2, "overlap_comm": True, **zero}})
+
+
+def test_only_an_automatic_bucket_of_zero2_is_filled_in() -> None:
+    def filled(file: DeepSpeedFile, trained: int, largest: int) -> Any:
+        return file.fill_bucket(trained, largest).values["zero_optimization"].get("reduce_bucket_size")
+
+    auto = bucket(reduce_bucket_size="auto")
+    assert filled(auto, 3 * 10**9, 10**8) == 2 * 10**8
+    assert filled(auto, 3 * 10**9, 3 * 10**8) == 3 * 10**8
+    assert filled(auto, 5_000, 3_000) == 5_000  # an adapter, or a tiny model
+    assert auto.values["zero_optimization"]["reduce_bucket_size"] == "auto"
+    assert filled(bucket(reduce_bucket_size=1_000), 3 * 10**9, 10**8) == 1_000
+    assert filled(bucket(), 3 * 10**9, 10**8) is None
+    assert filled(find_deepspeed("zero3"), 3 * 10**9, 10**8) == "auto"
+
+
+@pytest.mark.parametrize(
+    ("zero", "warned"),
+    [
+        ({"reduce_bucket_size": 2e8}, "reduce_bucket_size is 200,000,000, "),
+        ({"reduce_bucket_size": 544_997_375}, "reduce_bucket_size is 544,997,375, "),
+        ({}, "reduce_bucket_size is 500,000,000, "),  # DeepSpeed's default
+        ({"reduce_bucket_size": 544_997_376}, None),
+        ({"reduce_bucket_size": "auto"}, None),
+        ({"reduce_bucket_size": 2e8, "overlap_comm": False}, None),
+        ({"reduce_bucket_size": 2e8, "contiguous_gradients": False}, None),
+        ({"reduce_bucket_size": 2e8, "stage": 3}, None),
+    ],
+)
+def test_a_bucket_below_the_largest_parameter_is_a_warning_with_both_numbers(
+    zero: dict[str, Any], warned: str | None
+) -> None:
+    found = bucket(**zero).warn_of_bucket(544_997_376)
+    assert (found is None) == (warned is None)
+    if warned is not None:
+        assert warned in str(found)
+        assert "largest parameter has 544,997,376 elements" in str(found)
+        assert str(found).startswith("DeepSpeed configuration mine.json: ")
 
 
 def test_a_misspelt_name_is_told_with_the_nearest(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.recipe.shipped_files import shipped_files
 from mini_r1.values import GIB
 
 from tests.conftest import ASSETS
@@ -237,6 +238,23 @@ def test_auto_is_filled_in_as_transformers_does() -> None:
     assert not zero.offload_optimizer
     assert zero_settings(find_deepspeed("zero3-offload"), SHAPE).offload_weights
     assert zero_settings(find_deepspeed("zero2"), SHAPE).live == 0
+
+
+@pytest.mark.parametrize("name", sorted(shipped_files("recipes")))
+def test_zero2_s_bucket_holds_the_largest_parameter_of_every_shipped_recipe(name: str) -> None:
+    recipe = load_recipe(shipped_files("recipes")[name])
+    shape = builtin_shape(recipe.built_in) if recipe.built_in else KNOWN[recipe.model_name_or_path]
+    zero = zero_settings(find_deepspeed("zero2"), shape)
+    assert (zero.stage, zero.buckets) == (2, 2)
+    assert min(shape.parameters, 2 * 10**8) <= zero.bucket >= shape.largest_parameter
+
+
+def test_a_larger_bucket_is_in_the_memory() -> None:
+    shape = KNOWN["Qwen/Qwen2.5-7B-Instruct"]
+    zero = zero_settings(find_deepspeed("zero2"), shape)
+    assert zero.bucket == 544_997_376
+    found = training_memory(TrainingSetup(PUBLISHED, shape, 8, zero))
+    assert gib(found)["communication buckets"] == 2 * 544_997_376 * 2 / GIB
 
 
 def test_an_empty_file_has_deepspeed_s_defaults() -> None:

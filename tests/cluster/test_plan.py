@@ -17,12 +17,15 @@ from mini_r1.machine.nvidia import Driver, Gpu
 from mini_r1.machine.roles import assign, shape
 from mini_r1.plan import recipe_plans
 from mini_r1.plan.plan_errors import LOST_BELOW
+from mini_r1.plan.plan_tables import print_plan
 from mini_r1.plan.planner import HUB_ROWS, Plan, choose_deepspeed, count_steps, make_plan
 from mini_r1.plan.recipe_plans import Hardware, find_hardware, plan_for
 from mini_r1.plan.shapes import KNOWN
 from mini_r1.plan.training_setup import TrainingSetup
+from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
+from rich.console import Console
 
 from tests.conftest import ASSETS, REPO
 
@@ -63,6 +66,39 @@ def test_the_published_recipe_on_four_gpus() -> None:
     assert memory["total"] == max(memory["by_phase"].values()) < 80
     assert found["disk_gib"]["total"] > 100
     assert found["memory_gib"]["vllm_device"]["sequences_that_fit"] > 192
+
+
+def test_the_bucket_of_zero2_is_shown_and_one_of_the_user_s_that_is_too_small_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(PUBLISHED)
+    found = plan.to_dict()
+    assert found["gradient_bucket"] == found["largest_parameter"] == 151_936 * 2_048
+    print_plan(plan, Console(), "a test")
+    assert (
+        "Gradient buckets: 2 of 311,164,928 elements; the largest parameter has 311,164,928" in capsys.readouterr().out
+    )
+    assert not any("bucket" in warning for warning in plan.warnings)
+
+    values = find_deepspeed("zero2").values
+    values["zero_optimization"]["reduce_bucket_size"] = 1_000
+    own = tmp_path / "mine.json"
+    own.write_text(json.dumps(values))
+    plan = planned(PUBLISHED, deepspeed=str(own))
+    assert plan.errors == []
+    (warning,) = [warning for warning in plan.warnings if "bucket" in warning]
+    assert "is 1,000, and the model's largest parameter has 311,164,928" in warning
+    assert plan.to_dict()["gradient_bucket"] == 1_000
+
+
+@pytest.mark.parametrize(("hang", "fits"), [(1_799, True), (1_800, False), (3_600, False)])
+def test_a_hang_is_found_before_waiting_workers_give_up(hang: int, fits: bool) -> None:
+    made = recipe(hang_timeout_s=hang)
+    assert (planned(made).errors == []) == fits
+    if not fits:
+        assert f"hang_timeout_s is {hang} and ddp_timeout 1800" in refusal(planned(made))
+        assert f"ddp_timeout: {hang * 3 // 2}" in refusal(planned(made))
+    assert planned(made, 2).errors == []  # one worker waits for nobody
 
 
 def test_two_nodes_have_one_vllm() -> None:

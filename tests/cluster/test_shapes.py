@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,12 @@ def test_parameters_are_those_of_transformers_own_model(name: str) -> None:
     linears = {n.rsplit(".", 1)[-1]: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
     assert shape.linears == {n: (m.in_features, m.out_features) for n, m in linears.items()}
     largest = max(model.parameters(), key=lambda p: p.numel())
-    assert shape.embedding_parameters == largest.numel()
+    assert shape.embedding_parameters == shape.largest_parameter == largest.numel()
+
+
+def test_with_a_small_vocabulary_a_linear_layer_is_the_largest_parameter() -> None:
+    shape = replace(KNOWN[INSTRUCT_3B], vocabulary=1_000)
+    assert shape.largest_parameter == max(p.numel() for p in on_meta(shape).parameters()) == 2_048 * 11_008
 
 
 def test_published_parameter_counts() -> None:

@@ -19,7 +19,7 @@ import datasets
 import pytest
 import torch
 from mini_r1.errors import KitError
-from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.run.files import write_json
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
@@ -55,9 +55,11 @@ TEXTS = [  # a line is one prompt's group, which is one micro-batch
 ]  # fmt: skip
 
 
-def deepspeed_config(stage: int) -> dict[str, Any]:
-    """The shipped one; SGD makes the change of the weights the gradient."""
+def deepspeed_config(stage: int, bucket: int | None = None) -> dict[str, Any]:
+    """The shipped one, or one of a user with another bucket; SGD makes the change of the weights the gradient."""
     values = find_deepspeed(f"zero{stage}").values
+    if bucket is not None:
+        values["zero_optimization"]["reduce_bucket_size"] = bucket
     if stage == 3:  # this model is small enough never to be sharded otherwise
         values["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     return values
@@ -123,57 +125,83 @@ def built(
     return build(configure(), model, reference, tokenizer, rows)
 
 
-def one_step(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> None:
+def count_large_gradients() -> list[bool]:
+    """Return a list that grows with every reduction of ZeRO-2: whether its gradient did not fit into the bucket."""
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    reductions, reduce = [], DeepSpeedZeroOptimizer.reduce_ipg_grads
+
+    def counted(self: Any) -> None:
+        reductions.append(self.extra_large_param_to_reduce is not None)
+        reduce(self)
+
+    DeepSpeedZeroOptimizer.reduce_ipg_grads = counted
+    return reductions
+
+
+def one_step(
+    build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path, bucket: int | None = None
+) -> None:
     """Take one SGD step at learning rate 1; write the gradient's norm and the gradient, which is what it took off."""
+    model, changes, reductions = AutoModelForCausalLM.from_pretrained(policy), {}, []
     if stage:
         arguments.prepare_deepspeed(on_cpu=True)
-    before = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+        reductions = count_large_gradients()
+        file = DeepSpeedFile("a test", deepspeed_config(stage, bucket))
+        changes = {"deepspeed": arguments.fill_bucket(file, model).values}
+    before = model.state_dict()
     # A few tokens a chunk: the backward pass then calculates logits again, with weights that ZeRO-3 has freed.
     logprobs.CHUNK_BYTES = 7 * 4 * len(before["lm_head.weight"])
-    trainer = built(build, partial(config, folder, stage), policy, ACCUMULATION)
+    trainer = built(build, partial(config, folder, stage, **changes), policy, ACCUMULATION)
     trainer.train()
     after = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     names = [name for name in before if name != "lm_head.weight"]  # tied to the embedding
     (norm,) = [row["grad_norm"] for row in trainer.state.log_history if "grad_norm" in row]
     gradient = torch.cat([(before[name] - after[name]).flatten() for name in names])
-    torch.save({"norm": float(norm), "gradient": gradient}, folder / "step.pt")
+    torch.save({"norm": float(norm), "gradient": gradient, "reductions": reductions}, folder / "step.pt")
 
 
-def step_of(build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path) -> tuple[float, torch.Tensor]:
-    """Return norm and gradient of another process: DeepSpeed and accelerate keep global state."""
-    with Workers(1 if stage else None, one_step, build, stage, policy, folder, folder=folder) as w:
+def step_of(
+    build: Callable[..., GRPOTrainer], stage: int, policy: Path, folder: Path, bucket: int | None = None
+) -> tuple[float, torch.Tensor, list[bool]]:
+    """Return norm, gradient and reductions of another process: DeepSpeed and accelerate keep global state."""
+    with Workers(1 if stage else None, one_step, build, stage, policy, folder, bucket, folder=folder) as w:
         (ended,) = w.wait()
     assert ended.code == 0, ended.errors + ended.output
     found = torch.load(folder / "step.pt", weights_only=True)
-    return found["norm"], found["gradient"]
+    return found["norm"], found["gradient"], found["reductions"]
 
 
 @pytest.fixture(scope="module")
-def plain(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, torch.Tensor]:
+def plain(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[float, torch.Tensor, list[bool]]:
     """The plain trainer's."""
     return step_of(kit, 0, untrained, tmp_path_factory.mktemp("plain"))
 
 
-def test_without_deepspeed_stock_is_right(plain: tuple[float, torch.Tensor], untrained: Path, tmp_path: Path) -> None:
-    norm, gradient = step_of(stock, 0, untrained, tmp_path)
+Step = tuple[float, torch.Tensor, list[bool]]
+
+
+def test_without_deepspeed_stock_is_right(plain: Step, untrained: Path, tmp_path: Path) -> None:
+    norm, gradient, _ = step_of(stock, 0, untrained, tmp_path)
     assert norm == pytest.approx(plain[0], rel=1e-4)
     assert norm > 0.1
     torch.testing.assert_close(gradient, plain[1], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize(("stage", "bucket"), [(2, None), (2, 1_000), (3, None)])
 def test_zero_s_gradient_equals_that_without_deepspeed(
-    plain: tuple[float, torch.Tensor], untrained: Path, tmp_path: Path, stage: int
+    plain: Step, untrained: Path, tmp_path: Path, stage: int, bucket: int | None
 ) -> None:
-    norm, gradient = step_of(kit, stage, untrained, tmp_path)
+    norm, gradient, reductions = step_of(kit, stage, untrained, tmp_path, bucket)
+    # With the kit's bucket none is larger. With a GPU's streams such a gradient may be freed too early.
+    assert bool(reductions) == (stage == 2)
+    assert any(reductions) == (bucket is not None)
     assert norm == pytest.approx(plain[0], rel=1e-4)
     torch.testing.assert_close(gradient, plain[1], rtol=1e-3, atol=1e-6)
 
 
-def test_stock_divides_the_gradient_by_the_accumulation_twice(
-    plain: tuple[float, torch.Tensor], untrained: Path, tmp_path: Path
-) -> None:
-    norm, gradient = step_of(stock, 2, untrained, tmp_path)
+def test_stock_divides_the_gradient_by_the_accumulation_twice(plain: Step, untrained: Path, tmp_path: Path) -> None:
+    norm, gradient, _ = step_of(stock, 2, untrained, tmp_path)
     assert norm == pytest.approx(plain[0] / ACCUMULATION, rel=1e-4)
     torch.testing.assert_close(gradient, plain[1] / ACCUMULATION, rtol=1e-3, atol=1e-6)
 

@@ -57,7 +57,7 @@ RECIPE: dict[str, Any] = {
     "rewards": {"format": 1.0, "equation": 1.0, "random": 1.0},
     "vllm_gpu_memory_utilization": 0.3,
     "hang_timeout_s": 300,
-    "ddp_timeout": 300,
+    "ddp_timeout": 600,
 }
 
 

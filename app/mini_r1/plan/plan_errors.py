@@ -16,8 +16,16 @@ next number (8 bits of mantissa), and rounds to nothing."""
 BITSANDBYTES: Final = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit")
 
 
-def recipe_errors(recipe: Recipe, shape: ModelShape | None, deepspeed: str | None, *, on_cpu: bool) -> Iterator[str]:
-    """Yield the contradictions between the recipe, its model and the kind of device."""
+def recipe_errors(
+    recipe: Recipe, shape: ModelShape | None, deepspeed: str | None, workers: int, *, on_cpu: bool
+) -> Iterator[str]:
+    """Yield the contradictions between the recipe, its model, the number of workers and the kind of device."""
+    if workers > 1 and recipe.hang_timeout_s >= recipe.ddp_timeout:
+        yield (
+            f"hang_timeout_s is {recipe.hang_timeout_s} and ddp_timeout {recipe.ddp_timeout}: a worker that waits for "
+            "one that hangs would give up first, and be blamed for it: set ddp_timeout above hang_timeout_s, for "
+            f"example ddp_timeout: {recipe.hang_timeout_s * 3 // 2}"
+        )
     if shape is not None and recipe.longest_sequence > shape.max_positions:
         left = shape.max_positions - recipe.max_prompt_length
         lower = f"lower max_completion_length to {left} or less" if left > 0 else "lower both"

@@ -50,6 +50,9 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
         console.print(_roles_table(plan), _batch_table(plan))
     if plan.memory is not None:
         console.print(_memory_table(plan.memory, plan.on_cpu))
+        if plan.setup is not None and plan.setup.zero.stage:
+            zero, largest = plan.setup.zero, plan.setup.shape.largest_parameter
+            text(f"Gradient buckets: {zero.buckets} of {zero.bucket:,} elements; the largest parameter has {largest:,}")
     if plan.disk is not None:
         console.print(_storage_table(plan, plan.disk))
         text(f"Host memory here: {plan.host_memory_here or 'not compared, these devices are not on this machine'}")

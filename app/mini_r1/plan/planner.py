@@ -86,6 +86,8 @@ class Plan:
             "deepspeed": self.deepspeed,
             "model": self.recipe.model_name_or_path,
             "parameters": self.setup.shape.parameters if self.setup else None,
+            "largest_parameter": self.setup.shape.largest_parameter if self.setup else None,
+            "gradient_bucket": self.setup.zero.bucket or None if self.setup else None,
             "steps": self.steps,
             **{f"{name}_per_step": value for name, value in each_step.items()},
             **{name: None if self.steps is None else self.steps * value for name, value in each_step.items()},
@@ -126,10 +128,12 @@ def make_plan(
             plan.deepspeed = deepspeed
         if plan.deepspeed is not None:
             file = find_deepspeed(plan.deepspeed)
-            setup = setup and replace(setup, zero=zero_settings(file, setup.shape))
+            if setup is not None:
+                setup = replace(setup, zero=zero_settings(file, setup.shape))
+                plan.warnings += filter(None, [file.warn_of_bucket(setup.shape.largest_parameter)])
     except KitError as error:
         plan.errors.append(error.message)
-    plan.errors += recipe_errors(recipe, shape, plan.deepspeed, on_cpu=on_cpu)
+    plan.errors += recipe_errors(recipe, shape, plan.deepspeed, workers, on_cpu=on_cpu)
     plan.warnings += plan_warnings(recipe, shape, plan.deepspeed, gpu_memory_gib, on_cpu=on_cpu)
     if plan.steps is None:
         plan.warnings.append("the number of steps depends on the data, which is not read here: set max_steps")

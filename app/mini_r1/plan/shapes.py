@@ -61,8 +61,13 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the embedding, the largest single tensor; an output layer that is not tied has as many."""
+        """Weights of the embedding; an output layer that is not tied has as many."""
         return self.vocabulary * self.hidden
+
+    @property
+    def largest_parameter(self) -> int:
+        """Elements of the largest single tensor."""
+        return max(self.embedding_parameters, *(inputs * outputs for inputs, outputs in self.linears.values()))
 
     @property
     def parameters(self) -> int:

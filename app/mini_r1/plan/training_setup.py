@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mini_r1.plan.shapes import ModelShape
-from mini_r1.recipe.deepspeed_file import DeepSpeedFile
+from mini_r1.recipe.deepspeed_file import DEFAULT_BUCKET, DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 
-LIVE, SUB_GROUP, BUCKET, PREFETCH = 10**9, 10**9, 5 * 10**8, 5 * 10**7
-"""Elements; DeepSpeed 0.15.4's defaults of stage3_max_live_parameters, sub_group_size, reduce_bucket_size and
-stage3_prefetch_bucket_size (runtime/zero/config.py)."""
+LIVE, SUB_GROUP, PREFETCH = 10**9, 10**9, 5 * 10**7
+"""Elements; DeepSpeed 0.15.4's defaults of stage3_max_live_parameters, sub_group_size and stage3_prefetch_bucket_size
+(runtime/zero/config.py)."""
 IN_ORDER: Final = ("zero2", "zero3", "zero3-offload")
 """The shipped configurations, fastest first: each one shards more than the one before, and sends more."""
 BLOCK_4BIT: Final = 64
@@ -106,8 +106,8 @@ class TrainingSetup:
 
 
 def zero_settings(file: DeepSpeedFile, shape: ModelShape) -> ZeroSettings:
-    """Return the settings of a configuration; "auto" as transformers 4.48.1 fills it in, from the model's width."""
-    values = file.values["zero_optimization"]
+    """Return the settings of a configuration; "auto" as the kit and transformers 4.48.1 fill it in."""
+    values = file.fill_bucket(shape.parameters, shape.largest_parameter).values["zero_optimization"]
     square = shape.hidden**2  # HfTrainerDeepSpeedConfig.trainer_config_finalize
     live = _size(values, "stage3_max_live_parameters", LIVE, LIVE)
     prefetch = _size(values, "stage3_prefetch_bucket_size", PREFETCH, int(0.9 * square))
@@ -115,7 +115,7 @@ def zero_settings(file: DeepSpeedFile, shape: ModelShape) -> ZeroSettings:
         stage=file.stage,
         offload_optimizer=file.offloads("optimizer"),
         offload_weights=file.offloads("param"),
-        bucket=_size(values, "reduce_bucket_size", BUCKET, square),
+        bucket=_size(values, "reduce_bucket_size", DEFAULT_BUCKET, square),
         buckets=2 if values.get("overlap_comm", file.stage == 3) else 1,
         live=live + prefetch if file.stage == 3 else 0,
         sub_group=_size(values, "sub_group_size", SUB_GROUP, SUB_GROUP),

@@ -1,7 +1,7 @@
 """DeepSpeed configurations: the shipped ones by name, a user's own by path. No torch, no DeepSpeed."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from mini_r1.recipe.shipped_files import shipped_files
 STAGES = (2, 3)  # ZeRO stages that the kit's trainer is tested with
 RECIPE_DECIDES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 """DeepSpeed settings that the recipe decides: `auto` in every configuration."""
+BUCKET, DEFAULT_BUCKET = 2 * 10**8, 5 * 10**8
+"""Gradients that ZeRO-2 reduces at once, in elements: the kit's, and DeepSpeed 0.15.4's own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,34 @@ class DeepSpeedFile:
         """Return whether the states of `optimizer`, or of `param`, are kept in host memory."""
         place = self.values["zero_optimization"].get(f"offload_{what}")
         return isinstance(place, dict) and place.get("device", "none") != "none"
+
+    def fill_bucket(self, trained: int, largest: int) -> "DeepSpeedFile":
+        """Return it with a number in place of ZeRO-2's automatic `reduce_bucket_size`; other stages as they are.
+
+        `trained` is the number of trained parameters, `largest` the elements of the largest tensor.
+        """
+        zero = self.values["zero_optimization"]
+        if self.stage != 2 or zero.get("reduce_bucket_size") != "auto":
+            return self
+        filled = {**zero, "reduce_bucket_size": max(largest, min(BUCKET, trained))}
+        return replace(self, values={**self.values, "zero_optimization": filled})
+
+    def warn_of_bucket(self, largest: int) -> str | None:
+        """Return a warning if ZeRO-2 may reduce the largest parameter's gradient from memory that is already freed.
+
+        DeepSpeed 0.15.4 copies gradients to its bucket, but one that is larger than the bucket is read where it is, on
+        another stream, and freed meanwhile (`extra_large_param_to_reduce` in stage_1_and_2.py; deepspeed#6351).
+        """
+        zero = self.values["zero_optimization"]
+        bucket = zero.get("reduce_bucket_size", DEFAULT_BUCKET)
+        unsafe = self.stage == 2 and zero.get("overlap_comm") is True and zero.get("contiguous_gradients", True) is True
+        if not unsafe or not isinstance(bucket, int | float) or bucket >= largest:
+            return None
+        return (
+            f"DeepSpeed configuration {self.name}: reduce_bucket_size is {bucket:,.0f}, and the model's largest "
+            f"parameter has {largest:,} elements; with overlap_comm DeepSpeed 0.15.4 may then use a gradient that is "
+            f'already freed. Set reduce_bucket_size to "auto" or at least {largest}, or overlap_comm: false'
+        )
 
 
 def find_deepspeed(name_or_path: str) -> DeepSpeedFile:

@@ -237,8 +237,8 @@ class Recipe(BaseModel):
     """Seconds until a collective gives up; transformers' default."""
     hang_timeout_s: Annotated[types.Whole, Field(ge=10)] = 1_200
     """Hang limit: longest time of a worker in one phase (a rollout, an update, loading the model), in seconds. Beyond
-    it the launcher writes all stacks, stops the run and exits 150. Keep it below `ddp_timeout`, so that the stacks
-    show the waiting collective."""
+    it the launcher writes all stacks, stops the run and exits 150. With several workers it must be below `ddp_timeout`:
+    a worker that waits for the one that hangs would give up first, and be blamed."""
     dataloader_num_workers: Annotated[types.Whole, Field(ge=0, le=64)] = 0
     """Loader processes per device. Rows are a few numbers, so none are needed."""
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from trl import GRPOConfig
 
 from mini_r1.errors import KitError
@@ -66,6 +67,15 @@ def grpo_config(
         return GRPOConfig(**values)
     except (ImportError, ValueError, RuntimeError) as error:
         raise KitError(f"this machine cannot run the recipe: {str(error).strip()}") from error
+
+
+def fill_bucket(deepspeed: DeepSpeedFile, model: torch.nn.Module) -> DeepSpeedFile:
+    """Return the configuration with a bucket that holds the largest of the model's trained parameters."""
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    warning = deepspeed.warn_of_bucket(max(sizes))
+    if warning is not None:
+        logger.warning(warning)
+    return deepspeed.fill_bucket(sum(sizes), max(sizes))
 
 
 def reporters(recipe: Recipe) -> list[str]:

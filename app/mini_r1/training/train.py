@@ -13,7 +13,7 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.run.finished import finished_step, print_finished
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import prepare, pushing, records
-from mini_r1.training.arguments import grpo_config
+from mini_r1.training.arguments import fill_bucket, grpo_config
 from mini_r1.training.attempt import Attempt, Inputs, Outcome, WorkerContext
 from mini_r1.training.checkpoints import checkpoint_to_resume, next_start
 from mini_r1.training.gpu_check import refuse_broken_gpu
@@ -90,6 +90,8 @@ def _raise_if_stopped(context: WorkerContext) -> None:
 def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
     run, world, deepspeed = context.run, context.world, context.deepspeed
     stage = deepspeed.stage if deepspeed else 0
+    if deepspeed is not None:
+        deepspeed = fill_bucket(deepspeed, inputs.policy.model)
     resume = world.from_main(lambda: checkpoint_to_resume(run, context.console, world.size, stage))
     evaluate_first = context.recipe.eval_on_start if resume is None else bool(resume.facts.get("evaluation_due"))
     args = grpo_config(
