@@ -194,11 +194,13 @@ RUN --mount=type=bind,source=docker/check-runtime.py,target=/check-runtime.py \
 
 FROM ${CUDA_BASE} AS runtime
 
-# gcc and libc6-dev: Triton compiles a launcher for each kernel. nvcc: DeepSpeed 0.15.4 asks for its version when it is
-# imported on a GPU. An empty NVCC leaves it out.
+# gcc and libc6-dev: Triton compiles a launcher for each kernel. libibverbs and its drivers: NCCL loads them at run time, and
+# without them uses TCP between nodes that have InfiniBand. nvcc: DeepSpeed 0.15.4 asks for its version when it is imported
+# on a GPU. An empty NVCC leaves it out.
 ARG NVCC=cuda-nvcc-12-4=12.4.131-1
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
-    apt-get update && apt-get install -y --no-install-recommends tini gcc libc6-dev ca-certificates ${NVCC}
+    apt-get update && apt-get install -y --no-install-recommends tini gcc libc6-dev ca-certificates \
+        libibverbs1 ibverbs-providers ${NVCC}
 # As in `slim`, for the same reasons.
 RUN useradd --uid 1000 --gid 0 --no-log-init --no-create-home --home-dir /home/mini-r1 --shell /usr/sbin/nologin mini-r1 \
     && install -d -m 1777 /home/mini-r1 /cache /workspace /workspace/runs
@@ -222,6 +224,9 @@ WORKDIR /workspace
 # Python (empty with the base's Python) and the environment; --link: a new base does not copy them again.
 COPY --link --from=runtime-environment /opt/python /opt/python
 COPY --link --from=runtime-environment /opt/venv /opt/venv
+# What NCCL and DeepSpeed look for on a node, where its absence would be noticed too late.
+RUN /opt/venv/bin/python -c 'import ctypes; ctypes.CDLL("libibverbs.so.1")' \
+    && if [ -n "${NVCC}" ]; then "${CUDA_HOME}/bin/nvcc" --version; fi
 # The kit last: a new version changes only a layer of a megabyte.
 RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     --mount=type=bind,from=uv,source=/opt/uv,target=/opt/uv \

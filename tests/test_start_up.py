@@ -299,6 +299,31 @@ print(deepspeed.__version__)
     assert "df:" not in done.stdout + done.stderr
 
 
+@pytest.mark.real
+def test_without_nvcc_the_real_deepspeed_fails_on_a_gpu_with_what_to_install(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux only")
+    # torch is told that there is an H100; DeepSpeed then looks for the compiler, and never gets to the GPU.
+    code = """
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_properties = lambda device: type("Properties", (), {"major": 9, "minor": 0})()
+from mini_r1.errors import KitError
+from mini_r1.machine.heavy_imports import needs_extra
+try:
+    with needs_extra("train", deepspeed=True):
+        pass
+except KitError as error:
+    print(error.exit_code, error.message)
+"""
+    own = {**os.environ, "CUDA_HOME": str(tmp_path), "TRITON_CACHE_DIR": str(tmp_path), "DS_ACCELERATOR": "cuda"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, env=own, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.match(
+        r"78 DeepSpeed cannot be imported: .*bin/nvcc.*install cuda-nvcc-12-4 and set CUDA_HOME", done.stdout
+    )
+
+
 def test_cuda_numbers_gpus_as_nvidia_smi_does_in_every_command_that_loads_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

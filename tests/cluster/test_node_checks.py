@@ -123,6 +123,20 @@ def test_infiniband_wants_memory_locked_without_limit(tmp_path: Path) -> None:
     assert "mlx5_0" in finding.detail
 
 
+def test_infiniband_without_its_library_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.infiniband(case(GPUS, root=tmp_path)).status == "skip"
+    files(tmp_path, sys__class__infiniband__mlx5_0="")
+    assert host.infiniband(case(root=tmp_path)).status == "skip"
+    monkeypatch.setattr(host, "IBVERBS", "libc.so.6")
+    assert host.infiniband(case(GPUS, root=tmp_path)).status == "ok"
+    monkeypatch.setattr(host, "IBVERBS", "libibverbs.so.nowhere")
+    finding = host.infiniband(case(GPUS, root=tmp_path))
+    assert finding.status == "warn"
+    assert "mlx5_0" in finding.detail
+    assert "NCCL uses TCP" in finding.detail
+    assert "ibverbs-providers" in finding.fix
+
+
 @pytest.mark.parametrize(("effective", "status"), [("0000000000004000", "ok"), ("00000000a80425fb", "warn")])
 def test_a_capability_locks_memory_only_where_it_is_in_effect(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, effective: str, status: str
@@ -412,10 +426,19 @@ def test_nothing_names_a_package_that_is_not_on_the_registry() -> None:
 def test_nvcc_is_asked_for_where_deepspeed_meets_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "_installed", lambda name: "0.15.4")
     assert software.nvcc(case()).status == "skip"
-    if not Path("/usr/local/cuda/bin/nvcc").exists():
-        assert software.nvcc(case(GPUS, environment={"PATH": str(tmp_path)})).status == "warn"
-    files(tmp_path, bin__nvcc="")
-    assert software.nvcc(case(GPUS, environment={"PATH": "", "CUDA_HOME": str(tmp_path)})).status == "ok"
+    files(tmp_path, on_path__bin__nvcc="", toolkit__bin__nvcc="").joinpath("on_path/bin/nvcc").chmod(0o755)
+    path = str(tmp_path / "on_path/bin")
+    for environment, place in (
+        ({"PATH": path}, tmp_path / "on_path"),
+        ({"PATH": path, "CUDA_HOME": str(tmp_path / "toolkit")}, tmp_path / "toolkit"),
+    ):
+        assert software.nvcc(case(GPUS, environment=environment)).detail == f"{place}/bin/nvcc"
+    # torch, and so DeepSpeed, does not look elsewhere once CUDA_HOME is set.
+    broken = {"PATH": path, "CUDA_HOME": str(tmp_path)}
+    found = software.nvcc(case(GPUS, environment=broken))
+    assert found.status == "warn"
+    assert f"no {tmp_path}/bin/nvcc" in found.detail
+    assert is_failure(software.nvcc(case(GPUS, environment=broken, deepspeed="zero3")), "recipe")
 
 
 def test_a_deepspeed_configuration_that_cannot_be_used_is_an_error_of_the_recipe(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checks of the host: memory, limits that an administrator or a container sets, ports and network interfaces."""
 
+import ctypes
 import errno
 import getpass
 import os
@@ -18,6 +19,8 @@ DOCKER_SHM = 64 * 2**20
 """Bytes of shared memory that docker and Kubernetes' runtimes give a container by default."""
 NCCL_SHM = GIB
 """Bytes that NVIDIA's NCCL guide asks for in containers (--shm-size=1g), where GPUs of a node talk through it."""
+IBVERBS = "libibverbs.so.1"
+"""What NCCL 2.21.5 loads to use InfiniBand."""
 CAP_IPC_LOCK = 14
 """Number of the capability in linux/capability.h."""
 OPEN_FILES = 4_096
@@ -51,12 +54,22 @@ def host_memory(case: Case) -> Finding:
     return control_groups.compare_memory(case.host_memory_gib, case.read)
 
 
+def infiniband(case: Case) -> Finding:
+    """With InfiniBand, the library by which NCCL uses it is there: without it NCCL uses TCP, and says so nowhere."""
+    cards = _infiniband_cards(case)
+    if not cards or not case.uses_gpus:
+        return skip("no InfiniBand here" if case.uses_gpus else "no GPU in use")
+    try:
+        ctypes.CDLL(IBVERBS)
+    except OSError:
+        fix = "install libibverbs1 and ibverbs-providers (RHEL: libibverbs, rdma-core), or use the image"
+        return warn(f"{cards}, but no {IBVERBS}: between nodes NCCL uses TCP, which is many times slower", fix)
+    return ok(f"{cards}, and {IBVERBS}")
+
+
 def locked_memory(case: Case) -> Finding:
     """With InfiniBand, memory may be locked without limit: its cards read memory directly."""
-    try:
-        cards = ", ".join(sorted(path.name for path in (case.root / "sys/class/infiniband").iterdir()))
-    except OSError:
-        cards = ""
+    cards = _infiniband_cards(case)
     if not cards:
         return skip("no InfiniBand here")
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
@@ -71,6 +84,13 @@ def locked_memory(case: Case) -> Finding:
         "`ulimit -l unlimited`; docker: --ulimit memlock=-1; Slurm: PropagateResourceLimitsExcept=MEMLOCK; Kubernetes:"
         " LimitMEMLOCK=infinity of the nodes' container runtime, because only root gets a pod's capability IPC_LOCK",
     )
+
+
+def _infiniband_cards(case: Case) -> str:
+    try:
+        return ", ".join(sorted(path.name for path in (case.root / "sys/class/infiniband").iterdir()))
+    except OSError:
+        return ""
 
 
 def open_files(case: Case) -> Finding:

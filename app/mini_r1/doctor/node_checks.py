@@ -51,6 +51,7 @@ CHECKS: dict[str, Callable[[Case], Finding]] = {
     "vLLM engine": software.vllm_engine,
     "shared memory": host.shared_memory,
     "host memory": host.host_memory,
+    "InfiniBand": host.infiniband,
     "locked memory": host.locked_memory,
     "open files": host.open_files,
     "processes": host.processes,

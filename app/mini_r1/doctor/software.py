@@ -3,6 +3,7 @@
 import importlib.metadata
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,14 +91,19 @@ def nvcc(case: Case) -> Finding:
     """CUDA's compiler is where DeepSpeed looks for it: on a GPU node it runs nvcc when it is imported."""
     if not case.uses_gpus or _installed("deepspeed") is None:
         return skip("not needed: " + ("DeepSpeed is not installed" if case.uses_gpus else "no GPU in use"))
-    home = case.environment.get("CUDA_HOME") or case.environment.get("CUDA_PATH")
-    on_path = shutil.which("nvcc", path=case.environment.get("PATH"))
-    places = [home and f"{home}/bin/nvcc", on_path, "/usr/local/cuda/bin/nvcc"]
-    found = next((place for place in places if place and Path(place).is_file()), None)
-    if found is None:
-        fix = "install cuda-nvcc-12-4, or set CUDA_HOME to a CUDA toolkit"
-        return warn("nvcc was not found; DeepSpeed 0.15.4 runs it when it is imported on a node with GPUs", fix)
-    return ok(found)
+    place = f"{_cuda_home(case.environment)}/bin/nvcc"
+    if Path(place).is_file():
+        return ok(place)
+    found = f"no {place}: DeepSpeed 0.15.4 runs it when it is imported on a node with GPUs"
+    fix = "install cuda-nvcc-12-4, set CUDA_HOME to a CUDA toolkit, or use the image"
+    return fail(found, fix, "recipe") if case.deepspeed else warn(found, fix)
+
+
+def _cuda_home(environment: Mapping[str, str]) -> str:
+    """Return the folder of the CUDA toolkit as torch 2.5.1 finds it (`utils.cpp_extension._find_cuda_home`)."""
+    home = environment.get("CUDA_HOME") or environment.get("CUDA_PATH")
+    on_path = shutil.which("nvcc", path=environment.get("PATH"))
+    return home or (str(Path(on_path).parent.parent) if on_path else "/usr/local/cuda")
 
 
 def deepspeed(case: Case) -> Finding:
