@@ -302,7 +302,7 @@ print(deepspeed.__version__)
 @pytest.mark.real
 def test_without_nvcc_the_real_deepspeed_fails_on_a_gpu_with_what_to_install(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="DeepSpeed is installed on Linux only")
-    # torch is told that there is an H100; DeepSpeed then looks for the compiler, and never gets to the GPU.
+    # torch reports an H100; DeepSpeed then looks for the compiler, and never gets to the GPU.
     code = """
 import torch
 torch.cuda.is_available = lambda: True

@@ -98,7 +98,7 @@ def test_a_hang_is_found_before_waiting_workers_give_up(hang: int, fits: bool) -
     if not fits:
         assert f"hang_timeout_s is {hang} and ddp_timeout 1800" in refusal(planned(made))
         assert f"ddp_timeout: {hang * 3 // 2}" in refusal(planned(made))
-    assert planned(made, 2).errors == []  # one worker waits for nobody
+    assert planned(made, 2).errors == []  # one worker waits for no other
 
 
 def test_two_nodes_have_one_vllm() -> None:
