@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,6 +32,19 @@ def added(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if PLAIN.get(name) != value}
 
 
+@contextmanager
+def kept_signals() -> Iterator[None]:
+    """Restore the handlers of signals that torchrun sets before it starts a worker."""
+    before = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def set_by_accelerate(*options: str) -> dict[str, str]:
     """What the installed `accelerate launch`, and torchrun under it, add to a worker's environment."""
     from accelerate.commands import launch
@@ -45,6 +60,7 @@ def set_by_accelerate(*options: str) -> dict[str, str]:
         port = server.getsockname()[1]
     arguments = [*ALWAYS, f"--main_process_port={port}", *options, "train.py"]
     with (
+        kept_signals(),
         patch.dict(os.environ, PLAIN, clear=True),
         patch.object(api, "get_subprocess_handler", capture),
         patch.object(launch, "check_cuda_p2p_ib_support", lambda: False),  # an RTX 4090 with an old driver

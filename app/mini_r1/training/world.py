@@ -40,7 +40,7 @@ class World:
         timeout = timedelta(seconds=timeout_s)
         # DeepSpeed makes groups without a timeout. By default NCCL's give up after 600 s: before the launcher finds out
         # which rank hangs (hang_timeout_s), and the rank that waits would be blamed.
-        distributed_c10d.default_pg_nccl_timeout = distributed_c10d.default_pg_timeout = timeout
+        vars(distributed_c10d).update(default_pg_nccl_timeout=timeout, default_pg_timeout=timeout)
         state = PartialState(cpu=on_cpu, timeout=timeout)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
