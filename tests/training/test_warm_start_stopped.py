@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from mini_r1.console import ProgressLine
-from mini_r1.training import traces, warm_start
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
+from mini_r1.recipe.fields import WarmStartRecipe
+from mini_r1.tasks.countdown import task
+from mini_r1.training import from_scratch, traces, warm_start
+from mini_r1.training.muon import Muon
+from mini_r1.training.warm_progress import Training
 
 from tests.training.workers import Ended, Workers, kit
 
@@ -136,3 +144,44 @@ def test_an_unreadable_progress_file_is_ignored(start: Callable[..., Ended], tmp
     ended = start("cache", "step", 1)
     assert ended.code == 143, ended.errors
     assert f"stopped at step 1 of {STEPS}" in ended.errors
+
+
+def test_a_large_step_is_computed_in_parts_and_stop_is_asked_inside_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients are those of the whole step: a long part of a stop's wait was one pass of one layer."""
+    kind = replace(BUILTIN_MODELS[SCRATCH_MODEL], layers=2, hidden_size=32)
+    tokenizer = from_scratch.build_tokenizer(kind)
+    rows = [([3 + i % 7] * (20 + i), 4) for i in range(12)]
+    passes: list[int] = []
+
+    def gradients(work: float) -> tuple[float, torch.Tensor]:
+        monkeypatch.setattr(warm_start, "WORK_AT_ONCE", work)
+        model = from_scratch.build_model(tokenizer, 1, kind)
+        passes.clear()
+        model.model.layers[0].register_forward_pre_hook(lambda layer, args: passes.append(args[0].shape[:2].numel()))
+        loss = warm_start.accumulate_gradients(model, rows, tokenizer.pad_token_id)
+        return loss, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    loss, whole = gradients(1e9)
+    assert passes == [12 * 31]
+    loss_of_parts, of_parts = gradients(4 * 31 * 32**2)
+    assert len(passes) == 3
+    assert max(passes) <= 4 * 31
+    assert loss_of_parts == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(of_parts, whole, rtol=1e-4, atol=1e-6)
+
+    job = warm_start.WarmStart([task.Problem((1, 2, 3), 6)], "script", kind, WarmStartRecipe(steps=1, traces=256))
+    model, looks = from_scratch.build_model(tokenizer, 1, kind), [0]
+
+    def stop() -> bool:
+        looks[0] += bool(passes)
+        return False
+
+    passes.clear()
+    model.model.layers[0].register_forward_pre_hook(lambda layer, args: passes.append(1))
+    parameters = list(model.parameters())
+    adamw = torch.optim.AdamW(parameters)
+    training = Training(model, parameters, adamw, Muon([]), random.Random(1))
+    warm_start.train(training, tokenizer, job, lambda step, loss: None, stop)
+    assert len(passes) > 1
+    matrices = 7 * kind.layers  # four of attention and three of the MLP, in the forward and the backward pass
+    assert looks[0] >= 2 * matrices * len(passes) - 3

@@ -49,8 +49,11 @@ CACHE_VERSION = 2
 MADE = "warm_start.json"
 """Written last: a model directory without it is incomplete."""
 
-ENCODED_AT_ONCE = 4096
-"""Texts in one call of the tokenizer, which can't be interrupted: about a tenth of a second."""
+ENCODED_AT_ONCE = 512
+"""Texts in one call of the tokenizer, which can't be interrupted: .3 s on two cores with a load of 16."""
+WORK_AT_ONCE = 4.1e8
+"""Tokens times squared width in one pass of a layer on a CPU. `stop` is asked between its matrices: 2.5 s at that load.
+The demo's batches are smaller, and so are those of the small run in docs/results.md."""
 
 OPERATIONS: dict[str, Callable[[int, int], float]] = {
     "+": operator.add,
@@ -217,35 +220,26 @@ def train(
     If `stop` returns true, Stopped is raised, and `training` is as after its last step.
     """
     steps, imitation = job.settings.steps, job.model.imitation
-    if training.step == steps:  # stopped while its arithmetic was measured
-        return
-    model, adamw, on = training.model, training.adamw, device()
-    pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
-    rows = encode(tokenizer, pairs, job.style, stop)
-    pad = tokenizer.pad_token_id
+    model, adamw = training.model, training.adamw
 
     def check(*given: object) -> None:
         if stop():
             raise Stopped
 
-    for layer in model.model.layers:  # a large model's step on a CPU takes minutes
-        layer.register_forward_pre_hook(check)
-        layer.register_full_backward_pre_hook(check)
+    for module in model.model.layers.modules():  # a large model's step on a CPU takes minutes
+        if isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(check)
+            module.register_full_backward_pre_hook(check)
+    if training.step == steps:  # stopped while its arithmetic was measured
+        return
+    pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
+    rows = encode(tokenizer, pairs, job.style, stop)
     model.train()
     for step in _until(stop, range(training.step, steps)):
         if not training.batches:
             training.batches = batches_of_like_length([len(ids) for ids, _ in rows], imitation.batch, training.rng)
-        batch = [rows[i] for i in training.batches[-1]]
-        longest = max(len(ids) for ids, _ in batch)
-        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in batch]).to(on)
-        # Prompt and padding are read, not learned.
-        learned = torch.tensor([[n <= i < len(ids) for i in range(1, longest)] for ids, n in batch]).to(on)
         model.zero_grad()
-        with torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda"):
-            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            logits = model.lm_head(hidden[learned])
-            loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
-        loss.backward()
+        loss = accumulate_gradients(model, [rows[i] for i in training.batches[-1]], tokenizer.pad_token_id)
         share = min(1.0, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         adamw.param_groups[0]["lr"] = imitation.learning_rate * share
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -253,7 +247,28 @@ def train(
         training.muon.step(imitation.matrix_learning_rate * share)
         training.batches.pop()
         training.step = step + 1
-        progress(step + 1, loss.item())
+        progress(step + 1, loss)
+
+
+def accumulate_gradients(model: Any, rows: Sequence[tuple[list[int], int]], pad: int) -> float:
+    """Add the gradients of the mean loss of the completions' tokens; return the loss. See `encode` for the rows."""
+    on, longest = device(), max(len(ids) for ids, _ in rows)
+    at_once = max(1, int(WORK_AT_ONCE / longest / model.config.hidden_size**2)) if on.type == "cpu" else len(rows)
+    tokens = sum(len(ids) - n for ids, n in rows)
+    total = 0.0
+    for part in (rows[i : i + at_once] for i in range(0, len(rows), at_once)):
+        longest = max(len(ids) for ids, _ in part)
+        ids = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in part]).to(on)
+        # Prompt and padding are read, not learned.
+        learned = torch.tensor([[n <= i < len(ids) for i in range(1, longest)] for ids, n in part]).to(on)
+        with torch.autocast(on.type, torch.bfloat16, enabled=on.type == "cuda"):
+            hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+            logits = model.lm_head(hidden[learned])
+            loss = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned])
+        loss = loss * (len(logits) / tokens)
+        loss.backward()
+        total += loss.item()
+    return total
 
 
 def _until(stop: Stop, items: Iterable[T]) -> Iterator[T]:
