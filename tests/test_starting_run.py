@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mini_r1.cli import training_commands
+from mini_r1.errors import KitError
 from mini_r1.run.run_dir import RunDir
 
 from tests.training.workers import Ended, Workers, run_forked, train, wait_until
@@ -122,3 +127,78 @@ def test_a_killed_start_is_dead_at_once_and_the_same_command_resumes_it(starting
         (ended,) = workers.wait(120)
     assert ended.code == 0, ended.errors
     assert starting.run.read_state()["state"] == "finished"
+
+
+def train_from(import_packages: str, *args: str | Path) -> None:
+    """`mini-r1 train ARGS` whose import of torch does not end, or fails."""
+
+    @contextmanager
+    def needs_extra(*names: str, **options: Any) -> Iterator[None]:
+        while import_packages == "slow":
+            Path(args[-1]).with_name("importing").touch()
+            time.sleep(0.1)
+        raise KitError("this command needs torch")
+        yield
+
+    training_commands.needs_extra = needs_extra
+    train(*args)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[..., Workers]:
+    """A start of the demo recipe in tmp_path/runs/first whose import of torch is replaced."""
+
+    def start(import_packages: str, **environment: str) -> Workers:
+        args = ("demo-cpu", "--run-dir", tmp_path / "runs" / "first")
+        return Workers(
+            None, train_from, import_packages, *args, folder=tmp_path / "logs", environment=environment
+        )  # fmt: skip
+
+    return start
+
+
+def test_a_run_can_be_looked_at_while_torch_is_imported_and_is_dead_at_once_when_killed(
+    start: Callable[..., Workers], tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "runs" / "first")
+    with start("slow") as workers:
+        wait_until(run.path.with_name("importing").exists)
+        assert run_forked("health", run.path, folder=tmp_path).output.startswith(
+            f"{run.path} runs: step 0, phase start"
+        )
+        with pytest.raises(KitError, match="another process is training"), run.claim():
+            raise AssertionError("it holds no lock")
+        workers.kill()
+        workers.wait()
+    assert "is dead: step 0, phase start" in run_forked("health", run.path, folder=tmp_path).output
+    (row,) = json.loads(run_forked("runs", run.path.parent, "--json", folder=tmp_path).output)
+    assert row["state"] == "dead"
+
+
+def test_a_refused_import_leaves_everything_as_it_was(start: Callable[..., Workers], tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "runs" / "first")
+    with start("refused") as workers:
+        (ended,) = workers.wait()
+    assert (ended.code, "this command needs torch" in ended.errors) == (78, True)
+    assert not run.path.exists()
+    run.path.mkdir()
+    run.write_state("failed", step=0, exit_code=150, reason="no disk")
+    before = run.read_state()
+    with start("refused") as workers:
+        assert [ended.code for ended in workers.wait()] == [78]
+    assert run.read_state() == before
+
+
+@pytest.mark.parametrize("case", ["another rank", "held", "finished"])
+def test_only_rank_0_of_a_run_that_it_can_start_shows_its_start(
+    start: Callable[..., Workers], tmp_path: Path, case: str
+) -> None:
+    run = RunDir(tmp_path / "runs" / "first")
+    run.path.mkdir(parents=True)
+    run.write_state("finished" if case == "finished" else "running", step=4, phase="rollout")
+    before = run.read_state()
+    # A worker of a launcher, which has asked whether the run is held or finished.
+    worker = {"RANK": str(int(case == "another rank")), "MINI_R1_SUPERVISOR": str(tmp_path)}
+    with run.claim() if case == "held" else nullcontext(), start("slow", **worker):
+        wait_until(run.path.with_name("importing").exists)
+        assert run.read_state() == before

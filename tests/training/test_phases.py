@@ -12,7 +12,6 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.supervised import Phases, Supervisor
-from mini_r1.training.world import World
 
 from tests.conftest import ASSETS
 
@@ -25,7 +24,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def phases(run: RunDir) -> Phases:
     recipe = Recipe(model_name_or_path="builtin:demo", hang_timeout_s=77)
-    return Phases(recipe, run, World(60), Supervisor(None, 0))
+    return Phases(recipe, run, True, Supervisor(None, 0))
 
 
 def fail(run: RunDir, *, in_its_attempt: bool = False) -> None:

@@ -75,6 +75,7 @@ def demo(
     from mini_r1.recipe.fields import DEMO_MODEL
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.run.finished import finished_step_before_loading
+    from mini_r1.training.supervised import Supervisor, starting
 
     path = find_recipe(RECIPE)
     recipe = load_recipe(path, [*(QUICK if quick else ()), *(overrides or [])])
@@ -85,14 +86,14 @@ def demo(
     refuse_trackers(recipe.report_to, os.environ)
     finished_step_before_loading(run, recipe)  # refuses a directory that can't be used
     console = progress_console()
-    with needs_extra("train", console=console):
-        from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
-        from mini_r1.training.curves import write_held_out
-        from mini_r1.training.prepare import starting_point
-        from mini_r1.training.train import train as run_training
-        from mini_r1.training.warm_start import making
-
-    outcome = run_training(recipe, run, sys.argv, console)
+    with starting(recipe, run, Supervisor.from_environment()) as started:
+        with needs_extra("train", console=console):
+            from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
+            from mini_r1.training.curves import write_held_out
+            from mini_r1.training.prepare import starting_point
+            from mini_r1.training.train import train as run_training
+            from mini_r1.training.warm_start import making
+        outcome = run_training(recipe, run, sys.argv, console, started=started)
     if outcome.exit_code != ExitCode.FINISHED:
         console.print(describe_interrupted(outcome.step), markup=False)
         return outcome.exit_code

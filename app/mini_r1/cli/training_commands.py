@@ -40,7 +40,7 @@ def train(
       mini-r1 train my.yaml --set learning_rate=1e-6 --run-dir runs/lr1e-6
       torchrun --nproc-per-node 3 -m mini_r1 train my.yaml --deepspeed zero3
     """
-    from mini_r1.training.supervised import Supervisor
+    from mini_r1.training.supervised import Supervisor, starting
 
     supervisor = Supervisor.from_environment()
     supervisor.attach()  # first: the imports below take seconds
@@ -81,9 +81,10 @@ def train(
     if not loaded.data_on_hub and loaded.dataset_id_or_path != GENERATED:  # before torch is loaded
         splits = [loaded.dataset_split, *filter(None, [loaded.dataset_test_split])]
         data_files(Path(loaded.dataset_id_or_path), loaded.dataset_config, splits)
-    with needs_extra("train", deepspeed=sharding is not None, console=console):
-        from mini_r1.training.train import train as run_training
-    outcome = run_training(loaded, run, sys.argv, console, deepspeed=sharding)
+    with starting(loaded, run, supervisor) as started:
+        with needs_extra("train", deepspeed=sharding is not None, console=console):
+            from mini_r1.training.train import train as run_training
+        outcome = run_training(loaded, run, sys.argv, console, deepspeed=sharding, started=started)
     finished_text = f"finished at step {outcome.step}: {run.path}"
     text = finished_text if outcome.exit_code == ExitCode.FINISHED else describe_interrupted(outcome.step)
     console.print(text, markup=False)

@@ -17,15 +17,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mini_r1.errors import STOPPING, ExitCode
+from mini_r1.errors import STOPPING, ExitCode, KitError
 from mini_r1.machine.lifeline import SAME_REQUEST_S, STOP_FILE, SUPERVISOR, Lifeline
 from mini_r1.machine.processes import this_process
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import write_json
+from mini_r1.run.finished import finished_step
 from mini_r1.run.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -95,10 +97,10 @@ class Phases:
     If the `with` block fails before the attempt has begun, state.json is restored: a refused start changes nothing.
     """
 
-    def __init__(self, recipe: Recipe, run: RunDir, world: World, supervisor: Supervisor) -> None:
+    def __init__(self, recipe: Recipe, run: RunDir, main: bool, supervisor: Supervisor) -> None:
         self._limit = recipe.hang_timeout_s
         self._run = run
-        self._world = world
+        self._main = main
         self._supervisor = supervisor
         self._process = this_process()
         self._before = run.read_state()
@@ -108,7 +110,7 @@ class Phases:
         """Report that a phase begins; `step` is the last finished one. Before the attempt begins `attempt` is None."""
         self._attempt = attempt
         self._supervisor.beat(name, step or 0, attempt)
-        if not self._world.main:
+        if not self._main:
             return
         known = self._before.get("step", 0) if step is None else step
         number = {} if attempt is None else {"attempt": attempt}
@@ -124,13 +126,33 @@ class Phases:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        if kind is None or self._attempt is not None or not self._world.main:
+        if kind is None or self._attempt is not None or not self._main:
             return
         if self._before:
             self._run.write_last_state("unknown", **self._before)
             return
         with contextlib.suppress(OSError):
             self._run.state_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def starting(recipe: Recipe, run: RunDir, supervisor: Supervisor) -> Iterator[Phases | None]:
+    """Hold the run directory, and show a phase `start` while torch is imported, on rank 0 or alone.
+
+    Yield its phases for `train`; None on another rank, for a finished run, and for a directory that can't be used:
+    `train` reports that on every rank.
+    """
+    phases = None
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(KitError, OSError):
+            if os.environ.get("RANK", "0") == "0":
+                stack.enter_context(run.claim())
+                if finished_step(run, recipe) is None:
+                    phases = stack.enter_context(Phases(recipe, run, True, supervisor))
+                    phases.begin("start")
+        if phases is None:
+            stack.close()
+        yield phases
 
 
 class StopRequest:

@@ -30,10 +30,12 @@ def train(
     command: Sequence[str],
     console: Console,
     deepspeed: DeepSpeedFile | None = None,
+    started: Phases | None = None,
 ) -> Outcome:
     """Train as one worker until the run is finished or asked to stop; resume it if it has a checkpoint.
 
-    The command line is for run.json. Without `deepspeed` every worker holds the whole training state.
+    The command line is for run.json. Without `deepspeed` every worker holds the whole training state. `started` is from
+    `starting`, which holds the directory.
 
     Raises:
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
@@ -49,13 +51,13 @@ def train(
         stack.enter_context(world)
         stack.enter_context(world.peer_errors())
         stack.enter_context(disk_errors(run.path, lambda: next_start(run)))
-        world.from_main(lambda: stack.enter_context(run.claim()))
+        world.from_main(lambda: None if started else stack.enter_context(run.claim()))
         finished_at = world.from_main(lambda: finished_step(run, recipe))
         if finished_at is not None:
             print_finished(console, run, finished_at)
             return Outcome(ExitCode.FINISHED, finished_at)
         world.from_main(lambda: pushing.refuse(recipe))
-        phases = stack.enter_context(Phases(recipe, run, world, supervisor))
+        phases = started or stack.enter_context(Phases(recipe, run, world.main, supervisor))
         context = WorkerContext(recipe, run, command, console, world, stop, phases, deepspeed)
         return _run_attempt(context, _load_inputs(context))
 
