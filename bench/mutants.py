@@ -1,21 +1,24 @@
 """Mutation testing: change a module in one place, and see whether its own tests notice. Hundreds of times.
 
-    make mutants                                  every module of modules.yaml: an hour or two of two cores
+    make mutants                                  every module of modules.yaml: bench/RESULTS.md has the time
     make mutants ARGS="expression.py machine/roles"   the modules whose path holds one of these
 
-cosmic-ray makes the changes, in copies of the checkout, one for each job. A mutant that no test can kill, because the
-changed code does the same, is listed in equivalent.yaml with the reason, and does not count. Exit code 1: fewer than
-BAR of the others were killed, or equivalent.yaml lists a change that cosmic-ray does not make.
+cosmic-ray makes the changes, in copies of the checkout, one for each job, and fork_server.py runs the tests. A mutant
+that no test can kill, because the changed code does the same, is listed in equivalent.yaml with the reason, and doesn't
+count. Exit code 1: fewer than BAR of the others were killed, or equivalent.yaml lists a change that cosmic-ray does not
+make.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import difflib
+import json
+import math
 import os
 import queue
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -25,22 +28,25 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
+from cosmic_ray.ast import ast_nodes, get_ast
 from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+from cosmic_ray.plugins import get_operator, operator_names
 
 REPO = Path(__file__).parent.parent
 CONFIG = REPO / "bench" / "mutants"
-BIN = Path(sys.executable).parent
+EQUIVALENT_FILE = CONFIG / "equivalent.yaml"
 
 BAR = 0.92
 """Smallest share of the mutants that the tests must kill."""
-TIMEOUT_FACTOR, LEAST_TIMEOUT_S = 8, 60
+TIMEOUT_FACTOR, LEAST_CPU_S, LEAST_TIMEOUT_S = 4, 10, 60
 """A mutant whose tests take this many times as long as without it is taken for one that never ends: killed."""
+PATIENCE = 4
+"""Times the limit of the second run of a mutant that took too long without using the CPU: the machine may be busy."""
+NO_LIMIT_S = 3600
+"""For the tests without a change, seconds."""
 
 
 class Mutant(NamedTuple):
@@ -65,63 +71,84 @@ class Result(NamedTuple):
     seconds: float
 
 
-def run(command: Sequence[str | Path], tree: Path) -> subprocess.CompletedProcess[str]:
-    """Run a command in a copy of the checkout; its package comes before the installed one."""
-    environment = {**os.environ, "PYTHONPATH": f"{tree / 'app'}:{CONFIG}", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    return subprocess.run(
-        [str(word) for word in command], cwd=tree, env=environment, capture_output=True, text=True, check=False
-    )
+class Tests:
+    """A module's tests, run in the forks of one process; `fork_server.py` has its side."""
+
+    def __init__(self, module: str, tests: Sequence[str], tree: Path) -> None:
+        self._module = module
+        options = "-x -q -p no_shrinking -p no:xdist -p no:cacheprovider --hypothesis-seed=0 -m".split()
+        arguments = [*options, "not real and not exhaustive", *(f"tests/{file}" for file in tests)]
+        settings = {
+            "PYTHONPATH": f"{tree / 'app'}:{CONFIG}", "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        }  # fmt: skip
+        environment = {**os.environ, **settings}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        self._server = subprocess.Popen(
+            [sys.executable, CONFIG / "fork_server.py", *arguments],
+            cwd=tree, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Tests:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._server.communicate()
+
+    def run(self, limits: tuple[int, float]) -> dict[str, Any]:
+        """Run them once; the limits are seconds of CPU time and seconds."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps(limits), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())  # type: ignore[no-any-return]
+
+    def pass_in(self) -> tuple[float, float]:
+        """Return the CPU time and the time of the tests without any change, or raise RuntimeError."""
+        before = time.monotonic()
+        ended = self.run((NO_LIMIT_S, NO_LIMIT_S))
+        if ended["code"] != 0:
+            raise RuntimeError(f"the tests of {self._module} fail without any change:\n{ended['output'][-4000:]}")
+        return ended["cpu_s"], time.monotonic() - before
 
 
 def mutate(module: str, tests: Sequence[str], operators: Sequence[str], tree: Path) -> Result:
-    """Make every mutant of a module and run the tests on each.
-
-    Raises:
-        RuntimeError: the tests do not pass without a mutant, or cosmic-ray failed.
-    """
+    """Make every mutant of a module and run the tests on each; RuntimeError if they fail without a mutant."""
     started = time.monotonic()
-    source = f"app/mini_r1/{module}"
-    options = "-x -q -p no_shrinking -p no:xdist -p no:cacheprovider --hypothesis-seed=0 -m".split()
-    tests_command = [sys.executable, "-m", "pytest", *options, "not real and not exhaustive"]
-    tests_command += [f"tests/{file}" for file in tests]
-    # The first run leaves the compiled files of all other modules behind; cosmic-ray's own write none.
-    check(run(tests_command, tree), f"the tests of {module} fail without any change")
-    before = time.monotonic()
-    check(run(tests_command, tree), f"the tests of {module} fail without any change")
-    timeout = max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * (time.monotonic() - before))
-    for compiled in (tree / source).parent.glob(f"__pycache__/{Path(module).stem}.*.pyc"):
-        compiled.unlink()
-
-    config, session = tree / "mutants.toml", tree / "mutants.sqlite"
-    session.unlink(missing_ok=True)
-    config.write_text(
-        f"[cosmic-ray]\nmodule-path = {source!r}\ntimeout = {timeout:.1f}\nexcluded-modules = []\n"
-        f"test-command = '''{shlex.join(tests_command)}'''\n[cosmic-ray.distributor]\nname = 'local'\n"
-    )
-    check(run([BIN / "cosmic-ray", "init", config, session], tree), f"{module}: cosmic-ray init")
-    leave_out(session, (tree / source).read_text(encoding="utf-8"), re.compile(f"core/({'|'.join(operators)})"))
-    check(run([BIN / "cosmic-ray", "exec", config, session], tree), f"{module}: cosmic-ray exec")
-    return Result(module, list(read(module, session)), time.monotonic() - started)
+    path = tree / "app" / "mini_r1" / module
+    source = path.read_text(encoding="utf-8")
+    made: list[Mutant] = []
+    with Tests(module, tests, tree) as checks:
+        checks.pass_in()  # leaves the compiled files of all other modules behind
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
+            compiled.unlink()
+        cpu_s, seconds = checks.pass_in()
+        cpu_limit = math.ceil(max(LEAST_CPU_S, TIMEOUT_FACTOR * cpu_s))
+        limit = max(LEAST_TIMEOUT_S, TIMEOUT_FACTOR * seconds)
+        for line, mutated in changes(source, re.compile(f"core/({'|'.join(operators)})")):
+            path.write_text(mutated, encoding="utf-8")
+            ended = checks.run((cpu_limit, limit))
+            if ended["code"] is None and ended["cpu_s"] < cpu_limit:  # it waits for ever, or the machine is busy
+                ended = checks.run((cpu_limit, PATIENCE * limit))
+            before, after = difference(source, mutated)
+            made.append(Mutant(module, line, before, after, ended["code"] != 0, ended["code"] is None))
+    path.write_text(source, encoding="utf-8")
+    return Result(module, made, time.monotonic() - started)
 
 
-def check(process: subprocess.CompletedProcess[str], what: str) -> None:
-    if process.returncode:
-        raise RuntimeError(f"{what}:\n{process.stdout[-4000:]}{process.stderr[-4000:]}")
+def changes(source: str, operators: re.Pattern[str]) -> Iterator[tuple[int, str]]:
+    """Yield the line of each change that an operator makes, and the changed module.
 
-
-def leave_out(session: Path, source: str, operators: re.Pattern[str]) -> None:
-    """Mark what is not run: other operators, and changes that make no program or, but for its types, the same one."""
+    Changes that make no program, or the same one but for its types, are left out.
+    """
     unchanged = meaning(source)
-    with use_db(str(session), WorkDB.Mode.open) as database:
-        for item in list(database.pending_work_items):
-            (mutation,) = item.mutations
-            if operators.fullmatch(mutation.operator_name):
-                operator = get_operator(mutation.operator_name)(**mutation.operator_args)
-                mutated = mutate_code(source, operator, mutation.occurrence)
-                if mutated is not None and meaning(mutated) not in (None, unchanged):
-                    continue
-            database.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+    for name in filter(operators.fullmatch, operator_names()):
+        operator = get_operator(name)()
+        nodes = ast_nodes(get_ast(source))
+        positions = [start for node in nodes for start, _ in operator.mutation_positions(node)]
+        for occurrence, (line, _) in enumerate(positions):
+            mutated = mutate_code(source, operator, occurrence)
+            if mutated is not None and meaning(mutated) not in (None, unchanged):
+                yield line, mutated
 
 
 def meaning(source: str) -> str | None:
@@ -146,22 +173,14 @@ def meaning(source: str) -> str | None:
     return ast.dump(tree)
 
 
-def read(module: str, session: Path) -> Iterator[Mutant]:
-    """The mutants of a session that cosmic-ray has run."""
-    with use_db(str(session), WorkDB.Mode.open) as database:
-        lines = {item.job_id: item.mutations[0].start_pos[0] for item in database.work_items}
-        for job, result in database.results:
-            if result.worker_outcome == WorkerOutcome.SKIPPED:
-                continue
-            if result.worker_outcome != WorkerOutcome.NORMAL:
-                raise RuntimeError(f"{module}:{lines[job]}: {result.worker_outcome}: {result.output}")
-            changed = [line for line in result.diff.splitlines() if not line.startswith(("---", "+++"))]
-            before, after = (
-                " ".join(re.sub(r"^ *(#.*)?", "", line[1:]).strip() for line in changed if line[:1] == sign).strip()
-                for sign in "-+"
-            )
-            killed = result.test_outcome == TestOutcome.KILLED
-            yield Mutant(module, lines[job], before, after, killed, result.output == "timeout")
+def difference(source: str, mutated: str) -> tuple[str, str]:
+    """Return the changed lines, without indentation and comments, before and after."""
+    changed = list(difflib.unified_diff(source.splitlines(), mutated.splitlines(), n=0, lineterm=""))[2:]
+    before, after = (
+        " ".join(re.sub(r"^ *(#.*)?", "", line[1:]).strip() for line in changed if line[:1] == sign).strip()
+        for sign in "-+"
+    )
+    return before, after
 
 
 @contextmanager
@@ -188,9 +207,12 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), help="modules at a time (default: one for each core)"
     )
+    parser.add_argument(
+        "--results", type=Path, help="folder with a file for each module measured: a stopped run resumes from it"
+    )
     arguments = parser.parse_args()
     config = yaml.safe_load((CONFIG / "modules.yaml").read_text())
-    listed = yaml.safe_load((CONFIG / "equivalent.yaml").read_text()) or []
+    listed = yaml.safe_load(EQUIVALENT_FILE.read_text()) or []
     chosen = [
         module
         for module in config["modules"]
@@ -203,11 +225,19 @@ def main() -> int:
     with copies(arguments.jobs) as trees, ThreadPoolExecutor(arguments.jobs) as pool:
 
         def one(module: str) -> Result:
+            kept = arguments.results and arguments.results / f"{module.replace('/', '.')}.json"
+            if kept and kept.exists():
+                mutants, seconds = json.loads(kept.read_text())
+                return Result(module, [Mutant(*mutant) for mutant in mutants], seconds)
             tree = trees.get()
             try:
-                return mutate(module, config["modules"][module], config["operators"], tree)
+                result = mutate(module, config["modules"][module], config["operators"], tree)
             finally:
                 trees.put(tree)
+            if kept:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps([result.mutants, result.seconds]))
+            return result
 
         print(f"{'module':30} mutants  equivalent  killed  timed out  share  minutes")
         equivalent = {(entry["module"], entry["before"], after) for entry in listed for after in entry["after"]}

@@ -94,6 +94,70 @@ def test_a_mutant_that_no_test_notices_is_seen(mutants: ModuleType, tmp_path: Pa
         mutants.mutate("small.py", ["test_small.py"], operators, tmp_path)
 
 
+def test_a_mutant_that_never_ends_is_killed_with_what_it_started(
+    mutants: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One uses the CPU, which is limited; the other one waits, and is run again with more time before it counts."""
+    package, tests = tmp_path / "app" / "mini_r1", tmp_path / "tests"
+    package.mkdir(parents=True)
+    tests.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "ends.py").write_text(
+        "import time\n\n\ndef ends(n, wait):\n    while n > 0:\n        n = n - 1\n        time.sleep(wait)\n"
+        "    return True\n"
+    )
+    (tests / "test_ends.py").write_text(
+        "import subprocess, sys\nfrom pathlib import Path\nfrom mini_r1.ends import ends\n\n\n"
+        "def test_ends():\n    started = subprocess.Popen(['sleep', '1000'])\n"
+        "    with Path('started').open('a') as file: print(started.pid, file=file)\n"
+        "    assert ends(2, wait=0.2 if Path('waits').exists() else 0)\n"
+    )
+    for name, value in {"LEAST_CPU_S": 1, "TIMEOUT_FACTOR": 1, "LEAST_TIMEOUT_S": 1, "PATIENCE": 1.5}.items():
+        monkeypatch.setattr(mutants, name, value)
+    found = mutants.mutate("ends.py", ["test_ends.py"], ["ReplaceBinaryOperator_Sub_Add"], tmp_path).mutants
+    assert [(mutant.after, mutant.killed, mutant.timed_out) for mutant in found] == [("n = n + 1", True, True)]
+    (tmp_path / "waits").touch()
+    before = len((tmp_path / "started").read_text().split())
+    found = mutants.mutate("ends.py", ["test_ends.py"], ["ReplaceBinaryOperator_Sub_Add"], tmp_path).mutants
+    assert [(mutant.killed, mutant.timed_out) for mutant in found] == [(True, True)]
+    started = (tmp_path / "started").read_text().split()
+    assert len(started) == before + 4  # twice without the change, twice with it
+    assert not any(is_running(int(pid)) for pid in started)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there, and neither a zombie nor another one with its number."""
+    try:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition(") ")
+    except OSError:
+        return False
+    return name.endswith("(sleep") and rest[0] != "Z"
+
+
+def test_a_result_is_kept_and_not_measured_again(
+    mutants: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = "machine/roles.py"
+    mutant = mutants.Mutant(module, 7, "a < b", "a <= b", False, False)
+    measured: list[str] = []
+
+    def mutate(name: str, *given: object) -> object:
+        measured.append(name)
+        return mutants.Result(name, [mutant, mutant._replace(killed=True, line=8)], 90.0)
+
+    monkeypatch.setattr(mutants, "mutate", mutate)
+    monkeypatch.setattr(mutants, "EQUIVALENT_FILE", tmp_path / "equivalent.yaml")
+    (tmp_path / "equivalent.yaml").write_text("[]")
+    monkeypatch.setattr("sys.argv", ["mutants.py", "--jobs", "1", "--results", str(tmp_path / "kept"), "roles.py"])
+    assert mutants.main() == 1
+    first = capsys.readouterr().out
+    assert "survived: machine/roles.py:7\n    - a < b\n    + a <= b\n" in first
+    assert "bar: >= 92% killed: not met (50.0%)" in first
+    assert mutants.main() == 1
+    assert capsys.readouterr().out == first
+    assert measured == [module]
+
+
 def test_a_copy_has_what_git_knows_and_nothing_that_it_ignores(mutants: ModuleType) -> None:
     with mutants.copies(1) as trees:
         tree = trees.get()
