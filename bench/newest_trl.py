@@ -27,11 +27,9 @@ overlaps (sampled, 95 % cluster bootstrap).
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -39,6 +37,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from _environment import environment_python
 from _sides import KIT, Side, held_out, reward_function, take_turns, train_kit, turns
 
 APP = Path(__file__).resolve().parent.parent / "app"
@@ -64,30 +63,7 @@ def trl_python(cache: Path) -> Path:
     Args:
         cache: the kit's cache folder.
     """
-    key = hashlib.sha256(f"{sys.version_info[:2]}{REQUIREMENTS}".encode()).hexdigest()[:8]
-    folder = cache / "bench" / f"trl-1.16.0-{key}"
-    python, finished = folder / "bin" / "python", folder / "finished"
-    if finished.is_file():
-        return python
-    if sys.version_info < (3, 11):
-        sys.exit(
-            "newest_trl: TRL 1.16.0 needs Python 3.11 or newer. Make .venv with it: make install PYTHON=python3.11"
-        )
-    print(f"Installing TRL 1.16.0 into {folder}, once: 1.5 GB or more", file=sys.stderr, flush=True)
-    pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *cpu_index()]
-    try:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
-        with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
-            requirements.write(REQUIREMENTS)
-            requirements.flush()
-            subprocess.run([*pip, "--requirement", requirements.name], check=True)
-    except subprocess.CalledProcessError as failed:
-        sys.exit(
-            f"newest_trl: installing TRL 1.16.0 failed (exit code {failed.returncode}, the reason is printed above). "
-            "It needs the package registry. Nothing was measured; run the same command again."
-        )
-    finished.touch()
-    return python
+    return environment_python(cache, "trl-1.16.0", REQUIREMENTS, "1.5 GB or more", cpu_index)
 
 
 def cpu_index() -> list[str]:

@@ -140,12 +140,23 @@ def bench_recipe(folder: Path, **changes: Any) -> Recipe:
     Generated problems, sdpa by default, nothing saved. A random model is never right, so random rewards make the groups
     differ.
     """
-    values = {
+    return load_recipe(find_recipe("mini-r1-3b"), [f"{k}={v}" for k, v in bench_changes(folder, **changes).items()])
+
+
+def bench_changes(folder: Path, **changes: Any) -> dict[str, Any]:
+    """What `bench_recipe` changes in the published recipe, by key."""
+    return {
         "model_name_or_path": folder, "attn_implementation": "sdpa", "use_vllm": "false", "tf32": "null",
         "dataset_id_or_path": "generated", "dataset_rows": 400, "logging_steps": 1, "save_strategy": "no",
         "rewards": "{format: 1, equation: 1, random: 1}", **changes,
     }  # fmt: skip
-    return load_recipe(find_recipe("mini-r1-3b"), [f"{key}={value}" for key, value in values.items()])
+
+
+def cache_folder() -> Path:
+    """The kit's cache folder, without importing torch."""
+    from mini_r1.training.warm_start import cache_root
+
+    return cache_root()
 
 
 # --- lengths

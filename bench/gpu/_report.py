@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import _common as common
+import _report_training as training
 from _estimate import flops_share, vllm_rollout
 from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.problem_files import read_problems
@@ -26,15 +27,15 @@ def lines(results: Results) -> list[str]:
         if result.get("error"):
             found += [f"{name}: FAILED, {result['error'].splitlines()[0]}"]
             found += [] if result.get("output") else result["error"].splitlines()[-8:]
-        if (
-            result.get("rounds")
-            or result.get("items")
-            or result.get("variants")
-            or result.get("measured")
-            or (result.get("output"))
-        ):
+        if result.get("not_run"):
+            found += [f"{name}: NOT RUN: {result['not_run']}"]
+        elif any(result.get(key) for key in CONTENT):
             found += PARTS[part](name, result)
     return found
+
+
+CONTENT = ("rounds", "items", "variants", "measured", "output", "steps", "syncs", "sides")
+"""Keys of the units' results, one of which each has as soon as there is something to print."""
 
 
 def _part(name: str) -> str:
@@ -264,4 +265,7 @@ def scratch_bars(result: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield f"{problems}: above signed sums and the random solver, try by try (O/E from {least:.2f})", least > 1
 
 
-PARTS = {"step-time": step_time, "memory": memory, "trl-fixes": trl_fixes, "scratch": scratch, "smoke": smoke}
+PARTS: dict[str, Callable[[str, dict[str, Any]], Iterable[str]]] = {
+    "update": training.update, "sync": training.sync, "step-time": step_time, "memory": memory,
+    "trl-fixes": trl_fixes, "scratch": scratch, "smoke": smoke, "peers": training.peers,
+}  # fmt: skip
