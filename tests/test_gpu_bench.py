@@ -166,8 +166,8 @@ def test_a_unit_runs_at_a_tiny_size_and_is_not_run_again_when_it_is_complete(tmp
     (one_round,) = results["step-time-tiny"]["rounds"]
     assert one_round["kit"]["lengths"] == one_round["stock"]["lengths"]
     again = bench(tmp_path, "step-time")
-    assert again.stdout.count(": is there\n") == 1
-    assert "begins" not in again.stdout
+    assert again.stderr.count(": is there\n") == 1
+    assert "begins" not in again.stderr
 
 
 @pytest.mark.real
@@ -186,7 +186,7 @@ def test_every_unit_runs_at_a_tiny_size(tmp_path: Path) -> None:
     assert {when: seen["problems"] for when, seen in measured["held out"].items()} == {"before": 20, "after": 20}
     assert measured["hub rows"]["after"]["problems"] + results["scratch-tiny"]["hub_rows_seen_in_training"] == 200
     again = bench(tmp_path, "step-time,memory,trl-fixes,scratch")
-    assert again.stdout.count(": is there") == 5  # units print side by side
-    assert "begins" not in again.stdout
+    assert again.stderr.count(": is there") == 5  # units print side by side
+    assert "begins" not in again.stderr
     assert (tmp_path / "out" / "RESULTS.md").read_text() in first.stdout
     assert (tmp_path / "out" / "scratch-tiny.tar.gz").stat().st_size < 2**20

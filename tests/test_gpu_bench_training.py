@@ -20,7 +20,7 @@ from tests.cluster.real_stack import PYTHON, needs_vllm
 from tests.conftest import REPO
 
 GPU = REPO / "bench" / "gpu"
-MODULES = ("run", "update", "sync", "peers", "_report", "_common")
+MODULES = ("run", "update_time", "sync", "peers", "_report", "_common")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(
     bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module, arguments in ((bench.run, []), (bench.peers, [])):
-        monkeypatch.setattr(bench.run, "gpu", lambda: "")
+        monkeypatch.setattr(bench._common, "gpu", lambda: "")
         monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path / "out"), *arguments])
         with pytest.raises(
             SystemExit, match=r"no NVIDIA GPU was found, and nothing was measured.*tiny` for a smoke run"
@@ -110,13 +110,13 @@ def test_a_unit_that_could_not_run_is_reported_and_run_again(
 
 def test_each_variant_of_the_update_runs_with_new_shapes_and_then_with_these_again(bench: Any) -> None:
     for side in ("kit", "stock"):
-        steps = bench.update.steps_of(side)
+        steps = bench.update_time.steps_of(side)
         assert Counter(each.what for each in steps[:6]) == {"warm-up": 2, "timed": 3, "profile": 1}
         assert {each.draw for each in steps[:6]} == {0}
         pairs = list(zip(steps[6::2], steps[7::2], strict=True))
         assert all(new.what == late.what and new.draw == late.draw and late.again > new.again for new, late in pairs)
         assert len({new.draw for new, _ in pairs}) == len(pairs)
-        longest = [max(bench._common.drawn_lengths(0, 1024 - bench.update.SHORTER * new.draw)) for new, _ in pairs]
+        longest = [max(bench._common.drawn_lengths(0, 1024 - bench.update_time.SHORTER * new.draw)) for new, _ in pairs]
         assert len(set(longest)) == len(pairs)
 
 
@@ -126,15 +126,15 @@ def test_with_and_without_a_mask_the_attention_calculates_the_same_and_is_counte
 
     query, key, value = torch.randn(3, 2, 1, 5, 8, generator=torch.Generator().manual_seed(0))
     plain = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    with bench.update.attention(mask=True):
+    with bench.update_time.attention(mask=True):
         masked = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    with bench.update.attention(mask=False):
+    with bench.update_time.attention(mask=False):
         hidden = torch.zeros(2, 1, 5, 5)
         unmasked = functional.scaled_dot_product_attention(query, key, value, attn_mask=hidden)
     torch.testing.assert_close(masked, plain)
     torch.testing.assert_close(unmasked, plain)
     seen = Counter({("explicit", "2x1x5x8", "MATH"): 3, ("explicit", "2x1x6x8", "MATH"): 1, ("none", "a", "FLASH"): 2})
-    assert bench.update.attended(seen) == {"calls": {"mask explicit, MATH": 4, "mask none, FLASH": 2}, "shapes": 3}
+    assert bench.update_time.attended(seen) == {"calls": {"mask explicit, MATH": 4, "mask none, FLASH": 2}, "shapes": 3}
 
 
 def test_the_results_say_seconds_shares_kernels_and_what_was_not_run(bench: Any) -> None:

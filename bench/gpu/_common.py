@@ -152,11 +152,20 @@ def bench_changes(folder: Path, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def cache_folder() -> Path:
-    """The kit's cache folder, without importing torch."""
-    from mini_r1.training.warm_start import cache_root
+# --- machine
 
-    return cache_root()
+
+def gpu() -> str:
+    """Name, memory and driver of the first GPU; empty without one."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        name, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle).total
+        return f"{name}, {memory / 2**30:.1f} GiB, driver {pynvml.nvmlSystemGetDriverVersion()}; "
+    except pynvml.NVMLError:
+        return ""
 
 
 # --- lengths

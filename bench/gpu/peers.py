@@ -122,7 +122,9 @@ def kit_side(job: dict[str, Any]) -> dict[str, Any]:
 
 def trl_side(job: dict[str, Any]) -> dict[str, Any]:
     """Train with TRL in its own environment; return the seconds of each step after the first, and the lengths."""
-    cache = common.cache_folder()
+    from mini_r1.training.warm_start import cache_root
+
+    cache = cache_root()
     if job["tiny"]:
         folder = environment_folder(cache, "trl-1.16.0", newest_trl.REQUIREMENTS)
         if not (folder / "finished").is_file():
@@ -179,7 +181,9 @@ def measure(out: Path, scratch: Path, shape: str, tokens: int, steps: int, sides
 
 def dry_run() -> str:
     """Return what an installation of TRL's environment would do, as text."""
-    folder = environment_folder(common.cache_folder(), NAME, REQUIREMENTS)
+    from mini_r1.training.warm_start import cache_root
+
+    folder = environment_folder(cache_root(), NAME, REQUIREMENTS)
     lines = [f"TRL's environment, {SIZE}: {folder}{' (is there)' if (folder / 'finished').is_file() else ''}"]
     lines += [shlex.join(command) for command in install_commands(folder, Path("requirements.txt"), [])]
     return "\n".join([*lines, "requirements.txt:", *(f"  {line}" for line in REQUIREMENTS.splitlines())])
@@ -203,7 +207,7 @@ def main() -> int:
     sides = given.sides.split(",")
     if given.out is None or not set(sides) <= set(SIDES) or given.steps <= SKIPPED + 1:
         parser.error(f"--out FOLDER is needed, --sides from {', '.join(SIDES)}, and --steps of {SKIPPED + 2} or more")
-    if not given.tiny and not gpu_bench.gpu():
+    if not given.tiny and not common.gpu():
         sys.exit(f"peers.py: {gpu_bench.NO_GPU.replace('--scale tiny', '--tiny')}")
     given.out.mkdir(parents=True, exist_ok=True)
     given.scratch.mkdir(parents=True, exist_ok=True)

@@ -101,8 +101,8 @@ def units(scale: str, rounds: int) -> list[Unit]:
         return [Unit("scratch-small", "scratch.py", {"seed": 0, "scale": "small"}, 6000, 60)]
     if scale == "tiny":
         return [
-            Unit("update-tiny-kit", "update.py", {"shape": "tiny", "side": "kit", "limit": 64}, 90),
-            Unit("update-tiny-stock", "update.py", {"shape": "tiny", "side": "stock", "limit": 64}, 60),
+            Unit("update-tiny-kit", "update_time.py", {"shape": "tiny", "side": "kit", "limit": 64}, 90),
+            Unit("update-tiny-stock", "update_time.py", {"shape": "tiny", "side": "stock", "limit": 64}, 60),
             Unit("sync-tiny", "sync.py", {"shape": "tiny"}, 60),
             Unit("step-time-tiny", "step_time.py", {"shape": "tiny", "limit": 64, "rounds": rounds}, 60),
             Unit("memory-tiny-1", "memory.py", {"shape": "tiny", "limit": 64}, 30),
@@ -112,8 +112,8 @@ def units(scale: str, rounds: int) -> list[Unit]:
             Unit(SMOKE, "", expected_s=150),
         ]
     return [
-        Unit("update-0.5b-kit", "update.py", {"shape": "0.5b", "side": "kit"}, 180, 60),
-        Unit("update-0.5b-stock", "update.py", {"shape": "0.5b", "side": "stock"}, 90, 60),
+        Unit("update-0.5b-kit", "update_time.py", {"shape": "0.5b", "side": "kit"}, 180, 60),
+        Unit("update-0.5b-stock", "update_time.py", {"shape": "0.5b", "side": "stock"}, 90, 60),
         Unit("sync-1.5b", "sync.py", {"shape": "1.5b"}, 120),
         Unit("memory-0.5b-1", "memory.py", {"shape": "0.5b"}, 45),
         Unit("memory-0.5b-8", "memory.py", {"shape": "0.5b", "prompts": 8, "accumulation": 4}, 50),
@@ -145,7 +145,7 @@ def main() -> int:
     chosen = [unit for unit in units(given.scale, given.rounds) if not wanted or _named(unit, wanted)]
     if not chosen:
         parser.error(f"nothing is called {given.only}: {', '.join(unit.name for unit in units(given.scale, 1))}")
-    if given.scale == "full" and not given.report and gpu() == "":
+    if given.scale == "full" and not given.report and not common.gpu():
         sys.exit(NO_GPU)
     given.out.mkdir(parents=True, exist_ok=True)
     given.scratch.mkdir(parents=True, exist_ok=True)
@@ -289,20 +289,7 @@ def machine() -> str:
     """The GPU, asked of the driver without a context on it, or the processor; system and versions."""
     packages = ", ".join(installed(name) for name in PACKAGES)
     system = f"{platform.system()}, Python {platform.python_version()}"
-    return f"{gpu() or 'no GPU; '}{processor()}, {os.cpu_count()} cores, {system}, {packages}"
-
-
-def gpu() -> str:
-    """Name, memory and driver of the first GPU; empty without one."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        name, memory = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetMemoryInfo(handle).total
-        return f"{name}, {memory / 2**30:.1f} GiB, driver {pynvml.nvmlSystemGetDriverVersion()}; "
-    except pynvml.NVMLError:
-        return ""
+    return f"{common.gpu() or 'no GPU; '}{processor()}, {os.cpu_count()} cores, {system}, {packages}"
 
 
 def command(script: str) -> str:

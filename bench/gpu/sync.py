@@ -35,15 +35,14 @@ PIECE = 64 * 2**20
 
 def measure(out: Path, scratch: Path, shape: str) -> None:
     """Write the seconds of each sync and of the plain copies."""
-    import torch
-
-    cuda = torch.cuda.is_available()
+    cuda = bool(common.gpu())
     problem = find_vllm_problem(on_cpu=not cuda)
     if problem is not None:
         write_json(out, {"not_run": ": ".join(problem)})
         return
     folder = common.made_model(shape, scratch)
 
+    import torch
     from mini_r1.generation.model import load_model
     from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
 
