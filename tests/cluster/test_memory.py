@@ -10,8 +10,16 @@ import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from mini_r1.generation import sampler
+from mini_r1.machine.weight_block import GROUP_BYTES
 from mini_r1.plan import memory
-from mini_r1.plan.disk_space import OFFLOAD_BUFFER, disk_use, host_memory_gib, shared_memory_gib
+from mini_r1.plan.disk_space import (
+    OFFLOAD_BUFFER,
+    PROCESS_GIB,
+    disk_use,
+    host_memory_gib,
+    shared_memory_gib,
+    sync_block_gib,
+)
 from mini_r1.plan.memory import ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory, vllm_memory
 from mini_r1.plan.shapes import KNOWN, builtin_shape
 from mini_r1.plan.training_setup import LIVE, NO_ZERO, TrainingSetup, zero_settings
@@ -193,10 +201,18 @@ def test_vllm_fills_its_share_with_the_cache() -> None:
     assert (vllm_memory(setup(odd, gib=80)).sequences or 0) == int(cache // (1296 * 36_864))
 
 
-def test_shared_memory_holds_one_tensor_at_a_time() -> None:
-    need = shared_memory_gib(setup(PUBLISHED), workers=1)
-    assert need == pytest.approx(151_936 * 2_048 * 2 / GIB)
-    assert shared_memory_gib(setup(changed(use_vllm=False)), workers=1) == 0
+def test_the_host_holds_the_block_that_weights_go_to_vllm_through() -> None:
+    largest = 151_936 * 2_048 * 2 / GIB
+    without = host_memory_gib(setup(changed(use_vllm=False)), workers=1)
+    assert host_memory_gib(setup(PUBLISHED), workers=1) - without == pytest.approx(PROCESS_GIB + largest)
+    assert sync_block_gib(setup(changed(torch_dtype="float32"))) == pytest.approx(2 * largest)
+    assert shared_memory_gib(setup(PUBLISHED), workers=1) == 0  # the block is not in /dev/shm
+    assert shared_memory_gib(setup(PUBLISHED, workers=2), workers=2) == 0.5
+
+
+def test_a_small_model_s_block_holds_two_groups() -> None:
+    small = replace(SHAPE, vocabulary=1_000)
+    assert sync_block_gib(replace(setup(PUBLISHED), shape=small)) == 2 * GROUP_BYTES / GIB
 
 
 # --- disk ---

@@ -23,7 +23,8 @@ from mini_r1.generation import completers
 from mini_r1.generation.completers import stored_tensors, vllm_device
 from mini_r1.generation.model import StartingPoint
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.generation.vllm_client import EngineConfig, Generated
+from mini_r1.generation.vllm_client import Generated
+from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine import heavy_imports
 from mini_r1.run.run_dir import RunDir
 from safetensors.torch import load_file

@@ -8,12 +8,11 @@ It makes as few starts of vLLM as it can. After the facts its last engine genera
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from typing import Any
 import torch
 from mini_r1.errors import KitError
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.generation.vllm_client import EngineConfig, Generated, VllmEngine
+from mini_r1.generation.vllm_client import Generated, VllmEngine
+from mini_r1.generation.vllm_process import EngineConfig, VllmProcess
 from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer, save_untrained
 
 LENGTH = 40
@@ -98,28 +98,14 @@ def first_session(scratch: Path, facts: dict[str, Any]) -> None:
     start, changed = model_of(0), model_of(1)
     start.save_pretrained(scratch / "model")
     with closing(VllmEngine(config(scratch / "model"), scratch / "first.log", 600)) as engine:
-        child = engine._process
+        child = engine._processes[0].popen
         facts["environment"] = dict(
             entry.split("=", 1) for entry in Path(f"/proc/{child.pid}/environ").read_text().split("\0") if "=" in entry
         )
         facts["greedy"] = {"start": [greedy(engine), greedy_of(start)]}
 
-        sizes = []
-
-        def watched() -> Iterator[tuple[str, torch.Tensor]]:
-            for name, tensor in changed.named_parameters():
-                yield name, tensor
-                sizes.append(os.fstat(engine._block).st_size)
-
-        sent = engine.load_weights(watched())
-        parameters = list(changed.parameters())
-        facts["block"] = {
-            "sent": sent,
-            "bytes": sum(p.numel() * 4 for p in parameters),
-            "largest": max(p.numel() * 4 for p in parameters),
-            "seen": max(sizes),
-            "after": os.fstat(engine._block).st_size,
-        }
+        sent = engine.load_weights(changed.named_parameters())
+        facts["sent"] = [sent, sum(p.numel() * 4 for p in changed.parameters())]
         facts["greedy"]["loaded"] = [greedy(engine), greedy_of(changed)]
 
         samples = draw(engine, seed=(1 << 62) + 5)
@@ -186,17 +172,17 @@ def frequencies(engine: VllmEngine, model: Any) -> dict[str, list[float]]:
 
 def second_session(scratch: Path, facts: dict[str, Any]) -> VllmEngine:
     """A fresh child that is signalled from its birth and draws the same."""
-    begin = VllmEngine._start
+    begin = VllmProcess._start
 
-    def noisy(engine: VllmEngine, descriptor: int) -> Any:
-        process = begin(engine, descriptor)
+    def noisy(child: VllmProcess, descriptor: int) -> Any:
+        process = begin(child, descriptor)
         for each in NOISE:
             process.send_signal(each)
         return process
 
-    VllmEngine._start = noisy  # type: ignore[method-assign]
+    VllmProcess._start = noisy  # type: ignore[method-assign]
     engine = VllmEngine(config(scratch / "changed"), scratch / "second.log", 600)
-    VllmEngine._start = begin  # type: ignore[method-assign]
+    VllmProcess._start = begin  # type: ignore[method-assign]
     facts["samples"]["fresh"] = [done.ids for done in draw(engine, seed=(1 << 62) + 5)]
     return engine
 
@@ -210,15 +196,15 @@ def failed_starts(scratch: Path, facts: dict[str, Any]) -> None:
     facts["head size"] = start(config(save_untrained(scratch / "four heads")))
     facts["too long a model"] = start(config(scratch / "model", max_model_len=513))
 
-    begin, started = VllmEngine._start, []
+    begin, started = VllmProcess._start, []
 
-    def kept(engine: VllmEngine, descriptor: int) -> Any:
-        started.append(begin(engine, descriptor))
+    def kept(child: VllmProcess, descriptor: int) -> Any:
+        started.append(begin(child, descriptor))
         return started[-1]
 
-    VllmEngine._start = kept  # type: ignore[method-assign]
+    VllmProcess._start = kept  # type: ignore[method-assign]
     facts["not in time"] = start(config(scratch / "model"), timeout_s=0.5)
-    VllmEngine._start = begin  # type: ignore[method-assign]
+    VllmProcess._start = begin  # type: ignore[method-assign]
     facts["closed"] = started[0].returncode  # close() has ended it: it was still importing
 
 
@@ -229,7 +215,7 @@ def main() -> None:
     first_session(scratch, facts)
     failed_starts(scratch, facts)
     engine = second_session(scratch, facts)
-    facts["busy"] = engine._process.pid
+    facts["busy"] = engine._processes[0].popen.pid
     print(json.dumps(facts), flush=True)
     while True:
         engine.generate(PROMPTS, MINUTES, eos_token_ids=[], seed=0)

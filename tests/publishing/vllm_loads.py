@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+from mini_r1.generation.vllm_client import VllmEngine
+from mini_r1.generation.vllm_process import EngineConfig
 from transformers import AutoModelForCausalLM
 
 LENGTH = 24
@@ -37,7 +38,11 @@ def main() -> None:
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, closing(VllmEngine(config, Path(folder) / "vllm.log", 600)) as engine:
         done = engine.generate(PROMPTS, SamplingConfig(LENGTH, 0.0), eos_token_ids=(), seed=0)
-    answer = {"transformers": expected, "vllm": [each.ids for each in done], "closed": engine._process.returncode}
+    answer = {
+        "transformers": expected,
+        "vllm": [each.ids for each in done],
+        "closed": engine._processes[0].popen.returncode,
+    }
     print(json.dumps(answer))
 
 

@@ -16,7 +16,8 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.sampler import SamplingConfig, sample
-from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
+from mini_r1.generation.vllm_client import VllmEngine
+from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine.heavy_imports import find_vllm_problem
 
 BATCH_ROWS = 256

@@ -3,8 +3,9 @@
     python -m mini_r1.generation.vllm_child FD BLOCK_FD PARENT_PID
 
 JSON messages come over the socket FD, and each gets one answer: first the configuration, answered when the engine is
-ready; then `tensor` (its bytes are in the shared block BLOCK_FD) and `loaded` for new weights, and `generate`. The
-answer to a failure has `error` and `exit_code`. The process ends when the socket closes or its parent dies.
+ready; then `load` (a group of tensors, whose bytes are in the shared block BLOCK_FD) and `loaded` for new weights, and
+`generate`. The answer to a failure has `error` and `exit_code`. The process ends when the socket closes or its parent
+dies.
 
 TRL 0.14.0 runs vLLM 0.7.0 in the trainer's process, with patches to torch.distributed and CUDA. Here it is an ordinary
 engine (V0) with one device, on a GPU and on a CPU alike.
@@ -14,7 +15,6 @@ import contextlib
 import faulthandler
 import json
 import logging
-import mmap
 import os
 import signal
 import sys
@@ -119,15 +119,16 @@ def _import_model_class(model: str, revision: str | None) -> None:
 
 
 class Weights:
-    """Loads new weights, one tensor at a time, from a block of memory (a descriptor) that the parent fills."""
+    """Loads new weights, a group of tensors at a time, from a block of memory (a descriptor) that the parent fills."""
 
     def __init__(self, llm: Any, block: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from mini_r1.generation.shared_block import SharedBlock
+
         self._torch = torch
-        self._block = block
-        self._mapped: mmap.mmap | None = None
+        self._block = SharedBlock(block)
         self._model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.model
         # vLLM's loaders skip names and cut shapes that do not fit; transformers knows the right ones.
         with torch.device("meta"):
@@ -135,24 +136,26 @@ class Weights:
         self._shapes = {name: list(tensor.shape) for name, tensor in twin.state_dict().items()}
         self._needed = {name for name, _ in twin.named_parameters()}  # a tied one counts once
 
-    def tensor(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Load one: `name`, `dtype`, `shape`; its bytes are at the start of the block, `bytes` long."""
-        name, shape = message["name"], message["shape"]
-        if name not in self._shapes:
-            return _error(f"vLLM was sent a tensor named {name!r}, which its model does not have")
-        if shape != self._shapes[name]:
-            return _error(f"vLLM was sent {name} with the shape {shape}; in its model it is {self._shapes[name]}")
-        if self._mapped is None or len(self._mapped) < message["bytes"]:
-            self._mapped = mmap.mmap(self._block, message["bytes"])
-        torch = self._torch
-        flat = torch.frombuffer(self._mapped, dtype=getattr(torch, message["dtype"]), count=message["count"])
-        with torch.no_grad():
-            self._model.load_weights([(name, flat.view(shape))])
+    def load(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Load `tensors`, each with `name`, `dtype`, `shape` and `offset` in the block, which has `block` bytes."""
+        for tensor in message["tensors"]:
+            name, shape = tensor["name"], tensor["shape"]
+            if name not in self._shapes:
+                return _error(f"vLLM was sent a tensor named {name!r}, which its model does not have")
+            if shape != self._shapes[name]:
+                return _error(f"vLLM was sent {name} with the shape {shape}; in its model it is {self._shapes[name]}")
+        self._block.reserve(message["block"])
+        with self._torch.no_grad():
+            # One call for all: vLLM's loaders list the model's parameters at each.
+            self._model.load_weights(map(self._read, message["tensors"]))
         return {}
 
+    def _read(self, tensor: dict[str, Any]) -> tuple[str, Any]:
+        dtype = getattr(self._torch, tensor["dtype"])
+        return tensor["name"], self._block.tensor(tensor["offset"], dtype, tensor["shape"])
+
     def loaded(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Check that all have come, by `names`, and unmap the block."""
-        self._mapped = None
+        """Check that all have come, by `names`."""
         missing = sorted(self._needed.difference(message["names"]))
         if missing:
             return _error(f"vLLM was not sent all weights: {len(missing)} are missing, {missing[0]} among them")
@@ -160,7 +163,7 @@ class Weights:
 
 
 def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
-    """Complete `prompts`, each `n` times; return `ids` and `logps` of each completion, in order."""
+    """Complete each of `prompts`; return `ids` and `logps` of each completion, in order."""
     import torch
     from vllm import SamplingParams
 
@@ -174,8 +177,8 @@ def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
         logprobs=0,  # of the chosen token only
         detokenize=False,
     )
-    # vLLM's n makes one request for each completion too, with bookkeeping to group them.
-    prompts = [{"prompt_token_ids": prompt} for prompt in message["prompts"] for _ in range(message["n"])]
+    # A prompt comes once for each of its completions: vLLM's n makes as many requests, with bookkeeping to group them.
+    prompts = [{"prompt_token_ids": prompt} for prompt in message["prompts"]]
     # Requests without a seed draw from the device's global generator; with seeds, each row would take a kernel call.
     torch.manual_seed(message["seed"])
     outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
@@ -207,7 +210,7 @@ def serve(connection: Connection, block: int) -> None:
         _send(connection, start_error(config["model"], error))
         return
     answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-        "tensor": weights.tensor,
+        "load": weights.load,
         "loaded": weights.loaded,
         "generate": lambda message: generate(llm, message),
     }

@@ -1,22 +1,19 @@
-"""Completions from vLLM in a child process: the trainer's side. vllm_child.py is the other.
+"""Completions from vLLM in child processes: the trainer's side. vllm_child.py is the other.
 
-The child sees one device and nothing of the trainer's process group. Messages are JSON over a socket pair; weights go
-through one block of shared memory, a tensor at a time, so that there is never a second full copy.
+A child sees one device and nothing of the trainer's process group. Messages are JSON over a socket pair. Weights go
+through one block of shared memory, in groups: while the children load one group, the next is written. So there is never
+a second full copy.
 """
 
 from __future__ import annotations
 
-import json
-import mmap
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,31 +21,15 @@ import torch
 
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError, Stopped
-from mini_r1.generation.sampler import SamplingConfig, Stop, never
-from mini_r1.machine.heavy_imports import find_vllm_problem
-from mini_r1.machine.lifeline import SUPERVISOR
-from mini_r1.machine.nvidia import ALLOCATOR, PCI_ORDER
+from mini_r1.generation.sampler import SamplingConfig, Stop, never, step_seed
+from mini_r1.generation.shared_block import SharedBlock
+from mini_r1.generation.vllm_process import EngineConfig, VllmProcess, refuse_environment
+from mini_r1.machine.weight_block import GROUP_BYTES, block_bytes
 
-SCHEDULER_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Signals that the child ignores."""
 LOOK_EVERY_S: Final = 1.0
-"""Between two checks of the child and of the stop; an answer is noticed at once."""
-LOG_TAIL_BYTES: Final = 16_384
-LOG_TAIL_LINES: Final = 12
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Configuration of vLLM, by its names."""
-
-    model: str  # hub id or local directory, in safetensors
-    revision: str | None
-    dtype: str
-    max_model_len: int
-    """Tokens of the longest prompt and completion together; the KV cache must hold at least one."""
-    gpu_memory_utilization: float
-    seed: int  # random seed of the engine's start; every `generate` has its own
-    device: str  # `cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs)
+"""Between two checks of the children and of the stop; an answer is noticed at once."""
+ALIGNMENT: Final = 64
+"""Bytes; each tensor begins at a multiple, as torch's own tensors do on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,82 +42,88 @@ class Generated:
 
 
 class VllmEngine:
-    """vLLM in a child process, ready when the constructor returns; its output is appended to `log`.
+    """vLLM, one child process for each of the configuration's devices, ready when the constructor returns.
 
-    The kernel ends the child when the thread that started it ends: use one that lasts, e.g. the main one.
-    `start_timeout_s` includes loading; `stop` is asked meanwhile, and raises Stopped. Raises KitError: CONFIG if the
-    recipe or the environment causes it, RETRY if the device does, or, from every method, if the child has died.
+    The output of the first is appended to `log`, that of the second to a file with -2 in its name, and so on. See
+    VllmProcess for the thread to call it from. `start_timeout_s` includes loading; `stop` is asked meanwhile, and
+    raises Stopped. Raises KitError: CONFIG if the recipe or the environment causes it, RETRY if the device does, or,
+    from every method, if a child has died; then the others are ended too.
     """
 
     def __init__(self, config: EngineConfig, log: Path, start_timeout_s: float, stop: Stop = never) -> None:
         refuse_environment(config)
-        self._config = config
-        self._log = log
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._log_start = log.stat().st_size if log.exists() else 0
-        self._mapped: mmap.mmap | None = None
-        self._block = os.memfd_create("mini-r1-weights")  # not /dev/shm: containers keep that at 64 MB
+        self._max_model_len = config.max_model_len
+        self._closed = False
+        self._processes: list[VllmProcess] = []
+        self._block = SharedBlock(os.memfd_create("mini-r1-weights"))  # not /dev/shm: containers keep that at 64 MB
+        self._loading: deque[tuple[int, int]] = deque()  # start and end of each group that was posted, oldest first
+        self._place = 0  # where the next group goes
         try:
-            ours, theirs = socket.socketpair()
-            self._connection = Connection(ours.detach())
-            with theirs:
-                self._process = self._start(theirs.fileno())
-        except BaseException:
-            os.close(self._block)
-            raise
-        try:
-            self._exchange(asdict(config), "starting", time.monotonic() + start_timeout_s, stop)
+            for i, device in enumerate(config.device.split(",")):
+                own = log.with_stem(f"{log.stem}-{i + 1}") if i else log
+                self._processes.append(VllmProcess(replace(config, device=device), own, self._block.descriptor))
+            self._answers("starting", time.monotonic() + start_timeout_s, stop)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, descriptor: int) -> subprocess.Popen[bytes]:
-        """Start the child with the signals blocked until it ignores them: it inherits this thread's mask."""
-        command = [sys.executable, "-m", "mini_r1.generation.vllm_child", str(descriptor), str(self._block)]
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SCHEDULER_SIGNALS)
-        try:
-            with self._log.open("ab") as output:
-                return subprocess.Popen(  # noqa: S603
-                    [*command, str(os.getpid())],
-                    env=child_environment(os.environ, self._config),
-                    pass_fds=(descriptor, self._block),
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
-        """Send all of the trainer's weights to vLLM; return the bytes sent.
+        """Send all of the trainer's weights to every process; return the bytes written.
 
         Names are as transformers saves them; tensors are on any device and in any dtype, and each is copied before the
         next is asked for. A tied one need not come twice. Other names or shapes than the model's are a KitError.
         """
-        total, names = 0, []
-        for name, tensor in tensors:
-            size = tensor.numel() * tensor.element_size()
-            if size:
-                self._write(tensor, size)
-            shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-            message = {"name": name, "shape": shape, "dtype": dtype, "count": tensor.numel(), "bytes": size}
-            self._exchange({"do": "tensor", **message}, "loading weights")
-            total += size
-            names.append(name)
-        self._exchange({"do": "loaded", "names": names}, "loading weights")
-        self._mapped = None
-        os.ftruncate(self._block, 0)  # frees the memory, which the child has unmapped too
+        self._refuse_closed()
+        total, used = 0, 0
+        names: list[str] = []
+        group: list[dict[str, Any]] = []
+        try:
+            for name, tensor in tensors:
+                size = tensor.numel() * tensor.element_size()
+                if group and used + size > GROUP_BYTES:
+                    self._post_group(group, used)
+                    group = []
+                if not group:
+                    self._place, used = self._free_place(size), 0
+                offset, shape = self._place + used, list(tensor.shape)
+                # Not asynchronously: the tensor may be freed before the next one.
+                self._block.tensor(offset, tensor.dtype, shape).copy_(tensor.detach())
+                dtype = str(tensor.dtype).removeprefix("torch.")
+                group.append({"name": name, "shape": shape, "dtype": dtype, "offset": offset})
+                used += -(-size // ALIGNMENT) * ALIGNMENT
+                names.append(name)
+                total += size
+            if group:
+                self._post_group(group, used)
+            while self._loading:
+                self._group_loaded()
+            self._post([{"do": "loaded", "names": names}] * len(self._processes), "loading weights")
+            self._answers("loading weights")
+        finally:
+            while self._loading:  # after an error: a late answer would be taken for that to the next message
+                with suppress(KitError):
+                    self._group_loaded()
         return total
 
-    def _write(self, tensor: torch.Tensor, size: int) -> None:
-        """Copy a tensor to the start of the block, which grows as needed."""
-        if self._mapped is None or len(self._mapped) < size:
-            self._mapped = None
-            if os.fstat(self._block).st_size < size:
-                os.ftruncate(self._block, size)
-            self._mapped = mmap.mmap(self._block, size)
-        place = torch.frombuffer(self._mapped, dtype=tensor.dtype, count=tensor.numel())
-        place.view(tensor.shape).copy_(tensor.detach())
+    def _free_place(self, size: int) -> int:
+        """Return where in the block a group with a tensor of `size` bytes begins; wait until its memory is read."""
+        start = self._place if size <= GROUP_BYTES else 0
+        end = start + max(size, GROUP_BYTES)
+        while any(start < other_end and other_start < end for other_start, other_end in self._loading):
+            self._group_loaded()
+        self._block.reserve(block_bytes(size))
+        return start
+
+    def _post_group(self, group: Sequence[dict[str, Any]], used: int) -> None:
+        message = {"do": "load", "block": self._block.size, "tensors": group}
+        self._post([message] * len(self._processes), "loading weights")
+        self._loading.append((self._place, self._place + used))
+        self._place = 0 if self._place else GROUP_BYTES
+
+    def _group_loaded(self) -> None:
+        """Wait until every process has loaded the oldest group."""
+        self._loading.popleft()
+        self._answers("loading weights")
 
     def generate(
         self,
@@ -149,123 +136,101 @@ class VllmEngine:
     ) -> list[Generated]:
         """Sample completions, with the arguments and the result of `sampler.sample`; vLLM chooses the batch size.
 
-        The same weights and seed give the same completions, even in a new child. `stop` is asked every LOOK_EVERY_S
-        seconds; if it returns true the child is killed, because it can't stop generating.
+        The same weights and seed give the same completions on as many devices, even in new children. `stop` is asked
+        every LOOK_EVERY_S seconds; if it returns true the children are killed, because they can't stop generating.
         """
         if not prompts:
             return []
         longest = max(map(len, prompts))
-        if longest + config.max_new_tokens > self._config.max_model_len:
+        if longest + config.max_new_tokens > self._max_model_len:
             raise KitError(
                 f"a prompt of {longest:,} tokens and a completion of up to {config.max_new_tokens:,} do not fit in the "
-                f"{self._config.max_model_len:,} that vLLM was started with: max_prompt_length + max_completion_length"
+                f"{self._max_model_len:,} that vLLM was started with: max_prompt_length + max_completion_length"
             )
         request = {
             "do": "generate",
-            "prompts": [list(prompt) for prompt in prompts],
-            "n": config.num_generations,
             "max_new_tokens": config.max_new_tokens,
             "temperature": config.temperature,
             "eos_token_ids": list(eos_token_ids),
-            "seed": seed,
         }
-        answer = self._exchange(request, "generating", stop=stop)
-        return [Generated(ids, logps) for ids, logps in zip(answer["ids"], answer["logps"], strict=True)]
+        rows = [list(prompt) for prompt in prompts for _ in range(config.num_generations)]
+        parts = divide([len(row) + config.max_new_tokens for row in rows], len(self._processes))
+        requests = [
+            {**request, "prompts": [rows[row] for row in part], "seed": step_seed(seed, 0, i) if i else seed}
+            for i, part in enumerate(parts)
+        ]
+        self._post(requests, "generating")
+        completions: dict[int, Generated] = {}
+        for part, answer in zip(parts, self._answers("generating", stop=stop), strict=True):
+            found = map(Generated, answer["ids"], answer["logps"])
+            completions.update(zip(part, found, strict=True))
+        return [completions[row] for row in range(len(rows))]
 
     def close(self) -> None:
-        """Kill the child, which has nothing to save; a second call does nothing."""
-        if self._connection.closed:
+        """Kill the children; a second call does nothing."""
+        if self._closed:
             return
-        self._process.kill()
-        self._process.wait()
-        self._connection.close()
-        self._mapped = None
-        os.close(self._block)
+        self._closed = True
+        for process in self._processes:
+            process.close()
+        self._loading.clear()
+        self._block.release()
+        os.close(self._block.descriptor)
 
-    def _exchange(
-        self, message: dict[str, Any], doing: str, deadline: float | None = None, stop: Stop = never
-    ) -> dict[str, Any]:
-        """Send one message and return its answer; KitError if there is none by the deadline (monotonic time)."""
-        if self._connection.closed:
+    def _refuse_closed(self) -> None:
+        if self._closed:
             raise KitError("vLLM's process has been ended already", ExitCode.RETRY)
+
+    def _post(self, messages: Sequence[dict[str, Any]], doing: str) -> None:
+        """Send every process its message."""
+        self._refuse_closed()
         try:
-            self._connection.send_bytes(json.dumps(message).encode())
-            while not self._connection.poll(LOOK_EVERY_S):
-                # A process that it forked may hold its end of the socket open.
-                if self._process.poll() is not None:
-                    raise EOFError
-                if deadline is not None and time.monotonic() > deadline:
-                    raise KitError(f"vLLM was not ready in time; {self._log_tail()}", ExitCode.RETRY)
-                if stop():
-                    raise Stopped
-            answer: dict[str, Any] = json.loads(self._connection.recv_bytes())
-        except (EOFError, ConnectionError) as error:
-            raise self._died(doing) from error
+            for process, message in zip(self._processes, messages, strict=True):
+                process.post(message, doing)
         except BaseException:
-            self.close()  # a late answer would be taken for that to the next message
+            self.close()
             raise
-        if "error" in answer:
-            text = printable(answer["error"])
-            if deadline is not None:
-                text = f"{text}\n{self._log_tail()}"
-            raise KitError(text, ExitCode(answer["exit_code"]))
-        return answer
 
-    def _died(self, doing: str) -> KitError:
-        """Return the error for a child whose socket has closed, and kill it if it still runs."""
+    def _answers(self, doing: str, deadline: float | None = None, stop: Stop = never) -> list[dict[str, Any]]:
+        """Return every process's next answer; KitError if one fails, or is not there by the deadline (monotonic time).
+
+        After an error in an answer the processes continue; after any other they are ended.
+        """
+        answers: dict[VllmProcess, dict[str, Any]] = {}
         try:
-            status = self._process.wait(LOOK_EVERY_S)
-        except subprocess.TimeoutExpired:
-            status = 0
-        how = f"exit status {status}" if status >= 0 else signal.Signals(-status).name
-        if status == -signal.SIGKILL:
-            how += ", as the kernel sends when memory is short"
-        self.close()
-        return KitError(f"vLLM's process ended while {doing} ({how}); {self._log_tail()}", ExitCode.RETRY)
+            while len(answers) < len(self._processes):
+                awaited = [process for process in self._processes if process not in answers]
+                ready = wait([process.connection for process in awaited], LOOK_EVERY_S)
+                for process in awaited:
+                    if process.connection in ready:
+                        answers[process] = process.receive(doing)
+                    elif process.has_ended:
+                        raise process.died(doing)
+                    elif deadline is not None and time.monotonic() > deadline:
+                        raise KitError(f"vLLM was not ready in time; {process.log_tail()}", ExitCode.RETRY)
+                if not ready and stop():
+                    raise Stopped
+        except BaseException:
+            self.close()
+            raise
+        for process in self._processes:
+            if "error" in answers[process]:
+                text = printable(answers[process]["error"])
+                if deadline is not None:
+                    text = f"{text}\n{process.log_tail()}"
+                raise KitError(text, ExitCode(answers[process]["exit_code"]))
+        return [answers[process] for process in self._processes]
 
-    def _log_tail(self) -> str:
-        """Return the end of this child's log."""
-        log = self._log.read_bytes()[self._log_start :][-LOG_TAIL_BYTES:]
-        lines = log.decode(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        tail = "\n".join(f"  {printable(line)}" for line in lines) or "  nothing"
-        return f"the last lines of its log, {self._log}:\n{tail}"
 
+def divide(sizes: Sequence[int], count: int) -> list[list[int]]:
+    """Return `count` lists of indices, in order, whose sums of `sizes` are about equal.
 
-def child_environment(environment: Mapping[str, str], config: EngineConfig) -> dict[str, str]:
-    """Return the trainer's environment without what makes it a worker and with vLLM's settings.
-
-    The hub's token stays only if the model is on the hub. The workers' allocator setting, which vLLM 0.7.0 was not made
-    for, does not stay; another one of the user's does.
+    The largest of the rest goes to the list with the smallest sum: at most 4/3 of the best division's largest sum
+    (Graham, 1969, https://doi.org/10.1137/0117039).
     """
-    worker = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", SUPERVISOR}
-    secrets = {"WANDB_API_KEY"}
-    if Path(config.model).exists():
-        secrets |= {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"}
-    # vLLM's variable would let a model run beyond the length it was trained for.
-    unwanted = worker | secrets | {"VLLM_ALLOW_LONG_MAX_MODEL_LEN"}
-    kept = {
-        name: value
-        for name, value in environment.items()
-        if name not in unwanted and not name.startswith(("MASTER_", "TORCHELASTIC_")) and (name, value) != ALLOCATOR
-    }
-    on_cpu = config.device == "cpu"
-    if on_cpu:
-        kept.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, all of it written at the start
-    return {
-        **kept,
-        "CUDA_VISIBLE_DEVICES": "" if on_cpu else config.device,
-        **PCI_ORDER,  # vLLM takes the index for NVML's
-        "VLLM_USE_V1": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        # Its process group has one member, which needs no network and no lookup of this host's name.
-        "VLLM_HOST_IP": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-
-
-def refuse_environment(config: EngineConfig) -> None:
-    """Raise a KitError for a vLLM that can't be used."""
-    problem = find_vllm_problem(config.device == "cpu")
-    if problem is not None:
-        raise KitError(f"use_vllm is true and {': '.join(problem)}")
+    sums, parts = [0] * count, [list[int]() for _ in range(count)]
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        smallest = sums.index(min(sums))
+        sums[smallest] += sizes[index]
+        parts[smallest].append(index)
+    return [sorted(part) for part in parts]

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from mini_r1.machine.weight_block import block_bytes
 from mini_r1.plan.memory import CPU_CACHE_GIB, training_memory
 from mini_r1.plan.training_setup import TrainingSetup
 from mini_r1.run.run_dir import KEEP_CHECKPOINTS
@@ -68,8 +69,8 @@ def host_memory_gib(setup: TrainingSetup, workers: int) -> float:
     """Return the host memory that node 0 needs, the node with rank 0 and vLLM, with its number of workers.
 
     While models are loaded, each worker has its own, the reference's copy and a file of the weights. Later there are
-    offloaded states, and the 16-bit weights that rank 0 gathers for a snapshot. On a CPU the workers' memory tables are
-    in the host's memory.
+    offloaded states, and the 16-bit weights that rank 0 gathers for a snapshot. With vLLM there is the block that
+    weights go to it through. On a CPU the workers' memory tables are in the host's memory.
     """
     parameters, on_cpu, zero = setup.shape.parameters, setup.on_cpu, setup.zero
     copies = 2 if setup.reference_parameters else 1
@@ -83,13 +84,17 @@ def host_memory_gib(setup: TrainingSetup, workers: int) -> float:
     if on_cpu:
         states += workers * training_memory(setup).total_gib
     base = workers * (1.0 if on_cpu else PROCESS_GIB)
-    vllm = PROCESS_GIB if setup.recipe.use_vllm else 0.0
+    vllm = PROCESS_GIB + sync_block_gib(setup) if setup.recipe.use_vllm else 0.0
     if setup.recipe.use_vllm and on_cpu:
         vllm += CPU_CACHE_GIB + parameters * setup.compute_bytes / GIB
     return base + max(loading, states) + vllm
 
 
+def sync_block_gib(setup: TrainingSetup) -> float:
+    """Return the page-locked memory that weights go to vLLM through; the embedding is the largest tensor."""
+    return block_bytes(setup.shape.embedding_parameters * setup.weight_bytes) / GIB
+
+
 def shared_memory_gib(setup: TrainingSetup, workers: int) -> float:
-    """Return the size of node 0's /dev/shm: the largest tensor on its way to vLLM, and NCCL's buffers."""
-    weights = setup.shape.embedding_parameters * setup.weight_bytes / GIB if setup.recipe.use_vllm else 0.0
-    return weights + (WORKER_SHM_GIB * workers if workers > 1 and not setup.on_cpu else 0.0)
+    """Return the size of node 0's /dev/shm: NCCL's buffers. The weights' block is anonymous memory."""
+    return WORKER_SHM_GIB * workers if workers > 1 and not setup.on_cpu else 0.0

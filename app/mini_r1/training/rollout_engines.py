@@ -20,7 +20,8 @@ from trl.models import unwrap_model_for_generation
 
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
-from mini_r1.generation.vllm_client import EngineConfig, Generated, VllmEngine
+from mini_r1.generation.vllm_client import Generated, VllmEngine
+from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine.lifeline import VLLM_DEVICE
 from mini_r1.recipe.fields import Recipe
 from mini_r1.training.prepare import Policy
