@@ -89,6 +89,8 @@ def test_the_bucket_of_zero2_is_shown_and_one_of_the_user_s_that_is_too_small_is
     (warning,) = [warning for warning in plan.warnings if "bucket" in warning]
     assert "is 1,000, and the model's largest parameter has 311,164,928" in warning
     assert plan.to_dict()["gradient_bucket"] == 1_000
+    adapter = recipe(use_peft=True, use_vllm=False)
+    assert not any("bucket" in warning for warning in planned(adapter, deepspeed=str(own)).warnings)
 
 
 @pytest.mark.parametrize(("hang", "fits"), [(1_799, True), (1_800, False), (3_600, False)])

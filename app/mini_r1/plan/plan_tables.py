@@ -50,7 +50,7 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
         console.print(_roles_table(plan), _batch_table(plan))
     if plan.memory is not None:
         console.print(_memory_table(plan.memory, plan.on_cpu))
-        if plan.setup is not None and plan.setup.zero.stage:
+        if plan.setup is not None and plan.setup.zero.stage and not plan.recipe.use_peft:
             zero, largest = plan.setup.zero, plan.setup.shape.largest_parameter
             text(f"Gradient buckets: {zero.buckets} of {zero.bucket:,} elements; the largest parameter has {largest:,}")
     if plan.disk is not None:

@@ -87,7 +87,7 @@ class Plan:
             "model": self.recipe.model_name_or_path,
             "parameters": self.setup.shape.parameters if self.setup else None,
             "largest_parameter": self.setup.shape.largest_parameter if self.setup else None,
-            "gradient_bucket": self.setup.zero.bucket or None if self.setup else None,
+            "gradient_bucket": self.setup.zero.bucket if self.setup and self.setup.zero.stage else None,
             "steps": self.steps,
             **{f"{name}_per_step": value for name, value in each_step.items()},
             **{name: None if self.steps is None else self.steps * value for name, value in each_step.items()},
@@ -130,7 +130,8 @@ def make_plan(
             file = find_deepspeed(plan.deepspeed)
             if setup is not None:
                 setup = replace(setup, zero=zero_settings(file, setup.shape))
-                plan.warnings += filter(None, [file.warn_of_bucket(setup.shape.largest_parameter)])
+                if not recipe.use_peft:  # an adapter's tensors are small
+                    plan.warnings += filter(None, [file.warn_of_bucket(setup.shape.largest_parameter)])
     except KitError as error:
         plan.errors.append(error.message)
     plan.errors += recipe_errors(recipe, shape, plan.deepspeed, workers, on_cpu=on_cpu)
