@@ -4,17 +4,26 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 SUPERVISOR = "MINI_R1_SUPERVISOR"
 """Variable with the launcher's scratch directory, where heartbeats, stacks and the request to stop are written."""
 VLLM_DEVICE = "MINI_R1_VLLM_DEVICE"
-"""Variable of rank 0 with vLLM's device: `cpu`, or the value of its CUDA_VISIBLE_DEVICES."""
+"""Variable of rank 0 with vLLM's devices, separated by commas, one for each of its processes: `cpu`, or the process's
+CUDA_VISIBLE_DEVICES."""
+VLLM_SHARED = "MINI_R1_VLLM_SHARED"
+"""Variable of rank 0 with the value 1 if vLLM's device is also the one that it trains on."""
 STOP_FILE = "stop"
 """The request to stop: holds the name of the signal that the launcher got."""
 SAME_REQUEST_S = 2.0
 """Seconds in which two requests to stop count as one: a scheduler may signal a process and then its group."""
 PR_SET_PDEATHSIG = 1
 """Option of prctl(2), from linux/prctl.h."""
+
+
+def shares_vllm_device(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this worker trains on vLLM's device."""
+    return environment.get(VLLM_SHARED) == "1"
 
 
 class Lifeline:

@@ -7,10 +7,10 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import torch
@@ -19,11 +19,14 @@ from transformers.utils import logging as transformers_logging
 import mini_r1
 from mini_r1.errors import KitError
 from mini_r1.generation.model import describe, device
-from mini_r1.machine.lifeline import VLLM_DEVICE
+from mini_r1.machine.devices import given_devices
+from mini_r1.machine.lifeline import VLLM_DEVICE, shares_vllm_device
+from mini_r1.machine.nvidia import read_driver
 from mini_r1.machine.provenance import code_revision, utc_now, versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.files import write_json, write_jsonl, write_text
+from mini_r1.run.reader import count_vllm_processes
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 
@@ -68,10 +71,11 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
         "versions": versions(RECORDED_VERSIONS),
         "kit": mini_r1.__version__,
         "code_revision": code_revision(),
-        "devices": [cpu] if on_cpu else [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "devices": [cpu] if on_cpu else _gpu_names(),
         "workers": context.world.size,
         "deepspeed": deepspeed.name if deepspeed else None,
-        "vllm_device": os.environ.get(VLLM_DEVICE),
+        "vllm_device": os.environ.get(VLLM_DEVICE),  # of several: separated by commas
+        "vllm_shared": shares_vllm_device(),
         "model": describe(inputs.policy.model),
     }
     before = run.read_record()
@@ -86,6 +90,13 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
     }
     write_json(run.run_file, record)
     write_jsonl(run.held_out_file, [{"nums": list(p.nums), "target": p.target} for p in inputs.data.held_out])
+
+
+def _gpu_names() -> list[str]:
+    if shares_vllm_device():  # by the driver: torch would use the GPU before vLLM has measured its memory
+        driver = read_driver(given_devices(os.environ).ids)
+        return [gpu.name for gpu in driver.gpus] if driver else []
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 
 
 def prompts_per_step(run: RunDir, recipe: Recipe, workers: int) -> int:
@@ -107,6 +118,21 @@ def announce(context: WorkerContext, inputs: Inputs, start: int) -> None:
         + (f", resuming after step {start}" if start else "")
         + f" -> {context.run.path}",
         markup=False,  # names and paths may hold brackets
+    )
+    warning = vllm_change(context.run.read_record()["attempts"]) if start else None
+    if warning is not None:
+        logger.warning(warning)
+        context.console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def vllm_change(attempts: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what to know if the last attempt has another number of vLLM's devices than the one before."""
+    counts = [count_vllm_processes(facts) for facts in attempts[-2:]]
+    if not all(counts) or counts[0] == counts[-1]:
+        return None
+    return (
+        f"vLLM's devices were {counts[0]} and are {counts[-1]} now: the same seed gives the same completions only with "
+        "the same number"
     )
 
 

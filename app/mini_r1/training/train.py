@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
+import torch
 from rich.console import Console
 from transformers import set_seed
 
 from mini_r1.disk_errors import disk_errors
 from mini_r1.errors import ExitCode, Stopped
+from mini_r1.machine.lifeline import shares_vllm_device
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.finished import finished_step, print_finished
@@ -41,7 +44,8 @@ def train(
         KitError: the recipe, the data or the directory is wrong, or the machine failed.
         Stopped: asked to stop before an attempt began.
     """
-    refuse_broken_gpu()
+    if not shares_vllm_device():
+        refuse_broken_gpu()
     prepare.tune_cpu(recipe)
     supervisor = Supervisor.from_environment()
     world = World(recipe.ddp_timeout, supervisor.beat_again)
@@ -73,6 +77,8 @@ def _load_inputs(context: WorkerContext) -> Inputs:
     context.phases.begin("model")
     _raise_if_stopped(context)
     found = world.main_first(lambda: prepare.find_model(recipe, data, console, model_commit, stop))
+    if shares_vllm_device():
+        torch.cuda.empty_cache()  # a built-in model was just made there: vLLM gets the memory
     _raise_if_stopped(context)
     prompts = world.from_main(lambda: records.prompts_per_step(run, recipe, world.size))
     schedule = plan_schedule(recipe, prompts, len(data.train), world.size)
@@ -96,13 +102,18 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
         deepspeed = fill_bucket(deepspeed, inputs.policy.model)
     resume = world.from_main(lambda: checkpoint_to_resume(run, context.console, world.size, stage))
     evaluate_first = context.recipe.eval_on_start if resume is None else bool(resume.facts.get("evaluation_due"))
-    args = grpo_config(
+    make_args = partial(
+        grpo_config,
         context.recipe,
         run.path,
         inputs.schedule,
         evaluate_first=evaluate_first and context.recipe.eval_strategy != "no",
         deepspeed=deepspeed,
     )
+    # vLLM measures the memory of a device that it shares: this process uses it only when vLLM is ready. transformers'
+    # arguments set the CUDA device, which reserves memory.
+    shared = shares_vllm_device()
+    args = None if shared else make_args()
     folder = world.from_main(run.start_attempt)
     with records.log_to(folder / f"rank-{world.rank}.log"), ExitStack() as stack:
         attempt = Attempt(context, inputs, resume, folder, stack)
@@ -111,9 +122,11 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
             recipe, policy, dataset = context.recipe, inputs.policy, inputs.dataset
             prompts = dataset["prompt"][: recipe.per_device_train_batch_size]
             engine = start_engine(recipe, policy, world, folder / "vllm.log", stack, attempt.stop, prompts)
+            if shared:
+                refuse_broken_gpu()
             set_seed(recipe.seed)
             trainer = CountdownTrainer(
-                attempt, policy, engine, args=args, train_dataset=dataset, held_out=inputs.held_out
+                attempt, policy, engine, args=args or make_args(), train_dataset=dataset, held_out=inputs.held_out
             )
             with world.peer_errors():
                 trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)

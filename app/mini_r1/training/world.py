@@ -41,11 +41,13 @@ class World:
         # DeepSpeed makes groups without a timeout. By default NCCL's give up after 600 s: before the launcher finds out
         # which rank hangs (hang_timeout_s), and the rank that waits would be blamed.
         vars(distributed_c10d).update(default_pg_nccl_timeout=timeout, default_pg_timeout=timeout)
-        state = PartialState(cpu=on_cpu, timeout=timeout)
-        self.rank: int = state.process_index
-        self.size: int = state.num_processes
+        self.rank, self.size = 0, 1
+        self._state: PartialState | None = None  # alone, transformers makes it: it would reserve memory of the GPU
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            self._state = PartialState(cpu=on_cpu, timeout=timeout)
+            self.rank, self.size = self._state.process_index, self._state.num_processes
         self.main = self.rank == 0
-        self._state = state
+        self.main = self.rank == 0
         self._on_done = on_done
         # Rank 0 serves it in a thread, also while it computes.
         self._store: Any = distributed_c10d._get_default_store() if self.size > 1 else None
@@ -81,7 +83,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
-        if self.size == 1:
+        if self._state is None:
             return flag
         votes = torch.tensor([int(flag)], device=self._state.device)
         torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
@@ -89,7 +91,8 @@ class World:
 
     def wait(self) -> None:
         """Wait until every rank is here."""
-        self._state.wait_for_everyone()
+        if self._state is not None:
+            self._state.wait_for_everyone()
 
     def unless_stopped(self, function: Callable[[], T]) -> T:
         """Call `function` on every rank and return this rank's result; raise Stopped on every rank if any raised it.
