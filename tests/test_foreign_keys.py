@@ -43,6 +43,8 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         # newer GRPOConfig
         ("chat_template: '{{ messages }}'", "name another tokenizer with tokenizer_name_or_path"),
         ("vllm_max_model_length: 1280", "vLLM takes max_prompt_length + max_completion_length tokens"),
+        ("vllm_devices: 2", "a recipe says what to train, not where: write `mini-r1 launch RECIPE --vllm-devices N`"),
+        ("vllm_tensor_parallel_size: 2", "each vLLM process has one device"),
         ("vllm_mode: colocate", "vLLM runs in its own process on the last device"),
         ("num_iterations: 2", "each rollout is used for one update"),
         ("epsilon_high: 0.28", "each rollout is used for one update"),

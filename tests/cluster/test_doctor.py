@@ -137,10 +137,10 @@ def test_a_gpu_that_is_granted_and_not_there_ends_in_150(mini_r1: Kit, monkeypat
 
 
 def test_vllm_without_a_device_is_an_error_of_the_recipe(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
-    one = Devices(("0",), True, "a test")
-    report = examine_node(small_recipe(use_vllm=True), devices=one, run_dir=tmp_path / "run", with_torch=False)
+    none = Devices((), True, "a test")
+    report = examine_node(small_recipe(use_vllm=True), devices=none, run_dir=tmp_path / "run", with_torch=False)
     assert report.exit_code == 78
-    assert "use_vllm: true, but there is 1 GPU" in by_name(report)["plan"].detail
+    assert "use_vllm: true, but there is no GPU" in by_name(report)["plan"].detail
     assert report.error is not None
     assert "plan: use_vllm: true" in report.error.message
 

@@ -34,10 +34,11 @@ def starts(
     here: int | None = None,
     on_cpu: bool = False,
     environment: Mapping[str, str] | None = None,
+    vllm_devices: int = 1,
 ) -> list[WorkerStart]:
     """Return the starts of a node's workers, as its own launcher or that of node `here` computes them."""
     made = job(node if here is None else here, "seed=7", "run_name=a b", on_cpu=on_cpu, environment=environment)
-    roles = assign(devices, use_vllm=True, on_cpu=on_cpu)
+    roles = assign(devices, use_vllm=True, on_cpu=on_cpu, vllm_devices=vllm_devices)
     return worker_starts(made, roles, node, "zero3", Path("/scratch"))
 
 
@@ -67,6 +68,31 @@ def test_vllm_gets_the_last_device() -> None:
     assert not any("MINI_R1_VLLM_DEVICE" in variables(start) for start in other)
 
 
+@pytest.mark.parametrize(("on_cpu", "devices"), [(False, "5,7"), (True, "cpu,cpu")])
+def test_each_vllm_process_gets_one_of_the_last_devices(on_cpu: bool, devices: str) -> None:
+    (only,) = starts(0, [["2", "5", "7"], ["0", "1"]], vllm_devices=2, on_cpu=on_cpu)
+    own = variables(only)
+    assert (own["MINI_R1_VLLM_DEVICE"], own["WORLD_SIZE"], own["LOCAL_WORLD_SIZE"]) == (devices, "3", "1")
+    assert own["CUDA_VISIBLE_DEVICES"] == ("" if on_cpu else "2")
+    assert "MINI_R1_VLLM_SHARED" not in own
+    reason = next(variable.reason for variable in only.variables if variable.name == "CUDA_VISIBLE_DEVICES")
+    assert on_cpu or reason == "devices that train, without 5, 7, which are vLLM's"
+
+
+@pytest.mark.parametrize(("on_cpu", "device"), [(False, "3"), (True, "cpu")])
+def test_one_device_is_the_workers_and_vllms(on_cpu: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_environment, "device_index", lambda _: "3")
+    (only,) = starts(0, [["GPU-aa"]], on_cpu=on_cpu)
+    own = variables(only)
+    assert own["CUDA_VISIBLE_DEVICES"] == ("" if on_cpu else "GPU-aa")
+    assert (own["MINI_R1_VLLM_DEVICE"], own["MINI_R1_VLLM_SHARED"], own["WORLD_SIZE"]) == (device, "1", "1")
+    reasons = {variable.name: variable.reason for variable in only.variables}
+    assert (reasons["WORLD_SIZE"], on_cpu or reasons["CUDA_VISIBLE_DEVICES"]) == (
+        "1 worker",
+        on_cpu or "devices that train",
+    )
+
+
 def test_vllm_gets_an_index_in_place_of_a_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_environment, "device_index", {"GPU-bb": "6"}.__getitem__)
     devices = [["GPU-aa", "GPU-bb"], ["0"]]
@@ -87,7 +113,8 @@ def test_on_a_cpu_nothing_sees_a_gpu() -> None:
 def test_variables_of_other_launchers_are_taken_out_and_the_rest_stays() -> None:
     launchers = {
         "HOME": "/home/me", "ACCELERATE_USE_DEEPSPEED": "true", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "9",
-        "PET_NNODES": "2", "MINI_R1_JOB_TOKEN": "t", "MINI_R1_VLLM_DEVICE": "3", "VLLM_USE_V1": "1", "HF_TOKEN": "hf_1",
+        "PET_NNODES": "2", "MINI_R1_JOB_TOKEN": "t", "MINI_R1_VLLM_DEVICE": "3", "MINI_R1_VLLM_SHARED": "1",
+        "VLLM_USE_V1": "1", "HF_TOKEN": "hf_1",
     }  # fmt: skip
     second = starts(0, [["0", "1", "2"], ["0"]], environment=launchers)[1].environment(launchers)
     assert second["HOME"] == "/home/me"

@@ -327,9 +327,9 @@ def test_an_error_that_only_workers_find_exits_78(
 
 
 def test_a_wrong_recipe_starts_nothing(launch: Callable[..., Launcher], recipe: Path, tmp_path: Path) -> None:
-    launcher = launch(recipe, "--gpus", 1, "--run-dir", tmp_path / "run", "--set", "use_vllm=true")
+    launcher = launch(recipe, "--gpus", 1, "--run-dir", tmp_path / "run", "--vllm-devices", 2)
     assert launcher.wait() == 78
-    assert "use_vllm: true, but there is 1 GPU" in launcher.said
+    assert "--vllm-devices 2, but use_vllm is false" in launcher.said
     assert not (tmp_path / "run").exists()
 
 
@@ -488,7 +488,7 @@ def test_a_worker_with_a_built_in_model_gets_at_most_two_threads(
 
 def test_a_dry_run_in_json(dry: Callable[..., str]) -> None:
     facts = json.loads(dry("--gpus", 2, "--json", "--set", "run_name=swordfish-1"))
-    assert (facts["num_processes"], facts["vllm_device"]) == (2, None)
+    assert (facts["num_processes"], facts["vllm_devices"]) == (2, [])
     assert [worker["environment"]["RANK"] for worker in facts["workers"]] == ["0", "1"]
     assert facts["workers"][0]["environment"]["WORLD_SIZE"] == "2"
     assert set(facts["workers"][0]["reasons"]) == set(facts["workers"][0]["environment"])

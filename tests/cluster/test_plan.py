@@ -57,7 +57,7 @@ def refusal(plan: Plan) -> str:
 def test_the_published_recipe_on_four_gpus() -> None:
     plan = planned(PUBLISHED)
     assert plan.errors == []
-    assert (plan.num_processes, plan.vllm_device, plan.deepspeed) == (3, "cuda:3", "zero2")
+    assert (plan.num_processes, plan.vllm_devices, plan.deepspeed) == (3, ("cuda:3",), "zero2")
     assert (plan.prompts_per_step, plan.completions_per_step, plan.steps) == (24, 192, 450)
     found = plan.to_dict()
     assert [node["workers"] for node in found["nodes"]] == [3]
@@ -106,13 +106,13 @@ def test_a_hang_is_found_before_waiting_workers_give_up(hang: int, fits: bool) -
 def test_two_nodes_have_one_vllm() -> None:
     plan = planned(recipe(model_name_or_path="Qwen/Qwen2.5-7B-Instruct"), 8, 2)
     assert plan.errors == []
-    assert (plan.num_processes, plan.vllm_device) == (15, "cuda:7")
+    assert (plan.num_processes, plan.vllm_devices) == (15, ("cuda:7",))
     assert [node["workers"] for node in plan.to_dict()["nodes"]] == [7, 8]
 
 
 def test_the_demo_on_a_cpu() -> None:
     plan = planned(DEMO, 0, gib=None)
-    assert (plan.errors, plan.num_processes, plan.vllm_device, plan.deepspeed) == ([], 1, None, None)
+    assert (plan.errors, plan.num_processes, plan.vllm_devices, plan.deepspeed) == ([], 1, (), None)
     assert plan.completions_per_step == 512
 
 
@@ -218,7 +218,7 @@ def test_a_head_size_that_vllm_cannot_run_is_refused(on_cpu: bool) -> None:
     plan = make_plan(recipe(DEMO, use_vllm=True), roles, gpu_memory_gib=80, on_cpu=on_cpu)
     assert "its attention heads have 16 values" in refusal(plan)
     assert "set use_vllm: false, or take another model" in refusal(plan)
-    assert plan.vllm_device == ("cpu" if on_cpu else "cuda:1")
+    assert plan.vllm_devices == ("cpu" if on_cpu else "cuda:1",)
 
 
 def test_lengths_above_the_model_s_positions_are_refused() -> None:
@@ -388,17 +388,17 @@ def test_the_page_has_everything_and_exits_0(mini_r1: Kit) -> None:
 def test_json_is_alone_on_standard_output_also_for_a_plan_that_cannot_work(mini_r1: Kit) -> None:
     good = json.loads(mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--gpu-memory", "80", "--json").stdout)
     assert good["num_processes"] == 3
-    assert good["vllm_device"] == "cuda:3"
+    assert good["vllm_devices"] == ["cuda:3"]
     assert good["nodes"][0]["workers"] == 3
     assert good["completions_per_step"] == 192
     assert good["memory_gib"]["training_device"]["total"] > 20
     assert good["disk_gib"]["total"] > 100
     assert good["errors"] == []
-    bad = mini_r1("plan", PUBLISHED_FILE, "--gpus", "1", "--gpu-memory", "80", "--json")
+    bad = mini_r1("plan", PUBLISHED_FILE, "--gpus", "1", "--vllm-devices", "2", "--json")
     assert bad.returncode == 78
     found = json.loads(bad.stdout)
     assert set(found) == set(good)
-    assert "use_vllm: true, but there is 1 GPU" in found["errors"][0]
+    assert "--vllm-devices 2, but there is 1 GPU" in found["errors"][0]
     wrong = mini_r1("plan", PUBLISHED_FILE, "--set", "num_generations=1", "--json")
     assert wrong.returncode == 78
     assert "must be at least 2" in json.loads(wrong.stdout)["error"]

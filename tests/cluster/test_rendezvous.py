@@ -88,6 +88,7 @@ def test_all_nodes_get_the_same_decision_and_the_run_directory_stays_clean(port:
         ({"recipe": {"seed": 2, "beta": 0.1}}, "seed is 1 on node 0 and 2 on node 1"),
         ({"recipe": {"seed": 1, "beta": 0.1, "gamma": 3}}, "gamma is None on node 0 and 3 on node 1"),
         ({"recipe": {**HELLO.recipe, "--deepspeed": "zero3"}}, "--deepspeed is auto on node 0 and zero3 on node 1"),
+        ({"recipe": {**HELLO.recipe, "--vllm-devices": "2"}}, "--vllm-devices is None on node 0 and 2 on node 1"),
         ({"on_cpu": False}, "one has GPUs"),
         ({"error": "the recipe is wrong", "error_code": 78}, "node 1 (h): the recipe is wrong"),
     ],

@@ -47,7 +47,7 @@ def test_a_recipe_works_on_the_hardware_it_was_made_for(name: str, mini_r1: Kit)
     assert plan["errors"] == []
     # A shipped recipe has no warnings.
     assert plan["warnings"] == []
-    assert plan["num_processes"] == max(1, int(nodes) * int(gpus) - (plan["vllm_device"] is not None))
+    assert plan["num_processes"] == max(1, int(nodes) * int(gpus) - len(plan["vllm_devices"]))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -70,10 +70,10 @@ def test_a_header_names_its_source_and_fits_the_page(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "place", "said"),
     [
-        ("mini-r1-3b", at(1, 80), "there is 1 GPU"),
+        ("mini-r1-3b", at(1, 80, 2), "node 0 has 1 GPU"),
         ("mini-r1-3b", at(4, 6), "does not fit"),
         ("mini-r1-3b-g64", at(4, 24), "num_generations: 8"),
-        ("mini-r1-1.5b", at(1, 80), "there is 1 GPU"),
+        ("mini-r1-1.5b", at(1, 24), "does not fit"),
         ("mini-r1-7b", at(8, 16, 2), "leaves too little of 16 GiB"),
         ("lora-1.5b", at(1, 6), "does not fit"),
         ("qlora-notebook", at(0), "load_in_4bit needs an NVIDIA GPU"),
@@ -122,10 +122,10 @@ def test_the_list_for_given_devices_has_errors_for_what_does_not_fit(mini_r1: Ki
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["lora-1.5b"]["fits"]
     assert not rows["mini-r1-3b"]["fits"]
-    assert "there is 1 GPU" in rows["mini-r1-3b"]["errors"][0]
-    table = mini_r1("recipes", "--gpus", "1").stdout
+    assert "does not fit" in rows["mini-r1-3b"]["errors"][0]
+    table = mini_r1("recipes", "--gpus", "1", "--nodes", "2").stdout
     assert "fits, time and disk are for the options" in table
-    assert "mini-r1-7b: use_vllm: true, but there is 1 GPU" in table
+    assert "use_vllm: true, but node 0 has 1 GPU" in table
     lonely = mini_r1("recipes", "--gpu-memory", "24")
     assert lonely.returncode == 78
     assert "need --gpus" in lonely.stderr

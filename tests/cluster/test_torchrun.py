@@ -48,18 +48,21 @@ def no_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchrun, "check_node", lambda job, nodes: None)
 
 
-def join(environment: Mapping[str, str], folder: Path, **values: object) -> tuple[dict[str, str], list[str]]:
+def join(
+    environment: Mapping[str, str], folder: Path, vllm_devices: int = 1, **values: object
+) -> tuple[dict[str, str], list[str]]:
     """Return what becomes of a worker's environment, and what it prints."""
     recipe = Recipe(**{"model_name_or_path": "Qwen/Qwen2.5-0.5B-Instruct", "max_steps": 1, **values})  # type: ignore[arg-type]
-    options, run = LaunchOptions("qwen.yaml", deepspeed="none"), RunDir(folder / "run")
+    options = LaunchOptions("qwen.yaml", deepspeed="none", vllm_devices=str(vllm_devices))
+    run = RunDir(folder / "run")
     changed, said = dict(environment), list[str]()
     join_workers(options, recipe, run, None, changed, said.append)
     return changed, said
 
 
-def refusal(environment: Mapping[str, str], folder: Path, **values: object) -> str:
+def refusal(environment: Mapping[str, str], folder: Path, vllm_devices: int = 1, **values: object) -> str:
     with pytest.raises(KitError) as refused:
-        join(environment, folder, **values)
+        join(environment, folder, vllm_devices, **values)
     assert refused.value.exit_code == ExitCode.CONFIG
     return refused.value.message
 
@@ -70,7 +73,8 @@ def refusal(environment: Mapping[str, str], folder: Path, **values: object) -> s
     [
         pytest.param(workers(3, 3), "node 0 has 3 slots .* and 3 workers; .*: start 2 there", id="none left for vLLM"),
         pytest.param(workers(1, 4), "start 3 there: .* or set CUDA_VISIBLE_DEVICES=0,1,", id="idle devices"),
-        pytest.param(workers(1, 1), "use_vllm: true, but there is 1 GPU", id="one device"),
+        pytest.param(workers(2, 1), "node 0 has 1 slots? .* and 2 workers; .*: start 1 there", id="two on one device"),
+        pytest.param(workers(1, 1, world=3), "node 0 has 1 GPU: on several nodes vLLM needs", id="one of two nodes"),
         pytest.param(workers(2, 0), "use_vllm: true, but there is no GPU", id="no device"),
         pytest.param(workers(5, 4), "node 0 has 4 slots .* and 5 workers", id="more than there are"),
         pytest.param(workers(3, 2, rank=2, world=5, node=1), "this node has 2 slots .* and 3 workers", id="node 1"),
@@ -130,6 +134,21 @@ def test_a_worker_s_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "2 workers, started by torchrun, vLLM on node 0's last device (cuda:2)" in said[-1]
     assert any("mixed_precision" in line and "bf16" in line for line in said)
     assert not any("mixed" in line for line in join(given, tmp_path, use_vllm=True, bf16=True)[1])
+
+
+@pytest.mark.usefixtures("no_check")
+def test_several_devices_of_vllm_and_one_shared(tmp_path: Path) -> None:
+    first, said = join(workers(2, 4), tmp_path, vllm_devices=2, use_vllm=True)
+    assert (first["MINI_R1_VLLM_DEVICE"], "MINI_R1_VLLM_SHARED" in first) == ("cpu,cpu", False)
+    assert "2 workers, started by torchrun, vLLM on node 0's last 2 devices (cpu, cpu)" in said[-1]
+    only, said = join(workers(1, 1), tmp_path, use_vllm=True)
+    assert (only["MINI_R1_VLLM_DEVICE"], only["MINI_R1_VLLM_SHARED"]) == ("cpu", "1")
+    assert "1 worker, started by torchrun, vLLM on the same device (cpu)" in said[-1]
+    wrong = refusal(workers(3, 4), tmp_path, vllm_devices=2, use_vllm=True)
+    assert "use_vllm: true takes the last 2, and each of the others needs a worker: start 2 there" in wrong
+    assert "give --vllm-devices 1, or" in wrong
+    assert "--vllm-devices 4, but there are 4 GPUs" in refusal(workers(1, 4), tmp_path, vllm_devices=4, use_vllm=True)
+    assert "but use_vllm is false" in refusal(workers(1, 4), tmp_path, vllm_devices=2)
 
 
 @pytest.mark.parametrize(

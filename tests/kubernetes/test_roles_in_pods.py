@@ -167,19 +167,19 @@ def test_all_gpus_but_one_train_and_vllm_has_the_last_of_node_0(of: Callable[[st
     assert found.plan.errors == []
     assert found.plan.num_processes == sum(gpus) - 1
     assert [node.workers for node in found.roles.nodes] == [gpus[0] - 1, *gpus[1:]]
-    assert found.plan.vllm_device == f"cuda:{gpus[0] - 1}"
-    assert [node.vllm_device for node in found.roles.nodes] == [str(gpus[0] - 1), *[None] * (len(gpus) - 1)]
+    assert found.plan.vllm_devices == (f"cuda:{gpus[0] - 1}",)
+    assert [node.vllm_devices for node in found.roles.nodes] == [(str(gpus[0] - 1),), *[()] * (len(gpus) - 1)]
 
 
 def test_one_gpu_trains_and_generates_by_itself(of: Callable[[str], Planned]) -> None:
     found = of("job-1gpu")
     assert not found.recipe.use_vllm
-    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_device) == ([], 1, None)
+    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_devices) == ([], 1, ())
 
 
 def test_the_demo_needs_no_gpu(of: Callable[[str], Planned]) -> None:
     found = of("demo-cpu")
-    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_device) == ([], 1, None)
+    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_devices) == ([], 1, ())
     assert found.plan.on_cpu
 
 
@@ -221,7 +221,7 @@ def test_a_pytorchjob_may_have_nodes_of_different_size(tmp_path: Path) -> None:
         resources[part]["nvidia.com/gpu"] = 4
     found = planned(manifests, tmp_path)
     assert [pod.gpus for pod in found.pods] == [8, 4]
-    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_device) == ([], 11, "cuda:7")
+    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_devices) == ([], 11, ("cuda:7",))
     assert [node.workers for node in found.roles.nodes] == [7, 4]
     assert together(found.nodes)
 
@@ -234,7 +234,7 @@ def test_an_indexed_job_whose_nodes_list_different_numbers_of_gpus(
 ) -> None:
     found = planned(overlay_of("indexed-job-2x8h100"), tmp_path, gpus)
     assert [node.workers for node in found.roles.nodes] == workers
-    assert (found.plan.num_processes, found.plan.vllm_device) == (sum(gpus) - 1, vllm)
+    assert (found.plan.num_processes, found.plan.vllm_devices) == (sum(gpus) - 1, (vllm,))
 
 
 # --- memory and disk ---
@@ -323,7 +323,7 @@ def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Pat
     node_0 = find_nodes(pods_of(manifests)[0].environment)
     spared = 1 if overlay in WITH_VLLM else 0
     assert printed["num_processes"] == len(printed["workers"]) == sum(gpus) - spared
-    assert printed["vllm_device"] == (f"cuda:{gpus[0] - 1}" if spared else None)
+    assert printed["vllm_devices"] == ([f"cuda:{gpus[0] - 1}"] if spared else [])
     assert printed["devices"] == "the NVIDIA library"
     assert printed["run_dir"] == str(tmp_path / "runs" / Path(pod.arguments[1]).stem)
     counted = [sum(worker["node"] == node for worker in printed["workers"]) for node in range(len(gpus))]

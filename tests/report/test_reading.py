@@ -42,6 +42,31 @@ def test_gpu_hours_count_every_start_and_every_gpu(run_path: Path) -> None:
     assert summarise(run, None).cost is None
 
 
+@pytest.mark.parametrize(
+    ("facts", "gpus", "line"),
+    [
+        ({"workers": 1, "vllm_device": None}, 1, "NVIDIA H100 80GB HBM3"),
+        ({"workers": 1, "vllm_device": "0", "vllm_shared": True}, 1, "NVIDIA H100 80GB HBM3; vLLM on the same"),
+        ({"workers": 3, "vllm_device": "3"}, 4, "NVIDIA H100 80GB HBM3; 3 workers; vLLM on one more"),
+        (
+            {"workers": 6, "vllm_device": "6,7", "vllm_shared": False},
+            8,
+            "NVIDIA H100 80GB HBM3; 6 workers; vLLM on 2 more",
+        ),
+    ],
+)
+def test_vllm_s_devices_count_unless_they_are_a_worker_s(
+    tmp_path: Path, facts: dict[str, Any], gpus: int, line: str
+) -> None:
+    run = make_run(tmp_path / "run", steps=2)
+    record = run.read_record()
+    record["attempts"][0].update(facts)
+    write_json(run.run_file, record)
+    data = read_run(run.path)
+    assert data.attempts[0].gpus == gpus
+    assert attempt_rows(data)[0][-1] == line
+
+
 def test_a_cpu_costs_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2)
     record = run.read_record()

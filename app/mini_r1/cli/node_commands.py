@@ -13,7 +13,19 @@ from rich.table import Table
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, find_recipe_for_other_node, progress_printer
-from mini_r1.cli.options import MOST, PATH, DeepSpeed, GpuMemory, Gpus, Json, RunDirOption, RunPath, RunType, Set
+from mini_r1.cli.options import (
+    MOST,
+    PATH,
+    DeepSpeed,
+    GpuMemory,
+    Gpus,
+    Json,
+    RunDirOption,
+    RunPath,
+    RunType,
+    Set,
+    VllmDevices,
+)
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.devices import given_devices
@@ -34,6 +46,7 @@ def doctor(
     gpus: Gpus = None,
     deepspeed: DeepSpeed = "auto",
     gpu_memory: GpuMemory = None,
+    vllm_devices: VllmDevices = "1",
     smoke: Annotated[bool, Option("--smoke", help="Train a tiny model through the whole path. Takes minutes.")] = False,
     login: Annotated[bool, Option("--login", help="Check a Slurm login node before sbatch. Needs no GPU.")] = False,
     show_all: Annotated[bool, Option("--all", help="Show the checks that were skipped, too.")] = False,
@@ -56,22 +69,23 @@ def doctor(
       mini-r1 doctor
       mini-r1 doctor my.yaml --run-dir runs/first
       mini-r1 doctor --smoke
-      MINI_R1_ACCELERATOR=cpu mini-r1 doctor --smoke --gpus 3
+      MINI_R1_ACCELERATOR=cpu mini-r1 doctor --smoke --gpus 3 --vllm-devices 2
       mini-r1 doctor my.yaml --login
     """
     if script is not None and not login:
         raise BadParameter("--script needs --login")
-    if login and (smoke or gpus is not None or gpu_memory is not None or deepspeed != "auto"):
+    given = smoke or gpus is not None or gpu_memory is not None or (deepspeed, vllm_devices) != ("auto", "1")
+    if login and given:
         raise BadParameter(
-            "--login looks at no device: leave out --smoke, --gpus, --gpu-memory and --deepspeed (they are for a node "
-            "with GPUs)"
+            "--login looks at no device: leave out --smoke, --gpus, --gpu-memory, --deepspeed and --vllm-devices (they "
+            "are for a node with GPUs)"
         )
     if smoke and show_all:
         raise BadParameter("--smoke shows every part: leave out --all")
     if smoke and (recipe is not None or overrides):
         raise BadParameter("the smoke test has its own recipe: leave out RECIPE and --set")
     if smoke:
-        return _smoke(run_dir, gpus, as_json=as_json)
+        return _smoke(run_dir, gpus, vllm_devices, as_json=as_json)
     if recipe is None and overrides:
         raise KitError("--set changes a recipe: name one")
     if login:
@@ -95,7 +109,7 @@ def doctor(
             progress("loading torch, the tokenizer and the data: about 20 s")
         report = examine_node(
             path, overrides or [], devices=given_devices(os.environ, gpus), nodes=nodes, run_dir=run_dir,
-            deepspeed=deepspeed, gpu_memory_gib=gpu_memory,
+            deepspeed=deepspeed, gpu_memory_gib=gpu_memory, vllm_devices=vllm_devices,
         )  # fmt: skip
     if as_json:
         print(json.dumps(report.to_dict()))
@@ -106,7 +120,7 @@ def doctor(
     return report.exit_code
 
 
-def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode:
+def _smoke(run_dir: Path | None, gpus: int | None, vllm_devices: str, *, as_json: bool) -> ExitCode:
     """Print one line for each part of the smoke test as soon as its result is known."""
     from mini_r1.doctor.smoke import SmokeTest, choose_folder
 
@@ -122,7 +136,7 @@ def _smoke(run_dir: Path | None, gpus: int | None, *, as_json: bool) -> ExitCode
     if moved:
         progress(moved)
     findings = []
-    for finding in SmokeTest(folder, devices, nodes, gpus, os.environ, progress).findings():
+    for finding in SmokeTest(folder, devices, nodes, gpus, vllm_devices, os.environ, progress).findings():
         findings.append(finding)
         if not as_json:
             print(f"{finding.status:4}  {finding.check}: {printable(finding.detail)}", flush=True)

@@ -44,6 +44,16 @@ class RunType(ExpandedPath):
         return find_run(super().convert(value, param, ctx))
 
 
+class CountOrAuto(click.ParamType):
+    """A number from 1 to MAX_GPUS, or `auto`; kept as text."""
+
+    name = "integer or auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, or fail as click does."""
+        return "auto" if value == "auto" else str(click.IntRange(1, MAX_GPUS).convert(value, param, ctx))
+
+
 PATH = ExpandedPath()
 RecipeName = Annotated[str, Argument(click_type=PATH, help="Recipe file, or name of a shipped recipe.")]
 RunPath = Annotated[Path, Argument(click_type=RunType(), help="Run directory, or its name in runs/.")]
@@ -62,5 +72,11 @@ GpuMemory = Annotated[
 DeepSpeed = Annotated[
     str,
     Option(click_type=PATH, help="auto (the plan's choice), none, zero2, zero3, zero3-offload or a JSON file."),
+]
+VllmDevices = Annotated[
+    str,
+    Option(
+        metavar="N|auto", click_type=CountOrAuto(), help="Node 0's last N devices run vLLM; auto: the plan's choice."
+    ),
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON, and nothing else, on standard output.")]

@@ -8,7 +8,7 @@ from rich.console import Console
 from typer import BadParameter, Context, Option, Typer
 
 from mini_r1.cli.command_group import CommandGroup
-from mini_r1.cli.options import MAX_GPUS, DeepSpeed, FiniteRange, GpuMemory, Json, RecipeName, Set
+from mini_r1.cli.options import MAX_GPUS, DeepSpeed, FiniteRange, GpuMemory, Json, RecipeName, Set, VllmDevices
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.nodes import MAX_NODES
 
@@ -24,6 +24,7 @@ def plan(
     ] = None,
     gpu_memory: GpuMemory = None,
     deepspeed: DeepSpeed = "auto",
+    vllm_devices: VllmDevices = "1",
     grace: Annotated[float | None, Option(click_type=FiniteRange(0), help="Seconds to stop (Slurm: KillWait).")] = None,
     as_json: Json = False,
 ) -> ExitCode:
@@ -35,6 +36,7 @@ def plan(
     Examples:
       mini-r1 plan mini-r1-3b
       mini-r1 plan my.yaml --gpus 8 --nodes 2 --gpu-memory 80
+      mini-r1 plan my.yaml --gpus 8 --vllm-devices auto
     """
     from mini_r1.plan.plan_tables import print_plan
     from mini_r1.plan.recipe_plans import find_hardware, plan_for
@@ -43,7 +45,7 @@ def plan(
 
     path = find_recipe(recipe)
     hardware = find_hardware(os.environ, gpus=gpus, nodes=nodes, gpu_memory_gib=gpu_memory, recipe=path)
-    made = plan_for(load_recipe(path, overrides or []), hardware, deepspeed)
+    made = plan_for(load_recipe(path, overrides or []), hardware, deepspeed, vllm_devices)
     warning = grace_warning(made.timing, os.environ, grace)
     if warning is not None:
         made.warnings.append(warning)

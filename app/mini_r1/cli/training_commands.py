@@ -9,7 +9,7 @@ from click import UsageError
 from typer import Argument, Option
 
 from mini_r1.cli.command_tools import describe_interrupted, progress_printer
-from mini_r1.cli.options import PATH, DeepSpeed, GpuMemory, Gpus, RunDirOption, Set
+from mini_r1.cli.options import MAX_GPUS, PATH, DeepSpeed, GpuMemory, Gpus, RunDirOption, Set, VllmDevices
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.heavy_imports import needs_extra
@@ -27,6 +27,9 @@ def train(
         str | None,
         Option(click_type=PATH, help="none, zero2, zero3, zero3-offload or a JSON file; default: accelerate's."),
     ] = None,
+    vllm_devices: Annotated[
+        int, Option(min=1, max=MAX_GPUS, help="With torchrun: node 0's last N devices run vLLM.")
+    ] = 1,
     config: Annotated[
         str | None, Option(click_type=PATH, metavar="RECIPE", help="The recipe, for the original's command.")
     ] = None,
@@ -76,7 +79,8 @@ def train(
             return ExitCode.FINISHED
         refuse_other_workers(run, loaded, 1, 0)
     elif not supervisor:
-        options = LaunchOptions(str(path), overrides or [], run.path, deepspeed=deepspeed)
+        number = str(vllm_devices)
+        options = LaunchOptions(str(path), overrides or [], run.path, deepspeed=deepspeed, vllm_devices=number)
         torchrun.join_workers(options, loaded, run, sharding, os.environ, progress_printer())
     if not loaded.data_on_hub and loaded.dataset_id_or_path != GENERATED:  # before torch is loaded
         splits = [loaded.dataset_split, *filter(None, [loaded.dataset_test_split])]
@@ -105,6 +109,7 @@ def launch(
     port: Annotated[int | None, Option(min=1024, max=65534, help="Port on node 0; the next one is used too.")] = None,
     deepspeed: DeepSpeed = "auto",
     gpu_memory: GpuMemory = None,
+    vllm_devices: VllmDevices = "1",
     dry_run: Annotated[bool, Option("--dry-run", help="Start nothing: print all commands and environments.")] = False,
     print_run_dir: Annotated[bool, Option("--print-run-dir", help="With --dry-run: print the run directory.")] = False,
     as_json: Annotated[bool, Option("--json", help="With --dry-run: print JSON and nothing else.")] = False,
@@ -116,6 +121,7 @@ def launch(
     Examples:
       mini-r1 launch my.yaml
       mini-r1 launch my.yaml --dry-run
+      mini-r1 launch my.yaml --vllm-devices 2
       srun --ntasks-per-node=1 mini-r1 launch my.yaml
       mini-r1 launch my.yaml --nodes 2 --node-index 0 --address gpu1
     """
@@ -127,7 +133,7 @@ def launch(
     if as_json and not dry_run:
         raise KitError("--json needs --dry-run: a launch prints its progress, and its run directory is the result")
     options = LaunchOptions(
-        recipe, overrides or [], run_dir, gpus, nodes, node_index, address, port, deepspeed, gpu_memory
+        recipe, overrides or [], run_dir, gpus, nodes, node_index, address, port, deepspeed, gpu_memory, vllm_devices
     )  # fmt: skip
     progress = progress_printer()
     if dry_run:

@@ -31,6 +31,7 @@ from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.nvidia import PCI_ORDER, read_driver, smallest_gpu_gib
 from mini_r1.machine.redact import redact
 from mini_r1.machine.writable_home import move_caches
+from mini_r1.plan.device_roles import count_vllm_devices
 from mini_r1.plan.planner import AUTO, Plan
 from mini_r1.plan.recipe_plans import Hardware, plan_for
 from mini_r1.recipe.fields import Recipe
@@ -140,6 +141,7 @@ def examine_node(
     nodes: Nodes | None = None,  # of the job; None checks no port
     run_dir: Path | None = None,  # None is the recipe's
     deepspeed: str = AUTO,
+    vllm_devices: str = "1",
     gpu_memory_gib: float | None = None,  # of the smallest GPU; None asks the driver
     with_torch: bool = True,  # with a recipe, also run the checks that import torch
     environment: Mapping[str, str] = os.environ,
@@ -156,7 +158,8 @@ def examine_node(
     case = Case(environment, devices, driver, ports=ports, first_node=first_node, run_dir=run_dir)
     if recipe_path is not None:
         recipe = load_recipe(recipe_path, overrides)
-        plan = _make_plan(recipe, devices, nodes, deepspeed, gpu_memory_gib or smallest_gpu_gib(driver))
+        memory = gpu_memory_gib or smallest_gpu_gib(driver)
+        plan = _make_plan(recipe, devices, nodes, deepspeed, memory, vllm_devices)
         findings.append(_check_plan(plan).named("plan"))
         case = replace(case, recipe=recipe, run_dir=run_dir or effective_output_dir(recipe, recipe_path))
         if plan.roles:
@@ -188,12 +191,19 @@ def run_check(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
 
 
 def _make_plan(
-    recipe: Recipe, devices: Devices, nodes: Nodes | None, deepspeed: str, gpu_memory_gib: float | None
+    recipe: Recipe,
+    devices: Devices,
+    nodes: Nodes | None,
+    deepspeed: str,
+    gpu_memory_gib: float | None,
+    vllm_devices: str,
 ) -> Plan:
     given = [[*devices.ids] for _ in range(nodes.count if nodes else 1)]
-    if nodes and nodes.index > 0 and recipe.use_vllm and len(devices.ids) == 1:
-        given[0].append("vLLM's")  # node 0 is another one, and checks by itself whether it has two
-    return plan_for(recipe, Hardware(given, devices.on_cpu, gpu_memory_gib, devices.source), deepspeed)
+    if nodes and nodes.index > 0 and recipe.use_vllm and devices.ids:
+        # Node 0 is another one, and checks by itself whether it has enough.
+        needed = 1 + (1 if vllm_devices == AUTO else count_vllm_devices(vllm_devices))
+        given[0] += ["vLLM's"] * (needed - len(given[0]))
+    return plan_for(recipe, Hardware(given, devices.on_cpu, gpu_memory_gib, devices.source), deepspeed, vllm_devices)
 
 
 def _check_plan(plan: Plan) -> Finding:

@@ -77,6 +77,7 @@ class SmokeTest:
     devices: Devices
     nodes: Nodes
     gpus: int | None  # the doctor's --gpus
+    vllm_devices: str  # its --vllm-devices
     environment: Mapping[str, str]  # of the launchers
     log: Callable[[str], None]  # takes a line of progress
 
@@ -86,8 +87,12 @@ class SmokeTest:
 
     @property
     def uses_vllm(self) -> bool:
-        """Whether node 0 has a device for vLLM, and vLLM is installed."""
-        return len(self.devices.ids) > 1 and not (self.devices.on_cpu and versions(["vllm"])["vllm"] is None)
+        """Whether node 0 has a device for vLLM, and vLLM is installed.
+
+        A device alone is shared with the worker; on several nodes vLLM needs one that no worker trains on.
+        """
+        enough = len(self.devices.ids) >= (1 if self.nodes.count == 1 else 2)
+        return enough and not (self.devices.on_cpu and versions(["vllm"])["vllm"] is None)
 
     @property
     def deepspeed(self) -> str:
@@ -159,9 +164,8 @@ class SmokeTest:
         if self.uses_vllm:
             yield check_sync(read_metrics(self.run))
         else:
-            why = (
-                "one device: none is left for it" if len(self.devices.ids) < 2 else f"not installed: {INSTALL_VLLM_CPU}"
-            )
+            installed = versions(["vllm"])["vllm"] is not None
+            why = "node 0 has no device for it" if installed else f"not installed: {INSTALL_VLLM_CPU}"
             yield skip(why).named(SYNC)
         checkpoints, snapshots = self.run.complete_checkpoints(), self.run.complete_snapshots()
         if not checkpoints or not snapshots:
@@ -190,6 +194,7 @@ class SmokeTest:
         command = [
             *(sys.executable, "-m", "mini_r1", "launch", str(self.folder / "smoke.yaml")),
             *("--run-dir", str(self.run.path), "--deepspeed", self.deepspeed),
+            *(("--vllm-devices", self.vllm_devices) if self.uses_vllm else ()),
             *(() if self.gpus is None else ("--gpus", str(self.gpus))),
             *(("--nodes", "1") if self.nodes.count == 1 else ()),
         ]

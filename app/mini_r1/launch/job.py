@@ -31,6 +31,7 @@ class LaunchOptions:
     port: int | None = None
     deepspeed: str = "auto"
     gpu_memory_gib: float | None = None
+    vllm_devices: str = "1"  # a number, or `auto`
 
     def find_nodes(self, environment: Mapping[str, str]) -> Nodes:
         return find_nodes(environment, self.nodes, self.node_index, self.address, self.port)

@@ -29,7 +29,8 @@ from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.roles import Roles, assign
 from mini_r1.machine.schedulers import Patience
-from mini_r1.plan.planner import Plan, make_plan
+from mini_r1.plan.device_roles import plan_devices
+from mini_r1.plan.planner import Plan
 from mini_r1.plan.timing import grace_warning
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.run.finished import finished_step_before_loading
@@ -64,7 +65,7 @@ def dry_run(
     if as_json:
         facts = {
             "num_processes": roles.num_processes,
-            "vllm_device": roles.vllm_device,
+            "vllm_devices": roles.vllm_devices,
             "deepspeed": plan.deepspeed,
             "devices": job.devices.source,
             "nodes": job.nodes.source,
@@ -127,7 +128,8 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
         for warning in [*plan.warnings, grace_warning(plan.timing, job.environment)]:
             if warning is not None:
                 job.say(f"warning: {warning}")
-        return {"devices": [list(ids) for ids in devices], "deepspeed": plan.deepspeed}
+        number = max(1, len(roles.vllm_devices))
+        return {"devices": [list(ids) for ids in devices], "deepspeed": plan.deepspeed, "vllm_devices": number}
 
     if job.nodes.count == 1:
         decision = decide([job.devices.ids])
@@ -146,13 +148,23 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
             host=socket.gethostname(),
             devices=job.devices.ids,
             on_cpu=job.devices.on_cpu,
-            recipe={**job.recipe.model_dump(mode="json"), "--deepspeed": job.options.deepspeed},
+            recipe={
+                **job.recipe.model_dump(mode="json"),
+                "--deepspeed": job.options.deepspeed,
+                "--vllm-devices": job.options.vllm_devices,
+            },
             versions={**versions(TOGETHER), "kit's code": _hash_code(), "python": "{}.{}".format(*sys.version_info)},
             error=error.message if error else None,
             error_code=error.exit_code if error else 0,
         )
         channels, decision = Meeting(job.nodes, job.run.path, job.environment, job.say, stop).hold(me, decide)
-    return channels, _assign(job, decision["devices"]), decision["deepspeed"]
+    roles = assign(
+        decision["devices"],
+        use_vllm=job.recipe.use_vllm,
+        on_cpu=job.devices.on_cpu,
+        vllm_devices=decision["vllm_devices"],
+    )
+    return channels, roles, decision["deepspeed"]
 
 
 def check_node(job: Job, nodes: Nodes | None, stopped: Callable[[], bool] = lambda: False) -> KitError | None:
@@ -164,6 +176,7 @@ def check_node(job: Job, nodes: Nodes | None, stopped: Callable[[], bool] = lamb
         nodes=nodes,
         run_dir=job.run.path,
         deepspeed=job.options.deepspeed,
+        vllm_devices=job.options.vllm_devices,
         gpu_memory_gib=job.gpu_memory_gib,
         with_torch=False,  # the workers check the same with torch, before they train
         environment=job.environment,
@@ -181,18 +194,19 @@ def check_node(job: Job, nodes: Nodes | None, stopped: Callable[[], bool] = lamb
     return report.error
 
 
-def _assign(job: Job, devices: Sequence[Sequence[str]]) -> Roles:
-    return assign(devices, use_vllm=job.recipe.use_vllm, on_cpu=job.devices.on_cpu)
-
-
 def _plan(job: Job, devices: Sequence[Sequence[str]]) -> tuple[Plan, Roles]:
     """Return the plan and roles of all nodes' devices, or raise KitError with the plan's errors."""
-    roles, on_cpu = _assign(job, devices), job.devices.on_cpu
-    memory, deepspeed = job.gpu_memory_gib, job.options.deepspeed
-    plan = make_plan(job.recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
-    if plan.errors:
+    plan = plan_devices(
+        job.recipe,
+        devices,
+        on_cpu=job.devices.on_cpu,
+        gpu_memory_gib=job.gpu_memory_gib,
+        deepspeed=job.options.deepspeed,
+        vllm_devices=job.options.vllm_devices,
+    )
+    if plan.errors or plan.roles is None:
         raise KitError("\n".join(plan.errors))
-    return plan, roles
+    return plan, plan.roles
 
 
 def _run(

@@ -12,12 +12,18 @@ from mini_r1.console import printable
 from mini_r1.errors import KitError
 from mini_r1.launch.job import Job, LaunchOptions, Say
 from mini_r1.launch.launcher import check_node
-from mini_r1.launch.worker_environment import EXPANDABLE_SEGMENTS, OVERRIDING, TOKENIZERS, device_variables
+from mini_r1.launch.worker_environment import (
+    EXPANDABLE_SEGMENTS,
+    OVERRIDING,
+    TOKENIZERS,
+    device_variables,
+    vllm_variables,
+)
 from mini_r1.machine.devices import VISIBLE, Devices, given_devices
-from mini_r1.machine.lifeline import VLLM_DEVICE
 from mini_r1.machine.nodes import Nodes
-from mini_r1.machine.nvidia import NO_P2P, device_index, lacks_p2p, read_driver, smallest_gpu_gib
-from mini_r1.machine.roles import assign
+from mini_r1.machine.nvidia import NO_P2P, lacks_p2p, read_driver, smallest_gpu_gib
+from mini_r1.machine.roles import Roles, assign
+from mini_r1.plan.device_roles import count_vllm_devices
 from mini_r1.plan.planner import make_plan
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
@@ -73,16 +79,19 @@ def join_workers(
     devices = given_devices(environment)
     on_first_node = rank == local_rank  # ranks are numbered node by node
     has_agent = "TORCHELASTIC_RUN_ID" in environment  # torchrun, which ends the other workers after an error of one
+    number = count_vllm_devices(options.vllm_devices)
     if local_rank == 0 or not has_agent:
-        _refuse_number(recipe, devices, local_world, on_first_node)
-    training = devices.ids[:-1] if recipe.use_vllm and on_first_node else devices.ids
-    if rank == 0 and recipe.use_vllm:
-        environment[VLLM_DEVICE] = "cpu" if devices.on_cpu else device_index(devices.ids[-1])
+        _refuse_number(recipe, devices, local_world, number, on_first_node)
+    training = devices.ids[: len(devices.ids) - number] if recipe.use_vllm and on_first_node else devices.ids
+    if rank == 0:
+        roles = _assign(recipe, devices, world, world - local_world, number)
+        training = roles.nodes[0].training_devices
+        environment.update({name: value for name, value, _ in vllm_variables(roles, on_cpu=devices.on_cpu)})
     if rank == 0 and has_agent:
         nodes = Nodes(1, 0, "", 0, "torchrun", None)
         memory = None if devices.on_cpu else smallest_gpu_gib(read_driver(devices.ids))
         job = Job(options, Path(options.recipe), recipe, run, devices, nodes, memory, environment, say)
-        _check(job, sharding, world, world - local_world)
+        _check(job, sharding, world, roles)
     for name in [name for name in environment if name.startswith(OVERRIDING)]:
         del environment[name]
     for name, value, _ in device_variables(training, local_world, on_cpu=devices.on_cpu):
@@ -97,7 +106,7 @@ def refuse_alone(recipe: Recipe, deepspeed: DeepSpeedFile | None, environment: M
     """Raise KitError if one worker alone can't train the recipe: it needs vLLM or DeepSpeed, or has several GPUs."""
     if recipe.use_vllm:
         raise KitError(
-            "use_vllm: true needs another device, which `mini-r1 launch` assigns: use that instead of "
+            "use_vllm: true, and `mini-r1 launch` assigns vLLM's device, on one GPU too: use that instead of "
             "`mini-r1 train`, or set use_vllm: false"
         )
     if deepspeed is not None:
@@ -129,10 +138,14 @@ def _read_workers(environment: Mapping[str, str], recipe: Recipe) -> tuple[int, 
     return rank, local_rank, world, local_world
 
 
-def _refuse_number(recipe: Recipe, devices: Devices, workers: int, on_first_node: bool) -> None:
-    """Raise KitError if a node has too many workers for its devices, or on node 0 no device or several for vLLM."""
+def _refuse_number(recipe: Recipe, devices: Devices, workers: int, number: int, on_first_node: bool) -> None:
+    """Raise KitError if a node has too many workers for its devices, or node 0 not as many as vLLM leaves devices.
+
+    `number` is that of vLLM's devices.
+    """
     with_vllm, count = recipe.use_vllm and on_first_node, len(devices.ids)
-    right = assign([devices.ids], use_vllm=with_vllm, on_cpu=devices.on_cpu).nodes[0].workers
+    wanted = number if on_first_node else 1
+    right = assign([devices.ids], use_vllm=with_vllm, on_cpu=devices.on_cpu, vllm_devices=wanted).nodes[0].workers
     if (not devices.ids and not with_vllm) or workers == right or (workers < right and not with_vllm):
         return
     node = "node 0" if on_first_node else "this node"
@@ -142,23 +155,30 @@ def _refuse_number(recipe: Recipe, devices: Devices, workers: int, on_first_node
         "the number of machines)"
     ]
     if with_vllm and workers < count:
-        ways.append(f"set {VISIBLE}={','.join(devices.ids[: workers + 1])}")
+        ways.append(f"give --vllm-devices {count - workers}")
+    if with_vllm and workers + number < count:
+        ways.append(f"set {VISIBLE}={','.join(devices.ids[: workers + number])}")
     if with_vllm:
         ways.append("set use_vllm: false")
-    why = "use_vllm: true takes the last one, and each of the others needs a worker" if with_vllm else "one for each"
+    last = f"last {number}" if number > 1 else "last one"
+    why = f"use_vllm: true takes the {last}, and each of the others needs a worker" if with_vllm else "one for each"
     raise KitError(
         f"{node} has {count} {kind} ({devices.source}) and {workers} worker{'s' * (workers > 1)}; {why}: "
         f"{', or '.join(ways)}"
     )
 
 
-def _check(job: Job, sharding: DeepSpeedFile | None, world: int, elsewhere: int) -> None:
-    """Check node 0, the plan of all workers and the run directory; `elsewhere` is the number of workers on others."""
+def _assign(recipe: Recipe, devices: Devices, world: int, elsewhere: int, number: int) -> Roles:
+    """Assign roles to node 0's devices and to `elsewhere`, one for each worker on other nodes."""
+    own = devices.ids or (() if recipe.use_vllm else tuple(map(str, range(world - elsewhere))))
+    others = [list(map(str, range(elsewhere)))] if elsewhere else []
+    return assign([own, *others], use_vllm=recipe.use_vllm, on_cpu=devices.on_cpu, vllm_devices=number)
+
+
+def _check(job: Job, sharding: DeepSpeedFile | None, world: int, roles: Roles) -> None:
+    """Check node 0, the plan of all workers and the run directory."""
     recipe, on_cpu = job.recipe, job.devices.on_cpu
     refuse_other_workers(job.run, recipe, world, sharding.stage if sharding else 0)
-    own = job.devices.ids or tuple(map(str, range(world - elsewhere)))
-    others = [list(map(str, range(elsewhere)))] if elsewhere else []
-    roles = assign([own, *others], use_vllm=recipe.use_vllm, on_cpu=on_cpu)
     memory, deepspeed = job.gpu_memory_gib, job.options.deepspeed
     plan = make_plan(recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
     if plan.errors:
@@ -168,8 +188,8 @@ def _check(job: Job, sharding: DeepSpeedFile | None, world: int, elsewhere: int)
         raise error
     for warning in [*plan.warnings[len(recipe.warnings()) :], *_unused(recipe, job.environment)]:
         job.say(f"warning: {warning}")
-    vllm = f", vLLM on node 0's last device ({roles.vllm_device})" if roles.vllm_device else ", no vLLM"
-    job.say(f"{world} workers, started by torchrun{vllm}; DeepSpeed: {deepspeed}; run directory {job.run.path}")
+    workers = f"{world} worker{'s' * (world > 1)}, started by torchrun, {roles.describe_vllm()}"
+    job.say(f"{workers}; DeepSpeed: {deepspeed}; run directory {job.run.path}")
 
 
 def _unused(recipe: Recipe, environment: Mapping[str, str]) -> Iterator[str]:

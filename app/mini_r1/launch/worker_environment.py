@@ -11,7 +11,7 @@ from mini_r1.console import printable
 from mini_r1.launch.channel import interface_addresses
 from mini_r1.launch.job import Job
 from mini_r1.machine.control_groups import usable_cores
-from mini_r1.machine.lifeline import SUPERVISOR, VLLM_DEVICE
+from mini_r1.machine.lifeline import SUPERVISOR, VLLM_DEVICE, VLLM_SHARED
 from mini_r1.machine.nodes import JOB_TOKEN
 from mini_r1.machine.nvidia import ALLOCATOR, NO_P2P, PCI_ORDER, device_index
 from mini_r1.machine.redact import redact
@@ -27,6 +27,7 @@ TAKEN_OUT = {
     "GROUP_": "torchrun's",
     "ROLE_": "torchrun's",
     VLLM_DEVICE: "for rank 0 only, and computed",
+    VLLM_SHARED: "for rank 0 only, and computed",
     "VLLM_USE_V1": "vLLM 0.7.0's other engine, whose worker the kit cannot load weights into",
     JOB_TOKEN: "between launchers only",
 }
@@ -76,7 +77,7 @@ def worker_starts(
     if job.recipe.built_in:
         cores = min(cores, SMALL_MODEL_THREADS * node.workers)
     plural = "s" * (roles.num_processes > 1)
-    spared = ": all devices except vLLM's" if roles.vllm_device else ""
+    spared = ": all devices except vLLM's" if roles.vllm_devices and not roles.shared else ""
     shared = [
         Variable("WORLD_SIZE", str(roles.num_processes), f"{roles.num_processes} worker{plural}{spared}"),
         Variable("LOCAL_WORLD_SIZE", str(node.workers), f"workers of node {index}; nodes may differ"),
@@ -84,7 +85,8 @@ def worker_starts(
         Variable("MASTER_PORT", str(nodes.port), "from the job, so that two jobs on one machine do not meet"),
         Variable(SUPERVISOR, str(scratch), "folder for heartbeats, stacks and the request to stop"),
     ]
-    shared += device_variables(node.training_devices, node.workers, on_cpu=on_cpu, vllm_device=node.vllm_device)
+    vllm = () if roles.shared else node.vllm_devices
+    shared += device_variables(node.training_devices, node.workers, on_cpu=on_cpu, vllm_devices=vllm)
     defaults = [
         Variable("PYTHONUNBUFFERED", "1", "the last output of a worker is there when it is killed"),
         Variable("PYTHONFAULTHANDLER", "1", "a crash in native code leaves a stack"),
@@ -112,19 +114,31 @@ def worker_starts(
             Variable("RANK", str(rank), "this worker among all"),
             Variable("LOCAL_RANK", str(rank - node.first_rank), f"this worker among those of node {index}"),
         ]
-        if node.vllm_device is not None and rank == 0:
-            device = "cpu" if on_cpu else node.vllm_device
-            if index == nodes.index and not on_cpu:
-                device = device_index(device)
-            own.append(Variable(VLLM_DEVICE, device, "the only device of the process that generates"))
+        if rank == 0:
+            own += vllm_variables(roles, on_cpu=on_cpu, here=index == nodes.index)
         starts.append(WorkerStart(rank, index, command, (*own, *shared)))
     return starts
 
 
+def vllm_variables(roles: Roles, *, on_cpu: bool, here: bool = True) -> list[Variable]:
+    """Return what tells rank 0 where vLLM runs; only `here`, on node 0, can its UUIDs be looked up."""
+    devices = roles.nodes[0].vllm_devices
+    if not devices:
+        return []
+    ids = ["cpu" if on_cpu else device_index(device) if here else device for device in devices]
+    each = "the devices of the processes that generate, one each"
+    found = [Variable(VLLM_DEVICE, ",".join(ids), each if len(ids) > 1 else "the device of the process that generates")]
+    if roles.shared:
+        found.append(
+            Variable(VLLM_SHARED, "1", "vLLM starts before this worker uses the device, and measures its memory")
+        )
+    return found
+
+
 def device_variables(
-    training: Sequence[str], workers: int, *, on_cpu: bool, vllm_device: str | None = None
+    training: Sequence[str], workers: int, *, on_cpu: bool, vllm_devices: Sequence[str] = ()
 ) -> list[Variable]:
-    """Return what gives a node's workers the devices that train; `vllm_device` is only named in the reason."""
+    """Return what gives a node's workers the devices that train; `vllm_devices` are only named in the reason."""
     if on_cpu:
         return [
             Variable("MINI_R1_ACCELERATOR", "cpu", "the work runs on the CPU"),
@@ -132,7 +146,8 @@ def device_variables(
             Variable("DS_ACCELERATOR", "cpu", "DeepSpeed guesses otherwise"),
             Variable("LOCAL_SIZE", str(workers), "DeepSpeed's collectives on a CPU ask for it"),
         ]
-    without = f", without {vllm_device}, which is vLLM's" if vllm_device else ""
+    are = "are" if len(vllm_devices) > 1 else "is"
+    without = f", without {', '.join(vllm_devices)}, which {are} vLLM's" if vllm_devices else ""
     return [
         Variable("CUDA_VISIBLE_DEVICES", ",".join(training), f"devices that train{without}"),
         *(Variable(*order, "indices as in nvidia-smi, for GPUs of any kind") for order in PCI_ORDER.items()),

@@ -20,7 +20,7 @@ def summarize(plan: Plan) -> list[str]:
     """Return the two lines that a shipped recipe has in its header; a test compares them with today's plan."""
     one, several = ("process", "processes") if plan.on_cpu else ("training GPU", "training GPUs")
     workers = f"{plan.num_processes} {one if plan.num_processes == 1 else several}{' on the CPU' * plan.on_cpu}"
-    vllm = f" + vLLM on {plan.vllm_device}" if plan.vllm_device else ""
+    vllm = f" + vLLM on {', '.join(plan.vllm_devices)}" if plan.vllm_devices else ""
     deepspeed = f"DeepSpeed {plan.deepspeed}" if plan.deepspeed else "no DeepSpeed"
     prompts = f"{plan.prompts_per_step} prompt{'s' * (plan.prompts_per_step != 1)}"
     lines = [
@@ -108,7 +108,15 @@ def _roles_table(plan: Plan) -> Table:
     for node in plan.roles.nodes if plan.roles else ():
         ranks = f"{node.ranks.start}-{node.ranks.stop - 1}" if node.workers > 1 else str(node.first_rank)
         devices = ", ".join(node.training_devices) or "CPU"
-        rows.append((str(node.index), str(node.workers), ranks, printable(devices), printable(node.vllm_device or "-")))
+        rows.append(
+            (
+                str(node.index),
+                str(node.workers),
+                ranks,
+                printable(devices),
+                printable(", ".join(node.vllm_devices) or "-"),
+            )
+        )
     return _table("Roles", ("node", "workers", "ranks", "training devices", "vLLM"), rows)
 
 

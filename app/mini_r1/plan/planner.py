@@ -52,8 +52,8 @@ class Plan:
         return self.roles.num_processes if self.roles else 0
 
     @property
-    def vllm_device(self) -> str | None:
-        return self.roles.vllm_device if self.roles else None
+    def vllm_devices(self) -> tuple[str, ...]:
+        return self.roles.vllm_devices if self.roles else ()
 
     @property
     def prompts_per_step(self) -> int:
@@ -79,7 +79,8 @@ class Plan:
         memory = {"training_device": self.memory, "vllm_device": self.vllm}
         return {
             "num_processes": self.num_processes,
-            "vllm_device": self.vllm_device,
+            "vllm_devices": self.vllm_devices,
+            "vllm_shares_gpu": self.roles is not None and self.roles.shared,
             "nodes": [asdict(node) for node in self.roles.nodes] if self.roles else [],
             "on_cpu": self.on_cpu,
             "gpu_memory_gib": self.gpu_memory_gib,

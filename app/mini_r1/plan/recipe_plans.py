@@ -16,8 +16,9 @@ from mini_r1.errors import KitError
 from mini_r1.machine.control_groups import compare_memory
 from mini_r1.machine.devices import ACCELERATOR, CPU_SWITCH, given_devices
 from mini_r1.machine.nvidia import list_gpus, read_driver, smallest_gpu_gib
-from mini_r1.machine.roles import assign, shape
-from mini_r1.plan.planner import AUTO, Plan, make_plan
+from mini_r1.machine.roles import shape
+from mini_r1.plan.device_roles import plan_devices
+from mini_r1.plan.planner import AUTO, Plan
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_files
@@ -97,17 +98,23 @@ def find_hardware(
     return Hardware([[]] * (nodes or 1), True, None, source, here=True)
 
 
-def plan_for(recipe: Recipe, hardware: Hardware, deepspeed: str = AUTO) -> Plan:
+def plan_for(recipe: Recipe, hardware: Hardware, deepspeed: str = AUTO, vllm_devices: str = "1") -> Plan:
     """Plan a recipe on these devices; a plan without roles has the reason in its errors.
 
     On this machine's devices, host memory is compared as `mini-r1 launch` compares it.
     """
     memory, on_cpu = hardware.gpu_memory_gib, hardware.on_cpu
     try:
-        roles = assign(hardware.devices, use_vllm=recipe.use_vllm, on_cpu=on_cpu)
+        plan = plan_devices(
+            recipe,
+            hardware.devices,
+            on_cpu=on_cpu,
+            gpu_memory_gib=memory,
+            deepspeed=deepspeed,
+            vllm_devices=vllm_devices,
+        )
     except KitError as error:
         return Plan(recipe, None, on_cpu, memory, errors=[error.message])
-    plan = make_plan(recipe, roles, gpu_memory_gib=memory, on_cpu=on_cpu, deepspeed=deepspeed)
     if hardware.here and plan.host_memory_gib is not None:
         found = compare_memory(plan.host_memory_gib)
         plan.host_memory_here = found.detail

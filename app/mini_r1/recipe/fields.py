@@ -163,7 +163,7 @@ class Recipe(BaseModel):
     max_completion_length: types.Count = 256
     """Longest completion, in tokens; TRL's default. A longer one is cut and scored as it is."""
     use_vllm: types.Flag = False
-    """Generate with vLLM on the last device; false: with transformers on the training devices."""
+    """Generate with vLLM, on the last device, or on the only one; false: with transformers on the training devices."""
     vllm_device: types.Device = "auto"
     """Ignored, accepted for old files: the launcher chooses the device."""
     vllm_gpu_memory_utilization: Annotated[types.Positive, Field(le=1)] = 0.9

@@ -11,7 +11,7 @@ from mini_r1.console import text
 from mini_r1.recipe.fields import Recipe
 from mini_r1.report.original_curve import Comparison, compare, why_not_comparable
 from mini_r1.report.plots import main_series, wilson
-from mini_r1.run.reader import Evaluated, RunData
+from mini_r1.run.reader import Evaluated, RunData, count_vllm_processes
 from mini_r1.values import duration, interval, mapping, number
 
 SHOWN_REASONS = 12  # most reasons of failure in the table; the evaluation's file has all
@@ -321,7 +321,9 @@ def _devices(facts: dict[str, Any]) -> str:
     counted = [f"{names.count(n)} × {n}" if names.count(n) > 1 else n for n in dict.fromkeys(names)]
     workers = facts.get("workers")
     several = f"; {workers} workers" if isinstance(workers, int) and workers > 1 else ""
-    return ", ".join(counted) + several + ("; vLLM on one more" if facts.get("vllm_device") is not None else "")
+    count = count_vllm_processes(facts)
+    where = "the same" if facts.get("vllm_shared") is True else "one more" if count == 1 else f"{count} more"
+    return ", ".join(counted) + several + f"; vLLM on {where}" * (count > 0)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

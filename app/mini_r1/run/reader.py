@@ -6,7 +6,7 @@ and what is missing is listed (`RunData.missing`) instead of raised. No torch; p
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -170,13 +170,19 @@ class AttemptRecord:
 
     @property
     def gpus(self) -> int:
-        """GPUs it held: one for each worker, and vLLM's; 0 on a CPU."""
+        """GPUs it held: one for each worker, and vLLM's unless it shares one; 0 on a CPU."""
         devices = self.facts.get("devices")
         if not isinstance(devices, list) or not devices or str(devices[0]).startswith("cpu"):
             return 0
         workers = self.facts.get("workers")
         known = workers if isinstance(workers, int) and 0 < workers < 100_000 else len(devices)
-        return known + (self.facts.get("vllm_device") is not None)
+        return known + (0 if self.facts.get("vllm_shared") is True else count_vllm_processes(self.facts))
+
+
+def count_vllm_processes(facts: Mapping[str, Any]) -> int:
+    """Return the number of vLLM's processes, one for each of its devices, by an attempt's entry in run.json."""
+    devices = facts.get("vllm_device")
+    return 0 if devices is None else str(devices)[:1_000].count(",") + 1
 
 
 def read_attempts(run: RunDir) -> list[AttemptRecord]:

@@ -47,7 +47,6 @@ class World:
             self._state = PartialState(cpu=on_cpu, timeout=timeout)
             self.rank, self.size = self._state.process_index, self._state.num_processes
         self.main = self.rank == 0
-        self.main = self.rank == 0
         self._on_done = on_done
         # Rank 0 serves it in a thread, also while it computes.
         self._store: Any = distributed_c10d._get_default_store() if self.size > 1 else None
@@ -83,7 +82,7 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any rank."""
-        if self._state is None:
+        if self._state is None or self.size == 1:
             return flag
         votes = torch.tensor([int(flag)], device=self._state.device)
         torch.distributed.all_reduce(votes, op=torch.distributed.ReduceOp.MAX)
