@@ -28,16 +28,24 @@ def smoke(*args: str | Path, **variables: str) -> tuple[int, dict[str, Any], str
 
 @needs_vllm
 @pytest.mark.real
-def test_the_whole_path_passes_and_leaves_nothing(tmp_path: Path) -> None:
-    code, printed, errors = smoke("--gpus", "3", TMPDIR=str(tmp_path))
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [
+        pytest.param(("--gpus", "1"), 1, id="one device"),
+        pytest.param(("--gpus", "4", "--vllm-devices", "2"), 2, id="two vLLM processes"),
+        pytest.param(("--gpus", "3"), 2, id="one vLLM process", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_the_whole_path_passes_and_leaves_nothing(tmp_path: Path, options: tuple[str, ...], workers: int) -> None:
+    code, printed, errors = smoke(*options, TMPDIR=str(tmp_path))
     assert code == 0, errors + json.dumps(printed, indent=2)
     found = {finding["check"]: finding for finding in printed["findings"]}
     assert list(found) == PARTS
     assert {finding["status"] for finding in found.values()} == {"ok"}
     assert "exit code 150, no process left" in found["one worker killed"]["detail"]
-    assert found["workers"]["detail"].startswith("2 on cpu")
+    assert found["workers"]["detail"].startswith(f"{workers} on cpu")
     assert "greedy text equal at all" in found["vLLM weight sync"]["detail"]
-    assert "ZeRO-3, 2 shards" in found["save"]["detail"]
+    assert f"ZeRO-3, {workers} shards" in found["save"]["detail"]
     assert not list(tmp_path.glob("mini-r1-smoke-*"))
 
 
@@ -90,11 +98,17 @@ def test_a_sync_that_proves_nothing_fails(logged: list[dict[str, float]], messag
         (("my.yaml",), "the smoke test has its own recipe"),
         (("--set", "seed=1"), "the smoke test has its own recipe"),
         (("--run-dir", "."), "is not empty: give --smoke a new --run-dir"),
+        (("--gpus", "2", "--vllm-devices", "2"), "--vllm-devices 2, but there are 2 GPUs"),
     ],
 )
 def test_other_options_are_refused(
-    mini_r1: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, args: tuple[str, ...], message: str
+    mini_r1: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    message: str,
 ) -> None:
+    monkeypatch.setenv("MINI_R1_ACCELERATOR", "cpu")
     (tmp_path / "thesis.tex").touch()
     done = mini_r1("doctor", "--smoke", *args, cwd=tmp_path)
     assert done.returncode == 78

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -130,13 +130,15 @@ def _smoke(run_dir: Path | None, gpus: int | None, vllm_devices: str, *, as_json
     except KitError as error:
         nodes = find_nodes(os.environ, count=1)
         progress(f"warning: {error.message}; testing this node alone")
+    test = SmokeTest(Path(), devices, nodes, gpus, vllm_devices, os.environ, progress)
+    test.refuse_roles()
     folder = choose_folder(run_dir, nodes)
     changes, moved = move_caches(os.environ)
     os.environ.update(changes)
     if moved:
         progress(moved)
     findings = []
-    for finding in SmokeTest(folder, devices, nodes, gpus, vllm_devices, os.environ, progress).findings():
+    for finding in replace(test, folder=folder).findings():
         findings.append(finding)
         if not as_json:
             print(f"{finding.status:4}  {finding.check}: {printable(finding.detail)}", flush=True)

@@ -23,6 +23,9 @@ from mini_r1.machine.findings import Finding, fail, ok, skip
 from mini_r1.machine.heavy_imports import INSTALL, INSTALL_VLLM_CPU
 from mini_r1.machine.nodes import Nodes
 from mini_r1.machine.provenance import versions
+from mini_r1.machine.roles import assign
+from mini_r1.plan.device_roles import count_vllm_devices
+from mini_r1.plan.planner import AUTO
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.run.files import write_json
 from mini_r1.run.manifest import verify
@@ -93,6 +96,12 @@ class SmokeTest:
         """
         enough = len(self.devices.ids) >= (1 if self.nodes.count == 1 else 2)
         return enough and not (self.devices.on_cpu and versions(["vllm"])["vllm"] is None)
+
+    def refuse_roles(self) -> None:
+        """Raise KitError if this is node 0, and it has too few devices for --vllm-devices."""
+        if self.nodes.index == 0 and self.vllm_devices not in ("1", AUTO):
+            given, number = [self.devices.ids] * self.nodes.count, count_vllm_devices(self.vllm_devices)
+            assign(given, use_vllm=True, on_cpu=self.devices.on_cpu, vllm_devices=number)
 
     @property
     def deepspeed(self) -> str:
