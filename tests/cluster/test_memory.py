@@ -20,13 +20,22 @@ from mini_r1.plan.disk_space import (
     shared_memory_gib,
     sync_block_gib,
 )
-from mini_r1.plan.memory import ROLLOUT, STEP, UPDATE, Memory, kv_bytes_per_token, training_memory, vllm_memory
+from mini_r1.plan.memory import (
+    ROLLOUT,
+    STEP,
+    UPDATE,
+    Memory,
+    kv_bytes_per_token,
+    training_memory,
+    vllm_memory,
+    vllm_share,
+)
 from mini_r1.plan.shapes import KNOWN, builtin_shape
 from mini_r1.plan.training_setup import LIVE, NO_ZERO, TrainingSetup, zero_settings
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.recipe.fields import Recipe
-from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 from mini_r1.recipe.shipped_files import shipped_files
 from mini_r1.values import GIB
 
@@ -104,6 +113,30 @@ def test_offloaded_states_are_in_the_host_s_memory_as_deepspeed_estimates() -> N
     at = {name: host_memory_gib(setup(recipe, name, workers=8), workers=8) for name in ("zero3", "zero3-offload")}
     base = 8 * 3.0 + SHAPE.parameters * 2 / GIB
     assert at["zero3-offload"] - base == pytest.approx(theirs / GIB, rel=0.01)
+
+
+@pytest.mark.parametrize("deepspeed", ["zero2", "zero3"])
+def test_gradients_added_up_in_float32_take_two_bytes_more_of_each_parameter(deepspeed: str) -> None:
+    plain, precise = table(PUBLISHED, deepspeed, 3), table(changed(grad_accum_dtype="fp32"), deepspeed, 3)
+    before, after = gib(plain), gib(precise)
+    assert (after.pop("gradients") - before.pop("gradients")) * GIB == pytest.approx(2 * SHAPE.parameters / 3)
+    fragmentation = "CUDA context and fragmentation"
+    assert after.pop(fragmentation) >= before.pop(fragmentation)
+    assert after == before
+
+
+def test_the_user_s_own_file_may_say_so_too() -> None:
+    file = find_deepspeed("zero2")
+    own = DeepSpeedFile("own.json", {**file.values, "data_types": {"grad_accum_dtype": "fp32"}})
+    assert zero_settings(own, SHAPE).float32_gradients
+    assert not zero_settings(file, SHAPE).float32_gradients
+
+
+def test_zero2_collects_a_micro_batch_s_gradients_apart_from_those_of_the_others() -> None:
+    name = "gradients of one micro-batch"
+    assert gib(table(PUBLISHED, "zero2", 3))[name] * GIB == pytest.approx(2 * SHAPE.parameters / 3)
+    assert name not in gib(table(changed(gradient_accumulation_steps=1), "zero2", 3))
+    assert name not in gib(table(PUBLISHED, "zero3", 3))
 
 
 # --- without DeepSpeed ---
@@ -215,13 +248,77 @@ def test_a_small_model_s_block_holds_two_groups() -> None:
     assert sync_block_gib(replace(setup(PUBLISHED), shape=small)) == 2 * GROUP_BYTES / GIB
 
 
+# --- one GPU for training and vLLM ---
+
+
+LORA = load_recipe(find_recipe("lora-1.5b")).model_copy(update={"use_vllm": True})
+
+
+def shared(gib: float | None = 24, **changes: Any) -> TrainingSetup:
+    recipe = LORA.model_copy(update=changes)
+    return TrainingSetup(recipe, KNOWN[recipe.model_name_or_path], gpu_memory_gib=gib, shared_gpu=True)
+
+
+def test_a_shared_gpu_s_memory_is_divided() -> None:
+    """vLLM gets what its weights, in 16 bits and whole, and the cache of a rollout need; training keeps the rest."""
+    setup = shared()
+    vllm, training = vllm_memory(setup), training_memory(setup)
+    weights = 2 * setup.shape.parameters / GIB
+    cache = 64 * 1280 * kv_bytes_per_token(setup.shape, 2) / GIB
+    assert gib(vllm)["weights"] == pytest.approx(weights)
+    assert weights + cache + 1 < vllm_share(setup) * 24 < 1.2 * (weights + cache + 2)
+    assert vllm.sequences is not None
+    assert vllm.sequences >= setup.rollout_rows == 64
+    # CUDA graphs are outside of vLLM's share.
+    assert gib(training)["vLLM on the same GPU"] == pytest.approx(vllm_share(setup) * 24 + 1)
+    alone = training_memory(replace(setup, recipe=setup.recipe.model_copy(update={"use_vllm": False})))
+    assert training.at(UPDATE) == pytest.approx(alone.at(UPDATE) + vllm.total_gib, rel=0.02)
+    assert training.fits
+
+
+def test_a_quantized_base_is_whole_in_vllm() -> None:
+    assert gib(vllm_memory(shared(load_in_4bit=True)))["weights"] == gib(vllm_memory(shared()))["weights"]
+
+
+def test_more_than_vllm_runs_at_once_need_no_cache() -> None:
+    assert (
+        vllm_share(shared(80, num_generations=64))
+        == vllm_share(shared(80, num_generations=128))
+        > vllm_share(shared(80))
+    )
+
+
+def test_the_share_of_a_gpu_is_the_recipe_s_or_the_default() -> None:
+    assert vllm_share(shared(vllm_gpu_memory_utilization=0.4)) == 0.4
+    assert vllm_share(replace(shared(), shared_gpu=False)) == 0.9
+    assert vllm_share(setup(PUBLISHED, gib=80)) == 0.5
+
+
+def test_a_shared_gpu_of_unknown_memory_has_no_share() -> None:
+    with pytest.raises(ValueError, match="memory is not known"):
+        vllm_share(shared(None))
+    assert training_memory(shared(None)).fits
+    assert vllm_memory(shared(None)).sequences is None
+
+
+def test_vllm_s_processes_share_the_prompts() -> None:
+    four = replace(setup(PUBLISHED, workers=4), vllm_devices=3)  # 32 prompts of 8
+    assert four.rollout_rows == 11 * 8
+    assert replace(four, vllm_devices=1).rollout_rows == 32 * 8
+    assert setup(changed(use_vllm=False), workers=4).rollout_rows == 64
+    one, two = (host_memory_gib(replace(four, vllm_devices=n), 4) for n in (1, 2))
+    assert two - one == pytest.approx(3)
+
+
 # --- disk ---
 
 
-def test_a_checkpoint_under_zero3_takes_43_gb_as_the_original_s() -> None:
+def test_a_checkpoint_under_zero3_takes_43_gb_as_the_original_s_without_its_second_copy_of_the_weights() -> None:
     """Its 18 checkpoints took about 780 GB."""
     found = disk_use(setup(PUBLISHED, "zero3", workers=3), 450)
-    assert found.checkpoint * GIB / 1e9 == pytest.approx(43, abs=0.5)
+    assert (found.checkpoint * GIB + 2 * SHAPE.parameters) / 1e9 == pytest.approx(43, abs=0.5)
+    zero2 = disk_use(setup(PUBLISHED, "zero2", workers=3), 450)
+    assert (zero2.checkpoint - found.checkpoint) * GIB == pytest.approx(2 * SHAPE.parameters)
     assert found.checkpoints == 3 * found.checkpoint
     assert found.snapshots == 18 * found.snapshot
     assert found.snapshot * GIB == 2 * SHAPE.parameters

@@ -257,6 +257,14 @@ def test_deepspeed_with_quantized_weights_is_refused() -> None:
     assert "DeepSpeed cannot shard quantized weights" in refusal(planned(made, 1, deepspeed="zero2"))
 
 
+def test_float32_gradients_without_deepspeed_are_a_warning() -> None:
+    made = recipe(grad_accum_dtype="fp32")
+    assert planned(made).warnings == planned(PUBLISHED).warnings
+    assert any(
+        "grad_accum_dtype has no effect without DeepSpeed" in w for w in planned(made, deepspeed="none").warnings
+    )
+
+
 def test_a_learning_rate_that_bfloat16_rounds_away_is_a_warning() -> None:
     def warned(deepspeed: str, rate: float) -> bool:
         plan = planned(recipe(use_vllm=False, learning_rate=rate), deepspeed=deepspeed)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from mini_r1.errors import KitError
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
+from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import write_json
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
@@ -258,25 +259,53 @@ def test_on_gloo_deepspeed_reads_weights_that_have_not_arrived_and_the_kit_waits
     assert (early == 0) == patched
 
 
-def two_steps(stage: int, policy: Path, folder: Path) -> None:
-    """Train to step 2 and save at each step, from the newest checkpoint in `folder` if there is one."""
+def two_steps(stage: int, policy: Path, folder: Path, logs: Path) -> None:
+    """Train to step 2 and save at each step, from the newest checkpoint in `folder` if there is one.
+
+    Gradients are added up in float32. Rank 0 writes the float32 weights of the last checkpoint's shards into `logs`.
+    """
     arguments.prepare_deepspeed(on_cpu=True)
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
     run = RunDir(folder)
     newest = run.complete_checkpoints()[:1]
+    recipe = Recipe(model_name_or_path="builtin:demo", grad_accum_dtype="fp32")
+    shards = arguments.deepspeed_values(recipe, DeepSpeedFile("shipped", deepspeed_config(stage)))
     # Adam, so that there is something in the optimizer's shards.
-    saved = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-3}
+    saved = {
+        "max_steps": 2, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-3,
+        "bf16": True, "deepspeed": shards,
+    }  # fmt: skip
     trainer = built(kit, partial(config, folder, stage, **saved), policy, RANKS * ACCUMULATION * 2)
+    found: set[torch.dtype] = set()
+    compute_loss = trainer.compute_loss
+
+    def look(*args: Any, **kwargs: Any) -> torch.Tensor:
+        optimizer = trainer.model_wrapped.optimizer
+        added = [optimizer.grad_partitions_flat_buffer] if stage == 3 else optimizer.averaged_gradients.get(0) or []
+        found.update(gradient.dtype for gradient in added)
+        return compute_loss(*args, **kwargs)
+
+    trainer.compute_loss = look
     trainer.train(resume_from_checkpoint=str(newest[0].path) if newest else None)
     assert trainer.state.global_step == 2
+    assert next(trainer.model_wrapped.module.parameters()).dtype == torch.bfloat16
+    assert found == {torch.float32}
+    if os.environ["RANK"] == "0":
+        whole = get_fp32_state_dict_from_zero_checkpoint(str(run.complete_checkpoints()[0].path))
+        torch.save(whole, logs / "weights.pt")
 
 
-def on_two_ranks(stage: int, policy: Path, run: RunDir) -> None:
+def on_two_ranks(stage: int, policy: Path, run: RunDir) -> dict[str, torch.Tensor]:
+    """Return the weights of the last checkpoint, in float32."""
     logs = run.path.with_suffix(".logs")
     with Workers(
-        RANKS, two_steps, stage, policy, run.path, folder=logs, environment={"LOCAL_WORLD_SIZE": str(RANKS)}
+        RANKS, two_steps, stage, policy, run.path, logs, folder=logs, environment={"LOCAL_WORLD_SIZE": str(RANKS)}
     ) as w:
         for ended in w.wait(120):
             assert ended.code == 0, ended.errors + ended.output
+    weights: dict[str, torch.Tensor] = torch.load(logs / "weights.pt", weights_only=True)
+    return weights
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -284,30 +313,31 @@ def test_sharded_checkpoints_are_complete_and_resumed_exactly(untrained: Path, t
     run = RunDir(tmp_path / "run")
     run.attempts.mkdir(parents=True)
     write_json(run.run_file, {"run_id": "5" * 32})
-    on_two_ranks(stage, untrained, run)
+    weights = on_two_ranks(stage, untrained, run)
     newest, first = run.complete_checkpoints()
     assert (newest.step, first.step) == (2, 1)
     assert newest.facts == {"run_id": "5" * 32, "world_size": RANKS, "zero_stage": stage, "logs": {}}
     assert verify(newest, run.run_id) is None
     files = json.loads((newest.path / "manifest.json").read_text())["files"]
     written = {rank: [name for name in files if written_by(name, RANKS) == rank] for rank in range(RANKS)}
-    assert {Path(name).name for name in written[1]} >= {"rng_state_1.pth", "zero_pp_rank_1_mp_rank_00_optim_states.pt"}
+    own = {Path(name).name.removeprefix("bf16_") for name in written[1]}
+    assert own >= {"rng_state_1.pth", "zero_pp_rank_1_mp_rank_00_optim_states.pt"}
     assert len([name for name in files if "optim_states" in name]) == RANKS
+    assert not [name for name in files if name.endswith(".safetensors")], "the weights are in DeepSpeed's files already"
     snapshot = load_file(run.snapshots / "step-2" / "model.safetensors")
-    weights = load_file(newest.path / "model.safetensors")
     for name, tensor in snapshot.items():
         assert tensor.equal(weights[name].bfloat16()), name
 
     again = RunDir(Path(shutil.copytree(run.path, tmp_path / "again")))
     shutil.rmtree(again.checkpoints / "step-2")
     shutil.rmtree(again.snapshots / "step-2")
-    on_two_ranks(stage, untrained, again)
+    resumed_weights = on_two_ranks(stage, untrained, again)
     assert again.complete_checkpoints()[0].step == 2
-    for name, tensor in load_file(again.snapshots / "step-2" / "model.safetensors").items():
-        assert tensor.equal(snapshot[name]), name
+    for name, tensor in resumed_weights.items():
+        assert tensor.equal(weights[name]), name
     resumed = json.loads((again.checkpoints / "step-2" / "manifest.json").read_text())["files"]
     assert resumed.keys() == files.keys()
-    for name in ("model.safetensors", "rng_state_0.pth", "rng_state_1.pth", "scheduler.pt"):
+    for name in ("rng_state_0.pth", "rng_state_1.pth", "scheduler.pt"):
         assert resumed.get(name) == files.get(name), name
 
     with pytest.raises(KitError, match="was written by 2 workers with DeepSpeed ZeRO"):

@@ -43,14 +43,14 @@ class DiskUse:
 def disk_use(setup: TrainingSetup, steps: int | None) -> DiskUse:
     """Return the disk that a run needs; an unknown number of steps counts one save.
 
-    A checkpoint has the trained weights and their optimizer states. ZeRO's shards are float32 weights and moments; on
-    top are the 16-bit weights, under ZeRO-2 twice (DeepSpeed's and transformers').
+    A checkpoint has the trained weights and their optimizer states. ZeRO's shards are float32 weights and moments;
+    ZeRO-2 adds the 16-bit weights.
     """
     recipe, trained, stage = setup.recipe, setup.trained_parameters, setup.zero.stage
     own = 4 if recipe.use_peft else setup.weight_bytes
     if stage:
         own = 2 if setup.autocast else own
-        each = 4 + setup.state_bytes(4) + own * (2 if stage == 2 else 1)
+        each = 4 + setup.state_bytes(4) + (own if stage == 2 else 0)
     else:
         each = own + setup.state_bytes(own)
     saves = 1 if recipe.save_strategy == "no" or steps is None else math.ceil(steps / recipe.save_every(steps))
@@ -84,9 +84,10 @@ def host_memory_gib(setup: TrainingSetup, workers: int) -> float:
     if on_cpu:
         states += workers * training_memory(setup).total_gib
     base = workers * (1.0 if on_cpu else PROCESS_GIB)
-    vllm = PROCESS_GIB + sync_block_gib(setup) if setup.recipe.use_vllm else 0.0
-    if setup.recipe.use_vllm and on_cpu:
-        vllm += CPU_CACHE_GIB + parameters * setup.compute_bytes / GIB
+    vllm = 0.0
+    if setup.recipe.use_vllm:
+        each = PROCESS_GIB + (CPU_CACHE_GIB + parameters * setup.compute_bytes / GIB if on_cpu else 0.0)
+        vllm = each * setup.vllm_devices + sync_block_gib(setup)
     return base + max(loading, states) + vllm
 
 

@@ -4,6 +4,7 @@ Weights and optimizer are always there; the rollout, the update and the optimize
 The largest of the three must fit. Formulas and sources: docs/plan.md.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +27,7 @@ BLOCK: Final = 16  # tokens of a block of vLLM's cache: a sequence takes whole b
 MAX_SEQUENCES: Final = 256  # sequences decoded at once: vLLM 0.7.0's default of max_num_seqs
 PROFILED_TOKENS: Final = 2048
 """Least tokens of the forward pass by which vLLM 0.7.0 measures its activations (max_num_batched_tokens)."""
+DEFAULT_SHARE: Final = 0.9  # of its own GPU; TRL's default of vllm_gpu_memory_utilization
 GRAPHS_GIB: Final = 1.0
 """Captured CUDA graphs, outside of vllm_gpu_memory_utilization. An allowance, not measured here."""
 CPU_CACHE_GIB: Final = 1.0  # size of the cache on a CPU, VLLM_CPU_KVCACHE_SPACE
@@ -95,6 +97,8 @@ def training_memory(setup: TrainingSetup) -> Memory:
     if not setup.on_cpu:
         peak = max(sum(item.bytes for item in items if phase in item.phases) for phase in PHASES)
         items.append(MemoryItem("CUDA context and fragmentation", CONTEXT_GIB * GIB + FRAGMENTATION * peak))
+        if setup.recipe.use_vllm and setup.shared_gpu:
+            items.append(MemoryItem("vLLM on the same GPU", vllm_memory(setup).total_gib * GIB))
     return Memory(tuple(item for item in items if item.bytes > 0), setup.gpu_memory_gib)
 
 
@@ -123,8 +127,8 @@ def _whole_states(setup: TrainingSetup) -> list[MemoryItem]:
 def _sharded_states(setup: TrainingSetup) -> list[MemoryItem]:
     """Return the model states under ZeRO-2 and ZeRO-3 (arXiv:1910.02054, section 5; DeepSpeed 0.15.4's runtime/zero).
 
-    With P parameters in 16 bits over N workers: 2P or 2P/N weights, 2P/N gradients, 12P/N float32 weights and Adam's
-    moments, and at the step 4P/N float32 gradients.
+    With P parameters in 16 bits over N workers: 2P or 2P/N weights, 2P/N gradients (4P/N with grad_accum_dtype: fp32),
+    12P/N float32 weights and Adam's moments, and at the step 4P/N float32 gradients.
     """
     recipe, shape, zero = setup.recipe, setup.shape, setup.zero
     trained, w = setup.trained_parameters, setup.compute_bytes
@@ -137,10 +141,13 @@ def _sharded_states(setup: TrainingSetup) -> list[MemoryItem]:
         shard = 0 if zero.offload_weights else 1 / setup.workers
         weights, reference = weights * shard, reference * shard
     largest = shape.embedding_parameters if not recipe.use_peft else 0
+    separate = zero.stage == 2 and (recipe.gradient_accumulation_steps > 1 or setup.gradient_bytes > w)
     items = [
         MemoryItem("weights", weights),
         MemoryItem("reference model", reference),
-        MemoryItem("gradients", part * w * on_gpu, (UPDATE, STEP)),
+        MemoryItem("gradients", part * setup.gradient_bytes * on_gpu, (UPDATE, STEP)),
+        # Stage 2 collects each micro-batch's own before it adds them (stage_1_and_2.py, copy_grads_in_partition).
+        MemoryItem("gradients of one micro-batch", part * w * on_gpu if separate else 0, (UPDATE,)),
         MemoryItem("float32 weights", part * 4 * on_gpu),
         MemoryItem("optimizer states", part * setup.state_bytes(4) * on_gpu),
         MemoryItem("float32 gradients", group * 4 * on_gpu, (STEP,)),
@@ -196,28 +203,64 @@ def _sampling_work(setup: TrainingSetup) -> list[MemoryItem]:
     ]
 
 
+def vllm_share(setup: TrainingSetup) -> float:
+    """Return the share of its whole GPU that vLLM 0.7.0 may take (gpu_memory_utilization), CUDA graphs not included.
+
+    The recipe's; else DEFAULT_SHARE of a GPU that is vLLM's alone, and of one that training shares what its weights and
+    the cache of a rollout need. Raises ValueError if the memory of a shared GPU is unknown.
+    """
+    if setup.recipe.vllm_gpu_memory_utilization is not None:
+        return setup.recipe.vllm_gpu_memory_utilization
+    if not setup.shared_gpu or setup.on_cpu:
+        return DEFAULT_SHARE
+    if setup.gpu_memory_gib is None:
+        raise ValueError("the GPU's memory is not known")
+    needed = sum(item.bytes for item in _vllm_items(setup)) + cached_sequences(setup) * _sequence_bytes(setup)
+    needed *= 1 + FRAGMENTATION  # what vLLM measures may differ from this estimate
+    return math.ceil(100 * needed / (setup.gpu_memory_gib * GIB)) / 100
+
+
+def cached_sequences(setup: TrainingSetup) -> int:
+    """Return the sequences that vLLM's cache has to hold: on a shared GPU those of a rollout that run at once."""
+    return min(setup.rollout_rows, MAX_SEQUENCES) if setup.shared_gpu and not setup.on_cpu else 1
+
+
 def vllm_memory(setup: TrainingSetup) -> Memory:
     """Return the memory table of vLLM's device; with unknown memory the items lack the cache.
 
-    vLLM takes `vllm_gpu_memory_utilization` of the device; what weights and activations leave of that is its cache.
+    vLLM takes `vllm_share` of the device; what weights and activations leave of that is its cache.
     """
-    shape, each, available = setup.shape, setup.compute_bytes, setup.gpu_memory_gib
-    length = setup.recipe.longest_sequence
-    tokens = max(PROFILED_TOKENS, length)
+    items, available = _vllm_items(setup), setup.gpu_memory_gib
+    cache: float = CPU_CACHE_GIB * GIB
+    if not setup.on_cpu:
+        graphs = MemoryItem("CUDA graphs", GRAPHS_GIB * GIB)
+        if available is None:
+            return Memory((*items, graphs), None)
+        cache = max(0.0, vllm_share(setup) * available * GIB - sum(item.bytes for item in items))
+        items.append(graphs)
+    items.append(MemoryItem("key-value cache", cache))
+    return Memory(tuple(items), available, int(cache // _sequence_bytes(setup)))
+
+
+def _vllm_items(setup: TrainingSetup) -> list[MemoryItem]:
+    """Return what is in vLLM's share besides its cache.
+
+    The weights are those of the whole model in 16 or 32 bits, also of an adapter (merged) and of a quantized base.
+    """
+    shape, each = setup.shape, setup.compute_bytes
+    tokens = max(PROFILED_TOKENS, setup.recipe.longest_sequence)
     # The forward pass that it profiles: gate, up and product, residual and norm; logits of every sequence in float32.
     activations = tokens * each * (3 * shape.intermediate + 4 * shape.hidden) + MAX_SEQUENCES * shape.vocabulary * 12
     items = [MemoryItem("weights", shape.parameters * each), MemoryItem("activations", activations)]
-    cache: float = CPU_CACHE_GIB * GIB
     if not setup.on_cpu:
         items.append(MemoryItem("CUDA context", CONTEXT_GIB * GIB))
-        share = setup.recipe.vllm_gpu_memory_utilization * (available or 0) * GIB
-        cache = max(0.0, share - sum(item.bytes for item in items))
-        items.append(MemoryItem("CUDA graphs", GRAPHS_GIB * GIB))
-        if available is None:
-            return Memory(tuple(items), None)
-    items.append(MemoryItem("key-value cache", cache))
-    whole_blocks = -(-length // BLOCK) * BLOCK
-    return Memory(tuple(items), available, int(cache // (whole_blocks * kv_bytes_per_token(shape, each))))
+    return items
+
+
+def _sequence_bytes(setup: TrainingSetup) -> int:
+    """Return what the longest prompt and completion take of vLLM's cache: whole blocks."""
+    whole_blocks = -(-setup.recipe.longest_sequence // BLOCK) * BLOCK
+    return whole_blocks * kv_bytes_per_token(setup.shape, setup.compute_bytes)
 
 
 def _rounded(value: float) -> float:

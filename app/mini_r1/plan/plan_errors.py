@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
 
-from mini_r1.plan.memory import HEAD_SIZES, Memory, training_memory, vllm_memory
+from mini_r1.plan.memory import HEAD_SIZES, Memory, cached_sequences, training_memory, vllm_memory, vllm_share
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, ZeroSettings, zero_settings
 from mini_r1.recipe.deepspeed_file import find_deepspeed
@@ -69,6 +69,11 @@ def plan_warnings(
             f"of learning rate {recipe.learning_rate:g} round to nothing there: set torch_dtype: float32 with "
             "bf16: true, or use DeepSpeed, which keeps float32 weights"
         )
+    if recipe.grad_accum_dtype is not None and deepspeed is None:
+        yield (
+            "grad_accum_dtype has no effect without DeepSpeed: gradients have the type of the loaded weights, an "
+            "adapter's float32: take it out, or use --deepspeed zero2"
+        )
     if on_cpu and recipe.tf32:
         yield "tf32 is a GPU setting: it has no effect on a CPU"
     if on_cpu and recipe.model_name_or_path != DEMO_MODEL:
@@ -88,13 +93,22 @@ def memory_errors(setup: TrainingSetup, deepspeed: str | None, memory: Memory, v
             f"{memory.available_gib:g} (largest: {', '.join(f'{i.name} {i.bytes / 2**30:.1f}' for i in largest)}): "
             f"{_advise_changes(setup, deepspeed)}"
         )
-    if vllm is None or vllm.sequences != 0:
+    needed = cached_sequences(setup)
+    if vllm is None or vllm.sequences is None or vllm.sequences >= needed:
         return
-    error = f"vLLM's key-value cache cannot hold one sequence of {recipe.longest_sequence} tokens"
+    length = recipe.longest_sequence
+    error = f"vLLM's key-value cache cannot hold one sequence of {length} tokens"
     if setup.on_cpu:
         yield f"{error} in the memory that it has on a CPU: lower max_completion_length"
         return
-    now = recipe.vllm_gpu_memory_utilization
+    now = vllm_share(setup)
+    if setup.shared_gpu:
+        yield (
+            f"vLLM's key-value cache holds {vllm.sequences} sequences of {length} tokens with "
+            f"vllm_gpu_memory_utilization: {now:g}, and a rollout runs {needed} at once: take it out, and the plan "
+            "computes it"
+        )
+        return
     for share in (0.8, 0.9, 0.95):
         changed = recipe.model_copy(update={"vllm_gpu_memory_utilization": share})
         if share > now and vllm_memory(replace(setup, recipe=changed)).sequences:
@@ -110,9 +124,13 @@ def _advise_changes(setup: TrainingSetup, deepspeed: str | None) -> str:
         return training_memory(replace(setup, recipe=changed, zero=zero)).fits
 
     recipe, changes = setup.recipe, list(_smaller(setup.recipe))
+    if setup.shared_gpu and recipe.vllm_gpu_memory_utilization is not None:
+        changes.append({"vllm_gpu_memory_utilization": None})
     names = [] if recipe.use_peft else [name for name in IN_ORDER if name != deepspeed]
     others = {name: zero_settings(find_deepspeed(name), setup.shape) for name in names}
     enough = [_as_yaml(change) for change in changes if fits(recipe.model_copy(update=change))]
+    if setup.shared_gpu and recipe.use_vllm and fits(recipe.model_copy(update={"use_vllm": False})):
+        enough.append("use_vllm: false")
     enough += [f"--deepspeed {name}" for name, zero in others.items() if fits(recipe, zero)][:1]
     if enough:
         return "it fits with " + ", or with ".join(enough)
@@ -143,4 +161,4 @@ def _smaller(recipe: Recipe) -> Iterator[dict[str, Any]]:
 
 
 def _as_yaml(change: dict[str, Any]) -> str:
-    return " and ".join(f"{key}: {str(value).lower() if value is True else value}" for key, value in change.items())
+    return " and ".join(f"{key}: {'null' if value is None else str(value).lower()}" for key, value in change.items())

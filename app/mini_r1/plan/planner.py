@@ -12,7 +12,7 @@ from typing import Any, Final
 from mini_r1.errors import KitError
 from mini_r1.machine.roles import Roles
 from mini_r1.plan.disk_space import DiskUse, disk_use, host_memory_gib, shared_memory_gib
-from mini_r1.plan.memory import Memory, training_memory, vllm_memory
+from mini_r1.plan.memory import Memory, training_memory, vllm_memory, vllm_share
 from mini_r1.plan.plan_errors import memory_errors, plan_warnings, recipe_errors
 from mini_r1.plan.shapes import UnknownShape, builtin_shape, find_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
@@ -84,6 +84,7 @@ class Plan:
             "nodes": [asdict(node) for node in self.roles.nodes] if self.roles else [],
             "on_cpu": self.on_cpu,
             "gpu_memory_gib": self.gpu_memory_gib,
+            "vllm_gpu_memory_utilization": vllm_share(self.setup) if self.vllm and self.vllm.sequences else None,
             "deepspeed": self.deepspeed,
             "model": self.recipe.model_name_or_path,
             "parameters": self.setup.shape.parameters if self.setup else None,

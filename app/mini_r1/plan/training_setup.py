@@ -34,6 +34,7 @@ class ZeroSettings:
     buckets: int = 1  # at a time: two if reducing overlaps with the backward pass
     live: int = 0  # most weights of stage 3 that are kept whole, prefetched ones included
     sub_group: int = SUB_GROUP  # weights of stage 3 that the optimizer updates at once
+    float32_gradients: bool = False  # the file's data_types.grad_accum_dtype, which the recipe's adds to
 
 
 NO_ZERO = ZeroSettings()
@@ -49,6 +50,8 @@ class TrainingSetup:
     zero: ZeroSettings = NO_ZERO
     gpu_memory_gib: float | None = None  # of the smallest GPU; None if unknown
     on_cpu: bool = False
+    vllm_devices: int = 1  # with vLLM: its processes, each on one device
+    shared_gpu: bool = False  # vLLM's process is on the only worker's GPU
 
     @property
     def autocast(self) -> bool:
@@ -65,6 +68,11 @@ class TrainingSetup:
     def compute_bytes(self) -> int:
         """Bytes of a value inside the model, in vLLM too; under ZeRO also of a weight."""
         return 2 if self.autocast else self.weight_bytes
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Bytes of an accumulated gradient under ZeRO."""
+        return 4 if self.zero.float32_gradients or self.recipe.grad_accum_dtype == "fp32" else self.compute_bytes
 
     @property
     def trained_parameters(self) -> int:
@@ -104,6 +112,14 @@ class TrainingSetup:
         recipe = self.recipe
         return recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps * recipe.num_generations
 
+    @property
+    def rollout_rows(self) -> int:
+        """Most completions of a step that one vLLM process samples, or a worker without vLLM."""
+        if not self.recipe.use_vllm:
+            return self.completions_per_worker
+        prompts = self.workers * self.completions_per_worker // self.recipe.num_generations
+        return -(-prompts // self.vllm_devices) * self.recipe.num_generations
+
 
 def zero_settings(file: DeepSpeedFile, shape: ModelShape) -> ZeroSettings:
     """Return the settings of a configuration; "auto" as the kit and transformers 4.48.1 fill it in."""
@@ -119,6 +135,7 @@ def zero_settings(file: DeepSpeedFile, shape: ModelShape) -> ZeroSettings:
         buckets=2 if values.get("overlap_comm", file.stage == 3) else 1,
         live=live + prefetch if file.stage == 3 else 0,
         sub_group=_size(values, "sub_group_size", SUB_GROUP, SUB_GROUP),
+        float32_gradients=(file.values.get("data_types") or {}).get("grad_accum_dtype") in ("fp32", "float32"),
     )
 
 

@@ -102,6 +102,10 @@ class Recipe(BaseModel):
     """Prompts per device and micro-batch. (TRL 0.14 counts prompts, 0.15 and later count completions.)"""
     gradient_accumulation_steps: types.Count = 8
     """Micro-batches per optimizer step; TRL 0.14.0's default."""
+    grad_accum_dtype: Literal["fp32"] | None = None
+    """Type in which DeepSpeed adds up the gradients of the micro-batches, by its own name (`data_types`); null: the
+    weights', bfloat16 with `bf16: true`. `fp32` costs 2 bytes per trained parameter, shared by the GPUs. Without
+    DeepSpeed it has no effect: gradients then have the type of the loaded weights, an adapter's float32."""
     gradient_checkpointing: types.Flag = False
     """Recompute activations in the backward pass: far less memory for about a third more time."""
     gradient_checkpointing_kwargs: types.Kwargs | None = None
@@ -166,8 +170,9 @@ class Recipe(BaseModel):
     """Generate with vLLM, on the last device, or on the only one; false: with transformers on the training devices."""
     vllm_device: types.Device = "auto"
     """Ignored, accepted for old files: the launcher chooses the device."""
-    vllm_gpu_memory_utilization: Annotated[types.Positive, Field(le=1)] = 0.9
-    """Share of its device's memory that vLLM takes; TRL's default."""
+    vllm_gpu_memory_utilization: Annotated[types.Positive, Field(le=1)] | None = None
+    """Share of its device's whole memory that vLLM takes; null: 0.9, TRL's default, and on one GPU, which vLLM shares
+    with training, what its weights and the cache of a rollout need (`mini-r1 plan` shows it)."""
 
     # Adapters (TRL's ModelConfig)
     use_peft: types.Flag = False

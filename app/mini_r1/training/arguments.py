@@ -61,7 +61,7 @@ def grpo_config(
         "data_seed": recipe.seed,
         # Every trained weight is part of every loss: there is nothing for DDP to look for at each step.
         "ddp_find_unused_parameters": False,
-        "deepspeed": None if deepspeed is None else copy.deepcopy(deepspeed.values),
+        "deepspeed": None if deepspeed is None else deepspeed_values(recipe, deepspeed),
     }
     try:
         return GRPOConfig(**values)
@@ -76,6 +76,14 @@ def fill_bucket(deepspeed: DeepSpeedFile, model: torch.nn.Module) -> DeepSpeedFi
     if warning is not None:
         logger.warning(warning)
     return deepspeed.fill_bucket(sum(sizes), max(sizes))
+
+
+def deepspeed_values(recipe: Recipe, deepspeed: DeepSpeedFile) -> dict[str, Any]:
+    """Return a configuration's values with those that the recipe decides."""
+    values = copy.deepcopy(deepspeed.values)
+    if recipe.grad_accum_dtype is not None:
+        values.setdefault("data_types", {})["grad_accum_dtype"] = recipe.grad_accum_dtype
+    return values
 
 
 def reporters(recipe: Recipe) -> list[str]:

@@ -32,8 +32,8 @@ _OF_A_RANK = re.compile(
 """Files that each rank writes: transformers 4.48.1's random states, and DeepSpeed 0.15.4's shards
 (`engine._get_rank_zero_ckpt_name`, `engine._get_ckpt_name`)."""
 CHECKPOINT_BYTES = 4 + 2 * 4
-"""Bytes of a trained parameter: weight and Adam's two moments in float32. Less with 16-bit weights; DeepSpeed adds the
-model's weights, ZeRO-2 twice."""
+"""Bytes of a trained parameter: weight and Adam's two moments in float32. Less with 16-bit weights; ZeRO-2 adds the
+model's weights."""
 SNAPSHOT_BYTES = 2
 """Bytes of a trained parameter: 16 bits."""
 
@@ -101,7 +101,7 @@ def space_needed(run: RunDir, trained: int, *, snapshot: bool = True) -> int:
     """Return the bytes that one more save takes: an old checkpoint is deleted only when the new one is complete.
 
     The size of the newest checkpoint and snapshot. Before there are any, (12 + 2) * `trained`, the number of trained
-    parameters over all workers: an upper bound without DeepSpeed, see CHECKPOINT_BYTES.
+    parameters over all workers: an upper bound except for ZeRO-2, see CHECKPOINT_BYTES.
     """
     checkpoints, snapshots = run.complete_checkpoints(), run.complete_snapshots()
     needed = folder_bytes(checkpoints[0].path) if checkpoints else CHECKPOINT_BYTES * trained

@@ -327,8 +327,16 @@ class CountdownTrainer(GRPOTrainer):
             seal_together(folder, self._run, step, world, {"zero_stage": self._zero_stage, **due})
         self._attempt.saved()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the weights that a resume reads; under DeepSpeed they are in its own files, so nothing is written.
+
+        transformers 4.48.1 gathers and writes them once more there, and never reads that copy.
+        """
+        if not self.is_deepspeed_enabled:
+            super().save_model(output_dir, _internal_call)
+
     def _save_snapshot(self, unwrapped: Any) -> None:
-        """Save on rank 0. Weights gathered from ZeRO-3's shards are freed on return: the checkpoint gathers again."""
+        """Save on rank 0. Weights gathered from ZeRO-3's shards are freed on return."""
         gathered = self.accelerator.get_state_dict(self.model_wrapped) if self._zero_stage == 3 else None
         if self._world.main:
             save_snapshot(unwrapped, self.processing_class, self._run, self.state.global_step, gathered)
