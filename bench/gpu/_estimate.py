@@ -18,15 +18,15 @@ def vllm_rollout(shape: Any, lengths: Sequence[int], prompt: int) -> float:
     """Seconds of one call of vLLM 0.7.0's V0 engine: the plan's figures, token by token over the real lengths.
 
     Each decoding step reads the weights and the cache of the rows that still run at BANDWIDTH_SHARE of the bandwidth,
-    and costs the host VLLM_TOKEN_S and VLLM_ROW_S a row; the prompt is read once for the call's completions of it.
+    and costs the host VLLM_TOKEN_S and VLLM_ROW_S a row; a prompt is read for each of its completions.
 
     Args:
         shape: of the model.
         lengths: of the call's completions, in tokens.
-        prompt: tokens of a prompt; 8 completions share one.
+        prompt: tokens of a prompt.
     """
     weights, each = shape.parameters * BYTES, kv_bytes_per_token(shape, BYTES)
-    seconds = 2 * shape.parameters * prompt * len(lengths) / 8 / (H100.flops * PREFILL_SHARE)
+    seconds = 2 * shape.parameters * prompt * len(lengths) / (H100.flops * PREFILL_SHARE)
     for token in range(max(lengths)):
         running = sum(length > token for length in lengths)
         read = weights + running * (prompt + token) * each

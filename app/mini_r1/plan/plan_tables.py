@@ -59,10 +59,8 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
     if plan.timing is not None:
         timing = plan.timing
         run = f", {duration(timing.hours * 3600)} for {timing.steps:,} steps" if timing.hours is not None else ""
-        text(
-            f"Time, an estimate: {timing.step_s:.1f} s a step (rollout {timing.rollout:.1f}, reference "
-            f"{timing.reference:.1f}, update {timing.update:.1f}, save {timing.save:.1f}){run}. It assumes:"
-        )
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in timing.phases.items())
+        text(f"Time, an estimate: {timing.step_s:.1f} s a step ({parts}){run}. It assumes:")
         for line in timing.assumptions:
             text(f"  {line}", style="dim")
         text(f"Stopping takes at most {describe_stop(timing)}")

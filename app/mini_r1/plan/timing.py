@@ -1,9 +1,10 @@
 """Seconds of an optimizer step and hours of a run: an estimate from assumptions that are printed with it.
 
-A step is a rollout, its log-probabilities under the reference, the update, and a share of a save. Training needs 2
-FLOPs per parameter and token forward and 4 backward (Kaplan et al., arXiv:2001.08361, section 2.1), and 2 more if
-activations are calculated again. Decoding reads all weights and the cache for each token of the batch, so the memory's
-bandwidth bounds it (Pope et al., arXiv:2211.05102, section 2), and the host's work on each token.
+A step is the sync of the weights to vLLM, a rollout, its broadcast and scoring, its log-probabilities under the
+reference, the update, and a share of a save. Training needs 2 FLOPs per parameter and token forward and 4 backward
+(Kaplan et al., arXiv:2001.08361, section 2.1), and 2 more if activations are calculated again. Decoding reads all
+weights and the cache for each token of the batch, so the memory's bandwidth bounds it (Pope et al., arXiv:2211.05102,
+section 2), and the host's work on each token. What GPUs send each other is not counted.
 """
 
 import math
@@ -35,19 +36,31 @@ GPU_CLASSES: Final = (
 )
 """NVIDIA's data sheets. The class is guessed from the memory: a plan knows nothing else of a GPU."""
 
-TRAINING_SHARE: Final = 0.25  # share of the peak FLOPs, forward and backward, in transformers' own layers with padding
-PREFILL_SHARE: Final = 0.4  # share of the peak FLOPs while prompts are read
-BANDWIDTH_SHARE: Final = 0.6  # share of the peak bandwidth while decoding
+TRAINING_SHARE: Final = 0.25
+"""Share of the peak FLOPs in forward and backward passes. An assumption: the only figure of a GPU is 2 % for a model of
+0.5B parameters, 5 % with stock TRL (bench/RESULTS.md, gpu), and larger matrices use a GPU better."""
+PREFILL_SHARE: Final = 0.4  # share of the peak FLOPs while prompts are read; an assumption
+BANDWIDTH_SHARE: Final = 0.6  # share of the peak bandwidth while decoding; an assumption
 MEAN_COMPLETION: Final = 0.4
 """Mean completion as a share of max_completion_length: the original's were 310 to 480 of 1,024. The longest is taken as
 the whole."""
 MEAN_PROMPT: Final = 150  # tokens of a prompt, at most max_prompt_length
-VLLM_TOKEN_S, VLLM_ROW_S = 5e-3, 8e-5
-"""The host's work on each decoding step of vLLM's V0 engine, and on each running sequence in it."""
-SAMPLER_LAYER_S: Final = 8e-4  # the host's work on each decoding step and layer of transformers' own generation
+VLLM_TOKEN_S, VLLM_ROW_S = 3e-3, 1e-4
+"""The host's work on each decoding step of vLLM's V0 engine, and on each running sequence in it: processor time of the
+real vLLM 0.7.0 without its model's forward pass, on a CPU beside other programs, 3.1 ms for one sequence and 9.5 ms for
+64 (bench/plan_constants.py). A GPU's host starts kernels instead, and prepares a step during the one before."""
+SAMPLER_LAYER_S: Final = 1.57e-3
+"""The host's work on each decoding step and layer of transformers' own generation: 37.8 ms a token of up to 64 rows in
+24 layers on the host of an H100 (bench/RESULTS.md, gpu)."""
 ADAPTER: Final = 1.5  # factor for the work on an adapter's small tensors at each linear layer
-DISK_BYTES_S: Final = 1e9  # written, hashed and flushed
-OFFLOAD_BYTES_S: Final = 1e10  # between GPU and host, and through the host's optimizer, per worker
+SYNC_BYTES_S: Final = 9e9
+"""Weights on their way to vLLM. An assumption, 0.7 s for 3B: out of one GPU and into another at 25 GB/s each (PCIe 4),
+overlapped, and 0.35 s for vLLM's own work on its 434 tensors, measured on a CPU."""
+BROADCAST_TOKEN_S: Final = 2.5e-6
+"""A token and its log-probability from vLLM to the worker that uses it: JSON and pickle, on a CPU."""
+SCORE_S: Final = 1.1e-3  # a completion of a worker: 64 took 0.07 s on the host of an H100 (bench/RESULTS.md, gpu)
+DISK_BYTES_S: Final = 1e9  # written, hashed and flushed; an assumption
+OFFLOAD_BYTES_S: Final = 1e10  # between GPU and host, and through the host's optimizer, per worker; an assumption
 DEMO_COMPLETION_S: Final = 2.7e-3
 """Rollout and update of one completion of the demo, at most 96 tokens long, on one core: 116 s for 85 steps of 512
 (bench/RESULTS.md)."""
@@ -55,21 +68,32 @@ GRACE_VARIABLE: Final = "MINI_R1_GRACE_S"
 """Set in a pod to its terminationGracePeriodSeconds, which it cannot see otherwise."""
 
 
+PHASES: Final = ("sync", "rollout", "broadcast", "score", "reference", "update", "save")
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """An estimate, in seconds."""
 
     rollout: float
-    reference: float
     update: float
-    save: float  # share of a save in each step
-    whole_save: float
     steps: int | None  # of the run; None if unknown
     assumptions: tuple[str, ...]
+    sync: float = 0.0  # of the weights to vLLM
+    broadcast: float = 0.0  # of vLLM's completions; a run logs it in time/rollout
+    score: float = 0.0
+    reference: float = 0.0
+    save: float = 0.0  # share of a save in each step
+    whole_save: float = 0.0
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds of each phase of a step, in order."""
+        return {name: getattr(self, name) for name in PHASES}
 
     @property
     def step_s(self) -> float:
-        return self.rollout + self.reference + self.update + self.save
+        return sum(self.phases.values())
 
     @property
     def stop_s(self) -> float:
@@ -82,9 +106,8 @@ class Timing:
         return None if self.steps is None else self.step_s * self.steps / 3600
 
     def to_dict(self) -> dict[str, object]:
-        names = ("step_s", "rollout", "reference", "update", "save", "whole_save", "stop_s")
         hours = None if self.hours is None else round(self.hours, 3)
-        seconds = {name: round(getattr(self, name), 2) for name in names}
+        seconds = {name: round(getattr(self, name), 2) for name in ("step_s", *PHASES, "whole_save", "stop_s")}
         return {**seconds, "hours": hours, "assumptions": list(self.assumptions)}
 
 
@@ -96,15 +119,20 @@ def gpu_class(gpu_memory_gib: float | None) -> GpuClass:
 def gpu_timing(setup: TrainingSetup, steps: int | None, disk: DiskUse) -> Timing:
     recipe, parameters, gpu = setup.recipe, setup.shape.parameters, gpu_class(setup.gpu_memory_gib)
     prompt = min(MEAN_PROMPT, recipe.max_prompt_length)
-    tokens = setup.completions_per_worker * (prompt + MEAN_COMPLETION * recipe.max_completion_length)
-    forward = 2 * parameters * tokens / (gpu.flops * TRAINING_SHARE)
-    update = forward * (4 if recipe.gradient_checkpointing else 3)
+    completions, mean = setup.completions_per_worker, MEAN_COMPLETION * recipe.max_completion_length
+    forward = 2 * parameters * completions * (prompt + mean) / (gpu.flops * TRAINING_SHARE)
+    # Backward once for the inputs and once for the weights, which below an adapter are not trained.
+    update = forward * (1 + (1 if recipe.use_peft else 2) + recipe.gradient_checkpointing)
     if setup.zero.offload_optimizer:
         update += 16 * parameters / setup.workers / OFFLOAD_BYTES_S
     whole_save = (disk.checkpoint + disk.snapshot) * GIB / DISK_BYTES_S
     every = recipe.save_every(steps or 1) if recipe.save_strategy == "steps" else steps or 1
+    sent = parameters * (setup.compute_bytes if setup.zero.stage else setup.weight_bytes)
     return Timing(
-        rollout=_rollout_s(setup, gpu, prompt),
+        sync=sent / SYNC_BYTES_S if recipe.use_vllm else 0.0,
+        rollout=rollout_s(setup, gpu, prompt),
+        broadcast=setup.workers * completions * mean * BROADCAST_TOKEN_S if recipe.use_vllm else 0.0,
+        score=completions * SCORE_S,
         reference=forward if recipe.beta else 0.0,
         update=update,
         save=whole_save / every,
@@ -121,10 +149,10 @@ def gpu_timing(setup: TrainingSetup, steps: int | None, disk: DiskUse) -> Timing
     )
 
 
-def _rollout_s(setup: TrainingSetup, gpu: GpuClass, prompt: int) -> float:
+def rollout_s(setup: TrainingSetup, gpu: GpuClass, prompt: int) -> float:
     """Return the seconds to read the prompts, then one decoding step for each token of the longest answer."""
     recipe, shape, each = setup.recipe, setup.shape, setup.compute_bytes
-    rows = setup.completions_per_worker * (setup.workers if recipe.use_vllm else 1)
+    rows = setup.rollout_rows
     longest = recipe.max_completion_length
     mean = MEAN_COMPLETION * longest
     # On average over a rollout that lasts as long as its longest completion; more than vLLM takes at once wait.
@@ -133,9 +161,11 @@ def _rollout_s(setup: TrainingSetup, gpu: GpuClass, prompt: int) -> float:
     read = (shape.parameters * each + cache) / (gpu.bandwidth * BANDWIDTH_SHARE)
     if recipe.use_vllm:
         host = VLLM_TOKEN_S + VLLM_ROW_S * running
+        prompts = rows  # no prefix cache: it would keep the keys and values of older weights
     else:
         host = SAMPLER_LAYER_S * shape.layers * (ADAPTER if recipe.use_peft else 1.0)
-    prefill = 2 * shape.parameters * prompt * rows / recipe.num_generations / (gpu.flops * PREFILL_SHARE)
+        prompts = rows // recipe.num_generations
+    prefill = 2 * shape.parameters * prompt * prompts / (gpu.flops * PREFILL_SHARE)
     return prefill + max(longest, rows * mean / running) * (read + host)
 
 
@@ -150,7 +180,7 @@ def demo_timing(setup: TrainingSetup, steps: int | None) -> Timing | None:
         "measured on the demo: 2.7 ms for each completion of at most 96 tokens, on one core of an AMD EPYC; "
         "without the warm start, which takes about a minute once"
     )
-    return Timing(half, reference=0.0, update=half, save=0.0, whole_save=0.0, steps=steps, assumptions=(assumption,))
+    return Timing(half, half, steps, (assumption,))
 
 
 def describe_stop(timing: Timing) -> str:
