@@ -2,11 +2,11 @@
 
     .venv/bin/python bench/plan_constants.py
 
-Processor time, not seconds on a clock, of one thread: of a decoding step in transformers with a LoRA adapter against
-one without, in layers so small that only the work around the kernels is left; of passing completions from vLLM's
-process to the workers; and, if `make vllm-cpu` was run, of a decoding step in the real vLLM 0.7.0 without its model's
-forward pass, by the number of running sequences. A GPU's host is another processor, starts kernels instead of running
-them, and prepares vLLM's next step meanwhile: these figures are no measurement of it. About 2 minutes.
+First the operations of a layer in a decoding step of transformers, with a LoRA adapter and without. Then processor
+time of one thread, not seconds on a clock: of passing completions from vLLM's process to the workers and, if `make
+vllm-cpu` was run, of a decoding step in the real vLLM 0.7.0 without its model's forward pass, by the number of running
+sequences. A GPU's host is another processor, starts kernels instead of running them, and prepares vLLM's next step
+meanwhile: these figures are no measurement of it. About 1 minute.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 PYTHON = Path(__file__).parent.parent / ".venv-vllm" / "bin" / "python"
-LAYERS = 28
 ROWS = (1, 16, 64, 128)
 TOKENS = 24
 
@@ -45,27 +44,34 @@ def processor_s(work: Callable[[], object], repeats: int) -> float:
     return fastest(times)
 
 
-def adapter_factors(rounds: int = 5) -> list[float]:
-    """Return the time of a decoding step with an adapter on all linear layers over that without, round by round."""
+def operations(adapted: bool) -> int:
+    """Return the operations that torch dispatches in one layer in a decoding step, with an adapter or without."""
     import torch
     from peft import LoraConfig, get_peft_model
+    from torch.utils._python_dispatch import TorchDispatchMode
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.set_num_threads(1)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    plain, adapted = (Qwen2ForCausalLM(Qwen2Config(vocab_size=64, num_hidden_layers=LAYERS, **shape)) for _ in "ab")
-    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-    models = [plain.eval(), get_peft_model(adapted, lora).eval()]
-    ids = torch.zeros((8, 1), dtype=torch.long)
+    class Counter(TorchDispatchMode):  # type: ignore[misc]
+        count = 0
 
-    def step_s(model: Any) -> float:
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    def of_layers(layers: int) -> int:
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+        model: Any = Qwen2ForCausalLM(Qwen2Config(vocab_size=64, num_hidden_layers=layers, **shape)).bfloat16()
+        if adapted:
+            lora = LoraConfig(r=16, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+            model = get_peft_model(model, lora)
+        ids = torch.zeros((8, 16), dtype=torch.long)
         with torch.no_grad():
-            cache = model(input_ids=ids.expand(8, 16), use_cache=True).past_key_values
-            return processor_s(lambda: model(input_ids=ids, past_key_values=cache, use_cache=True), 15)
+            cache = model.eval()(input_ids=ids, use_cache=True).past_key_values
+            with Counter() as counter:
+                model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+        return counter.count
 
-    for model in models:
-        step_s(model)  # the first calls are slower
-    return [step_s(models[1]) / step_s(models[0]) for _ in range(rounds)]
+    return of_layers(2) - of_layers(1)
 
 
 def broadcast_s() -> float:
@@ -127,11 +133,8 @@ def measure_vllm() -> tuple[dict[int, float], float, float]:
 
 
 def main() -> int:
-    factors = adapter_factors()
-    print(
-        f"adapter on all linear layers: a decoding step costs the host {statistics.median(factors):.2f} times as much, "
-        f"{min(factors):.2f}-{max(factors):.2f}"
-    )
+    adapted, plain = operations(adapted=True), operations(adapted=False)
+    print(f"a decoding step, operations a layer: {adapted} with an adapter on all linear layers, {plain} without")
     print(f"completions from vLLM to the workers: {broadcast_s() * 1e6:.2f} us a token")
     if not PYTHON.exists():
         print("vLLM: not measured, no .venv-vllm (`make vllm-cpu`)")

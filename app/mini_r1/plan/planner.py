@@ -77,6 +77,7 @@ class Plan:
             "max_tokens": self.tokens_per_step,
         }
         memory = {"training_device": self.memory, "vllm_device": self.vllm}
+        known = self.setup is not None and self.vllm is not None and self.vllm.sequences is not None
         return {
             "num_processes": self.num_processes,
             "vllm_devices": self.vllm_devices,
@@ -84,7 +85,7 @@ class Plan:
             "nodes": [asdict(node) for node in self.roles.nodes] if self.roles else [],
             "on_cpu": self.on_cpu,
             "gpu_memory_gib": self.gpu_memory_gib,
-            "vllm_gpu_memory_utilization": vllm_share(self.setup) if self.vllm and self.vllm.sequences else None,
+            "vllm_gpu_memory_utilization": vllm_share(self.setup) if known and self.setup else None,
             "deepspeed": self.deepspeed,
             "model": self.recipe.model_name_or_path,
             "parameters": self.setup.shape.parameters if self.setup else None,

@@ -52,7 +52,8 @@ real vLLM 0.7.0 without its model's forward pass, on a CPU beside other programs
 SAMPLER_LAYER_S: Final = 1.57e-3
 """The host's work on each decoding step and layer of transformers' own generation: 37.8 ms a token of up to 64 rows in
 24 layers on the host of an H100 (bench/RESULTS.md, gpu)."""
-ADAPTER: Final = 1.5  # factor for the work on an adapter's small tensors at each linear layer
+ADAPTER: Final = 1.9
+"""Factor for an adapter on all linear layers: 175 operations a layer against 91 (bench/plan_constants.py)."""
 SYNC_BYTES_S: Final = 9e9
 """Weights on their way to vLLM. An assumption, 0.7 s for 3B: out of one GPU and into another at 25 GB/s each (PCIe 4),
 overlapped, and 0.35 s for vLLM's own work on its 434 tensors, measured on a CPU."""
@@ -64,6 +65,7 @@ OFFLOAD_BYTES_S: Final = 1e10  # between GPU and host, and through the host's op
 DEMO_COMPLETION_S: Final = 2.7e-3
 """Rollout and update of one completion of the demo, at most 96 tokens long, on one core: 116 s for 85 steps of 512
 (bench/RESULTS.md)."""
+DEMO_ADAPTER: Final = 1.5  # times that with an adapter
 GRACE_VARIABLE: Final = "MINI_R1_GRACE_S"
 """Set in a pod to its terminationGracePeriodSeconds, which it cannot see otherwise."""
 
@@ -174,7 +176,7 @@ def demo_timing(setup: TrainingSetup, steps: int | None) -> Timing | None:
     recipe = setup.recipe
     if recipe.model_name_or_path != DEMO_MODEL:
         return None
-    each = DEMO_COMPLETION_S * recipe.max_completion_length / 96 * (ADAPTER if recipe.use_peft else 1.0)
+    each = DEMO_COMPLETION_S * recipe.max_completion_length / 96 * (DEMO_ADAPTER if recipe.use_peft else 1.0)
     half = setup.completions_per_worker * each / 2
     assumption = (
         "measured on the demo: 2.7 ms for each completion of at most 96 tokens, on one core of an AMD EPYC; "

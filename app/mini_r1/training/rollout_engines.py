@@ -23,6 +23,7 @@ from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.generation.vllm_client import Generated, VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine.lifeline import VLLM_DEVICE
+from mini_r1.plan.memory import DEFAULT_SHARE
 from mini_r1.recipe.fields import Recipe
 from mini_r1.training.prepare import Policy
 from mini_r1.training.world import World
@@ -61,7 +62,7 @@ def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEn
         revision=policy.revision,
         dtype=computed_in or str(policy.model.dtype).removeprefix("torch."),
         max_model_len=recipe.longest_sequence,
-        gpu_memory_utilization=recipe.vllm_gpu_memory_utilization,
+        gpu_memory_utilization=recipe.vllm_gpu_memory_utilization or DEFAULT_SHARE,
         seed=recipe.seed,
         device=os.environ[VLLM_DEVICE],
     )
