@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.machine.nodes import MAX_NODES, PORTS, Nodes, expand_hosts, find_nodes, free_port, job_port
+from mini_r1.machine.other_schedulers import several_nodes
 
 STEP = {
     "SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NODEID": "1", "SLURM_NNODES": "2",
@@ -343,7 +344,7 @@ SEVERAL: list[tuple[dict[str, str], str, int | None]] = [
 def test_several_nodes_of_another_scheduler_are_refused_with_the_flags_to_give(
     environment: dict[str, str], seen: str, count: int | None, tmp_path: Path
 ) -> None:
-    (tmp_path / "nodes").write_text("a.cluster\na.cluster\nb.cluster\n")
+    (tmp_path / "nodes").write_text("a.cluster slots=4\na.cluster slots=4\nb.cluster slots=4\n")
     environment = {name: value.replace("NODEFILE", str(tmp_path / "nodes")) for name, value in environment.items()}
     with pytest.raises(KitError) as refused:
         find_nodes(environment)
@@ -355,6 +356,14 @@ def test_several_nodes_of_another_scheduler_are_refused_with_the_flags_to_give(
     # Each piece of advice, followed.
     assert find_nodes(environment, **FLAGS).source == "flags"
     assert find_nodes(environment, count=1).count == 1
+
+
+def test_a_long_value_is_cut_and_a_number_too_large_for_nodes_is_passed_over() -> None:
+    fits = "a," + 58 * "b"
+    assert several_nodes({"SKYPILOT_NODE_IPS": fits}) == (f"SKYPILOT_NODE_IPS={fits}", 2)
+    assert several_nodes({"SKYPILOT_NODE_IPS": f"{fits}b"}) == (f"SKYPILOT_NODE_IPS={fits}...", 2)
+    assert several_nodes({"NUM_NODES": 9 * "1"}) == ("NUM_NODES=111111111", 111111111)
+    assert several_nodes({"NUM_NODES": 10 * "1"}) is None
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_the_highest_evaluation_is_the_best(run: RunDir) -> None:
     assert (best.step, best.figure("sampled"), best.file) == (4, 0.6, "step-4.json")
 
 
+def test_a_success_of_zero_is_not_the_best(run: RunDir) -> None:
+    evaluation(run, 2, 0.0)
+    evaluation(run, 4, 0.3)
+    assert card_figures.chosen_step(run, "BEST", STEPS) == 4
+
+
 def test_the_earlier_of_two_equal_ones_is_the_best(run: RunDir) -> None:
     evaluation(run, 6, 0.5)
     evaluation(run, 4, 0.5)
