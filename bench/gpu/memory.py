@@ -186,6 +186,8 @@ def measure(out: Path, scratch: Path, shape: str, prompts: int, accumulation: in
         step = prompts * accumulation
         rows = prepare.ordered_dataset(recipe, data, policy.tokenizer, 2 * step)
         longest = max(len(ids) for ids in token_ids(policy.tokenizer, rows["prompt"]))
+        # All completions of a prompt batch in one micro-batch, as the earlier records have it.
+        changes["max_tokens_per_micro_batch"] = prompts * recipe.num_generations * (longest + limit)
         recipe = common.bench_recipe(model, **changes, max_prompt_length=longest)
         table = common.table_of_lengths(
             rows, policy.tokenizer, lambda row: [min(limit, FIRST) if row < step else limit] * recipe.num_generations
@@ -273,9 +275,10 @@ def planned_parts(setup: Any) -> dict[str, float]:
     `inputs of the layers` are there throughout, `one layer` and `its gradients` only after the `logits` are gone.
     """
     from mini_r1.plan.activations import layer_bytes, logits_bytes
-    from mini_r1.plan.memory import micro_batch
+    from mini_r1.plan.memory import micro_batch, update_limits
 
-    shape, batch, each, residual = setup.shape, micro_batch(setup), setup.compute_bytes, setup.weight_bytes
+    shape, batch = setup.shape, micro_batch(setup, update_limits(setup))
+    each, residual = setup.compute_bytes, setup.weight_bytes
     layer = layer_bytes(shape, batch.attention, residual=residual, compute=each)
     tokens = batch.sequences * batch.length
     return {
@@ -283,7 +286,6 @@ def planned_parts(setup: Any) -> dict[str, float]:
         "one layer": tokens * layer,
         "its gradients": tokens * (3 * each * shape.intermediate + 8 * shape.hidden),
         "last norm": tokens * shape.hidden * (4 + residual + each),
-        "mask": tokens * batch.mask_bytes,
         "logits": logits_bytes(shape, batch),
     }
 

@@ -188,7 +188,8 @@ class Case:
         with torch.no_grad(), trainer._reference() as reference:
             batch["reference_logps"] = trainer._completion_logps(reference, batch)
         trainer.compute_loss(model, batch).backward()
-        return Seen(self._real(seen[1], completions), trainer._micro_values[0][2].item(), self._gradient(model))
+        logps = [each.detach().float() for each in seen[1].split([len(c.ids) for c in completions])]
+        return Seen(logps, trainer._micro_values[0][2].item(), self._gradient(model))
 
     def _stock(self, variant: Variant) -> Seen:
         import datasets
@@ -216,10 +217,8 @@ class Case:
         with stacked(right.shape) as seen:
             loss = trainer.compute_loss(model, prompts)
         loss.backward()
-        return Seen(self._real(seen[0], completions), trainer._metrics["kl"][0], self._gradient(model))
-
-    def _real(self, logps: Any, completions: Sequence[Any]) -> list[Any]:
-        return [row[: len(c.ids)].detach().float() for row, c in zip(logps, completions, strict=True)]
+        logps = [row[: len(c.ids)].detach().float() for row, c in zip(seen[0], completions, strict=True)]
+        return Seen(logps, trainer._metrics["kl"][0], self._gradient(model))
 
     def _gradient(self, model: Any) -> dict[str, Any]:
         return {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}

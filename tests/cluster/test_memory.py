@@ -12,6 +12,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 from mini_r1.generation import sampler
 from mini_r1.machine.weight_block import GROUP_BYTES
 from mini_r1.plan import memory
+from mini_r1.plan.activations import transient_bytes
 from mini_r1.plan.disk_space import (
     OFFLOAD_BUFFER,
     PROCESS_GIB,
@@ -21,12 +22,19 @@ from mini_r1.plan.disk_space import (
     sync_block_gib,
 )
 from mini_r1.plan.memory import (
+    CPU_TOKENS,
+    MOST_TOKENS,
     ROLLOUT,
     STEP,
+    UNKNOWN_LIMITS,
     UPDATE,
+    UPDATE_SHARE,
     Memory,
+    UpdateLimits,
     kv_bytes_per_token,
+    micro_batch,
     training_memory,
+    update_limits,
     vllm_memory,
     vllm_share,
 )
@@ -195,6 +203,43 @@ def test_every_phase_has_a_sum_and_the_largest_counts() -> None:
     assert crowded.phase == UPDATE
     assert not replace(crowded, available_gib=crowded.total_gib - 0.1).fits
     assert replace(crowded, available_gib=crowded.total_gib + 0.1).fits
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_a_micro_batch_has_the_tokens_that_fit(checkpointing: bool) -> None:
+    tokens = {}
+    for memory_gib in (24, 30, 40, 80, 640):
+        here = setup(changed(gradient_checkpointing=checkpointing), "zero3", workers=3, gib=memory_gib)
+        limits = update_limits(here)
+        tokens[memory_gib] = limits.tokens
+        assert here.recipe.longest_sequence <= limits.tokens <= MOST_TOKENS
+        share = UPDATE_SHARE * memory_gib
+        if limits.tokens > here.recipe.longest_sequence:
+            assert training_memory(here).at(UPDATE) <= share * 1.001
+        if limits.tokens < MOST_TOKENS:
+            one_more = UpdateLimits(limits.tokens + 1, 0)
+            assert training_memory(here, one_more).at(UPDATE) > share
+    assert list(tokens.values()) == sorted(tokens.values())
+    assert tokens[640] == MOST_TOKENS
+    assert checkpointing or tokens[24] == 1280 < tokens[40] < tokens[80] < MOST_TOKENS
+
+
+def test_the_recipe_s_tokens_count_and_the_memory_that_is_left_keeps_logits() -> None:
+    few = setup(changed(max_tokens_per_micro_batch=2000), "zero3", workers=3, gib=80)
+    many = replace(few, recipe=changed(max_tokens_per_micro_batch=100_000, gradient_checkpointing=False))
+    assert (update_limits(few).tokens, update_limits(many).tokens) == (2000, 100_000)
+    assert update_limits(few).logits_bytes > update_limits(many).logits_bytes == 0
+    # No more than a micro-batch has, which is one of 1,280 and a part of another.
+    kept = transient_bytes(SHAPE, micro_batch(few, update_limits(few)))
+    none = transient_bytes(SHAPE, micro_batch(few, UpdateLimits(2000, 0)))
+    assert kept - none == pytest.approx(2000 / 1280 * 1024 * SHAPE.vocabulary * 4)
+
+
+def test_limits_without_known_memory() -> None:
+    assert update_limits(setup(PUBLISHED)) == UNKNOWN_LIMITS
+    assert update_limits(replace(setup(PUBLISHED), on_cpu=True)).tokens == CPU_TOKENS
+    named = changed(max_tokens_per_micro_batch=500)
+    assert update_limits(setup(named)).tokens == update_limits(replace(setup(named), on_cpu=True)).tokens == 500
 
 
 def test_checkpointing_saves_most_of_the_activations() -> None:

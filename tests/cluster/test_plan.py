@@ -175,14 +175,10 @@ def test_a_deepspeed_that_does_not_exist_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("changes", "gib", "said"),
     [
-        ({"gradient_checkpointing": False, "num_generations": 16}, 80, "gradient_checkpointing: true"),
-        ({"num_generations": 256}, 80, "num_generations: 8"),
-        (
-            {"per_device_train_batch_size": 32},
-            80,
-            "per_device_train_batch_size: 1 and gradient_accumulation_steps: 256",
-        ),
-        ({"num_generations": 256, "gradient_checkpointing": False}, 24, "together"),
+        ({"gradient_checkpointing": False, "max_completion_length": 16_384}, 80, "gradient_checkpointing: true"),
+        ({"num_generations": 256}, 40, "num_generations: 8"),
+        ({"max_tokens_per_micro_batch": 10**6, "num_generations": 64}, 80, "max_tokens_per_micro_batch: null"),
+        ({"num_generations": 64, "max_completion_length": 16_384}, 30, "together"),
         ({}, 2, "take more or larger GPUs, or a smaller model, use_peft: true"),
     ],
 )
@@ -195,7 +191,7 @@ def test_a_plan_that_does_not_fit_advises_changes(changes: dict[str, Any], gib: 
 
 
 def test_the_advised_change_makes_it_fit() -> None:
-    large = {"num_generations": 16, "gradient_checkpointing": False}
+    large = {"max_completion_length": 16_384, "gradient_checkpointing": False}
     assert "it fits with gradient_checkpointing: true" in refusal(planned(recipe(**large)))
     assert planned(recipe(**{**large, "gradient_checkpointing": True})).errors == []
 
@@ -413,7 +409,7 @@ def test_json_is_alone_on_standard_output_also_for_a_plan_that_cannot_work(mini_
 
 
 def test_a_plan_that_cannot_work_exits_78_with_the_reason(mini_r1: Kit) -> None:
-    large = ["--set", "num_generations=16", "--set", "gradient_checkpointing=false"]
+    large = ["--set", "max_completion_length=16384", "--set", "gradient_checkpointing=false"]
     done = mini_r1("plan", PUBLISHED_FILE, "--gpus", "4", "--gpu-memory", "80", *large)
     assert done.returncode == 78
     assert "it fits with gradient_checkpointing: true" in done.stdout

@@ -72,7 +72,7 @@ def test_a_header_names_its_source_and_fits_the_page(name: str) -> None:
     [
         ("mini-r1-3b", at(1, 80, 2), "node 0 has 1 GPU"),
         ("mini-r1-3b", at(4, 6), "does not fit"),
-        ("mini-r1-3b-g64", at(4, 24), "num_generations: 8"),
+        ("mini-r1-3b-g64", at(4, 12), "raise vllm_gpu_memory_utilization"),
         ("mini-r1-1.5b", at(1, 24), "does not fit"),
         ("mini-r1-7b", at(8, 16, 2), "leaves too little of 16 GiB"),
         ("lora-1.5b", at(1, 6), "does not fit"),

@@ -19,6 +19,7 @@ import datasets
 import pytest
 import torch
 from mini_r1.errors import KitError
+from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile, find_deepspeed
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import write_json
@@ -48,7 +49,9 @@ pytestmark = [
 PROBLEM = task.Problem((3, 4, 5), 12)
 GENERATIONS, ACCUMULATION, RANKS = 4, 4, 2
 RIGHT, WRONG, NONE = "</think>\n<answer>3 + 4 + 5</answer>", "</think>\n<answer>3 + 4</answer>", "3 + 4 = 7"
-TEXTS = [  # a line is one prompt's group, which is one micro-batch
+FEW_TOKENS = 120
+"""So that an optimizer step has more micro-batches than the recipe's accumulation."""
+TEXTS = [  # a line is one prompt's group, which is one micro-batch of stock
     RIGHT, WRONG, NONE, NONE,
     NONE, "4 * 3 = 12" + RIGHT, NONE, WRONG,
     WRONG, NONE, "5 - 4 = 1" + WRONG, "1 + 2",
@@ -86,13 +89,20 @@ def fixed_completions(tokenizer: Any, prompt: str) -> list[Completion]:
     return completions
 
 
-def kit(args: GRPOConfig, model: Any, reference: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> CountdownTrainer:
+def kit(
+    args: GRPOConfig,
+    model: Any,
+    reference: Any,
+    tokenizer: Any,
+    rows: list[dict[str, Any]],
+    tokens: int = UNKNOWN_LIMITS.tokens,
+) -> CountdownTrainer:
     completions = fixed_completions(tokenizer, rows[0]["prompt"])
     rollout_engines.sample = lambda *args, **kwargs: [c.ids for c in completions]
     attempt = silent_attempt(Path(args.output_dir))
     return CountdownTrainer(
         attempt, Policy(model, reference, tokenizer), PolicyEngine(attempt.world, [tokenizer.eos_token_id], 0),
-        args=args, train_dataset=datasets.Dataset.from_list(rows),
+        args=args, train_dataset=datasets.Dataset.from_list(rows), limits=UpdateLimits(tokens, 0),
     )  # fmt: skip
 
 
@@ -189,11 +199,15 @@ def test_without_deepspeed_stock_is_right(plain: Step, untrained: Path, tmp_path
     torch.testing.assert_close(gradient, plain[1], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize(("stage", "bucket"), [(2, None), (2, 1_000), (3, None)])
+@pytest.mark.parametrize(
+    ("stage", "bucket", "tokens"),
+    [(2, None, UNKNOWN_LIMITS.tokens), (2, 1_000, FEW_TOKENS), (3, None, FEW_TOKENS)],
+)
 def test_zero_s_gradient_equals_that_without_deepspeed(
-    plain: Step, untrained: Path, tmp_path: Path, stage: int, bucket: int | None
+    plain: Step, untrained: Path, tmp_path: Path, stage: int, bucket: int | None, tokens: int
 ) -> None:
-    norm, gradient, reductions = step_of(kit, stage, untrained, tmp_path, bucket)
+    """For a step of one micro-batch, and of more than the recipe's accumulation."""
+    norm, gradient, reductions = step_of(partial(kit, tokens=tokens), stage, untrained, tmp_path, bucket)
     # With the kit's bucket none is larger. With a GPU's streams such a gradient may be freed too early.
     assert bool(reductions) == (stage == 2)
     assert any(reductions) == (bucket is not None)
@@ -276,7 +290,9 @@ def two_steps(stage: int, policy: Path, folder: Path, logs: Path) -> None:
         "max_steps": 2, "save_strategy": "steps", "save_steps": 1, "optim": "adamw_torch", "learning_rate": 1e-3,
         "bf16": True, "deepspeed": shards,
     }  # fmt: skip
-    trainer = built(kit, partial(config, folder, stage, **saved), policy, RANKS * ACCUMULATION * 2)
+    # What fits one rank's device needs several micro-batches on the other: both take as many.
+    build = partial(kit, tokens=FEW_TOKENS) if os.environ["RANK"] == "1" else kit
+    trainer = built(build, partial(config, folder, stage, **saved), policy, RANKS * ACCUMULATION * 2)
     found: set[torch.dtype] = set()
     compute_loss = trainer.compute_loss
 

@@ -10,12 +10,15 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from mini_r1.tasks.countdown.task import Problem
 from mini_r1.training import logprobs
 from mini_r1.training.logprobs import COPIES, completion_logps, plain_head
+from mini_r1.training.rollout import Completion, collate
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Qwen2Config
 from trl import GRPOConfig, GRPOTrainer
 
 VOCABULARY = 4096
+CPU = torch.device("cpu")
 
 
 def tiny(config: type = Qwen2Config, **changes: Any) -> Any:
@@ -30,24 +33,20 @@ def tiny(config: type = Qwen2Config, **changes: Any) -> Any:
 
 def batch(rows: int = 4, prompt: int = 3, width: int = 20) -> dict[str, torch.Tensor]:
     """Prompts of one length, completions of several."""
-    generator = torch.Generator().manual_seed(1)
-    mask = torch.ones(rows, prompt + width, dtype=torch.long)
-    for row in range(1, rows):
-        mask[row, -2 * row :] = 0
-    return {
-        "input_ids": torch.randint(VOCABULARY, mask.shape, generator=generator),
-        "attention_mask": mask,
-        "completion_mask": mask[:, prompt:],
-    }
+    ids = torch.randint(VOCABULARY, (rows, prompt + width), generator=torch.Generator().manual_seed(1))
+    made = [
+        Completion(Problem((1, 2), 3), "", row[:prompt], row[prompt : len(row) - 2 * number], False)
+        for number, row in enumerate(ids.tolist())
+    ]
+    return collate(made, 1.0, 0, CPU)
 
 
 def at_once(model: Any, inputs: dict[str, torch.Tensor], temperature: float) -> torch.Tensor:
     """The plain way, in the whole batch's logits."""
-    width = inputs["completion_mask"].shape[1]
-    logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
-    logps = (logits[:, -width - 1 : -1] / temperature).log_softmax(-1)
-    found: torch.Tensor = logps.gather(2, inputs["input_ids"][:, -width:].unsqueeze(2)).squeeze(2)
-    return found * inputs["completion_mask"]
+    ids = inputs["input_ids"]
+    logps = (model(input_ids=ids).logits[:, :-1] / temperature).log_softmax(-1)
+    found = logps.gather(2, ids[:, 1:].unsqueeze(2)).squeeze(2)
+    return torch.nn.functional.pad(found, (0, 1)).flatten()[inputs["predictors"]]
 
 
 @pytest.fixture
@@ -63,8 +62,8 @@ def test_chunks_give_the_same_values_and_gradients(small_chunks: None, temperatu
     (expected**2).sum().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    head = plain_head(model, model.get_output_embeddings(), inputs)
-    assert head is model.get_output_embeddings()
+    head = model.get_output_embeddings()
+    assert plain_head(model, head, CPU)
     logps = completion_logps(model, head, VOCABULARY, inputs, temperature)
     torch.testing.assert_close(logps, expected, rtol=1e-5, atol=1e-6)
     (logps**2).sum().backward()
@@ -79,9 +78,41 @@ def test_a_model_that_caps_its_logits_is_not_chunked_at_the_output_layer(small_c
     """Gemma 2 passes the output layer's result through a tanh."""
     inputs = batch()
     model = tiny(Gemma2Config, final_logit_softcapping=0.5, attn_logit_softcapping=None)
-    assert plain_head(model, model.get_output_embeddings(), inputs) is None
+    assert not plain_head(model, model.get_output_embeddings(), CPU)
     expected = at_once(model, inputs, 1.0)
     torch.testing.assert_close(completion_logps(model, None, VOCABULARY, inputs, 1.0), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_kept_logits_are_not_calculated_again(
+    small_chunks: None, monkeypatch: pytest.MonkeyPatch, dropout: bool
+) -> None:
+    """And the others with the same dropout, without which no random state is saved."""
+    inputs, model, calls = batch(), tiny(), [0]
+    head = torch.nn.Sequential(torch.nn.Dropout(0.5) if dropout else torch.nn.Identity(), model.get_output_embeddings())
+    model.set_output_embeddings(head)
+    monkeypatch.setattr(head[0], "forward", counted(head[0].forward, calls))
+    if not dropout:
+        monkeypatch.setattr(torch, "get_rng_state", None)
+    tokens, gradients = len(inputs["targets"]), []
+    chunks = -(-tokens // 7)
+    for kept, again in ((0, chunks), (20, chunks - 2), (tokens - 1, 1), (tokens, 0)):
+        calls[0] = 0
+        model.zero_grad()
+        torch.manual_seed(3)
+        completion_logps(model, head, VOCABULARY, inputs, 1.0, kept * 4 * VOCABULARY).square().sum().backward()
+        assert calls[0] == chunks + again
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for gradient in gradients[:-1]:
+        torch.testing.assert_close(gradient, gradients[-1], rtol=1e-4, atol=1e-5)
+
+
+def counted(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        calls[0] += 1
+        return function(*args)
+
+    return call
 
 
 def peak_bytes(work: Callable[[], None], folder: Path) -> int:
@@ -96,25 +127,26 @@ def peak_bytes(work: Callable[[], None], folder: Path) -> int:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("chunk", [100, 200, 10_000])
+@pytest.mark.parametrize(("chunk", "kept"), [(100, 0), (200, 0), (10_000, 0), (100, 300)])
 def test_the_peak_is_what_the_formula_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype, chunk: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dtype: torch.dtype, chunk: int, kept: int
 ) -> None:
     vocabulary = 32_768
     monkeypatch.setattr(logprobs, "CHUNK_BYTES", chunk * 4 * vocabulary)
     model = tiny(vocab_size=vocabulary).to(dtype)
     inputs = batch(rows=8, width=100)
-    tokens = int(inputs["completion_mask"].sum())
+    tokens = len(inputs["targets"])
 
     def step() -> None:
         model.zero_grad()
-        completion_logps(model, model.get_output_embeddings(), vocabulary, inputs, 0.9).sum().backward()
+        head, kept_bytes = model.get_output_embeddings(), kept * 4 * vocabulary
+        completion_logps(model, head, vocabulary, inputs, 0.9, kept_bytes).sum().backward()
 
     step()
     gradients = sum(p.numel() * p.element_size() for p in model.parameters())
     peak = peak_bytes(step, tmp_path) - gradients
     assert tokens == 744
-    assert peak == pytest.approx(COPIES * 4 * min(tokens, chunk) * vocabulary, rel=0.1)
+    assert peak == pytest.approx((COPIES * min(tokens, chunk) + kept) * 4 * vocabulary, rel=0.1)
 
 
 def test_stock_holds_the_logits_of_all_tokens(untrained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -135,9 +167,9 @@ def test_stock_holds_the_logits_of_all_tokens(untrained: Path, monkeypatch: pyte
         model.zero_grad()
         trainer.compute_loss(model, [{"prompt": "1 2 3"}]).backward()
 
-    prompt = tokenizer("1 2 3", return_tensors="pt")["input_ids"].repeat(8, 1)
-    ids = torch.cat([prompt, ends], dim=1)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "completion_mask": torch.ones_like(ends)}
+    prompt = tokenizer("1 2 3")["input_ids"]
+    made = [Completion(Problem((1, 2), 3), "", prompt, row, False) for row in ends.tolist()]
+    inputs = collate(made, 1.0, 0, CPU)
 
     def kit() -> None:
         model.zero_grad()

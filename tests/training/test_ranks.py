@@ -87,6 +87,7 @@ def start(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
             "test_fraction": 0.25, "max_steps": STEPS, "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": accumulation, "num_generations": GENERATIONS, "max_prompt_length": 64,
             "max_completion_length": 24, "lr_scheduler_type": "constant", "beta": 0.01, "temperature": 1.0,
+            "max_tokens_per_micro_batch": 150,  # two or three completions, so that ranks need unlike numbers of them
             # Plain SGD: Adam's first steps make the sign of a rounding error as large as a gradient.
             "optim": "sgd", "learning_rate": 0.05, "save_steps": 2, "seed": 3,
             # An untrained model is never right: a random reward makes the groups differ.

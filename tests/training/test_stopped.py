@@ -72,6 +72,7 @@ def recipe(untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_generations": 4, "max_prompt_length": 64, "max_completion_length": 24, "learning_rate": 1e-2,
         "lr_scheduler_type": "cosine", "beta": 0.01, "temperature": 1.0, "seed": 3, "save_strategy": "no",
         "logging_steps": 2, "eval_strategy": "steps", "eval_steps": 4,
+        "max_tokens_per_micro_batch": 420,  # half of the 16 completions of a step: two micro-batches
         # Dropout draws from torch's global generator, whose state has to be resumed too.
         "use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.1,
         # An untrained model is never right: a random reward makes the groups differ.

@@ -9,7 +9,9 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from mini_r1.plan.memory import UpdateLimits
 from mini_r1.tasks.countdown import task
+from mini_r1.training import trainer as kit_trainer
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Batch, Completion, collate, micro_batches, score, set_advantages
 from mini_r1.training.rollout_engines import PolicyEngine
@@ -17,7 +19,9 @@ from mini_r1.training.trainer import CountdownTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
+from tests.training.flash_kernels import replace_kernels
 from tests.training.silent_attempt import silent_attempt
+from tests.training.test_packing import kernels  # noqa: F401
 
 SHORT, LONG = task.Problem((3, 4, 5), 12), task.Problem((1, 2, 3, 4, 5, 6), 21)
 GENERATIONS = 4
@@ -172,7 +176,7 @@ def test_log_probabilities_are_at_the_sampling_temperature(untrained: Path, toke
     ids = torch.tensor([row.prompt_ids + row.ids])
     logits = trainer.model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1]
     expected = (logits / 0.5).log_softmax(-1).gather(1, torch.tensor(row.ids).unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(logps[0, : len(row.ids)], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logps[: len(row.ids)], expected, rtol=1e-4, atol=1e-5)
     ours, _, theirs, _ = both(untrained, tokenizer, tmp_path, [SHORT, SHORT], temperature=0.5)
     assert ours != pytest.approx(theirs, rel=1e-3)
 
@@ -188,11 +192,7 @@ def test_the_loss_prints_as_zero_while_the_gradient_is_real(untrained: Path, tok
     assert gradients(trainer.model).norm() > 1e-3
 
 
-def cut(completions: Sequence[Completion], count: int, **options: Any) -> list[Batch]:
-    return micro_batches(completions, count, pad_token_id=0, device=torch.device("cpu"), **options)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_cutting_into_micro_batches_by_length_does_not_change_the_gradient(
     untrained: Path, tokenizer: Any, tmp_path: Path, count: int
 ) -> None:
@@ -200,46 +200,109 @@ def test_cutting_into_micro_batches_by_length_does_not_change_the_gradient(
     whole = kit(untrained, tokenizer, tmp_path)
     whole.compute_loss(whole.model, batch_of(whole, completions)).backward()
     parts = kit(untrained, tokenizer, tmp_path)
-    batches = cut(completions, count)
-    assert len(batches) == count
+    batches = micro_batches(completions, count, 1 / 8, completions[0], pad_token_id=0, device=torch.device("cpu"))
+    assert len(batches) == count  # the ninth holds a completion that counts nothing
     for batch in batches:
-        (parts.compute_loss(parts.model, with_reference(parts, batch)) / count).backward()
+        parts.compute_loss(parts.model, with_reference(parts, batch)).backward()
     torch.testing.assert_close(gradients(parts.model), gradients(whole.model), rtol=1e-4, atol=1e-7)
 
 
-def of_lengths(*lengths: int, differs: bool = True) -> list[Completion]:
-    return [Completion(SHORT, "", [1] * 10, [1] * n, False, group_differs=differs) for n in lengths]
+def plain_gradient(trainer: CountdownTrainer, completions: Sequence[Completion]) -> torch.Tensor:
+    """The gradient of GRPO's loss by its formula: one sequence at a time, all logits, no padding."""
+    model, beta = trainer.model, trainer.beta
+    for c in completions:
+        ids, answer = torch.tensor([c.prompt_ids + c.ids]), torch.tensor(c.ids).unsqueeze(1)
+
+        def logps(network: Any, ids: torch.Tensor = ids, answer: torch.Tensor = answer) -> torch.Tensor:
+            logits = network(input_ids=ids).logits[0, -len(answer) - 1 : -1]
+            return (logits / trainer.args.temperature).log_softmax(-1).gather(1, answer).squeeze(1)
+
+        own = logps(model)
+        with torch.no_grad():
+            difference = logps(trainer.ref_model) - own
+        kl = torch.exp(difference + own.detach() - own) - (difference + own.detach() - own) - 1
+        policy = torch.exp(own - own.detach()) * c.advantage
+        ((beta * kl - policy).mean() / len(completions)).backward()
+    return gradients(model)
 
 
-def test_micro_batches_waste_less_on_padding() -> None:
-    batches = cut(of_lengths(12, 1, 2, 11, 1, 12, 2, 1), 4)
-    assert [batch["completion_mask"].shape[1] for batch in batches] == [1, 2, 11, 12]
+def step_gradient(
+    trainer: CountdownTrainer,
+    completions: list[Completion],
+    rewards: Sequence[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> torch.Tensor:
+    """Return the gradient of a step over given completions and rewards, as transformers' loop takes it."""
+
+    def scored(completions: list[Completion], *_: Any) -> None:
+        score(completions, {"format": 1.0})
+        for completion, reward in zip(completions, rewards, strict=True):
+            completion.reward = reward
+
+    monkeypatch.setattr(kit_trainer, "score", scored)
+    monkeypatch.setattr(trainer, "_complete", lambda *_: completions)
+    trainer.create_optimizer()
+    count = trainer.args.gradient_accumulation_steps
+    substeps, _ = trainer.get_batch_samples(iter([[{}]] * count), count)
+    assert [bool(batches) for batches in substeps] == [False] * (count - 1) + [True]
+    for batches in substeps:
+        trainer.training_step(trainer.model, batches)
+    return gradients(trainer.model)
 
 
-def test_groups_without_a_difference_can_leave_the_update(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
-    """The gradient is then the mean over the completions that are left, in any number of micro-batches."""
-    completions = with_advantages(completions_of(tokenizer, [SHORT, LONG]), REWARDS)
-    for completion in completions[:4]:
-        completion.group_differs = False
-    left = kit(untrained, tokenizer, tmp_path)
-    left.compute_loss(left.model, batch_of(left, completions[4:])).backward()
-    for count in (1, 3, 6):  # more micro-batches than completions: some hold one that counts nothing
-        trainer = kit(untrained, tokenizer, tmp_path)
-        batches = cut(completions, count, drop_equal_groups=True)
-        assert len(batches) == count
-        for batch in batches:
-            (trainer.compute_loss(trainer.model, with_reference(trainer, batch)) / count).backward()
-        torch.testing.assert_close(gradients(trainer.model), gradients(left.model), rtol=1e-4, atol=1e-7)
+@pytest.mark.parametrize(("tokens", "count"), [(1, 8), (80, 4), (150, 2), (300, 1)])
+def test_a_step_has_the_gradient_of_the_formula_for_any_limit(
+    untrained: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, count: int
+) -> None:
+    completions = completions_of(tokenizer, [SHORT, LONG])
+    trainer = kit(untrained, tokenizer, tmp_path, gradient_accumulation_steps=2, temperature=0.8)
+    trainer._limits = UpdateLimits(tokens, 0)
+    found = step_gradient(trainer, completions, REWARDS, monkeypatch).clone()
+    assert len(trainer._micro_values) == count
+    trainer.model.zero_grad()
+    torch.testing.assert_close(found, plain_gradient(trainer, completions), rtol=1e-4, atol=1e-7)
 
 
-def test_with_every_group_dropped_the_gradient_is_zero(untrained: Path, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [80, 10_000])
+def test_with_flash_attention_a_step_is_packed_and_has_the_same_gradient(
+    untrained: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    """By the stand-in kernels."""
+    replace_kernels(monkeypatch)
+    completions = completions_of(tokenizer, [SHORT, LONG])
+    padded = kit(untrained, tokenizer, tmp_path)
+    expected = step_gradient(padded, completions, REWARDS, monkeypatch)
     trainer = kit(untrained, tokenizer, tmp_path)
-    completions = completions_of(tokenizer, [SHORT])
-    for completion in completions:
-        completion.group_differs = False
-    (batch,) = cut(completions, 1, drop_equal_groups=True)
-    trainer.compute_loss(trainer.model, with_reference(trainer, batch)).backward()
-    assert gradients(trainer.model).abs().max() == 0
+    for model in (trainer.model, trainer.ref_model):
+        model.config._attn_implementation = "flash_attention_2"
+    trainer._limits = UpdateLimits(tokens, 0)
+    widths: list[tuple[int, ...]] = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, named: widths.append(named["input_ids"].shape), with_kwargs=True
+    )
+    found = step_gradient(trainer, completions, REWARDS, monkeypatch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    packed = widths[-len(trainer._micro_values) :]
+    assert {rows for rows, _ in packed} == {1}
+    assert sum(width for _, width in packed) == sum(c.length for c in completions)
+
+
+def test_groups_without_a_difference_can_leave_the_update(
+    untrained: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is then the mean over the completions that are left; without any it is zero."""
+    trainer = kit(untrained, tokenizer, tmp_path)
+    trainer._attempt.recipe = trainer._attempt.recipe.model_copy(update={"drop_zero_variance_groups": True})
+    completions = completions_of(tokenizer, [SHORT, LONG])
+    found = step_gradient(trainer, completions, [1.0] * 4 + REWARDS[4:], monkeypatch).clone()
+    trainer.model.zero_grad()
+    torch.testing.assert_close(found, plain_gradient(trainer, completions[4:]), rtol=1e-4, atol=1e-7)
+    trainer.model.zero_grad()
+    assert step_gradient(trainer, completions, [1.0] * 8, monkeypatch).abs().max() == 0
+
+
+def of_lengths(*lengths: int) -> list[Completion]:
+    return [Completion(SHORT, "", [1] * 10, [1] * n, False) for n in lengths]
 
 
 def test_advantages_come_from_the_weighted_sum_within_each_group() -> None:

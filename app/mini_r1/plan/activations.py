@@ -19,7 +19,7 @@ LOGITS_COPIES = 4  # `training.logprobs.COPIES`
 class MicroBatch:
     """One forward and backward pass of a worker at its largest; prompt and completion in tokens."""
 
-    sequences: int
+    sequences: float  # of this prompt and completion, or the tokens of as many
     prompt: int
     completion: int
     attention: str  # eager, sdpa or flash_attention_2
@@ -27,16 +27,12 @@ class MicroBatch:
     compute: int  # bytes of a value inside linear layers
     checkpointing: bool  # the recipe's gradient_checkpointing
     extra_per_token: float = 0.0  # bytes of one layer's adapters, see adapter_bytes
+    kept_logits: float = 0.0  # bytes of logits that are kept for the backward pass
 
     @property
     def length(self) -> int:
         """Tokens of a sequence, padding included."""
         return self.prompt + self.completion
-
-    @property
-    def mask_bytes(self) -> int:
-        """Bytes of the attention mask per token."""
-        return 0 if self.attention == "flash_attention_2" else self.compute * self.length
 
 
 def layer_bytes(shape: ModelShape, attention: str, *, residual: int, compute: int) -> float:
@@ -74,11 +70,11 @@ def activation_bytes(shape: ModelShape, batch: MicroBatch) -> float:
     """Return the bytes that the forward pass leaves until the backward pass has used them.
 
     Without checkpointing all that every layer keeps; with it each layer's input (Chen et al., arXiv:1604.06174). Both:
-    the last norm, and sdpa's mask of sequences times length squared.
+    the last norm.
     """
     layers = batch.residual * shape.hidden if batch.checkpointing else _one_layer(shape, batch)
     last = shape.hidden * (4 + batch.residual + batch.compute)
-    return batch.sequences * batch.length * (shape.layers * layers + last + batch.mask_bytes)
+    return batch.sequences * batch.length * (shape.layers * layers + last)
 
 
 def transient_bytes(shape: ModelShape, batch: MicroBatch) -> float:
@@ -97,9 +93,7 @@ def transient_bytes(shape: ModelShape, batch: MicroBatch) -> float:
 
 def _one_layer(shape: ModelShape, batch: MicroBatch) -> float:
     layer = layer_bytes(shape, batch.attention, residual=batch.residual, compute=batch.compute) + batch.extra_per_token
-    layer += score_bytes(shape, batch.attention, batch.length, batch.compute)
-    # Autocast casts the mask in each layer.
-    return layer + (batch.mask_bytes if batch.residual > batch.compute else 0)
+    return layer + score_bytes(shape, batch.attention, batch.length, batch.compute)
 
 
 def logits_bytes(shape: ModelShape, batch: MicroBatch) -> float:
@@ -109,4 +103,5 @@ def logits_bytes(shape: ModelShape, batch: MicroBatch) -> float:
     """
     tokens = batch.sequences * batch.completion
     chunk = min(tokens, max(1, LOGITS_CHUNK_BYTES // (4 * shape.vocabulary)))
-    return chunk * shape.vocabulary * (4 * LOGITS_COPIES + (4 if batch.compute == 2 else 0))
+    copies = chunk * shape.vocabulary * (4 * LOGITS_COPIES + (4 if batch.compute == 2 else 0))
+    return copies + min(batch.kept_logits, tokens * shape.vocabulary * 4)

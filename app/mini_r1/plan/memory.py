@@ -5,6 +5,7 @@ The largest of the three must fit. Formulas and sources: docs/plan.md.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,13 @@ PHASES: Final = (ROLLOUT, UPDATE, STEP)
 CONTEXT_GIB: Final = 1.0  # CUDA context, cuBLAS workspace, NCCL's channels. An allowance, not measured here.
 FRAGMENTATION: Final = 0.05
 """Share of the rest that PyTorch's allocator holds and cannot use. An allowance, not measured here."""
+UPDATE_SHARE: Final = 0.8
+"""Share of a GPU's memory that `update_limits` fills with an update: the formulas are not exact."""
+MOST_TOKENS: Final = 16_384  # of a micro-batch: its matrix products fill a GPU long before
+UNKNOWN_TOKENS: Final = 8_192  # of a micro-batch, if the memory is unknown
+CPU_TOKENS: Final = 4_096  # of a micro-batch; more is not faster on a CPU (bench/update.py)
+CPU_LOGITS_BYTES: Final = 1 << 31
+
 SAMPLER_ROWS: Final = 1024  # `generation.sampler.SamplingConfig.batch_rows`; a test compares them
 SAMPLER_SPARE_TOKENS: Final = 8  # `generation.sampler.COMPACT_EVERY`: spare tokens in a compacted cache
 
@@ -84,9 +92,23 @@ class Memory:
         }
 
 
-def training_memory(setup: TrainingSetup) -> Memory:
-    """Return the memory table of one training device; on a CPU of a worker, without a CUDA context."""
-    batch = micro_batch(setup)
+@dataclass(frozen=True, slots=True)
+class UpdateLimits:
+    """How much of an update a device does at once."""
+
+    tokens: int  # of a micro-batch, padding included; a sequence that is longer is alone
+    logits_bytes: int  # float32 logits of a micro-batch that are kept for its backward pass, not calculated again
+
+
+UNKNOWN_LIMITS: Final = UpdateLimits(UNKNOWN_TOKENS, 0)
+
+
+def training_memory(setup: TrainingSetup, limits: UpdateLimits | None = None) -> Memory:
+    """Return the memory table of one training device; on a CPU of a worker, without a CUDA context.
+
+    `limits` are by default those of `update_limits`.
+    """
+    batch = micro_batch(setup, limits or update_limits(setup))
     items = [
         *(_sharded_states(setup) if setup.zero.stage else _whole_states(setup)),
         MemoryItem("activations", activation_bytes(setup.shape, batch), (UPDATE,)),
@@ -165,14 +187,32 @@ def _sharded_states(setup: TrainingSetup) -> list[MemoryItem]:
     return items
 
 
-def micro_batch(setup: TrainingSetup) -> MicroBatch:
-    """Return the update's micro-batch; the reference's forward pass keeps nothing and is smaller."""
+def update_limits(setup: TrainingSetup) -> UpdateLimits:
+    """Return the recipe's tokens of a micro-batch, else as many as fit, and the logits that then fit too."""
+    recipe, longest, gib = setup.recipe, setup.recipe.longest_sequence, setup.gpu_memory_gib
+    tokens = recipe.max_tokens_per_micro_batch
+    if setup.on_cpu:
+        return UpdateLimits(tokens or CPU_TOKENS, CPU_LOGITS_BYTES)
+    if gib is None:
+        return UpdateLimits(tokens or UNKNOWN_TOKENS, 0)
+
+    def spare(tokens: int) -> float:
+        return UPDATE_SHARE * gib - training_memory(setup, UpdateLimits(tokens, 0)).at(UPDATE)
+
+    if tokens is None:
+        sizes = range(longest + 1, max(MOST_TOKENS, longest) + 1)
+        tokens = longest + bisect_left(sizes, True, key=lambda size: spare(size) < 0)
+    return UpdateLimits(tokens, max(0, int(spare(tokens) / (1 + FRAGMENTATION) * GIB)))
+
+
+def micro_batch(setup: TrainingSetup, limits: UpdateLimits) -> MicroBatch:
+    """Return the update's micro-batch at its largest; the reference's forward pass keeps nothing and is smaller."""
     recipe = setup.recipe
     adapters = 0.0
     if recipe.use_peft:
         adapters = adapter_bytes(setup.shape, recipe.lora_target_modules, 2 if setup.autocast else 4)
     return MicroBatch(
-        recipe.per_device_train_batch_size * recipe.num_generations,
+        max(1, min(limits.tokens / recipe.longest_sequence, setup.completions_per_worker)),
         recipe.max_prompt_length,
         recipe.max_completion_length,
         recipe.attn_implementation or "sdpa",
@@ -180,6 +220,7 @@ def micro_batch(setup: TrainingSetup) -> MicroBatch:
         setup.compute_bytes,
         recipe.gradient_checkpointing,
         adapters,
+        limits.logits_bytes,
     )
 
 

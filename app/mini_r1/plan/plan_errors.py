@@ -149,9 +149,8 @@ def _smaller(recipe: Recipe) -> Iterator[dict[str, Any]]:
         yield {"gradient_checkpointing": True}
     if recipe.attn_implementation == "eager":
         yield {"attn_implementation": "sdpa"}
-    batch, accumulation = recipe.per_device_train_batch_size, recipe.gradient_accumulation_steps
-    if batch > 1:
-        yield {"per_device_train_batch_size": 1, "gradient_accumulation_steps": accumulation * batch}
+    if recipe.max_tokens_per_micro_batch is not None:
+        yield {"max_tokens_per_micro_batch": None}
     if recipe.num_generations > 8:
         yield {"num_generations": 8}
     if recipe.max_completion_length > 512:

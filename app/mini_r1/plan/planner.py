@@ -14,7 +14,7 @@ from mini_r1.machine.roles import Roles
 from mini_r1.plan.disk_space import DiskUse, disk_use, host_memory_gib, shared_memory_gib
 from mini_r1.plan.memory import Memory, training_memory, vllm_memory, vllm_share
 from mini_r1.plan.plan_errors import memory_errors, plan_warnings, recipe_errors
-from mini_r1.plan.shapes import UnknownShape, builtin_shape, find_shape
+from mini_r1.plan.shapes import UnknownShape, recipe_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, zero_settings
 from mini_r1.recipe.deepspeed_file import find_deepspeed
@@ -117,8 +117,7 @@ def make_plan(
     plan = Plan(recipe, roles, on_cpu, gpu_memory_gib, steps=count_steps(recipe, workers), warnings=recipe.warnings())
     shape, setup = None, None
     try:
-        model, revision = recipe.model_name_or_path, recipe.model_revision
-        shape = builtin_shape(recipe.built_in) if recipe.built_in else find_shape(model, revision)
+        shape = recipe_shape(recipe)
         setup = TrainingSetup(recipe, shape, workers, gpu_memory_gib=gpu_memory_gib, on_cpu=on_cpu)
     except UnknownShape as warning:
         plan.warnings.append(str(warning))

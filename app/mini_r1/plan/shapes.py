@@ -13,6 +13,7 @@ from typing import Final
 
 from mini_r1.errors import KitError
 from mini_r1.recipe.builtin_models import BuiltinModel
+from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.keys import did_you_mean
 from mini_r1.recipe.model_kinds import ADAPTER_REFUSED, later_kind_by_name, refuse_later_kind
 from mini_r1.run.files import load_object
@@ -126,6 +127,13 @@ def builtin_shape(model: BuiltinModel) -> ModelShape:
         head_size=model.head_size, intermediate=3 * model.hidden_size, vocabulary=model.vocabulary, tied=True,
         max_positions=model.positions, dtype="float32",
     )  # fmt: skip
+
+
+def recipe_shape(recipe: Recipe) -> ModelShape:
+    """Return the shape of a recipe's model; raise as `find_shape` does."""
+    if recipe.built_in:
+        return builtin_shape(recipe.built_in)
+    return find_shape(recipe.model_name_or_path, recipe.model_revision)
 
 
 def find_shape(name: str, revision: str) -> ModelShape:

@@ -99,9 +99,12 @@ class Recipe(BaseModel):
     num_train_epochs: types.NonNegative = 3.0
     """Passes over the data if `max_steps` is -1."""
     per_device_train_batch_size: types.Count = 1
-    """Prompts per device and micro-batch. (TRL 0.14 counts prompts, 0.15 and later count completions.)"""
+    """Prompts per device, times `gradient_accumulation_steps`. TRL 0.14 counts prompts, too, and 0.15 completions."""
     gradient_accumulation_steps: types.Count = 8
-    """Micro-batches per optimizer step; TRL 0.14.0's default."""
+    """Multiplies the prompts of an optimizer step; TRL 0.14.0's default. Memory decides the number of micro-batches."""
+    max_tokens_per_micro_batch: types.Count | None = None
+    """Tokens of prompts, completions and padding in one forward and backward pass; null: as many as fit the device's
+    memory. A longer sequence is alone. It changes speed and memory, not what is learned."""
     grad_accum_dtype: Literal["fp32"] | None = None
     """Type in which DeepSpeed adds up the gradients of the micro-batches, by its own name (`data_types`); null: the
     weights', bfloat16 with `bf16: true`. `fp32` costs 2 bytes per trained parameter, shared by the GPUs. Without

@@ -20,12 +20,17 @@ from mini_r1.generation.model import StartingPoint, device, eos_token_ids, load_
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
 from mini_r1.machine.control_groups import usable_cores
+from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits, update_limits
+from mini_r1.plan.shapes import UnknownShape, recipe_shape
+from mini_r1.plan.training_setup import NO_ZERO, TrainingSetup, zero_settings
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
+from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training import adapters, schedule, warm_start
+from mini_r1.values import GIB
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from glibc's malloc.h
 KEPT_BYTES = 1 << 30
@@ -124,6 +129,20 @@ def load_policy(recipe: Recipe, found: Policy) -> Policy:
     model = adapters.with_adapter(model, recipe)
     reference = create_reference_model(model) if recipe.beta and not recipe.use_peft else None
     return replace(found, model=model, reference=reference, revision=getattr(model.config, "_commit_hash", None))
+
+
+def find_update_limits(
+    recipe: Recipe, workers: int, deepspeed: DeepSpeedFile | None, *, shared_gpu: bool
+) -> UpdateLimits:
+    """Return how much of an update this process's device, which vLLM may share, does at once by the plan."""
+    here = device()
+    try:
+        shape = recipe_shape(recipe)
+    except UnknownShape:
+        return replace(UNKNOWN_LIMITS, tokens=recipe.max_tokens_per_micro_batch or UNKNOWN_LIMITS.tokens)
+    zero = zero_settings(deepspeed, shape) if deepspeed else NO_ZERO
+    gib = torch.cuda.get_device_properties(here).total_memory / GIB if here.type == "cuda" else None
+    return update_limits(TrainingSetup(recipe, shape, workers, zero, gib, on_cpu=gib is None, shared_gpu=shared_gpu))
 
 
 def starting_point(run: RunDir) -> StartingPoint:

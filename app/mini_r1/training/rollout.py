@@ -1,8 +1,9 @@
 """The completions of one rollout: verdicts, rewards, advantages, and their micro-batches as tensors."""
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,11 @@ from mini_r1.tasks.countdown import task
 ADVANTAGE_EPSILON = 1e-4
 """Added to a group's standard deviation; TRL 0.14.0's value."""
 Batch = dict[str, torch.Tensor]
-"""`input_ids` and `attention_mask` (B, P + C): prompts padded on the left, completions on the right.
-`completion_mask` (B, C), `advantages` (B,), and `weights` (B,): the weight of a completion in its micro-batch's loss.
-`sampled_logps` (B, C) if another program sampled; later `reference_logps` (B, C)."""
+"""One micro-batch: `input_ids` (B, S), each row a prompt, its completion, and padding, which comes last so that a
+causal model needs no mask; or packed, (1, S): all sequences in one row, with `position_ids` (1, S) that begin again at
+each. For each of its N completion tokens, all (N,): `targets`, the token; `predictors`, the
+position that predicts it, as an index into the B * S positions; `advantages`; `weights`, how much it counts in the
+micro-batch's loss; `sampled_logps` if another program sampled; later `reference_logps`."""
 
 
 @dataclass(slots=True)
@@ -34,6 +37,11 @@ class Completion:
     reward: float = 0.0
     advantage: float = 0.0
     group_differs: bool = True  # whether the rewards of its group differ
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt_ids) + len(self.ids)
 
     def record(self, step: int) -> dict[str, Any]:
         """Return the row of completions.jsonl."""
@@ -84,51 +92,66 @@ def set_advantages(completions: Sequence[Completion], num_generations: int, *, s
     return GroupStatistics(std.mean().item(), equal.float().mean().item())
 
 
+def split(completions: Sequence[Completion], tokens: int, *, packed: bool = False) -> list[list[Completion]]:
+    """Split completions, longest first, into micro-batches of at most `tokens` tokens, with padding unless packed.
+
+    A completion that is longer is alone. No split of completions in this order has fewer parts.
+    """
+    parts: list[list[Completion]] = []
+    size = 0
+    for c in sorted(completions, key=lambda c: c.length, reverse=True):
+        more = c.length if packed or not parts else parts[-1][0].length
+        if parts and size + more <= tokens:
+            parts[-1].append(c)
+            size += more
+        else:
+            parts.append([c])
+            size = c.length
+    return parts
+
+
 def micro_batches(
     completions: Sequence[Completion],
     count: int,
+    weight: float,
+    filler: Completion,
     *,
+    packed: bool = False,
     pad_token_id: int,
     device: torch.device,
-    drop_equal_groups: bool = False,
-    counted: float | None = None,
 ) -> list[Batch]:
-    """Cut a rank's completions, at least one, into `count` micro-batches, similar lengths together.
+    """Return `count` micro-batches of similar size and similar lengths, in which each completion has this weight.
 
-    The loss of a step is a mean over completions of a mean over tokens, so the batch of a completion does not change
-    the step's gradient, and short completions are not padded to the longest one. Every rank needs the same number of
-    micro-batches, because the others wait for its gradients: if too few completions are left without the groups whose
-    rewards are all equal, a micro-batch holds one completion of weight 0. `counted` is the number of completions left,
-    the mean over the ranks; None: this rank's.
+    The loss of a step is a mean over completions of a mean over tokens, so the micro-batch of a completion does not
+    change the step's gradient. Every rank needs the same number of micro-batches, because the others wait for its
+    gradients: with too few completions some hold only the `filler`, with weight 0.
     """
-    ordered = sorted(completions, key=lambda c: len(c.ids))
-    kept = [c for c in ordered if c.group_differs or not drop_equal_groups]
-    counted = len(kept) if counted is None else counted
-    # The trainer takes the mean over micro-batches and ranks, so a completion counts count / counted in its own.
-    weight = count / counted if counted else 0.0
-    cuts = [round(i * len(kept) / count) for i in range(count + 1)]
-    parts = [(kept[i:end], weight) if end > i else (ordered[:1], 0.0) for i, end in pairwise(cuts)]
-    return [collate(part, worth, pad_token_id, device) for part, worth in parts]
+    most = len(completions) * sum(c.length for c in completions)
+    tokens = bisect_left(range(most), True, key=lambda size: len(split(completions, size, packed=packed)) <= count)
+    parts = [(part, weight) for part in split(completions, tokens, packed=packed)]
+    parts += [([filler], 0.0)] * (count - len(parts))
+    return [collate(part, worth, pad_token_id, device, packed=packed) for part, worth in parts]
 
 
-def collate(completions: Sequence[Completion], weight: float, pad_token_id: int, device: torch.device) -> Batch:
+def collate(
+    completions: Sequence[Completion], weight: float, pad_token_id: int, device: torch.device, *, packed: bool = False
+) -> Batch:
     """Return one micro-batch whose completions have this weight each."""
-    prompt_width = max(len(c.prompt_ids) for c in completions)
-    width = max(len(c.ids) for c in completions)
-    ids, mask = [], []
-    for c in completions:
-        left, right = prompt_width - len(c.prompt_ids), width - len(c.ids)
-        ids.append([pad_token_id] * left + c.prompt_ids + c.ids + [pad_token_id] * right)
-        mask.append([0] * left + [1] * (len(c.prompt_ids) + len(c.ids)) + [0] * right)
-    attention_mask = torch.tensor(mask, device=device)
-    batch = {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": attention_mask,
-        "completion_mask": attention_mask[:, prompt_width:],
-        "advantages": torch.tensor([c.advantage for c in completions], device=device),
-        "weights": torch.full((len(completions),), weight, device=device),
+    width = max(c.length for c in completions)
+    rows = [c.prompt_ids + c.ids + [pad_token_id] * (0 if packed else width - c.length) for c in completions]
+    ends = list(accumulate(map(len, rows)))
+    if not packed:
+        ends = [end - width + c.length for end, c in zip(ends, completions, strict=True)]
+    spans = [range(end - len(c.ids), end) for end, c in zip(ends, completions, strict=True)]
+    values: dict[str, list[Any]] = {
+        "input_ids": [list(chain(*rows))] if packed else rows,
+        "predictors": [position - 1 for span in spans for position in span],
+        "targets": [token for c in completions for token in c.ids],
+        "advantages": [c.advantage for c in completions for _ in c.ids],
+        "weights": [weight / len(c.ids) for c in completions for _ in c.ids],
     }
+    if packed:
+        values["position_ids"] = [[i for row in rows for i in range(len(row))]]
     if completions[0].sampled_logps is not None:
-        padded = [[*(c.sampled_logps or ()), *[0.0] * (width - len(c.ids))] for c in completions]
-        batch["sampled_logps"] = torch.tensor(padded, device=device)
-    return batch
+        values["sampled_logps"] = [logp for c in completions for logp in c.sampled_logps or ()]
+    return {name: torch.tensor(value, device=device) for name, value in values.items()}

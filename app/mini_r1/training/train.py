@@ -124,9 +124,16 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
             engine = start_engine(recipe, policy, world, folder / "vllm.log", stack, attempt.stop, prompts)
             if shared:
                 refuse_broken_gpu()
+            limits = prepare.find_update_limits(recipe, world.size, deepspeed, shared_gpu=shared)
             set_seed(recipe.seed)
             trainer = CountdownTrainer(
-                attempt, policy, engine, args=args or make_args(), train_dataset=dataset, held_out=inputs.held_out
+                attempt,
+                policy,
+                engine,
+                args=args or make_args(),
+                train_dataset=dataset,
+                held_out=inputs.held_out,
+                limits=limits,
             )
             with world.peer_errors():
                 trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)

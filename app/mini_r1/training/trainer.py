@@ -10,7 +10,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,14 @@ from trl.trainer import grpo_trainer
 from mini_r1.errors import Stopped
 from mini_r1.generation.prompts import completion_texts, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
+from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits
 from mini_r1.tasks.countdown import task
 from mini_r1.training.attempt import Attempt
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
-from mini_r1.training.logprobs import completion_logps, plain_head
+from mini_r1.training.logprobs import completion_logps, plain_head, separates_packed
 from mini_r1.training.metrics import Window, summary
 from mini_r1.training.prepare import Policy
-from mini_r1.training.rollout import Batch, Completion, micro_batches, score, set_advantages
+from mini_r1.training.rollout import Batch, Completion, micro_batches, score, set_advantages, split
 from mini_r1.training.rollout_engines import Engine, SeedOfRank, SharedEngine
 from mini_r1.training.watch import Alert, GradientGuard, Watch
 
@@ -60,6 +61,7 @@ class CountdownTrainer(GRPOTrainer):
         args: GRPOConfig,
         train_dataset: Any,
         held_out: Sequence[dict[str, Any]] = (),
+        limits: UpdateLimits = UNKNOWN_LIMITS,
     ) -> None:
         self._guard = GradientGuard()
         # TRL makes a reference for any beta, and loads it without dtype or revision under ZeRO-3.
@@ -85,11 +87,14 @@ class CountdownTrainer(GRPOTrainer):
         self._reward_weights = attempt.recipe.resolved_rewards()
         self._watch = Watch(attempt.recipe.watch)
         self._held_out = held_out
+        self._limits = limits
+        logger.info("micro-batches of at most %d tokens, %d bytes of logits kept", limits.tokens, limits.logits_bytes)
         self._eos_token_ids = policy.eos_token_ids
         self._engine = engine
         self._loaded_step: int | None = None
         self._abandoned = False
         self._plain_head: bool | None = None
+        self._packed = False
         self._window = Window()
         self._step_values: dict[str, float] = {}
         self._micro_values: list[torch.Tensor] = []
@@ -109,21 +114,23 @@ class CountdownTrainer(GRPOTrainer):
 
     # --- rollout ---
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int) -> tuple[list[Batch], None]:
-        """Return the micro-batches of the next step, with completions, advantages and reference; none after a stop."""
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int) -> tuple[list[list[Batch]], None]:
+        """Return the micro-batches of the next step, all in its last batch; none after a stop."""
         if self._abandoned:  # transformers asks for all steps of the epoch before it checks whether to stop
             return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches)
         if not batches:  # transformers asks once more at the end of the data
             return [], None
         try:
-            return self._prepare([row for batch in batches for row in batch], len(batches)), None
+            prepared = self._prepare([row for batch in batches for row in batch])
         except Stopped:
             self._abandon("rollout")
             return [], None
+        # transformers and accelerate count `gradient_accumulation_steps` batches a step and synchronize in the last.
+        return [[]] * (len(batches) - 1) + [prepared], None
 
-    def _prepare(self, rows: Sequence[dict[str, Any]], count: int) -> list[Batch]:
-        """Return the `count` micro-batches of a step over these rows."""
+    def _prepare(self, rows: Sequence[dict[str, Any]]) -> list[Batch]:
+        """Return the micro-batches of a step over these rows, the same number on every rank."""
         recipe, drop = self._attempt.recipe, self._attempt.recipe.drop_zero_variance_groups
         self._load_engine()
         with self._phase("rollout"):
@@ -134,19 +141,24 @@ class CountdownTrainer(GRPOTrainer):
             self._world.unless_stopped(lambda: score(completions, self._reward_weights, self._attempt.stop))
             groups = set_advantages(completions, self.num_generations, scale=recipe.scale_rewards)
             records = gather_object([c.record(self.state.global_step + 1) for c in completions])
-            counted = sum(c.group_differs or not drop for c in completions)
-            means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(counted)]))
+            kept = [c for c in completions if c.group_differs or not drop]
+            means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(len(kept))]))
             self._step_values |= summary(records)
             self._step_values |= zip(("reward_std", "frac_groups_all_equal"), means, strict=False)
             tokens = sum(record["tokens"] for record in records)
             self._step_values["tokens_per_second"] = tokens / self._step_values["time/rollout"]
+        # transformers divides by the accumulation, DDP and DeepSpeed take the mean over the ranks.
+        weight = self.args.gradient_accumulation_steps / means[2] if means[2] else 0.0
+        self._check(self.model_wrapped)
+        needed = max(1, len(split(kept, self._limits.tokens, packed=self._packed)))
         prepared = micro_batches(
-            completions,
-            count,
+            kept,
+            max(gather_object([needed])),
+            weight,
+            filler=min(completions, key=lambda c: c.length),
+            packed=self._packed,
             pad_token_id=self.processing_class.pad_token_id,
             device=self.accelerator.device,
-            drop_equal_groups=drop,
-            counted=means[2],
         )
         if self.beta:
             with self._phase("reference"), self._reference() as reference, torch.no_grad():
@@ -212,6 +224,27 @@ class CountdownTrainer(GRPOTrainer):
 
     # --- loss ---
 
+    def training_step(self, model: Any, inputs: list[Batch], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Add up the gradients of a step's micro-batches and return their loss; they are synchronized in the last.
+
+        With DeepSpeed the last one takes the optimizer step.
+        """
+        loss = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(inputs, start=1):
+            last = number == len(inputs)
+            wait = nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model)
+            if self.is_deepspeed_enabled:
+                model.set_gradient_accumulation_boundary(last)
+                # ZeRO-2 adds up in the host's memory, if it offloads, only for an accumulation above 1.
+                model.optimizer.gradient_accumulation_steps = len(inputs)
+            with wait:
+                loss += super().training_step(model, batch)
+        return loss
+
+    def floating_point_ops(self, inputs: list[Batch]) -> int:
+        """Return transformers' estimate for the micro-batches of a step."""
+        return sum(map(super().floating_point_ops, inputs))
+
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
@@ -226,24 +259,35 @@ class CountdownTrainer(GRPOTrainer):
             # The k3 estimator of KL(policy || reference), http://joschu.net/blog/kl-approx.html
             difference = inputs["reference_logps"] - logps
             kl = torch.exp(difference) - difference - 1
-        policy = torch.exp(logps - logps.detach()) * inputs["advantages"].unsqueeze(1)
-        loss = _mean_of_completions(self.beta * kl - policy, inputs)
+        policy = torch.exp(logps - logps.detach()) * inputs["advantages"]
+        weights = inputs["weights"]
+        loss = ((self.beta * kl - policy) * weights).sum()
         # Tokens were sampled from the policy itself, so the mean of -logp estimates its entropy without bias.
-        entropy = _mean_of_completions(-logps, inputs)
-        values = [loss, entropy, _mean_of_completions(kl, inputs)]
+        values = [loss, -(logps * weights).sum(), (kl * weights).sum()]
         if "sampled_logps" in inputs:
-            values.append(_mean_of_completions((logps.detach() - inputs["sampled_logps"]).abs(), inputs))
+            values.append(((logps - inputs["sampled_logps"]).abs() * weights).sum())
         self._micro_values.append(torch.stack(values).detach())
         return loss
 
     def _completion_logps(self, model: Any, inputs: Batch) -> torch.Tensor:
-        """Return (B, C), see `logprobs.completion_logps`."""
+        """Return (N,), see `logprobs.completion_logps`."""
+        self._check(model)
         unwrapped = self.accelerator.unwrap_model(model)
-        head = unwrapped.get_output_embeddings()
-        if self._plain_head is None:
-            self._plain_head = plain_head(model, head, inputs) is not None
         vocabulary = unwrapped.config.get_text_config().vocab_size
-        return completion_logps(model, head if self._plain_head else None, vocabulary, inputs, self.args.temperature)
+        head = unwrapped.get_output_embeddings() if self._plain_head else None
+        kept = self._limits.logits_bytes
+        return completion_logps(model, head, vocabulary, inputs, self.args.temperature, kept)
+
+    def _check(self, model: Any) -> None:
+        """Find out once how this kind of model may be called. A collective under ZeRO-3."""
+        if self._plain_head is not None:
+            return
+        device, unwrapped = self.accelerator.device, self.accelerator.unwrap_model(model)
+        self._plain_head = plain_head(model, unwrapped.get_output_embeddings(), device)
+        # Without a plain head the logits of all prompt tokens would be calculated too.
+        if self._plain_head and unwrapped.config._attn_implementation == "flash_attention_2":
+            self._packed = separates_packed(model, device)
+            logger.info("sequences are %s", "packed" if self._packed else "padded: this model can't tell them apart")
 
     # --- after a step ---
 
@@ -258,7 +302,8 @@ class CountdownTrainer(GRPOTrainer):
     def _end_of_step(self, grad_norm: Any) -> None:
         """Add the step's metrics to the window and check them."""
         values, self._step_values = self._step_values, {}
-        means = self._mean_over_ranks(torch.stack(self._micro_values).mean(dim=0))
+        sums = torch.stack(self._micro_values).sum(dim=0)
+        means = self._mean_over_ranks(sums / self.args.gradient_accumulation_steps)
         self._micro_values = []
         values |= zip(("loss", "entropy", "kl", "logp_gap"), means, strict=False)
         if not self.beta:
@@ -360,9 +405,3 @@ class CountdownTrainer(GRPOTrainer):
         """Return N means of a tensor (N,), the same on every rank."""
         gathered = self.accelerator.gather(values.to(self.accelerator.device).unsqueeze(0))
         return gathered.mean(dim=0).tolist()  # type: ignore[no-any-return]
-
-
-def _mean_of_completions(values: torch.Tensor, inputs: Batch) -> torch.Tensor:
-    """Return the weighted sum over completions of the mean over a completion's tokens: (B, C) -> ()."""
-    mask = inputs["completion_mask"]
-    return ((values * mask).sum(dim=1) / mask.sum(dim=1) * inputs["weights"]).sum()
