@@ -86,7 +86,7 @@ def test_packages_of_the_architecture_page_are_all_there_are() -> None:
     [
         ("add a reward", "tasks/countdown/rewards.py", "def reward("),
         ("how many checkpoints are kept", "run/run_dir.py", "KEEP_CHECKPOINTS ="),
-        ("give vLLM another device", "machine/roles.py", "def assign("),
+        ("give vLLM other devices", "machine/roles.py", "def assign("),
         ("add a `top_p` key", "recipe/fields.py", "class Recipe"),
         ("add a `top_p` key", "generation/sampler.py", "class SamplingConfig"),
         ("the pass@k formula", "evaluation/statistics.py", "def pass_at_k("),
