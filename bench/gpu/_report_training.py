@@ -16,7 +16,8 @@ def update(name: str, result: dict[str, Any]) -> Iterator[str]:
     """The timed steps, the profile, and each variant with new shapes and again."""
     steps = result["steps"]
     timed = [step for step in steps if step["what"] == "timed"]
-    yield f"{name}: {result['side']}, torch {result['torch']}, 64 completions a step; seconds of reference and update"
+    count = len(steps[0]["lengths"])
+    yield f"{name}: {result['side']}, torch {result['torch']}, {count} completions a step; seconds: reference + update"
     shown = [(step["what"], step) for step in steps if step["what"] in ("warm-up", "timed")]
     yield "  ".join(f"{what} {_pair(step)}" for what, step in shown)
     for step in timed[-1:]:

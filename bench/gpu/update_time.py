@@ -168,8 +168,9 @@ def steps_of(side: str) -> list[Step]:
 class Given:
     """Makes both trainers' generation return completions that are there already: random tokens of drawn lengths."""
 
-    def __init__(self, run: Run, vocabulary: int, eos: int, limit: int) -> None:
+    def __init__(self, run: Run, vocabulary: int, eos: int, limit: int, generations: int) -> None:
         self._run, self._vocabulary, self._eos, self._limit = run, vocabulary, eos, limit
+        self._generations = generations
         self._row = 0
 
     def next(self, prompts: int) -> list[list[int]]:
@@ -180,7 +181,8 @@ class Given:
         found = []
         for row in range(self._row, self._row + prompts):
             chosen = random.Random(f"{common.SEED}/{draw}/{row}")
-            for length in common.drawn_lengths(row, max(16, self._limit - SHORTER * draw)):
+            lengths = common.drawn_lengths(row, max(16, self._limit - SHORTER * draw))
+            for length in lengths[: self._generations]:
                 # Above the marks, so that no end token is drawn.
                 found.append([*(chosen.randrange(10, self._vocabulary) for _ in range(length - 1)), self._eos])
         self._row = (self._row + prompts) % common.PROMPTS
@@ -203,7 +205,7 @@ class Given:
             made = self.next(len(input_ids))
             width = max(map(len, made))
             right = torch.tensor([ids + [self._eos] * (width - len(ids)) for ids in made], device=input_ids.device)
-            return torch.cat([input_ids.repeat_interleave(common.GENERATIONS, dim=0), right], dim=1)
+            return torch.cat([input_ids.repeat_interleave(self._generations, dim=0), right], dim=1)
 
         model.generate = generate
 
@@ -352,16 +354,18 @@ def measure(out: Path, scratch: Path, shape: str, side: str, limit: int) -> None
     from rich.console import Console
 
     run = Run(side, out, {"shape": shape, "limit": limit, "torch": torch.__version__})
-    changes = {"max_steps": len(steps_of(side)), "gradient_checkpointing": "false", "max_completion_length": limit}
+    changes: dict[str, Any] = {
+        "max_steps": len(steps_of(side)), "gradient_checkpointing": "false", "max_completion_length": limit
+    }  # fmt: skip
     if shape == "tiny":  # a CPU multiplies bfloat16 slowly
-        changes |= {"torch_dtype": "float32", "bf16": "false"}
+        changes |= {"torch_dtype": "float32", "bf16": "false", "num_generations": 2}
     recipe = common.bench_recipe(model, **changes)
     console = Console(file=sys.stderr)
     data = prepare.load_task_data(recipe)
     policy = prepare.load_policy(recipe, prepare.find_model(recipe, data, console))
     first = prepare.ordered_dataset(recipe, data, policy.tokenizer, common.PROMPTS)
     rows = first.select([*range(common.PROMPTS)] * len(steps_of(side)))
-    given = Given(run, policy.model.config.vocab_size, policy.tokenizer.eos_token_id, limit)
+    given = Given(run, policy.model.config.vocab_size, policy.tokenizer.eos_token_id, limit, recipe.num_generations)
     transformers.trainer.DEFAULT_CALLBACKS.append(run.callback())
     train.prepare.ordered_dataset = lambda *_: rows
     folder = scratch / f"run-{out.stem}"
