@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.run import run_dir
-from mini_r1.run.files import lock_file, read_jsonl, read_object, write_json
+from mini_r1.run.files import AppendFile, folder_bytes, lock_file, read_jsonl, read_object, replacing, write_json
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
 
@@ -123,6 +123,28 @@ def test_pipes_and_folders_are_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
     assert read_object(tmp_path / "pipe") == {}
     assert read_object(tmp_path) == {}
     assert read_object(tmp_path / "none") == {}
+
+
+def test_a_file_is_replaced_for_good_unless_it_says_otherwise(tmp_path: Path) -> None:
+    with recorded_syncs(tmp_path) as recording, replacing(tmp_path / "some.txt") as scratch:
+        scratch.write_text("new")
+    recording.close()
+    assert len(recording.synced) == 2  # the file and its folder
+
+
+def test_what_was_appended_is_in_the_file_at_once(tmp_path: Path) -> None:
+    file = AppendFile(tmp_path / "some.jsonl")
+    file.write(b"one\n")
+    assert (tmp_path / "some.jsonl").read_bytes() == b"one\n"
+    file.close()
+
+
+def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "some" / "folder").mkdir(parents=True)
+    assert folder_bytes(tmp_path / "some") == 0
+    (tmp_path / "some" / "a").write_bytes(b"123")
+    (tmp_path / "some" / "folder" / "b").write_bytes(b"45")
+    assert folder_bytes(tmp_path / "some") == 5
 
 
 def test_folders_that_were_made_are_there_after_a_power_cut(tmp_path: Path) -> None:

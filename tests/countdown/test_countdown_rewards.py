@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion
-from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, fold_reason, judge, reward
+from mini_r1.tasks.countdown.problem import DataError, Problem
+from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, fold_reason, judge, reward, score_line
 
 GOOD = "Let me add.</think>\n<answer>1 + 2</answer>"
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "</think>\n<answer>", "1 + 2", "<", "\ud800", "\x00"]
@@ -21,6 +24,43 @@ def test_a_good_completion() -> None:
     verdict = judge(GOOD, Problem((1, 2), 3))
     assert verdict.rewards == dict.fromkeys(VERDICTS, 1)
     assert (verdict.format, verdict.equation, verdict.reason) == (1, 1, "correct")
+
+
+def test_a_completion_is_recorded_with_its_tries_and_style() -> None:
+    text = "8 + 2 = 10 (too low)\n8 - 2 = 6 (too low)\nWait, let me try again.</think>\n<answer>8 * 2</answer>"
+    verdict = judge(text, Problem((8, 2), 16))
+    assert verdict.record() == {
+        "nums": [8, 2], "target": 16, "completion": text, "rewards": dict.fromkeys(VERDICTS, 1), "reason": "correct",
+        "tries": 2, "reflections": 2, "style": "neither",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("thought", "answer", "results"),
+    [
+        ("8 + 2 = 10\n8 - 2 = 6", "8 * 2", [10, 6, 16]),
+        ("8 + 2 = 10\n8 - 2 = 6", "2 + 8", [10, 6]),  # it answers with a try
+        ("8 + 2 = 10\n8 - 2 = 6", None, [10, 6]),
+        ("8 + 2 = 10", "8 +", [10]),
+        ("so", "8 * 2", [16]),
+        ("so", "8 +", [None]),
+        ("so", None, [None]),
+    ],
+)
+def test_the_results_are_those_of_the_tries_and_of_another_answer(
+    thought: str, answer: str | None, results: list[int | None]
+) -> None:
+    text = thought if answer is None else f"{thought}</think>\n<answer>{answer}</answer>"
+    assert judge(text, Problem((8, 2), 16)).results == results
+
+
+def test_a_line_is_scored_and_one_without_a_completion_is_refused() -> None:
+    row: dict[str, Any] = {"nums": [1, 2], "target": 3}
+    scored = score_line(json.dumps({**row, "completion": GOOD}).encode())
+    assert scored == {**dict.fromkeys(VERDICTS, 1), "reason": "correct"}
+    for wrong, said in ((row, "f:2: 'completion' is missing"), ({**row, "completion": 5}, "f:2: .* must be a string")):
+        with pytest.raises(DataError, match=said):
+            score_line(json.dumps(wrong).encode(), "f:2")
 
 
 @pytest.mark.parametrize(
