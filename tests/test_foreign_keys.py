@@ -55,6 +55,7 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("evaluation_strategy: steps", "is called 'eval_strategy' here"),
         ("use_cpu: true", "MINI_R1_ACCELERATOR=cpu"),
         ("fsdp: full_shard", "`mini-r1 launch --deepspeed zero3`"),
+        ("lora_modules_to_save: [lm_head]", "an adapter alone is trained and saved; write lora_target_modules"),
         ("torch_compile: true", "is an argument of transformers that this kit does not use"),
         ("trackio_space_id: a/b", "is an argument of a newer transformers that this kit does not use"),
         # open-r1

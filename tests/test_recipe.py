@@ -317,7 +317,6 @@ def test_one_issue(issues, line, sentence):
         ("fp16: true\ntorch_dtype: float16", "x:2: fp16: loss scaling needs float32 weights"),
         ("attn_implementation: flash_attention_2", "x:2: attn_implementation: flash_attention_2 computes in 16 bits"),
         ("max_steps: 5\nwarmup_steps: 6", "x:3: warmup_steps: the warm-up is longer than the run: at most 5 steps"),
-        ("use_vllm: true\nuse_peft: true", "x:3: use_peft: an adapter cannot be generated with through vLLM"),
         ("eval_strategy: steps\ntest_fraction: 0", "x:2: eval_strategy: test_fraction is 0, so nothing is held out"),
         ("use_peft: true\nload_in_4bit: true\nload_in_8bit: true", "x:4: load_in_8bit: load_in_4bit and load_in_8bit"),
         ("dataset_id_or_path: generated\ndataset_rows: null", "x:3: dataset_rows: generated data has no end"),
@@ -454,14 +453,14 @@ def test_overrides(write):
         ("seed=[", "not valid YAML: "),
         ("run_name=*x", "not valid YAML: aliases (*name) are not allowed"),
         ("seed=", "must be a whole number, not null"),
-        ("use_peft=true", "use_peft: an adapter cannot be generated"),
+        ("fp16=true", "fp16: bf16 and fp16 are both true"),
     ],
 )
 def test_bad_overrides(issues, override, sentence):
-    (found,) = issues(DEMO + "seed: 1\nuse_vllm: true\n", override)
+    (found,) = issues(DEMO + "seed: 1\nbf16: true\n", override)
     shown = override.replace("\udcff", "\\udcff")
     # A contradiction is about the key itself, so its name is not said twice.
-    assert found.startswith((f"--set {shown}: {sentence}", f"--set {shown}: {sentence.removeprefix('use_peft: ')}"))
+    assert found.startswith((f"--set {shown}: {sentence}", f"--set {shown}: {sentence.removeprefix('fp16: ')}"))
 
 
 # --- out again, and between runs

@@ -284,6 +284,7 @@ def test_the_host_holds_the_block_that_weights_go_to_vllm_through() -> None:
     without = host_memory_gib(setup(changed(use_vllm=False)), workers=1)
     assert host_memory_gib(setup(PUBLISHED), workers=1) - without == pytest.approx(PROCESS_GIB + largest)
     assert sync_block_gib(setup(changed(torch_dtype="float32"))) == pytest.approx(2 * largest)
+    assert sync_block_gib(setup(changed(use_peft=True, load_in_4bit=True))) == pytest.approx(2 * largest)
     assert shared_memory_gib(setup(PUBLISHED), workers=1) == 0  # the block is not in /dev/shm
     assert shared_memory_gib(setup(PUBLISHED, workers=2), workers=2) == 0.5
 

@@ -1,4 +1,4 @@
-"""What test_engines.py runs with .venv-vllm's Python: greedy completions of three models by both engines, as JSON.
+"""What test_engines.py runs with .venv-vllm's Python: greedy text of models and an adapter by both engines, as JSON.
 
 python engines_session.py SCRATCH
 """
@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from mini_r1.generation.completers import Completer, TransformersCompleter, VllmCompleter
-from mini_r1.generation.model import load_tokenizer
+from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer
+from peft import LoraConfig, TaskType, get_peft_model
 
 PROMPTS = [[(7 * i * length + 3 * i + 5) % 150 + 3 for i in range(length)] for length in (3, 17, 9)]
 
@@ -30,6 +32,19 @@ def save(directory: Path, seed: int) -> Path:
     return directory
 
 
+def save_adapter(directory: Path, base: Path) -> Path:
+    """A random adapter of the model."""
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=4, lora_alpha=16, target_modules="all-linear", use_rslora=True)
+    model = get_peft_model(load_model(str(base), None, None, None), config)
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data.normal_(std=0.2)
+    model.save_pretrained(directory)
+    load_tokenizer(str(base), None).save_pretrained(directory)
+    return directory
+
+
 def greedy(completer: Completer) -> list[list[int]]:
     return completer.complete(PROMPTS, SamplingConfig(40, 0.0), 0, lambda count: None)
 
@@ -37,6 +52,7 @@ def greedy(completer: Completer) -> list[list[int]]:
 def main() -> None:
     scratch = Path(sys.argv[1])
     models = [save(scratch / str(seed), seed) for seed in (1, 2, 3)]
+    models.append(save_adapter(scratch / "adapter", models[0]))
     vllm = VllmCompleter(str(models[0]), None, load_tokenizer(str(models[0]), None), 64, "cpu", scratch / "vllm.log")
     found = []
     for number, model in enumerate(models):

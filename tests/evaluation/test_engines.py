@@ -20,13 +20,14 @@ from mini_r1.evaluation import answer_engines
 from mini_r1.evaluation.answer_engines import Engines
 from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
 from mini_r1.generation import completers
-from mini_r1.generation.completers import stored_tensors, vllm_device
-from mini_r1.generation.model import StartingPoint
+from mini_r1.generation.completers import VllmCompleter, stored_tensors, vllm_device
+from mini_r1.generation.model import StartingPoint, load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.generation.vllm_client import Generated
 from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine import heavy_imports
 from mini_r1.run.run_dir import RunDir
+from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file
 
 REPO = Path(__file__).parent.parent.parent
@@ -66,7 +67,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandInEngine]:
     """A GPU with vLLM, for the choice of an engine; StandInEngine generates."""
     StandInEngine.made, StandInEngine.error = [], None
     monkeypatch.setattr(completers, "VllmEngine", StandInEngine)
-    monkeypatch.setattr(answer_engines, "vllm_device", lambda wanted, adapter, environment: ("0", None))
+    monkeypatch.setattr(answer_engines, "vllm_device", lambda wanted, environment: ("0", None))
     return StandInEngine
 
 
@@ -91,6 +92,34 @@ def test_one_vllm_takes_the_weights_of_one_snapshot_after_the_other(
     assert found.evaluations[0]["provenance"]["model"]["class"] == "Qwen2ForCausalLM"
     assert found.evaluations[0]["completion_tokens"] == 1
     assert found.evaluations[0]["truncated"] == 0
+
+
+def test_vllm_starts_with_the_base_of_an_adapter_and_gets_both_as_one(
+    model_directory: Path, tmp_path: Path, stand_in: type[StandInEngine]
+) -> None:
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=2, target_modules=["q_proj"])
+    adapted = get_peft_model(load_model(str(model_directory), None, None, None), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer = load_tokenizer(str(model_directory), None)
+    completer = VllmCompleter(str(tmp_path / "adapter"), None, tokenizer, 64, "0", tmp_path / "log")
+    (engine,) = stand_in.made
+    assert engine.config.model == str(model_directory)
+    names = set(load_file(model_directory / "model.safetensors"))
+    assert engine.loaded == [names]
+    assert (completer.facts["adapter"]["rank"], completer.facts["attention"]) == (2, "vllm")
+    completer.take(model_directory)
+    assert engine.loaded == [names, names]
+    assert "adapter" not in completer.facts
+
+
+def test_a_vllm_whose_adapter_cannot_be_merged_is_ended(
+    model_directory: Path, tmp_path: Path, stand_in: type[StandInEngine]
+) -> None:
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=2, target_modules=["q_proj"], use_dora=True)
+    get_peft_model(load_model(str(model_directory), None, None, None), config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(KitError, match="an adapter of the type DoRA"):
+        VllmCompleter(str(tmp_path / "adapter"), None, load_tokenizer(str(model_directory), None), 64, "0", tmp_path)
+    assert stand_in.made[0].closed
 
 
 def test_long_lists_of_problems_are_asked_in_parts(
@@ -122,25 +151,23 @@ def test_a_device_that_fails_is_not_taken_for_a_model_that_does_not_fit(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "adapter", "where", "version", "visible", "expected"),
+    ("wanted", "where", "version", "visible", "expected"),
     [
-        ("auto", False, "cuda", "0.7.0", None, ("0", None)),
-        ("auto", False, "cuda", "0.7.0", "3,1", ("3", None)),
-        ("auto", False, "cuda", None, None, (None, "vLLM is not installed here")),
-        ("auto", True, "cuda", "0.7.0", None, (None, "vLLM is not used for adapters")),
-        ("auto", False, "cuda", "0.7.0", "GPU-8f", (None, "vLLM 0.7.0 knows no device named 'GPU-8f', only indices")),
-        ("auto", False, "cuda", "0.7.0+cpu", None, (None, "vLLM 0.7.0+cpu here is built for a CPU")),
-        ("auto", False, "cpu", "0.7.0+cpu", None, (None, None)),
-        ("auto", False, "cpu", None, None, (None, None)),
-        ("vllm", False, "cpu", "0.7.0+cpu", None, ("cpu", None)),
-        ("vllm", False, "cuda", "0.7.0", None, ("0", None)),
-        ("transformers", False, "cuda", "0.7.0", None, (None, None)),
+        ("auto", "cuda", "0.7.0", None, ("0", None)),
+        ("auto", "cuda", "0.7.0", "3,1", ("3", None)),
+        ("auto", "cuda", None, None, (None, "vLLM is not installed here")),
+        ("auto", "cuda", "0.7.0", "GPU-8f", (None, "vLLM 0.7.0 knows no device named 'GPU-8f', only indices")),
+        ("auto", "cuda", "0.7.0+cpu", None, (None, "vLLM 0.7.0+cpu here is built for a CPU")),
+        ("auto", "cpu", "0.7.0+cpu", None, (None, None)),
+        ("auto", "cpu", None, None, (None, None)),
+        ("vllm", "cpu", "0.7.0+cpu", None, ("cpu", None)),
+        ("vllm", "cuda", "0.7.0", None, ("0", None)),
+        ("transformers", "cuda", "0.7.0", None, (None, None)),
     ],
 )
 def test_which_engine(
     monkeypatch: pytest.MonkeyPatch,
     wanted: str,
-    adapter: bool,
     where: str,
     version: str | None,
     visible: str | None,
@@ -148,7 +175,7 @@ def test_which_engine(
 ) -> None:
     monkeypatch.setattr(completers, "device", lambda: torch.device(where))
     monkeypatch.setattr(heavy_imports, "versions", lambda _: {"vllm": version})
-    assert vllm_device(wanted, adapter, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected
+    assert vllm_device(wanted, {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == expected
 
 
 @pytest.mark.parametrize(
@@ -164,7 +191,7 @@ def test_an_engine_that_cannot_be(
 ) -> None:
     monkeypatch.setattr(heavy_imports, "versions", lambda _: {"vllm": version})
     with pytest.raises(KitError, match=message):
-        Engines(wanted, problems=None, adapters=False)  # type: ignore[arg-type]
+        Engines(wanted, problems=None)  # type: ignore[arg-type]
 
 
 def test_stored_tensors_are_those_of_every_file(tmp_path: Path) -> None:
@@ -183,8 +210,8 @@ def test_the_real_vllm_writes_what_transformers_writes_with_each_snapshots_weigh
     done = subprocess.run([PYTHON, session, tmp_path], capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert len(facts) == 3
+    assert len(facts) == 4
     texts = [tuple(map(tuple, vllm)) for vllm, _ in facts]
     for vllm, transformers in facts:
         assert vllm == transformers
-    assert len(set(texts)) == 3  # other weights, other text
+    assert len(set(texts)) == 4  # other weights, other text

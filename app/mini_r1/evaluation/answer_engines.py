@@ -15,14 +15,13 @@ from mini_r1.generation.prompts import render, token_ids
 class Engines:
     """Completers for one model after another; close it at the end. A KitError if vLLM is wanted and can't be used.
 
-    vLLM needs the longest sequence at its start, hence the problems. One engine measures all models, so `adapters` is
-    true if one of them is an adapter.
+    vLLM needs the longest sequence at its start, hence the problems.
     """
 
-    def __init__(self, wanted: str, problems: Problems, adapters: bool) -> None:
+    def __init__(self, wanted: str, problems: Problems) -> None:
         self._wanted = wanted
         self._problems = problems
-        self._device, self._why_not = vllm_device(wanted, adapters, os.environ)
+        self._device, self._why_not = vllm_device(wanted, os.environ)
         self._current: Completer | None = None
 
     def load(self, chosen: Source, log: Callable[[str], None]) -> Completer:

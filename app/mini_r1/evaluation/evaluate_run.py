@@ -73,7 +73,7 @@ def evaluate_run_or_model(
     problems = sources.read_problems(targets[0], limit)
     targets = _with_samples([*([before] if before else []), *targets], problems, samples)
     wanted = targets if every else [sources.find_step(targets, step)]
-    with closing(Engines(engine, problems, any(target.is_adapter for target in targets))) as engines:
+    with closing(Engines(engine, problems)) as engines:
         measurer = Measurer(problems, engines, console or progress_console(), again, source)
         there = {target.step or 0: found for target in wanted if (found := measurer.find(target))}
         todo = [target for target in wanted if (target.step or 0) not in there]

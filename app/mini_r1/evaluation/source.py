@@ -45,11 +45,6 @@ class Source:
     weights: str = ""  # hash of a snapshot's manifest: a resumed run saves a step a second time
     own_problems: bool = False  # the problems are a file of the user and not the run's held-out part
 
-    @property
-    def is_adapter(self) -> bool:
-        """True if the weights are an adapter's."""
-        return (Path(self.model) / "adapter_config.json").is_file()
-
     def settings(self, problems: Problems) -> dict[str, Any]:
         """Return everything that a result depends on besides the machine."""
         return {

@@ -14,7 +14,16 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from mini_r1.errors import KitError
-from mini_r1.generation.model import describe, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
+from mini_r1.generation.merged_weights import merged_weights, refuse_unmergeable
+from mini_r1.generation.model import (
+    describe,
+    device,
+    eos_token_ids,
+    load_model,
+    load_tokenizer,
+    read_adapter,
+    refuse_misfit,
+)
 from mini_r1.generation.sampler import SamplingConfig, sample
 from mini_r1.generation.vllm_client import VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig
@@ -92,6 +101,7 @@ class TransformersCompleter:
 class VllmCompleter:
     """vLLM in its child process, started once for all snapshots of a run; each one's weights are streamed into it.
 
+    With an adapter it is started with the base model, and gets weights into which the adapter is merged.
     See `EngineConfig` for the arguments, and `VllmEngine` for what it raises.
     """
 
@@ -107,10 +117,10 @@ class VllmCompleter:
         log: Path,
     ) -> None:
         self.tokenizer = tokenizer
-        self._describe(source, revision)
+        adapter = read_adapter(source, revision)
         config = EngineConfig(
-            model=source,
-            revision=revision,
+            model=source if adapter is None else adapter.base_model_name_or_path,
+            revision=revision if adapter is None else adapter.revision,
             dtype=dtype_here(),
             max_model_len=max_model_len,
             gpu_memory_utilization=VLLM_MEMORY,
@@ -118,11 +128,30 @@ class VllmCompleter:
             device=vllm_device,
         )
         self._engine = VllmEngine(config, log, VLLM_START_S)
+        try:
+            if adapter is None:
+                self._describe(source, revision)
+            else:
+                self._merge(source, revision)
+        except BaseException:
+            self._engine.close()
+            raise
 
     def take(self, directory: Path) -> None:
-        """Load the weights of a snapshot of the same model; those of another are a KitError."""
+        """Load the weights of a snapshot of the same model or of its adapter; those of another are a KitError."""
+        if read_adapter(str(directory), None) is not None:
+            self._merge(str(directory), None)
+            return
         self._engine.load_weights(stored_tensors(directory))
         self._describe(str(directory), None)
+
+    def _merge(self, adapter: str, revision: str | None) -> None:
+        """Load the weights of an adapter's base model with the adapter in them; on the CPU, vLLM has the device."""
+        model = load_model(adapter, revision, dtype_here(), None)
+        refuse_unmergeable(model)
+        self._engine.load_weights(merged_weights(model))
+        self.ends = eos_token_ids(model, self.tokenizer)
+        self.facts = {**describe(model), "attention": "vllm"}
 
     def _describe(self, source: str, revision: str | None) -> None:
         """Set `ends` and `facts`, as `describe` returns them, for the model in the other process."""
@@ -178,11 +207,11 @@ def stored_tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, weights.get_tensor(name)
 
 
-def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+def vllm_device(wanted: str, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
     """Return the device that vLLM generates on and None, or None and why transformers generates (None: no reason).
 
     `wanted` is `auto` (vLLM if there is a GPU and it is installed), `vllm` or `transformers`; KitError if it is another
-    or can't be used. `adapter`: the model is one.
+    or can't be used.
     """
     if wanted not in ("auto", "vllm", "transformers"):
         raise KitError(f"--engine must be auto, vllm or transformers, found {wanted!r}")
@@ -190,8 +219,8 @@ def vllm_device(wanted: str, adapter: bool, environment: Mapping[str, str]) -> t
         return None, None
     on_cpu = device().type == "cpu"
     visible = (environment.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0].strip()
-    problem = None if adapter else find_vllm_problem(on_cpu)
-    reason = "vLLM is not used for adapters" if adapter else problem and problem[0]
+    problem = find_vllm_problem(on_cpu)
+    reason = problem and problem[0]
     if reason is None and not on_cpu and not visible.isdecimal():
         reason = f"vLLM 0.7.0 knows no device named {visible!r}, only indices"
     if wanted == "vllm" and reason is not None:

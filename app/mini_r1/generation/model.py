@@ -107,19 +107,11 @@ def load_model(
         # The device this rank trains on; PartialState knows it too, but would set up the process group too early.
         options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
         options["quantization_config"] = quantization
-    with _describe_errors("model", name):
-        adapter = find_adapter_config_file(name, revision=_revision(name, revision))
-        if adapter is None:
+    config = read_adapter(name, revision)
+    if config is None:
+        with _describe_errors("model", name):
             return _load_base(name, revision, options)
-        config = PeftConfig.from_pretrained(str(Path(adapter).parent))
     base = config.base_model_name_or_path
-    if config.peft_type != PeftType.LORA or not base:
-        raise KitError(f"{name} is an adapter of another kind than LoRA, or names no base model: use a LoRA adapter")
-    if config.megatron_config:  # peft imports the module that `megatron_core` names
-        raise KitError(
-            f"the adapter {name} has megatron_config in its adapter_config.json, for which peft would import a "
-            "module that the file names: take it out"
-        )
     with _describe_errors("adapter", name):
         weights = _file(name, revision, ADAPTER_WEIGHTS_NAME)
     if weights is None:
@@ -132,6 +124,23 @@ def load_model(
     with _describe_errors("adapter", name):
         # The folder and not the name: by name peft would fall back to pickled weights.
         return PeftModel.from_pretrained(model, str(Path(weights).parent), config=config, torch_device="cpu")
+
+
+def read_adapter(name: str, revision: str | None) -> Any:
+    """Return the LoraConfig of an adapter, None for a whole model; KitError for an adapter of another kind."""
+    with _describe_errors("model", name):
+        file = find_adapter_config_file(name, revision=_revision(name, revision))
+        if file is None:
+            return None
+        config = PeftConfig.from_pretrained(str(Path(file).parent))
+    if config.peft_type != PeftType.LORA or not config.base_model_name_or_path:
+        raise KitError(f"{name} is an adapter of another kind than LoRA, or names no base model: use a LoRA adapter")
+    if config.megatron_config:  # peft imports the module that `megatron_core` names
+        raise KitError(
+            f"the adapter {name} has megatron_config in its adapter_config.json, for which peft would import a "
+            "module that the file names: take it out"
+        )
+    return config
 
 
 def _load_base(name: str, revision: str | None, options: dict[str, Any]) -> Any:

@@ -93,7 +93,8 @@ def host_memory_gib(setup: TrainingSetup, workers: int) -> float:
 
 def sync_block_gib(setup: TrainingSetup) -> float:
     """Return the page-locked memory that weights go to vLLM through; the embedding is the largest tensor."""
-    return block_bytes(setup.shape.embedding_parameters * setup.weight_bytes) / GIB
+    quantized = setup.recipe.load_in_4bit or setup.recipe.load_in_8bit  # peft keeps its embedding in float32
+    return block_bytes(setup.shape.embedding_parameters * (4 if quantized else setup.weight_bytes)) / GIB
 
 
 def shared_memory_gib(setup: TrainingSetup, workers: int) -> float:

@@ -184,6 +184,8 @@ class Recipe(BaseModel):
     """Rank of the adapter."""
     lora_alpha: types.Count = 32
     """The adapter is scaled by `lora_alpha / lora_r`."""
+    use_rslora: types.Flag = False
+    """Scale the adapter by `lora_alpha / sqrt(lora_r)`: rank-stabilized LoRA (arXiv:2312.03732), for high ranks."""
     lora_dropout: types.Share = 0.05
     """Dropout before the adapter."""
     lora_target_modules: types.TextList | None = None
@@ -313,9 +315,6 @@ class Recipe(BaseModel):
         if self.eval_strategy == "steps" and not self.holds_out:
             text = "test_fraction is 0, so nothing is held out to evaluate on: set it above 0, or eval_strategy: no"
             yield "eval_strategy test_fraction", text
-        if self.use_vllm and self.use_peft:
-            text = "an adapter cannot be generated with through vLLM: TRL 0.14.0 doesn't merge it and loads wrong names"
-            yield "use_peft use_vllm", f"{text}; set use_vllm or use_peft false"
         if self.load_in_4bit and self.load_in_8bit:
             yield "load_in_8bit load_in_4bit", "load_in_4bit and load_in_8bit are both true: set one of them false"
         elif (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
@@ -332,7 +331,7 @@ class Recipe(BaseModel):
         """Return one sentence for each setting that is allowed and has no effect, or an unexpected one."""
         changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         depending = (
-            (self.use_peft, "use_peft: true", "lora_alpha lora_dropout lora_r lora_target_modules"),
+            (self.use_peft, "use_peft: true", "lora_alpha lora_dropout lora_r lora_target_modules use_rslora"),
             (self.load_in_4bit, "load_in_4bit: true", "bnb_4bit_quant_type use_bnb_nested_quant"),
             (self.save_strategy == "steps", "save_strategy: steps", "save_minutes"),
             (self.eval_strategy == "steps", "eval_strategy: steps", "eval_on_start eval_problems eval_steps"),

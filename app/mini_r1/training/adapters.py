@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_bitsandbytes_available
 
 from mini_r1.errors import KitError
+from mini_r1.generation.merged_weights import refuse_unmergeable
 from mini_r1.generation.model import device
 from mini_r1.recipe.fields import Recipe
 
@@ -31,8 +32,7 @@ ALL_LINEAR = "all-linear"
 def quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
     """Return how `load_model` stores the frozen weights; None leaves them as they are.
 
-    4-bit weights are multiplied in `torch_dtype`; if that is null or auto in 16 bits, as in the QLoRA paper
-    (arXiv:2305.14314, section 3). Raises KitError without a GPU or bitsandbytes.
+    Raises KitError without a GPU or bitsandbytes.
     """
     if not (recipe.load_in_4bit or recipe.load_in_8bit):
         return None
@@ -46,15 +46,24 @@ def quantization(recipe: Recipe) -> BitsAndBytesConfig | None:
         )
     if recipe.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
-    compute = recipe.torch_dtype
-    if compute in (None, "auto"):
-        compute = "float16" if recipe.fp16 else "bfloat16"
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=recipe.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=recipe.use_bnb_nested_quant,
-        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_compute_dtype=quantized_dtype(recipe),
     )
+
+
+def quantized_dtype(recipe: Recipe) -> str | None:
+    """Return the dtype that quantized weights are multiplied in; None if the recipe has none.
+
+    It is `torch_dtype`, and if that is null or auto 16 bits, as in the QLoRA paper (arXiv:2305.14314, section 3).
+    """
+    if not (recipe.load_in_4bit or recipe.load_in_8bit):
+        return None
+    if recipe.torch_dtype not in (None, "auto"):
+        return recipe.torch_dtype
+    return "float16" if recipe.fp16 else "bfloat16"
 
 
 def with_adapter(model: Any, recipe: Recipe) -> Any:
@@ -62,7 +71,8 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
 
     The adapter's weights are float32 on a 16-bit model too (peft's default): added to a weight of 0.01, an update of
     1e-6 is lost in bfloat16. They are drawn from the recipe's seed. The adapter's configuration names the base model by
-    hub id and commit, or by absolute path, so that a snapshot finds it. Raises KitError if the model can't have one.
+    hub id and commit, or by absolute path, so that a snapshot finds it. Raises KitError if the model can't have one, or
+    if vLLM can't generate with it.
     """
     if isinstance(model, PeftModel):
         base = model.peft_config[model.active_adapter].base_model_name_or_path
@@ -78,6 +88,7 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
         target_modules=_target_modules(model, recipe.lora_target_modules),
+        use_rslora=recipe.use_rslora,
     )
     checkpointing = recipe.gradient_checkpointing
     if recipe.load_in_4bit or recipe.load_in_8bit:
@@ -87,6 +98,8 @@ def with_adapter(model: Any, recipe: Recipe) -> Any:
         model.enable_input_require_grads()
     set_seed(recipe.seed)
     adapted = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
+    if recipe.use_vllm:
+        refuse_unmergeable(adapted)
     if Path(config.base_model_name_or_path).is_dir():
         config.base_model_name_or_path = str(Path(config.base_model_name_or_path).resolve())
     # Otherwise peft asks the hub at every save whether the vocabulary was resized, which the kit never does.

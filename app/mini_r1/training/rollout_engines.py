@@ -1,4 +1,4 @@
-"""Engines that sample a rollout's completions: the policy itself on every rank, or one vLLM process for all ranks.
+"""Engines that sample a rollout's completions: the policy itself on every rank, or vLLM for all ranks.
 
 Every rank makes every call. `sample` returns the completions of this rank's prompts, those of one prompt next to one
 another. It raises Stopped on every rank when any of them was asked to stop, and KitError when the engine failed.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
 
+from mini_r1.generation.merged_weights import merged_weights
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.generation.vllm_client import Generated, VllmEngine
@@ -25,6 +26,7 @@ from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine.lifeline import VLLM_DEVICE
 from mini_r1.plan.memory import DEFAULT_SHARE
 from mini_r1.recipe.fields import Recipe
+from mini_r1.training.adapters import quantized_dtype
 from mini_r1.training.prepare import Policy
 from mini_r1.training.world import World
 
@@ -39,7 +41,7 @@ VERIFIED_TOKENS = 16
 def start_engine(
     recipe: Recipe, policy: Policy, world: World, log: Path, stack: ExitStack, stop: Stop, prompts: Sequence[str]
 ) -> Engine:
-    """Return the recipe's engine; `stack` ends vLLM's process, a child of rank 0, and `log` is for its messages.
+    """Return the recipe's engine; `stack` ends vLLM's processes, children of rank 0; `log` is for their messages.
 
     `prompts` are this rank's for a SyncCheck, if the environment asks for one. Raises, on every rank, KitError if vLLM
     does not start, and Stopped if `stop` returned true on rank 0.
@@ -56,7 +58,7 @@ def start_engine(
 
 
 def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEngine:
-    computed_in = "bfloat16" if recipe.bf16 else "float16" if recipe.fp16 else None
+    computed_in = "bfloat16" if recipe.bf16 else "float16" if recipe.fp16 else quantized_dtype(recipe)
     config = EngineConfig(
         model=policy.source,
         revision=policy.revision,
@@ -92,7 +94,7 @@ class PolicyEngine:
 
 
 class SharedEngine:
-    """vLLM, a child process of rank 0: it gets the prompts of all ranks in one call, so that its batch is large."""
+    """vLLM, in child processes of rank 0: it gets the prompts of all ranks in one call, so that batches are large."""
 
     check: SyncCheck | None = None
 
@@ -103,10 +105,16 @@ class SharedEngine:
         self._stop = stop
 
     def load(self, wrapped: Any, accelerator: Accelerator) -> None:
-        """Stream the weights to vLLM, one tensor at a time; under ZeRO-3 each is gathered, sent and freed."""
+        """Stream the weights to vLLM, an adapter merged into them; under ZeRO-3 each is gathered, sent and freed."""
         plugin = accelerator.state.deepspeed_plugin
         sharded = plugin is not None and plugin.zero_stage == 3
-        weights = _weights(accelerator.unwrap_model(wrapped), sharded)
+        model = accelerator.unwrap_model(wrapped)
+        if sharded:
+            import deepspeed  # late: it is installed on Linux only, and slow to import
+
+            weights = merged_weights(model, deepspeed.zero.GatheredParameters)
+        else:
+            weights = merged_weights(model)
         if not self._world.main and sharded:
             deque(weights, maxlen=0)
         self._world.from_main(lambda: self._send(weights))
@@ -168,15 +176,3 @@ class SyncCheck:
 
 def _share_equal(first: list[list[int]], second: list[list[int]]) -> float:
     return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
-
-
-def _weights(model: Any, sharded: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and whole weight of each parameter; a weight is whole only until the next one is asked for."""
-    whole: Callable[[list[torch.nn.Parameter]], Any] = nullcontext
-    if sharded:
-        import deepspeed  # late: it is installed on Linux only, and slow to import
-
-        whole = deepspeed.zero.GatheredParameters
-    for name, parameter in model.named_parameters():
-        with whole([parameter]):
-            yield name, parameter.detach()
