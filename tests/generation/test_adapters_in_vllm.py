@@ -31,7 +31,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     write_recipe(folder / "bfloat16.yaml", model, **changes, bf16=True, torch_dtype="bfloat16")
     environment = {**os.environ, **ENVIRONMENT, "MINI_R1_VLLM_DEVICE": "cpu,cpu"}
     done = subprocess.run(
-        [PYTHON, SESSION, folder, str(FIRST)], env=environment, capture_output=True, text=True, timeout=900
+        [PYTHON, SESSION, folder, str(FIRST)], env=environment, capture_output=True, text=True, timeout=3000
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

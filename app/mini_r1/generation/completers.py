@@ -106,6 +106,8 @@ class VllmCompleter:
     """
 
     name = "vllm"
+    ends: Sequence[int]
+    facts: dict[str, Any]
 
     def __init__(
         self,
@@ -159,10 +161,10 @@ class VllmCompleter:
             settings = GenerationConfig.from_pretrained(source, revision=revision or "main")
         except OSError:  # a model need not have any
             settings = None
-        self.ends: Sequence[int] = eos_token_ids(SimpleNamespace(generation_config=settings), self.tokenizer)
+        self.ends = eos_token_ids(SimpleNamespace(generation_config=settings), self.tokenizer)
         config = AutoConfig.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
         weights = stored_tensors(Path(source))
-        self.facts: dict[str, Any] = {
+        self.facts = {
             "class": (config.architectures or [None])[0],
             "parameters": sum(tensor.numel() for _, tensor in weights) if os.path.isdir(source) else None,
             "dtype": dtype_here(),
