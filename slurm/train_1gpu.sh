@@ -1,5 +1,5 @@
 #!/bin/bash
-# GRPO on one GPU, which trains and generates: adapters.
+# GRPO on one GPU, which trains and runs vLLM: an adapter.
 #
 # Needs    1 GPU of 24 GiB, 8 cores, 32 GiB of memory
 # Site     create slurm/site.env once, and source it before you submit:  . slurm/site.env

@@ -139,7 +139,7 @@ def test_the_list_for_given_devices_has_errors_for_what_does_not_fit(mini_r1: Ki
     [
         (at(0), "demo-cpu"),
         (at(1, 24), "lora-1.5b"),
-        (at(1, 7), "qlora-notebook"),
+        (at(1, 8), "qlora-notebook"),
         (at(2, 80), "mini-r1-1.5b"),
         (at(4, 80), "mini-r1-3b"),
         (at(8, 80), "mini-r1-3b-8gpu"),

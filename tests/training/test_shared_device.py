@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.errors import ExitCode
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.lifeline import VLLM_DEVICE, VLLM_SHARED
-from mini_r1.recipe.recipe_file import load_recipe
+from mini_r1.machine.nvidia import Driver, Gpu
+from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 from mini_r1.run.run_dir import RunDir
+from mini_r1.training import rollout_engines
 from mini_r1.training import train as train_module
 from mini_r1.training.records import vllm_change
 from mini_r1.training.train import train
@@ -94,3 +96,20 @@ def test_the_device_is_checked_and_set_after_the_engine_has_started(
     assert order == ["start_engine", "refuse_broken_gpu", "grpo_config"]
     (attempt,) = made.read_record()["attempts"]
     assert (attempt["vllm_device"], attempt["vllm_shared"]) == ("cpu", True)
+
+
+@pytest.mark.parametrize(("shared", "given", "share"), [(True, None, 0.29), (True, 0.5, 0.5), (False, None, 0.9)])
+def test_vllm_gets_the_planned_share_of_the_gpu(
+    shared: bool, given: float | None, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stand-in for the NVIDIA library."""
+    driver = Driver("550.54.14", (12, 4), gpus=(Gpu("0", "made up", (8, 6), 24 * 2**30, 0),))
+    monkeypatch.setattr(rollout_engines, "read_driver", lambda ids: driver)
+    monkeypatch.setenv(VLLM_DEVICE, "0")
+    monkeypatch.setenv(VLLM_SHARED, "1" if shared else "")
+    recipe = load_recipe(find_recipe("lora-1.5b")).model_copy(update={"vllm_gpu_memory_utilization": given})
+    assert rollout_engines._vllm_share(recipe) == share
+    monkeypatch.setattr(rollout_engines, "read_driver", lambda ids: None)
+    if shared and given is None:
+        with pytest.raises(KitError, match="set vllm_gpu_memory_utilization"):
+            rollout_engines._vllm_share(recipe)

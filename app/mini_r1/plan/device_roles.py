@@ -38,9 +38,24 @@ def choose_vllm_devices(plans: Sequence[Plan]) -> Plan:
     The time of a step alone would choose one worker, whose step has the fewest completions.
     """
     timed = [plan for plan in plans if not plan.errors and plan.timing is not None and plan.timing.step_s > 0]
-    return min(
-        timed, key=lambda plan: plan.timing.step_s / plan.completions_per_step if plan.timing else 0.0, default=plans[0]
-    )
+    return min(timed, key=_completion_s, default=plans[0])
+
+
+def describe_more_devices(plan: Plan) -> str | None:
+    """Return what `--vllm-devices auto` gives by plan, compared with this plan; None if there is nothing to choose."""
+    roles = plan.roles
+    if roles is None or not roles.vllm_devices or len(roles.nodes[0].devices) < 3 or plan.timing is None:
+        return None
+    devices, memory = [node.devices for node in roles.nodes], plan.gpu_memory_gib
+    best = plan_devices(plan.recipe, devices, on_cpu=plan.on_cpu, gpu_memory_gib=memory, vllm_devices=AUTO)
+    number = len(best.vllm_devices)
+    if number <= len(roles.vllm_devices):
+        return "more vLLM devices: fewer completions an hour"
+    return f"--vllm-devices {number}: {_completion_s(plan) / _completion_s(best) - 1:.0%} more completions an hour"
+
+
+def _completion_s(plan: Plan) -> float:
+    return plan.timing.step_s / plan.completions_per_step if plan.timing else 0.0
 
 
 def _possible_numbers(recipe: Recipe, devices: Sequence[Sequence[str]]) -> range:

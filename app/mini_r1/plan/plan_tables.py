@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mini_r1.console import printable
+from mini_r1.plan.device_roles import describe_more_devices
 from mini_r1.plan.disk_space import DiskUse
 from mini_r1.plan.memory import PHASES, Memory
 from mini_r1.plan.planner import Plan
@@ -17,7 +18,7 @@ from mini_r1.values import GIB, duration
 
 
 def summarize(plan: Plan) -> list[str]:
-    """Return the two lines that a shipped recipe has in its header; a test compares them with today's plan."""
+    """Return the lines that a shipped recipe has in its header; a test compares them with today's plan."""
     one, several = ("process", "processes") if plan.on_cpu else ("training GPU", "training GPUs")
     workers = f"{plan.num_processes} {one if plan.num_processes == 1 else several}{' on the CPU' * plan.on_cpu}"
     vllm = f" + vLLM on {', '.join(plan.vllm_devices)}" if plan.vllm_devices else ""
@@ -32,11 +33,12 @@ def summarize(plan: Plan) -> list[str]:
     available = f" of {plan.gpu_memory_gib:g}" if plan.gpu_memory_gib else ""
     parts = [f"{plan.memory.total_gib:.1f}{available} GiB on each"]
     if plan.vllm is not None:
-        parts.append(f"vLLM {plan.vllm.total_gib:.1f}")
+        parts.append(f"vLLM {plan.vllm.total_gib:.1f}{' of them' * (plan.roles is not None and plan.roles.shared)}")
     parts.append(f"disk {plan.disk.total:.1f} GiB" if plan.disk.total >= 0.1 else "disk below 0.1 GiB")
     if plan.timing is not None and plan.timing.hours is not None:
         parts.append(f"about {duration(plan.timing.hours * 3600)}")
-    return [*lines, ", ".join(parts)]
+    more = describe_more_devices(plan)
+    return [*lines, ", ".join(parts), *([more] if more else [])]
 
 
 def print_plan(plan: Plan, console: Console, source: str) -> None:

@@ -16,7 +16,7 @@ from mini_r1.plan.memory import Memory, training_memory, vllm_memory, vllm_share
 from mini_r1.plan.plan_errors import memory_errors, plan_warnings, recipe_errors
 from mini_r1.plan.shapes import UnknownShape, recipe_shape
 from mini_r1.plan.timing import Timing, demo_timing, gpu_timing
-from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, zero_settings
+from mini_r1.plan.training_setup import IN_ORDER, NO_ZERO, TrainingSetup, zero_settings
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import GENERATED, Recipe
 
@@ -118,7 +118,8 @@ def make_plan(
     shape, setup = None, None
     try:
         shape = recipe_shape(recipe)
-        setup = TrainingSetup(recipe, shape, workers, gpu_memory_gib=gpu_memory_gib, on_cpu=on_cpu)
+        number = max(1, len(roles.vllm_devices))
+        setup = TrainingSetup(recipe, shape, workers, NO_ZERO, gpu_memory_gib, on_cpu, number, roles.shared)
     except UnknownShape as warning:
         plan.warnings.append(str(warning))
     except KitError as error:
@@ -136,6 +137,11 @@ def make_plan(
                     plan.warnings += filter(None, [file.warn_of_bucket(setup.shape.largest_parameter)])
     except KitError as error:
         plan.errors.append(error.message)
+    if roles.shared and not on_cpu and setup is None and recipe.vllm_gpu_memory_utilization is None:
+        plan.errors.append(
+            "training and vLLM share one GPU, and its memory can't be divided without the shape of the model: set "
+            "vllm_gpu_memory_utilization, or use_vllm: false"
+        )
     plan.errors += recipe_errors(recipe, shape, plan.deepspeed, workers, on_cpu=on_cpu)
     plan.warnings += plan_warnings(recipe, shape, plan.deepspeed, gpu_memory_gib, on_cpu=on_cpu)
     if plan.steps is None:

@@ -18,13 +18,18 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from trl.models import unwrap_model_for_generation
 
+from mini_r1.errors import KitError
 from mini_r1.generation.merged_weights import merged_weights
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.generation.vllm_client import Generated, VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig
-from mini_r1.machine.lifeline import VLLM_DEVICE
-from mini_r1.plan.memory import DEFAULT_SHARE
+from mini_r1.machine.devices import given_devices
+from mini_r1.machine.lifeline import VLLM_DEVICE, shares_vllm_device
+from mini_r1.machine.nvidia import read_driver, smallest_gpu_gib
+from mini_r1.plan.memory import DEFAULT_SHARE, vllm_share
+from mini_r1.plan.shapes import UnknownShape, recipe_shape
+from mini_r1.plan.training_setup import TrainingSetup
 from mini_r1.recipe.fields import Recipe
 from mini_r1.training.adapters import quantized_dtype
 from mini_r1.training.prepare import Policy
@@ -64,11 +69,24 @@ def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEn
         revision=policy.revision,
         dtype=computed_in or str(policy.model.dtype).removeprefix("torch."),
         max_model_len=recipe.longest_sequence,
-        gpu_memory_utilization=recipe.vllm_gpu_memory_utilization or DEFAULT_SHARE,
+        gpu_memory_utilization=_vllm_share(recipe),
         seed=recipe.seed,
         device=os.environ[VLLM_DEVICE],
     )
     return VllmEngine(config, log, start_timeout_s=recipe.hang_timeout_s, stop=stop)
+
+
+def _vllm_share(recipe: Recipe) -> float:
+    """Return vLLM's share of its GPU as the plan computes it; raise KitError if it needs the GPU's size and can't."""
+    shared = shares_vllm_device() and os.environ[VLLM_DEVICE] != "cpu"
+    given = recipe.vllm_gpu_memory_utilization
+    if given is not None or not shared:
+        return given or DEFAULT_SHARE
+    memory = smallest_gpu_gib(read_driver(given_devices(os.environ).ids))  # torch would reserve memory there
+    try:
+        return vllm_share(TrainingSetup(recipe, recipe_shape(recipe), gpu_memory_gib=memory, shared_gpu=True))
+    except (UnknownShape, ValueError) as error:
+        raise KitError(f"training and vLLM share one GPU: {error}: set vllm_gpu_memory_utilization") from error
 
 
 class PolicyEngine:
