@@ -118,7 +118,7 @@ def vllm_steps(model: str) -> None:
 
 def measure_vllm() -> tuple[dict[int, float], float, float]:
     """Return the seconds of a decoding step by running sequences, and the line through them: at 0, and of one more."""
-    from mini_r1.generation.vllm_client import EngineConfig, child_environment
+    from mini_r1.generation.vllm_process import EngineConfig, child_environment
     from mini_r1.training.from_scratch import DEMO_FOR_VLLM, save_untrained
 
     with tempfile.TemporaryDirectory() as folder:

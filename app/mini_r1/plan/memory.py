@@ -35,7 +35,7 @@ BLOCK: Final = 16  # tokens of a block of vLLM's cache: a sequence takes whole b
 MAX_SEQUENCES: Final = 256  # sequences decoded at once: vLLM 0.7.0's default of max_num_seqs
 PROFILED_TOKENS: Final = 2048
 """Least tokens of the forward pass by which vLLM 0.7.0 measures its activations (max_num_batched_tokens)."""
-DEFAULT_SHARE: Final = 0.9  # of its own GPU; TRL's default of vllm_gpu_memory_utilization
+DEFAULT_SHARE: Final = 0.9  # of a GPU that is vLLM's alone; TRL's default of vllm_gpu_memory_utilization
 GRAPHS_GIB: Final = 1.0
 """Captured CUDA graphs, outside of vllm_gpu_memory_utilization. An allowance, not measured here."""
 CPU_CACHE_GIB: Final = 1.0  # size of the cache on a CPU, VLLM_CPU_KVCACHE_SPACE
