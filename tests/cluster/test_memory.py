@@ -308,7 +308,7 @@ def shared(gib: float | None = 24, **changes: Any) -> TrainingSetup:
 def test_a_shared_gpu_s_memory_is_divided() -> None:
     """vLLM gets what its weights, in 16 bits and whole, and the cache of a rollout need; training keeps the rest."""
     setup = shared()
-    vllm, training = vllm_memory(setup), training_memory(setup)
+    vllm, training = vllm_memory(setup), training_memory(setup, UNKNOWN_LIMITS)
     weights = 2 * setup.shape.parameters / GIB
     cache = 64 * 1280 * kv_bytes_per_token(setup.shape, 2) / GIB
     assert gib(vllm)["weights"] == pytest.approx(weights)
@@ -317,7 +317,8 @@ def test_a_shared_gpu_s_memory_is_divided() -> None:
     assert vllm.sequences >= setup.rollout_rows == 64
     # CUDA graphs are outside of vLLM's share.
     assert gib(training)["vLLM on the same GPU"] == pytest.approx(vllm_share(setup) * 24 + 1)
-    alone = training_memory(replace(setup, recipe=setup.recipe.model_copy(update={"use_vllm": False})))
+    without = replace(setup, recipe=setup.recipe.model_copy(update={"use_vllm": False}))
+    alone = training_memory(without, UNKNOWN_LIMITS)
     assert training.at(UPDATE) == pytest.approx(alone.at(UPDATE) + vllm.total_gib, rel=0.02)
     assert training.fits
 

@@ -71,12 +71,12 @@ def test_a_header_names_its_source_and_fits_the_page(name: str) -> None:
     ("name", "place", "said"),
     [
         ("mini-r1-3b", at(1, 80, 2), "node 0 has 1 GPU"),
-        ("mini-r1-3b", at(4, 6), "does not fit"),
+        ("mini-r1-3b", at(4, 3), "does not fit"),
         ("mini-r1-3b-g64", at(4, 12), "raise vllm_gpu_memory_utilization"),
-        ("mini-r1-1.5b", at(1, 24), "does not fit"),
+        ("mini-r1-1.5b", at(1, 12), "and a rollout runs 192 at once"),
         ("mini-r1-7b", at(8, 16, 2), "leaves too little of 16 GiB"),
         ("lora-1.5b", at(1, 6), "does not fit"),
-        ("qlora-notebook", at(0), "load_in_4bit needs an NVIDIA GPU"),
+        ("qlora-notebook", at(0), "use_vllm: true, but there is no GPU"),
     ],
 )
 def test_on_less_hardware_the_error_names_what_does_not_fit(name: str, place: Hardware, said: str) -> None:
