@@ -363,7 +363,7 @@ def test_a_plan_for_this_machine_says_what_memory_is_here(mini_r1: Kit, monkeypa
 
 
 def test_roles_that_cannot_be_assigned_are_an_error_of_the_plan() -> None:
-    place = find_hardware({}, gpus=1, nodes=None, gpu_memory_gib=80, recipe=None)
+    place = find_hardware({}, gpus=1, nodes=2, gpu_memory_gib=80, recipe=None)
     plan = plan_for(PUBLISHED, place)
     assert "set use_vllm: false (--set use_vllm=false)" in refusal(plan)
     assert plan.to_dict()["nodes"] == []
