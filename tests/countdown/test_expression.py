@@ -134,6 +134,8 @@ def test_no_text_of_the_grammars_own_characters_raises(text: str) -> None:
         ("7 + 5", [7, 5, 7], 14, "number 7 used once, given twice"),
         ("5 + 7", [5, 7, 7], 12, "number 7 used once, given twice"),
         ("7", [7, 5], 7, "number 5 not used"),
+        ("7", [7, 5, 3], 7, "number 5 not used"),
+        ("2 + 5 + 2 + 5", [2, 5], 14, "number 2 used twice"),
         ("7 + 5 + 9", [7, 5], 21, "number 9 is not among the numbers"),
         ("9" * 24, [7], 21, f"number {'9' * 24} is not among the numbers"),
         ("9" * 25, [7], 21, f"number {'9' * 24}... is not among the numbers"),
