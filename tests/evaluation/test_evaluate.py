@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure
+from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure, count_by_frequency, limits, success
 from mini_r1.evaluation.measuring import Evaluation, measure
+from mini_r1.evaluation.statistics import rate_interval
 from mini_r1.generation.completers import BATCH_ROWS, TransformersCompleter
 from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.tasks.countdown import task
@@ -202,3 +203,19 @@ def test_progress_ends_at_the_total(loaded: tuple[Any, Any], problems: list[task
     assert seen[-1] == len(problems) * 4
     assert len(seen) > 4
     assert seen == sorted(seen)
+
+
+def test_reasons_come_by_frequency_and_then_by_name() -> None:
+    assert list(count_by_frequency(["b", "a", "c", "c"]).items()) == [("c", 2), ("a", 1), ("b", 1)]
+
+
+def test_success_has_six_digits_and_k_up_to_64() -> None:
+    problems = [task.Problem((n, n + 1, n + 2), 5) for n in range(1, 8)]
+    greedy = [1, 0, 0, 0, 0, 0, 1]
+    found = success(problems, greedy, [10, 0, 20, 0, 30, 0, 40], samples=100)
+    assert list(found["pass_at_k"]) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert (found["greedy"], found["sampled"]) == (0.285714, 0.142857)
+    # One greedy answer for each problem, however many are sampled.
+    assert found["greedy_ci95"] == limits(rate_interval(greedy, 1, range(7)))
+    assert found["greedy_ci95"] not in [limits(rate_interval(greedy, samples, range(7))) for samples in (0, 2)]
+    assert limits((1 / 3, 2 / 3)) == [0.333333, 0.666667]
