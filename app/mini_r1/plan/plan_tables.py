@@ -18,7 +18,7 @@ from mini_r1.values import GIB, duration
 
 
 def summarize(plan: Plan) -> list[str]:
-    """Return the lines that a shipped recipe has in its header; a test compares them with today's plan."""
+    """Return the two lines that a shipped recipe has in its header; a test compares them with today's plan."""
     one, several = ("process", "processes") if plan.on_cpu else ("training GPU", "training GPUs")
     workers = f"{plan.num_processes} {one if plan.num_processes == 1 else several}{' on the CPU' * plan.on_cpu}"
     vllm = f" + vLLM on {', '.join(plan.vllm_devices)}" if plan.vllm_devices else ""
@@ -37,8 +37,7 @@ def summarize(plan: Plan) -> list[str]:
     parts.append(f"disk {plan.disk.total:.1f} GiB" if plan.disk.total >= 0.1 else "disk below 0.1 GiB")
     if plan.timing is not None and plan.timing.hours is not None:
         parts.append(f"about {duration(plan.timing.hours * 3600)}")
-    more = describe_more_devices(plan)
-    return [*lines, ", ".join(parts), *([more] if more else [])]
+    return [*lines, "; ".join(filter(None, [", ".join(parts), describe_more_devices(plan)]))]
 
 
 def print_plan(plan: Plan, console: Console, source: str) -> None:
