@@ -153,7 +153,7 @@ def test_a_model_without_an_adapter_is_sent_as_it_is(untrained: Path) -> None:
         assert (name, tensor.data_ptr()) == (expected, parameter.data_ptr())
 
 
-def test_embeddings_and_an_output_layer_of_their_own() -> None:
+def test_embeddings_and_an_untied_output_layer() -> None:
     model = lora(tiny(tied=False), "embed_tokens", "lm_head", "up_proj")
     refuse_unmergeable(model)
     torch.testing.assert_close(logits(loaded(model, copied(model))), logits(model), rtol=1e-4, atol=1e-5)
