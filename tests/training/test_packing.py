@@ -62,7 +62,7 @@ def test_packed_sequences_have_the_padded_ones_logits_and_gradients(kernels: Non
         found.append((logits.flatten(0, 1)[batch["predictors"]], logps, gradients(model)))
     (logits, logps, gradient), (packed_logits, packed_logps, packed_gradient) = found
     assert batch["input_ids"].shape == (1, 77)
-    assert (packed_logits - logits).abs().max() < 1e-7
+    assert (packed_logits - logits).abs().max() < 3e-7  # of values up to 0.8: the rounding of float32
     torch.testing.assert_close(packed_logps, logps)
     assert (packed_gradient - gradient).abs().max() < 3e-6
     assert gradient.abs().max() > 0.1
