@@ -164,11 +164,12 @@ def held_out(model: Any, tokenizer: Any, data: Any, recipe: Any) -> dict[str, An
     """Success on the held-out problems, each once."""
     from mini_r1.evaluation.measuring import measure
     from mini_r1.generation.completers import TransformersCompleter
+    from mini_r1.generation.sampler import SamplingConfig
     from mini_r1.tasks.countdown.task import GeneratorSpec
 
     problems = list({problem.key: problem for problem in data.held_out}.values())
     facts = measure(
-        TransformersCompleter(model, tokenizer), problems, samples=SAMPLES, temperature=recipe.temperature,
-        max_new_tokens=recipe.max_completion_length, prompt_style=recipe.prompt_style, seed=recipe.seed,
+        TransformersCompleter(model, tokenizer), problems, samples=SAMPLES,
+        sampling=SamplingConfig.from_recipe(recipe), prompt_style=recipe.prompt_style, seed=recipe.seed,
     ).to_json(GeneratorSpec())  # fmt: skip
     return {key: facts[key] for key in ("problems", "sampled", "ci95", "tries")}

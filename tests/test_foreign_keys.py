@@ -48,10 +48,11 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("vllm_mode: colocate", "vLLM runs in its own process on the last device"),
         ("num_iterations: 2", "each rollout is used for one update"),
         ("epsilon_high: 0.28", "each rollout is used for one update"),
-        ("top_p: 0.95", "sampling has a temperature only"),
+        ("min_p: 0.1", "write temperature, top_p, top_k or stop"),
         ("log_completions: true", "`mini-r1 samples RUN`"),
         ("generation_batch_size: 64", "per_device_train_batch_size and gradient_accumulation_steps"),
         # transformers
+        ("stop_strings: [x]", "is called 'stop' here"),
         ("evaluation_strategy: steps", "is called 'eval_strategy' here"),
         ("use_cpu: true", "MINI_R1_ACCELERATOR=cpu"),
         ("fsdp: full_shard", "`mini-r1 launch --deepspeed zero3`"),
@@ -69,6 +70,7 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("data: {x: 1}", "key 'data' is a group of verl's, and a recipe is flat"),
         ("critic: {optim: {lr: 1}}", "key 'critic' is a group of verl's, and a recipe is flat"),
         ("max_response_length: 1024", "it is called 'max_completion_length' here"),
+        ("actor_rollout_ref: {rollout: {top_p: 1}}", "actor_rollout_ref.rollout.top_p is 'top_p' here"),
         ("lr: 1e-6", "it is called 'learning_rate' here"),
         ("kl_loss_coef: 0.001", "it is called 'beta' here"),
         # values

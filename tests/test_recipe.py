@@ -226,6 +226,19 @@ def test_loading_needs_no_torch():
         ("learning_rate: 0", "learning_rate: must be above 0, not 0"),
         ("learning_rate: .nan", "learning_rate: must be a finite number"),
         ("temperature: 0", "temperature: must be above 0, not 0"),
+        ("top_p: 0", "top_p: must be above 0, not 0"),
+        ("top_p: 1.01", "top_p: must be at most 1, not 1.01"),
+        ("top_k: 0", "top_k: must be at least 1, or null to keep all tokens, not 0"),
+        ("top_k: -1", "top_k: must be at least 1, or null to keep all tokens, not -1"),
+        ("stop: ''", "stop.0: is an empty string, which would end every completion: take it out"),
+        ("stop: [a, '']", "stop.1: is an empty string, which would end every completion: take it out"),
+        ("stop: [5]", "stop.0: must be text (put it in quotes), not 5"),
+        ("stop: {a: 1}", "stop: must be a list, not a mapping"),
+        ("stop: <think>", "stop.0: is what every prompt ends with: write a string that an answer ends with"),
+        ('stop: ["x step by step.\\n<think>", "by step.\\n<think>"]', "stop.1: is what every prompt ends with"),
+        (f"stop: [{', '.join('abcdefghijklmopqr')}]", "stop: has too many strings: write at most 16"),
+        (f"stop: {'x' * 201}", "stop.0: is longer than 200 characters: shorten it"),
+        ("num_scheduler_steps: 0", "num_scheduler_steps: must be at least 1, not 0"),
         ("warmup_ratio: 1.5", "warmup_ratio: must be at most 1, not 1.5"),
         ("seed: -1", "seed: must be at least 0, not -1"),
         ("seed: 0x" + "f" * 9000, "seed: is too large"),
@@ -539,12 +552,21 @@ def test_warnings():
         model_name_or_path="a/b", dataset_id_or_path="rows.jsonl", dataset_revision="x", lora_r=8, hub_strategy="end",
         warmup_steps=1, warmup_ratio=0.1, gradient_checkpointing_kwargs={"use_reentrant": False}, test_fraction=0,
         max_steps=5, bnb_4bit_quant_type="fp4", use_bnb_nested_quant=True, eval_steps=5, eval_on_start=True,
-        eval_problems=None,
+        eval_problems=None, num_scheduler_steps=4,
     )  # fmt: skip
     assert [warning.split(":")[0] for warning in loud.warnings()] == [
         "lora_r", "bnb_4bit_quant_type, use_bnb_nested_quant", "eval_on_start, eval_problems, eval_steps",
-        "hub_strategy", "gradient_checkpointing_kwargs", "warmup_ratio", "dataset_revision", "test_fraction is 0",
+        "hub_strategy", "num_scheduler_steps", "gradient_checkpointing_kwargs", "warmup_ratio", "dataset_revision",
+        "test_fraction is 0",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", [{"top_p": 0.9}, {"top_k": 20}])
+def test_the_gap_of_truncated_log_probabilities_is_announced(keys):
+    recipe = Recipe(model_name_or_path="a/b", use_vllm=True, **keys)
+    assert [warning.split(" ")[0] for warning in recipe.warnings()] == ["logp_gap"]
+    for quiet in ({"use_vllm": False}, {"watch": {"logp_gap": "off"}}):
+        assert Recipe(model_name_or_path="a/b", **{"use_vllm": True, **keys, **quiet}).warnings() == []
 
 
 def test_settings_with_an_effect_get_no_warning():

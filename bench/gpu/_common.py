@@ -241,7 +241,7 @@ class DrawnLengths:
             state.update(all=self.of(prompts), step=0)
             return batch(model, prompts, *rest)
 
-        def next_token(logits: Any, temperature: float, generator: Any) -> Any:
+        def next_token(logits: Any, config: Any, generator: Any) -> Any:
             step = state["step"]
             if step % sampler.COMPACT_EVERY == 0:
                 left = [length for length in state["all"] if length > step]
@@ -249,7 +249,7 @@ class DrawnLengths:
             state["step"] = step + 1
             assert len(state["left"]) == len(logits)
             logits[:, self._eos] = -torch.inf
-            return torch.where(state["left"] == step + 1, self._eos, draw(logits, temperature, generator))
+            return torch.where(state["left"] == step + 1, self._eos, draw(logits, config, generator))
 
         sampler._sample_batch, sampler.next_token = sample_batch, next_token
 

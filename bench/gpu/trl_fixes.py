@@ -171,7 +171,7 @@ class Case:
         )  # fmt: skip
         policy = Policy(self.model(variant, noisy=True), self.model(variant, noisy=False).eval(), self.tokenizer)
         trainer = CountdownTrainer(
-            attempt, policy, PolicyEngine(attempt.world, policy.eos_token_ids, pad), args=args,
+            attempt, policy, PolicyEngine(attempt.world, policy.eos_token_ids, self.tokenizer), args=args,
             train_dataset=datasets.Dataset.from_list([{"prompt": "", "nums": [1], "target": 1}] * PROMPTS),
         )  # fmt: skip
         completions = self.of(variant)

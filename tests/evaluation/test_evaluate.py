@@ -13,12 +13,12 @@ from mini_r1.evaluation.measuring import Evaluation, measure
 from mini_r1.evaluation.statistics import rate_interval
 from mini_r1.generation.completers import BATCH_ROWS, TransformersCompleter
 from mini_r1.generation.model import load_model, load_tokenizer
+from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.tasks.countdown import task
 
 SETTINGS: dict[str, Any] = {
     "samples": 3,
-    "temperature": 1.0,
-    "max_new_tokens": 12,
+    "sampling": SamplingConfig(max_new_tokens=12, temperature=1.0),
     "prompt_style": "script",
     "seed": 5,
 }

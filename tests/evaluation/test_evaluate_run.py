@@ -12,6 +12,7 @@ import pytest
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.evaluation import source as sources
 from mini_r1.evaluation.results_table import print_table
+from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown.problem import DataError
@@ -41,6 +42,27 @@ def test_a_run_uses_its_newest_snapshot_its_problems_and_its_recipe(run: RunDir,
     assert again == result
 
 
+def test_the_sampling_keys_of_the_recipe_are_used_and_recorded(run: RunDir) -> None:
+    free = evaluate_one(str(run.path), samples=3)
+    settings = {"top_p": 1.0, "top_k": None, "stop": []}
+    assert settings.items() <= free["provenance"].items()
+    written = run.evaluation / "step-10.json"
+    older = json.loads(written.read_text())
+    for key in settings:
+        del older["provenance"][key]
+    written.write_text(json.dumps(older))  # as it was before there were such keys
+    assert evaluate_one(str(run.path), samples=3)["seconds"] == free["seconds"]  # not measured again
+
+    run.recipe_file.write_text(f"{RECIPE}top_k: 1\nstop: [a, e, i, o, u, '1', '2']\n")
+    ended = evaluate_one(str(run.path), samples=3)
+    assert {"top_p": 1.0, "top_k": 1, "stop": ["a", "e", "i", "o", "u", "1", "2"]}.items() <= ended[
+        "provenance"
+    ].items()
+    assert ended["greedy"] == ended["sampled"]
+    assert ended["truncated"] < free["truncated"]
+    assert ended["completion_tokens"] < free["completion_tokens"]
+
+
 def test_results_of_other_problems_replace_none_of_the_held_out_ones(run: RunDir, tmp_path: Path) -> None:
     other = tmp_path / "other.jsonl"
     other.write_text('{"nums": [1, 2, 3], "target": 6}\n')
@@ -59,7 +81,7 @@ def test_results_of_other_problems_replace_none_of_the_held_out_ones(run: RunDir
 def test_a_model_directory_writes_nothing_and_takes_the_seeds_settings(
     model_directory: Path, problems_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "Source", partial(sources.Source, max_new_tokens=4))
+    monkeypatch.setattr(sources, "Source", partial(sources.Source, sampling=SamplingConfig(4, 0.9)))
     before = sorted(model_directory.rglob("*"))
     result = evaluate_one(str(model_directory), problems_file, 1, limit=1)
     assert (result["provenance"]["prompt_style"], result["temperature"]) == ("script", 0.9)

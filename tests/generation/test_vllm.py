@@ -26,6 +26,8 @@ from mini_r1.generation.vllm_child import start_error
 from mini_r1.generation.vllm_client import VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig, VllmProcess, child_environment
 
+from tests.generation.sampling_cases import byte_tokenizer, first_stop
+
 REPO = Path(__file__).parent.parent.parent
 PYTHON = REPO / ".venv-vllm" / "bin" / "python"
 SESSION = Path(__file__).parent / "vllm_session.py"
@@ -55,8 +57,12 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subproce
     with (
         (scratch / "errors").open("wb") as errors,
         subprocess.Popen(
-            [PYTHON, SESSION, scratch], env={**os.environ, **WORKER}, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
+            [PYTHON, SESSION, scratch],
+            env={**os.environ, **WORKER, "PYTHONPATH": str(REPO)},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,  # fmt: skip
     ):
         try:
             assert process.stdout is not None
@@ -116,6 +122,34 @@ def test_tokens_come_with_the_frequency_of_their_probability(facts: dict[str, An
     for seen, expected in zip(drawn["seen"], drawn["expected"], strict=True):
         assert abs(seen - expected) < 5 * (expected / count) ** 0.5 + 2 / count
     assert max(drawn["expected"]) < 0.9  # else there was nothing to draw
+
+
+@with_vllm
+@pytest.mark.real
+@pytest.mark.parametrize("keys", ["top_k", "top_p", "both"])
+def test_tokens_come_with_the_frequency_of_the_truncated_softmax(facts: dict[str, Any], keys: str) -> None:
+    """And vLLM's log-probabilities are those after the truncation."""
+    drawn = facts["truncated"][keys]
+    (count,) = drawn["count"]
+    for seen, expected in zip(drawn["seen"], drawn["expected"], strict=True):
+        assert abs(seen - expected) < (5 * (expected / count) ** 0.5 + 2 / count if expected else 1e-9)
+    assert 1 < sum(expected > 0 for expected in drawn["expected"]) <= 20
+    assert drawn["gap"][0] < 1e-3
+
+
+@with_vllm
+@pytest.mark.real
+def test_a_stop_string_ends_a_completion_with_the_same_token_in_both_samplers(facts: dict[str, Any]) -> None:
+    """Tokens are bytes and words: strings span tokens, and many bytes are no characters."""
+    stopped, tokenizer = facts["stopped"], byte_tokenizer()
+    ends = [first_stop(tokenizer, ids, stopped["strings"]) for ids in stopped["free"]]
+    cut = [ids[:end] for ids, end in zip(stopped["free"], ends, strict=True)]
+    assert stopped["kit"] == stopped["vllm"] == cut
+    assert len(set(ends)) > 2
+    ended = [first_stop(tokenizer, ids, stopped["strings"]) for ids in stopped["drawn"]]
+    for ids, end in zip(stopped["drawn"], ended, strict=True):
+        assert end == len(ids) or (end is None and (len(ids) == 40 or ids[-1] == 2))
+    assert len(set(ended)) > 5
 
 
 @with_vllm
@@ -319,6 +353,13 @@ def test_the_wrong_vllm_is_refused_before_anything_is_started(
     assert said in refused.value.message
     assert refused.value.exit_code == ExitCode.CONFIG
     assert not (tmp_path / "log").exists()
+
+
+def test_several_steps_at_once_are_refused_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mini_r1.generation.vllm_process.find_vllm_problem", lambda on_cpu: None)
+    with pytest.raises(KitError, match="num_scheduler_steps above 1 needs a GPU") as refused:
+        VllmEngine(replace(CONFIG, device="cpu", num_scheduler_steps=8), tmp_path / "log", 1)
+    assert refused.value.exit_code == ExitCode.CONFIG
 
 
 @pytest.mark.parametrize(

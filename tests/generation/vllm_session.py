@@ -8,21 +8,26 @@ It makes as few starts of vLLM as it can. After the facts its last engine genera
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from mini_r1.errors import KitError
-from mini_r1.generation.sampler import SamplingConfig
+from mini_r1.generation.sampler import SamplingConfig, sample
+from mini_r1.generation.stop_strings import saved_tokenizer
 from mini_r1.generation.vllm_client import Generated, VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig, VllmProcess
 from mini_r1.training.from_scratch import DEMO_FOR_VLLM, build_model, build_tokenizer, save_untrained
+
+from tests.generation.sampling_cases import byte_tokenizer, truncated_softmax
 
 LENGTH = 40
 TEMPERATURE = 0.7
@@ -160,18 +165,36 @@ def first_session(scratch: Path, facts: dict[str, Any]) -> None:
     facts["log"] = (scratch / "first.log").read_text()
 
 
-def frequencies(engine: VllmEngine, model: Any) -> dict[str, list[float]]:
+def frequencies(engine: VllmEngine, model: Any, count: int = 4000, **keys: Any) -> dict[str, list[float]]:
     """How often each token came first among many draws, and its probability."""
-    prompt, count = PROMPTS[2], 4000
-    done = engine.generate([prompt], SamplingConfig(1, TEMPERATURE, count), eos_token_ids=[2], seed=11)
+    prompt = PROMPTS[2]
+    done = engine.generate([prompt], SamplingConfig(1, TEMPERATURE, count, **keys), eos_token_ids=[2], seed=11)
     with torch.no_grad():
-        expected = (model(torch.tensor([prompt])).logits[0, -1] / TEMPERATURE).softmax(-1)
+        logits = model(torch.tensor([prompt])).logits[0, -1] / TEMPERATURE
+    expected = torch.tensor(truncated_softmax(logits.tolist(), **keys))
     counts = torch.bincount(torch.tensor([each.ids[0] for each in done]), minlength=len(expected))
-    return {"seen": (counts / count).tolist(), "expected": expected.tolist(), "count": [float(count)]}
+    gap = max(abs(math.log(expected[each.ids[0]]) - (each.logps or [])[0]) for each in done)
+    return {"seen": (counts / count).tolist(), "expected": expected.tolist(), "count": [float(count)], "gap": [gap]}
+
+
+def stopped(engine: VllmEngine, model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Completions that stop strings end: greedy ones of both samplers, and drawn ones of vLLM."""
+    free = greedy(engine)
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in free]
+    strings = tuple({text[at : at + 2] for text, at in zip(texts, (0, 5, 12, 20, 27, 34), strict=True)})
+    sampling = SamplingConfig(LENGTH, 0.0, stop=strings)
+    drawn = SamplingConfig(LENGTH, TEMPERATURE, num_generations=8, top_k=40, top_p=0.95, stop=strings)
+    return {
+        "free": free,
+        "strings": strings,
+        "vllm": [done.ids for done in engine.generate(PROMPTS, sampling, eos_token_ids=[], seed=0)],
+        "kit": sample(model, PROMPTS, sampling, eos_token_ids=[], pad_token_id=0, seed=0, tokenizer=tokenizer),
+        "drawn": [done.ids for done in engine.generate(PROMPTS, drawn, eos_token_ids=[2], seed=5)],
+    }
 
 
 def second_session(scratch: Path, facts: dict[str, Any]) -> VllmEngine:
-    """A fresh child that is signalled from its birth and draws the same."""
+    """A fresh child, with a tokenizer, that is signalled from its birth and draws the same; then the sampling keys."""
     begin = VllmProcess._start
 
     def noisy(child: VllmProcess, descriptor: int) -> Any:
@@ -181,9 +204,19 @@ def second_session(scratch: Path, facts: dict[str, Any]) -> VllmEngine:
         return process
 
     VllmProcess._start = noisy  # type: ignore[method-assign]
-    engine = VllmEngine(config(scratch / "changed"), scratch / "second.log", 600)
+    tokenizer = byte_tokenizer()  # not the model's own; only stop strings use it
+    with saved_tokenizer(tokenizer, ["x"]) as directory:
+        given = replace(config(scratch / "changed"), tokenizer=directory)
+        engine = VllmEngine(given, scratch / "second.log", 600)
     VllmProcess._start = begin  # type: ignore[method-assign]
     facts["samples"]["fresh"] = [done.ids for done in draw(engine, seed=(1 << 62) + 5)]
+    changed = model_of(1)
+    facts["truncated"] = {
+        "top_k": frequencies(engine, changed, 1500, top_k=7),
+        "top_p": frequencies(engine, changed, 1500, top_p=0.6),
+        "both": frequencies(engine, changed, 1500, top_k=20, top_p=0.8),
+    }
+    facts["stopped"] = stopped(engine, changed, tokenizer)
     return engine
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mini_r1.errors import KitError
@@ -73,6 +74,36 @@ def test_a_stream_yields_the_samplers_tokens(untrained: Path, temperature: float
     first = whole[3]
     ended = list(stream(model, prompt, sampling, eos_token_ids=[first], seed=7))
     assert ended == whole[: whole.index(first) + 1]
+
+
+def test_a_stream_ends_where_the_sampler_ends_at_a_stop_string(untrained: Path) -> None:
+    model, tokenizer = load_model(str(untrained), None, None, None).eval(), load_tokenizer(str(untrained), None)
+    prompt = tokenizer("3 + 5 = ", add_special_tokens=False)["input_ids"]
+    ends: dict[str, Any] = {"eos_token_ids": [2], "seed": 7, "tokenizer": tokenizer}
+    (whole,) = sample(model, [prompt], SamplingConfig(30, 1.0), pad_token_id=0, **ends)
+    sampling = SamplingConfig(30, 1.0, top_k=50, top_p=0.9, stop=(tokenizer.decode(whole[10:12])[-1:],))
+    (stopped,) = sample(model, [prompt], sampling, pad_token_id=0, **ends)
+    assert list(stream(model, prompt, sampling, **ends)) == stopped
+    assert len(stopped) < 30
+
+
+def test_players_take_the_sampling_keys_of_the_recipe(run: RunDir, untrained: Path) -> None:
+    recipe = run.recipe_file.read_text()
+
+    def answers(keys: str) -> list[Answer]:
+        run.recipe_file.write_text(f"{recipe}{keys}")
+        players = load_players(run, None, StartingPoint(None, None, "not here"), lambda line: None)
+        return [list(answer_in_turn(players, PROBLEM, 1.0, seed))[-1][0] for seed in range(3)]
+
+    free = answers("")
+    assert len({answer.text for answer in free}) == 3
+    for keys in ("top_k: 1\n", "top_p: 1e-6\n"):
+        assert len({answer.text for answer in answers(keys)}) == 1  # the most likely tokens, at any seed
+    stopped = answers(f"stop: {json.dumps(free[0].text[:1])}\n")[0]
+    assert stopped.ids == free[0].ids[: len(stopped.ids)]
+    assert len(stopped.ids) < len(free[0].ids) == 12
+    assert not stopped.to_json()["truncated"]
+    assert free[0].to_json()["truncated"]
 
 
 def test_both_answer_in_turn_and_get_a_verdict_at_their_end(playing: list[Player]) -> None:

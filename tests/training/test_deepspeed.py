@@ -101,7 +101,7 @@ def kit(
     rollout_engines.sample = lambda *args, **kwargs: [c.ids for c in completions]
     attempt = silent_attempt(Path(args.output_dir))
     return CountdownTrainer(
-        attempt, Policy(model, reference, tokenizer), PolicyEngine(attempt.world, [tokenizer.eos_token_id], 0),
+        attempt, Policy(model, reference, tokenizer), PolicyEngine(attempt.world, [tokenizer.eos_token_id], tokenizer),
         args=args, train_dataset=datasets.Dataset.from_list(rows), limits=UpdateLimits(tokens, 0),
     )  # fmt: skip
 

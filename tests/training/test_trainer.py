@@ -60,7 +60,7 @@ def kit(untrained: Path, tokenizer: Any, tmp_path: Path, **changes: Any) -> Coun
     data = datasets.Dataset.from_list([{"prompt": "", "nums": [1, 2], "target": 3}] * 2)
     reference = AutoModelForCausalLM.from_pretrained(untrained).eval() if args.beta else None
     attempt, policy = silent_attempt(tmp_path), Policy(perturbed(untrained), reference, tokenizer)
-    engine = PolicyEngine(attempt.world, policy.eos_token_ids, tokenizer.pad_token_id)
+    engine = PolicyEngine(attempt.world, policy.eos_token_ids, tokenizer)
     return CountdownTrainer(attempt, policy, engine, args=args, train_dataset=data)
 
 

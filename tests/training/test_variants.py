@@ -30,6 +30,7 @@ from tests.conftest import ASSETS
         {"beta": 0.0},
         {"logging_steps": 2},
         {"max_steps": -1, "num_train_epochs": 0.3},
+        {"top_p": 0.95, "top_k": 100, "stop": list("BDEFGHJKOPQRVWXZ")},
     ],
     ids=lambda changes: "-".join(changes),
 )
@@ -52,6 +53,15 @@ def test_two_steps(small_recipe: Callable[..., Path], tmp_path: Path, changes: d
         model = run.read_record()["attempts"][0]["model"]
         assert model["dtype"] == changes.get("torch_dtype", "float32")
         assert model["attention"] == changes.get("attn_implementation", "sdpa")
+    if "stop" in changes:
+        ended = 0
+        for each in read_completions(run):
+            stopped = each["completion"].endswith(tuple(changes["stop"]))
+            assert stopped == any(letter in each["completion"] for letter in changes["stop"])
+            assert each["tokens"] == 24 or stopped or not each["truncated"]
+            assert not (stopped and each["truncated"])
+            ended += stopped
+        assert ended > 5
     assert ("kl" in metrics[-1]) == (changes.get("beta") != 0.0)
 
 

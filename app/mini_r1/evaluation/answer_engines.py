@@ -45,12 +45,14 @@ class Engines:
         own = chosen.tokenizer in ("", chosen.model)
         tokenizer = load_tokenizer(chosen.tokenizer or chosen.model, chosen.revision if own else None)
         prompts = token_ids(tokenizer, render(tokenizer, self._problems.asked, chosen.style))
-        longest = max(map(len, prompts)) + chosen.max_new_tokens
+        longest = max(map(len, prompts)) + chosen.sampling.max_new_tokens
         log_file = Path(tempfile.gettempdir()) / f"mini-r1-vllm-{os.getpid()}.log"
         if chosen.run is not None:
             log_file = chosen.run.evaluation / "vllm.log"
         try:
-            return VllmCompleter(chosen.model, chosen.revision, tokenizer, longest, device, log_file)
+            return VllmCompleter(
+                chosen.model, chosen.revision, tokenizer, longest, device, log_file, chosen.sampling.stop
+            )
         except KitError as error:
             if self._wanted == "vllm" or error.exit_code == ExitCode.RETRY:
                 raise

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -27,6 +27,7 @@ from mini_r1.generation.completers import Completer
 from mini_r1.generation.model import device
 from mini_r1.generation.prompts import completion_texts, render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
+from mini_r1.generation.stop_strings import is_truncated
 from mini_r1.machine.provenance import utc_now, versions
 from mini_r1.run.files import lock_file, write_json, write_jsonl
 from mini_r1.run.reader import completions_file
@@ -91,13 +92,12 @@ def measure(
     problems: Sequence[task.Problem],
     *,
     samples: int,
-    temperature: float,
-    max_new_tokens: int,
+    sampling: SamplingConfig,
     prompt_style: str,
     seed: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
-    """Complete and judge every problem: once greedily, `samples` times at `temperature`.
+    """Complete and judge every problem: once greedily, `samples` times as `sampling` says.
 
     The same arguments give the same completions on the same device: the draws depend on `seed`, not on what was
     sampled before, so two models have the same draws. `on_progress` gets the completions done so far, of
@@ -114,18 +114,20 @@ def measure(
         on_progress(done)
 
     def complete(count: int, at: float) -> list[list[EvaluatedAnswer]]:
-        sampling = SamplingConfig(max_new_tokens, at, num_generations=count)
-        ids = completer.complete(prompts, sampling, step_seed(seed, 0, EVALUATION_RANK), progressed)
+        config = replace(sampling, temperature=at, num_generations=count)
+        ids = completer.complete(prompts, config, step_seed(seed, 0, EVALUATION_RANK), progressed)
         texts = completion_texts(tokenizer, ids)
         answers = [
-            EvaluatedAnswer(task.judge(text, problem), len(tokens), tokens[-1] not in completer.ends)
+            EvaluatedAnswer(
+                task.judge(text, problem), len(tokens), is_truncated(tokens, text, completer.ends, sampling.stop)
+            )
             for problem, text, tokens in zip((p for p in problems for _ in range(count)), texts, ids, strict=True)
         ]
         return [answers[i : i + count] for i in range(0, len(answers), count)]
 
     greedy = [answers[0] for answers in complete(1, 0.0)]
-    sampled = complete(samples, temperature)
-    return Evaluation(greedy, sampled, temperature, time.perf_counter() - started)
+    sampled = complete(samples, sampling.temperature)
+    return Evaluation(greedy, sampled, sampling.temperature, time.perf_counter() - started)
 
 
 class Measurer:
@@ -184,8 +186,7 @@ class Measurer:
                 completer,
                 self.problems.asked,
                 samples=chosen.samples,
-                temperature=chosen.temperature,
-                max_new_tokens=chosen.max_new_tokens,
+                sampling=chosen.sampling,
                 prompt_style=chosen.style,
                 seed=chosen.seed,
                 on_progress=lambda done: line.update(

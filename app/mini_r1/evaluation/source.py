@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mini_r1.errors import KitError
 from mini_r1.generation.model import StartingPoint
+from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.hub.hub_access import refuse_no_model
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import read_object
@@ -21,6 +22,8 @@ from mini_r1.tasks.countdown import task
 
 FORMAT = 3
 """Format of a result; a file with another one is measured again."""
+BEFORE_SAMPLING_KEYS: Final[dict[str, Any]] = {"top_p": 1.0, "top_k": None, "stop": []}
+"""Settings of results that are older than these keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +34,8 @@ class Source:
     problems_file: Path
     samples: int = 4
     style: str = "script"
-    temperature: float = 0.9
-    max_new_tokens: int = 1024
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=1024, temperature=0.9))
+    """How the samples are drawn; `samples` is their number."""
     seed: int = 42
     selection_seed: int = 42
     """Random seed of the shuffle that a limit takes its problems from: runs that differ only in `seed` share them."""
@@ -53,8 +56,11 @@ class Source:
             "problems_sha256": problems.sha256,
             "problems": len(problems.asked),
             "samples": self.samples,
-            "temperature": self.temperature,
-            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "top_k": self.sampling.top_k,
+            "stop": list(self.sampling.stop),
+            "max_new_tokens": self.sampling.max_new_tokens,
             "prompt_style": self.style,
             "seed": self.seed,
             "random_solver": {"operators": self.rule.operators, "max_intermediate": self.rule.max_intermediate},
@@ -75,7 +81,10 @@ class Source:
         """Return the result that is written, with any settings; None when there is none that can be read."""
         path = self.result_file(problems)
         value = read_object(path) if path is not None else {}
-        return value if isinstance(value.get("provenance"), dict) else None
+        if not isinstance(value.get("provenance"), dict):
+            return None
+        value["provenance"] = {**BEFORE_SAMPLING_KEYS, **value["provenance"]}
+        return value
 
     def read_same_result(self, problems: Problems) -> dict[str, Any] | None:
         """Return the result that is written, if it has the same weights, problems and settings."""
@@ -150,8 +159,7 @@ def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
         "",
         problems_file or run.held_out_file,
         style=recipe.prompt_style,
-        temperature=recipe.temperature,
-        max_new_tokens=recipe.max_completion_length,
+        sampling=SamplingConfig.from_recipe(recipe),
         seed=recipe.seed,
         selection_seed=recipe.dataset_seed,
         rule=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else task.GeneratorSpec(),

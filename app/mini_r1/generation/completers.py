@@ -25,6 +25,7 @@ from mini_r1.generation.model import (
     refuse_misfit,
 )
 from mini_r1.generation.sampler import SamplingConfig, sample
+from mini_r1.generation.stop_strings import saved_tokenizer
 from mini_r1.generation.vllm_client import VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine.heavy_imports import find_vllm_problem
@@ -85,6 +86,7 @@ class TransformersCompleter:
                 eos_token_ids=self.ends,
                 pad_token_id=int(self.tokenizer.pad_token_id),
                 seed=(seed + start) % (1 << 63),
+                tokenizer=self.tokenizer,
                 progress=progress,
             )
             for i, completions in enumerate(of_prompt):
@@ -102,7 +104,7 @@ class VllmCompleter:
     """vLLM in its child process, started once for all snapshots of a run; each one's weights are streamed into it.
 
     With an adapter it is started with the base model, and gets weights into which the adapter is merged.
-    See `EngineConfig` for the arguments, and `VllmEngine` for what it raises.
+    See `EngineConfig` for the arguments, and `VllmEngine` for what it raises; `stop`: later calls' stop strings.
     """
 
     name = "vllm"
@@ -117,19 +119,22 @@ class VllmCompleter:
         max_model_len: int,
         vllm_device: str,
         log: Path,
+        stop: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         adapter = read_adapter(source, revision)
-        config = EngineConfig(
-            model=source if adapter is None else adapter.base_model_name_or_path,
-            revision=revision if adapter is None else adapter.revision,
-            dtype=dtype_here(),
-            max_model_len=max_model_len,
-            gpu_memory_utilization=VLLM_MEMORY,
-            seed=0,
-            device=vllm_device,
-        )
-        self._engine = VllmEngine(config, log, VLLM_START_S)
+        with saved_tokenizer(tokenizer, stop) as directory:
+            config = EngineConfig(
+                model=source if adapter is None else adapter.base_model_name_or_path,
+                revision=revision if adapter is None else adapter.revision,
+                dtype=dtype_here(),
+                max_model_len=max_model_len,
+                gpu_memory_utilization=VLLM_MEMORY,
+                seed=0,
+                device=vllm_device,
+                tokenizer=directory,
+            )
+            self._engine = VllmEngine(config, log, VLLM_START_S)
         try:
             if adapter is None:
                 self._describe(source, revision)

@@ -3,23 +3,29 @@
 `generate` of transformers keeps every finished row until the longest one ends, and copies all keys and values for every
 token. Completion lengths have a long tail, so most of that work is for finished rows. Here the batch shrinks every
 COMPACT_EVERY tokens, the cache is copied only then, and each prompt is read once for all of its generations. The
-distribution is the same: softmax of the logits divided by the temperature, nothing cut off.
+distribution is the same: softmax of the logits divided by the temperature, cut off by `top_k` and `top_p` as in vLLM.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from mini_r1.errors import Stopped
+from mini_r1.generation.stop_strings import StopStringSearch
+from mini_r1.recipe.fields import Recipe
 
 Stop = Callable[[], bool]
 """Returns whether to stop. Called for every token, so it must be cheap."""
 
 COMPACT_EVERY = 8
 """Tokens between two removals of finished rows: copying the cache costs about as much as a few decoding steps."""
+SORTED_ROWS = 32
+"""Rows sorted at once for top_k and top_p: about 33 bytes for each logit, 160 MB with a vocabulary of 152k."""
 
 
 class PreallocatedCache(DynamicCache):
@@ -72,6 +78,21 @@ class SamplingConfig:
     temperature: float  # divides the logits; 0 takes the most likely token (greedy)
     num_generations: int = 1
     batch_rows: int = 1024  # most sequences decoded at once; bounds the memory of the key-value cache
+    top_p: float = 1.0  # share of the probability that the most likely tokens keep, after top_k; 1 keeps all
+    top_k: int | None = None  # number of most likely tokens that are kept; None keeps all
+    stop: tuple[str, ...] = ()  # strings that end a completion, and stay in it
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, num_generations: int = 1, temperature: float | None = None) -> SamplingConfig:
+        """Return a recipe's options; `temperature` replaces the recipe's."""
+        return cls(
+            recipe.max_completion_length,
+            recipe.temperature if temperature is None else temperature,
+            num_generations,
+            top_p=recipe.top_p,
+            top_k=recipe.top_k,
+            stop=tuple(recipe.stop),
+        )
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -91,13 +112,15 @@ def sample(
     eos_token_ids: Sequence[int],
     pad_token_id: int,
     seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Callable[[int], None] = lambda count: None,
     stop: Stop = never,
 ) -> list[list[int]]:
     """Return len(prompts) * num_generations lists of token ids, the generations of one prompt next to one another.
 
-    A completion ends with one of `eos_token_ids`, or was cut at max_new_tokens. Prompts are token ids without padding;
-    the model, a causal language model, is in eval mode while sampling. torch's global random state is neither used nor
+    A completion ends with one of `eos_token_ids` or with the token that completes a stop string (see StopStringSearch;
+    they need the `tokenizer`), or was cut at max_new_tokens. Prompts are token ids without padding; the model, a causal
+    language model, is in eval mode while sampling. torch's global random state is neither used nor
     changed. `progress` is called with the number of completions finished since the last call; `stop` is asked before
     each token, and raises Stopped.
     """
@@ -112,7 +135,7 @@ def sample(
         for start in range(0, len(order), prompts_at_once):
             chosen = order[start : start + prompts_at_once]
             rows = _sample_batch(
-                model, [prompts[i] for i in chosen], config, eos_token_ids, pad_token_id, generator, stop
+                model, [prompts[i] for i in chosen], config, eos_token_ids, pad_token_id, generator, stop, tokenizer
             )
             for position, i in enumerate(chosen):
                 completions[i] = rows[position * config.num_generations : (position + 1) * config.num_generations]
@@ -131,6 +154,7 @@ def _sample_batch(
     pad_token_id: int,
     generator: torch.Generator,
     stop: Stop,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> list[list[int]]:
     """Sample one batch; returns len(prompts) * num_generations lists of token ids."""
     device = model.device
@@ -159,14 +183,22 @@ def _sample_batch(
     tokens = torch.full((len(rows), config.max_new_tokens), pad_token_id, dtype=torch.long, device=device)
     lengths = torch.full((len(rows),), config.max_new_tokens, dtype=torch.long, device=device)
     active = torch.ones(len(rows), dtype=torch.bool, device=device)
+    searches = [stop_search(tokenizer, config, prompts[i]) for i in prompt_of.tolist()] if config.stop else []
     for step in range(config.max_new_tokens):
         if stop():
             raise Stopped
-        token = next_token(logits, config.temperature, generator)
+        token = next_token(logits, config, generator)
         tokens[rows, step] = token  # more tokens of a finished row are cut off at its length
         ended = active & torch.isin(token, eos)
         lengths[rows[ended]] = step + 1
         active &= ~ended
+        if searches and ((step + 1) % COMPACT_EVERY == 0 or step + 1 == config.max_new_tokens):
+            first = step - step % COMPACT_EVERY
+            drawn, ends = tokens[rows, first : step + 1].tolist(), (lengths[rows] - first).tolist()
+            for at, row in enumerate(rows.tolist()):
+                kept = searches[row].feed(drawn[at][: ends[at]])
+                if kept is not None:
+                    lengths[row], active[at] = first + kept, False
         if step + 1 == config.max_new_tokens:
             break
         if (step + 1) % COMPACT_EVERY == 0:
@@ -185,29 +217,63 @@ def _sample_batch(
     return [ids[:length] for ids, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
 
 
-def next_token(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> torch.Tensor:
-    """Draw one token id for each row of logits (B, V)."""
-    if temperature == 0:
+def next_token(logits: torch.Tensor, config: SamplingConfig, generator: torch.Generator) -> torch.Tensor:
+    """Draw one token id for each row of logits (B, V); a temperature of 0 ignores `top_k` and `top_p`."""
+    if config.temperature == 0:
         return logits.argmax(dim=-1)
-    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
+    logits = logits.float() / config.temperature
+    if config.top_k is not None or config.top_p < 1:
+        for rows in logits.split(SORTED_ROWS):
+            rows.copy_(truncate(rows, config.top_k, config.top_p))
+    probabilities = torch.softmax(logits, dim=-1)
     return torch.multinomial(probabilities, num_samples=1, generator=generator).squeeze(1)
 
 
+def truncate(logits: torch.Tensor, top_k: int | None, top_p: float) -> torch.Tensor:
+    """Return float32 logits (B, V) that are -inf outside of the `top_k` largest and of the share `top_p` of those.
+
+    Order and ties are vLLM 0.7.0's (`_apply_top_k_top_p`): every token as likely as the k-th stays, and so does the
+    token with which the share is reached.
+    """
+    ascending, order = logits.sort(dim=-1)
+    if top_k is not None:
+        smallest_kept = ascending[:, -min(top_k, ascending.shape[1])].unsqueeze(1)
+        ascending = ascending.masked_fill(ascending < smallest_kept, -torch.inf)
+    cut_off = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - logits.new_tensor(top_p)
+    cut_off[:, -1] = False
+    return torch.empty_like(logits).scatter_(1, order, ascending.masked_fill(cut_off, -torch.inf))
+
+
+def stop_search(
+    tokenizer: PreTrainedTokenizerBase | None, config: SamplingConfig, prompt: Sequence[int]
+) -> StopStringSearch:
+    """Return the search for the stop strings of one completion."""
+    assert tokenizer is not None, "stop strings need the tokenizer"
+    return StopStringSearch(tokenizer, config.stop, prompt)
+
+
 def stream(
-    model: Any, prompt: Sequence[int], config: SamplingConfig, *, eos_token_ids: Sequence[int], seed: int
+    model: Any,
+    prompt: Sequence[int],
+    config: SamplingConfig,
+    *,
+    eos_token_ids: Sequence[int],
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Iterator[int]:
-    """Yield the tokens of one completion as they are drawn, the end token included; slower than `sample`.
+    """Yield the tokens of one completion as they are drawn, those of `sample`; slower.
 
     The model is in eval mode, and the prompt is token ids. torch's global random state is neither used nor changed.
     """
     generator = torch.Generator(device=model.device).manual_seed(seed)
     cache = DynamicCache()
     ids = torch.tensor([list(prompt)], device=model.device)
+    search = stop_search(tokenizer, config, prompt) if config.stop else None
     for _ in range(config.max_new_tokens):
         with torch.no_grad():  # not around the yield: the caller may train something
             logits = model(input_ids=ids, past_key_values=cache, use_cache=True, num_logits_to_keep=1).logits[:, -1]
-        ids = next_token(logits, config.temperature, generator)[:, None]
+        ids = next_token(logits, config, generator)[:, None]
         token = int(ids)
         yield token
-        if token in eos_token_ids:
+        if token in eos_token_ids or (search is not None and search.feed([token]) is not None):
             return

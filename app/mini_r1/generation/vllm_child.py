@@ -71,7 +71,8 @@ def build(config: dict[str, Any]) -> Any:
     return LLM(
         model=config["model"],
         revision=config["revision"],
-        skip_tokenizer_init=True,  # token ids come in and go out
+        tokenizer=config["tokenizer"],
+        skip_tokenizer_init=config["tokenizer"] is None,  # token ids come in and go out
         trust_remote_code=False,
         load_format="safetensors",  # pickled weights could run code (CVE-2025-24357)
         dtype=config["dtype"],
@@ -79,6 +80,7 @@ def build(config: dict[str, Any]) -> Any:
         max_model_len=config["max_model_len"],
         gpu_memory_utilization=config["gpu_memory_utilization"],
         swap_space=0,  # GiB; only for requests of several sequences
+        num_scheduler_steps=config["num_scheduler_steps"],
         enable_prefix_caching=False,  # it would keep the keys and values of older weights
         device="cpu" if on_cpu else "cuda",
     )
@@ -169,13 +171,15 @@ def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
 
     params = SamplingParams(
         temperature=message["temperature"],
-        top_p=1.0,
-        top_k=-1,
+        top_p=message["top_p"],
+        top_k=message["top_k"] or -1,  # -1: all
         max_tokens=message["max_new_tokens"],
         stop_token_ids=message["eos_token_ids"],
         ignore_eos=True,  # the generation config's; the request has all end tokens
         logprobs=0,  # of the chosen token only
-        detokenize=False,
+        stop=message["stop"],
+        include_stop_str_in_output=True,
+        detokenize=bool(message["stop"]),
     )
     # A prompt comes once for each of its completions: vLLM's n makes as many requests, with bookkeeping to group them.
     prompts = [{"prompt_token_ids": prompt} for prompt in message["prompts"]]

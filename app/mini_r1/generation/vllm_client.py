@@ -53,6 +53,7 @@ class VllmEngine:
     def __init__(self, config: EngineConfig, log: Path, start_timeout_s: float, stop: Stop = never) -> None:
         refuse_environment(config)
         self._max_model_len = config.max_model_len
+        self._has_tokenizer = config.tokenizer is not None
         self._closed = False
         self._processes: list[VllmProcess] = []
         self._block = SharedBlock(os.memfd_create("mini-r1-weights"))  # not /dev/shm: containers keep that at 64 MB
@@ -141,6 +142,7 @@ class VllmEngine:
         """
         if not prompts:
             return []
+        assert not config.stop or self._has_tokenizer, "without a tokenizer vLLM never finds a stop string"
         longest = max(map(len, prompts))
         if longest + config.max_new_tokens > self._max_model_len:
             raise KitError(
@@ -151,6 +153,9 @@ class VllmEngine:
             "do": "generate",
             "max_new_tokens": config.max_new_tokens,
             "temperature": config.temperature,
+            "top_p": config.top_p,
+            "top_k": config.top_k,
+            "stop": config.stop,
             "eos_token_ids": list(eos_token_ids),
         }
         rows = [list(prompt) for prompt in prompts for _ in range(config.num_generations)]

@@ -42,6 +42,9 @@ class EngineConfig:
     device: str
     """`cpu`, or the child's CUDA_VISIBLE_DEVICES (an index: vLLM 0.7.0 knows no UUIDs). Several, separated by commas,
     are for one process each."""
+    tokenizer: str | None = None
+    """Directory of the tokenizer, which stop strings need; see `saved_tokenizer`."""
+    num_scheduler_steps: int = 1  # tokens of a sequence between two turns of the scheduler; above 1 on a GPU only
 
 
 class VllmProcess:
@@ -169,3 +172,5 @@ def refuse_environment(config: EngineConfig) -> None:
     problem = find_vllm_problem("cpu" in config.device)
     if problem is not None:
         raise KitError(f"use_vllm is true and {': '.join(problem)}")
+    if "cpu" in config.device and config.num_scheduler_steps > 1:  # vLLM would only log that it does without
+        raise KitError("num_scheduler_steps above 1 needs a GPU, and vLLM runs on the CPU here: set it to 1")

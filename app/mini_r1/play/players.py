@@ -11,6 +11,7 @@ from mini_r1.generation.completers import dtype_here
 from mini_r1.generation.model import StartingPoint, device, eos_token_ids, load_model, load_tokenizer, refuse_misfit
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import SamplingConfig, stream
+from mini_r1.generation.stop_strings import is_truncated
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.manifest import verify
@@ -70,11 +71,12 @@ class Player:
         """Yield the answer after each token, and once more with its verdict."""
         (prompt,) = token_ids(self._tokenizer, render(self._tokenizer, [problem], self._recipe.prompt_style))
         answer = Answer(self.name, self.title)
-        sampling = SamplingConfig(self._recipe.max_completion_length, temperature)
-        for token in stream(self._model, prompt, sampling, eos_token_ids=self._ends, seed=seed):
+        sampling = SamplingConfig.from_recipe(self._recipe, temperature=temperature)
+        tokens = stream(self._model, prompt, sampling, eos_token_ids=self._ends, seed=seed, tokenizer=self._tokenizer)
+        for token in tokens:
             answer.ids.append(token)
-            answer.ended = token in self._ends
             answer.text = self._tokenizer.decode(answer.ids, skip_special_tokens=True)
+            answer.ended = not is_truncated(answer.ids, answer.text, self._ends, sampling.stop)
             yield answer
         answer.verdict = task.judge(answer.text, problem)
         yield answer
@@ -109,7 +111,7 @@ def answer_in_turn(
 ) -> Iterator[list[Answer]]:
     """Yield the answers of all players after each token of each; the last ones are complete.
 
-    A temperature of 0 takes each most likely token; the seed is the same for all.
+    A temperature of 0 takes each most likely token; the seed is the same for all, and other options are the recipe's.
     """
     latest: list[Answer] = []
     for answers in zip_longest(*(player.answer(problem, temperature, seed) for player in players)):

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean, foreign_keys
 from mini_r1.tasks.countdown.problem_files import HUB_ID, SUFFIXES
+from mini_r1.tasks.countdown.prompt import PREFILL
 from mini_r1.tasks.countdown.rewards import REWARDS
 from mini_r1.values import expand_path
 
@@ -22,6 +23,8 @@ REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
 GENERATED = "generated"
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 LARGEST_NUMBER = 10**15  # far above any count here; keeps every sum and conversion exact in a float
+MOST_STOPS = 16  # each is searched for in every completion while it is sampled
+LONGEST_STOP = 200
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
@@ -151,6 +154,25 @@ Steps = Annotated[
 GroupSize = Annotated[
     Whole,
     require(lambda n: n >= 2, "must be at least 2, not {}: advantages divide by the standard deviation, NaN for one"),
+]
+TopK = Annotated[
+    Whole, require(lambda k: k >= 1, "must be at least 1, or null to keep all tokens, not {}"), Field(ge=1)
+]
+StopStrings = Annotated[
+    list[
+        Annotated[
+            str,
+            Field(strict=True),
+            require(bool, "is an empty string, which would end every completion: take it out"),
+            require(
+                lambda text: not PREFILL.endswith(text) and not text.endswith(PREFILL),
+                "is what every prompt ends with: write a string that an answer ends with",
+            ),
+            require(lambda text: len(text) <= LONGEST_STOP, f"is longer than {LONGEST_STOP} characters: shorten it"),
+        ]
+    ],
+    require(lambda texts: len(texts) <= MOST_STOPS, f"has too many strings: write at most {MOST_STOPS}"),
+    BeforeValidator(lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=list[str] | str),
 ]
 Operators = Annotated[
     Text,

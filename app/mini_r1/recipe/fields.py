@@ -157,6 +157,14 @@ class Recipe(BaseModel):
     """Weight of the KL term; TRL's default. The original has 0.001. 0 needs no reference model."""
     temperature: types.Positive = 0.9
     """Sampling temperature; the default of TRL 0.14.0 and of the original."""
+    top_p: Annotated[types.Positive, Field(le=1)] = 1.0
+    """Sample from the most likely tokens that have this share of the probability together, after `temperature` and
+    `top_k`; 1: all. The loss still takes the softmax over all tokens, as in TRL; `logp_gap` counts the difference."""
+    top_k: types.TopK | None = None
+    """Sample from this many most likely tokens, and those as likely as the last; null: all. The loss: see `top_p`."""
+    stop: types.StopStrings = []
+    """Strings that end a completion, such as `</answer>`: it keeps the string and is not truncated. The token that
+    completes the string stays whole, even if text follows in it. End tokens still end a completion."""
     num_generations: types.GroupSize = 8
     """Completions per prompt: the group over which advantages are computed. At least 2."""
     scale_rewards: types.Flag = True
@@ -176,6 +184,9 @@ class Recipe(BaseModel):
     vllm_gpu_memory_utilization: Annotated[types.Positive, Field(le=1)] | None = None
     """Share of its device's whole memory that vLLM takes; null: 0.9, TRL's default, and on one GPU, which vLLM shares
     with training, what its weights and the cache of a rollout need (`mini-r1 plan` shows it)."""
+    num_scheduler_steps: types.Count = 1
+    """Tokens of each sequence that vLLM samples between two turns of its scheduler; above 1 on GPUs only. A
+    completion runs up to that many tokens, less one, beyond its end; they are dropped. Not run yet."""
 
     # Adapters (TRL's ModelConfig)
     use_peft: types.Flag = False
@@ -336,6 +347,7 @@ class Recipe(BaseModel):
             (self.save_strategy == "steps", "save_strategy: steps", "save_minutes"),
             (self.eval_strategy == "steps", "eval_strategy: steps", "eval_on_start eval_problems eval_steps"),
             (self.push_to_hub, "push_to_hub: true", "hub_model_id hub_private_repo hub_strategy"),
+            (self.use_vllm, "use_vllm: true", "num_scheduler_steps"),
             (self.gradient_checkpointing, "gradient_checkpointing: true", "gradient_checkpointing_kwargs"),
         )
         idle = [
@@ -346,6 +358,9 @@ class Recipe(BaseModel):
         found = ["vllm_device is ignored: the launcher gives vLLM the last device"] * ("vllm_device" in changed) + idle
         if self.warmup_steps and self.warmup_ratio:
             found.append("warmup_ratio: no effect, warmup_steps overrides it")
+        if self.use_vllm and (self.top_k or self.top_p < 1) and self.watch.logp_gap != "off":
+            cut_off = "logp_gap also counts the probability that top_p and top_k cut off"
+            found.append(f"{cut_off}: raise watch.max_logp_gap, or set watch: {{logp_gap: off}}")
         if self.dataset_revision and not self.data_on_hub:
             found.append("dataset_revision: no effect, the data does not come from the hub")
         if not self.holds_out:

@@ -20,7 +20,7 @@ HARMLESS_KEYS: Final = frozenset({
     "watch",
     "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo",
     "gradient_checkpointing", "gradient_checkpointing_kwargs",  # memory against time, the same gradients
-    "vllm_device", "vllm_gpu_memory_utilization",  # depend on the machine
+    "vllm_device", "vllm_gpu_memory_utilization", "num_scheduler_steps",  # depend on the machine
     "ddp_timeout", "hang_timeout_s", "dataloader_num_workers",
 })  # fmt: skip
 """Keys that may change between two attempts of a run, since they don't change what is learned."""

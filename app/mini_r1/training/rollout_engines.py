@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
 from trl.models import unwrap_model_for_generation
 
 from mini_r1.errors import KitError
 from mini_r1.generation.merged_weights import merged_weights
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
+from mini_r1.generation.stop_strings import saved_tokenizer
 from mini_r1.generation.vllm_client import Generated, VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine.devices import given_devices
@@ -51,7 +53,7 @@ def start_engine(
     `prompts` are this rank's for a SyncCheck, if the environment asks for one. Raises, on every rank, KitError if vLLM
     does not start, and Stopped if `stop` returned true on rank 0.
     """
-    own = PolicyEngine(world, policy.eos_token_ids, policy.tokenizer.pad_token_id, stop)
+    own = PolicyEngine(world, policy.eos_token_ids, policy.tokenizer, stop)
     if not recipe.use_vllm:
         return own
     vllm: list[VllmEngine] = []
@@ -64,16 +66,19 @@ def start_engine(
 
 def _start_vllm(recipe: Recipe, policy: Policy, log: Path, stop: Stop) -> VllmEngine:
     computed_in = "bfloat16" if recipe.bf16 else "float16" if recipe.fp16 else quantized_dtype(recipe)
-    config = EngineConfig(
-        model=policy.source,
-        revision=policy.revision,
-        dtype=computed_in or str(policy.model.dtype).removeprefix("torch."),
-        max_model_len=recipe.longest_sequence,
-        gpu_memory_utilization=_vllm_share(recipe),
-        seed=recipe.seed,
-        device=os.environ[VLLM_DEVICE],
-    )
-    return VllmEngine(config, log, start_timeout_s=recipe.hang_timeout_s, stop=stop)
+    with saved_tokenizer(policy.tokenizer, recipe.stop) as tokenizer:
+        config = EngineConfig(
+            model=policy.source,
+            revision=policy.revision,
+            dtype=computed_in or str(policy.model.dtype).removeprefix("torch."),
+            max_model_len=recipe.longest_sequence,
+            gpu_memory_utilization=_vllm_share(recipe),
+            seed=recipe.seed,
+            device=os.environ[VLLM_DEVICE],
+            tokenizer=tokenizer,
+            num_scheduler_steps=recipe.num_scheduler_steps,
+        )
+        return VllmEngine(config, log, start_timeout_s=recipe.hang_timeout_s, stop=stop)
 
 
 def _vllm_share(recipe: Recipe) -> float:
@@ -92,9 +97,12 @@ def _vllm_share(recipe: Recipe) -> float:
 class PolicyEngine:
     """The policy samples for itself, with transformers, on the device that it is trained on."""
 
-    def __init__(self, world: World, eos_token_ids: Sequence[int], pad_token_id: int, stop: Stop = never) -> None:
+    def __init__(
+        self, world: World, eos_token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, stop: Stop = never
+    ) -> None:
         self._world = world
-        self._sampling: dict[str, Any] = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id, "stop": stop}
+        self._sampling: dict[str, Any] = {"eos_token_ids": eos_token_ids, "tokenizer": tokenizer, "stop": stop}
+        self._sampling["pad_token_id"] = tokenizer.pad_token_id
 
     def sample(
         self, wrapped: Any, accelerator: Accelerator, prompts: Prompts, config: SamplingConfig, seed: SeedOfRank

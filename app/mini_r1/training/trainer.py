@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from trl.trainer import grpo_trainer
 from mini_r1.errors import Stopped
 from mini_r1.generation.prompts import completion_texts, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
+from mini_r1.generation.stop_strings import is_truncated
 from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits
 from mini_r1.tasks.countdown import task
 from mini_r1.training.attempt import Attempt
@@ -193,7 +195,8 @@ class CountdownTrainer(GRPOTrainer):
     def _complete(self, rows: Sequence[dict[str, Any]], num_generations: int, seed: SeedOfRank) -> list[Completion]:
         """Sample completions for each row, those of one row next to one another. A collective."""
         prompts = token_ids(self.processing_class, [row["prompt"] for row in rows]) if rows else []
-        config = SamplingConfig(self.max_completion_length, self.args.temperature, num_generations)
+        config = SamplingConfig.from_recipe(self._attempt.recipe, num_generations, self.args.temperature)
+        config = replace(config, max_new_tokens=self.max_completion_length)
         sampled = self._engine.sample(self.model_wrapped, self.accelerator, prompts, config, seed)
         texts = completion_texts(self.processing_class, [each.ids for each in sampled])
         inputs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(num_generations)]
@@ -203,7 +206,7 @@ class CountdownTrainer(GRPOTrainer):
                 prompt=row["prompt"],
                 prompt_ids=prompt_ids,
                 ids=each.ids,
-                truncated=each.ids[-1] not in self._eos_token_ids,
+                truncated=is_truncated(each.ids, text, self._eos_token_ids, config.stop),
                 text=text,
                 sampled_logps=each.logps,
             )
