@@ -45,22 +45,26 @@ def save_adapter(directory: Path, base: Path) -> Path:
     return directory
 
 
-def greedy(completer: Completer) -> list[list[int]]:
-    return completer.complete(PROMPTS, SamplingConfig(40, 0.0), 0, lambda count: None)
+def greedy(completer: Completer, stop: tuple[str, ...] = ()) -> list[list[int]]:
+    return completer.complete(PROMPTS, SamplingConfig(40, 0.0, stop=stop), 0, lambda count: None)
 
 
 def main() -> None:
     scratch = Path(sys.argv[1])
     models = [save(scratch / str(seed), seed) for seed in (1, 2, 3)]
     models.append(save_adapter(scratch / "adapter", models[0]))
-    vllm = VllmCompleter(str(models[0]), None, load_tokenizer(str(models[0]), None), 64, "cpu", scratch / "vllm.log")
+    tokenizer = load_tokenizer(str(models[0]), None)
+    vllm = VllmCompleter(str(models[0]), None, tokenizer, 64, "cpu", scratch / "vllm.log", stop=("x",))
     found = []
     for number, model in enumerate(models):
         if number:
             vllm.take(model)
-        found.append([greedy(vllm), greedy(TransformersCompleter.load(str(model), None, str(model)))])
+        other = TransformersCompleter.load(str(model), None, str(model))
+        found.append([greedy(vllm), greedy(other)])
+    stop = (tokenizer.decode(found[-1][0][0][10:12]),)
+    stopped = [greedy(vllm, stop), greedy(other, stop)]
     vllm.close()
-    print(json.dumps(found))
+    print(json.dumps({"greedy": found, "stopped": stopped}))
 
 
 if __name__ == "__main__":

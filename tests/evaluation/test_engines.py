@@ -30,6 +30,8 @@ from mini_r1.run.run_dir import RunDir
 from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import load_file
 
+from tests.evaluation.conftest import RECIPE
+
 REPO = Path(__file__).parent.parent.parent
 PYTHON = REPO / ".venv-vllm" / "bin" / "python"
 
@@ -130,6 +132,15 @@ def test_long_lists_of_problems_are_asked_in_parts(
     assert stand_in.made[0].asked[:8] == [4, 4, 1, 4, 4, 4, 4, 2]
 
 
+def test_vllm_gets_the_tokenizer_for_stop_strings_only(
+    run: RunDir, model_directory: Path, stand_in: type[StandInEngine]
+) -> None:
+    series(run, model_directory)
+    run.recipe_file.write_text(f"{RECIPE}stop: [x]\n")
+    series(run, model_directory)
+    assert [made.config.tokenizer is not None for made in stand_in.made] == [False, True]
+
+
 def test_a_model_that_vllm_cannot_run_is_measured_by_transformers(
     run: RunDir, model_directory: Path, stand_in: type[StandInEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,9 +220,14 @@ def test_the_real_vllm_writes_what_transformers_writes_with_each_snapshots_weigh
     environment = {**os.environ, "MINI_R1_ACCELERATOR": "cpu"}
     done = subprocess.run([PYTHON, session, tmp_path], capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
-    facts = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(done.stdout.splitlines()[-1])
+    facts = found["greedy"]
     assert len(facts) == 4
     texts = [tuple(map(tuple, vllm)) for vllm, _ in facts]
     for vllm, transformers in facts:
         assert vllm == transformers
     assert len(set(texts)) == 4  # other weights, other text
+    vllm, transformers = found["stopped"]
+    assert vllm == transformers
+    assert vllm[0] == facts[-1][0][0][: len(vllm[0])]
+    assert len(vllm[0]) <= 12

@@ -53,12 +53,16 @@ def test_the_sampling_keys_of_the_recipe_are_used_and_recorded(run: RunDir) -> N
     written.write_text(json.dumps(older))  # as it was before there were such keys
     assert evaluate_one(str(run.path), samples=3)["seconds"] == free["seconds"]  # not measured again
 
-    run.recipe_file.write_text(f"{RECIPE}top_k: 1\nstop: [a, e, i, o, u, '1', '2']\n")
+    run.recipe_file.write_text(f"{RECIPE}top_k: 1\n")
+    assert evaluate_one(str(run.path), samples=3)["provenance"]["top_k"] == 1
+    rows = [json.loads(line) for line in (run.evaluation / "step-10-completions.jsonl").read_text().splitlines()]
+    for start in range(0, len(rows), 4):  # one greedy and three sampled answers, all of the most likely tokens
+        assert len({row["completion"] for row in rows[start : start + 4]}) == 1
+
+    stop = ["a", "e", "i", "o", "u", "1", "2"]
+    run.recipe_file.write_text(f"{RECIPE}top_p: 0.99\nstop: {json.dumps(stop)}\n")
     ended = evaluate_one(str(run.path), samples=3)
-    assert {"top_p": 1.0, "top_k": 1, "stop": ["a", "e", "i", "o", "u", "1", "2"]}.items() <= ended[
-        "provenance"
-    ].items()
-    assert ended["greedy"] == ended["sampled"]
+    assert {"top_p": 0.99, "top_k": None, "stop": stop}.items() <= ended["provenance"].items()
     assert ended["truncated"] < free["truncated"]
     assert ended["completion_tokens"] < free["completion_tokens"]
 
