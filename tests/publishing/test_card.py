@@ -90,6 +90,15 @@ def test_every_figure_has_its_interval() -> None:
     assert "slightly too high" in made(figures(FULL), is_best=True)
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({"top_p": 1.0, "top_k": None}, ""), ({"top_p": 0.95, "top_k": 1}, ", top_p 0.95, top_k 1")],
+)
+def test_the_card_names_what_cut_the_distribution_off(keys: dict[str, Any], said: str) -> None:
+    text = made(figures({**FULL, "provenance": {**FULL["provenance"], **keys}}))  # type: ignore[dict-item]
+    assert f"8 sampled answers each at temperature 0.9{said}, and a greedy one" in text
+
+
 def recipe_of(**values: Any) -> Recipe:
     return Recipe(**{"model_name_or_path": "builtin:demo", "dataset_id_or_path": "generated", **values})
 

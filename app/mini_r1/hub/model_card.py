@@ -158,7 +158,9 @@ def _conditions(values: dict[str, Any]) -> str:
     samples, temperature = number(values.get("samples")), number(values.get("temperature"))
     parts = [as_markdown(provenance["selection"])] if provenance.get("selection") else []
     if samples is not None and temperature is not None:
-        parts.append(f"{samples:.0f} sampled answers each at temperature {temperature:g}, and a greedy one")
+        keys = ((key, number(provenance.get(key))) for key in ("top_p", "top_k"))
+        cut = "".join(f", {key} {value:g}" for key, value in keys if value and (key, value) != ("top_p", 1))
+        parts.append(f"{samples:.0f} sampled answers each at temperature {temperature:g}{cut}, and a greedy one")
     if provenance.get("date"):
         parts.append(f"measured {as_markdown(provenance['date'])} with Mini-R1 Kit's exact scorer")
     return f"On problems that training never used: {'; '.join(parts)}." if parts else ""
