@@ -121,8 +121,8 @@ def test_the_list_for_given_devices_has_errors_for_what_does_not_fit(mini_r1: Ki
     assert done.returncode == 0
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["lora-1.5b"]["fits"]
-    assert not rows["mini-r1-3b"]["fits"]
-    assert "does not fit" in rows["mini-r1-3b"]["errors"][0]
+    assert not rows["mini-r1-7b"]["fits"]
+    assert "does not fit" in rows["mini-r1-7b"]["errors"][0]
     table = mini_r1("recipes", "--gpus", "1", "--nodes", "2").stdout
     assert "fits, time and disk are for the options" in table
     assert "use_vllm: true, but node 0 has 1 GPU" in table
