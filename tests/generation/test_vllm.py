@@ -133,7 +133,7 @@ def test_tokens_come_with_the_frequency_of_the_truncated_softmax(facts: dict[str
     (count,) = drawn["count"]
     for seen, expected in zip(drawn["seen"], drawn["expected"], strict=True):
         assert abs(seen - expected) < (5 * (expected / count) ** 0.5 + 2 / count if expected else 1e-9)
-    assert 1 < sum(expected > 0 for expected in drawn["expected"]) <= 20
+    assert 1 < sum(expected > 0 for expected in drawn["expected"]) < len(drawn["expected"]) / 4
     assert drawn["gap"][0] < 1e-3
 
 
