@@ -102,11 +102,30 @@ def prepare_deepspeed(*, on_cpu: bool) -> None:
     for handler in list(deepspeed.utils.logger.handlers):  # to the standard output
         deepspeed.utils.logger.removeHandler(handler)
     deepspeed.utils.logger.propagate = True
+    add_gradients_in_given_type()
     if not on_cpu:
         return
     os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     wait_for_every_gather()
+
+
+@functools.cache
+def add_gradients_in_given_type() -> None:
+    """Make ZeRO-2 add up gradients in its `grad_accum_dtype`.
+
+    DeepSpeed 0.15.4 passes the type to `get_flat_partition`, which uses it for padding only: the gradients stay in the
+    weights' type.
+    """
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    flat_partition = DeepSpeedZeroOptimizer.get_flat_partition
+
+    def converted(*args: Any, dtype: Any, **kwargs: Any) -> Any:
+        found = flat_partition(*args, dtype=dtype, **kwargs)
+        return [each.to(dtype) for each in found] if isinstance(found, list) else found.to(dtype)
+
+    DeepSpeedZeroOptimizer.get_flat_partition = converted
 
 
 @functools.cache
