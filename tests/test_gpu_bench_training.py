@@ -1,4 +1,4 @@
-"""The parts of bench/gpu that no GPU has run: the update, the sync and the newest TRL, as far as a CPU shows them."""
+"""The parts of bench/gpu that no GPU has run: the update, the sync and the newest TRL, run on a CPU."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_the_dry_run_prints_how_trl_is_installed_with_exact_versions(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- in processes of their own, at a tiny size
+# --- each in its own process, at a tiny size
 
 
 def run_bench(script: str, *arguments: str | Path, python: str | Path = sys.executable) -> str:

@@ -61,7 +61,7 @@ def _variants(steps: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def sync(name: str, result: dict[str, Any]) -> Iterator[str]:
-    """First and later syncs, beside plain copies of as many bytes."""
+    """First and later syncs, and plain copies of as many bytes."""
     seen = sync_bench.figures(result)
     yield (
         f"{name}: {result['bytes'] / GIB:.2f} GiB in {result['tensors']} tensors, trainer and vLLM on "

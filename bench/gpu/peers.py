@@ -9,7 +9,7 @@ each in its own process; FOLDER/peers-SHAPE.json is written after each, and a si
 
 Both train the same random bfloat16 model, 8 prompts x 8 completions a step with the published recipe's settings,
 without gradient checkpointing. Every completion has --tokens tokens, 389 by default, the original's mean: the model is
-random and almost never draws an end token, and TRL's vLLM is told to ignore it. Lengths as unequal as a trained
+random and almost never draws an end token, and TRL's vLLM ignores it. Lengths as unequal as a trained
 model's are in step_time.py. TRL is set as in bench/newest_trl.py to do the same work; what it does better by default
 stays (one generation for all 64 completions, its fused optimizer). The first SKIPPED steps are not counted.
 

@@ -3,7 +3,7 @@
     .venv/bin/python bench/gpu/run.py --out FOLDER --only sync
 
 vLLM starts in its child process with a random bfloat16 model, on this GPU; the trainer's copy is on the same one. All
-weights are sent SENDS times. The first call pays for new memory and is printed apart. Beside it, in the same run: as
+weights are sent SENDS times. The first call pays for new memory and is printed apart. In the same run: as
 many bytes copied twice from host memory to host memory, which is the least that a path through shared memory does.
 Two GPUs are not compared here: the bytes take the same way, through the host.
 

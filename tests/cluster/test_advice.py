@@ -86,8 +86,7 @@ ADVICE: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
         lambda: given(TWO, MINI_R1_ACCELERATOR="gpu"),
         lambda: given(TWO, MINI_R1_ACCELERATOR="cuda"),
     ),
-    ("Give the job 2 or more", lambda: roles(1), lambda: roles(2)),
-    ("or set use_vllm: false", lambda: roles(1), lambda: roles(1, use_vllm=False)),
+    ("or set use_vllm: false", lambda: roles(1, 4), lambda: roles(1, 4, use_vllm=False)),
     ("Give node 0 2 or more", lambda: roles(1, 4), lambda: roles(2, 4)),
     ("give every node at least one", lambda: roles(2, 0), lambda: roles(2, 1)),
     ("or leave the node out", lambda: roles(2, 0), lambda: roles(2)),
@@ -115,7 +114,7 @@ def test_the_smoke_test_needs_no_flag_on_one_of_several_nodes(
     monkeypatch.setenv("SKYPILOT_NUM_NODES", "2")
     with pytest.raises(KitError, match="SKYPILOT_NUM_NODES=2"):
         find_nodes({"SKYPILOT_NUM_NODES": "2"})
-    assert _smoke(None, 0, as_json=True) == ExitCode.FINISHED
+    assert _smoke(None, 0, "1", as_json=True) == ExitCode.FINISHED
     assert tested == ["--nodes 1"]
     assert "SKYPILOT_NUM_NODES=2" in (warning := capsys.readouterr().err)
     assert "testing this node alone" in warning.replace("\n", " ")

@@ -73,14 +73,14 @@ def test_no_number_is_refused(number: str) -> None:
 @pytest.mark.parametrize("number", ["2", "auto"])
 def test_node_0_decides_for_all_nodes(number: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-in for the meeting: it hands out node 0's decision about other devices than this node's."""
-    told: list[Introduction] = []
+    introduced: list[Introduction] = []
 
     class StandInMeeting:
         def __init__(self, *_: Any) -> None:
             pass
 
         def hold(self, me: Introduction, decide: Callable[[Any], Any]) -> tuple[Mapping[int, Any], Any]:
-            told.append(me)
+            introduced.append(me)
             return {}, json.loads(json.dumps(decide([["0", "1", "2", "3"], ["0"]])))
 
     monkeypatch.setattr(launcher, "Meeting", StandInMeeting)
@@ -91,7 +91,7 @@ def test_node_0_decides_for_all_nodes(number: str, monkeypatch: pytest.MonkeyPat
         Devices(("0",), False, "a test"), Nodes(2, 1, "n1", 15_000, "a test", "7"), 80.0, {}, lambda _: None,
     )  # fmt: skip
     _, roles, _ = launcher._meet(job, SimpleNamespace(name=None))  # type: ignore[arg-type]
-    assert told[0].recipe["--vllm-devices"] == number
+    assert introduced[0].recipe["--vllm-devices"] == number
     chosen = len(plan_on([["0", "1", "2", "3"], ["0"]], number).vllm_devices)
     assert [len(node.vllm_devices) for node in roles.nodes] == [chosen, 0]
     assert roles.num_processes == 5 - chosen

@@ -1,4 +1,4 @@
-"""Stop strings in the text of tokens: where a completion ends, whatever the tokens are."""
+"""Stop strings in the text of tokens: where a completion ends for any tokens."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def refusal(recipe: Path, run_dir: Path) -> str:
         ({"dataset_id_or_path": "/no/such/rows.jsonl"}, "/no/such/rows.jsonl"),
         ({"dataset_id_or_path": "someone/nothing"}, "someone/nothing"),
         ({"max_prompt_length": 20}, "max_prompt_length is 20: raise it to at least"),
-        ({"use_vllm": True}, "use_vllm: true needs another device, which `mini-r1 launch` assigns"),
+        ({"use_vllm": True}, "use_vllm: true, and `mini-r1 launch` assigns vLLM's device, on one GPU too"),
         ({"push_to_hub": True}, "push_to_hub is true, and there is no token for the hub: set HF_TOKEN"),
         ({"report_to": ["comet_ml"]}, "comet_ml: comet-ml is not installed: `uv pip install"),
         ({"fp16": True}, "fp16 needs a GPU"),

@@ -113,10 +113,10 @@ def _refuse_number(devices: Sequence[Sequence[str]], wanted: int, *, use_vllm: b
             f"use_vllm: true, but {subject} {has}: on several nodes vLLM needs a device that no worker trains on. Give"
             f" {owner} 2 or more, {OR_NOT}"
         )
-    most = f"ask for {count - 1} or fewer" if count > 1 else "one GPU has room for one vLLM process: leave it out"
+    fix = f"ask for {count - 1} or fewer" if count > 1 else "leave the option out: vLLM then shares the GPU"
     raise KitError(
-        f"--vllm-devices {wanted}, but {subject} {has}, and a worker needs one that is not vLLM's: {most}, or give"
-        f" {owner} {wanted + 1} or more"
+        f"--vllm-devices {wanted}, but {subject} {has}, and a worker needs one that is not vLLM's. To fix it, {fix}, or"
+        f" give {owner} {wanted + 1} or more"
     )
 
 
