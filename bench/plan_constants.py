@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,19 @@ def broadcast_s() -> float:
     return processor_s(lambda: pickle.loads(pickle.dumps(json.loads(json.dumps(completions)))), 5) / (410 * 192)
 
 
+def configuration(model: str) -> Any:
+    """Return the configuration of vLLM."""
+    from mini_r1.generation.vllm_process import EngineConfig
+
+    return EngineConfig(model, None, "float32", max_model_len=128, gpu_memory_utilization=0.5, seed=0, device="cpu")
+
+
 def vllm_steps(model: str) -> None:
     """Print, as JSON, the processor time of a decoding step by running sequences, without the forward pass."""
     from mini_r1.generation.vllm_child import build
     from vllm import SamplingParams
 
-    config = {"model": model, "revision": None, "dtype": "float32", "max_model_len": 128, "seed": 0, "device": "cpu"}
-    engine = build({**config, "gpu_memory_utilization": 0.5}).llm_engine
+    engine = build(asdict(configuration(model))).llm_engine
     network = engine.model_executor.driver_worker.worker.model_runner.model
     forward, inside = network.forward, [0.0]
 
@@ -118,12 +125,12 @@ def vllm_steps(model: str) -> None:
 
 def measure_vllm() -> tuple[dict[int, float], float, float]:
     """Return the seconds of a decoding step by running sequences, and the line through them: at 0, and of one more."""
-    from mini_r1.generation.vllm_process import EngineConfig, child_environment
+    from mini_r1.generation.vllm_process import child_environment
     from mini_r1.training.from_scratch import DEMO_FOR_VLLM, save_untrained
 
     with tempfile.TemporaryDirectory() as folder:
         model = save_untrained(Path(folder) / "model", kind=DEMO_FOR_VLLM)
-        config = EngineConfig(str(model), None, "float32", 128, 0.5, 0, "cpu")
+        config = configuration(str(model))
         command = [str(PYTHON), __file__, str(model)]
         environment = child_environment({**os.environ, "OMP_NUM_THREADS": "1"}, config)
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
