@@ -47,8 +47,8 @@ the whole."""
 MEAN_PROMPT: Final = 150  # tokens of a prompt, at most max_prompt_length
 VLLM_TOKEN_S, VLLM_ROW_S = 3e-3, 1e-4
 """The host's work on each decoding step of vLLM's V0 engine, and on each running sequence in it: processor time of the
-real vLLM 0.7.0 without its model's forward pass, on a busy CPU, 3.1 ms for one sequence and 9.5 ms for
-64 (bench/plan_constants.py). A GPU's host starts kernels instead, and prepares a step during the one before."""
+real vLLM 0.7.0 without its model's forward pass, 2.7 and 0.10 ms on a busy CPU (bench/RESULTS.md, plan_constants). A
+GPU's host starts kernels instead, and prepares a step during the one before."""
 SAMPLER_LAYER_S: Final = 1.57e-3
 """The host's work on each decoding step and layer of transformers' own generation: 37.8 ms a token of up to 64 rows in
 24 layers on the host of an H100 (bench/RESULTS.md, gpu)."""
