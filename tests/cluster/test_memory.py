@@ -217,7 +217,7 @@ def test_a_micro_batch_has_the_tokens_that_fit(checkpointing: bool) -> None:
         if limits.tokens > here.recipe.longest_sequence:
             assert training_memory(here).at(UPDATE) <= share * 1.001
         if limits.tokens < MOST_TOKENS:
-            one_more = UpdateLimits(limits.tokens + 1, 0)
+            one_more = UpdateLimits(limits.tokens + 1, 10**12)  # with all its logits
             assert training_memory(here, one_more).at(UPDATE) > share
     assert list(tokens.values()) == sorted(tokens.values())
     assert tokens[640] == MOST_TOKENS

@@ -188,7 +188,7 @@ def _sharded_states(setup: TrainingSetup) -> list[MemoryItem]:
 
 
 def update_limits(setup: TrainingSetup) -> UpdateLimits:
-    """Return the recipe's tokens of a micro-batch, else as many as fit, and the logits that then fit too."""
+    """Return the recipe's tokens of a micro-batch, else as many as fit with their logits, and the logits that fit."""
     recipe, longest, gib = setup.recipe, setup.recipe.longest_sequence, setup.gpu_memory_gib
     tokens = recipe.max_tokens_per_micro_batch
     if setup.on_cpu:
@@ -196,13 +196,16 @@ def update_limits(setup: TrainingSetup) -> UpdateLimits:
     if gib is None:
         return UpdateLimits(tokens or UNKNOWN_TOKENS, 0)
 
-    def spare(tokens: int) -> float:
-        return UPDATE_SHARE * gib - training_memory(setup, UpdateLimits(tokens, 0)).at(UPDATE)
+    def spare(tokens: int, logits_bytes: int) -> float:
+        return UPDATE_SHARE * gib - training_memory(setup, UpdateLimits(tokens, logits_bytes)).at(UPDATE)
 
+    each = 4 * setup.shape.vocabulary
     if tokens is None:
         sizes = range(longest + 1, max(MOST_TOKENS, longest) + 1)
-        tokens = longest + bisect_left(sizes, True, key=lambda size: spare(size) < 0)
-    return UpdateLimits(tokens, max(0, int(spare(tokens) / (1 + FRAGMENTATION) * GIB)))
+        tokens = longest + bisect_left(sizes, True, key=lambda size: spare(size, size * each) < 0)
+    if spare(tokens, tokens * each) >= 0:
+        return UpdateLimits(tokens, tokens * each)
+    return UpdateLimits(tokens, max(0, int(spare(tokens, 0) / (1 + FRAGMENTATION) * GIB)))
 
 
 def micro_batch(setup: TrainingSetup, limits: UpdateLimits) -> MicroBatch:
