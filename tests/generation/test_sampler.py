@@ -180,7 +180,7 @@ def test_the_mode_is_restored(model: Any, prompts: list[list[int]], training: bo
 @pytest.mark.parametrize("keys", [{"top_k": 7}, {"top_p": 0.6}, {"top_k": 20, "top_p": 0.8}], ids="-".join)
 def test_draws_follow_the_truncated_softmax(model: Any, prompts: list[list[int]], keys: dict[str, Any]) -> None:
     prompt = prompts[3]
-    config = SamplingConfig(max_new_tokens=1, temperature=0.7, num_generations=6000, **keys)
+    config = SamplingConfig(max_new_tokens=1, temperature=0.7, num_generations=3000, **keys)
     rows = sample(model, [prompt], config, eos_token_ids=[-1], pad_token_id=PAD, seed=1)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
@@ -252,10 +252,10 @@ def test_a_stop_string_ends_a_completion_with_the_token_that_completes_it(
 def test_an_end_token_before_a_stop_string_ends_a_completion(model: Any, prompts: list[list[int]]) -> None:
     tokenizer, prompt = byte_tokenizer(), prompts[3]
     (free,) = greedy(model, [prompt], [-1], 20)
-    last = tokenizer.decode(free[:12], skip_special_tokens=True)[-1:]
+    last = tokenizer.decode(free[:12], skip_special_tokens=True).replace("\ufffd", "")[-1:]
     end = first_stop(tokenizer, free, [last])
     assert end is not None
-    for eos in free[:end]:
+    for eos in free[:end:4]:
         ids = free[: free.index(eos) + 1]
         assert greedy(model, [prompt], [eos], 20, stop=(last,), tokenizer=tokenizer) == [ids]
 
