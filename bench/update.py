@@ -184,7 +184,7 @@ def kit_side(folder: Path, model: Any, reference: Any, tokenizer: Any, completio
     rows = [{"prompt": "", "nums": [1], "target": 1}] * len(completions)
     kit.score = lambda *_: None  # the verdicts are given
     trainer = kit.CountdownTrainer(
-        attempt, Policy(model, reference, tokenizer), PolicyEngine(attempt.world, [], 0), args=args,
+        attempt, Policy(model, reference, tokenizer), PolicyEngine(attempt.world, [], tokenizer), args=args,
         train_dataset=datasets.Dataset.from_list(rows),
         limits=update_limits(TrainingSetup(recipe, recipe_shape(recipe), on_cpu=True)),
     )  # fmt: skip
