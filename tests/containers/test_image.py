@@ -168,7 +168,7 @@ def test_a_run_in_it_is_measured_and_shown_and_plans_are_made(cpu_image: str, la
     assert json.loads(kit("runs", "--json").stdout)[0]["state"] == "finished"
     plan = kit("plan", "mini-r1-3b", "--json")
     assert plan.returncode == 0, plan.stderr
-    assert kit("plan", "mini-r1-3b", "--gpus", "1").returncode == 78
+    assert kit("plan", "mini-r1-3b", "--gpus", "1", "--gpu-memory", "8").returncode == 78
 
 
 @pytest.mark.exhaustive  # smaller in test_compose.py and test_pods.py
@@ -236,7 +236,7 @@ def test_a_missing_gpu_is_reported_with_the_option_for_a_container(cpu_image: st
 def test_too_little_shared_memory_is_reported(cpu_image: str) -> None:
     done = engine.docker(
         "run", "--rm", "--network=none", *engine.CONFINED, "--env=MINI_R1_ACCELERATOR=cpu", cpu_image,
-        "doctor", "mini-r1-1.5b", "--gpus", "2", "--json",
+        "doctor", "mini-r1-1.5b", "--gpus", "4", "--json",
     )  # fmt: skip
     found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
     assert found["shared memory"]["status"] == "fail"

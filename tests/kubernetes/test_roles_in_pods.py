@@ -171,10 +171,11 @@ def test_all_gpus_but_one_train_and_vllm_has_the_last_of_node_0(of: Callable[[st
     assert [node.vllm_devices for node in found.roles.nodes] == [(str(gpus[0] - 1),), *[()] * (len(gpus) - 1)]
 
 
-def test_one_gpu_trains_and_generates_by_itself(of: Callable[[str], Planned]) -> None:
+def test_one_gpu_trains_and_runs_vllm_too(of: Callable[[str], Planned]) -> None:
     found = of("job-1gpu")
-    assert not found.recipe.use_vllm
-    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_devices) == ([], 1, ())
+    assert found.recipe.use_vllm
+    assert found.roles.shared
+    assert (found.plan.errors, found.plan.num_processes, found.plan.vllm_devices) == ([], 1, ("cuda:0",))
 
 
 def test_the_demo_needs_no_gpu(of: Callable[[str], Planned]) -> None:
@@ -321,9 +322,10 @@ def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Pat
     pod = pods_of(manifests)[index]
     printed = dry_run(pod, manifests, tmp_path)
     node_0 = find_nodes(pods_of(manifests)[0].environment)
-    spared = 1 if overlay in WITH_VLLM else 0
+    spared = 1 if overlay in WITH_VLLM else 0  # job-1gpu's only GPU is shared
+    vllm = str(gpus[0] - 1)
     assert printed["num_processes"] == len(printed["workers"]) == sum(gpus) - spared
-    assert printed["vllm_devices"] == ([f"cuda:{gpus[0] - 1}"] if spared else [])
+    assert printed["vllm_devices"] == [f"cuda:{vllm}"]
     assert printed["devices"] == "the NVIDIA library"
     assert printed["run_dir"] == str(tmp_path / "runs" / Path(pod.arguments[1]).stem)
     counted = [sum(worker["node"] == node for worker in printed["workers"]) for node in range(len(gpus))]
@@ -336,8 +338,7 @@ def test_the_command_of_a_pod_starts_the_workers_that_the_plan_has(tmp_path: Pat
             assert environment["MASTER_PORT"] == str(node_0.port)
         devices = range(gpus[worker["node"]] - (spared if worker["node"] == 0 else 0))
         assert environment["CUDA_VISIBLE_DEVICES"] == ",".join(map(str, devices))
-        vllm = str(gpus[0] - 1) if spared and rank == 0 else None
-        assert environment.get("MINI_R1_VLLM_DEVICE") == vllm
+        assert environment.get("MINI_R1_VLLM_DEVICE") == (vllm if rank == 0 else None)
 
 
 def test_the_stand_in_is_what_the_command_asks(tmp_path: Path) -> None:
