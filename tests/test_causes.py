@@ -85,7 +85,9 @@ def use_hub(words: str, small_recipe: Callable[..., Path], tmp_path: Path) -> li
     return [first, small_recipe("hub", **model)]
 
 
-FROM_HUB = ("train model", "train data", "launch model", "launch data", "prefetch model", "doctor model", "evaluate")
+# The commands that import torch first take 10 s each: one of them is enough every time.
+SLOW = [pytest.param(words, marks=pytest.mark.exhaustive) for words in ("train data", "doctor model", "evaluate")]
+FROM_HUB = ("train model", "launch model", "launch data", "prefetch model", *SLOW)
 
 
 @pytest.mark.parametrize("words", FROM_HUB)
@@ -101,7 +103,7 @@ def test_a_hub_that_does_not_answer_is_150(
     assert "couldn't find it in the cached files" not in said  # a message that was cut off
 
 
-@pytest.mark.parametrize("words", ["train model", "train data"])
+@pytest.mark.parametrize("words", ["train model", SLOW[0]])
 def test_a_hub_that_answers_503_is_150(run: Run, small_recipe: Callable[..., Path], tmp_path: Path, words: str) -> None:
     with Hub(Repo("nobody/tiny", {}, status=503), Repo("nobody/games", {}, is_data=True, status=503)) as hub:
         done = run(*use_hub(words, small_recipe, tmp_path), HF_ENDPOINT=hub.address, **ON_CPU)
@@ -109,7 +111,7 @@ def test_a_hub_that_answers_503_is_150(run: Run, small_recipe: Callable[..., Pat
     assert "the hub does not answer for the" in " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("words", ["train model", "train data"])
+@pytest.mark.parametrize("words", ["train model", SLOW[0]])
 def test_what_the_hub_does_not_have_or_the_cache_lacks_stays_78(
     run: Run, small_recipe: Callable[..., Path], tmp_path: Path, words: str
 ) -> None:

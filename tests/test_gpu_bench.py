@@ -16,18 +16,15 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.tasks.countdown.problem_files import read_problems
 from mini_r1.tasks.countdown.task import Problem, judge
 
-GPU = Path(__file__).resolve().parents[1] / "bench" / "gpu"
+from tests.gpu_benches import GPU, gpu_benches
 
 RIGHT = "20 + 3 = 23 - 2 = 21 (yes)\n</think>\n<answer>20 + 3 - 2</answer>"
 
 
 @pytest.fixture(scope="module")
 def scratch() -> Iterator[Any]:
-    """The bench as a module; its folder is on the path only meanwhile."""
-    before = sys.path.copy()
-    sys.path.insert(0, str(GPU))
-    yield importlib.import_module("scratch")
-    sys.path[:] = before
+    with gpu_benches("scratch") as benches:
+        yield benches.scratch
 
 
 @pytest.fixture
@@ -158,6 +155,7 @@ def results_in(folder: Path) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.exhaustive
 def test_a_unit_runs_at_a_tiny_size_and_is_not_run_again_when_it_is_complete(tmp_path: Path) -> None:
     """The bench reaches into the trainer and the sampler: a changed name must not be found out on a GPU."""
     bench(tmp_path, "step-time")

@@ -17,21 +17,15 @@ from typing import Any
 import pytest
 
 from tests.cluster.real_stack import PYTHON, needs_vllm
-from tests.conftest import REPO
+from tests.gpu_benches import GPU, gpu_benches
 
-GPU = REPO / "bench" / "gpu"
 MODULES = ("run", "update_time", "sync", "peers", "_report", "_common")
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Any]:
-    """The benches as modules; their folders are on the path only meanwhile."""
-    before = sys.path.copy()
-    sys.path.insert(0, str(GPU))
-    yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
-    sys.path[:] = before
-    for name in MODULES:
-        sys.modules.pop(name, None)
+    with gpu_benches(*MODULES) as benches:
+        yield benches
 
 
 def step(what: str, seconds: float, again: bool = False) -> dict[str, Any]:

@@ -169,6 +169,7 @@ def test_uvs_cache_keeps_its_files_when_the_environment_is_changed(script: Any, 
     assert "+cpu" not in (cache / "METADATA").read_text()
 
 
+@pytest.mark.real
 def test_the_environment_runs_the_pinned_vllm_on_the_cpu_and_the_kit() -> None:
     python = ROOT / ".venv-vllm" / "bin" / "python"
     if not python.exists():

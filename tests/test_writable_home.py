@@ -91,6 +91,7 @@ def test_without_a_temporary_directory_the_command_says_what_to_set(monkeypatch:
 # --- the commands ---
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != "linux", reason="DeepSpeed is installed on Linux only")
 def test_train_with_deepspeed_evaluate_and_report_without_a_home(
     mini_r1: Kit, small_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

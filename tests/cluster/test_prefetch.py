@@ -137,6 +137,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *messages: str) -
 # --- what is fetched, and that a run needs no more ---
 
 
+@pytest.mark.exhaustive
 def test_what_was_fetched_trains_and_evaluates_without_a_network(
     tiny: Repo, words: Repo, games: Repo, recipe: Path, fetch: Fetch, home: Path, tmp_path: Path
 ) -> None:

@@ -96,6 +96,7 @@ def test_the_token_is_removed_from_the_hubs_messages(hub: WritableHub, made_run:
     assert progress[0].startswith("the hub answers 500 (no [token]); trying again in")
 
 
+@pytest.mark.exhaustive
 def test_a_killed_upload_is_resumed(hub: WritableHub, made_run: Run, tmp_path: Path) -> None:
     """Kill the command while the second snapshot's commit waits for the hub."""
     run = made_run()

@@ -70,6 +70,7 @@ print("the same")
 """
 
 
+@pytest.mark.exhaustive
 def test_the_published_adapter_is_the_saved_one(
     hub: WritableHub, made_run: Run, untrained: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from mini_r1.cli.command_tools import file_errors
 from mini_r1.console import as_markdown
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.report import drawing, markdown
+from mini_r1.report import drawing, markdown, plots
 from mini_r1.report.build import MAX_BYTES, build_report
 from mini_r1.report.plots import LABEL, Curve, Plot, make_plots, shorten_names
 from mini_r1.report.plotted import plotted_csv
@@ -37,6 +37,12 @@ from tests.small_disk import fill, small_disk
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 pytestmark = pytest.mark.usefixtures("drawn")
+
+
+@pytest.fixture
+def few_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the plots are left out: drawing them takes seconds, and the test is about something else."""
+    monkeypatch.setattr(plots, "FIGURES", plots.FIGURES[:1])
 
 
 def axes_of(svg: str) -> dict[str, list[float]]:
@@ -125,6 +131,7 @@ def test_json_inside_a_page_cannot_end_its_element(text: str) -> None:
     assert json.loads(packed) == {"text": text}
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_a_page_stays_below_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "run", steps=20, per_step=30)
     monkeypatch.setattr("mini_r1.report.build.PACKED_BYTES", 8_000)
@@ -136,6 +143,7 @@ def test_a_page_stays_below_its_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(packed.group(1)) <= 8_000
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_a_report_is_made_while_a_run_writes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=3, state="running")
     with (run.attempts / "1" / "completions.jsonl").open("ab") as file:
@@ -145,6 +153,7 @@ def test_a_report_is_made_while_a_run_writes(tmp_path: Path) -> None:
     assert made.shown == 72
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_runs_get_different_names_and_are_limited(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / folder / "run", steps=2).path for folder in "ab"]
     made = build_report(paths, tmp_path / "page.html")
@@ -155,6 +164,7 @@ def test_runs_get_different_names_and_are_limited(tmp_path: Path) -> None:
         build_report([tmp_path / str(i) for i in range(7)])
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_nothing_but_a_report_is_replaced(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2).path
     (tmp_path / "a folder").mkdir()
@@ -196,6 +206,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         build_report([run])
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_a_full_disk_is_retried(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=2).path
     with small_disk(tmp_path / "disk", "4m") as disk:
@@ -313,6 +324,7 @@ def test_a_name_in_csv_is_no_formula(name: str, shown: str) -> None:
     assert rows[1] == ["reward", shown, f"{shown}: training", "1.0", "-0.5", "", ""]
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_csv_replaces_no_other_file(run_path: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.csv"
     mine.write_text("a,b\n")
@@ -341,6 +353,7 @@ def test_text_in_markdown_stays_text() -> None:
     assert markdown.table(["a", "b"], [["**<b>**", "1"]], strong=1)[2] == "| \\*\\*&lt;b&gt;\\*\\* | **1** |"
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_a_name_of_any_bytes_is_shown_on_one_line(run_path: Path, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"bad\xff\x1b[31m\n# <b>x")
     shutil.copytree(run_path, path)

@@ -160,7 +160,7 @@ def filled_run(recipe: Path, folder: Path, number: int, ranks: int | None, whole
     ("ranks", "numbers", "failures"),
     [
         pytest.param(None, range(5), 3, id="one rank"),
-        pytest.param(2, range(100, 102), 2, id="two ranks"),
+        pytest.param(2, range(100, 102), 2, id="two ranks", marks=pytest.mark.exhaustive),
         pytest.param(None, range(5, 30), 17, id="one rank, more", marks=pytest.mark.exhaustive),
         pytest.param(2, range(102, 110), 5, id="two ranks, more", marks=pytest.mark.exhaustive),
     ],

@@ -112,6 +112,7 @@ def test_each_snapshot_and_the_logs_are_pushed_and_a_failed_push_is_retried(
     assert pushers(run) == []
 
 
+@pytest.mark.exhaustive
 def test_a_hub_that_never_answers_delays_neither_training_nor_its_end(
     hub: WritableHub, small_recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_signal_is_not_delayed_and_the_next_start_pushes_what_is_missing(
         assert repo.files(f"step-{step}")["model.safetensors"] == weights(run, step)
 
 
+@pytest.mark.exhaustive
 def test_a_killed_or_refused_push_does_not_fail_the_run(hub: WritableHub, small_recipe: Recipe, tmp_path: Path) -> None:
     """The process is killed at its first push; the next save starts another, which the hub always refuses."""
     run = RunDir(tmp_path / "run")
@@ -208,6 +210,7 @@ def test_the_push_process_exits_when_the_trainer_is_killed(
     pusher.wait(60)
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_snapshot_does_not_hold_up_the_next_one(
     hub: WritableHub, small_recipe: Recipe, tmp_path: Path
 ) -> None:

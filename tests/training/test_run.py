@@ -166,6 +166,7 @@ def test_another_recipe_in_the_same_directory_is_refused_by_key(
     assert "logging_steps" not in other.errors  # changes nothing that the run means
 
 
+@pytest.mark.exhaustive
 def test_a_killed_run_resumes_to_the_same_end(finished: tuple[RunDir, Any, Path], tmp_path: Path, mini_r1: Kit) -> None:
     whole, _, recipe = finished
     run = RunDir(tmp_path / "run")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import attempt, rollout_engines
@@ -54,6 +55,7 @@ def steps(run: RunDir) -> tuple[list[int], list[int]]:
     return [one.step for one in run.complete_checkpoints()], [one.step for one in run.complete_snapshots()]
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_by_the_clock_of_rank_0_has_no_snapshot(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     changes = {"max_steps": STEPS, "save_steps": 5, "lr_scheduler_type": "cosine"}
     whole, run = RunDir(tmp_path / "whole"), RunDir(tmp_path / "run")

@@ -73,7 +73,9 @@ def start_and_stop(moment: str, count: int, number: signal.Signals, *args: str |
     kit(*args)
 
 
-@pytest.fixture(params=[DEMO, SCRATCH], ids=["Muon and AdamW", "AdamW"])
+@pytest.fixture(
+    params=[pytest.param(DEMO, id="Muon and AdamW"), pytest.param(SCRATCH, id="AdamW", marks=pytest.mark.exhaustive)]
+)
 def start(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Ended]:
     """Train with a cache of some name to its end, or until a signal comes."""
     recipe = tmp_path / "recipe.yaml"
