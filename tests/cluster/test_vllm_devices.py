@@ -10,7 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
+from mini_r1.cli.options import CountOrAuto
 from mini_r1.errors import KitError
 from mini_r1.launch import launcher
 from mini_r1.launch.job import Job, LaunchOptions
@@ -107,3 +109,10 @@ def test_the_commands_take_it(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> 
     for wrong in ("0", "two", "-1"):
         done = mini_r1("plan", "demo-cpu", "--vllm-devices", wrong)
         assert (done.returncode, "--vllm-devices" in done.stderr) == (78, True)
+
+
+@pytest.mark.parametrize("value", ["none", "0", "-1", "129", "1.5", ""])
+def test_the_option_takes_a_number_of_gpus_or_auto(value: str) -> None:
+    assert [CountOrAuto().convert(given, None, None) for given in ("auto", "3")] == ["auto", "3"]
+    with pytest.raises(click.BadParameter, match=f"'{value}' is neither auto nor a number from 1 to 128"):
+        CountOrAuto().convert(value, None, None)
