@@ -55,11 +55,12 @@ def last_answer(text: str) -> tuple[str | None, str | None]:
 
 
 def _why_no_answer(text: str, end_of_thought: int) -> str:
-    if text.find(ANSWER, end_of_thought) >= 0:
+    after = text[end_of_thought:]
+    if ANSWER in after:
         return NOT_CLOSED
-    if text.find(END_ANSWER, end_of_thought) >= 0:
+    if END_ANSWER in after:
         return "</answer> without <answer>"
-    if text.find(ANSWER, text.find(END_THINK), end_of_thought) >= 0:
+    if ANSWER in text[text.find(END_THINK) : end_of_thought]:
         return "an answer follows the first </think>, but the last </think> counts"
     return "the answer is in the thought, none follows </think>" if ANSWER in text else "no answer after </think>"
 
@@ -68,23 +69,22 @@ def _check_format(text: str, end_of_thought: int) -> tuple[int | None, str | Non
     """Return `first_block` and `format_error`."""
     if end_of_thought < 0:
         return None, "no </think>"
-    if text.find(THINK, 0, end_of_thought) >= 0:
+    if THINK in text[:end_of_thought]:
         return None, "a second <think> in the thought"
-    start = end_of_thought + len(END_THINK)
-    if not text.startswith("\n" + ANSWER, start):
+    begin = END_THINK + "\n" + ANSWER
+    if not text.startswith(begin, end_of_thought):
         return None, "</think> is not followed by one newline and <answer>"
-    start += 1 + len(ANSWER)
-    end = text.find(END_ANSWER, start)
-    if end < 0:
+    start = end_of_thought + len(begin)
+    block, closed, rest = text[start:].partition(END_ANSWER)
+    if not closed:
         return start, NOT_CLOSED
-    again, rest = text.find(ANSWER, start), end + len(END_ANSWER)
-    if 0 <= again < end:
+    if ANSWER in block:
         return start, "a second <answer> in the answer block"
-    if again >= 0:
-        closed = text.find(END_ANSWER, again) >= 0
-        return start, "more than one answer block" if closed else "a second <answer> that is not closed"
-    if text.find(END_ANSWER, rest) >= 0:
+    if ANSWER in rest:
+        again = rest.partition(ANSWER)[2]
+        return start, "more than one answer block" if END_ANSWER in again else "a second <answer> that is not closed"
+    if END_ANSWER in rest:
         return start, "a stray </answer> after the answer block"
-    if rest == len(text):
+    if not rest:
         return start, None
-    return start, "text after </answer>" if text[rest:].strip() else "white space after </answer>"
+    return start, "text after </answer>" if rest.strip() else "white space after </answer>"
