@@ -7,7 +7,6 @@ and `--help` load this on a laptop. recipe_file.py reads files, reference.py wri
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -16,9 +15,9 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mini_r1.recipe import field_types as types
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
+from mini_r1.recipe.cross_checks import contradictions, warnings
 from mini_r1.recipe.field_types import DEFAULT_REWARDS, GENERATED, REWARD_NAMES
 from mini_r1.recipe.nested import RECIPE_CONFIG, GeneratorRecipe, WarmStartRecipe, WatchRecipe
-from mini_r1.tasks.countdown.problem_files import SUFFIXES
 
 __all__ = [
     "DEFAULT_REWARDS", "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
@@ -29,11 +28,6 @@ NESTED: Final[dict[str, type[BaseModel]]] = {
     "generator": GeneratorRecipe, "warm_start": WarmStartRecipe, "watch": WatchRecipe,
 }  # fmt: skip
 """Keys that hold a mapping with its own fields."""
-REQUIRED_ARGUMENTS: Final = {
-    "cosine_with_min_lr": ({"min_lr"}, {"min_lr_rate"}),
-    "warmup_stable_decay": ({"num_stable_steps", "num_decay_steps"},),
-}
-"""Arguments that a schedule needs, one of the sets."""
 
 
 class Recipe(BaseModel):
@@ -282,92 +276,16 @@ class Recipe(BaseModel):
         """Report all contradictions together, each with its keys."""
         found = [
             PydanticCustomError("cross_check", "{text}", {"text": text, "keys": tuple(keys.split())})
-            for keys, text in self._contradictions()
+            for keys, text in contradictions(self)
         ]
         if found:
             errors = [InitErrorDetails(type=error, loc=(), input=None) for error in found]
             raise ValidationError.from_exception_data("Recipe", errors, hide_input=True)
         return self
 
-    def _contradictions(self) -> Iterator[tuple[str, str]]:
-        """Yield keys that contradict each other, and the error with what to do."""
-        if self.max_steps == -1 and self.num_train_epochs == 0:
-            yield "max_steps num_train_epochs", "nothing to train: set max_steps, or num_train_epochs above 0"
-        if self.bf16 and self.fp16:
-            yield "fp16 bf16", "bf16 and fp16 are both true: set one of them false"
-        if self.fp16 and self.torch_dtype == "float16" and not self.use_peft:
-            yield "fp16 torch_dtype use_peft", "loss scaling needs float32 weights: set torch_dtype: float32"
-        full_precision = not (self.bf16 or self.fp16) and self.torch_dtype in (None, "float32")
-        if self.attn_implementation == "flash_attention_2" and full_precision:
-            text = "flash_attention_2 computes in 16 bits only: set bf16: true or torch_dtype: bfloat16, or sdpa"
-            yield "attn_implementation torch_dtype bf16 fp16", text
-        if self.push_to_hub and self.hub_strategy in ("checkpoint", "all_checkpoints"):
-            yield "hub_strategy push_to_hub", "pickled checkpoints are not published: set every_save or end"
-        if self.lr_scheduler_type == "reduce_lr_on_plateau":
-            yield "lr_scheduler_type", "GRPO has no held-out loss for reduce_lr_on_plateau: choose cosine"
-        needed = REQUIRED_ARGUMENTS.get(self.lr_scheduler_type, ())
-        if needed and not any(names <= set(self.lr_scheduler_kwargs or {}) for names in needed):
-            names = " or ".join(" and ".join(sorted(names)) for names in needed)
-            text = f"{self.lr_scheduler_type} needs {names} in lr_scheduler_kwargs"
-            yield "lr_scheduler_kwargs lr_scheduler_type", text
-        if 0 < self.max_steps < self.warmup_steps:
-            yield "warmup_steps max_steps", f"the warm-up is longer than the run: at most {self.max_steps} steps"
-        if self.generator and self.dataset_id_or_path != GENERATED:
-            yield "generator dataset_id_or_path", f"needs dataset_id_or_path: {GENERATED}: set that, or take it out"
-        if self.dataset_id_or_path == GENERATED and self.dataset_rows is None:
-            yield "dataset_rows dataset_id_or_path", "generated data has no end: set the number of rows"
-        if self.dataset_test_split and self.dataset_test_split == (self.dataset_split or "train"):
-            yield "dataset_test_split dataset_split", "the split to hold out is the split to train on: name another"
-        one_file = self.dataset_id_or_path == GENERATED or self.dataset_id_or_path.endswith(SUFFIXES)
-        for key in ("dataset_config", "dataset_split", "dataset_test_split") if one_file else ():
-            if getattr(self, key) not in (None, "train", "default"):  # the part that a file has
-                text = "selects from a data set on the hub or in a folder, and this data has one part: take it out"
-                yield f"{key} dataset_id_or_path", text
-        if self.eval_strategy == "steps" and not self.holds_out:
-            text = "test_fraction is 0, so nothing is held out to evaluate on: set it above 0, or eval_strategy: no"
-            yield "eval_strategy test_fraction", text
-        if self.load_in_4bit and self.load_in_8bit:
-            yield "load_in_8bit load_in_4bit", "load_in_4bit and load_in_8bit are both true: set one of them false"
-        elif (self.load_in_4bit or self.load_in_8bit) and not self.use_peft:
-            key = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
-            yield f"{key} use_peft", "quantized weights cannot be trained themselves: set use_peft: true"
-        if self.warm_start and self.built_in is None:
-            yield "warm_start model_name_or_path", f"is for {' and '.join(BUILTIN_MODELS)} only: take it out"
-        for name in DEFAULT_REWARDS if self.scoring == "original" else ():
-            if {name, f"{name}_original"} <= set(self.rewards or {}):
-                text = f"under scoring: original '{name}' means '{name}_original': name one of the two"
-                yield "rewards scoring", text
-
     def warnings(self) -> list[str]:
         """Return one sentence for each setting that is allowed and has no effect, or an unexpected one."""
-        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
-        depending = (
-            (self.use_peft, "use_peft: true", "lora_alpha lora_dropout lora_r lora_target_modules use_rslora"),
-            (self.load_in_4bit, "load_in_4bit: true", "bnb_4bit_quant_type use_bnb_nested_quant"),
-            (self.save_strategy == "steps", "save_strategy: steps", "save_minutes"),
-            (self.eval_strategy == "steps", "eval_strategy: steps", "eval_on_start eval_problems eval_steps"),
-            (self.push_to_hub, "push_to_hub: true", "hub_model_id hub_private_repo hub_strategy"),
-            (self.use_vllm, "use_vllm: true", "num_scheduler_steps"),
-            (self.gradient_checkpointing, "gradient_checkpointing: true", "gradient_checkpointing_kwargs"),
-        )
-        idle = [
-            f"{', '.join(names)}: no effect without {setting}"
-            for active, setting, keys in depending
-            if not active and (names := [name for name in keys.split() if name in changed])
-        ]
-        found = ["vllm_device is ignored: the launcher gives vLLM the last device"] * ("vllm_device" in changed) + idle
-        if self.warmup_steps and self.warmup_ratio:
-            found.append("warmup_ratio: no effect, warmup_steps overrides it")
-        if self.use_vllm and (self.top_k or self.top_p < 1) and self.watch.logp_gap != "off":
-            cut_off = "logp_gap also counts the probability that top_p and top_k cut off"
-            found.append(f"{cut_off}: raise watch.max_logp_gap, or set watch: {{logp_gap: off}}")
-        if self.dataset_revision and not self.data_on_hub:
-            found.append("dataset_revision: no effect, the data does not come from the hub")
-        if not self.holds_out:
-            found.append("test_fraction is 0: nothing is held out to evaluate on")
-        if self.dataset_test_split and "test_fraction" in changed:
-            found.append("test_fraction: no effect, dataset_test_split is held out")
-        return found
+        return warnings(self)
 
     def save_every(self, total: int) -> int:
         """Return the optimizer steps between two checkpoints in a run of `total` steps."""

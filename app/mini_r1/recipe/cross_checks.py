@@ -1,0 +1,101 @@
+"""Checks of a recipe's keys against each other: contradictions, which are refused, and settings without an effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from mini_r1.recipe.builtin_models import BUILTIN_MODELS
+from mini_r1.recipe.field_types import DEFAULT_REWARDS, GENERATED
+from mini_r1.tasks.countdown.problem_files import SUFFIXES
+
+if TYPE_CHECKING:
+    from mini_r1.recipe.fields import Recipe
+
+REQUIRED_ARGUMENTS: Final = {
+    "cosine_with_min_lr": ({"min_lr"}, {"min_lr_rate"}),
+    "warmup_stable_decay": ({"num_stable_steps", "num_decay_steps"},),
+}
+"""Arguments that a schedule needs, one of the sets."""
+
+
+def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield keys that contradict each other, and the error with what to do."""
+    if recipe.max_steps == -1 and recipe.num_train_epochs == 0:
+        yield "max_steps num_train_epochs", "nothing to train: set max_steps, or num_train_epochs above 0"
+    if recipe.bf16 and recipe.fp16:
+        yield "fp16 bf16", "bf16 and fp16 are both true: set one of them false"
+    if recipe.fp16 and recipe.torch_dtype == "float16" and not recipe.use_peft:
+        yield "fp16 torch_dtype use_peft", "loss scaling needs float32 weights: set torch_dtype: float32"
+    full_precision = not (recipe.bf16 or recipe.fp16) and recipe.torch_dtype in (None, "float32")
+    if recipe.attn_implementation == "flash_attention_2" and full_precision:
+        text = "flash_attention_2 computes in 16 bits only: set bf16: true or torch_dtype: bfloat16, or sdpa"
+        yield "attn_implementation torch_dtype bf16 fp16", text
+    if recipe.push_to_hub and recipe.hub_strategy in ("checkpoint", "all_checkpoints"):
+        yield "hub_strategy push_to_hub", "pickled checkpoints are not published: set every_save or end"
+    if recipe.lr_scheduler_type == "reduce_lr_on_plateau":
+        yield "lr_scheduler_type", "GRPO has no held-out loss for reduce_lr_on_plateau: choose cosine"
+    needed = REQUIRED_ARGUMENTS.get(recipe.lr_scheduler_type, ())
+    if needed and not any(names <= set(recipe.lr_scheduler_kwargs or {}) for names in needed):
+        names = " or ".join(" and ".join(sorted(names)) for names in needed)
+        text = f"{recipe.lr_scheduler_type} needs {names} in lr_scheduler_kwargs"
+        yield "lr_scheduler_kwargs lr_scheduler_type", text
+    if 0 < recipe.max_steps < recipe.warmup_steps:
+        yield "warmup_steps max_steps", f"the warm-up is longer than the run: at most {recipe.max_steps} steps"
+    if recipe.generator and recipe.dataset_id_or_path != GENERATED:
+        yield "generator dataset_id_or_path", f"needs dataset_id_or_path: {GENERATED}: set that, or take it out"
+    if recipe.dataset_id_or_path == GENERATED and recipe.dataset_rows is None:
+        yield "dataset_rows dataset_id_or_path", "generated data has no end: set the number of rows"
+    if recipe.dataset_test_split and recipe.dataset_test_split == (recipe.dataset_split or "train"):
+        yield "dataset_test_split dataset_split", "the split to hold out is the split to train on: name another"
+    one_file = recipe.dataset_id_or_path == GENERATED or recipe.dataset_id_or_path.endswith(SUFFIXES)
+    for key in ("dataset_config", "dataset_split", "dataset_test_split") if one_file else ():
+        if getattr(recipe, key) not in (None, "train", "default"):  # the part that a file has
+            text = "selects from a data set on the hub or in a folder, and this data has one part: take it out"
+            yield f"{key} dataset_id_or_path", text
+    if recipe.eval_strategy == "steps" and not recipe.holds_out:
+        text = "test_fraction is 0, so nothing is held out to evaluate on: set it above 0, or eval_strategy: no"
+        yield "eval_strategy test_fraction", text
+    if recipe.load_in_4bit and recipe.load_in_8bit:
+        yield "load_in_8bit load_in_4bit", "load_in_4bit and load_in_8bit are both true: set one of them false"
+    elif (recipe.load_in_4bit or recipe.load_in_8bit) and not recipe.use_peft:
+        key = "load_in_4bit" if recipe.load_in_4bit else "load_in_8bit"
+        yield f"{key} use_peft", "quantized weights cannot be trained themselves: set use_peft: true"
+    if recipe.warm_start and recipe.built_in is None:
+        yield "warm_start model_name_or_path", f"is for {' and '.join(BUILTIN_MODELS)} only: take it out"
+    for name in DEFAULT_REWARDS if recipe.scoring == "original" else ():
+        if {name, f"{name}_original"} <= set(recipe.rewards or {}):
+            text = f"under scoring: original '{name}' means '{name}_original': name one of the two"
+            yield "rewards scoring", text
+
+
+def warnings(recipe: Recipe) -> list[str]:
+    """Return one sentence for each setting that is allowed and has no effect, or an unexpected one."""
+    changed = {name for name, field in type(recipe).model_fields.items() if getattr(recipe, name) != field.default}
+    depending = (
+        (recipe.use_peft, "use_peft: true", "lora_alpha lora_dropout lora_r lora_target_modules use_rslora"),
+        (recipe.load_in_4bit, "load_in_4bit: true", "bnb_4bit_quant_type use_bnb_nested_quant"),
+        (recipe.save_strategy == "steps", "save_strategy: steps", "save_minutes"),
+        (recipe.eval_strategy == "steps", "eval_strategy: steps", "eval_on_start eval_problems eval_steps"),
+        (recipe.push_to_hub, "push_to_hub: true", "hub_model_id hub_private_repo hub_strategy"),
+        (recipe.use_vllm, "use_vllm: true", "num_scheduler_steps"),
+        (recipe.gradient_checkpointing, "gradient_checkpointing: true", "gradient_checkpointing_kwargs"),
+    )
+    idle = [
+        f"{', '.join(names)}: no effect without {setting}"
+        for active, setting, keys in depending
+        if not active and (names := [name for name in keys.split() if name in changed])
+    ]
+    found = ["vllm_device is ignored: the launcher gives vLLM the last device"] * ("vllm_device" in changed) + idle
+    if recipe.warmup_steps and recipe.warmup_ratio:
+        found.append("warmup_ratio: no effect, warmup_steps overrides it")
+    if recipe.use_vllm and (recipe.top_k or recipe.top_p < 1) and recipe.watch.logp_gap != "off":
+        cut_off = "logp_gap also counts the probability that top_p and top_k cut off"
+        found.append(f"{cut_off}: raise watch.max_logp_gap, or set watch: {{logp_gap: off}}")
+    if recipe.dataset_revision and not recipe.data_on_hub:
+        found.append("dataset_revision: no effect, the data does not come from the hub")
+    if not recipe.holds_out:
+        found.append("test_fraction is 0: nothing is held out to evaluate on")
+    if recipe.dataset_test_split and "test_fraction" in changed:
+        found.append("test_fraction: no effect, dataset_test_split is held out")
+    return found
