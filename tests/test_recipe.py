@@ -229,6 +229,10 @@ def test_loading_needs_no_torch():
         ("top_p: 0", "top_p: must be above 0, not 0"),
         ("top_p: 1.01", "top_p: must be at most 1, not 1.01"),
         ("top_k: 0", "top_k: must be at least 1, or null to keep all tokens, not 0"),
+        ("off_policy: ppo", "off_policy: must be one of none, tis, clip, not 'ppo'"),
+        ("off_policy_cap: 0.9", "off_policy_cap: must be at least 1, not 0.9"),
+        ("epsilon: 1", "epsilon: must be below 1, not 1"),
+        ("epsilon_high: 0", "epsilon_high: must be above 0, not 0"),
         ("top_k: -1", "top_k: must be at least 1, or null to keep all tokens, not -1"),
         ("stop: ''", "stop.0: is an empty string, which would end every completion: take it out"),
         ("stop: [a, '']", "stop.1: is an empty string, which would end every completion: take it out"),
@@ -357,6 +361,16 @@ def test_one_issue(issues, line, sentence):
         (
             "push_to_hub: true\nhub_strategy: checkpoint",
             "x:3: hub_strategy: pickled checkpoints are not published",
+        ),
+        ("off_policy: tis", "x:2: off_policy: only vLLM's log-probabilities are corrected: set use_vllm: true"),
+        ("use_vllm: true\noff_policy: clip", "x:3: off_policy: clip needs epsilon, the distance from 1"),
+        *(
+            (
+                f"use_vllm: true\n{correction}\n{cut_off}",
+                "x:3: off_policy: corrects by log-probabilities, and top_p and",
+            )
+            for correction in ("off_policy: tis", "off_policy: clip\nepsilon: 0.2")
+            for cut_off in ("top_p: 0.9", "top_k: 20")
         ),
         (
             "scoring: original\nrewards: {format: 1, format_original: 1}",
@@ -567,6 +581,11 @@ def test_the_gap_of_truncated_log_probabilities_is_announced(keys):
     assert [warning.split(" ")[0] for warning in recipe.warnings()] == ["logp_gap"]
     for quiet in ({"use_vllm": False}, {"watch": {"logp_gap": "off"}}):
         assert Recipe(model_name_or_path="a/b", **{"use_vllm": True, **keys, **quiet}).warnings() == []
+
+
+def test_keys_of_a_correction_that_is_off_get_a_warning():
+    idle = Recipe(model_name_or_path="a/b", use_vllm=True, off_policy_cap=3, epsilon=0.2, epsilon_high=0.28)
+    assert [warning.split(":")[0] for warning in idle.warnings()] == ["off_policy_cap", "epsilon, epsilon_high"]
 
 
 def test_settings_with_an_effect_get_no_warning():

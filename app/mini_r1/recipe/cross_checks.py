@@ -63,10 +63,27 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield f"{key} use_peft", "quantized weights cannot be trained themselves: set use_peft: true"
     if recipe.warm_start and recipe.built_in is None:
         yield "warm_start model_name_or_path", f"is for {' and '.join(BUILTIN_MODELS)} only: take it out"
+    yield from _off_policy_contradictions(recipe)
     for name in DEFAULT_REWARDS if recipe.scoring == "original" else ():
         if {name, f"{name}_original"} <= set(recipe.rewards or {}):
             text = f"under scoring: original '{name}' means '{name}_original': name one of the two"
             yield "rewards scoring", text
+
+
+def _off_policy_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    if recipe.off_policy != "none" and not recipe.use_vllm:
+        text = "only vLLM's log-probabilities are corrected: set use_vllm: true, or off_policy: none"
+        yield "off_policy use_vllm", text
+    elif recipe.off_policy != "none" and (recipe.top_k or recipe.top_p < 1):
+        text = (
+            "corrects by log-probabilities, and top_p and top_k change vLLM's: take them out, or set off_policy: none"
+        )
+        yield "off_policy top_p top_k", text
+    if recipe.off_policy == "clip" and recipe.epsilon is None:
+        yield (
+            "off_policy epsilon",
+            "clip needs epsilon, the distance from 1 at which a ratio is clipped: set epsilon: 0.2",
+        )
 
 
 def warnings(recipe: Recipe) -> list[str]:
@@ -79,6 +96,8 @@ def warnings(recipe: Recipe) -> list[str]:
         (recipe.eval_strategy == "steps", "eval_strategy: steps", "eval_on_start eval_problems eval_steps"),
         (recipe.push_to_hub, "push_to_hub: true", "hub_model_id hub_private_repo hub_strategy"),
         (recipe.use_vllm, "use_vllm: true", "num_scheduler_steps"),
+        (recipe.off_policy != "none", "off_policy: tis or clip", "off_policy_cap"),
+        (recipe.off_policy == "clip", "off_policy: clip", "epsilon epsilon_high"),
         (recipe.gradient_checkpointing, "gradient_checkpointing: true", "gradient_checkpointing_kwargs"),
     )
     idle = [

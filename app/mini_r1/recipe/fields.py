@@ -181,6 +181,15 @@ class Recipe(BaseModel):
     num_scheduler_steps: types.Count = 1
     """Tokens of each sequence that vLLM samples between two turns of its scheduler; above 1 on GPUs only. A
     completion runs up to that many tokens, less one, beyond its end; they are dropped. Not run yet."""
+    off_policy: Literal["none", "tis", "clip"] = "none"
+    """Correction in the loss for vLLM's log-probabilities that differ from the trainer's: `tis`, truncated importance
+    sampling; `clip`, PPO's clipped ratio; `none`, the default."""
+    off_policy_cap: Annotated[types.Number, Field(ge=1)] = 2.0
+    """Largest weight that `off_policy` gives a token, at least 1."""
+    epsilon: Annotated[types.Positive, Field(lt=1)] | None = None
+    """With `off_policy: clip`: probability ratios below 1 - epsilon are clipped. PPO and TRL have 0.2."""
+    epsilon_high: types.Positive | None = None
+    """With `off_policy: clip`: ratios above 1 + epsilon_high are clipped; null: `epsilon`. DAPO has 0.28."""
 
     # Adapters (TRL's ModelConfig)
     use_peft: types.Flag = False

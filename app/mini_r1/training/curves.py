@@ -120,7 +120,7 @@ def tag(figure: str) -> str:
     """Return TensorBoard's name of a figure, such as rollout/success."""
     if figure.startswith("eval_"):
         return figure.replace("_", "/", 1)
-    if figure.startswith(("rewards/", "time/", "sync/")):
+    if figure.startswith(("rewards/", "time/", "sync/", "off_policy/")):
         return figure
     found = (group for group, names in GROUPS.items() if figure.startswith(names))
     return f"{next(found, 'train')}/{figure}"

@@ -33,6 +33,7 @@ from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits
 from mini_r1.tasks.countdown import task
 from mini_r1.training.attempt import Attempt
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
+from mini_r1.training.grpo_loss import OffPolicyCorrection, grpo_loss, loss_metrics
 from mini_r1.training.logprobs import completion_logps, plain_head, separates_packed
 from mini_r1.training.metrics import Window, summary
 from mini_r1.training.prepare import Policy
@@ -87,6 +88,7 @@ class CountdownTrainer(GRPOTrainer):
         self.evaluation_due = False  # set if a stop abandons the last step's evaluation: a resume begins with it
         self._attempt, self._world, self._run = attempt, attempt.world, attempt.run
         self._reward_weights = attempt.recipe.resolved_rewards()
+        self._correction = OffPolicyCorrection.from_recipe(attempt.recipe)
         self._watch = Watch(attempt.recipe.watch)
         self._held_out = held_out
         self._limits = limits
@@ -251,25 +253,10 @@ class CountdownTrainer(GRPOTrainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Return the loss of a micro-batch (GRPO: DeepSeekMath, arXiv:2402.03300, equation 3, one update per rollout).
-
-        Its value is beta times the KL: the policy term is 1 times advantages that average to 0 in every group. So it
-        prints as 0 early on, while its gradient is the policy gradient.
-        """
+        """Return the loss of a micro-batch, see `grpo_loss`."""
         logps = self._completion_logps(model, inputs)
-        kl = torch.zeros_like(logps)
-        if self.beta:
-            # The k3 estimator of KL(policy || reference), http://joschu.net/blog/kl-approx.html
-            difference = inputs["reference_logps"] - logps
-            kl = torch.exp(difference) - difference - 1
-        policy = torch.exp(logps - logps.detach()) * inputs["advantages"]
-        weights = inputs["weights"]
-        loss = ((self.beta * kl - policy) * weights).sum()
-        # Tokens were sampled from the policy itself, so the mean of -logp estimates its entropy without bias.
-        values = [loss, -(logps * weights).sum(), (kl * weights).sum()]
-        if "sampled_logps" in inputs:
-            values.append(((logps - inputs["sampled_logps"]).abs() * weights).sum())
-        self._micro_values.append(torch.stack(values).detach())
+        loss, sums = grpo_loss(logps, inputs, self.beta, self._correction)
+        self._micro_values.append(sums)
         return loss
 
     def _completion_logps(self, model: Any, inputs: Batch) -> torch.Tensor:
@@ -308,9 +295,7 @@ class CountdownTrainer(GRPOTrainer):
         sums = torch.stack(self._micro_values).sum(dim=0)
         means = self._mean_over_ranks(sums / self.args.gradient_accumulation_steps)
         self._micro_values = []
-        values |= zip(("loss", "entropy", "kl", "logp_gap"), means, strict=False)
-        if not self.beta:
-            del values["kl"]
+        values |= loss_metrics(means, self._correction, kl=bool(self.beta))
         if not self.args.fp16:  # the loss scaler finds its scale by infinite norms
             values["grad_norm"] = self._guard.norm if grad_norm is None else float(grad_norm)
         self._window.add(values)
