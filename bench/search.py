@@ -26,10 +26,10 @@ from mini_r1.evaluation.search import Solver, compare, solvers, success_at_tries
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
-from mini_r1.tasks.countdown.problem_files import read_problems
+from mini_r1.tasks.countdown.traces import answer, result_weights, working
 from mini_r1.training.prepare import load_task_data
-from mini_r1.training.traces import answer, result_weights, working
 
 HUB_ROWS = Path(__file__).parent / "gpu" / "hub_rows.jsonl"
 CAPS = {"demo": (5, 10), "generated": (30,)}

@@ -16,8 +16,8 @@ import pytest
 from mini_r1.cli import data_commands
 from mini_r1.errors import KitError
 from mini_r1.tasks.countdown import data
+from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.tasks.countdown.generator import generate
-from mini_r1.tasks.countdown.problem_files import read_problems
 
 from tests.conftest import command
 from tests.training.workers import Workers, kit, run_forked

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from mini_r1.errors import KitError
 from mini_r1.recipe.recipe_file import load_recipe
-from mini_r1.tasks.countdown.problem_files import list_splits
+from mini_r1.tasks.problem_files import list_splits
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 

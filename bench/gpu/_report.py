@@ -9,7 +9,7 @@ import _common as common
 import _report_training as training
 from _estimate import flops_share, vllm_rollout
 from mini_r1.tasks.countdown import task
-from mini_r1.tasks.countdown.problem_files import read_problems
+from mini_r1.tasks.countdown.data import read_problems
 
 GIB, MIB = 2**30, 2**20
 PHASES = ("rollout", "score", "reference", "update", "optimizer", "rest")

@@ -32,9 +32,9 @@ from mini_r1.run.files import read_jsonl, write_json
 from mini_r1.run.reader import completions_file, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
-from mini_r1.tasks.countdown.problem_files import read_problems
+from mini_r1.tasks.countdown.data import read_problems
+from mini_r1.tasks.countdown.traces import result_weights
 from mini_r1.training import prepare
-from mini_r1.training.traces import result_weights
 from mini_r1.training.warm_start import making, of_recipe, step_verdicts
 
 RECIPE = "scratch-1gpu"

@@ -353,7 +353,7 @@ def test_only_the_configuration_and_splits_of_the_recipe_are_fetched(
     assert json.loads(done.stdout)["parts"][2]["files"] == ["README.md", *expected]
     assert set(hub.fetched) == {f"nobody/splits/{name}" for name in ("README.md", *expected)}
     splits = [keys.get("dataset_split"), *filter(None, [keys.get("dataset_test_split")])]
-    code = "import sys; from mini_r1.tasks.countdown.data import fetch_hub; print(fetch_hub('nobody/splits', None, "
+    code = "import sys; from mini_r1.tasks.task_data import fetch_hub; print(fetch_hub('nobody/splits', None, "
     code += f"{keys['dataset_config']!r}, {splits!r})[1])"
     read = subprocess.run([sys.executable, "-c", code], env=offline(home), capture_output=True,
                           text=True, timeout=120)  # fmt: skip

@@ -11,9 +11,12 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.tasks.countdown.data import fetch_hub, inspect, split_problems
-from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
-from mini_r1.tasks.countdown.problem_files import missing_parts, read_problems
+from mini_r1.tasks.countdown.data import inspect, read_problems
+from mini_r1.tasks.countdown.problem import Problem, parse_problem
+from mini_r1.tasks.countdown.task import split_key
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.problem_files import missing_parts
+from mini_r1.tasks.task_data import fetch_hub, split_problems
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
 GOOD = '{"target": 98, "nums": [44, 19, 35]}\n'
@@ -122,7 +125,7 @@ def test_a_split_leaks_nothing_and_ignores_the_order_of_rows(
     def keys(part: list[Problem]) -> set[object]:
         return {problem.key if by == "key" else problem.numbers_key for problem in part}
 
-    train, held_out = split_problems(problems, fraction, seed, by)
+    train, held_out = split_problems(problems, fraction, seed, split_key(by))
     assert sorted(train + held_out, key=repr) == sorted(problems, key=repr)
     assert not keys(train) & keys(held_out)
     count = len(keys(problems))
@@ -131,17 +134,17 @@ def test_a_split_leaks_nothing_and_ignores_the_order_of_rows(
         expected = min(max(expected, 1), count - 1)
     assert len(keys(held_out)) == expected
     shuffled = rng.sample(problems, len(problems))
-    again_train, again_held_out = split_problems(shuffled, fraction, seed, by)
+    again_train, again_held_out = split_problems(shuffled, fraction, seed, split_key(by))
     assert keys(again_train) == keys(train)
     assert keys(again_held_out) == keys(held_out)
 
 
 def test_a_split_depends_on_the_seed() -> None:
     problems = read_problems(ROWS)
-    assert split_problems(problems, 0.25, 1) == split_problems(problems, 0.25, 1)
-    assert split_problems(problems, 0.25, 1) != split_problems(problems, 0.25, 2)
-    assert len(split_problems(problems, 0.25, 1)[1]) == 6
-    assert split_problems(problems, 0.0, 1) == (problems, [])
+    assert split_problems(problems, 0.25, 1, split_key("key")) == split_problems(problems, 0.25, 1, split_key("key"))
+    assert split_problems(problems, 0.25, 1, split_key("key")) != split_problems(problems, 0.25, 2, split_key("key"))
+    assert len(split_problems(problems, 0.25, 1, split_key("key"))[1]) == 6
+    assert split_problems(problems, 0.0, 1, split_key("key")) == (problems, [])
 
 
 def test_inspect() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion
-from mini_r1.tasks.countdown.problem import DataError, Problem
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, fold_reason, judge, reward, score_line
+from mini_r1.tasks.data_errors import DataError
 
 GOOD = "Let me add.</think>\n<answer>1 + 2</answer>"
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "</think>\n<answer>", "1 + 2", "<", "\ud800", "\x00"]

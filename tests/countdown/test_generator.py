@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from mini_r1.tasks.countdown.data import inspect
+from mini_r1.tasks.countdown.data import inspect, read_problems
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
 from mini_r1.tasks.countdown.generator_rule import solvable_by_generator_rule
-from mini_r1.tasks.countdown.problem import DataError, Problem
-from mini_r1.tasks.countdown.problem_files import read_problems
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.solver import solve
+from mini_r1.tasks.data_errors import DataError
 
 ASSETS = Path(__file__).parents[1] / "assets"
 

@@ -6,7 +6,8 @@ import itertools
 import re
 
 import pytest
-from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion, last_answer, parse_completion
+from mini_r1.tasks.answer_tags import last_answer
+from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion, parse_completion
 from mini_r1.tasks.countdown.problem import Problem
 
 FORMAT = re.compile(r"<think>(?:(?!</?think>)[\s\S])*</think>\n<answer>(?:(?!</?answer>)[\s\S])*</answer>")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from mini_r1.tasks.countdown.problem import DataError, Problem
-from mini_r1.tasks.countdown.problem_files import data_files, read_problems
+from mini_r1.tasks.countdown.data import read_problems
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.task import TaskData, load_data
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.problem_files import data_files
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
@@ -301,7 +303,7 @@ def test_a_test_split_is_held_out_whole_and_leaks_nothing(folder: Folder) -> Non
 def test_reading_loads_no_heavy_package(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"nums": [[1, 2]], "target": [3]}), tmp_path / "x.parquet")
     code = (
-        "import sys; from pathlib import Path; from mini_r1.tasks.countdown.problem_files import read_problems\n"
+        "import sys; from pathlib import Path; from mini_r1.tasks.countdown.data import read_problems\n"
         "read_problems(Path(sys.argv[1])); print({'torch', 'datasets', 'transformers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

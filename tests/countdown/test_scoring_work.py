@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import mini_r1.tasks.countdown
+import mini_r1.tasks
 import pytest
 from mini_r1.tasks.countdown.parsed_completion import parse_completion
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import REWARDS, judge
 
-FILES = sorted(Path(mini_r1.tasks.countdown.__file__).parent.glob("*.py"))
-LATE_IMPORTS = {"data.py": frozenset({"huggingface_hub"}), "problem_files.py": frozenset({"pyarrow", "yaml"})}
+FILES = sorted(Path(mini_r1.tasks.__file__).parent.rglob("*.py"))
+LATE_IMPORTS = {"task_data.py": frozenset({"huggingface_hub"}), "problem_files.py": frozenset({"pyarrow", "yaml"})}
 """Libraries that are imported where they are used."""
 STEPS_PER_CHARACTER = 20
 STEPS_AT_ALL = 3000
@@ -100,13 +100,13 @@ def evaluations(source: str) -> list[str]:
 
 
 def foreign_imports(source: str, late: frozenset[str]) -> set[str]:
-    """What a module imports from outside its package and the standard library; `late` may be imported in functions."""
+    """What a module imports from outside `tasks` and the standard library; `late` may be imported in functions."""
     tree, found = ast.parse(source), set()
     for node in ast.walk(tree):
         names: set[str] = set()
         if isinstance(node, ast.Import):
             names = {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level != 1:
+        elif isinstance(node, ast.ImportFrom) and node.level != 1 and not str(node.module).startswith("mini_r1.tasks"):
             names = {"." * node.level + str(node.module).split(".")[0]}
         found |= names - sys.stdlib_module_names - (frozenset() if node in tree.body else late)
     return found

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
-from mini_r1.tasks.countdown.problem import DataError, Problem
-from mini_r1.tasks.countdown.problem_files import data_files
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, messages
 from mini_r1.tasks.countdown.rewards import score_line
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.problem_files import data_files
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
 PROBLEM = Problem((44, 19, 35), 98)

@@ -15,7 +15,7 @@ from mini_r1.evaluation.results_table import print_table
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.run.manifest import MANIFEST
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown.problem import DataError
+from mini_r1.tasks.data_errors import DataError
 from rich.console import Console
 
 from tests.evaluation.conftest import RECIPE, evaluate_one

@@ -21,8 +21,8 @@ from mini_r1.evaluation.search import (
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
-from mini_r1.training.traces import answer as expression
-from mini_r1.training.traces import draw_tries, result_weights, working
+from mini_r1.tasks.countdown.traces import answer as expression
+from mini_r1.tasks.countdown.traces import draw_tries, result_weights, working
 
 DEMONSTRATOR = BUILTIN_MODELS[SCRATCH_MODEL].demonstrator
 GAME = task.GeneratorSpec(max_intermediate=100)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, SCRATCH_MODEL, BuiltinModel, Demonstrator
 from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.expression import check_answer
+from mini_r1.tasks.countdown.traces import answer, draw_tries, result_weights, traces, working
 from mini_r1.training.from_scratch import build_tokenizer
-from mini_r1.training.traces import answer, draw_tries, result_weights, traces, working
 from mini_r1.training.warm_start import step_verdicts
 
 DEMO = BUILTIN_MODELS[DEMO_MODEL]

@@ -16,8 +16,8 @@ import torch
 from mini_r1.console import ProgressLine
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.fields import WarmStartRecipe
-from mini_r1.tasks.countdown import task
-from mini_r1.training import from_scratch, traces, warm_start
+from mini_r1.tasks.countdown import task, traces
+from mini_r1.training import from_scratch, warm_start
 from mini_r1.training.muon import Muon
 from mini_r1.training.warm_progress import Training
 

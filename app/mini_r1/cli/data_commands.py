@@ -19,11 +19,12 @@ from mini_r1.cli.options import PATH, Json
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.errors import KitError
 from mini_r1.run.files import replacing
-from mini_r1.tasks.countdown.data import inspect
+from mini_r1.tasks.countdown.data import inspect, write_problems
 from mini_r1.tasks.countdown.generator import generate
-from mini_r1.tasks.countdown.problem import DataError, Problem
-from mini_r1.tasks.countdown.problem_files import SUFFIXES, data_files, read_files, write_problems
+from mini_r1.tasks.countdown.problem import COLUMNS, Problem, parse_problem
 from mini_r1.tasks.countdown.rewards import score_line
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.problem_files import SUFFIXES, data_files, read_files
 
 SHOWN_LINES = 20  # bad lines that `score --keep-going` lists
 MOST_ROWS = 10_000_000  # an hour of generating, and 4 GB of memory
@@ -140,7 +141,7 @@ def data_inspect(
     """
     with file_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
         files = data_files(file, config, [split])[0]
-        problems = read_files(files)
+        problems = read_files(files, COLUMNS, parse_problem)
         with ProgressLine(progress_console(), "rows", len(problems)) as line:
             facts: dict[str, Any] = inspect(problems, line.update)
     unchecked: list[int] = facts["unchecked_rows"]

@@ -18,7 +18,8 @@ from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.run.completions import parse_filter, print_completions
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir, find_run, open_run
-from mini_r1.tasks.countdown.problem_files import data_files, read_files
+from mini_r1.tasks.countdown.problem import COLUMNS, parse_problem
+from mini_r1.tasks.problem_files import data_files, read_files
 
 ENGINES = click.Choice(["auto", "vllm", "transformers"])
 
@@ -145,9 +146,8 @@ def evaluate(
     )
     with stop_signals(lambda: f"stopped: {kept}"), file_errors():
         if problems is not None:
-            read_files(
-                data_files(problems, prefer="test")[0]
-            )  # what is wrong with them is known before torch is loaded
+            # What is wrong with them is known before torch is loaded.
+            read_files(data_files(problems, prefer="test")[0], COLUMNS, parse_problem)
         with needs_extra("train", console=progress_console()):
             from mini_r1.evaluation.evaluate_run import UNKNOWN, evaluate_run_or_model
             from mini_r1.evaluation.results_table import print_series, print_table

@@ -53,7 +53,7 @@ def train(
     from mini_r1.recipe.fields import GENERATED
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
     from mini_r1.run.finished import finished_step_before_loading, print_finished
-    from mini_r1.tasks.countdown.problem_files import data_files
+    from mini_r1.tasks.problem_files import data_files
     from mini_r1.training.schedule import refuse_other_workers
 
     if (recipe is None) == (config is None):

@@ -14,8 +14,8 @@ from mini_r1.machine.paths import hub_cache, in_pod, is_offline
 from mini_r1.recipe.fields import GENERATED
 from mini_r1.recipe.model_kinds import later_kind_by_name, unknown_kind
 from mini_r1.run.files import read_object
-from mini_r1.tasks.countdown.problem import DataError
-from mini_r1.tasks.countdown.problem_files import folder_files
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.problem_files import folder_files
 
 PREFETCH = "run `mini-r1 prefetch RECIPE` where there is a network"
 

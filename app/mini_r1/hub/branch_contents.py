@@ -22,7 +22,8 @@ from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.manifest import MANIFEST, Saved
 from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown.problem import DataError, Problem, parse_problem
+from mini_r1.tasks.countdown.problem import Problem, parse_problem
+from mini_r1.tasks.data_errors import DataError
 
 RECORD: Final = "mini-r1.json"
 """The file that names the run that a repository belongs to."""

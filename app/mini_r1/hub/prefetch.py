@@ -29,7 +29,7 @@ from mini_r1.recipe.fields import GENERATED, Recipe
 from mini_r1.recipe.model_kinds import ADAPTER_REFUSED, later_kind_by_name, refuse_later_kind
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import load_object, write_json
-from mini_r1.tasks.countdown.problem_files import README, choose_split, list_splits, missing_parts, read_readme
+from mini_r1.tasks.problem_files import README, choose_split, list_splits, missing_parts, read_readme
 
 OTHER_CACHES: Final = ("TRANSFORMERS_CACHE", "PYTORCH_TRANSFORMERS_CACHE", "PYTORCH_PRETRAINED_BERT_CACHE")
 """Old variables with which transformers looks for models in another folder than the hub's cache."""

@@ -3,22 +3,12 @@
 from dataclasses import dataclass
 from typing import Final
 
+from mini_r1.tasks.countdown.traces import Demonstrator
+
 DEMO_MODEL: Final = "builtin:demo"
 SCRATCH_MODEL: Final = "builtin:scratch"
 SMALL_MODEL_THREADS: Final = 2
 """Most CPU threads of a process that trains a built-in model; its tensors are too small for more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demonstrator:
-    """Solver whose answers are imitated: correct, but it gives up too early."""
-
-    operators: str
-    sums: float  # share of tries that only add and subtract
-    largest_value: int  # largest intermediate result of a try; a problem's own `max_intermediate` may be smaller
-    give_up: float  # chance of giving up after a failed try, which GRPO has to unlearn
-    max_tries: int  # tries in one answer, few enough for the recipe's `max_completion_length`
-    broken_format: float = 0.3  # share of answers with broken tags, so that the format reward has something to teach
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.field_types import DEFAULT_REWARDS, GENERATED
-from mini_r1.tasks.countdown.problem_files import SUFFIXES
+from mini_r1.tasks.problem_files import SUFFIXES
 
 if TYPE_CHECKING:
     from mini_r1.recipe.fields import Recipe

@@ -12,9 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean, foreign_keys
-from mini_r1.tasks.countdown.problem_files import HUB_ID, SUFFIXES
 from mini_r1.tasks.countdown.prompt import PREFILL
 from mini_r1.tasks.countdown.rewards import REWARDS
+from mini_r1.tasks.problem_files import HUB_ID, SUFFIXES
 from mini_r1.values import expand_path
 
 DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}

@@ -34,7 +34,8 @@ from mini_r1.recipe.builtin_models import BuiltinModel
 from mini_r1.recipe.fields import Recipe, WarmStartRecipe
 from mini_r1.run.files import sync_path, write_json
 from mini_r1.tasks.countdown.task import Problem
-from mini_r1.training import from_scratch, traces, warm_progress
+from mini_r1.tasks.countdown.traces import traces
+from mini_r1.training import from_scratch, warm_progress
 from mini_r1.training.muon import Muon
 from mini_r1.training.warm_progress import Training
 
@@ -232,7 +233,7 @@ def train(
             module.register_full_backward_pre_hook(check)
     if training.step == steps:  # stopped while its arithmetic was measured
         return
-    pairs = traces.traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
+    pairs = traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
     rows = encode(tokenizer, pairs, job.style, stop)
     model.train()
     for step in _until(stop, range(training.step, steps)):

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from mini_r1.tasks.data_errors import DataError
+
 from .generator_rule import solvable_by_generator_rule
-from .problem import DataError, Problem
+from .problem import Problem
 
 TRIES_FOR_ONE_TARGET = 2_000
 """Sets of numbers tried for a target before it counts as out of reach. By default the hardest target takes 3 numbers

@@ -9,7 +9,9 @@ import operator
 import re
 from collections.abc import Callable
 
-from .parsed_completion import ANSWER, END_ANSWER, ParsedCompletion
+from mini_r1.tasks.answer_tags import ANSWER, END_ANSWER
+
+from .parsed_completion import ParsedCompletion
 
 MAX_EQUATION = 1000
 """Characters of a stripped equation; a longer one scores 0. Python's parsers give up far above, each version at another

@@ -1,13 +1,14 @@
 """One Countdown problem, and the check that makes one of a row from outside."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from mini_r1.errors import KitError
+from mini_r1.tasks.data_errors import DataError, refuse_missing
 from mini_r1.values import describe_value
+
+COLUMNS = ("nums", "target")
+"""Columns of a row; others are ignored."""
 
 MAX_NUMBERS = 8
 """Most numbers in one problem; the exact solver's work grows more than tenfold with each further one."""
@@ -16,15 +17,8 @@ MAX_NUMBER = 10**6
 MAX_TARGET = 10**9
 """The largest absolute target."""
 
-
-SHOWN_COLUMNS = 10
-"""Names of columns that an error lists."""
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,30})(?:\.0*)?\s*")
 _BETWEEN = re.compile(r"\s*[,;]\s*|\s+")
-
-
-class DataError(KitError):
-    """Error raised for wrong data from a user: the message names the place and what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +39,6 @@ class Problem:
         return tuple(sorted(self.nums))
 
 
-def parse_json(raw: bytes, place: str, hint: str = "") -> Any:
-    """Return the value of a JSON text, or raise a DataError that names `place` and ends with `hint`."""
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: not valid JSON ({error}){hint}") from error
-
-
-def refuse_missing(columns: Iterable[object], place: str) -> None:
-    """Raise a DataError that lists the columns unless `nums` and `target` are among them."""
-    there = list(columns)
-    for name in ("nums", "target"):
-        if name not in there:
-            more = f" and {len(there) - SHOWN_COLUMNS} more" if len(there) > SHOWN_COLUMNS else ""
-            shown = ", ".join(str(column)[:40] for column in there[:SHOWN_COLUMNS]) or "none"
-            raise DataError(f"{place}: there is no column '{name}'; the columns are: {shown}{more}")
-
-
 def parse_problem(row: object, place: str) -> Problem:
     """Check one row and return its problem; columns other than `nums` and `target` are ignored.
 
@@ -75,7 +49,7 @@ def parse_problem(row: object, place: str) -> Problem:
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: expected an object with 'nums' and 'target', found {describe_value(row)}")
-    refuse_missing(row, place)
+    refuse_missing(row, COLUMNS, place)
     nums, target = row["nums"], _as_whole(row["target"])
     if isinstance(nums, str):
         inner = nums.strip()

@@ -11,12 +11,16 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
+from mini_r1.tasks.answer_tags import END_THINK
+from mini_r1.tasks.data_errors import DataError, parse_json
+from mini_r1.tasks.reflections import count_reflections
+
 from . import original_scoring
 from .calculations import ThoughtLine, thought_lines
 from .expression import whole_value
-from .parsed_completion import END_THINK, ParsedCompletion, parse_completion
-from .problem import DataError, Problem, parse_json, parse_problem
-from .style import Style, classify_style, count_reflections
+from .parsed_completion import ParsedCompletion, parse_completion
+from .problem import Problem, parse_problem
+from .style import Style, classify_style
 
 RewardFunction = Callable[[ParsedCompletion], float]
 

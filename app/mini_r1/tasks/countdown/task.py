@@ -4,20 +4,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from random import Random
 
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.problem_files import HUB_ID, SUFFIXES, data_files, read_files
+from mini_r1.tasks.reflections import REFLECTION_PATTERN
+from mini_r1.tasks.task_data import fetch_hub, split_problems
+
 from . import solver
 from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains
-from .data import fetch_hub, split_problems, without
 from .generator import DEFAULT_SPEC, GeneratorSpec, generate
 from .generator_rule import OutOfWork, Work
-from .problem import DataError, Problem, parse_problem
-from .problem_files import HUB_ID, SUFFIXES, data_files, read_files
+from .problem import COLUMNS, Problem, parse_problem
 from .prompt import PREFILL, messages
 from .rewards import REWARDS, Verdict, fold_reason, judge
 from .solver import signed_sums, solvable
-from .style import REFLECTION_PATTERN
 from .worked_solution import Working, work_out
 
 __all__ = [
@@ -60,6 +63,11 @@ def strata(problem: Problem) -> dict[str, str]:
     """Return the groups that success is reported by: how many numbers, and a key of OPERATOR_STRATA."""
     needs = solver.needs_multiplication_or_division(problem)
     return {"numbers": str(len(problem.nums)), "operators": list(OPERATOR_STRATA)[needs]}
+
+
+def split_key(by: str) -> Callable[[Problem], object]:
+    """Return what training and held-out problems don't share: `key`, or the `numbers`."""
+    return attrgetter("key" if by == "key" else "numbers_key")
 
 
 def load_data(
@@ -115,16 +123,18 @@ def load_data(
                 f"the data set '{source}' is neither a file nor a folder nor a hub id (owner/name): "
                 f"check the path, or use '{GENERATED}' for generated problems"
             )
-        problems, *tests = map(read_files, files)
+        problems, *tests = [read_files(each, COLUMNS, parse_problem) for each in files]
         Random(seed).shuffle(problems)
         problems = list(islice(problems, rows))
+    key = split_key(split_by)
     if tests:
         held_out = tests[0]
-        train = without(problems, held_out, split_by)
+        there = set(map(key, held_out))
+        train = [problem for problem in problems if key(problem) not in there]
         if not train:
             raise DataError(f"{source}: every problem of its split '{split or prefer}' is in '{test_split}', too")
     else:
-        train, held_out = split_problems(problems, test_fraction, seed, split_by)
+        train, held_out = split_problems(problems, test_fraction, seed, key)
     provenance: dict[str, object] = {
         "source": source,
         "kind": kind,

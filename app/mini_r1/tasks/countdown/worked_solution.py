@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import add, mul, sub, truediv
 
+from mini_r1.tasks.answer_tags import last_answer
+
 from .expression import NEGATE, parse
-from .parsed_completion import last_answer
 
 MAX_SHOWN = 16
 """Most operations worked out and numbers compared: 8 numbers need 7 operations."""

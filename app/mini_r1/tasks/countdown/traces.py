@@ -8,10 +8,10 @@ right about a quarter of the time. Reinforcement learning can then add persisten
 import functools
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from mini_r1.recipe.builtin_models import Demonstrator
-from mini_r1.tasks.countdown import task
-from mini_r1.tasks.countdown.task import Chain, Problem
+from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains
+from .problem import Problem
 
 SUMS = "+-"
 DRAWS = 300
@@ -19,6 +19,18 @@ DRAWS = 300
 hardly any product is allowed, and finding the last one would take most of the time."""
 IN_A_ROW = 8
 """Successive answers to one problem whose tries are listed: listing them takes longer than drawing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstrator:
+    """Solver whose answers are imitated: correct, but it gives up too early."""
+
+    operators: str
+    sums: float  # share of tries that only add and subtract
+    largest_value: int  # largest intermediate result of a try; a problem's own `max_intermediate` may be smaller
+    give_up: float  # chance of giving up after a failed try, which GRPO has to unlearn
+    max_tries: int  # tries in one answer, few enough for the recipe's `max_completion_length`
+    broken_format: float = 0.3  # share of answers with broken tags, so that the format reward has something to teach
 
 
 def working(chain: Chain) -> str:
@@ -43,7 +55,7 @@ def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> It
     If the solver has a share of `sums`, that is each draw's chance to only add and subtract; a draw whose result was
     there already is repeated. When a kind has no new result, only the other one is drawn.
     """
-    if not solver.sums or len(problem.nums) > task.MOST_ENUMERATED:
+    if not solver.sums or len(problem.nums) > MOST_ENUMERATED:
         yield from _drawn(problem, solver, rng)
         return
     kinds = _listed(problem.nums, solver.operators, solver.largest_value)
@@ -58,8 +70,8 @@ def draw_tries(problem: Problem, solver: Demonstrator, rng: random.Random) -> It
 
 def result_weights(problem: Problem, solver: Demonstrator) -> dict[int, float] | None:
     """Return the relative chance of each result to be the next new one of `draw_tries`; None if there are too many."""
-    counts = task.chain_results(problem.numbers_key, solver.operators, solver.largest_value)
-    sums = task.chain_results(problem.numbers_key, SUMS, solver.largest_value)
+    counts = chain_results(problem.numbers_key, solver.operators, solver.largest_value)
+    sums = chain_results(problem.numbers_key, SUMS, solver.largest_value)
     if counts is None or sums is None:
         return None
     if not solver.sums:
@@ -76,10 +88,10 @@ def _drawn(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterat
     """Yield tries without listing them all: of a single kind, or over many numbers."""
     limit = solver.largest_value
     if not solver.sums:
-        yield from task.draw_chains(problem, solver.operators, limit, rng)
+        yield from draw_chains(problem, solver.operators, limit, rng)
         return
-    mixed = task.draw_chains(problem, solver.operators, limit, rng, DRAWS)
-    kinds = [(chain for chain in mixed if not _is_sum(chain)), task.draw_chains(problem, SUMS, limit, rng, DRAWS)]
+    mixed = draw_chains(problem, solver.operators, limit, rng, DRAWS)
+    kinds = [(chain for chain in mixed if not _is_sum(chain)), draw_chains(problem, SUMS, limit, rng, DRAWS)]
     seen: set[int] = set()
     while kinds:
         kind = kinds[-1] if len(kinds) == 1 or rng.random() < solver.sums else kinds[0]
@@ -94,7 +106,7 @@ def _drawn(problem: Problem, solver: Demonstrator, rng: random.Random) -> Iterat
 @functools.lru_cache(maxsize=1)  # for the answers in a row
 def _listed(numbers: tuple[int, ...], operators: str, limit: int) -> list[tuple[list[Chain], frozenset[int]]]:
     """Return all products and all sums, each with their results."""
-    chains = task.all_chains(numbers, operators, limit)
+    chains = all_chains(numbers, operators, limit)
     kinds = [chain for chain in chains if not _is_sum(chain)], [chain for chain in chains if _is_sum(chain)]
     return [(kind, frozenset(chain.values[-1] for chain in kind)) for kind in kinds]
 

@@ -7,11 +7,13 @@ is an error that names its place; none is dropped.
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
-from .problem import DataError, Problem, parse_json, parse_problem, refuse_missing
+from .data_errors import DataError, parse_json, refuse_missing
+
+P = TypeVar("P")
 
 HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
 """Id of a data set or a model on the hub: owner/name, or a name alone."""
@@ -243,19 +245,14 @@ def _compile_glob(pattern: str) -> re.Pattern[str]:
 # --- rows ---
 
 
-def read_problems(path: Path) -> list[Problem]:
-    """Read a file, or the training rows of a folder; errors are those of `data_files` and `read_files`."""
-    return read_files(data_files(Path(path))[0])
-
-
-def read_files(files: Iterable[Path]) -> list[Problem]:
-    """Read files in order, by their suffixes.
+def read_files(files: Iterable[Path], columns: Sequence[str], parse: Callable[[object, str], P]) -> list[P]:
+    """Read files in order, by their suffixes; `parse` gets each row, which has the columns, and its place.
 
     Raises:
         DataError: for a file that cannot be read or is empty, and for the first bad row, named `file:line` or, where
             rows have no lines, `file: row N` (counted from 1).
     """
-    problems: list[Problem] = []
+    problems: list[P] = []
     for file in files:
         read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[file.suffix.lower()]
         before = len(problems)
@@ -263,7 +260,7 @@ def read_files(files: Iterable[Path]) -> list[Problem]:
             with file.open("rb") as handle:
                 if handle.read(len(LFS_POINTER)) == LFS_POINTER:
                     raise DataError(f"{file}: only a pointer of Git LFS: run `git lfs pull` in that folder")
-            problems.extend(parse_problem(row, place) for row, place in read(file))
+            problems.extend(parse(row, place) for row, place in read(file, columns))
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
         if len(problems) == before:
@@ -275,7 +272,7 @@ Rows = Iterator[tuple[object, str]]
 """Rows of a file, not yet checked, and the place of each."""
 
 
-def _jsonl(file: Path) -> Rows:
+def _jsonl(file: Path, columns: Sequence[str]) -> Rows:
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             # The byte order mark that Windows programs write.
@@ -285,18 +282,18 @@ def _jsonl(file: Path) -> Rows:
                 yield parse_json(line, f"{file}:{number}", cut), f"{file}:{number}"
 
 
-def _json(file: Path) -> Rows:
+def _json(file: Path, columns: Sequence[str]) -> Rows:
     text = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         rows = parse_json(text, str(file))
     except DataError:
         if not text.lstrip().startswith(b"{"):
             raise
-        yield from _jsonl(file)  # one object a line, which `datasets` and pandas write with this suffix too
+        yield from _jsonl(file, columns)  # one object a line, which `datasets` and pandas write with this suffix too
         return
     if isinstance(rows, Mapping):
         lists = [value for value in rows.values() if value and _is_rows(value)]
-        if {"nums", "target"} <= rows.keys():
+        if rows.keys() >= set(columns):
             lists = [[rows]]
         if len(lists) != 1:
             keys = ", ".join(map(str, list(rows)[:10]))
@@ -312,37 +309,37 @@ def _is_rows(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
 
 
-def _csv(file: Path) -> Rows:
+def _csv(file: Path, columns: Sequence[str]) -> Rows:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         try:
             header = next(lines, "")
             mark = next((mark for mark in ",;\t" if mark in header), ",")
-            columns = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
-            refuse_missing(columns, str(file))
+            names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
+            refuse_missing(names, columns, str(file))
             reader = csv.reader(lines, delimiter=mark, strict=True)
             for cells in reader:
                 place = f"{file}:{reader.line_num + 1}"
                 if not any(cell.strip() for cell in cells):
                     continue
-                if len(cells) != len(columns):
-                    quote = ": put the numbers in quotes" if len(cells) > len(columns) and mark == "," else ""
-                    raise DataError(f"{place}: {len(cells)} cells for {len(columns)} columns{quote}")
-                yield dict(zip(columns, cells, strict=True)), place
+                if len(cells) != len(names):
+                    quote = ": put what has commas in quotes" if len(cells) > len(names) and mark == "," else ""
+                    raise DataError(f"{place}: {len(cells)} cells for {len(names)} columns{quote}")
+                yield dict(zip(names, cells, strict=True)), place
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not valid UTF-8 ({error.reason})") from error
         except csv.Error as error:
             raise DataError(f"{file}: not valid CSV ({error})") from error
 
 
-def _parquet(file: Path) -> Rows:
+def _parquet(file: Path, columns: Sequence[str]) -> Rows:
     import pyarrow  # only this kind of file needs it
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file) as table:
-            refuse_missing(table.schema_arrow.names, str(file))
+            refuse_missing(table.schema_arrow.names, columns, str(file))
             number = 0
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH, columns=["nums", "target"]):
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH, columns=list(columns)):
                 for row in batch.to_pylist():
                     number += 1
                     yield row, f"{file}: row {number}"
@@ -350,18 +347,17 @@ def _parquet(file: Path) -> Rows:
         raise DataError(f"{file}: not a readable Parquet file ({error})") from error
 
 
-def write_problems(file: Path, suffix: str, problems: Iterable[Problem]) -> None:
-    """Write problems in the form of a suffix out of SUFFIXES."""
-    rows = [{"target": problem.target, "nums": list(problem.nums)} for problem in problems]
+def write_rows(file: Path, suffix: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows, at least one and all with the same columns, in the form of a suffix out of SUFFIXES."""
     if suffix == ".parquet":
         from pyarrow import Table, parquet
 
-        parquet.write_table(Table.from_pylist(rows), file)
+        parquet.write_table(Table.from_pylist(list(rows)), file)
         return
     with file.open("w", encoding="utf-8", newline="") as handle:
         if suffix == ".json":
             json.dump(rows, handle)
         elif suffix == ".csv":
-            csv.writer(handle).writerows([("target", "nums"), *((row["target"], row["nums"]) for row in rows)])
+            csv.writer(handle).writerows([list(rows[0]), *(list(row.values()) for row in rows)])
         else:
             handle.writelines(json.dumps(row) + "\n" for row in rows)

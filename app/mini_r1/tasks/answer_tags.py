@@ -1,0 +1,62 @@
+"""The tags of a completion, and the kit's format rule. Plain string searches, linear.
+
+A completion continues the prefill and so starts inside `<think>`; the rules read `<think>` + completion.
+"""
+
+THINK, END_THINK = "<think>", "</think>"
+ANSWER, END_ANSWER = "<answer>", "</answer>"
+NOT_CLOSED = "the answer block is not closed"
+
+
+def last_answer(text: str) -> tuple[str | None, str | None]:
+    """Return the last complete answer block after the last `</think>`, or None and the reason why there is none."""
+    end_of_thought = text.rfind(END_THINK)
+    if end_of_thought < 0:
+        return None, "no </think>"
+    last_end = text.rfind(END_ANSWER, end_of_thought)
+    start = text.rfind(ANSWER, end_of_thought, max(last_end, 0))
+    if start < 0:
+        return None, _why_no_answer(text, end_of_thought)
+    start += len(ANSWER)
+    return text[start : text.find(END_ANSWER, start)], None
+
+
+def _why_no_answer(text: str, end_of_thought: int) -> str:
+    after = text[end_of_thought:]
+    if ANSWER in after:
+        return NOT_CLOSED
+    if END_ANSWER in after:
+        return "</answer> without <answer>"
+    if ANSWER in text[text.find(END_THINK) : end_of_thought]:
+        return "an answer follows the first </think>, but the last </think> counts"
+    return "the answer is in the thought, none follows </think>" if ANSWER in text else "no answer after </think>"
+
+
+def check_format(text: str, end_of_thought: int) -> tuple[int | None, str | None]:
+    """Return the start of the text of the answer block after the thought, and the breach of the kit's format.
+
+    The start is None when the format is broken before it, the breach None when there is none. The format is `<think>`
+    thought `</think>`, a newline, `<answer>` answer `</answer>`, and nothing after. The thought holds no further
+    `<think>`, the answer no `<answer>` or `</answer>`; a thought may mention `<answer>`.
+    """
+    if end_of_thought < 0:
+        return None, "no </think>"
+    if THINK in text[:end_of_thought]:
+        return None, "a second <think> in the thought"
+    begin = END_THINK + "\n" + ANSWER
+    if not text.startswith(begin, end_of_thought):
+        return None, "</think> is not followed by one newline and <answer>"
+    start = end_of_thought + len(begin)
+    block, closed, rest = text[start:].partition(END_ANSWER)
+    if not closed:
+        return start, NOT_CLOSED
+    if ANSWER in block:
+        return start, "a second <answer> in the answer block"
+    if ANSWER in rest:
+        again = rest.partition(ANSWER)[2]
+        return start, "more than one answer block" if END_ANSWER in again else "a second <answer> that is not closed"
+    if END_ANSWER in rest:
+        return start, "a stray </answer> after the answer block"
+    if not rest:
+        return start, None
+    return start, "text after </answer>" if rest.strip() else "white space after </answer>"
