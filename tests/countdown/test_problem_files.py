@@ -119,7 +119,7 @@ def test_what_other_programs_write_is_read(tmp_path: Path) -> None:
         ("x.json", f'[{ROW_A}, {{"nums": [1], "target": null}}]', ": row 2: 'target' must be .*found null"),
         ("x.csv", "numbers,target\n1 2,3\n", ": there is no column 'nums'; the columns are: numbers, target"),
         ("x.csv", "98,44\n", ": there is no column 'nums'; the columns are: 98, 44"),
-        ("x.csv", "nums,target\n12,7,3,22\n", ":2: 4 cells for 2 columns: put the numbers in quotes"),
+        ("x.csv", "nums,target\n12,7,3,22\n", ":2: 4 cells for 2 columns: put what has commas in quotes"),
         ("x.csv", 'nums,target\n"12 7",19\n"12 7"\n', ":3: 1 cells for 2 columns"),
         ("x.csv", 'nums,target\n"12 7",19\n\n"12 x",19\n', ":4: 'nums' must hold whole numbers"),
         ("x.csv", 'nums,target\n"12 7,19\n', "not valid CSV"),
