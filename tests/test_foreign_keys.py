@@ -76,8 +76,7 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("lr: 1e-6", "it is called 'learning_rate' here"),
         ("kl_loss_coef: 0.001", "it is called 'beta' here"),
         # values
-        ("report_to: swanlab", "'swanlab' is not accepted: transformers 4.48.1 has no callback for it"),
-        ("report_to: [wandb, trackio]", "'trackio' is not accepted"),
+        ("report_to: [wandb, trackio]", "'trackio' is not accepted: transformers 4.48.1 has no callback for it"),
         ("scale_rewards: group", "'group' is called true here"),
         ("scale_rewards: batch", "'batch' is not accepted: advantages are scaled by group"),
         ("save_strategy: epoch", "'epoch' is not accepted"),

@@ -35,7 +35,7 @@ def check(name: str, environment: dict[str, str], *, needs_key: bool = True) -> 
 def test_every_tracker_of_transformers_is_known() -> None:
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    assert {*TRACKERS, "tensorboard"} == set(INTEGRATION_TO_CALLBACK)
+    assert {*TRACKERS, "tensorboard"} - {"swanlab"} == set(INTEGRATION_TO_CALLBACK)  # SwanLab's package has it
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,7 @@ def test_every_tracker_of_transformers_is_known() -> None:
         ("flyte", "flytekit"),
         ("mlflow", "mlflow"),
         ("neptune", "neptune"),
+        ("swanlab", "swanlab==0.7.20"),
         ("wandb", "wandb"),
     ],
 )
@@ -82,6 +83,8 @@ GOOD = [
     ("comet_ml", {"COMET_MODE": "OFFLINE"}),
     ("neptune", {"NEPTUNE_API_TOKEN": "k", "NEPTUNE_PROJECT": "a/b"}),
     ("neptune", {"NEPTUNE_MODE": "debug"}),
+    ("swanlab", {"SWANLAB_API_KEY": "k"}),
+    ("swanlab", {"SWANLAB_MODE": "local"}),
     ("clearml", {"CLEARML_API_ACCESS_KEY": "a", "CLEARML_API_SECRET_KEY": "b"}),
     ("clearml", {"CLEARML_OFFLINE_MODE": "True"}),
     ("dagshub", {"MLFLOW_TRACKING_URI": "https://dagshub.com/a/b.mlflow"}),
@@ -101,6 +104,9 @@ BAD = [
     ("comet_ml", {"COMET_MODE": "off", "COMET_API_KEY": "k"}, "COMET_MODE=off is no mode"),
     ("neptune", {"NEPTUNE_API_TOKEN": "k"}, "there is no NEPTUNE_PROJECT"),
     ("neptune", {"NEPTUNE_MODE": "read-only"}, "NEPTUNE_MODE=read-only is no mode"),
+    ("swanlab", {}, "there is no SWANLAB_API_KEY"),
+    ("swanlab", {"SWANLAB_MODE": "cloud"}, "there is no SWANLAB_API_KEY"),
+    ("swanlab", {"SWANLAB_MODE": "Offline"}, "SWANLAB_MODE=Offline is no mode"),
     ("clearml", {"CLEARML_API_ACCESS_KEY": "a"}, "there is no CLEARML_API_SECRET_KEY"),
     ("clearml", {"CLEARML_OFFLINE_MODE": "0"}, "there is no CLEARML_API_ACCESS_KEY or CLEARML_API_SECRET_KEY"),
     ("dagshub", {}, "there is no MLFLOW_TRACKING_URI"),
@@ -136,6 +142,7 @@ def test_a_tracker_that_cannot_report_is_a_failure(
         ("wandb", "token", "jwt", {"WANDB_IDENTITY_TOKEN_FILE": "~/token"}),
         ("wandb", ".config/wandb/settings", "[default]\nmode = offline\n", {}),
         ("wandb", ".config/wandb/settings", "[default]\napi_key = k\n", {}),
+        ("swanlab", ".swanlab/.netrc", NETRC, {}),
         ("comet_ml", ".comet.config", "[comet]\napi_key=k\n", {}),
         ("clearml", "clearml.conf", "api {}\n", {}),
         ("clearml", "c.conf", "api {}\n", {"CLEARML_CONFIG_FILE": "~/c.conf"}),

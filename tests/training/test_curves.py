@@ -14,7 +14,7 @@ from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import curves
-from mini_r1.training.curves import Curves, as_code, tag, write_held_out
+from mini_r1.training.curves import Curves, as_code, shown_completions, tag, write_held_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -65,9 +65,10 @@ def run(tmp_path: Path) -> Iterator[RunDir]:
 
 
 def test_the_amount_of_text_is_bounded(run: RunDir) -> None:
-    board = Curves(run, 0, 1000)
+    board = Curves(run, 0)
     for step in range(1, 1001):
-        board.add_completions(step, [record(i % 2 == 0, "x" * 9_000) for i in range(20)])
+        records = [record(i % 2 == 0, "x" * 9_000) for i in range(20)]
+        board.add_completions(step, shown_completions(step, 1000, records))
     board.tb_writer.close()
     found = texts(run)
     assert {name.removesuffix("/text_summary") for name in found} == {
@@ -80,8 +81,8 @@ def test_the_amount_of_text_is_bounded(run: RunDir) -> None:
 
 
 def test_a_step_without_a_right_answer(run: RunDir) -> None:
-    board = Curves(run, 0, 3)
-    board.add_completions(2, [record(False)])
+    board = Curves(run, 0)
+    board.add_completions(2, shown_completions(2, 3, [record(False)]))
     board.tb_writer.close()
     (shown,) = texts(run).values()
     assert shown == [(2, "    [6, 7] -> 42: correct\n    <think>6 * 7</think>")]
@@ -123,7 +124,7 @@ def test_figures_are_grouped(figure: str, name: str) -> None:
 
 def test_hyperparameters_have_no_path(small_recipe: Callable[..., Path], tmp_path: Path) -> None:
     recipe = load_recipe(small_recipe(output_dir=str(tmp_path / "out"), beta=0.04, scoring="original"))
-    board = Curves(RunDir(tmp_path), 0, 3, recipe)
+    board = Curves(RunDir(tmp_path), 0, recipe)
     board.tb_writer.close()
     found = hyperparameters_of(RunDir(tmp_path))
     assert (found["beta"], found["scoring"], found["use_vllm"]) == (0.04, "original", False)

@@ -89,8 +89,8 @@ def demo(
     with starting(recipe, run, Supervisor.from_environment()) as started:
         with needs_extra("train", console=console):
             from mini_r1.evaluation.evaluate_run import evaluate_run_or_model
-            from mini_r1.training.curves import write_held_out
             from mini_r1.training.prepare import starting_point
+            from mini_r1.training.tracking import report_held_out
             from mini_r1.training.train import train as run_training
             from mini_r1.training.warm_start import making
         outcome = run_training(recipe, run, sys.argv, console, started=started)
@@ -110,7 +110,7 @@ def demo(
         ]
         before, after = (series.evaluations[-1] for series in found)
         if any(series.measured for series in found):
-            write_held_out(run, [before, after])
+            report_held_out(run, [before, after], console)
     result = {
         "before": {key: before[key] for key in FIGURES},
         "after": {key: after[key] for key in FIGURES},

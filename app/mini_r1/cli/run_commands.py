@@ -151,8 +151,8 @@ def evaluate(
         with needs_extra("train", console=progress_console()):
             from mini_r1.evaluation.evaluate_run import UNKNOWN, evaluate_run_or_model
             from mini_r1.evaluation.results_table import print_series, print_table
-            from mini_r1.training.curves import write_held_out
             from mini_r1.training.prepare import starting_point
+            from mini_r1.training.tracking import report_held_out
         every = run.is_run() and not newest and step is None
         series = evaluate_run_or_model(
             str(run.path) if run.is_run() else run_or_model,
@@ -172,7 +172,7 @@ def evaluate(
         else:
             print_table(series.evaluations[-1], Console())
         if run.is_run() and series.measured and problems is None and limit is None:  # a curve has one set of problems
-            write_held_out(run, series.evaluations)  # also those of a call that was stopped
+            report_held_out(run, series.evaluations, progress_console())  # also those of a call that was stopped
         return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
 
 

@@ -1,7 +1,7 @@
 """Experiment trackers of `report_to`: whether each can report from here, asked before anything is loaded.
 
-No tracker is imported and no server is asked. Packages and switches are those of transformers 4.48.1's integrations,
-keys, modes and files those of each tracker's own documentation (docs/trackers.md).
+No tracker is imported and no server is asked. Packages and switches are those of transformers 4.48.1's integrations
+(SwanLab brings its own), keys, modes and files those of each tracker's own documentation (docs/trackers.md).
 """
 
 import configparser
@@ -66,6 +66,14 @@ TRACKERS: Final = {
         mode="NEPTUNE_MODE",
         modes=("async", "sync", "offline", "debug"),
         offline=("offline", "debug"),
+    ),
+    "swanlab": Tracker(
+        {"swanlab": "swanlab==0.7.20"},  # the last that runs with the locked protobuf 5
+        keys=("SWANLAB_API_KEY",),
+        files=("~/.swanlab/.netrc",),
+        mode="SWANLAB_MODE",
+        modes=("cloud", "online", "offline", "local", "disabled"),
+        offline=("offline", "local", "disabled"),
     ),
     "wandb": Tracker(
         {"wandb": "wandb"},

@@ -50,7 +50,8 @@ def grpo_config(
         "use_cpu": cpu,
         "use_vllm": False,  # the engine's
         "tf32": None if cpu else recipe.tf32,
-        "report_to": reporters(recipe),
+        "report_to": [name for name in reporters(recipe) if name != "swanlab"],  # which brings its own callback
+        "run_name": recipe.run_name or run_path.name,
         # `Attempt` decides both after each step, and also saves when asked to stop.
         "save_strategy": "no",
         "eval_strategy": "no",

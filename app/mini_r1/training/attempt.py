@@ -23,11 +23,12 @@ from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training import pushing, records
 from mini_r1.training.checkpoints import next_start
-from mini_r1.training.curves import Curves
+from mini_r1.training.curves import Curves, shown_completions
 from mini_r1.training.prepare import Policy
 from mini_r1.training.run_logs import CompletionLog, cut_samples
 from mini_r1.training.schedule import Schedule
 from mini_r1.training.supervised import Phases, StopRequest, Supervisor
+from mini_r1.training.tracking import Trackers
 from mini_r1.training.training_line import TrainingLine
 from mini_r1.training.watch import Alert
 from mini_r1.training.world import World
@@ -101,8 +102,9 @@ class Attempt(TrainerCallback):
             self._metrics = stack.enter_context(closing(AppendFile(folder / "metrics.jsonl")))
             cut_samples(run, resume)
             self._completions = stack.enter_context(closing(CompletionLog(folder, run.completion_samples)))
-            self._curves = Curves(run, self.start, schedule.steps, recipe)
-            self.callbacks.append(self._curves)
+            self._curves = Curves(run, self.start, recipe)
+            self._trackers = stack.enter_context(Trackers(recipe, run))
+            self.callbacks += [self._curves, *self._trackers.callbacks]
         self._line = stack.enter_context(closing(TrainingLine(context.console, schedule.steps, self.start)))
 
     # --- what the trainer reports ---
@@ -111,7 +113,9 @@ class Attempt(TrainerCallback):
         """Record the completions of all ranks for an optimizer step."""
         if self.world.main:
             self._completions.write(step, completions)
-            self._curves.add_completions(step, completions)
+            if shown := shown_completions(step, self._steps, completions):
+                self._curves.add_completions(step, shown)
+                self._trackers.add_completions(step, shown)
 
     def phase(self, name: str) -> None:
         """Record that a phase begins: engine, sync, rollout, score, reference, update, evaluate or save."""

@@ -72,10 +72,9 @@ class EventFile:
 class Curves(TensorBoardCallback):
     """Writes TensorBoard events, for rank 0."""
 
-    def __init__(self, run: RunDir, start: int, steps: int, recipe: Recipe | None = None) -> None:
+    def __init__(self, run: RunDir, start: int, recipe: Recipe | None = None) -> None:
         # A purge hides later steps of earlier attempts: without it a resumed curve runs back and forth.
         super().__init__(_open_events(run, purge_step=start + 1 if start else None))
-        self._every = max(1, steps // TEXTS)
         if recipe is not None:
             for summary in hparams(hyperparameters(recipe), dict.fromkeys(COMPARED, 0.0)):
                 self.tb_writer._get_file_writer().add_summary(summary)
@@ -90,25 +89,37 @@ class Curves(TensorBoardCallback):
             if self.tb_writer is not None and isinstance(value, int | float):
                 self.tb_writer.add_scalar(tag(name), value, state.global_step)
 
-    def add_completions(self, step: int, records: Sequence[dict[str, Any]]) -> None:
-        """Write some completions of the first step and of TEXTS others."""
-        if self.tb_writer is None or (step > 1 and step % self._every):
-            return
-        for name, right in (("right", 1.0), ("wrong", 0.0)):
-            shown = [record for record in records if float(record["rewards"]["equation"]) == right][:OF_EACH]
-            for index, record in enumerate(shown, start=1):
-                self.tb_writer.add_text(f"completions/{name} {index}", as_code(_entry(record)), step)
+    def add_completions(self, step: int, shown: Mapping[str, str]) -> None:
+        """Write completions as `shown_completions` returns them."""
+        for name, text in shown.items():
+            if self.tb_writer is not None:
+                self.tb_writer.add_text(f"completions/{name}", as_code(text), step)
+
+
+def shown_completions(step: int, steps: int, records: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return some completions of a step by names such as `right 1`; none but for the first step and TEXTS others."""
+    if step > 1 and step % max(1, steps // TEXTS):
+        return {}
+    shown: dict[str, str] = {}
+    for name, right in (("right", 1.0), ("wrong", 0.0)):
+        chosen = [record for record in records if float(record["rewards"]["equation"]) == right][:OF_EACH]
+        shown |= {f"{name} {index}": _entry(record) for index, record in enumerate(chosen, start=1)}
+    return shown
 
 
 def write_held_out(run: RunDir, evaluations: Iterable[Mapping[str, Any]]) -> None:
-    """Add the figures of evaluations of a run to its events, as held_out/sampled and others."""
+    """Add the figures of evaluations of a run to its events."""
     with closing(_open_events(run)) as events:
         for result in evaluations:
-            figures = {name: result.get(name) for name in ("greedy", "sampled", "tries", "format")}
-            figures |= {f"pass@{k}": mapping(v).get("value") for k, v in mapping(result.get("pass_at_k")).items()}
-            for name, value in figures.items():
-                if (known := number(value)) is not None:
-                    events.add_scalar(f"held_out/{name}", known, result["provenance"]["step"])
+            for name, value in held_out_figures(result).items():
+                events.add_scalar(name, value, result["provenance"]["step"])
+
+
+def held_out_figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of an evaluation that are known, by names such as held_out/sampled."""
+    figures = {name: result.get(name) for name in ("greedy", "sampled", "tries", "format")}
+    figures |= {f"pass@{k}": mapping(v).get("value") for k, v in mapping(result.get("pass_at_k")).items()}
+    return {f"held_out/{name}": known for name, value in figures.items() if (known := number(value)) is not None}
 
 
 def _open_events(run: RunDir, purge_step: int | None = None) -> writer.SummaryWriter:

@@ -1,0 +1,1 @@
+"""A stand-in: see wandb/__init__.py."""
