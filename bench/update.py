@@ -12,7 +12,8 @@ Seconds: kit and stock on one thread, in turns, in one process with one malloc s
 Stock is its own `training_step`; what isn't its update is replaced: generation and decoding are given, the reward is a
 list. The kit is its `get_batch_samples` and `training_step`, with completions and verdicts given: it also records
 them. The demo's shape with all 512 completions of a step (lengths scaled to its 96 tokens), and two layers of
-Qwen2.5-0.5B with its whole vocabulary, 8 completions of up to 640 tokens (12 GB). float32, temperature 1, with a KL term.
+Qwen2.5-0.5B with its whole vocabulary, 8 completions of up to 640 tokens (12 GB). float32, temperature 1, with a KL
+term.
 
 Bars: at most 1.10 x the least possible, packed and padded; on the demo's shape at least 1.3 x faster than stock; on
 the slice not slower.
