@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini_r1.cli import training_commands
+from mini_r1 import api
 from mini_r1.errors import KitError
 from mini_r1.run.run_dir import RunDir
 
@@ -140,7 +140,7 @@ def train_from(import_packages: str, *args: str | Path) -> None:
         raise KitError("this command needs torch")
         yield
 
-    training_commands.needs_extra = needs_extra
+    api.needs_extra = needs_extra
     train(*args)
 
 

@@ -53,8 +53,8 @@ def shown_bytes(size: float) -> str:
 
 
 def progress_console() -> Console:
-    """Return a console on standard error, so that standard output holds results alone."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    """Return a console on standard error, so that standard output holds results alone; plain text in a notebook."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
 
 
 class ProgressLine:

@@ -53,13 +53,6 @@ def stop_signals(describe: Callable[[], str]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def describe_interrupted(step: int) -> str:
-    """Return what a run that was asked to stop has saved, and what to run."""
-    if step:
-        return f"interrupted after step {step}, saved: the same command resumes there"
-    return "interrupted before the first step was finished, so nothing is saved: run the same command again"
-
-
 def refuse_starting(run: RunDir, why: str) -> None:
     """Refuse a run that has not begun its first attempt.
 

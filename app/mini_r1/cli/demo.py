@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typer import Option
 
-from mini_r1.cli.command_tools import describe_interrupted, stop_signals
+from mini_r1.cli.command_tools import stop_signals
 from mini_r1.cli.options import Json, RunDirOption, Set
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
@@ -74,7 +74,7 @@ def demo(
     """
     from mini_r1.recipe.fields import DEMO_MODEL
     from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
-    from mini_r1.run.finished import finished_step_before_loading
+    from mini_r1.run.finished import describe_interrupted, finished_step_before_loading
     from mini_r1.training.supervised import Supervisor, starting
 
     path = find_recipe(RECIPE)

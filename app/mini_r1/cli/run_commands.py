@@ -129,6 +129,8 @@ def evaluate(
       mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200
       mini-r1 evaluate path/to/model --problems held_out.jsonl --json
     """
+    from mini_r1 import api
+
     if newest and step is not None:
         raise BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
     run = RunDir(find_run(run_or_model))
@@ -148,31 +150,25 @@ def evaluate(
         if problems is not None:
             # What is wrong with them is known before torch is loaded.
             read_files(data_files(problems, prefer="test")[0], COLUMNS, parse_problem)
-        with needs_extra("train", console=progress_console()):
-            from mini_r1.evaluation.evaluate_run import UNKNOWN, evaluate_run_or_model
-            from mini_r1.evaluation.results_table import print_series, print_table
-            from mini_r1.training.prepare import starting_point
-            from mini_r1.training.tracking import report_held_out
         every = run.is_run() and not newest and step is None
-        series = evaluate_run_or_model(
-            str(run.path) if run.is_run() else run_or_model,
+        series = api.evaluate(
+            run.path if run.is_run() else run_or_model,
             problems,
             samples=samples,
             limit=limit,
             step=step,
             every=every,
-            start=starting_point(run) if run.is_run() else UNKNOWN,
             engine=engine,
             again=again,
         )
+        from mini_r1.evaluation.results_table import print_series, print_table  # loaded by now
+
         if as_json:
             print(json.dumps(series.to_json() if every else series.evaluations[-1]))
         elif every:
             print_series(series, Console())
         else:
             print_table(series.evaluations[-1], Console())
-        if run.is_run() and series.measured and problems is None and limit is None:  # a curve has one set of problems
-            report_held_out(run, series.evaluations, progress_console())  # also those of a call that was stopped
         return ExitCode.CONFIG if series.errors else ExitCode.FINISHED
 
 

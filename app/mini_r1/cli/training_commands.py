@@ -1,21 +1,16 @@
 """`train` and `launch`: train a recipe in this process, or on all devices of the job."""
 
 import os
-import sys
-from pathlib import Path
 from typing import Annotated
 
 from click import UsageError
 from typer import Argument, Option
 
-from mini_r1.cli.command_tools import describe_interrupted, progress_printer
+from mini_r1.cli.command_tools import progress_printer
 from mini_r1.cli.options import MAX_GPUS, PATH, DeepSpeed, GpuMemory, Gpus, RunDirOption, Set, VllmDevices
-from mini_r1.console import printable, progress_console
+from mini_r1.console import progress_console
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.machine.heavy_imports import needs_extra
 from mini_r1.machine.nodes import MAX_NODES
-from mini_r1.machine.schedulers import Patience
-from mini_r1.machine.trackers import refuse_trackers
 from mini_r1.run.run_dir import RunDir
 
 
@@ -43,56 +38,36 @@ def train(
       mini-r1 train my.yaml --set learning_rate=1e-6 --run-dir runs/lr1e-6
       torchrun --nproc-per-node 3 -m mini_r1 train my.yaml --deepspeed zero3
     """
-    from mini_r1.training.supervised import Supervisor, starting
+    from mini_r1.training.supervised import Supervisor
 
     supervisor = Supervisor.from_environment()
     supervisor.attach()  # first: the imports below take seconds
+    from mini_r1 import api
     from mini_r1.launch import torchrun
     from mini_r1.launch.job import LaunchOptions
     from mini_r1.recipe.deepspeed_file import find_deepspeed
-    from mini_r1.recipe.fields import GENERATED
-    from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
-    from mini_r1.run.finished import finished_step_before_loading, print_finished
-    from mini_r1.tasks.problem_files import data_files
-    from mini_r1.training.schedule import refuse_other_workers
+    from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe
 
     if (recipe is None) == (config is None):
         raise UsageError("Name one recipe: `mini-r1 train RECIPE`, or --config RECIPE.")
     path = find_recipe(recipe or config or "")
-    loaded = load_recipe(path, overrides or [])
+    loaded = api.load_recipe(path, overrides or [])
     deepspeed = deepspeed or torchrun.accelerate_deepspeed(os.environ) or "none"
     sharding = None if deepspeed == "none" else find_deepspeed(deepspeed)
     if os.environ.get("MINI_R1_ACCELERATOR") == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"  # else DeepSpeed, once imported, has decided by the devices it sees
     console = progress_console()
     console.quiet = os.environ.get("RANK", "0") != "0"  # one of several workers: rank 0 prints for all
-    for warning in loaded.warnings():
-        console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
-    refuse_trackers(loaded.report_to, os.environ, needs_key=not console.quiet)
-    run = RunDir(run_dir or effective_output_dir(loaded, path))
-    if "RANK" not in os.environ:
-        torchrun.refuse_alone(loaded, sharding, os.environ)
-        patience = Patience(os.environ, lambda text: console.print(text, markup=False))
-        finished = finished_step_before_loading(run, loaded, patience)
-        if finished is not None:
-            print_finished(console, run, finished)
-            return ExitCode.FINISHED
-        refuse_other_workers(run, loaded, 1, 0)
-    elif not supervisor:
-        number = str(vllm_devices)
-        options = LaunchOptions(str(path), overrides or [], run.path, deepspeed=deepspeed, vllm_devices=number)
-        torchrun.join_workers(options, loaded, run, sharding, os.environ, progress_printer())
-    if not loaded.data_on_hub and loaded.dataset_id_or_path != GENERATED:  # before torch is loaded
-        splits = [loaded.dataset_split, *filter(None, [loaded.dataset_test_split])]
-        data_files(Path(loaded.dataset_id_or_path), loaded.dataset_config, splits)
-    with starting(loaded, run, supervisor) as started:
-        with needs_extra("train", deepspeed=sharding is not None, console=console):
-            from mini_r1.training.train import train as run_training
-        outcome = run_training(loaded, run, sys.argv, console, deepspeed=sharding, started=started)
-    finished_text = f"finished at step {outcome.step}: {run.path}"
-    text = finished_text if outcome.exit_code == ExitCode.FINISHED else describe_interrupted(outcome.step)
-    console.print(text, markup=False)
-    return outcome.exit_code
+
+    def join(run: RunDir) -> None:
+        if not supervisor:
+            number = str(vllm_devices)
+            options = LaunchOptions(str(path), overrides or [], run.path, deepspeed=deepspeed, vllm_devices=number)
+            torchrun.join_workers(options, loaded, run, sharding, os.environ, progress_printer())
+
+    run_dir = run_dir or effective_output_dir(loaded, path)
+    together = join if "RANK" in os.environ else None
+    return api.train(loaded, run_dir, deepspeed=sharding, console=console, join=together).exit_code
 
 
 def launch(

@@ -1,14 +1,30 @@
-"""Whether a start of training has anything to do: asked before torch is imported."""
+"""Whether a start of training has anything to do, asked before torch is imported; and how a start ended."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from mini_r1.errors import KitError
+from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.schedulers import Patience
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import differences, load_recipe
 from mini_r1.run.run_dir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Exit code and last finished step of a call of `train`."""
+
+    exit_code: ExitCode
+    step: int
+
+
+def describe_interrupted(step: int) -> str:
+    """Return what a run that was asked to stop has saved, and what to run."""
+    if step:
+        return f"interrupted after step {step}, saved: the same command resumes there"
+    return "interrupted before the first step was finished, so nothing is saved: run the same command again"
 
 
 def finished_step(run: RunDir, recipe: Recipe) -> int | None:

@@ -18,6 +18,7 @@ from mini_r1.machine.trackers import tracker_error
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import AppendFile
+from mini_r1.run.finished import Outcome
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
@@ -34,14 +35,6 @@ from mini_r1.training.watch import Alert
 from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Exit code and last finished step of a call of `train`."""
-
-    exit_code: ExitCode
-    step: int
 
 
 @dataclass(frozen=True, slots=True)

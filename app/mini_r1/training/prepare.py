@@ -30,43 +30,13 @@ from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown import task
 from mini_r1.training import adapters, schedule, warm_start
+from mini_r1.training.recipe_data import SILENT, load_task_data
 from mini_r1.values import GIB
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from glibc's malloc.h
 KEPT_BYTES = 1 << 30
-SILENT = Console(quiet=True)
 UNSOLVABLE_ROWS = 200
 """Problems checked before data without any solution is refused; in the hub set every problem has one."""
-
-
-def load_task_data(
-    recipe: Recipe, commit: str | None = None, console: Console = SILENT, stop: Stop = never
-) -> task.TaskData:
-    """Return the recipe's problems, split; the same on every rank and at every start. `stop` is asked for each one.
-
-    `commit` is that of a hub data set that a run began with: its branch may have moved since.
-    """
-    total = recipe.dataset_rows or task.GENERATED_ROWS
-    with ProgressLine(console, "generating problems", total) as line:
-
-        def generated(rows: int) -> None:
-            if stop():
-                raise Stopped(f"stopped after generating {rows:,} of {total:,} problems: run the same command again")
-            line.update(rows)
-
-        return task.load_data(
-            recipe.dataset_id_or_path,
-            revision=commit or recipe.dataset_revision,
-            config=recipe.dataset_config,
-            split=recipe.dataset_split,
-            test_split=recipe.dataset_test_split,
-            rows=recipe.dataset_rows,
-            seed=recipe.dataset_seed,
-            test_fraction=recipe.test_fraction,
-            split_by=recipe.split_by,
-            generator=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else None,
-            progress=generated,
-        )
 
 
 def tune_cpu(recipe: Recipe) -> None:

@@ -98,8 +98,9 @@ class Probe:
 
     def _problems(self) -> Finding:
         from mini_r1.training import prepare
+        from mini_r1.training.recipe_data import load_task_data
 
-        self._data = prepare.load_task_data(self._recipe)
+        self._data = load_task_data(self._recipe)
         prepare.refuse_unsolvable(self._data)
         return ok(f"{len(self._data.train):,} to train on, {len(self._data.held_out):,} held out")
 

@@ -13,13 +13,14 @@ from mini_r1.errors import ExitCode, Stopped
 from mini_r1.machine.lifeline import shares_vllm_device
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
-from mini_r1.run.finished import finished_step, print_finished
+from mini_r1.run.finished import Outcome, finished_step, print_finished
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training import prepare, pushing, records
 from mini_r1.training.arguments import fill_bucket, grpo_config
-from mini_r1.training.attempt import Attempt, Inputs, Outcome, WorkerContext
+from mini_r1.training.attempt import Attempt, Inputs, WorkerContext
 from mini_r1.training.checkpoints import checkpoint_to_resume, next_start
 from mini_r1.training.gpu_check import refuse_broken_gpu
+from mini_r1.training.recipe_data import load_task_data
 from mini_r1.training.rollout_engines import start_engine
 from mini_r1.training.schedule import plan_schedule
 from mini_r1.training.supervised import Phases, StopRequest, Supervisor
@@ -71,7 +72,7 @@ def _load_inputs(context: WorkerContext) -> Inputs:
     stop = context.stop.on_any_rank
     data_commit, model_commit = world.from_main(lambda: records.commits(run))
     context.phases.begin("data")
-    data = world.main_first(lambda: prepare.load_task_data(recipe, data_commit, console, stop))
+    data = world.main_first(lambda: load_task_data(recipe, data_commit, console, stop))
     world.from_main(lambda: records.refuse_other_data(run, data))
     world.from_main(lambda: prepare.refuse_unsolvable(data, console, stop))
     context.phases.begin("model")

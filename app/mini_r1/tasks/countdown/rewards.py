@@ -122,7 +122,11 @@ def score_line(line: bytes, place: str = "input") -> dict[str, float | str]:
     Raises:
         DataError: for anything else, naming the `place` of the line, such as `completions.jsonl:3`.
     """
-    row = parse_json(line, place)
+    return score_row(parse_json(line, place), place)
+
+
+def score_row(row: Any, place: str) -> dict[str, float | str]:
+    """Judge the completion of one row, as `score_line`."""
     problem = parse_problem(row, place)
     if not isinstance(row.get("completion"), str):
         raise DataError(f"{place}: 'completion' {'must be a string' if 'completion' in row else 'is missing'}")
