@@ -233,14 +233,15 @@ def test_a_missing_gpu_is_reported_with_the_option_for_a_container(cpu_image: st
     assert "--gpus all" in done.stderr
 
 
-def test_too_little_shared_memory_is_reported(cpu_image: str) -> None:
+def test_a_containers_default_shared_memory_is_measured_and_enough_on_a_cpu(cpu_image: str) -> None:
     done = engine.docker(
         "run", "--rm", "--network=none", *engine.CONFINED, "--env=MINI_R1_ACCELERATOR=cpu", cpu_image,
         "doctor", "mini-r1-1.5b", "--gpus", "4", "--json",
     )  # fmt: skip
     found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
-    assert found["shared memory"]["status"] == "fail"
-    assert "shm_size" in found["shared memory"]["fix"]
+    # NCCL alone needs more: weights go to vLLM through anonymous memory.
+    assert found["shared memory"]["status"] == "ok"
+    assert "of 0.06 GiB free" in found["shared memory"]["detail"]
 
 
 def test_a_push_without_a_token_is_reported(cpu_image: str) -> None:
