@@ -70,12 +70,6 @@ def tensor_by_tensor(engine: Any, weights: Sequence[tuple[str, Any]]) -> None:
     os.ftruncate(block.descriptor, block.size)
 
 
-def fault_pages_in(engine: Any, weights: Sequence[tuple[str, Any]], side: str) -> None:
-    """Bring the block's pages back for the side that keeps them."""
-    if side == "groups":
-        engine.load_weights(weights)
-
-
 def count_groups(sizes: Sequence[int], most: int) -> int:
     """Return the number of groups of neighbours with at most this many bytes, or one tensor."""
     groups, used = 0, most + 1
@@ -119,7 +113,8 @@ def measure(layers: int, rounds: int, folder: Path) -> int:
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(rounds):
             for name, side in sides.items():
-                fault_pages_in(engine, weights, name)
+                if name == "groups":
+                    engine.load_weights(weights)  # the side before has dropped the block's pages
                 start = time.perf_counter()
                 side()
                 seconds[name].append(time.perf_counter() - start)

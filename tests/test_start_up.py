@@ -220,6 +220,7 @@ def test_a_command_prints_what_it_loads_before_it_imports_torch(
         "doctor": (recipe, "--run-dir", tmp_path / "new"),
     }
     done = start(command, *given[command], LAST_IMPORT="torch")
+    assert "Traceback" not in done.stderr
     before = done.stderr.partition("importing torch")[0]
     assert re.search(r"^loading torch", before, re.MULTILINE), done.stderr
 

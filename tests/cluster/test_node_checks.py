@@ -109,6 +109,7 @@ def test_shared_memory_too_small_for_the_plan_or_for_nccl(tmp_path: Path, small_
     assert is_failure(finding, "node")
     assert "the plan needs 0.50" in finding.detail
     assert "--shm-size" in finding.fix
+    assert "shm_size" in finding.fix
     assert is_failure(host.shared_memory(case(GPUS, root=tmp_path)), "node")
     assert host.shared_memory(case(root=tmp_path)).status == "ok"
     assert is_failure(host.shared_memory(case(root=tmp_path / "nowhere")), "node")

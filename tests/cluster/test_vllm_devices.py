@@ -111,8 +111,9 @@ def test_the_commands_take_it(mini_r1: Kit, monkeypatch: pytest.MonkeyPatch) -> 
         assert (done.returncode, "--vllm-devices" in done.stderr) == (78, True)
 
 
-@pytest.mark.parametrize("value", ["none", "0", "-1", "129", "1.5", ""])
+@pytest.mark.parametrize("value", ["none", "0", "-1", "129", "1.5", "", "9" * 5_000])
 def test_the_option_takes_a_number_of_gpus_or_auto(value: str) -> None:
-    assert [CountOrAuto().convert(given, None, None) for given in ("auto", "3")] == ["auto", "3"]
+    taken = [CountOrAuto().convert(given, None, None) for given in ("auto", "3", "03")]
+    assert taken == ["auto", "3", "3"]  # launchers of several nodes compare the text
     with pytest.raises(click.BadParameter, match=f"'{value}' is neither auto nor a number from 1 to 128"):
         CountOrAuto().convert(value, None, None)

@@ -51,9 +51,10 @@ class CountOrAuto(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the text, or fail as click does."""
-        if value == "auto" or (str(value).isdecimal() and 1 <= int(value) <= MAX_GPUS):
-            return str(value)
-        self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_GPUS}", param, ctx)
+        try:
+            return "auto" if value == "auto" else str(click.IntRange(1, MAX_GPUS).convert(value, param, ctx))
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_GPUS}", param, ctx)
 
 
 PATH = ExpandedPath()
