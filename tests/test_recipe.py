@@ -652,7 +652,8 @@ def test_a_reward_is_added_by_one_function_and_one_line(tmp_path):
     """What docs/rewards.md promises, in another process, so that this one's registry stays as it is."""
     program = """
 from pathlib import Path
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.tasks.countdown.rewards import reward
 
 @reward("brief")
@@ -661,8 +662,8 @@ def brief(completion):
 
 from mini_r1.recipe.fields import Recipe
 recipe = Recipe(model_name_or_path="builtin:demo", rewards={"brief": 0.5})
-problem = task.Problem((1, 2), 3)
-print(recipe.resolved_rewards(), task.judge("x", problem, ["brief"]).rewards["brief"])
+problem = Problem((1, 2), 3)
+print(recipe.resolved_rewards(), judge("x", problem, ["brief"]).rewards["brief"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "{'brief': 0.5} 1.0", done.stderr

@@ -22,10 +22,11 @@ from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import GENERATED, Recipe
 from mini_r1.run.finished import Outcome, describe_interrupted, finished_step_before_loading, print_finished
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.registry import DEFAULT_TASK
 
 if TYPE_CHECKING:
     from mini_r1.evaluation.evaluate_run import Series
-    from mini_r1.tasks.countdown.task import TaskData
+    from mini_r1.tasks.task_data import TaskData
 
 StrPath = str | os.PathLike[str]
 
@@ -46,12 +47,12 @@ def load_recipe(recipe: StrPath, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_file.load_recipe(recipe_file.find_recipe(os.fspath(recipe)), overrides)
 
 
-def load_data(recipe: Recipe) -> TaskData:
+def load_data(recipe: Recipe) -> TaskData[Any]:
     """Load a recipe's problems and split them, without torch; the same recipe gives the same split everywhere.
 
     Returns:
-        `train` and `held_out`, lists of problems with `nums` (tuple of 1 to 8 ints) and `target` (int), and
-        `provenance`, what a run records about its data.
+        `train` and `held_out`, lists of the task's problems (Countdown: `nums`, a tuple of 1 to 8 ints, and `target`,
+        an int), and `provenance`, what a run records about its data.
 
     Raises:
         DataError: the source does not exist or can't be read, or a row is wrong; names the place.
@@ -66,18 +67,18 @@ def score(row: Mapping[str, Any], place: str = "row") -> dict[str, float | str]:
     """Judge one completion, as a line of `mini-r1 score`.
 
     Args:
-        row: `completion` (str, the text after the prompt's `<think>`), `nums` (ints) and `target` (int); other keys
-            are ignored.
+        row: `completion` (str, the text after the prompt's `<think>`), the columns of the task (Countdown: `nums`,
+            ints, and `target`, int) and `task`, if it is not `countdown`; other keys are ignored.
         place: name of the row in an error.
 
     Returns:
-        Each reward that every verdict has, 0 or 1 (`format`, `equation`, `format_original`, `equation_original`), and
-        `reason`: `correct`, or what is wrong.
+        Each reward that every verdict has, 0 or 1 (Countdown: `format`, `equation`, `format_original`,
+        `equation_original`), and `reason`: `correct`, or what is wrong.
 
     Raises:
         DataError: the row is none of these.
     """
-    from mini_r1.tasks.countdown.rewards import score_row
+    from mini_r1.tasks.registry import score_row
 
     return score_row(row, place)
 
@@ -154,6 +155,7 @@ def evaluate(
     every: bool = False,
     engine: str = "auto",
     again: bool = False,
+    task: str = DEFAULT_TASK,
     console: Console | None = None,
 ) -> Series:
     """Measure held-out success of a run's snapshot or of a model, and report it to the run's trackers.
@@ -167,6 +169,7 @@ def evaluate(
         every: the untrained model and all snapshots, instead of one.
         engine: `auto`, `vllm` or `transformers`.
         again: repeat what was measured with these settings.
+        task: that of a model's problems; a run has its own.
         console: where progress is printed; default: standard error.
 
     Returns:
@@ -192,6 +195,7 @@ def evaluate(
         start=starting_point(run) if run.is_run() else UNKNOWN,
         engine=engine,
         again=again,
+        task=task,
         console=console,
     )
     if run.is_run() and series.measured and problems is None and limit is None:  # a curve has one set of problems

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mini_r1.tasks.countdown.countdown_task import split_key
 from mini_r1.tasks.countdown.data import inspect, read_problems
 from mini_r1.tasks.countdown.problem import Problem, parse_problem
-from mini_r1.tasks.countdown.task import split_key
 from mini_r1.tasks.data_errors import DataError
 from mini_r1.tasks.problem_files import missing_parts
 from mini_r1.tasks.task_data import fetch_hub, split_problems

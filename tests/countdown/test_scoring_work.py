@@ -77,7 +77,7 @@ def test_right_answers_of_growing_length() -> None:
         text = "x</think>\n<answer>" + " + ".join("(-7)" for _ in range(count)) + "</answer>"
         taken = steps(lambda text=text, count=count: judge(text, Problem((7,) * count, -7 * count)))  # type: ignore[misc]
         assert taken <= 200 + STEPS_PER_CHARACTER * len(text)
-        assert judge(text, Problem((7,) * count, -7 * count)).equation == 1
+        assert judge(text, Problem((7,) * count, -7 * count)).right == 1
 
 
 def test_optional_rewards_are_linear_too() -> None:

@@ -9,6 +9,7 @@ import pytest
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.generation.model import load_tokenizer
 from mini_r1.generation.prompts import render
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
 
 Template = Callable[[str], str]
@@ -28,7 +29,7 @@ def through(untrained: Path, monkeypatch: pytest.MonkeyPatch) -> Template:
 
     def rendered(template: str) -> str:
         tokenizer.chat_template = template
-        return render(tokenizer, [Problem(nums=(5, 3, 9), target=1)], "script")[0]
+        return render(CountdownTask(), tokenizer, [Problem(nums=(5, 3, 9), target=1)], "script")[0]
 
     return rendered
 

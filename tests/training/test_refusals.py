@@ -11,7 +11,8 @@ from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.files import read_jsonl, write_json
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.task_data import TaskData
 from transformers import AutoTokenizer
 
 from tests.conftest import disk_full_at
@@ -146,15 +147,15 @@ def test_a_run_resumes_with_the_hub_commits_it_began_with(
     write_json(run.run_file, record)
     asked: dict[str, str | None] = {}
 
-    def load_data(source: str, *, revision: str | None, **others: object) -> task.TaskData:
+    def load_data(task: object, source: str, *, revision: str | None, **others: object) -> TaskData:
         asked["data"] = revision
-        return task.TaskData([task.Problem((1, 2), 3)], [], record["data"])
+        return TaskData([Problem((1, 2), 3)], [], record["data"])
 
     def load_model(name: str, revision: str | None, *others: object) -> object:
         asked["model"] = revision
         raise KitError("seen enough")
 
-    monkeypatch.setattr(task, "load_data", load_data)
+    monkeypatch.setattr("mini_r1.training.prepare.load_data", load_data)
     monkeypatch.setattr("mini_r1.training.prepare.load_model", load_model)
     with pytest.raises(KitError, match="seen enough"):
         train(recipe, [], run.path)

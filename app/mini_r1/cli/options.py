@@ -9,6 +9,7 @@ import click
 from typer import Argument, Option
 
 from mini_r1.run.run_dir import find_run
+from mini_r1.tasks.registry import TASKS
 from mini_r1.values import expand_path
 
 MOST = 10**9  # of things to count, so that none needs a larger integer than the machine's
@@ -57,6 +58,7 @@ class CountOrAuto(click.ParamType):
 
 
 PATH = ExpandedPath()
+TaskName = Annotated[str, Option("--task", click_type=click.Choice(list(TASKS)), help="Task of the rows.")]
 RecipeName = Annotated[str, Argument(click_type=PATH, help="Recipe file, or name of a shipped recipe.")]
 RunPath = Annotated[Path, Argument(click_type=RunType(), help="Run directory, or its name in runs/.")]
 RunPaths = Annotated[list[Path], Argument(click_type=RunType(), help="Run directories, or their names in runs/.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +18,14 @@ from mini_r1.run.files import read_object
 from mini_r1.run.manifest import MANIFEST, Saved, verify
 from mini_r1.run.reader import read_completions
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.registry import DEFAULT_TASK, AnyTask, find_task
+from mini_r1.tasks.task import TaskProblem
+from mini_r1.tasks.task_data import load_data
 
 FORMAT = 3
 """Format of a result; a file with another one is measured again."""
-BEFORE_SAMPLING_KEYS: Final[dict[str, Any]] = {"top_p": 1.0, "top_k": None, "stop": []}
+OLDER_KEYS: Final[dict[str, Any]] = {"top_p": 1.0, "top_k": None, "stop": [], "task": DEFAULT_TASK}
 """Settings of results that are older than these keys."""
 
 
@@ -32,6 +35,7 @@ class Source:
 
     model: str
     problems_file: Path
+    task: AnyTask
     samples: int = 4
     style: str = "script"
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=1024, temperature=0.9))
@@ -41,7 +45,7 @@ class Source:
     """Random seed of the shuffle that a limit takes its problems from: runs that differ only in `seed` share them."""
     revision: str | None = None
     tokenizer: str = ""  # directory or hub id of the tokenizer, if not the model's
-    rule: task.GeneratorSpec = field(default_factory=task.GeneratorSpec)  # of the random solver
+    generator: Mapping[str, Any] | None = None  # the recipe's, which the solvers follow
     run: RunDir | None = None
     step: int | None = None
     saved: Saved | None = None
@@ -52,6 +56,7 @@ class Source:
         """Return everything that a result depends on besides the machine."""
         return {
             "format": FORMAT,
+            "task": self.task.name,
             "weights": self.weights or f"{self.model}@{self.revision}",
             "problems_sha256": problems.sha256,
             "problems": len(problems.asked),
@@ -63,7 +68,7 @@ class Source:
             "max_new_tokens": self.sampling.max_new_tokens,
             "prompt_style": self.style,
             "seed": self.seed,
-            "random_solver": {"operators": self.rule.operators, "max_intermediate": self.rule.max_intermediate},
+            **self.task.solver_settings(self.generator),
         }
 
     def result_file(self, problems: Problems) -> Path | None:
@@ -83,7 +88,7 @@ class Source:
         value = read_object(path) if path is not None else {}
         if not isinstance(value.get("provenance"), dict):
             return None
-        value["provenance"] = {**BEFORE_SAMPLING_KEYS, **value["provenance"]}
+        value["provenance"] = {**OLDER_KEYS, **value["provenance"]}
         return value
 
     def read_same_result(self, problems: Problems) -> dict[str, Any] | None:
@@ -116,7 +121,7 @@ class Source:
 class Problems:
     """The problems to ask, and their origin."""
 
-    asked: list[task.Problem]
+    asked: list[Any]
     available: int
     sha256: str
     limit: int | None
@@ -137,7 +142,7 @@ class Problems:
         return f"{text}, {self.trained_on} of them trained on" if self.trained_on else text
 
 
-def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
+def model_source(source: str, problems_file: Path | None, step: int | None, task: AnyTask) -> Source:
     """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
     path = Path(source)
     refuse_no_model(source, has_problems=problems_file is not None)
@@ -146,7 +151,7 @@ def model_source(source: str, problems_file: Path | None, step: int | None) -> S
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source
-    return Source(name, problems_file, own_problems=True)
+    return Source(name, problems_file, task, style=task.styles[0], own_problems=True)
 
 
 def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
@@ -162,7 +167,8 @@ def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
         sampling=SamplingConfig.from_recipe(recipe),
         seed=recipe.seed,
         selection_seed=recipe.dataset_seed,
-        rule=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else task.GeneratorSpec(),
+        task=find_task(recipe.task),
+        generator=recipe.generator.model_dump() if recipe.generator else None,
         run=run,
         own_problems=problems_file is not None,
     )
@@ -199,8 +205,9 @@ def untrained_source(snapshot: Source, start: StartingPoint) -> Source | None:
 def read_problems(source: Source, limit: int | None) -> Problems:
     """Read the problems in a seeded order; a DataError if the file is missing or wrong."""
     if not source.problems_file.exists():  # else a name like owner/name would be looked up on the hub
-        raise task.DataError(f"{source.problems_file}: no such file")
-    data = task.load_data(
+        raise DataError(f"{source.problems_file}: no such file")
+    data = load_data(
+        source.task,
         str(source.problems_file),
         revision=None,
         rows=None,
@@ -211,17 +218,19 @@ def read_problems(source: Source, limit: int | None) -> Problems:
         prefer="test",
     )
     asked = data.train[:limit]
-    trained_on = _count_trained_on(source.run, asked) if source.run is not None and source.own_problems else 0
+    trained_on = 0
+    if source.run is not None and source.own_problems:
+        trained_on = _count_trained_on(source.task, source.run, asked)
     digest = str(data.provenance["sha256"])
     return Problems(asked, len(data.train), digest, limit, source.selection_seed, trained_on)
 
 
-def _count_trained_on(run: RunDir, problems: Sequence[task.Problem]) -> int:
+def _count_trained_on(task: AnyTask, run: RunDir, problems: Sequence[TaskProblem]) -> int:
     """Count the problems, in any order of their numbers, that are in the run's completions."""
     seen = set()
     for row in read_completions(run):
-        with suppress(task.DataError):
-            seen.add(task.parse_problem(row, "").key)
+        with suppress(DataError):
+            seen.add(task.parse(row, "").key)
     return sum(problem.key in seen for problem in problems)
 
 

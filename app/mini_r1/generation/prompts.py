@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mini_r1.console import printable
 from mini_r1.errors import KitError, first_line
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import AnyTask
 
 
 @pass_environment
@@ -24,7 +24,7 @@ def _attr(environment: Environment, value: Any, name: str) -> Any:
 FILTERS["attr"] = _attr
 
 
-def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem], style: str) -> list[str]:
+def render(task: AnyTask, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Any], style: str) -> list[str]:
     """Return each problem's chat in the tokenizer's template, ending with the assistant prefill.
 
     A template that is broken, or does what its sandbox forbids, is a KitError; an unknown style is a DataError.

@@ -22,13 +22,11 @@ from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.manifest import MANIFEST, Saved
 from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown.problem import Problem, parse_problem
 from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.registry import find_task
 
 RECORD: Final = "mini-r1.json"
 """The file that names the run that a repository belongs to."""
-EXAMPLE = Problem((44, 19, 35), 98)
-"""The first problem of the hub's data set."""
 _EVENTS = re.compile(r"(.*tfevents\.\d+)\..+\.(\d+\.\d+)")
 """TensorBoard's file names: time, host, process and a counter."""
 _PATH_KEYS = frozenset({"source", "snapshot", "problems_file", "written_to"})
@@ -106,11 +104,12 @@ def base_of(run: RunDir, recipe: Recipe) -> Base:
     return Base(name, commit, name)
 
 
-def example_of(run: RunDir) -> Problem:
-    """Return the first problem that the run held out, else the first of the hub's data set."""
+def example_of(run: RunDir, recipe: Recipe) -> Any:
+    """Return the first problem that the run held out, else the task's example."""
+    task = find_task(recipe.task)
     with suppress(DataError, StopIteration):
-        return parse_problem(next(read_jsonl(run.held_out_file)), run.held_out_file.name)
-    return EXAMPLE
+        return task.parse(next(read_jsonl(run.held_out_file)), run.held_out_file.name)
+    return task.example
 
 
 def refuse_unknown_base(saved: Saved, base: Base) -> None:

@@ -1,6 +1,6 @@
 """Built-in models, which the kit makes itself, and the solver that each imitates before GRPO."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from mini_r1.tasks.countdown.traces import Demonstrator
@@ -35,6 +35,7 @@ class BuiltinModel:
     initializer_range: float  # standard deviation of the random weights
     demonstrator: Demonstrator
     imitation: Imitation
+    task: str = field(default="countdown", repr=False)  # not part of the key of a cached model
 
 
 BUILTIN_MODELS: Final = {

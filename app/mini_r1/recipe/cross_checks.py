@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
-from mini_r1.recipe.field_types import DEFAULT_REWARDS, GENERATED
 from mini_r1.tasks.problem_files import SUFFIXES
+from mini_r1.tasks.registry import DEFAULT_TASK, find_task
+from mini_r1.tasks.task_data import GENERATED
 
 if TYPE_CHECKING:
     from mini_r1.recipe.fields import Recipe
@@ -42,6 +43,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "lr_scheduler_kwargs lr_scheduler_type", text
     if 0 < recipe.max_steps < recipe.warmup_steps:
         yield "warmup_steps max_steps", f"the warm-up is longer than the run: at most {recipe.max_steps} steps"
+    yield from _task_contradictions(recipe)
     if recipe.generator and recipe.dataset_id_or_path != GENERATED:
         yield "generator dataset_id_or_path", f"needs dataset_id_or_path: {GENERATED}: set that, or take it out"
     if recipe.dataset_id_or_path == GENERATED and recipe.dataset_rows is None:
@@ -64,10 +66,30 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     if recipe.warm_start and recipe.built_in is None:
         yield "warm_start model_name_or_path", f"is for {' and '.join(BUILTIN_MODELS)} only: take it out"
     yield from _off_policy_contradictions(recipe)
-    for name in DEFAULT_REWARDS if recipe.scoring == "original" else ():
+    for name in find_task(recipe.task).default_rewards() if recipe.scoring == "original" else ():
         if {name, f"{name}_original"} <= set(recipe.rewards or {}):
             text = f"under scoring: original '{name}' means '{name}_original': name one of the two"
             yield "rewards scoring", text
+
+
+def _task_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield what the recipe's task does not have."""
+    task = find_task(recipe.task)
+    if recipe.prompt_style not in task.styles:
+        yield "prompt_style task", f"the task {task.name} has the prompt styles {', '.join(task.styles)}: choose one"
+    if recipe.rewards and (unknown := [name for name in recipe.rewards if name not in task.rewards]):
+        text = f"the task {task.name} has no reward '{unknown[0]}': choose from {', '.join(task.rewards)}"
+        yield "rewards task", text
+    if recipe.built_in and recipe.built_in.task != task.name:
+        fit = [model.name for model in BUILTIN_MODELS.values() if model.task == task.name]
+        text = f"{recipe.model_name_or_path} is made for the task {recipe.built_in.task}: " + (
+            f"name {' or '.join(fit)}" if fit else "name a model from the hub"
+        )
+        yield "model_name_or_path task", text
+    if task.name != DEFAULT_TASK:
+        for key in ("generator", "scoring", "split_by"):
+            if getattr(recipe, key) != type(recipe).model_fields[key].default:
+                yield f"{key} task", f"is for task: {DEFAULT_TASK} only: take it out"
 
 
 def _off_policy_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:

@@ -13,14 +13,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean, foreign_keys
 from mini_r1.tasks.countdown.prompt import PREFILL
-from mini_r1.tasks.countdown.rewards import REWARDS
 from mini_r1.tasks.problem_files import HUB_ID, SUFFIXES
+from mini_r1.tasks.registry import TASKS, describe_unknown_task
+from mini_r1.tasks.task_data import GENERATED
 from mini_r1.values import expand_path
 
-DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
-"""What `rewards` means when it is not written; the original's sum of two verdicts."""
-REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
-GENERATED = "generated"
+REWARD_NAMES: tuple[str, ...] = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.rewards))
+TASK_NAMES: tuple[str, ...] = tuple(TASKS)
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 LARGEST_NUMBER = 10**15  # far above any count here; keeps every sum and conversion exact in a float
 MOST_STOPS = 16  # each is searched for in every completion while it is sampled
@@ -60,6 +59,12 @@ def _number(value: object) -> object:
         value = float(value)
     if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER and abs(value) != math.inf:
         raise ValueError("is too large")
+    return value
+
+
+def _task(value: object) -> object:
+    if isinstance(value, str) and value not in TASKS:
+        raise ValueError(describe_unknown_task(value))
     return value
 
 
@@ -188,6 +193,7 @@ SHARE_OR_STEPS = "must be a whole number of steps, at least 1, or a share of the
 if TYPE_CHECKING:
     Interval = float
     RewardName = str
+    TaskName = str
 else:  # steps stay whole numbers, and the game's registry is the only list of rewards
     Interval = Annotated[
         Number,
@@ -195,6 +201,10 @@ else:  # steps stay whole numbers, and the game's registry is the only list of r
         AfterValidator(lambda n: int(n) if n >= 1 else n),
     ]
     RewardName = Literal[REWARD_NAMES]
+    TaskName = Annotated[
+        Literal[TASK_NAMES],
+        BeforeValidator(_task, json_schema_input_type=Literal[TASK_NAMES]),
+    ]
 Rewards = Annotated[
     dict[RewardName, Number],
     require(

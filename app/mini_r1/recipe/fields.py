@@ -16,11 +16,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from mini_r1.recipe import field_types as types
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
 from mini_r1.recipe.cross_checks import contradictions, warnings
-from mini_r1.recipe.field_types import DEFAULT_REWARDS, GENERATED, REWARD_NAMES
+from mini_r1.recipe.field_types import REWARD_NAMES
 from mini_r1.recipe.nested import RECIPE_CONFIG, GeneratorRecipe, WarmStartRecipe, WatchRecipe
+from mini_r1.tasks.registry import DEFAULT_TASK, find_task
+from mini_r1.tasks.task_data import GENERATED
 
 __all__ = [
-    "DEFAULT_REWARDS", "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
+    "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
     "WatchRecipe",
 ]  # fmt: skip
 
@@ -80,12 +82,14 @@ class Recipe(BaseModel):
     """Distribution of generated problems, for `dataset_id_or_path: generated`; null: that of the hub's data set."""
 
     # Task
+    task: types.TaskName = DEFAULT_TASK
+    """What is trained: `countdown`, or `qa`, a question and an exact final answer (docs/tasks.md)."""
     prompt_style: Literal["script", "notebook"] = "script"
     """Which of the original's two user messages to use. Its published recipe used the script's."""
     scoring: Literal["kit", "original"] = "kit"
     """`kit`: the exact scorer. `original`: the original's, errors included. The logs have the verdicts of both."""
     rewards: types.Rewards | None = None
-    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original."""
+    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original (qa: answer 1)."""
 
     # Length and batch
     max_steps: types.Steps = -1
@@ -329,9 +333,10 @@ class Recipe(BaseModel):
 
     def resolved_rewards(self) -> dict[str, float]:
         """Return the weights of the rewards that are summed, by their functions: `scoring: original` swaps the two."""
-        weights: dict[str, float] = {str(name): weight for name, weight in (self.rewards or DEFAULT_REWARDS).items()}
+        defaults = find_task(self.task).default_rewards()
+        weights = {str(name): weight for name, weight in (self.rewards or defaults).items()}
         if self.scoring == "original":
-            return {f"{name}_original" if name in DEFAULT_REWARDS else name: value for name, value in weights.items()}
+            return {f"{name}_original" if name in defaults else name: value for name, value in weights.items()}
         return weights
 
 

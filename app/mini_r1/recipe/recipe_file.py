@@ -18,9 +18,10 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, composer, constructor, error, events, nodes, reader
 
 from mini_r1.errors import KitError
-from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
+from mini_r1.recipe.fields import DEMO_MODEL, NESTED, Recipe
 from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, foreign_keys, unknown_key
 from mini_r1.recipe.shipped_files import shipped_files
+from mini_r1.tasks.registry import task_of_row
 from mini_r1.values import describe_value, read_limited
 
 MAX_BYTES = 2**16
@@ -276,7 +277,7 @@ class _Source:
         for depth, part in enumerate(path[:-1], 1):
             if target.get(part) is None:
                 # A reward that is added joins the default pair; it does not silently replace it.
-                target[part] = dict(DEFAULT_REWARDS) if path[:depth] == ("rewards",) else {}
+                target[part] = task_of_row(self.values).default_rewards() if path[:depth] == ("rewards",) else {}
                 self.lines[path[:depth]] = number
             target = target[part]
             if not isinstance(target, dict):

@@ -3,9 +3,22 @@
 A completion continues the prefill and so starts inside `<think>`; the rules read `<think>` + completion.
 """
 
+import re
+
 THINK, END_THINK = "<think>", "</think>"
 ANSWER, END_ANSWER = "<answer>", "</answer>"
 NOT_CLOSED = "the answer block is not closed"
+
+_QUOTED = re.compile(r"""(character|unexpected|before) ('(?:[^'\\]|\\.)*'|".*?")""")
+_NUMBER = re.compile(r"-?[0-9]+(?:\.\.\.)?(?:/[0-9]+(?:\.\.\.)?)?")
+_MISSING = (
+    ("no answer after </think>", "no answer after the thought"),
+    ("an answer follows the first </think>", "no answer after the thought"),
+    ("the answer is in the thought", "no answer after the thought"),
+    ("</answer> without <answer>", "no answer after the thought"),
+    (NOT_CLOSED, NOT_CLOSED),
+)
+"""How the reason of a missing answer begins, and the kind of failure that it is."""
 
 
 def last_answer(text: str) -> tuple[str | None, str | None]:
@@ -60,3 +73,18 @@ def check_format(text: str, end_of_thought: int) -> tuple[int | None, str | None
     if not rest:
         return start, None
     return start, "text after </answer>" if rest.strip() else "white space after </answer>"
+
+
+def classify_missing_answer(reason: str, *, truncated: bool) -> str | None:
+    """Return the kind of failure of a completion without an answer, from its verdict's reason; None for another one."""
+    if reason == "no </think>":
+        return "cut off at the longest length while still thinking" if truncated else "the thought never ends"
+    return next((kind for beginning, kind in _MISSING if reason.startswith(beginning)), None)
+
+
+def fold_reason(reason: str) -> str:
+    """Return a verdict's reason with every number as N and every quoted sign as …, so that like reasons count as one.
+
+    `result is 7, not 24` and `result is 5/2, not 30` are both `result is N, not N`.
+    """
+    return _NUMBER.sub("N", _QUOTED.sub(r"\1 …", reason))

@@ -21,7 +21,7 @@ from mini_r1.run.files import AppendFile
 from mini_r1.run.finished import Outcome
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.task_data import TaskData
 from mini_r1.training import pushing, records
 from mini_r1.training.checkpoints import next_start
 from mini_r1.training.curves import Curves, shown_completions
@@ -55,7 +55,7 @@ class WorkerContext:
 class Inputs:
     """Data and model of a run, loaded."""
 
-    data: task.TaskData
+    data: TaskData[Any]
     schedule: Schedule
     dataset: Any  # rows in the order in which they are trained on
     held_out: list[dict[str, Any]]

@@ -20,6 +20,7 @@ from mini_r1.console import printable
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import AppendFile
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.registry import is_right, task_of_row
 from mini_r1.values import mapping, number
 
 TEXTS = 50
@@ -101,8 +102,8 @@ def shown_completions(step: int, steps: int, records: Sequence[dict[str, Any]]) 
     if step > 1 and step % max(1, steps // TEXTS):
         return {}
     shown: dict[str, str] = {}
-    for name, right in (("right", 1.0), ("wrong", 0.0)):
-        chosen = [record for record in records if float(record["rewards"]["equation"]) == right][:OF_EACH]
+    for name, right in (("right", True), ("wrong", False)):
+        chosen = [record for record in records if is_right(record) is right][:OF_EACH]
         shown |= {f"{name} {index}": _entry(record) for index, record in enumerate(chosen, start=1)}
     return shown
 
@@ -152,4 +153,4 @@ def as_code(text: str) -> str:
 def _entry(record: dict[str, Any]) -> str:
     text = record["completion"]
     cut = f"\n[{len(text) - SHOWN_CHARACTERS:,} more characters]" if len(text) > SHOWN_CHARACTERS else ""
-    return f"{record['nums']} -> {record['target']}: {record['reason']}\n<think>{text[:SHOWN_CHARACTERS]}{cut}"
+    return f"{task_of_row(record).describe(record)}: {record['reason']}\n<think>{text[:SHOWN_CHARACTERS]}{cut}"

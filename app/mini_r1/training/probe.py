@@ -22,6 +22,7 @@ from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, INSTALL_VLLM_CPU
 from mini_r1.machine.provenance import versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
+from mini_r1.tasks.registry import find_task
 
 
 class Probe:
@@ -101,7 +102,7 @@ class Probe:
         from mini_r1.training.recipe_data import load_task_data
 
         self._data = load_task_data(self._recipe)
-        prepare.refuse_unsolvable(self._data)
+        prepare.refuse_unsolvable(find_task(self._recipe.task), self._data)
         return ok(f"{len(self._data.train):,} to train on, {len(self._data.held_out):,} held out")
 
     def _prompts(self) -> Finding:

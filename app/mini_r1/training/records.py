@@ -28,7 +28,8 @@ from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.files import write_json, write_jsonl, write_text
 from mini_r1.run.reader import count_vllm_processes
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import find_task
+from mini_r1.tasks.task_data import TaskData
 
 if TYPE_CHECKING:
     from mini_r1.training.attempt import Inputs, WorkerContext
@@ -49,7 +50,7 @@ def commits(run: RunDir) -> tuple[str | None, str | None]:
     return record["data"]["revision"], record["attempts"][-1]["model"]["revision"]
 
 
-def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
+def refuse_other_data(run: RunDir, data: TaskData[Any]) -> None:
     """Raise KitError if a run with a checkpoint would be resumed on other data."""
     before = run.read_record().get("data")
     if before and run.complete_checkpoints() and before != json.loads(json.dumps(data.provenance)):
@@ -89,7 +90,7 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
         "attempts": [*before.get("attempts", []), this_attempt],
     }
     write_json(run.run_file, record)
-    write_jsonl(run.held_out_file, [{"nums": list(p.nums), "target": p.target} for p in inputs.data.held_out])
+    write_jsonl(run.held_out_file, map(find_task(recipe.task).row, inputs.data.held_out))
 
 
 def _gpu_names() -> list[str]:

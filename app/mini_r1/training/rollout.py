@@ -10,7 +10,8 @@ import torch
 
 from mini_r1.errors import Stopped
 from mini_r1.generation.sampler import Stop, never
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import AnyTask
+from mini_r1.tasks.task import TaskProblem, TaskVerdict
 
 ADVANTAGE_EPSILON = 1e-4
 """Added to a group's standard deviation; TRL 0.14.0's value."""
@@ -26,14 +27,14 @@ micro-batch's loss; `sampled_logps` if another program sampled; later `reference
 class Completion:
     """One sampled completion and everything known about it."""
 
-    problem: task.Problem
+    problem: TaskProblem
     prompt: str
     prompt_ids: list[int]
     ids: list[int]
     truncated: bool  # at max_completion_length, without an end token
     text: str = ""
     sampled_logps: list[float] | None = None  # of each token, by the program that sampled it, unless it is the trainer
-    verdict: task.Verdict | None = None
+    verdict: TaskVerdict | None = None
     reward: float = 0.0
     advantage: float = 0.0
     group_differs: bool = True  # whether the rewards of its group differ
@@ -43,12 +44,12 @@ class Completion:
         """Tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.ids)
 
-    def record(self, step: int) -> dict[str, Any]:
+    def record(self, task: AnyTask, step: int) -> dict[str, Any]:
         """Return the row of completions.jsonl."""
         assert self.verdict is not None
         return {
             "step": step,
-            **self.verdict.record(),
+            **task.record(self.verdict),
             "prompt": self.prompt,
             "reward": self.reward,
             "advantage": self.advantage,
@@ -64,7 +65,7 @@ class GroupStatistics(NamedTuple):
     equal: float  # share of the groups whose rewards are all equal: they have no advantage and teach nothing
 
 
-def score(completions: Sequence[Completion], weights: Mapping[str, float], stop: Stop = never) -> None:
+def score(task: AnyTask, completions: Sequence[Completion], weights: Mapping[str, float], stop: Stop = never) -> None:
     """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, by its name in the task."""
     for c in completions:
         if stop():

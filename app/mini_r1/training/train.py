@@ -15,6 +15,7 @@ from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.finished import Outcome, finished_step, print_finished
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.registry import find_task
 from mini_r1.training import prepare, pushing, records
 from mini_r1.training.arguments import fill_bucket, grpo_config
 from mini_r1.training.attempt import Attempt, Inputs, WorkerContext
@@ -74,7 +75,7 @@ def _load_inputs(context: WorkerContext) -> Inputs:
     context.phases.begin("data")
     data = world.main_first(lambda: load_task_data(recipe, data_commit, console, stop))
     world.from_main(lambda: records.refuse_other_data(run, data))
-    world.from_main(lambda: prepare.refuse_unsolvable(data, console, stop))
+    world.from_main(lambda: prepare.refuse_unsolvable(find_task(recipe.task), data, console, stop))
     context.phases.begin("model")
     _raise_if_stopped(context)
     found = world.main_first(lambda: prepare.find_model(recipe, data, console, model_commit, stop))

@@ -30,7 +30,7 @@ from mini_r1.generation.prompts import completion_texts, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
 from mini_r1.generation.stop_strings import is_truncated
 from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import find_task
 from mini_r1.training.attempt import Attempt
 from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
 from mini_r1.training.grpo_loss import OffPolicyCorrection, grpo_loss, loss_metrics
@@ -49,7 +49,7 @@ HELD_OUT_RANK = -2
 
 
 class CountdownTrainer(GRPOTrainer):
-    """GRPOTrainer with one rollout for each optimizer step, over rows of `prompt` (text), `nums` and `target`.
+    """GRPOTrainer with one rollout for each optimizer step, over rows of `prompt` (text) and the task's columns.
 
     When it is asked to stop it abandons a rollout, a scoring or an evaluation: the weights are still those of the last
     finished step, and the resumed run draws the same completions.
@@ -87,6 +87,7 @@ class CountdownTrainer(GRPOTrainer):
         self.stopped_by: Alert | None = None
         self.evaluation_due = False  # set if a stop abandons the last step's evaluation: a resume begins with it
         self._attempt, self._world, self._run = attempt, attempt.world, attempt.run
+        self._task = find_task(attempt.recipe.task)
         self._reward_weights = attempt.recipe.resolved_rewards()
         self._correction = OffPolicyCorrection.from_recipe(attempt.recipe)
         self._watch = Watch(attempt.recipe.watch)
@@ -142,12 +143,12 @@ class CountdownTrainer(GRPOTrainer):
                 rows, self.num_generations, lambda rank: step_seed(self.args.seed, self.state.global_step, rank)
             )
         with self._phase("score"):
-            self._world.unless_stopped(lambda: score(completions, self._reward_weights, self._attempt.stop))
+            self._world.unless_stopped(lambda: score(self._task, completions, self._reward_weights, self._attempt.stop))
             groups = set_advantages(completions, self.num_generations, scale=recipe.scale_rewards)
-            records = gather_object([c.record(self.state.global_step + 1) for c in completions])
+            records = gather_object([c.record(self._task, self.state.global_step + 1) for c in completions])
             kept = [c for c in completions if c.group_differs or not drop]
             means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(len(kept))]))
-            self._step_values |= summary(records)
+            self._step_values |= summary(self._task, records)
             self._step_values |= zip(("reward_std", "frac_groups_all_equal"), means, strict=False)
             tokens = sum(record["tokens"] for record in records)
             self._step_values["tokens_per_second"] = tokens / self._step_values["time/rollout"]
@@ -204,7 +205,7 @@ class CountdownTrainer(GRPOTrainer):
         inputs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(num_generations)]
         return [
             Completion(
-                problem=task.Problem(tuple(row["nums"]), row["target"]),
+                problem=self._task.parse(row, "the training data"),
                 prompt=row["prompt"],
                 prompt_ids=prompt_ids,
                 ids=each.ids,
@@ -324,14 +325,14 @@ class CountdownTrainer(GRPOTrainer):
             with self._phase("evaluate"):
                 own = self._held_out[self._world.rank :: self._world.size]
                 completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
-                score(completions, self._reward_weights)
-                records = gather_object([c.record(self.state.global_step + 1) for c in completions])
+                score(self._task, completions, self._reward_weights)
+                records = gather_object([c.record(self._task, self.state.global_step + 1) for c in completions])
         except Stopped:
             self.evaluation_due = True
             self.control.should_evaluate = False
             self._abandon("evaluation")
             return {}
-        metrics = {f"eval_{name}": value for name, value in summary(records).items()}
+        metrics = {f"eval_{name}": value for name, value in summary(self._task, records).items()}
         metrics["eval_problems"] = len(records)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -38,6 +38,11 @@ class Problem:
         """The sorted numbers alone: equal also for problems that differ in the target."""
         return tuple(sorted(self.nums))
 
+    @property
+    def cluster(self) -> tuple[int, ...]:
+        """The sorted numbers, which decide how hard a problem is for any target."""
+        return self.numbers_key
+
 
 def parse_problem(row: object, place: str) -> Problem:
     """Check one row and return its problem; columns other than `nums` and `target` are ignored.
