@@ -20,7 +20,7 @@ def completions(*rewards: float) -> list[Completion]:
 
 def test_a_reward_is_the_weighted_sum() -> None:
     found = [Completion(PROBLEM, "", [1], [1], False, text) for text in (RIGHT, WRONG, "")]
-    score(found, {"equation": 2.0, "format": 0.5})
+    score(CountdownTask(), found, {"equation": 2.0, "format": 0.5})
     assert [c.reward for c in found] == [2.5, 0.5, 0.0]
     assert [c.verdict.right for c in found if c.verdict] == [1, 0, 0]
 

@@ -56,7 +56,7 @@ def card(
         "## Training",
         *_training(recipe, record, branches),
         "## Limits",
-        _limits(is_adapter, recipe),
+        _limits(is_adapter, recipe, measured),
         "## Licence",
         _licence(recipe, base),
     ]
@@ -113,11 +113,11 @@ def _link(model: str) -> str:
     return f"[{model}](https://huggingface.co/{model})"
 
 
-def _card_text(recipe: Recipe) -> CardText:
+def _card_text(recipe: Recipe, *, measured: bool = False) -> CardText:
     """Return what the task says, with the problems' distribution if the recipe determines it."""
     known = recipe.dataset_id_or_path in (GENERATED, Recipe.model_fields["dataset_id_or_path"].default)
     generator = recipe.generator or GeneratorRecipe()  # its defaults are those of the hub's data set
-    return find_task(recipe.task).card(generator.model_dump() if known else None)
+    return find_task(recipe.task).card(generator.model_dump() if known else None, measured=measured)
 
 
 # --- success ---
@@ -272,8 +272,9 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
     yield _fenced(yaml.safe_dump(changed, sort_keys=False, allow_unicode=True).strip(), "yaml")
 
 
-def _limits(is_adapter: bool, recipe: Recipe) -> str:
-    about, *others = _card_text(recipe).limits
+def _limits(is_adapter: bool, recipe: Recipe, measured: Evaluated | None) -> str:
+    has_rows = measured is not None and any(key.startswith("by_") and rows for key, rows in measured.values.items())
+    about, *others = _card_text(recipe, measured=has_rows).limits
     lines = [
         about,
         "The reasoning is not an explanation: it can claim a wrong result, and a right answer can follow reasoning "

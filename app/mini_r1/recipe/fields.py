@@ -83,13 +83,13 @@ class Recipe(BaseModel):
 
     # Task
     task: types.TaskName = DEFAULT_TASK
-    """What is trained: `countdown`, or `qa`, a question and an exact final answer (docs/tasks.md)."""
+    """What is trained: `countdown`."""
     prompt_style: Literal["script", "notebook"] = "script"
     """Which of the original's two user messages to use. Its published recipe used the script's."""
     scoring: Literal["kit", "original"] = "kit"
     """`kit`: the exact scorer. `original`: the original's, errors included. The logs have the verdicts of both."""
     rewards: types.Rewards | None = None
-    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original (qa: answer 1)."""
+    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original."""
 
     # Length and batch
     max_steps: types.Steps = -1

@@ -25,7 +25,7 @@ def find_task(name: str) -> AnyTask:
 
 def describe_unknown_task(name: str) -> str:
     """Return the error for a task that there is not."""
-    close = difflib.get_close_matches(name, TASKS, n=1)
+    close = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(TASKS)}"
     return f"there is no task '{name[:60]}': {hint}"
 
@@ -36,7 +36,7 @@ def task_of_row(row: Mapping[str, Any]) -> AnyTask:
     return TASKS.get(name if isinstance(name, str) else DEFAULT_TASK, TASKS[DEFAULT_TASK])
 
 
-def score_line(line: bytes, place: str, task: str = DEFAULT_TASK) -> dict[str, float | str]:
+def score_line(line: bytes, place: str = "input", task: str = DEFAULT_TASK) -> dict[str, float | str]:
     """Judge the completion in a line of JSONL, as `mini-r1 score` does; return its rewards and "reason".
 
     The line is a row of the task's data with a `completion`; its own `task` comes first. Other keys are ignored.

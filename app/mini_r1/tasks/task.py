@@ -229,8 +229,11 @@ class Task(ABC, Generic[P]):
         """Work an answer out for a reader."""
 
     @abstractmethod
-    def card(self, generator: Mapping[str, Any] | None) -> CardText:
-        """Return what a model card says; `generator` is the problems' distribution if it is known."""
+    def card(self, generator: Mapping[str, Any] | None, *, measured: bool) -> CardText:
+        """Return what a model card says; `generator` is the problems' distribution if it is known.
+
+        `measured` is whether the card has success by strata.
+        """
 
     @abstractmethod
     def read_typed(self, *texts: str) -> P:

@@ -94,8 +94,9 @@ def of_recipe(recipe: Recipe, problems: Sequence[Any]) -> WarmStart:
     model = recipe.built_in
     assert model is not None
     limit = recipe.generator.max_intermediate if recipe.generator else None
-    largest = min(limit or model.demonstrator.largest_value, model.demonstrator.largest_value)
-    model = replace(model, demonstrator=replace(model.demonstrator, largest_value=largest))
+    if limit:
+        largest = min(limit, model.demonstrator.largest_value)
+        model = replace(model, demonstrator=replace(model.demonstrator, largest_value=largest))
     return WarmStart(problems, recipe.prompt_style, model, recipe.warm_start or WarmStartRecipe())
 
 

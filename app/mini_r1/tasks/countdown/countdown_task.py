@@ -115,7 +115,7 @@ class CountdownTask(Task[Problem]):
     def explain(self, completion: str, problem: Problem) -> Explanation:
         return explain(completion, problem)
 
-    def card(self, generator: Mapping[str, Any] | None) -> CardText:
+    def card(self, generator: Mapping[str, Any] | None, *, measured: bool) -> CardText:
         numbers = "some numbers"
         if generator is not None:
             *others, last = [str(size) for size in sorted(set(_spec(generator).sizes))]
@@ -128,8 +128,8 @@ class CountdownTask(Task[Problem]):
             [
                 f"It was trained on one game, with {numbers}. Don't expect it to be better at mathematics in general; "
                 "it may be worse at everything else than the model it was made from.",
-                "Trying sums in order solves many problems for which + and - suffice, without any reasoning: see the "
-                f"row '{OPERATOR_STRATA['needs_multiply_or_divide']}', if success was measured.",
+                "Trying sums in order solves many problems for which + and - suffice"
+                + (": see the row 'needs × or ÷'." if measured else ", without any reasoning."),
             ],
         )
 
