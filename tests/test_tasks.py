@@ -133,11 +133,26 @@ def test_a_task_of_a_recipe(task: AnyTask) -> None:
 def test_a_task_that_is_misspelt_is_named() -> None:
     with pytest.raises(ValidationError, match="there is no task 'coutdown': did you mean 'countdown'"):
         Recipe(model_name_or_path="a/b", task="coutdown")
-    with pytest.raises(KitError, match="there is no task 'chess': there are: countdown"):
+    with pytest.raises(KitError, match="there is no task 'chess': there are: countdown, qa"):
         find_task("chess")
-    line = {"task": "cuntdown", "nums": [1], "target": 1, "completion": ""}
-    with pytest.raises(DataError, match="f:3: there is no task 'cuntdown': did you mean 'countdown'"):
+    line = {"task": "qq", "question": "1?", "answer": "1", "completion": ""}
+    with pytest.raises(DataError, match="f:3: there is no task 'qq': did you mean 'qa'"):
         score_line(json.dumps(line).encode(), "f:3")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rewards": {"equation": 1}}, "the task qa has no reward 'equation': choose from format, answer, random"),
+        ({"prompt_style": "notebook"}, "the task qa has the prompt styles script"),
+        ({"model_name_or_path": "builtin:demo"}, "made for the task countdown: name builtin:arithmetic"),
+        ({"split_by": "numbers"}, "is for task: countdown only"),
+        ({"scoring": "original"}, "is for task: countdown only"),
+    ],
+)
+def test_what_a_task_does_not_have_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Recipe(**{"model_name_or_path": "a/b", "task": "qa", "dataset_id_or_path": "a/b", **settings})  # type: ignore[arg-type]
 
 
 @EVERY

@@ -86,6 +86,8 @@ def _task_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
             f"name {' or '.join(fit)}" if fit else "name a model from the hub"
         )
         yield "model_name_or_path task", text
+    if task.name != DEFAULT_TASK and recipe.warm_start and recipe.warm_start.sums is not None:
+        yield "warm_start task", f"sums is for task: {DEFAULT_TASK} only: take it out"
     if task.name != DEFAULT_TASK:
         for key in ("generator", "scoring", "split_by"):
             if getattr(recipe, key) != type(recipe).model_fields[key].default:

@@ -39,7 +39,8 @@ class Recipe(BaseModel):
 
     # Model
     model_name_or_path: types.ModelName
-    """Hub id, local directory, or `builtin:demo` and `builtin:scratch`, small models that the kit makes itself."""
+    """Hub id, local directory, or a small model that the kit makes itself: `builtin:demo`,
+    `builtin:scratch`, and for `task: qa` `builtin:arithmetic`."""
     model_revision: types.Text = "main"
     """Branch, tag or commit on the hub. The run directory records the commit."""
     tokenizer_name_or_path: types.PathText | None = None
@@ -83,13 +84,13 @@ class Recipe(BaseModel):
 
     # Task
     task: types.TaskName = DEFAULT_TASK
-    """What is trained: `countdown`."""
+    """What is trained: `countdown`, or `qa`, a question and an exact final answer (docs/tasks.md)."""
     prompt_style: Literal["script", "notebook"] = "script"
     """Which of the original's two user messages to use. Its published recipe used the script's."""
     scoring: Literal["kit", "original"] = "kit"
     """`kit`: the exact scorer. `original`: the original's, errors included. The logs have the verdicts of both."""
     rewards: types.Rewards | None = None
-    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original."""
+    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original (qa: answer 1)."""
 
     # Length and batch
     max_steps: types.Steps = -1

@@ -7,13 +7,14 @@ from typing import Any, Final
 from mini_r1.errors import KitError
 from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.data_errors import DataError, parse_json
+from mini_r1.tasks.qa.qa_task import QaTask
 from mini_r1.tasks.task import Task
 
 AnyTask = Task[Any]
 
 DEFAULT_TASK: Final = CountdownTask.name
 """The task of a recipe, and of a row of completions, that names none."""
-TASKS: Final[dict[str, AnyTask]] = {task.name: task for task in (CountdownTask(),)}
+TASKS: Final[dict[str, AnyTask]] = {task.name: task for task in (CountdownTask(), QaTask())}
 
 
 def find_task(name: str) -> AnyTask:
