@@ -31,7 +31,7 @@ def test_a_run_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     kit("train", "qa-cpu", "--run-dir", path, *(f"--set={each}" for each in SMALL))
     run = RunDir(path)
-    row = next(read_metrics(run))
+    row = read_metrics(run)[0]
     assert {"success", "reflections", "rewards/answer", "rewards/random"} <= set(row)
     assert any(name.startswith("success/") and name.endswith("_digits") for name in row)
     assert "tries" not in row
