@@ -16,7 +16,7 @@ from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.files import AppendFile, read_jsonl, write_json, write_jsonl, write_text
 from mini_r1.run.manifest import seal
 from mini_r1.run.reader import read_completions, read_held_out_completions, read_metrics
-from mini_r1.run.run_dir import RunDir, open_run
+from mini_r1.run.run_dir import RunDir, find_run, open_run
 
 from tests.power_cut import recorded_syncs
 
@@ -262,10 +262,57 @@ def test_a_folder_that_cannot_be_written_is_retried() -> None:
     assert caught.value.exit_code == ExitCode.RETRY
 
 
-def test_reading_a_run_that_is_not_one(tmp_path: Path) -> None:
-    with pytest.raises(KitError, match="holds no run") as caught:
-        open_run(tmp_path)
-    assert caught.value.exit_code == ExitCode.CONFIG
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("first", "runs/first"),
+        ("runs/first", "runs/first"),
+        ("./runs/first", "runs/first"),
+        ("sweep/one", "runs/sweep/one"),
+        ("here", "here"),  # the path itself comes first, although runs/here exists
+        ("gone", "gone"),
+        ("../above", "../above"),  # not runs/../above, which exists
+        ("x" * 300, "x" * 300),
+    ],
+)
+def test_a_run_is_found_by_its_path_or_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str
+) -> None:
+    for name in ("runs/first", "runs/sweep/one", "runs/here", "here", "above"):
+        (tmp_path / "work" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    assert find_run(given) == Path(found)
+
+
+@pytest.mark.parametrize(
+    ("holds", "is_a_run", "has_begun"),
+    [
+        ((), False, False),
+        (("state.json",), False, True),
+        (("attempts/1/x",), False, True),
+        (("recipe.yaml",), True, True),
+    ],
+)
+def test_only_a_run_is_opened(tmp_path: Path, holds: tuple[str, ...], is_a_run: bool, has_begun: bool) -> None:
+    for name in holds:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for options, opened, lacks in (
+        ({}, is_a_run, r"\(no recipe.yaml in it\)"),
+        ({"begun": False}, has_begun, r"\(no recipe.yaml, state.json or attempts in it\)"),
+    ):
+        if opened:
+            assert open_run(tmp_path, **options).path == tmp_path
+            continue
+        with pytest.raises(KitError, match=f"holds no run {lacks}") as caught:
+            open_run(tmp_path, **options)
+        assert caught.value.exit_code == ExitCode.CONFIG
+
+
+def test_attempts_are_folders_with_a_number_of_up_to_six_digits(run: RunDir) -> None:
+    for name in ("2", "10", "999999", "1000000", "x", "1.old"):
+        (run.attempts / name).mkdir(parents=True)
+    assert run.attempt_numbers() == [2, 10, 999_999]
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_leaves_no_lock(run: RunDir) -> None:

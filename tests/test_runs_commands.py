@@ -19,7 +19,7 @@ from mini_r1.run import log_tail
 from mini_r1.run.files import write_json
 from mini_r1.run.log_tail import LogTail, read_logs
 from mini_r1.run.removal import check_removable, remove_run
-from mini_r1.run.run_dir import RunDir, find_run
+from mini_r1.run.run_dir import RunDir
 
 from tests.conftest import command
 
@@ -35,32 +35,6 @@ def make(folder: Path, **state: Any) -> RunDir:
     run.recipe_file.write_text("max_steps: 7\n")
     write_json(run.state_file, {**ENDED, "heartbeat": time.time(), **state})
     return run
-
-
-# --- a run by its name ---
-
-
-@pytest.mark.parametrize(
-    ("given", "found"),
-    [
-        ("first", "runs/first"),
-        ("runs/first", "runs/first"),
-        ("./runs/first", "runs/first"),
-        ("sweep/one", "runs/sweep/one"),
-        ("here", "here"),  # the path itself comes first, although runs/here exists
-        ("gone", "gone"),
-        ("../first", "../first"),  # not runs/../first
-        ("x" * 300, "x" * 300),
-    ],
-)
-def test_a_run_is_found_by_its_path_or_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, found: str
-) -> None:
-    for name in ("runs/first", "runs/sweep/one", "runs/here", "here", "home/first", "first"):
-        (tmp_path / "work" / name if name != "first" else tmp_path / "work/../other").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("HOME", str(tmp_path / "work/home"))
-    assert find_run(given).absolute() == (tmp_path / "work" / found).absolute()
 
 
 @pytest.mark.parametrize(
