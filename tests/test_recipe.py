@@ -229,6 +229,8 @@ def test_loading_needs_no_torch():
         ("top_p: 0", "top_p: must be above 0, not 0"),
         ("top_p: 1.01", "top_p: must be at most 1, not 1.01"),
         ("top_k: 0", "top_k: must be at least 1, or null to keep all tokens, not 0"),
+        ("rollout_ahead: 2", "rollout_ahead: must be at most 1, not 2"),
+        ("rollout_ahead: -1", "rollout_ahead: must be at least 0, not -1"),
         ("off_policy: ppo", "off_policy: must be one of none, tis, clip, not 'ppo'"),
         ("off_policy_cap: 0.9", "off_policy_cap: must be at least 1, not 0.9"),
         ("epsilon: 1", "epsilon: must be below 1, not 1"),
@@ -362,6 +364,7 @@ def test_one_issue(issues, line, sentence):
             "push_to_hub: true\nhub_strategy: checkpoint",
             "x:3: hub_strategy: pickled checkpoints are not published",
         ),
+        ("rollout_ahead: 1", "x:2: rollout_ahead: the trainer cannot sample while it trains, vLLM can: set use_vllm"),
         ("off_policy: tis", "x:2: off_policy: only vLLM's log-probabilities are corrected: set use_vllm: true"),
         ("use_vllm: true\noff_policy: clip", "x:3: off_policy: clip needs epsilon, the distance from 1"),
         *(
@@ -372,6 +375,7 @@ def test_one_issue(issues, line, sentence):
             for correction in ("off_policy: tis", "off_policy: clip\nepsilon: 0.2")
             for cut_off in ("top_p: 0.9", "top_k: 20")
         ),
+        ("use_vllm: true\nrollout_ahead: 1\ntop_k: 5", "x:4: top_k: corrects by log-probabilities"),
         (
             "scoring: original\nrewards: {format: 1, format_original: 1}",
             "x:3: rewards: under scoring: original 'format' means",
@@ -515,6 +519,8 @@ def test_differences_are_those_that_change_what_is_learned():
     )
     assert differences(old, new) == {"beta": (0.001, 0.04)}
     assert differences(old, old) == {}
+    ahead = {"model_name_or_path": "a/b", "use_vllm": True, "rollout_ahead": 1}
+    assert differences(Recipe(**ahead), Recipe(**ahead, off_policy="tis")) == {}
 
 
 def test_a_run_resumes_with_other_evaluation_and_watchers_but_not_with_another_loss():
@@ -583,9 +589,13 @@ def test_the_gap_of_truncated_log_probabilities_is_announced(keys):
         assert Recipe(model_name_or_path="a/b", **{"use_vllm": True, **keys, **quiet}).warnings() == []
 
 
-def test_keys_of_a_correction_that_is_off_get_a_warning():
+def test_off_policy_corrections_by_default_and_their_warnings():
+    assert Recipe(model_name_or_path="a/b").resolved_off_policy == "none"
+    assert Recipe(model_name_or_path="a/b", use_vllm=True, rollout_ahead=1).resolved_off_policy == "tis"
     idle = Recipe(model_name_or_path="a/b", use_vllm=True, off_policy_cap=3, epsilon=0.2, epsilon_high=0.28)
     assert [warning.split(":")[0] for warning in idle.warnings()] == ["off_policy_cap", "epsilon, epsilon_high"]
+    uncorrected = Recipe(model_name_or_path="a/b", use_vllm=True, rollout_ahead=1, off_policy="none", top_p=0.9)
+    assert any(warning.startswith("off_policy: none, so") for warning in uncorrected.warnings())
 
 
 def test_settings_with_an_effect_get_no_warning():

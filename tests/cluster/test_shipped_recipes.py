@@ -96,6 +96,12 @@ def test_mini_r1_3b_g64_changes_only_num_generations() -> None:
     assert other.num_generations == 64
 
 
+def test_mini_r1_3b_overlap_changes_only_when_the_rollout_takes_place_and_the_loss() -> None:
+    kit, other = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(SHIPPED["mini-r1-3b-overlap"])
+    assert different(kit, other) == {"rollout_ahead", "off_policy"}
+    assert (other.rollout_ahead, other.off_policy) == (1, "tis")
+
+
 # --- the list ---
 
 

@@ -31,13 +31,13 @@ def test_a_completion_without_a_score_has_no_reward_and_is_not_left_out() -> Non
 
 
 def test_a_row_has_every_field_of_a_completion() -> None:
-    (found,) = [Completion(PROBLEM, "a prompt", [1, 2], [3, 4, 5], True, RIGHT, advantage=0.5)]
+    (found,) = [Completion(PROBLEM, "a prompt", [1, 2], [3, 4, 5], True, RIGHT, policy_step=6, advantage=0.5)]
     score(CountdownTask(), [found], {"words": 4.0})
     row = found.record(CountdownTask(), 7)
     assert row == {
         "task": "countdown", **judge(RIGHT, PROBLEM).record(), "step": 7, "prompt": "a prompt",
         "rewards": {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "words": 0.05},
-        "reward": 0.2, "advantage": 0.5, "tokens": 3, "truncated": True,
+        "reward": 0.2, "advantage": 0.5, "tokens": 3, "truncated": True, "policy_step": 6,
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ _SHAPE: Final = re.compile(
     r"^# Shape: ((?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU))[ \t\r]*$", re.MULTILINE
 )
 HEADER_CHARACTERS: Final = 4_000  # of a recipe that are searched for its shape
-VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
+VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64", "mini-r1-3b-overlap")
 """Another recipe with one thing changed, to see its effect: `find_largest_fitting` takes the one that it varies."""
 
 

@@ -95,14 +95,17 @@ def _task_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def _off_policy_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    if recipe.off_policy != "none" and not recipe.use_vllm:
+    if recipe.rollout_ahead and not recipe.use_vllm:
+        text = "the trainer cannot sample while it trains, vLLM can: set use_vllm: true, or rollout_ahead: 0"
+        yield "rollout_ahead use_vllm", text
+    elif recipe.resolved_off_policy != "none" and not recipe.use_vllm:
         text = "only vLLM's log-probabilities are corrected: set use_vllm: true, or off_policy: none"
         yield "off_policy use_vllm", text
-    elif recipe.off_policy != "none" and (recipe.top_k or recipe.top_p < 1):
+    elif recipe.resolved_off_policy != "none" and (recipe.top_k or recipe.top_p < 1):
         text = (
             "corrects by log-probabilities, and top_p and top_k change vLLM's: take them out, or set off_policy: none"
         )
-        yield "off_policy top_p top_k", text
+        yield "off_policy top_p top_k rollout_ahead", text
     if recipe.off_policy == "clip" and recipe.epsilon is None:
         yield (
             "off_policy epsilon",
@@ -120,7 +123,7 @@ def warnings(recipe: Recipe) -> list[str]:
         (recipe.eval_strategy == "steps", "eval_strategy: steps", "eval_on_start eval_problems eval_steps"),
         (recipe.push_to_hub, "push_to_hub: true", "hub_model_id hub_private_repo hub_strategy"),
         (recipe.use_vllm, "use_vllm: true", "num_scheduler_steps"),
-        (recipe.off_policy != "none", "off_policy: tis or clip", "off_policy_cap"),
+        (recipe.resolved_off_policy != "none", "off_policy: tis or clip", "off_policy_cap"),
         (recipe.off_policy == "clip", "off_policy: clip", "epsilon epsilon_high"),
         (recipe.gradient_checkpointing, "gradient_checkpointing: true", "gradient_checkpointing_kwargs"),
     )
@@ -135,6 +138,8 @@ def warnings(recipe: Recipe) -> list[str]:
     if recipe.use_vllm and (recipe.top_k or recipe.top_p < 1) and recipe.watch.logp_gap != "off":
         cut_off = "logp_gap also counts the probability that top_p and top_k cut off"
         found.append(f"{cut_off}: raise watch.max_logp_gap, or set watch: {{logp_gap: off}}")
+    if recipe.rollout_ahead and recipe.off_policy == "none":
+        found.append("off_policy: none, so with rollout_ahead: 1 the loss takes older weights' completions for its own")
     if recipe.dataset_revision and not recipe.data_on_hub:
         found.append("dataset_revision: no effect, the data does not come from the hub")
     if not recipe.holds_out:

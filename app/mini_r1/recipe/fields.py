@@ -186,9 +186,12 @@ class Recipe(BaseModel):
     num_scheduler_steps: types.Count = 1
     """Tokens of each sequence that vLLM samples between two turns of its scheduler; above 1 on GPUs only. A
     completion runs up to that many tokens, less one, beyond its end; they are dropped. Not run yet."""
-    off_policy: Literal["none", "tis", "clip"] = "none"
+    rollout_ahead: Annotated[types.Whole, Field(ge=0, le=1)] = 0
+    """1: vLLM samples the completions of the next step while a step is trained, with the weights of one step before
+    ([overlap.md](overlap.md)). 0: rollout and training take turns. Needs `use_vllm`."""
+    off_policy: Literal["none", "tis", "clip"] | None = None
     """Correction in the loss for vLLM's log-probabilities that differ from the trainer's: `tis`, truncated importance
-    sampling; `clip`, PPO's clipped ratio; `none`, the default."""
+    sampling; `clip`, PPO's clipped ratio; `none`. null: `tis` with `rollout_ahead: 1`, `none` without."""
     off_policy_cap: Annotated[types.Number, Field(ge=1)] = 2.0
     """Largest weight that `off_policy` gives a token, at least 1."""
     epsilon: Annotated[types.Positive, Field(lt=1)] | None = None
@@ -326,6 +329,11 @@ class Recipe(BaseModel):
         """The recipe's built-in model, as its warm start changes it; None for any other model."""
         model = BUILTIN_MODELS.get(self.model_name_or_path)
         return (self.warm_start or WarmStartRecipe()).applied_to(model) if model else None
+
+    @property
+    def resolved_off_policy(self) -> Literal["none", "tis", "clip"]:
+        """The correction of the loss, `off_policy` or its default."""
+        return self.off_policy or ("tis" if self.rollout_ahead else "none")
 
     @property
     def longest_sequence(self) -> int:

@@ -125,6 +125,7 @@ def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return the keys that differ and change what is learned, with both values; HARMLESS_KEYS are left out."""
     before, after = old.model_dump(), new.model_dump()
     before["rewards"], after["rewards"] = old.resolved_rewards(), new.resolved_rewards()
+    before["off_policy"], after["off_policy"] = old.resolved_off_policy, new.resolved_off_policy
     return {key: (before[key], after[key]) for key in before if key not in HARMLESS_KEYS and before[key] != after[key]}
 
 

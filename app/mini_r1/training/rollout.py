@@ -34,6 +34,7 @@ class Completion:
     truncated: bool  # at max_completion_length, without an end token
     text: str = ""
     sampled_logps: list[float] | None = None  # of each token, by the program that sampled it, unless it is the trainer
+    policy_step: int = 0  # optimizer steps that the weights had taken which sampled it
     verdict: TaskVerdict | None = None
     reward: float = 0.0
     advantage: float = 0.0
@@ -55,6 +56,7 @@ class Completion:
             "advantage": self.advantage,
             "tokens": len(self.ids),
             "truncated": self.truncated,
+            "policy_step": self.policy_step,
         }
 
 
