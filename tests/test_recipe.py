@@ -305,6 +305,8 @@ def test_loading_needs_no_torch():
             "lr_scheduler_type: cosine_with_min_lr",
             "lr_scheduler_type: cosine_with_min_lr needs min_lr or",
         ),
+        ("dataset_columns: [nums]", "dataset_columns: must be a mapping of fields to columns, such as {nums: numbers}"),
+        ("dataset_columns: {numbers: nums}", "dataset_columns: 'numbers' is not a field of the task: its fields are nums and target"),
         ("num_train_epochs: 0", "num_train_epochs: nothing to train: set max_steps"),
         ("generator: {low: 3}", "generator: needs dataset_id_or_path: generated"),
         ("load_in_4bit: true", "load_in_4bit: quantized weights cannot be trained themselves"),
@@ -338,6 +340,10 @@ def test_one_issue(issues, line, sentence):
         ("max_steps: 5\nwarmup_steps: 6", "x:3: warmup_steps: the warm-up is longer than the run: at most 5 steps"),
         ("eval_strategy: steps\ntest_fraction: 0", "x:2: eval_strategy: test_fraction is 0, so nothing is held out"),
         ("use_peft: true\nload_in_4bit: true\nload_in_8bit: true", "x:4: load_in_8bit: load_in_4bit and load_in_8bit"),
+        (
+            "dataset_id_or_path: generated\ndataset_columns: {nums: numbers}",
+            "x:3: dataset_columns: generated problems have no columns to map: take it out",
+        ),
         ("dataset_id_or_path: generated\ndataset_rows: null", "x:3: dataset_rows: generated data has no end"),
         ("dataset_id_or_path: generated\ngenerator: {low: 9, high: 3}", "x:3: generator: low (9) is above high (3)"),
         (

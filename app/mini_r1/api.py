@@ -112,7 +112,8 @@ def train(
     """
     from mini_r1.launch.torchrun import refuse_alone
     from mini_r1.machine.schedulers import Patience
-    from mini_r1.tasks.problem_files import data_files
+    from mini_r1.tasks.problem_files import data_files, read_files
+    from mini_r1.tasks.registry import find_task
     from mini_r1.training.schedule import refuse_other_workers
     from mini_r1.training.supervised import Supervisor, starting
 
@@ -133,7 +134,9 @@ def train(
         refuse_other_workers(run, recipe, 1, 0)
     if not recipe.data_on_hub and recipe.dataset_id_or_path != GENERATED:  # before torch is loaded
         splits = [recipe.dataset_split, *filter(None, [recipe.dataset_test_split])]
-        data_files(Path(recipe.dataset_id_or_path), recipe.dataset_config, splits)
+        task = find_task(recipe.task)
+        for files in data_files(Path(recipe.dataset_id_or_path), recipe.dataset_config, splits):
+            read_files(files[:1], task.fields.mapped(recipe.dataset_columns), task.parser(), most=1)
     with starting(recipe, run, Supervisor.from_environment()) as started:
         with needs_extra("train", deepspeed=deepspeed is not None, console=console):
             from mini_r1.training.train import train as run_training
@@ -153,6 +156,7 @@ def evaluate(
     limit: int | None = None,
     step: int | None = None,
     every: bool = False,
+    columns: Mapping[str, str] | None = None,
     engine: str = "auto",
     again: bool = False,
     task: str = DEFAULT_TASK,
@@ -167,6 +171,7 @@ def evaluate(
         limit: the first N problems only.
         step: snapshot of the run; 0 is the untrained model, None the newest.
         every: the untrained model and all snapshots, instead of one.
+        columns: columns of the task's fields in `problems`, if they have other names; None: those of the run's recipe.
         engine: `auto`, `vllm` or `transformers`.
         again: repeat what was measured with these settings.
         task: that of a model's problems; a run has its own.
@@ -193,6 +198,7 @@ def evaluate(
         step=step,
         every=every,
         start=starting_point(run) if run.is_run() else UNKNOWN,
+        columns=columns,
         engine=engine,
         again=again,
         task=task,

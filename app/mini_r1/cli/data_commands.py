@@ -15,7 +15,7 @@ from typer import Argument, Option, Typer, confirm
 
 from mini_r1.cli.command_group import CommandGroup
 from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signals
-from mini_r1.cli.options import PATH, Json, TaskName
+from mini_r1.cli.options import PATH, ColumnNames, Json, TaskName
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.errors import KitError
 from mini_r1.run.files import replacing
@@ -128,6 +128,7 @@ def data_inspect(
     ] = None,
     split: Annotated[str | None, Option(help="Split of a folder; default: train.")] = None,
     task: TaskName = DEFAULT_TASK,
+    column: ColumnNames = None,
     as_json: Json = False,
 ) -> None:
     """Count rows, duplicates, solvable problems and those that need × or ÷.
@@ -138,11 +139,12 @@ def data_inspect(
     Examples:
       mini-r1 data inspect problems.jsonl
       mini-r1 data inspect Countdown-Tasks-3to4 --split train
+      mini-r1 data inspect rows.parquet --column nums=metadata.numbers
     """
     with file_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
         files = data_files(file, config, [split])[0]
         game = find_task(task)
-        problems = read_files(files, list(game.columns), game.parser())
+        problems = read_files(files, game.fields.mapped(dict(column or [])), game.parser())
         with ProgressLine(progress_console(), "rows", len(problems)) as line:
             facts: dict[str, Any] = game.inspect(problems, line.update)
     unchecked: list[int] = facts.get("unchecked_rows", [])

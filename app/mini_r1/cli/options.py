@@ -57,6 +57,19 @@ class CountOrAuto(click.ParamType):
         self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_GPUS}", param, ctx)
 
 
+class FieldColumn(click.ParamType):
+    """A field of the task and its column, as in `nums=metadata.numbers`."""
+
+    name = "field=column"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return the two, or fail as click does."""
+        field, _, column = value.partition("=")
+        if not field or not column:
+            self.fail(f"{value!r} is not a field and its column, such as nums=numbers.", param, ctx)
+        return field, column
+
+
 PATH = ExpandedPath()
 TaskName = Annotated[str, Option("--task", click_type=click.Choice(list(TASKS)), help="Task of the rows.")]
 RecipeName = Annotated[str, Argument(click_type=PATH, help="Recipe file, or name of a shipped recipe.")]
@@ -82,5 +95,9 @@ VllmDevices = Annotated[
     Option(
         metavar="N|auto", click_type=CountOrAuto(), help="Node 0's last N devices run vLLM; auto: the plan's choice."
     ),
+]
+ColumnNames = Annotated[
+    list[str] | None,
+    Option("--column", click_type=FieldColumn(), help="Column of a field, also nested: nums=metadata.numbers."),
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON, and nothing else, on standard output.")]

@@ -10,11 +10,12 @@ from rich.console import Console
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
-from mini_r1.cli.options import MOST, PATH, FiniteRange, Json, RunPath, RunPaths
+from mini_r1.cli.options import MOST, PATH, ColumnNames, FiniteRange, Json, RunPath, RunPaths
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub.hub_access import refuse_no_model
 from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.completions import parse_filter, print_completions
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir, find_run, open_run
@@ -118,6 +119,7 @@ def evaluate(
     task: Annotated[
         str | None, Option(click_type=click.Choice(list(TASKS)), help="Task of a model's --problems.")
     ] = None,
+    column: ColumnNames = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Measure success on held-out problems: greedy, sampled, pass@k, intervals.
@@ -131,6 +133,7 @@ def evaluate(
       mini-r1 evaluate runs/demo-cpu
       mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200
       mini-r1 evaluate path/to/model --problems held_out.jsonl --json
+      mini-r1 evaluate runs/first --problems rows.csv --column nums=numbers
     """
     from mini_r1 import api
     from mini_r1.recipe.recipe_file import load_recipe
@@ -145,9 +148,11 @@ def evaluate(
         refuse_no_model(run_or_model, has_problems=problems is not None)
     if problems is not None and not problems.exists():
         raise KitError(f"{problems}: no such file")
-    run_task = load_recipe(run.recipe_file).task if run.is_run() else DEFAULT_TASK
-    if run.is_run() and task not in (None, run_task):
+    run_recipe = load_recipe(run.recipe_file) if run.is_run() else None
+    run_task = run_recipe.task if run_recipe else DEFAULT_TASK
+    if run_recipe and task not in (None, run_task):
         raise KitError(f"{run.path} trains the task {run_task}: leave --task out")
+    columns = dict(column or []) or (run_recipe.dataset_columns if run_recipe else {})
     kept = (
         f"what was measured is in {run.evaluation}, and the same command resumes"
         if run.is_run()
@@ -156,8 +161,8 @@ def evaluate(
     with stop_signals(lambda: f"stopped: {kept}"), file_errors():
         if problems is not None:
             # What is wrong with them is known before torch is loaded.
-            known = find_task(task or run_task)
-            read_files(data_files(problems, prefer="test")[0], list(known.columns), known.parser())
+            known, files = find_task(task or run_task), data_files(problems, prefer="test")[0]
+            known.fields.mapped(columns).own_names_first(lambda columns: read_files(files, columns, known.parser()))
         every = run.is_run() and not newest and step is None
         series = api.evaluate(
             run.path if run.is_run() else run_or_model,
@@ -166,6 +171,7 @@ def evaluate(
             limit=limit,
             step=step,
             every=every,
+            columns=columns,
             engine=engine,
             again=again,
             task=task or run_task,

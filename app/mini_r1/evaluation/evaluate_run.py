@@ -1,6 +1,6 @@
 """`mini-r1 evaluate`: measure a run's snapshots, or any model, on a set of problems."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +47,7 @@ def evaluate_run_or_model(
     source: str,
     problems_file: Path | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
     samples: int | None = None,
     limit: int | None = None,
     step: int | None = None,
@@ -59,9 +60,9 @@ def evaluate_run_or_model(
 ) -> Series:
     """Evaluate a model, or a run's snapshots that have no result with these settings yet.
 
-    The arguments are the options of the command; a run has its own `task`.
-    With `every`, in order of interest: the untrained model (`start`),
-    the newest snapshot, then the others from the newest to the oldest; else the snapshot of `step` (None: the newest).
+    The arguments are the options of the command; a run has its own `task`, and `columns` if they are None. With
+    `every`, in order of interest: the untrained model (`start`), the newest snapshot, then the others from the newest
+    to the oldest; else the snapshot of `step` (None: the newest).
     Each result of a run is written as soon as it is there, so the next call resumes after any stop.
 
     Raises:
@@ -70,9 +71,9 @@ def evaluate_run_or_model(
     run = RunDir(Path(source))
     is_run = run.is_run()
     if is_run:
-        targets = sources.run_sources(run, problems_file)
+        targets = sources.run_sources(run, problems_file, columns or {})
     else:
-        targets = [sources.model_source(source, problems_file, step, find_task(task))]
+        targets = [sources.model_source(source, problems_file, step, find_task(task), columns or {})]
     before = sources.untrained_source(targets[0], start) if is_run else None
     if step == 0 and before is None:
         raise KitError(start.description)

@@ -51,6 +51,8 @@ class Source:
     saved: Saved | None = None
     weights: str = ""  # hash of a snapshot's manifest: a resumed run saves a step a second time
     own_problems: bool = False  # the problems are a file of the user and not the run's held-out part
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Where a file of the user has the fields of a problem, unless it has them under their own names."""
 
     def settings(self, problems: Problems) -> dict[str, Any]:
         """Return everything that a result depends on besides the machine."""
@@ -142,7 +144,9 @@ class Problems:
         return f"{text}, {self.trained_on} of them trained on" if self.trained_on else text
 
 
-def model_source(source: str, problems_file: Path | None, step: int | None, task: AnyTask) -> Source:
+def model_source(
+    source: str, problems_file: Path | None, step: int | None, task: AnyTask, columns: Mapping[str, str]
+) -> Source:
     """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
     path = Path(source)
     refuse_no_model(source, has_problems=problems_file is not None)
@@ -151,10 +155,10 @@ def model_source(source: str, problems_file: Path | None, step: int | None, task
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source
-    return Source(name, problems_file, task, style=task.styles[0], own_problems=True)
+    return Source(name, problems_file, task, style=task.styles[0], own_problems=True, columns=columns)
 
 
-def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
+def run_sources(run: RunDir, problems_file: Path | None, columns: Mapping[str, str]) -> list[Source]:
     """Return the complete snapshots of a run, newest first; a KitError if there is none, or nothing was held out."""
     recipe = load_recipe(run.recipe_file)
     if problems_file is None and not recipe.holds_out:
@@ -171,6 +175,7 @@ def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
         generator=recipe.generator.model_dump() if recipe.generator else None,
         run=run,
         own_problems=problems_file is not None,
+        columns=columns or recipe.dataset_columns,
     )
     found = [
         replace(base, model=str(saved.path), saved=saved, step=saved.step, weights=weights)
@@ -206,16 +211,19 @@ def read_problems(source: Source, limit: int | None) -> Problems:
     """Read the problems in a seeded order; a DataError if the file is missing or wrong."""
     if not source.problems_file.exists():  # else a name like owner/name would be looked up on the hub
         raise DataError(f"{source.problems_file}: no such file")
-    data = load_data(
-        source.task,
-        str(source.problems_file),
-        revision=None,
-        rows=None,
-        seed=source.selection_seed,
-        test_fraction=0.0,
-        split_by="key",
-        generator=None,
-        prefer="test",
+    data = source.task.fields.mapped(source.columns).own_names_first(
+        lambda columns: load_data(
+            source.task,
+            str(source.problems_file),
+            revision=None,
+            rows=None,
+            seed=source.selection_seed,
+            test_fraction=0.0,
+            split_by="key",
+            generator=None,
+            prefer="test",
+            columns=columns,
+        )
     )
     asked = data.train[:limit]
     trained_on = 0

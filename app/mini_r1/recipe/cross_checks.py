@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
+from mini_r1.tasks.data_errors import DataError
 from mini_r1.tasks.problem_files import SUFFIXES
 from mini_r1.tasks.registry import DEFAULT_TASK, find_task
 from mini_r1.tasks.task_data import GENERATED
@@ -48,6 +49,8 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "generator dataset_id_or_path", f"needs dataset_id_or_path: {GENERATED}: set that, or take it out"
     if recipe.dataset_id_or_path == GENERATED and recipe.dataset_rows is None:
         yield "dataset_rows dataset_id_or_path", "generated data has no end: set the number of rows"
+    if recipe.dataset_columns and recipe.dataset_id_or_path == GENERATED:
+        yield "dataset_columns dataset_id_or_path", "generated problems have no columns to map: take it out"
     if recipe.dataset_test_split and recipe.dataset_test_split == (recipe.dataset_split or "train"):
         yield "dataset_test_split dataset_split", "the split to hold out is the split to train on: name another"
     one_file = recipe.dataset_id_or_path == GENERATED or recipe.dataset_id_or_path.endswith(SUFFIXES)
@@ -77,6 +80,10 @@ def _task_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     task = find_task(recipe.task)
     if recipe.prompt_style not in task.styles:
         yield "prompt_style task", f"the task {task.name} has the prompt styles {', '.join(task.styles)}: choose one"
+    try:
+        task.fields.mapped(recipe.dataset_columns)
+    except DataError as error:
+        yield "dataset_columns task", error.message
     if recipe.rewards and (unknown := [name for name in recipe.rewards if name not in task.rewards]):
         text = f"the task {task.name} has no reward '{unknown[0]}': choose from {', '.join(task.rewards)}"
         yield "rewards task", text

@@ -128,6 +128,15 @@ Text = Annotated[
     Field(strict=True),
     require(lambda text: text.strip() and text.isprintable(), "must be one line of text, not empty"),
 ]
+ColumnNames = Annotated[
+    dict[str, Text],
+    require(
+        lambda names: not isinstance(names, list | str),
+        "must be a mapping of fields to columns, such as {{nums: numbers}}",
+        BeforeValidator,
+    ),
+    BeforeValidator(lambda names: {} if names is None else names),
+]
 Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_values)]
 
 PathText = Annotated[Text, AfterValidator(expand_path)]

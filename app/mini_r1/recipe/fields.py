@@ -71,6 +71,9 @@ class Recipe(BaseModel):
     dataset_test_split: types.Text | None = None
     """Split to hold out, all of it; null: `test_fraction` of the rows. What is like a held-out problem (`split_by`) is
     left out of training."""
+    dataset_columns: types.ColumnNames = {}
+    """Columns of the task's fields, if they have other names: `{nums: numbers, target: answer}`. Dots lead into nested
+    columns, as in `reward_model.ground_truth.numbers`."""
     dataset_rows: Annotated[types.Whole, Field(ge=2)] | None = 50_000
     """Rows used, drawn with `dataset_seed`; null: all. The default is the original's."""
     dataset_seed: types.Seed = 42

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from mini_r1.tasks.columns import Columns
 from mini_r1.tasks.data_errors import DataError
 
 Progress = Callable[[int], None]
@@ -104,6 +105,8 @@ class Task(ABC, Generic[P]):
     title: ClassVar[str]
     columns: ClassVar[Mapping[str, str]]
     """Columns of a row of data, each with its name for people."""
+    fields: ClassVar[Columns]
+    """Where `parse` finds them in a row of data."""
     success: ClassVar[str]
     """The reward that a right answer gets."""
     rewards: ClassVar[Mapping[str, Any]]

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from mini_r1.hub_outages import hub_outage
 
+from .columns import Columns
 from .data_errors import DataError
 from .problem_files import (
     HUB_ID,
@@ -121,6 +122,7 @@ def load_data(
     split: str | None = None,
     test_split: str | None = None,
     prefer: str = "train",
+    columns: Columns | None = None,
     progress: Progress = lambda rows: None,
 ) -> TaskData[P]:
     """Load problems and split them; the same arguments give the same split in every process.
@@ -129,6 +131,8 @@ def load_data(
     tag or commit. `rows` None takes all of them (generated: 50,000); a file or hub set is shuffled before. `generator`
     None is the task's own distribution. `progress` is called with the number of rows generated so far; what it raises
     ends the work. See `split_problems` for `test_fraction`, and `Task.split_key` for `split_by`.
+
+    `columns` says where rows have the task's fields; None is under their own names.
 
     `config`, `split` and `test_split` choose from a folder or hub set as `problem_files` says, which has `prefer` too.
     All rows of `test_split` are held out, and rows of `split` that they hold are left out: no fraction is split off.
@@ -160,7 +164,7 @@ def load_data(
                 f"the data set '{source}' is neither a file nor a folder nor a hub id (owner/name): "
                 f"check the path, or use '{GENERATED}' for generated problems"
             )
-        problems, *tests = [read_files(each, list(task.columns), task.parser()) for each in files]
+        problems, *tests = [read_files(each, columns or task.fields, task.parser()) for each in files]
         Random(seed).shuffle(problems)
         problems = list(islice(problems, rows))
 
@@ -190,6 +194,8 @@ def load_data(
         "generator": task.generator(generator) if kind == GENERATED else None,
         "train_rows": len(train),
         "held_out_rows": len(held_out),
+        # Earlier runs, which may be resumed, have no such key.
+        **({"columns": dict(columns.paths)} if columns and columns.paths else {}),
     }
     return TaskData(train, held_out, provenance)
 

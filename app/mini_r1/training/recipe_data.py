@@ -29,13 +29,15 @@ def load_task_data(
                 raise Stopped(f"stopped after generating {rows:,} of {total:,} problems: run the same command again")
             line.update(rows)
 
+        task = find_task(recipe.task)
         return load_data(
-            find_task(recipe.task),
+            task,
             recipe.dataset_id_or_path,
             revision=commit or recipe.dataset_revision,
             config=recipe.dataset_config,
             split=recipe.dataset_split,
             test_split=recipe.dataset_test_split,
+            columns=task.fields.mapped(recipe.dataset_columns),
             rows=recipe.dataset_rows,
             seed=recipe.dataset_seed,
             test_fraction=recipe.test_fraction,

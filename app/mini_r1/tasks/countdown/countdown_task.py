@@ -11,7 +11,7 @@ from mini_r1.tasks.task import CardText, Explanation, Progress, Task
 from . import data, solver, typed_problem
 from .generator import GeneratorSpec, generate
 from .generator_rule import OutOfWork, Work
-from .problem import Problem, parse_problem
+from .problem import COLUMNS, Problem, parse_problem
 from .prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES, messages
 from .result_solvers import OPERATOR_STRATA, ResultSolver, operator_stratum, result_solvers
 from .rewards import REWARDS, Verdict, judge
@@ -34,6 +34,7 @@ class CountdownTask(Task[Problem]):
     name = "countdown"
     title = "Countdown"
     columns: ClassVar = {"nums": "numbers", "target": "target"}
+    fields = COLUMNS
     success = "equation"
     rewards = REWARDS
     styles = tuple(USER_MESSAGES)
