@@ -166,3 +166,28 @@ def test_a_test_split_that_is_the_training_split_is_refused(task: AnyTask, tmp_p
             test_split="test",
         )  # fmt: skip
     assert len(list(read_jsonl(tmp_path / "test.jsonl"))) == 5
+
+
+@EVERY
+def test_a_prompt_of_a_user_shows_what_is_asked_and_no_more(task: AnyTask, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.yaml"
+    shown = " ".join(f"{{{name}}}" for name in task.placeholders)
+    file.write_text(f"user: '{shown} {{answer}} <think>'\nprefill: 'Well:'")
+    (chat,) = task.messages(task.example, str(file))[:-1]
+    assert chat["content"].endswith(" {answer} <think>")
+    answer = str(task.solution(task.example)[0]["solution"])
+    verdict = task.judge(f"<think>so</think>\n<answer>{answer}</answer>", task.example, prefill="Well:")
+    assert (verdict.right, verdict.format) == (1, 1)
+    row = task.record(verdict)
+    assert row["prefill"] == "Well:"
+    assert score_line(json.dumps(row).encode(), "row")["format"] == 1
+    assert task.judge(f"so</think>\n<answer>{answer}</answer>", task.example, prefill="Well:").format == 0
+
+
+@EVERY
+def test_the_fields_of_a_task_are_its_columns(task: AnyTask) -> None:
+    assert task.fields.names == list(task.columns)
+    row = {f"my_{name}": value for name, value in task.row(task.example).items()}
+    mapped = task.fields.mapped({name: f"my_{name}" for name in task.columns})
+    assert task.parse(mapped.pick(row, ""), "") == task.example
+    assert set(task.placeholders) <= set(task.columns)

@@ -20,6 +20,7 @@ from mini_r1.machine.trackers import refuse_trackers
 from mini_r1.recipe import recipe_file
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import GENERATED, Recipe
+from mini_r1.recipe.named_files import check_code
 from mini_r1.run.finished import Outcome, describe_interrupted, finished_step_before_loading, print_finished
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.registry import DEFAULT_TASK
@@ -121,6 +122,7 @@ def train(
     run = RunDir(Path(run_dir))
     for warning in recipe.warnings():
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
+    check_code(recipe, os.environ)
     refuse_trackers(recipe.report_to, os.environ, needs_key=not console.quiet)
     if join is not None:
         join(run)

@@ -15,7 +15,7 @@ from mini_r1.tasks import task_data
 from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, messages
+from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE
 from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.tasks.data_errors import DataError
 from mini_r1.tasks.problem_files import data_files
@@ -28,7 +28,7 @@ GOOD = "so</think>\n<answer>44 + 19 + 35</answer>"
 
 
 def test_the_prompt_word_for_word() -> None:
-    system, user, assistant = messages(PROBLEM)
+    system, user, assistant = CountdownTask().messages(PROBLEM, "script")
     assert system == {
         "role": "system",
         "content": "You are a helpful assistant. You first thinks about the reasoning process in the mind and then "
@@ -42,13 +42,13 @@ def test_the_prompt_word_for_word() -> None:
         "(1 + 2) / 3 </answer>. Think step by step inside <think> tags.",
     }
     assert assistant == {"role": "assistant", "content": "Let me solve this step by step.\n<think>"}
-    assert messages(PROBLEM, "notebook")[1]["content"] == (
+    assert CountdownTask().messages(PROBLEM, "notebook")[1]["content"] == (
         "Using the numbers [44, 19, 35], create an equation that equals 98. You can use basic arithmetic operations "
         "(+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return the "
         "final equation and answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 = 1 </answer>."
     )
-    assert messages(PROBLEM, "notebook")[0]["content"] == SYSTEM_MESSAGE
-    assert messages(PROBLEM, "notebook")[2]["content"] == PREFILL
+    assert CountdownTask().messages(PROBLEM, "notebook")[0]["content"] == SYSTEM_MESSAGE
+    assert CountdownTask().messages(PROBLEM, "notebook")[2]["content"] == PREFILL
 
 
 def test_a_verdict_has_the_rewards_that_are_asked_for() -> None:

@@ -16,7 +16,6 @@ from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig
 from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.prompt import messages
 from mini_r1.tasks.countdown.rewards import judge
 
 SETTINGS: dict[str, Any] = {
@@ -190,7 +189,7 @@ def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems
     ours = evaluate(model, tokenizer, problems, **SETTINGS).greedy
     assert ours
     for problem, greedy in zip(problems, ours, strict=True):
-        chat = messages(problem, "script")
+        chat = CountdownTask().messages(problem, "script")
         text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]

@@ -27,7 +27,6 @@ from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.prompt import messages
 from mini_r1.training import arguments, logprobs, rollout_engines
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
 from mini_r1.training.prepare import Policy
@@ -130,7 +129,8 @@ def built(
 ) -> GRPOTrainer:
     """A trainer on `prompts` times the same prompt; as in a run, models are loaded before DeepSpeed is configured."""
     tokenizer = AutoTokenizer.from_pretrained(policy, padding_side="left")
-    prompt = tokenizer.apply_chat_template(messages(PROBLEM, "script"), tokenize=False, continue_final_message=True)
+    chat = CountdownTask().messages(PROBLEM, "script")
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
     rows = [{"prompt": prompt, "nums": list(PROBLEM.nums), "target": PROBLEM.target}] * prompts
     model, reference = (AutoModelForCausalLM.from_pretrained(policy) for _ in range(2))
     return build(configure(), model, reference, tokenizer, rows)

@@ -13,7 +13,6 @@ from mini_r1.run.files import read_jsonl, write_json
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.task_data import TaskData
-from transformers import AutoTokenizer
 
 from tests.conftest import disk_full_at
 
@@ -99,18 +98,6 @@ def test_a_full_disk_is_retryable_and_costs_only_the_steps_since_the_last_save(
     assert [saved.step for saved in run.complete_checkpoints()] == [2]
     assert train(str(small_recipe()), [], run.path) == ExitCode.FINISHED
     assert [row["step"] for row in read_jsonl(run.attempts / "2" / "metrics.jsonl")] == [3, 4]
-
-
-def test_a_model_without_a_chat_template_is_refused(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
-    model = tmp_path / "bare"
-    model.mkdir()
-    for file in untrained.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    settings = json.loads((model / "tokenizer_config.json").read_text())
-    del settings["chat_template"]
-    (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert AutoTokenizer.from_pretrained(model).chat_template is None
-    assert "has no chat template" in refusal(small_recipe(model_name_or_path=str(model)), tmp_path / "run")
 
 
 def test_a_directory_with_other_files_is_refused(small_recipe: Recipe, tmp_path: Path) -> None:

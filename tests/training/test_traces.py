@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, SCRATCH_MODEL, BuiltinModel, Demonstrator
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.expression import check_answer
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.prompt import messages
 from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.tasks.countdown.traces import answer, draw_tries, result_weights, step_verdicts, traces, working
 from mini_r1.training.from_scratch import build_tokenizer
@@ -142,7 +142,8 @@ def test_any_ascii_text_is_decoded_exactly(kind: BuiltinModel, text: str) -> Non
 @pytest.mark.parametrize(("kind", "problem", "length"), [(DEMO, PROBLEMS[0], 23), (SCRATCH, REAL[0], 27)])
 def test_the_real_prompt_is_a_few_tokens(style: str, kind: BuiltinModel, problem: Problem, length: int) -> None:
     tokenizer = TOKENIZERS[kind]
-    text = tokenizer.apply_chat_template(messages(problem, style), tokenize=False, continue_final_message=True)
+    chat = CountdownTask().messages(problem, style)
+    text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) == length
     assert tokenizer.decode(ids) == text

@@ -12,7 +12,6 @@ import torch
 from mini_r1.plan.memory import UpdateLimits
 from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.prompt import messages
 from mini_r1.training import trainer as kit_trainer
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Batch, Completion, collate, micro_batches, score, set_advantages
@@ -35,7 +34,8 @@ def tokenizer(untrained: Path) -> Any:
 
 
 def prompt(tokenizer: Any, problem: Problem) -> str:
-    return tokenizer.apply_chat_template(messages(problem, "script"), tokenize=False, continue_final_message=True)
+    chat = CountdownTask().messages(problem, "script")
+    return tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
 
 
 def config(tmp_path: Path, **changes: Any) -> GRPOConfig:

@@ -15,7 +15,7 @@ from typer import Argument, Option, Typer, confirm
 
 from mini_r1.cli.command_group import CommandGroup
 from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signals
-from mini_r1.cli.options import PATH, ColumnNames, Json, TaskName
+from mini_r1.cli.options import PATH, ColumnNames, Json, TaskName, parse_columns
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.errors import KitError
 from mini_r1.run.files import replacing
@@ -144,7 +144,7 @@ def data_inspect(
     with file_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
         files = data_files(file, config, [split])[0]
         game = find_task(task)
-        problems = read_files(files, game.fields.mapped(dict(column or [])), game.parser())
+        problems = read_files(files, game.fields.mapped(parse_columns(column)), game.parser())
         with ProgressLine(progress_console(), "rows", len(problems)) as line:
             facts: dict[str, Any] = game.inspect(problems, line.update)
     unchecked: list[int] = facts.get("unchecked_rows", [])

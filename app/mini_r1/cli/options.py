@@ -57,17 +57,14 @@ class CountOrAuto(click.ParamType):
         self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_GPUS}", param, ctx)
 
 
-class FieldColumn(click.ParamType):
-    """A field of the task and its column, as in `nums=metadata.numbers`."""
-
-    name = "field=column"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Return the two, or fail as click does."""
-        field, _, column = value.partition("=")
+def parse_columns(given: list[str] | None) -> dict[str, str]:
+    """Return the columns of --column by field; fail as click does for what is no field and its column."""
+    pairs = [each.partition("=") for each in given or ()]
+    for field, sign, column in pairs:
         if not field or not column:
-            self.fail(f"{value!r} is not a field and its column, such as nums=numbers.", param, ctx)
-        return field, column
+            text = f"{field + sign + column!r} is not a field and its column, such as nums=numbers."
+            raise click.BadParameter(text, param_hint="'--column'")
+    return {field: column for field, _, column in pairs}
 
 
 PATH = ExpandedPath()
@@ -98,6 +95,6 @@ VllmDevices = Annotated[
 ]
 ColumnNames = Annotated[
     list[str] | None,
-    Option("--column", click_type=FieldColumn(), help="Column of a field, also nested: nums=metadata.numbers."),
+    Option("--column", metavar="FIELD=COLUMN", help="Column of a field, also nested: nums=metadata.numbers."),
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON, and nothing else, on standard output.")]

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
-from mini_r1.cli.options import MOST, PATH, ColumnNames, FiniteRange, Json, RunPath, RunPaths
+from mini_r1.cli.options import MOST, PATH, ColumnNames, FiniteRange, Json, RunPath, RunPaths, parse_columns
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub.hub_access import refuse_no_model
@@ -136,7 +136,6 @@ def evaluate(
       mini-r1 evaluate runs/first --problems rows.csv --column nums=numbers
     """
     from mini_r1 import api
-    from mini_r1.recipe.recipe_file import load_recipe
 
     if newest and step is not None:
         raise BadParameter("--newest and --step are two ways to choose one snapshot: leave one out")
@@ -152,7 +151,7 @@ def evaluate(
     run_task = run_recipe.task if run_recipe else DEFAULT_TASK
     if run_recipe and task not in (None, run_task):
         raise KitError(f"{run.path} trains the task {run_task}: leave --task out")
-    columns = dict(column or []) or (run_recipe.dataset_columns if run_recipe else {})
+    columns = parse_columns(column) or (run_recipe.dataset_columns if run_recipe else {})
     kept = (
         f"what was measured is in {run.evaluation}, and the same command resumes"
         if run.is_run()
@@ -206,7 +205,6 @@ def play(
       mini-r1 play runs/demo-cpu
       mini-r1 play runs/demo-cpu --numbers 3,5,9 --target 1 --json
     """
-    from mini_r1.recipe.recipe_file import load_recipe
 
     if (given is None) != (wanted is None):
         raise KitError("--numbers and --target need each other, such as --numbers 3,5,9 --target 1")

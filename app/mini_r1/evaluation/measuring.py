@@ -111,6 +111,7 @@ def measure(
     """
     started = time.perf_counter()
     tokenizer = completer.tokenizer
+    prefill = task.prompt(prompt_style).prefill
     prompts = token_ids(tokenizer, render(task, tokenizer, problems, prompt_style))
     done = 0
 
@@ -125,7 +126,9 @@ def measure(
         texts = completion_texts(tokenizer, ids)
         answers = [
             EvaluatedAnswer(
-                task.judge(text, problem), len(tokens), is_truncated(tokens, text, completer.ends, sampling.stop)
+                task.judge(text, problem, prefill=prefill),
+                len(tokens),
+                is_truncated(tokens, text, completer.ends, sampling.stop),
             )
             for problem, text, tokens in zip((p for p in problems for _ in range(count)), texts, ids, strict=True)
         ]

@@ -19,13 +19,14 @@ from mini_r1.run.manifest import MANIFEST, Saved, verify
 from mini_r1.run.reader import read_completions
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.prompt_file import describe_style
 from mini_r1.tasks.registry import DEFAULT_TASK, AnyTask, find_task
 from mini_r1.tasks.task import TaskProblem
 from mini_r1.tasks.task_data import load_data
 
 FORMAT = 3
 """Format of a result; a file with another one is measured again."""
-OLDER_KEYS: Final[dict[str, Any]] = {"top_p": 1.0, "top_k": None, "stop": [], "task": DEFAULT_TASK}
+OLDER_KEYS: Final[dict[str, Any]] = {"top_p": 1.0, "top_k": None, "stop": [], "task": DEFAULT_TASK, "columns": {}}
 """Settings of results that are older than these keys."""
 
 
@@ -61,6 +62,7 @@ class Source:
             "task": self.task.name,
             "weights": self.weights or f"{self.model}@{self.revision}",
             "problems_sha256": problems.sha256,
+            "columns": dict(self.columns) if self.own_problems else {},
             "problems": len(problems.asked),
             "samples": self.samples,
             "temperature": self.sampling.temperature,
@@ -68,7 +70,7 @@ class Source:
             "top_k": self.sampling.top_k,
             "stop": list(self.sampling.stop),
             "max_new_tokens": self.sampling.max_new_tokens,
-            "prompt_style": self.style,
+            "prompt_style": describe_style(self.style),
             "seed": self.seed,
             **self.task.solver_settings(self.generator),
         }
@@ -155,7 +157,7 @@ def model_source(
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source
-    return Source(name, problems_file, task, style=task.styles[0], own_problems=True, columns=columns)
+    return Source(name, problems_file, task, style=next(iter(task.prompts)), own_problems=True, columns=columns)
 
 
 def run_sources(run: RunDir, problems_file: Path | None, columns: Mapping[str, str]) -> list[Source]:

@@ -29,9 +29,11 @@ def render(task: AnyTask, tokenizer: PreTrainedTokenizerBase, problems: Sequence
 
     A template that is broken, or does what its sandbox forbids, is a KitError; an unknown style is a DataError.
     """
-    chats = [task.messages(problem, style) for problem in problems]
+    prompt = task.prompt(style)
+    chats = [prompt.messages(task.placeholder_values(problem)) for problem in problems]
+    ending = {"continue_final_message": True} if prompt.prefill else {"add_generation_prompt": True}
     try:
-        return [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
+        return [tokenizer.apply_chat_template(chat, tokenize=False, **ending) for chat in chats]
     except Exception as error:  # a template is a program: it can raise anything
         reason = f"{type(error).__name__}: {printable(first_line(error)).rstrip('.')}"
         raise KitError(

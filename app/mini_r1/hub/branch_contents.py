@@ -17,6 +17,7 @@ from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
 from mini_r1.hub.hub_access import ADAPTER, CONFIG, MAIN, is_path
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import FOLDER, named_files, with_copies
 from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.manifest import MANIFEST, Saved
@@ -130,7 +131,7 @@ def public_recipe(recipe: Recipe) -> Recipe:
         value = getattr(recipe, key)
         if isinstance(value, str) and (Path(value).is_absolute() or Path(value).expanduser().exists()):
             changes[key] = Path(value).name
-    return recipe.model_copy(update=changes)
+    return with_copies(recipe).model_copy(update=changes)
 
 
 def record_content(run_id: str, **facts: Any) -> bytes:
@@ -140,16 +141,29 @@ def record_content(run_id: str, **facts: Any) -> bytes:
 
 def fill_branch(run: RunDir, recipe: Recipe, base: Base, saved: Saved, name: str, card: str) -> Branch:
     """Return the branch of a verified snapshot with its model card; `main` also has the logs."""
+    own, outside = _recipe_files(run, recipe)
     files: dict[str, Path | bytes] = {
         **_model_files(saved, base),
         "README.md": card.encode(),
         "recipe.yaml": dump_recipe(public_recipe(recipe)).encode(),
+        **own,
         RECORD: record_content(run.run_id, step=saved.step),
     }
     if name != MAIN:
-        return Branch(name, saved.step, files)
-    logs, outside = _logs(run)
-    return Branch(name, saved.step, files | logs, outside)
+        return Branch(name, saved.step, files, outside)
+    logs, links = _logs(run)
+    return Branch(name, saved.step, files | logs, (*outside, *links))
+
+
+def _recipe_files(run: RunDir, recipe: Recipe) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return the run's copies of the files that its recipe names, without modules; and what is left out."""
+    names = [f"{FOLDER}/{name}" for name in named_files(recipe, modules=False)]
+    outside = tuple(name for name in names if not _is_inside(run, run.path / name))
+    return {name: run.path / name for name in names if name not in outside}, outside
+
+
+def _is_inside(run: RunDir, path: Path) -> bool:
+    return path.resolve().is_relative_to(run.path.resolve())
 
 
 def _model_files(saved: Saved, base: Base) -> dict[str, Path | bytes]:
@@ -174,7 +188,7 @@ def _logs(run: RunDir) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
     for path in [*sorted(run.tensorboard.rglob("*tfevents*")), *sorted(run.evaluation.glob("*.json"))]:
         if not path.is_file():
             continue
-        if not path.resolve().is_relative_to(run.path.resolve()):
+        if not _is_inside(run, path):
             # A link in a run that was sent to you may lead to a key of yours.
             outside.append(path.relative_to(run.path).as_posix())
         elif path.suffix == ".json" and path.parent == run.evaluation:

@@ -16,6 +16,7 @@ from mini_r1.hub.branch_contents import Base, public_recipe
 from mini_r1.hub.card_figures import CURVE
 from mini_r1.recipe.fields import GENERATED, GeneratorRecipe, Recipe, WarmStartRecipe
 from mini_r1.run.reader import Evaluated
+from mini_r1.tasks.answer_tags import THINK
 from mini_r1.tasks.registry import find_task
 from mini_r1.tasks.task import CardText
 from mini_r1.values import interval, mapping, number
@@ -223,7 +224,10 @@ def _solver(name: str, figures: dict[str, Any]) -> Iterator[str]:
 
 def _use(repo: str, step: int, is_adapter: bool, recipe: Recipe, example: Any) -> str:
     library, loader = ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
-    chat = "".join(f"    {message!r},\n" for message in find_task(recipe.task).messages(example, recipe.prompt_style))
+    task = find_task(recipe.task)
+    prefill = task.prompt(recipe.prompt_style).prefill
+    chat = "".join(f"    {message!r},\n" for message in task.messages(example, recipe.prompt_style))
+    ending = "continue_final_message" if prefill else "add_generation_prompt"
     code = f"""from {library} import {loader}
 from transformers import AutoTokenizer
 
@@ -232,11 +236,12 @@ tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
 model = {loader}.from_pretrained(repo, revision=revision)
 chat = [
 {chat}]
-ids = tokenizer.apply_chat_template(chat, continue_final_message=True, return_tensors='pt')
+ids = tokenizer.apply_chat_template(chat, {ending}=True, return_tensors='pt')
 out = model.generate(ids, max_new_tokens={recipe.max_completion_length}, do_sample=False)
 print(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))"""
+    begins = f", which begins with `{THINK}`" if prefill.endswith(THINK) else ""
     return (
-        f"{_fenced(code, 'python')}\n\nThe answer continues the assistant's turn, which begins with `<think>`. Use this"
+        f"{_fenced(code, 'python')}\n\nThe answer continues the assistant's turn{begins}. Use this"
         f" exact prompt, with {_card_text(recipe).change}."
     )
 

@@ -16,6 +16,7 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.answer_tags import THINK
 from mini_r1.tasks.registry import find_task
 from mini_r1.tasks.task import TaskVerdict
 
@@ -30,6 +31,7 @@ class Answer:
     text: str = ""
     ended: bool = False  # stays so if the answer reaches the longest length
     verdict: TaskVerdict | None = None
+    prefill: str = THINK  # the last line of what it continues
 
     def to_json(self) -> dict[str, Any]:
         """Return a complete answer for --json."""
@@ -73,8 +75,9 @@ class Player:
 
     def answer(self, problem: Any, temperature: float, seed: int) -> Iterator[Answer]:
         """Yield the answer after each token, and once more with its verdict."""
+        prefill = self.task.prompt(self._recipe.prompt_style).prefill
         (prompt,) = token_ids(self._tokenizer, render(self.task, self._tokenizer, [problem], self._recipe.prompt_style))
-        answer = Answer(self.name, self.title)
+        answer = Answer(self.name, self.title, prefill=prefill.rpartition("\n")[2])
         sampling = SamplingConfig.from_recipe(self._recipe, temperature=temperature)
         tokens = stream(self._model, prompt, sampling, eos_token_ids=self._ends, seed=seed, tokenizer=self._tokenizer)
         for token in tokens:
@@ -82,7 +85,7 @@ class Player:
             answer.text = self._tokenizer.decode(answer.ids, skip_special_tokens=True)
             answer.ended = not is_truncated(answer.ids, answer.text, self._ends, sampling.stop)
             yield answer
-        answer.verdict = self.task.judge(answer.text, problem)
+        answer.verdict = self.task.judge(answer.text, problem, prefill=prefill)
         yield answer
 
 

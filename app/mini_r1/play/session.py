@@ -125,7 +125,7 @@ def side_by_side(answers: Sequence[Answer], console: Console, lines: int | None 
 
 def _last_lines(answer: Answer, console: Console, width: int, lines: int | None) -> Text:
     """Return the last lines of the text as they are wrapped: a paragraph is one line to the model."""
-    whole = Text(printable("<think>" + answer.text), overflow="fold")
+    whole = Text(printable(answer.prefill + answer.text), overflow="fold")
     if lines is None:
         return whole
     tail = Text(whole.plain[-lines * (width + 1) :], overflow="fold")  # more can't be visible

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from mini_r1.errors import KitError
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
+from mini_r1.recipe.keys import did_you_mean
+from mini_r1.recipe.named_files import named_files, reward_code
+from mini_r1.tasks.answer_tags import THINK
 from mini_r1.tasks.data_errors import DataError
 from mini_r1.tasks.problem_files import SUFFIXES
-from mini_r1.tasks.registry import DEFAULT_TASK, find_task
+from mini_r1.tasks.prompt_file import is_prompt_file
+from mini_r1.tasks.registry import DEFAULT_TASK, AnyTask, find_task
+from mini_r1.tasks.reward_file import SUFFIX, check_source, short_name
 from mini_r1.tasks.task_data import GENERATED
+from mini_r1.values import describe_value
 
 if TYPE_CHECKING:
     from mini_r1.recipe.fields import Recipe
@@ -19,6 +26,9 @@ REQUIRED_ARGUMENTS: Final = {
     "warmup_stable_decay": ({"num_stable_steps", "num_decay_steps"},),
 }
 """Arguments that a schedule needs, one of the sets."""
+
+NEEDS_THOUGHT: Final = ("format", "format_original")
+"""Rewards that no text without `<think>` gets."""
 
 
 def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -78,15 +88,22 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
 def _task_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """Yield what the recipe's task does not have."""
     task = find_task(recipe.task)
-    if recipe.prompt_style not in task.styles:
-        yield "prompt_style task", f"the task {task.name} has the prompt styles {', '.join(task.styles)}: choose one"
+    yield from _prompt_contradictions(recipe, task)
     try:
         task.fields.mapped(recipe.dataset_columns)
     except DataError as error:
         yield "dataset_columns task", error.message
-    if recipe.rewards and (unknown := [name for name in recipe.rewards if name not in task.rewards]):
+    code = reward_code(recipe)
+    if recipe.rewards and (unknown := [name for name in recipe.rewards if name not in {*task.rewards, *code}]):
         text = f"the task {task.name} has no reward '{unknown[0]}': choose from {', '.join(task.rewards)}"
         yield "rewards task", text
+    try:
+        named_files(recipe, modules=False)  # a module of a run need not be where its report is made
+        for name in code:
+            if name.rpartition(":")[0].endswith(SUFFIX):
+                check_source(name)
+    except KitError as error:
+        yield "rewards task", error.message
     if recipe.built_in and recipe.built_in.task != task.name:
         fit = [model.name for model in BUILTIN_MODELS.values() if model.task == task.name]
         text = f"{recipe.model_name_or_path} is made for the task {recipe.built_in.task}: " + (
@@ -99,6 +116,35 @@ def _task_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         for key in ("generator", "scoring", "split_by"):
             if getattr(recipe, key) != type(recipe).model_fields[key].default:
                 yield f"{key} task", f"is for task: {DEFAULT_TASK} only: take it out"
+
+
+def _prompt_contradictions(recipe: Recipe, task: AnyTask) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the prompt, or does not go with it."""
+    style = recipe.prompt_style
+    if style not in task.prompts and not is_prompt_file(style):
+        guess = did_you_mean(style[:60], task.prompts)
+        text = f"the task {task.name} has the prompt styles {', '.join(task.styles)}: name one, or a .yaml file{guess}"
+        yield "prompt_style task", text
+        return
+    try:
+        prompt = task.prompt(style)
+    except DataError as error:
+        yield "prompt_style task", error.message
+        return
+    for text in recipe.stop if prompt.prefill else ():
+        if prompt.prefill.endswith(text) or text.endswith(prompt.prefill):
+            what = f"{describe_value(text)} is what every prompt ends with"
+            yield "stop prompt_style", f"{what}: write a string that an answer ends with"
+    asking = [name for name, weight in recipe.resolved_rewards().items() if weight and name in NEEDS_THOUGHT]
+    if asking and not prompt.names_thought:
+        yield (
+            "prompt_style rewards",
+            f"the prompt has no <think>, which the reward {asking[0]} asks for: add it to the prompt, or name other "
+            "rewards, such as rewards: {equation: 1, my_rewards.py:my_format: 1}",
+        )
+    if recipe.built_in and not prompt.prefill.endswith(THINK):
+        text = f"{recipe.model_name_or_path} is made to continue a thought: end the prefill of the prompt with <think>"
+        yield "prompt_style model_name_or_path", text
 
 
 def _off_policy_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -140,6 +186,9 @@ def warnings(recipe: Recipe) -> list[str]:
         if not active and (names := [name for name in keys.split() if name in changed])
     ]
     found = ["vllm_device is ignored: the launcher gives vLLM the last device"] * ("vllm_device" in changed) + idle
+    if code := reward_code(recipe):
+        named = ", ".join(map(short_name, code))
+        found.append(f"rewards: {named} is code that the recipe names; a run executes it with this user's rights")
     if recipe.warmup_steps and recipe.warmup_ratio:
         found.append("warmup_ratio: no effect, warmup_steps overrides it")
     if recipe.use_vllm and (recipe.top_k or recipe.top_p < 1) and recipe.watch.logp_gap != "off":

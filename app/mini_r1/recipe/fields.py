@@ -19,6 +19,7 @@ from mini_r1.recipe.cross_checks import contradictions, warnings
 from mini_r1.recipe.field_types import REWARD_NAMES
 from mini_r1.recipe.nested import RECIPE_CONFIG, GeneratorRecipe, WarmStartRecipe, WatchRecipe
 from mini_r1.tasks.registry import DEFAULT_TASK, find_task
+from mini_r1.tasks.reward_file import short_name
 from mini_r1.tasks.task_data import GENERATED
 
 __all__ = [
@@ -88,12 +89,14 @@ class Recipe(BaseModel):
     # Task
     task: types.TaskName = DEFAULT_TASK
     """What is trained: `countdown`, or `qa`, a question and an exact final answer (docs/tasks.md)."""
-    prompt_style: Literal["script", "notebook"] = "script"
-    """Which of the original's two user messages to use. Its published recipe used the script's."""
+    prompt_style: types.PromptStyle = "script"
+    """Which of the original's two user messages to use; its published recipe used the script's. Or your own prompt: a
+    YAML file next to the recipe (docs/data.md#your-own-prompt)."""
     scoring: Literal["kit", "original"] = "kit"
     """`kit`: the exact scorer. `original`: the original's, errors included. The logs have the verdicts of both."""
     rewards: types.Rewards | None = None
-    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original (qa: answer 1)."""
+    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original (qa: answer 1). Your own are
+    `my_rewards.py:function`, a file next to the recipe, or `package.module:function` (docs/rewards.md)."""
 
     # Length and batch
     max_steps: types.Steps = -1
@@ -344,9 +347,12 @@ class Recipe(BaseModel):
         return self.max_prompt_length + self.max_completion_length
 
     def resolved_rewards(self) -> dict[str, float]:
-        """Return the weights of the rewards that are summed, by their functions: `scoring: original` swaps the two."""
+        """Return the weights of the rewards that are summed, by their functions: `scoring: original` swaps the two.
+
+        Code has its short name, as in logs.
+        """
         defaults = find_task(self.task).default_rewards()
-        weights = {str(name): weight for name, weight in (self.rewards or defaults).items()}
+        weights = {short_name(name): weight for name, weight in (self.rewards or defaults).items()}
         if self.scoring == "original":
             return {f"{name}_original" if name in defaults else name: value for name, value in weights.items()}
         return weights

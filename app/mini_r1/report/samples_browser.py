@@ -16,7 +16,7 @@ from typing import Any
 from mini_r1.console import text
 from mini_r1.errors import KitError
 from mini_r1.run.reader import RunData, read_completions, read_held_out_completions
-from mini_r1.tasks.answer_tags import fold_reason
+from mini_r1.tasks.answer_tags import fold_reason, prefill_of
 from mini_r1.tasks.reflections import REFLECTION_PATTERN
 from mini_r1.tasks.registry import is_right, task_of_row
 from mini_r1.tasks.task import TaskProblem
@@ -64,7 +64,7 @@ class Samples:
         verdicts = mapping(row.get("rewards"))
         reason, style, reward = text(row.get("reason")) or "no reason was logged", row.get("style"), row.get("reward")
         task = task_of_row(row)
-        shown = task.explain(completion, problem)
+        shown = task.explain(completion, problem, prefill_of(row))
         answer = None if shown.answer is None else text(shown.answer, 600)
         packed = [answer, shown.steps, shown.result, shown.chips]
         clipped = max(0, len(completion) - MAX_CHARACTERS)

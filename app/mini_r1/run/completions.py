@@ -21,6 +21,7 @@ from mini_r1.console import printable, text
 from mini_r1.errors import KitError
 from mini_r1.run.reader import read_completions, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.answer_tags import prefill_of
 from mini_r1.tasks.registry import is_right, task_of_row
 
 SHOWN_CHARACTERS = 4_000  # characters of one completion, without --full; the original's have about 1,000
@@ -155,7 +156,7 @@ def format_completion(row: dict[str, Any], most: int | None) -> Text:
     text = Text(" | ".join(parts), style={True: "bold green", False: "bold red", None: "bold"}[right])
     completion = _text(row, "completion")
     shown = completion[:most]
-    text.append(f"\n<think>{printable(shown)}\n", style="not bold default")
+    text.append(f"\n{printable(prefill_of(row) + shown)}\n", style="not bold default")
     if len(shown) < len(completion):
         text.append(f"... and {len(completion) - len(shown):,} more characters: --full shows them\n", style="dim")
     return text

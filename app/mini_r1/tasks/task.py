@@ -6,10 +6,13 @@ A task is a subclass of `Task` in a folder here, and a line in registry.py; docs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from mini_r1.tasks.answer_tags import THINK, prefill_of
 from mini_r1.tasks.columns import Columns
 from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.prompt_file import Prompt, read_prompt
 
 Progress = Callable[[int], None]
 """Called with the number of rows done so far; what it raises ends the work."""
@@ -111,8 +114,10 @@ class Task(ABC, Generic[P]):
     """The reward that a right answer gets."""
     rewards: ClassVar[Mapping[str, Any]]
     """The rewards that a recipe can name."""
-    styles: ClassVar[Sequence[str]]
-    """Prompt styles; the first is the default."""
+    prompts: ClassVar[Mapping[str, Prompt]]
+    """The task's own prompts by style; the first is the default."""
+    placeholders: ClassVar[Sequence[str]]
+    """Columns that every prompt of a user must have."""
     example: ClassVar[Any]
     """A problem, for a model card."""
     arrow: ClassVar[str] = r"->|=>|→"
@@ -164,12 +169,26 @@ class Task(ABC, Generic[P]):
 
     # --- prompt and verdict ---
 
-    @abstractmethod
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """The styles of the task's prompts."""
+        return tuple(self.prompts)
+
+    def prompt(self, style: str) -> Prompt:
+        """Return the prompt of a style: one that the task has, or a file; see `read_prompt` for its errors."""
+        return self.prompts[style] if style in self.prompts else read_prompt(Path(style), self.placeholders)
+
+    def placeholder_values(self, problem: P) -> dict[str, Any]:
+        """Return what a prompt shows of a problem, by placeholder; nothing else, such as an answer."""
+        row = self.row(problem)
+        return {name: row[name] for name in self.placeholders}
+
     def messages(self, problem: P, style: str) -> list[dict[str, str]]:
         """Return the chat of a problem: system, user, and the assistant's turn that a completion continues."""
+        return self.prompt(style).messages(self.placeholder_values(problem))
 
     @abstractmethod
-    def judge(self, completion: str, problem: P, names: Iterable[str] = ()) -> TaskVerdict:
+    def judge(self, completion: str, problem: P, names: Iterable[str] = (), prefill: str = THINK) -> TaskVerdict:
         """Return the verdict on the model's text after the prefill; `names` are rewards to compute besides.
 
         No text raises, and the work is linear in its length.
@@ -188,7 +207,7 @@ class Task(ABC, Generic[P]):
         problem = self.parse(row, place)
         if not isinstance(row.get("completion"), str):
             raise DataError(f"{place}: 'completion' {'must be a string' if 'completion' in row else 'is missing'}")
-        verdict = self.judge(row["completion"], problem)
+        verdict = self.judge(row["completion"], problem, prefill=prefill_of(row))
         return {**verdict.rewards, "reason": verdict.reason}
 
     # --- figures ---
@@ -228,7 +247,7 @@ class Task(ABC, Generic[P]):
         return self.describe(self.row(problem))
 
     @abstractmethod
-    def explain(self, completion: str, problem: P) -> Explanation:
+    def explain(self, completion: str, problem: P, prefill: str = THINK) -> Explanation:
         """Work an answer out for a reader."""
 
     @abstractmethod

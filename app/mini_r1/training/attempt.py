@@ -23,6 +23,7 @@ from mini_r1.run.files import AppendFile
 from mini_r1.run.finished import Outcome
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.reward_file import CodeReward
 from mini_r1.tasks.task_data import TaskData
 from mini_r1.training import pushing, records
 from mini_r1.training.checkpoints import next_start
@@ -65,6 +66,7 @@ class Inputs:
     dataset: Any  # rows in the order in which they are trained on
     held_out: list[dict[str, Any]]
     policy: Policy
+    code: Sequence[CodeReward] = ()
 
 
 class Attempt(TrainerCallback):

@@ -26,9 +26,11 @@ from mini_r1.plan.training_setup import NO_ZERO, TrainingSetup, zero_settings
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import reward_code
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.run_dir import RunDir
 from mini_r1.tasks.registry import AnyTask, find_task
+from mini_r1.tasks.reward_file import CodeReward, load_reward
 from mini_r1.tasks.task_data import TaskData
 from mini_r1.training import adapters, schedule, warm_start
 from mini_r1.training.recipe_data import SILENT, load_task_data
@@ -38,6 +40,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from gl
 KEPT_BYTES = 1 << 30
 UNSOLVABLE_ROWS = 200
 """Problems checked before data without any solution is refused; in the hub set every problem has one."""
+
+
+def load_code(recipe: Recipe) -> list[CodeReward]:
+    """Return the functions that the recipe's rewards name; their files are run. For its errors see `load_reward`."""
+    columns = find_task(recipe.task).fields.names
+    return [load_reward(name, columns, os.environ) for name in reward_code(recipe)]
 
 
 def tune_cpu(recipe: Recipe) -> None:

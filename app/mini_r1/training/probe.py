@@ -83,7 +83,7 @@ class Probe:
         return ok(f"{self._config['model_type']}: known")
 
     def _load_tokenizer(self) -> Finding:
-        from mini_r1.generation.model import load_tokenizer, refuse_other_vocabulary
+        from mini_r1.generation.model import PLAIN_TEMPLATE, load_tokenizer, refuse_other_vocabulary
         from mini_r1.training.from_scratch import build_tokenizer
 
         recipe, other = self._recipe, self._recipe.tokenizer_name_or_path
@@ -95,7 +95,9 @@ class Probe:
         rows = self._config.get("vocab_size")
         if isinstance(rows, int):
             refuse_other_vocabulary(rows, self._tokenizer)
-        return ok(f"{name}: {len(self._tokenizer):,} tokens, with a chat template")
+        plain = str(self._tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
+        template = "no chat template: prompts are plain text" if plain else "with a chat template"
+        return ok(f"{name}: {len(self._tokenizer):,} tokens, {template}")
 
     def _problems(self) -> Finding:
         from mini_r1.training import prepare

@@ -10,7 +10,9 @@ import torch
 
 from mini_r1.errors import Stopped
 from mini_r1.generation.sampler import Stop, never
+from mini_r1.tasks.answer_tags import THINK
 from mini_r1.tasks.registry import AnyTask
+from mini_r1.tasks.reward_file import CodeReward
 from mini_r1.tasks.task import TaskProblem, TaskVerdict
 
 ADVANTAGE_EPSILON = 1e-4
@@ -41,6 +43,12 @@ class Completion:
     group_differs: bool = True  # whether the rewards of its group differ
 
     @property
+    def rewards(self) -> dict[str, float]:
+        """The rewards of its verdict."""
+        assert self.verdict is not None
+        return self.verdict.rewards
+
+    @property
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.ids)
@@ -67,13 +75,30 @@ class GroupStatistics(NamedTuple):
     equal: float  # share of the groups whose rewards are all equal: they have no advantage and teach nothing
 
 
-def score(task: AnyTask, completions: Sequence[Completion], weights: Mapping[str, float], stop: Stop = never) -> None:
-    """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, by its name in the task."""
+def score(
+    task: AnyTask,
+    completions: Sequence[Completion],
+    weights: Mapping[str, float],
+    stop: Stop = never,
+    *,
+    prefill: str = THINK,
+    code: Sequence[CodeReward] = (),
+    step: int = 0,
+) -> None:
+    """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, of the task's and of `code`."""
+    names = [name for name in weights if name in task.rewards]
     for c in completions:
         if stop():
             raise Stopped
-        c.verdict = task.judge(c.text, c.problem, weights)
-        c.reward = sum(weight * c.verdict.rewards[name] for name, weight in weights.items())
+        c.verdict = task.judge(c.text, c.problem, names, prefill)
+    rows = [task.row(c.problem) for c in completions] if code else []
+    for reward in code if completions else ():
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        values = reward([c.prompt for c in completions], [c.text for c in completions], columns, step)
+        for c, value in zip(completions, values, strict=True):
+            c.rewards[reward.name] = value
+    for c in completions:
+        c.reward = sum(weight * c.rewards[name] for name, weight in weights.items())
 
 
 def set_advantages(completions: Sequence[Completion], num_generations: int, *, scale: bool = True) -> GroupStatistics:

@@ -12,6 +12,7 @@ from mini_r1.console import printable
 from mini_r1.run.files import AppendFile, sync_path
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.answer_tags import prefill_of
 from mini_r1.tasks.registry import is_right, task_of_row
 from mini_r1.values import mapping
 
@@ -46,7 +47,8 @@ def _entry(record: dict[str, Any]) -> str:
     columns = task_of_row(record).columns.items()
     problem = " | ".join(f"{label} {printable(str(record[column]))}" for column, label in columns)
     head = f"step {record['step']} | {problem} | {rewards}"
-    return f"\n\n==============\n{head} | {printable(record['reason'])}\n<think>{printable(record['completion'])}\n"
+    shown = printable(prefill_of(record) + record["completion"])
+    return f"\n\n==============\n{head} | {printable(record['reason'])}\n{shown}\n"
 
 
 def sync_logs(run: RunDir) -> dict[str, int]:

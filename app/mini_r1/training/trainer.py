@@ -31,6 +31,7 @@ from mini_r1.generation.stop_strings import is_truncated
 from mini_r1.generation.vllm_client import Generated
 from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits
 from mini_r1.tasks.registry import find_task
+from mini_r1.tasks.reward_file import CodeReward
 from mini_r1.training.attempt import Attempt
 from mini_r1.training.grpo_loss import OffPolicyCorrection, grpo_loss, loss_metrics
 from mini_r1.training.logprobs import completion_logps, plain_head, separates_packed
@@ -65,6 +66,7 @@ class CountdownTrainer(SavingTrainer):
         args: GRPOConfig,
         train_dataset: Any,
         held_out: Sequence[dict[str, Any]] = (),
+        code: Sequence[CodeReward] = (),
         limits: UpdateLimits = UNKNOWN_LIMITS,
     ) -> None:
         self._guard = GradientGuard()
@@ -89,8 +91,9 @@ class CountdownTrainer(SavingTrainer):
         self.evaluation_due = False  # set if a stop abandons the last step's evaluation: a resume begins with it
         self._attempt, self._world, self._run = attempt, attempt.world, attempt.run
         self._task = find_task(attempt.recipe.task)
-        self._reward_weights = attempt.recipe.resolved_rewards()
         self._correction = OffPolicyCorrection.from_recipe(attempt.recipe)
+        prefill = self._task.prompt(attempt.recipe.prompt_style).prefill
+        self._score = partial(score, self._task, weights=attempt.recipe.resolved_rewards(), prefill=prefill, code=code)
         self._watch = Watch(attempt.recipe.watch)
         self._held_out = held_out
         self._limits = limits
@@ -154,9 +157,10 @@ class CountdownTrainer(SavingTrainer):
         recipe, drop = self._attempt.recipe, self._attempt.recipe.drop_zero_variance_groups
         completions = self._rollout(rows)
         with self._phase("score"):
-            self._world.unless_stopped(lambda: score(self._task, completions, self._reward_weights, self._attempt.stop))
+            step = self.state.global_step + 1
+            self._world.unless_stopped(lambda: self._score(completions, stop=self._attempt.stop, step=step))
             groups = set_advantages(completions, self.num_generations, scale=recipe.scale_rewards)
-            records = gather_object([c.record(self._task, self.state.global_step + 1) for c in completions])
+            records = gather_object([c.record(self._task, step) for c in completions])
             kept = [c for c in completions if c.group_differs or not drop]
             means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(len(kept))]))
             self._step_values |= summary(self._task, records)
@@ -378,7 +382,7 @@ class CountdownTrainer(SavingTrainer):
             with self._phase("evaluate"):
                 own = self._held_out[self._world.rank :: self._world.size]
                 completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
-                score(self._task, completions, self._reward_weights)
+                self._score(completions, step=self.state.global_step + 1)
                 records = gather_object([c.record(self._task, self.state.global_step + 1) for c in completions])
         except Stopped:
             self.evaluation_due = True

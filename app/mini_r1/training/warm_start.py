@@ -80,7 +80,8 @@ class WarmStart:
     def directory(self) -> Path:
         """Return the model's directory in the cache."""
         numbers = json.dumps([list(self.task.row(problem).values()) for problem in self.problems])
-        parts = (CACHE_VERSION, self.style, self.model, self.settings, torch.__version__, numbers)
+        prompt = self.style if self.style in self.task.prompts else self.task.prompt(self.style)
+        parts = (CACHE_VERSION, prompt, self.model, self.settings, torch.__version__, numbers)
         digest = hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()
         return cache_root() / "models" / f"{self.model.name.removeprefix('builtin:')}-{digest[:16]}"
 

@@ -5,14 +5,14 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from mini_r1.tasks.answer_tags import classify_missing_answer
+from mini_r1.tasks.answer_tags import THINK, classify_missing_answer
 from mini_r1.tasks.task import CardText, Explanation, Progress, Task
 
 from . import data, solver, typed_problem
 from .generator import GeneratorSpec, generate
 from .generator_rule import OutOfWork, Work
 from .problem import COLUMNS, Problem, parse_problem
-from .prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES, messages
+from .prompt import PREFILL, PROMPTS, SYSTEM_MESSAGE, USER_MESSAGES
 from .result_solvers import OPERATOR_STRATA, ResultSolver, operator_stratum, result_solvers
 from .rewards import REWARDS, Verdict, judge
 from .traces import WORKING, Demonstrator, step_verdicts, traces
@@ -37,7 +37,8 @@ class CountdownTask(Task[Problem]):
     fields = COLUMNS
     success = "equation"
     rewards = REWARDS
-    styles = tuple(USER_MESSAGES)
+    prompts = PROMPTS
+    placeholders = COLUMNS.names
     example = Problem((44, 19, 35), 98)  # the first of the hub's data set
     arrow = r"->|=>|=|→|\bto\b"
     typed_example = "3 5 9 -> 1"
@@ -66,11 +67,8 @@ class CountdownTask(Task[Problem]):
     def inspect(self, problems: Sequence[Problem], progress: Progress) -> dict[str, object]:
         return data.inspect(problems, progress)
 
-    def messages(self, problem: Problem, style: str) -> list[dict[str, str]]:
-        return messages(problem, style)
-
-    def judge(self, completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdict:
-        return judge(completion, problem, names)
+    def judge(self, completion: str, problem: Problem, names: Iterable[str] = (), prefill: str = THINK) -> Verdict:
+        return judge(completion, problem, names, prefill)
 
     def classify_failure(self, reason: str, *, truncated: bool) -> str:
         if missing := classify_missing_answer(reason, truncated=truncated):
@@ -113,8 +111,8 @@ class CountdownTask(Task[Problem]):
     def heading(self, problem: Problem) -> str:
         return f"{', '.join(map(str, problem.nums))} → {problem.target}"
 
-    def explain(self, completion: str, problem: Problem) -> Explanation:
-        return explain(completion, problem)
+    def explain(self, completion: str, problem: Problem, prefill: str = THINK) -> Explanation:
+        return explain(completion, problem, prefill)
 
     def card(self, generator: Mapping[str, Any] | None, *, measured: bool) -> CardText:
         numbers = "some numbers"

@@ -10,7 +10,7 @@ from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
-from mini_r1.tasks.answer_tags import END_THINK
+from mini_r1.tasks.answer_tags import THINK, own_prefill
 from mini_r1.tasks.reflections import count_reflections
 
 from . import original_scoring
@@ -92,10 +92,11 @@ class Verdict:
         return list(thought_lines(self.completion.thought))
 
     def record(self) -> dict[str, Any]:
-        """Return what a file of completions holds of one: problem, text, rewards, reason and style."""
+        """Return what a file of completions holds of one: problem, text, rewards, reason and style; another prefill."""
         return {
             "nums": list(self.completion.problem.nums),
             "target": self.completion.problem.target,
+            **own_prefill(self.completion.prefill),
             "completion": self.completion.text,
             "rewards": dict(self.rewards),
             "reason": self.reason,
@@ -105,12 +106,12 @@ class Verdict:
         }
 
 
-def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdict:
-    """Return the verdict on a completion, the model's text after the prefill, so it starts inside `<think>`.
+def judge(completion: str, problem: Problem, names: Iterable[str] = (), prefill: str = THINK) -> Verdict:
+    """Return the verdict on a completion, the model's text after the prefill.
 
     No text raises, and the work is linear in its length. `names` are rewards to compute besides VERDICTS.
     """
-    parsed = parse_completion(completion, problem)
+    parsed = parse_completion(completion, problem, prefill)
     return Verdict(parsed, {name: REWARDS[name](parsed) for name in dict.fromkeys((*VERDICTS, *names))})
 
 
@@ -149,7 +150,7 @@ def words_reward(completion: ParsedCompletion) -> float:
 
     A thought that never ends earns nothing: else the reward would pay for running into the length limit.
     """
-    if END_THINK not in completion.text:
+    if not completion.thought_ends:
         return 0.0
     return min(1.0, len(completion.thought.split()) / (WORDS_PER_NUMBER * len(completion.problem.nums)))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import add, mul, sub, truediv
 
-from mini_r1.tasks.answer_tags import last_answer
+from mini_r1.tasks.answer_tags import THINK, last_answer
 from mini_r1.tasks.task import Explanation
 
 from .expression import NEGATE, parse
@@ -32,9 +32,9 @@ class Working:
     extra: list[int]  # numbers it uses that were not given, or too often
 
 
-def work_out(completion: str, nums: Sequence[int]) -> Working:
+def work_out(completion: str, nums: Sequence[int], prefill: str = THINK) -> Working:
     """Work out the last answer of a completion; one outside the grammar has no steps."""
-    text, _ = last_answer(completion)
+    text, _ = last_answer(completion, prefill)
     parsed = parse(text.strip(" \t\n\r\x0b\x0c")) if text is not None else ""
     if isinstance(parsed, str):
         return Working(text, [], None, [], [])
@@ -46,9 +46,9 @@ def work_out(completion: str, nums: Sequence[int]) -> Working:
     return Working(text, steps, None if value is None else str(value), missing, extra)
 
 
-def explain(completion: str, problem: Problem) -> Explanation:
+def explain(completion: str, problem: Problem, prefill: str = THINK) -> Explanation:
     """Return the working of an answer as the samples page shows it, with a remark for each number."""
-    found, chips = work_out(completion, problem.nums), list[tuple[str, bool | None]]()
+    found, chips = work_out(completion, problem.nums, prefill), list[tuple[str, bool | None]]()
     if found.answer is None:
         return Explanation(None, [], None, [])
     left = list(found.missing)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from mini_r1.tasks.answer_tags import END_THINK, check_format, last_answer
+from mini_r1.tasks.answer_tags import THINK, check_format, find_thought, last_answer, own_prefill
 from mini_r1.tasks.reflections import count_reflections
 
 from .final_answer import MAX_ANSWER, is_number, same_answer
@@ -18,6 +18,7 @@ class JudgedAnswer:
 
     problem: Question
     completion: str
+    prefill: str  # what the completion continues
     format_error: str | None  # see `answer_tags.check_format`
     answer_error: str | None  # None if the answer is right
     rewards: dict[str, float]
@@ -40,14 +41,14 @@ class JudgedAnswer:
 
     def record(self) -> dict[str, Any]:
         """Return what a file of completions holds of one."""
-        thought = self.completion.partition(END_THINK)[0]
         return {
             "question": self.problem.question,
             "answer": self.problem.answer,
+            **own_prefill(self.prefill),
             "completion": self.completion,
             "rewards": dict(self.rewards),
             "reason": self.reason,
-            "reflections": count_reflections(thought),
+            "reflections": count_reflections(find_thought(self.completion, self.prefill)[0]),
         }
 
 
@@ -61,13 +62,13 @@ ANSWER_REWARDS: Final[dict[str, RewardFunction]] = {
 ALWAYS = ("format", "answer")
 
 
-def judge_answer(completion: str, problem: Question, names: Iterable[str] = ()) -> JudgedAnswer:
+def judge_answer(completion: str, problem: Question, names: Iterable[str] = (), prefill: str = THINK) -> JudgedAnswer:
     """Return the verdict on the model's text after the prefill; `names` are rewards besides ALWAYS."""
-    _, format_error = check_format(completion, completion.find(END_THINK))
-    answer, answer_error = last_answer(completion)
+    _, format_error = check_format(completion, prefill)
+    answer, answer_error = last_answer(completion, prefill)
     if answer is not None:
         answer_error = check_final_answer(answer.strip(), problem.answer)
-    judged = JudgedAnswer(problem, completion, format_error, answer_error, {})
+    judged = JudgedAnswer(problem, completion, prefill, format_error, answer_error, {})
     judged.rewards.update({name: ANSWER_REWARDS[name](judged) for name in dict.fromkeys((*ALWAYS, *names))})
     return judged
 

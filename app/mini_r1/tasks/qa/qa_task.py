@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
-from mini_r1.tasks.answer_tags import classify_missing_answer, last_answer
+from mini_r1.tasks.answer_tags import THINK, classify_missing_answer, last_answer
+from mini_r1.tasks.prompt_file import Prompt
 from mini_r1.tasks.task import CardText, Explanation, Progress, Task
 
 from .answer_rewards import ANSWER_REWARDS, JudgedAnswer, check_final_answer, judge_answer
@@ -17,7 +18,7 @@ from .arithmetic import (
     operands,
     question_traces,
 )  # fmt: skip
-from .question import Question, parse_question, row_parser
+from .question import COLUMNS, Question, parse_question, row_parser
 
 SYSTEM = (
     "You are a helpful assistant. You first think about the reasoning process in the mind and then provide the user "
@@ -28,7 +29,6 @@ USER = (
     "example <answer> 42 </answer>. Think step by step inside <think> tags."
 )
 PREFILL = "Let me solve this step by step.\n<think>"
-"""The start of the assistant's turn, which the model continues."""
 
 OTHER = "other questions"
 """The stratum of a question that was not generated here."""
@@ -42,7 +42,9 @@ class QaTask(Task[Question]):
     columns: ClassVar = {"question": "question", "answer": "answer"}
     success = "answer"
     rewards = ANSWER_REWARDS
-    styles = ("script",)  # the instructions of the original's script
+    prompts: ClassVar = {"script": Prompt(USER, SYSTEM, PREFILL)}  # the instructions of the original's script
+    placeholders = ("question",)
+    fields = COLUMNS
     example = Question("What is 347 + 285?", "632")
     typed_example = "What is 347 + 285? -> 632"
 
@@ -75,15 +77,10 @@ class QaTask(Task[Question]):
             **{f"by_{name}": dict(sorted(counts.items())) for name, counts in strata.items()},
         }
 
-    def messages(self, problem: Question, style: str) -> list[dict[str, str]]:
-        return [
-            {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": USER.replace("{question}", problem.question)},
-            {"role": "assistant", "content": PREFILL},
-        ]
-
-    def judge(self, completion: str, problem: Question, names: Iterable[str] = ()) -> JudgedAnswer:
-        return judge_answer(completion, problem, names)
+    def judge(
+        self, completion: str, problem: Question, names: Iterable[str] = (), prefill: str = THINK
+    ) -> JudgedAnswer:
+        return judge_answer(completion, problem, names, prefill)
 
     def classify_failure(self, reason: str, *, truncated: bool) -> str:
         if missing := classify_missing_answer(reason, truncated=truncated):
@@ -107,8 +104,8 @@ class QaTask(Task[Question]):
                 groups.setdefault(f"success/{len(str(asked[0]))}_digits", []).append(record["rewards"][self.success])
         return {name: sum(values) / len(values) for name, values in sorted(groups.items())}
 
-    def explain(self, completion: str, problem: Question) -> Explanation:
-        answer, _ = last_answer(completion)
+    def explain(self, completion: str, problem: Question, prefill: str = THINK) -> Explanation:
+        answer, _ = last_answer(completion, prefill)
         if answer is None:
             return Explanation(None, [], None, [])
         right = check_final_answer(answer.strip(), problem.answer) is None

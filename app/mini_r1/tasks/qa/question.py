@@ -3,12 +3,21 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mini_r1.tasks.columns import Columns, Field
 from mini_r1.tasks.data_errors import DataError, refuse_missing
 from mini_r1.values import describe_value
 
 from .final_answer import MARK, MAX_ANSWER
 
-COLUMNS = ("question", "answer")
+COLUMNS = Columns((
+    Field("question", ("problem", "prompt", "query", "input", "instruction"), lambda value: isinstance(value, str)),
+    Field(
+        "answer",
+        ("final_answer", "solution", "output", "response"),
+        lambda value: isinstance(value, str | int | float),
+    ),
+))  # fmt: skip
+"""Columns of a row; others are ignored."""
 MAX_QUESTION = 20_000
 """Most characters of a question: more tokens than any recipe's prompt."""
 
@@ -27,7 +36,7 @@ class Question:
 
     @property
     def cluster(self) -> str:
-        """The same: each question is a draw of its own."""
+        """The same: each question is a separate draw."""
         return self.key
 
 
@@ -41,7 +50,7 @@ def parse_question(row: object, place: str) -> Question:
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: expected an object with 'question' and 'answer', found {describe_value(row)}")
-    refuse_missing(row, COLUMNS, place)
+    refuse_missing(row, COLUMNS.names, place)
     question, answer = row["question"], row["answer"]
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         answer = f"{answer:.15g}" if isinstance(answer, float) else str(answer)
