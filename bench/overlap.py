@@ -1,11 +1,11 @@
-"""What does `rollout_ahead: 1` gain, and does it cost success? The real vLLM 0.7.0 on the CPU beside one worker.
+"""What does `rollout_ahead: 1` gain, and does it cost success? The real vLLM 0.7.0 on the CPU, with one worker.
 
     .venv/bin/python bench/overlap.py [--only speed|learning] [--steps 24] [--seeds 0 1 2] [--json]
 
 Speed: four sides train a random model, with and without `rollout_ahead` and with one and two threads a process. The
 model is of a size at which rollout and update take about the same time with one thread. The sides take turns of a few
-steps within one run. Between its turns a side's processes are stopped (SIGSTOP), vLLM's too: it must not go on sampling
-in another's time. The bar compares the better number of threads of each.
+steps within one run. Between its turns a side's processes are stopped (SIGSTOP), vLLM's too: it must not sample in
+another's time. The bar compares the better number of threads of each.
 
 Learning: the demo's game and model, with attention heads of the size that vLLM needs, trained with and without for the
 same number of steps, on each random seed from one warm start; `--jobs` at a time, one thread a process.
@@ -43,7 +43,7 @@ WARM_UP = 2
 """First steps of a side that are not counted: with `rollout_ahead` the first one samples twice."""
 
 
-# --- a side, in a process of its own with the environment of vLLM
+# --- a side, in a separate process with the environment of vLLM
 
 
 def work(name: str, settings: dict[str, Any], run_folder: str, parent: Connection) -> None:

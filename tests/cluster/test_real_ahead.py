@@ -1,4 +1,4 @@
-"""`rollout_ahead: 1` with the real vLLM 0.7.0 on a CPU beside one worker: one run, killed after a save and resumed."""
+"""`rollout_ahead: 1` with the real vLLM 0.7.0 on a CPU and one worker: one run, killed after a save and resumed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`rollout_ahead: 1`: vLLM samples the next step's completions while this step is trained. The order: docs/overlap.md.
 
-vLLM samples in processes of its own, so no thread is needed: the trainer posts the prompts, trains, and collects. What
+vLLM samples in other processes, so no thread is needed: the trainer posts the prompts, trains, and collects. What
 vLLM samples with the weights of one step before can't be sampled again after a resume, which has newer weights. So it
 is stored with the checkpoint, as JSON, once vLLM is done.
 """
@@ -54,7 +54,7 @@ class RolloutAhead:
 
     @property
     def in_flight(self) -> int | None:
-        """The step whose completions vLLM samples, as far as this process knows; None if it has all."""
+        """The step whose completions vLLM samples and this process has not collected; None if there is none."""
         return next((step for step, rollout in self._rollouts.items() if rollout.completions is None), None)
 
     def begin(self, step: int, policy_step: int, prompts: Prompts) -> None:
