@@ -166,10 +166,11 @@ def held_out(model: Any, tokenizer: Any, data: Any, recipe: Any) -> dict[str, An
     from mini_r1.evaluation.measuring import measure
     from mini_r1.generation.completers import TransformersCompleter
     from mini_r1.generation.sampler import SamplingConfig
+    from mini_r1.tasks.registry import find_task
 
     problems = list({problem.key: problem for problem in data.held_out}.values())
     facts = measure(
-        TransformersCompleter(model, tokenizer), problems, samples=SAMPLES,
+        find_task(recipe.task), TransformersCompleter(model, tokenizer), problems, samples=SAMPLES,
         sampling=SamplingConfig.from_recipe(recipe), prompt_style=recipe.prompt_style, seed=recipe.seed,
     ).to_json(None)  # fmt: skip
     return {key: facts[key] for key in ("problems", "sampled", "ci95", "tries")}

@@ -64,7 +64,7 @@ def work(name: str, settings: dict[str, Any], run_folder: str, parent: Connectio
         from mini_r1.recipe.recipe_file import load_recipe
         from mini_r1.run.reader import read_metrics
         from mini_r1.run.run_dir import RunDir
-        from mini_r1.training import prepare
+        from mini_r1.training.recipe_data import load_task_data
 
         torch.set_num_threads(settings["threads"])
         transformers.trainer.DEFAULT_CALLBACKS.append(turns(parent))
@@ -77,7 +77,7 @@ def work(name: str, settings: dict[str, Any], run_folder: str, parent: Connectio
             "age": rows[-1]["off_policy/age"], "sample_size": rows[-1]["off_policy/sample_size"],
         }  # fmt: skip
         if settings["measured"]:
-            data = prepare.load_task_data(recipe)
+            data = load_task_data(recipe)
             start = settings["model"]
             untrained = load_model(start, None, "float32", None), load_tokenizer(start, None)
             report["before"] = held_out(*untrained, data, recipe)
@@ -161,11 +161,11 @@ def measure_speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
 def warm_start(seed: int) -> Path:
     """Return the demo's warm-started model with heads that vLLM has a kernel for; made once, then cached."""
     from mini_r1.recipe.recipe_file import find_recipe, load_recipe
-    from mini_r1.training import prepare
     from mini_r1.training import warm_start as imitation
+    from mini_r1.training.recipe_data import load_task_data
 
     recipe = load_recipe(find_recipe("demo-cpu"), [f"warm_start.seed={seed}"])
-    job = imitation.of_recipe(recipe, prepare.load_task_data(recipe).train)
+    job = imitation.of_recipe(recipe, load_task_data(recipe).train)
     job = replace(job, model=replace(job.model, head_size=32))
     if not imitation.is_made(job.directory()):
         imitation.make(job, lambda step, loss: None)
