@@ -60,10 +60,10 @@ BUILTIN_MODELS: Final = {
             imitation=Imitation(batch=256, learning_rate=1e-3, max_new_tokens=320),
         ),
         BuiltinModel(
-            ARITHMETIC_MODEL, layers=3, hidden_size=96, head_size=32, digits=True, vocabulary=120, positions=256,
-            initializer_range=0.06,
+            ARITHMETIC_MODEL, layers=2, hidden_size=64, head_size=16, digits=True, vocabulary=120, positions=256,
+            initializer_range=0.08,
             demonstrator=ColumnDemonstrator(give_up=0.5, broken_format=0.3),
-            imitation=Imitation(batch=64, learning_rate=3e-3, max_new_tokens=64, matrix_learning_rate=0.02),
+            imitation=Imitation(batch=32, learning_rate=4e-3, max_new_tokens=48, matrix_learning_rate=0.02),
             task="qa",
         ),
     )

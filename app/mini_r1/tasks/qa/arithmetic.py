@@ -15,7 +15,7 @@ from mini_r1.tasks.data_errors import DataError
 
 from .question import Question
 
-DIGITS: Final = (2, 3, 4)
+DIGITS: Final = (2, 3)
 """Digits of the first operand, each number equally likely; `+` and `-` have a second one as long, `*` has one digit."""
 OPERATORS: Final = "+-*"
 WORKING = (" + ", " - ", " * ", " = ", "</think>\n", "<answer>", "</answer>", "<think>", "</think>")
