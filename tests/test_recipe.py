@@ -401,7 +401,7 @@ def test_contradictions(issues, text, sentence):
 
 def test_warm_start_is_for_built_in_models(issues):
     assert issues("model_name_or_path: a/b\nwarm_start: {}") == [
-        "x:2: warm_start: is for builtin:demo and builtin:scratch only: take it out"
+        "x:2: warm_start: is for builtin:demo, builtin:scratch, builtin:arithmetic only: take it out"
     ]
 
 
@@ -667,7 +667,7 @@ def test_no_text_raises_anything_but_a_recipe_error(write, text, overrides):
 
 
 def test_reward_names_are_distinct():
-    assert len(set(REWARD_NAMES)) == len(REWARD_NAMES) == 7
+    assert len(set(REWARD_NAMES)) == len(REWARD_NAMES) == 8
 
 
 def test_a_reward_is_added_by_one_function_and_one_line(tmp_path):

@@ -34,8 +34,6 @@ from tests.conftest import rows
 
 pytestmark = [needs_vllm, pytest.mark.real]
 
-STOP_STRINGS = ["A", "B", "CD"]
-
 
 class Case:
     """One way to shard, and a run that was stopped on its way and resumed to its end.
@@ -93,9 +91,9 @@ def zero3(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(scope="module")
 def zero2(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The shipped ZeRO-2 with stop strings, measuring held-out problems through vLLM too; stopped and resumed."""
+    """The shipped ZeRO-2, measuring held-out problems in between, through vLLM too; stopped by SIGTERM and resumed."""
     folder = tmp_path_factory.mktemp("zero2")
-    case = Case(folder, model, "zero2", accumulation=2, eval_strategy="steps", eval_steps=3, stop=STOP_STRINGS)
+    case = Case(folder, model, "zero2", accumulation=2, eval_strategy="steps", eval_steps=3)
     case.stop(case.run, 3, "update", signal_everybody, 143)
     case.finish(case.run)
     return case
@@ -145,17 +143,6 @@ def test_every_completion_is_recorded_once_for_each_rank_s_prompts(case: Case) -
         # A prompt may come twice: at the end of one pass over the problems and the start of the next.
         assert {count % 4 for count in Counter(record["prompt"] for record in own).values()} == {0}
         assert all(1 <= record["tokens"] <= 32 for record in own)
-
-
-def test_a_completion_ends_at_its_first_stop_string(zero2: Case) -> None:
-    ended = 0
-    for record in read_completions(zero2.run):
-        text = record["completion"]
-        stopped = text.endswith(tuple(STOP_STRINGS))
-        assert stopped == any(string in text for string in STOP_STRINGS)
-        assert not (stopped and record["truncated"])
-        ended += stopped
-    assert ended > 5
 
 
 def test_held_out_problems_are_measured_through_vllm(zero2: Case) -> None:

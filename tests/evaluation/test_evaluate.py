@@ -171,14 +171,16 @@ def test_two_evaluations_are_the_same(loaded: tuple[Any, Any], problems: list[Pr
     other = evaluate(model, tokenizer, problems, **{**SETTINGS, "seed": 6})
     assert (first.greedy, first.sampled) != (other.greedy, other.sampled)
     assert first.greedy == other.greedy
-    assert [a.problem for a in first.greedy] == problems
-    assert [[a.problem for a in answers] for answers in first.sampled] == [[p] * 3 for p in problems]
+    assert [a.verdict.problem for a in first.greedy] == problems
+    assert [[a.verdict.problem for a in answers] for answers in first.sampled] == [[p] * 3 for p in problems]
 
 
 def test_more_samples_than_a_batch_holds_are_drawn_in_rounds(loaded: tuple[Any, Any], problems: list[Problem]) -> None:
     seen: list[int] = []
     found = evaluate(*loaded, problems[:2], **{**SETTINGS, "samples": 7}, batch_rows=3, on_progress=seen.append)
-    assert [[answer.problem for answer in answers] for answers in found.sampled] == [[p] * 7 for p in problems[:2]]
+    assert [[answer.verdict.problem for answer in answers] for answers in found.sampled] == [
+        [p] * 7 for p in problems[:2]
+    ]
     assert max(later - before for before, later in zip([0, *seen], seen, strict=False)) <= 3
     for answers in found.sampled:
         assert len({answer.verdict.completion.text for answer in answers}) > 3  # no round repeats another's draws

@@ -25,7 +25,7 @@ from rich.console import Console
 
 SAMPLES = KEPT_SAMPLES + 2
 EACH = 1 + KEPT_SAMPLES
-TRAINERS_OWN = {"prompt", "reward", "advantage"}
+TRAINERS_OWN = {"prompt", "reward", "advantage", "policy_step"}
 
 
 def evaluated(run: RunDir, model: Path, limit: int | None = None) -> None:

@@ -218,6 +218,6 @@ def test_problems_with_too_many_results_are_left_out_and_counted() -> None:
     large = Problem((3, 7, 25, 50, 75, 100, 9, 81), 1)
     small = PROBLEMS[0]
     rows = [[EvaluatedAnswer(judge("</think>", problem), 9, False)] for problem in (small, large)]
-    game = GeneratorSpec()
-    assert search_baselines(rows, game)["random_solver"]["problems"] == 1
-    assert set(search_baselines(rows[1:], game)) == {"signed_sums"}
+    solvers = CountdownTask().solvers(None)
+    assert search_baselines(rows, solvers)["random_solver"]["problems"] == 1
+    assert set(search_baselines(rows[1:], solvers)) == {"signed_sums"}

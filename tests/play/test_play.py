@@ -280,7 +280,7 @@ def test_ctrl_c_at_the_question_ends_the_session_cleanly(run: RunDir) -> None:
         text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     ) as child:  # fmt: skip
         assert child.stdout is not None
-        assert child.stdout.readline().startswith("Type numbers and a target")
+        assert child.stdout.readline().startswith("Type numbers -> target")
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 143

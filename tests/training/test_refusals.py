@@ -142,7 +142,7 @@ def test_a_run_resumes_with_the_hub_commits_it_began_with(
         asked["model"] = revision
         raise KitError("seen enough")
 
-    monkeypatch.setattr("mini_r1.training.prepare.load_data", load_data)
+    monkeypatch.setattr("mini_r1.training.recipe_data.load_data", load_data)
     monkeypatch.setattr("mini_r1.training.prepare.load_model", load_model)
     with pytest.raises(KitError, match="seen enough"):
         train(recipe, [], run.path)

@@ -12,7 +12,6 @@ import torch
 from mini_r1.plan.memory import UpdateLimits
 from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.training import trainer as kit_trainer
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Batch, Completion, collate, micro_batches, score, set_advantages
 from mini_r1.training.rollout_engines import PolicyEngine
@@ -236,12 +235,12 @@ def step_gradient(
 ) -> torch.Tensor:
     """Return the gradient of a step over given completions and rewards, as transformers' loop takes it."""
 
-    def scored(completions: list[Completion], *_: Any) -> None:
+    def scored(completions: list[Completion], **_: Any) -> None:
         score(CountdownTask(), completions, {"format": 1.0})
         for completion, reward in zip(completions, rewards, strict=True):
             completion.reward = reward
 
-    monkeypatch.setattr(kit_trainer, "score", scored)
+    monkeypatch.setattr(trainer, "_score", scored)
     monkeypatch.setattr(trainer, "_complete", lambda *_: completions)
     trainer.create_optimizer()
     count = trainer.args.gradient_accumulation_steps

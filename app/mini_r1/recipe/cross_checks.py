@@ -77,7 +77,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         key = "load_in_4bit" if recipe.load_in_4bit else "load_in_8bit"
         yield f"{key} use_peft", "quantized weights cannot be trained themselves: set use_peft: true"
     if recipe.warm_start and recipe.built_in is None:
-        yield "warm_start model_name_or_path", f"is for {' and '.join(BUILTIN_MODELS)} only: take it out"
+        yield "warm_start model_name_or_path", f"is for {', '.join(BUILTIN_MODELS)} only: take it out"
     yield from _off_policy_contradictions(recipe)
     for name in find_task(recipe.task).default_rewards() if recipe.scoring == "original" else ():
         if {name, f"{name}_original"} <= set(recipe.rewards or {}):

@@ -9,21 +9,21 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import ValidationInfo
-
 from mini_r1.errors import KitError
 from mini_r1.tasks.prompt_file import is_prompt_file
 from mini_r1.tasks.reward_file import SUFFIX, check_source, is_code, refuse_code, short_name, source_file
 from mini_r1.values import expand_path
 
 if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
     from mini_r1.recipe.fields import Recipe
 
 FOLDER: Final = "recipe_files"
 """Folder of a run directory with the copies."""
 
 
-def find_near_recipe(name: str, info: ValidationInfo) -> str:
+def find_near_recipe(name: str, info: "ValidationInfo") -> str:
     """Return the absolute path of a file next to the recipe that is validated, or else in the current folder.
 
     Raises:
