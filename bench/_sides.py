@@ -147,13 +147,14 @@ def train_kit(recipe: Any, folder: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 def reward_function(name: str) -> Callable[..., list[float]]:
     """One of the kit's rewards as TRL calls it: texts and the columns of the data set in, floats out."""
-    from mini_r1.tasks.countdown import task
+    from mini_r1.tasks.countdown.problem import Problem
+    from mini_r1.tasks.countdown.rewards import judge
 
     def reward(completions: list[str], nums: list[list[int]], target: list[int], **_: Any) -> list[float]:
         values = []
         for text, numbers, wanted in zip(completions, nums, target, strict=True):
-            problem = task.Problem(tuple(numbers), wanted)
-            values.append(float(task.judge(text, problem, [name]).rewards[name]))
+            problem = Problem(tuple(numbers), wanted)
+            values.append(float(judge(text, problem, [name]).rewards[name]))
         return values
 
     reward.__name__ = name
@@ -165,11 +166,11 @@ def held_out(model: Any, tokenizer: Any, data: Any, recipe: Any) -> dict[str, An
     from mini_r1.evaluation.measuring import measure
     from mini_r1.generation.completers import TransformersCompleter
     from mini_r1.generation.sampler import SamplingConfig
-    from mini_r1.tasks.countdown.task import GeneratorSpec
+    from mini_r1.tasks.registry import find_task
 
     problems = list({problem.key: problem for problem in data.held_out}.values())
     facts = measure(
-        TransformersCompleter(model, tokenizer), problems, samples=SAMPLES,
+        find_task(recipe.task), TransformersCompleter(model, tokenizer), problems, samples=SAMPLES,
         sampling=SamplingConfig.from_recipe(recipe), prompt_style=recipe.prompt_style, seed=recipe.seed,
-    ).to_json(GeneratorSpec())  # fmt: skip
+    ).to_json(None)  # fmt: skip
     return {key: facts[key] for key in ("problems", "sampled", "ci95", "tries")}

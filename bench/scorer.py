@@ -169,7 +169,7 @@ def scored_by_kit(rows: list[Row]) -> float:
 
 
 def scored_by_kit_judge(rows: list[Row]) -> float:
-    return sum(judge(text, problem).equation for text, problem in rows)
+    return sum(judge(text, problem).right for text, problem in rows)
 
 
 SCORERS: dict[str, Callable[[list[Row]], float]] = {
@@ -197,7 +197,7 @@ def main() -> int:
     rows = completions()
     check_baseline(rows)
     per_second = measure(rows)
-    right = sum(judge(text, problem).equation for text, problem in rows) / len(rows)
+    right = sum(judge(text, problem).right for text, problem in rows) / len(rows)
     ratio = per_second["kit"] / per_second["eval"]
     passed = ratio >= BAR
     if arguments.json:

@@ -22,12 +22,15 @@ from typing import Any
 
 import numpy as np
 from mini_r1.evaluation.measures import EvaluatedAnswer
-from mini_r1.evaluation.search import Solver, compare, solvers, success_at_tries
+from mini_r1.evaluation.search import compare, success_at_tries
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.baselines import draw_chains
 from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.result_solvers import ResultSolver, result_solvers
+from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.tasks.countdown.traces import answer, result_weights, working
 from mini_r1.training.prepare import load_task_data
 
@@ -36,7 +39,7 @@ CAPS = {"demo": (5, 10), "generated": (30,)}
 SAMPLES = 2
 
 
-def sets() -> dict[str, tuple[list[task.Problem], GeneratorSpec]]:
+def sets() -> dict[str, tuple[list[Problem], GeneratorSpec]]:
     """Problems, and what the random solver may try on them."""
     recipe = load_recipe(find_recipe("demo-cpu"))
     rule = recipe.generator
@@ -49,7 +52,7 @@ def sets() -> dict[str, tuple[list[task.Problem], GeneratorSpec]]:
     }
 
 
-def levels(problems: list[task.Problem], solver: Solver) -> dict[str, float]:
+def levels(problems: list[Problem], solver: ResultSolver) -> dict[str, float]:
     """Return the success after each number of tries."""
     rng = np.random.default_rng(0)
     found = [
@@ -58,25 +61,25 @@ def levels(problems: list[task.Problem], solver: Solver) -> dict[str, float]:
     return {key: sum(level[key] for level in found) / len(found) for key in found[0]}
 
 
-def as_a_model(problems: list[task.Problem], game: GeneratorSpec, cap: int) -> dict[str, Any]:
+def as_a_model(problems: list[Problem], game: GeneratorSpec, cap: int) -> dict[str, Any]:
     """The random solver in the place of the model, with at most `cap` tries."""
     rng, sampled, matched = random.Random(1), [], 0
     for problem in problems:
         answers = []
         for _ in range(SAMPLES):
             lines, last = [], None
-            for last in task.draw_chains(problem, game.operators, game.max_intermediate, rng):
+            for last in draw_chains(problem, game.operators, game.max_intermediate, rng):
                 lines.append(working(last))
                 if last.values[-1] == problem.target or len(lines) == cap:
                     break
             text = answer(last) if last else ""
             thought = "\n".join(lines)
-            verdict = task.judge(f"{thought}\n</think>\n<answer>{text}</answer>", problem)
+            verdict = judge(f"{thought}\n</think>\n<answer>{text}</answer>", problem)
             answers.append(EvaluatedAnswer(verdict, 0, False))
-            other = task.draw_chains(problem, game.operators, game.max_intermediate, rng)
+            other = draw_chains(problem, game.operators, game.max_intermediate, rng)
             matched += any(chain.values[-1] == problem.target for chain, _ in zip(other, lines, strict=False))
         sampled.append(answers)
-    found = compare(sampled, solvers(game)["random_solver"])
+    found = compare(sampled, result_solvers(game)["random_solver"])
     assert found is not None
     count = len(problems) * SAMPLES
     return {
@@ -95,9 +98,9 @@ def main() -> int:
     alone: dict[str, Any] = {}
     models: dict[str, Any] = {}
     for name, (problems, game) in sets().items():
-        searches = solvers(game)
+        searches = result_solvers(game)
         if name != "demo":
-            searches["patient"] = Solver(lambda problem: result_weights(problem, teacher))
+            searches["patient"] = ResultSolver(lambda problem: result_weights(problem, teacher))
         alone[f"{name}, {len(problems)} problems"] = {key: levels(problems, solver) for key, solver in searches.items()}
         models |= {f"{name}, at most {cap} tries": as_a_model(problems, game, cap) for cap in CAPS.get(name, ())}
     fair = all(of["ci95"][0] <= 1 <= of["ci95"][1] for of in models.values())

@@ -66,7 +66,7 @@ def work(side: str, seed: int, steps: int, run_folder: str, parent: Connection) 
             from mini_r1.training.prepare import keep_freed_memory
 
             keep_freed_memory()
-        start = prepare.model_source(recipe, data, Console(file=log))
+        start = prepare.find_model(recipe, data, Console(file=log)).source
         if side == KIT:
             model, tokenizer, report = train_kit(recipe, folder)
         else:

@@ -50,18 +50,20 @@ def step(tokenizer: Any, prompts: int, limit: int) -> list[Any]:
     """The completions of a step over hub problems: random tokens in the published lengths, with random rewards."""
     import torch
     from mini_r1.generation.prompts import render, token_ids
-    from mini_r1.tasks.countdown import task
+    from mini_r1.tasks.countdown.countdown_task import CountdownTask
+    from mini_r1.tasks.countdown.problem import Problem
+    from mini_r1.tasks.countdown.rewards import judge
     from mini_r1.training.rollout import Completion
 
     rows = [json.loads(line) for line in HUB_ROWS.read_text().splitlines()[:prompts]]
-    problems = [task.Problem(tuple(row["nums"]), row["target"]) for row in rows]
-    texts = render(tokenizer, problems, "script")
+    problems = [Problem(tuple(row["nums"]), row["target"]) for row in rows]
+    texts = render(CountdownTask(), tokenizer, problems, "script")
     drawn, made = torch.Generator().manual_seed(0), []
     for number, (problem, text, ids) in enumerate(zip(problems, texts, token_ids(tokenizer, texts), strict=True)):
         for i, length in enumerate(drawn_lengths(number, limit)):
             answer = [*torch.randint(10, 90, (length - 1,), generator=drawn).tolist(), tokenizer.eos_token_id]
             made.append(Completion(problem, text, ids, answer, False, reward=float((number + i) % 3)))
-            made[-1].verdict = task.judge("", problem, {"format": 1.0})
+            made[-1].verdict = judge("", problem, {"format": 1.0})
     return made
 
 

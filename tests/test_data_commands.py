@@ -16,6 +16,7 @@ import pytest
 from mini_r1.cli import data_commands
 from mini_r1.errors import KitError
 from mini_r1.tasks.countdown import data
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.tasks.countdown.generator import generate
 
@@ -28,7 +29,7 @@ HARD = {"nums": [71, 73, 79, 83, 89, 97, 41, 43], "target": 999_999_937}
 
 def generate_and_stop(moment: str, number: signal.Signals, *args: str | Path) -> None:
     """`mini-r1 ARGS`, which gets a signal at its third problem, or while it writes the file."""
-    generate, replace = data_commands.generate, os.replace
+    generate, replace = CountdownTask.generate, os.replace
 
     def generated(*given: Any) -> Iterator[Any]:
         for count, problem in enumerate(generate(*given), start=1):
@@ -41,7 +42,7 @@ def generate_and_stop(moment: str, number: signal.Signals, *args: str | Path) ->
             os.kill(os.getpid(), number)
         replace(*given)
 
-    data_commands.generate, os.replace = generated, replaced
+    CountdownTask.generate, os.replace = generated, replaced  # type: ignore[method-assign]
     kit(*args)
 
 
@@ -132,7 +133,7 @@ def test_generate_refuses_an_output_before_it_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(data_commands, "generate", lambda *_: pytest.fail("it worked"))
+    monkeypatch.setattr(CountdownTask, "generate", lambda *_: pytest.fail("it worked"))
     Path("there.csv").write_text("mine")
     Path("link.csv").symlink_to("there.csv")
     if out.startswith("/sys"):

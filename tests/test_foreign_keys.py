@@ -37,8 +37,8 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("test_split_size: 0.1", "key 'test_split_size' is called 'test_fraction' here"),
         ("dtype: bfloat16", "key 'dtype' is called 'torch_dtype' here"),
         ("dataset_streaming: true", "a data set is read whole: dataset_rows"),
-        ("reward_funcs: [format, equation]", "as in `rewards: {format: 1, equation: 1}`"),
-        ("reward_weights: [1.0, 1.0]", "as in `rewards: {format: 1, equation: 1}`"),
+        ("reward_funcs: [format, equation]", "as in `rewards: {format: 1, own.py:closeness: 0.2}`"),
+        ("reward_weights: [1.0, 1.0]", "as in `rewards: {format: 1, own.py:closeness: 0.2}`"),
         ("env: {NCCL_P2P_DISABLE: '1'}", "set environment variables outside of the recipe"),
         # newer GRPOConfig
         ("chat_template: '{{ messages }}'", "name another tokenizer with tokenizer_name_or_path"),
@@ -62,7 +62,7 @@ def answer(tmp_path: Path, text: str, *overrides: str) -> str:
         ("torch_compile: true", "is an argument of transformers that this kit does not use"),
         ("trackio_space_id: a/b", "is an argument of a newer transformers that this kit does not use"),
         # open-r1
-        ("system_prompt: Think.", "write prompt_style, script or notebook"),
+        ("system_prompt: Think.", "write it into a prompt file, and its name as prompt_style"),
         ("wandb_project: r1", "set the environment variable WANDB_PROJECT"),
         ("benchmarks: [math_500]", "`mini-r1 evaluate RUN`"),
         ("cosine_max_len: 1000", "is an argument of open-r1 that this kit does not use"),

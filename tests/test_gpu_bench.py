@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from mini_r1.recipe.fields import Recipe
 from mini_r1.tasks.countdown.data import read_problems
-from mini_r1.tasks.countdown.task import Problem, judge
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 
 from tests.gpu_benches import GPU, gpu_benches
 

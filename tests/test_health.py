@@ -54,6 +54,12 @@ def unhealthy(path: Path, said: str) -> Health:
     [
         ({}, True, "runs: step 7, phase rollout for 20 s (at most 600)"),
         ({"heartbeat": NOW - 599}, True, "for 599 s"),
+        (
+            {"phase": "update", "in_flight": 9},
+            True,
+            "phase update for 20 s (at most 600), vLLM samples for step 9 mean",
+        ),
+        ({"in_flight": "9"}, True, "phase rollout for 20 s (at most 600)"),
         ({"heartbeat": NOW - 601}, False, "is stuck or dead: step 7, phase rollout began 601 s ago"),
         ({"heartbeat": NOW - 601, "hang_timeout_s": 3600}, True, "at most 3600"),
         ({"heartbeat": NOW + 5}, True, "for 0 s"),  # another host's clock

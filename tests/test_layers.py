@@ -35,7 +35,7 @@ def test_import_layers() -> None:
         ("mini_r1.run.health", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
         ("mini_r1.run.completions", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
         ("mini_r1.run.listing", [*HEAVY, "pydantic", "pyarrow", "huggingface_hub", "yaml"]),
-        ("mini_r1.play.typed_problem", HEAVY),
+        ("mini_r1.tasks.registry", HEAVY),
         ("mini_r1.doctor.node_checks", HEAVY),
         ("mini_r1.doctor.bundle", HEAVY),
         ("mini_r1.hub.prefetch", HEAVY),

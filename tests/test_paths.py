@@ -17,7 +17,7 @@ HOME = "/home/ada"
 PATH_KEYS = ("model_name_or_path", "tokenizer_name_or_path", "dataset_id_or_path", "output_dir")
 NO_PATHS = {
     "--set", "--repo", "--snapshot", "--step", "--reason", "--grep", "--engine", "--numbers", "--target", "--address",
-    "--config", "--split",
+    "--config", "--split", "--column",
 }  # fmt: skip
 """Texts on the command line that are no paths."""
 

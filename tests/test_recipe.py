@@ -229,6 +229,8 @@ def test_loading_needs_no_torch():
         ("top_p: 0", "top_p: must be above 0, not 0"),
         ("top_p: 1.01", "top_p: must be at most 1, not 1.01"),
         ("top_k: 0", "top_k: must be at least 1, or null to keep all tokens, not 0"),
+        ("rollout_ahead: 2", "rollout_ahead: must be at most 1, not 2"),
+        ("rollout_ahead: -1", "rollout_ahead: must be at least 0, not -1"),
         ("off_policy: ppo", "off_policy: must be one of none, tis, clip, not 'ppo'"),
         ("off_policy_cap: 0.9", "off_policy_cap: must be at least 1, not 0.9"),
         ("epsilon: 1", "epsilon: must be below 1, not 1"),
@@ -238,8 +240,11 @@ def test_loading_needs_no_torch():
         ("stop: [a, '']", "stop.1: is an empty string, which would end every completion: take it out"),
         ("stop: [5]", "stop.0: must be text (put it in quotes), not 5"),
         ("stop: {a: 1}", "stop: must be a list, not a mapping"),
-        ("stop: <think>", "stop.0: is what every prompt ends with: write a string that an answer ends with"),
-        ('stop: ["x step by step.\\n<think>", "by step.\\n<think>"]', "stop.1: is what every prompt ends with"),
+        ("stop: <think>", "stop: '<think>' is what every prompt ends with: write a string that an answer ends with"),
+        (
+            'stop: ["x step by step.\\n<think>", "by step.\\n<think>"]',
+            "stop: 'by step.\\n<think>' is what every prompt ends with",
+        ),
         (f"stop: [{', '.join('abcdefghijklmopqr')}]", "stop: has too many strings: write at most 16"),
         (f"stop: {'x' * 201}", "stop.0: is longer than 200 characters: shorten it"),
         ("num_scheduler_steps: 0", "num_scheduler_steps: must be at least 1, not 0"),
@@ -303,6 +308,11 @@ def test_loading_needs_no_torch():
             "lr_scheduler_type: cosine_with_min_lr",
             "lr_scheduler_type: cosine_with_min_lr needs min_lr or",
         ),
+        ("dataset_columns: [nums]", "dataset_columns: must be a mapping of fields to columns, such as {nums: numbers}"),
+        (
+            "dataset_columns: {numbers: nums}",
+            "dataset_columns: 'numbers' is not a field of the task: ",
+        ),
         ("num_train_epochs: 0", "num_train_epochs: nothing to train: set max_steps"),
         ("generator: {low: 3}", "generator: needs dataset_id_or_path: generated"),
         ("load_in_4bit: true", "load_in_4bit: quantized weights cannot be trained themselves"),
@@ -336,6 +346,10 @@ def test_one_issue(issues, line, sentence):
         ("max_steps: 5\nwarmup_steps: 6", "x:3: warmup_steps: the warm-up is longer than the run: at most 5 steps"),
         ("eval_strategy: steps\ntest_fraction: 0", "x:2: eval_strategy: test_fraction is 0, so nothing is held out"),
         ("use_peft: true\nload_in_4bit: true\nload_in_8bit: true", "x:4: load_in_8bit: load_in_4bit and load_in_8bit"),
+        (
+            "dataset_id_or_path: generated\ndataset_columns: {nums: numbers}",
+            "x:3: dataset_columns: generated problems have no columns to map: take it out",
+        ),
         ("dataset_id_or_path: generated\ndataset_rows: null", "x:3: dataset_rows: generated data has no end"),
         ("dataset_id_or_path: generated\ngenerator: {low: 9, high: 3}", "x:3: generator: low (9) is above high (3)"),
         (
@@ -362,6 +376,7 @@ def test_one_issue(issues, line, sentence):
             "push_to_hub: true\nhub_strategy: checkpoint",
             "x:3: hub_strategy: pickled checkpoints are not published",
         ),
+        ("rollout_ahead: 1", "x:2: rollout_ahead: the trainer cannot sample while it trains, vLLM can: set use_vllm"),
         ("off_policy: tis", "x:2: off_policy: only vLLM's log-probabilities are corrected: set use_vllm: true"),
         ("use_vllm: true\noff_policy: clip", "x:3: off_policy: clip needs epsilon, the distance from 1"),
         *(
@@ -372,6 +387,7 @@ def test_one_issue(issues, line, sentence):
             for correction in ("off_policy: tis", "off_policy: clip\nepsilon: 0.2")
             for cut_off in ("top_p: 0.9", "top_k: 20")
         ),
+        ("use_vllm: true\nrollout_ahead: 1\ntop_k: 5", "x:4: top_k: corrects by log-probabilities"),
         (
             "scoring: original\nrewards: {format: 1, format_original: 1}",
             "x:3: rewards: under scoring: original 'format' means",
@@ -385,7 +401,7 @@ def test_contradictions(issues, text, sentence):
 
 def test_warm_start_is_for_built_in_models(issues):
     assert issues("model_name_or_path: a/b\nwarm_start: {}") == [
-        "x:2: warm_start: is for builtin:demo and builtin:scratch only: take it out"
+        "x:2: warm_start: is for builtin:demo, builtin:scratch, builtin:arithmetic only: take it out"
     ]
 
 
@@ -515,6 +531,8 @@ def test_differences_are_those_that_change_what_is_learned():
     )
     assert differences(old, new) == {"beta": (0.001, 0.04)}
     assert differences(old, old) == {}
+    ahead = {"model_name_or_path": "a/b", "use_vllm": True, "rollout_ahead": 1}
+    assert differences(Recipe(**ahead), Recipe(**ahead, off_policy="tis")) == {}
 
 
 def test_a_run_resumes_with_other_evaluation_and_watchers_but_not_with_another_loss():
@@ -583,9 +601,13 @@ def test_the_gap_of_truncated_log_probabilities_is_announced(keys):
         assert Recipe(model_name_or_path="a/b", **{"use_vllm": True, **keys, **quiet}).warnings() == []
 
 
-def test_keys_of_a_correction_that_is_off_get_a_warning():
+def test_off_policy_corrections_by_default_and_their_warnings():
+    assert Recipe(model_name_or_path="a/b").resolved_off_policy == "none"
+    assert Recipe(model_name_or_path="a/b", use_vllm=True, rollout_ahead=1).resolved_off_policy == "tis"
     idle = Recipe(model_name_or_path="a/b", use_vllm=True, off_policy_cap=3, epsilon=0.2, epsilon_high=0.28)
     assert [warning.split(":")[0] for warning in idle.warnings()] == ["off_policy_cap", "epsilon, epsilon_high"]
+    uncorrected = Recipe(model_name_or_path="a/b", use_vllm=True, rollout_ahead=1, off_policy="none", top_p=0.9)
+    assert any(warning.startswith("off_policy: none, so") for warning in uncorrected.warnings())
 
 
 def test_settings_with_an_effect_get_no_warning():
@@ -645,14 +667,15 @@ def test_no_text_raises_anything_but_a_recipe_error(write, text, overrides):
 
 
 def test_reward_names_are_distinct():
-    assert len(set(REWARD_NAMES)) == len(REWARD_NAMES) == 7
+    assert len(set(REWARD_NAMES)) == len(REWARD_NAMES) == 8
 
 
 def test_a_reward_is_added_by_one_function_and_one_line(tmp_path):
     """What docs/rewards.md promises, in another process, so that this one's registry stays as it is."""
     program = """
 from pathlib import Path
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.tasks.countdown.rewards import reward
 
 @reward("brief")
@@ -661,8 +684,8 @@ def brief(completion):
 
 from mini_r1.recipe.fields import Recipe
 recipe = Recipe(model_name_or_path="builtin:demo", rewards={"brief": 0.5})
-problem = task.Problem((1, 2), 3)
-print(recipe.resolved_rewards(), task.judge("x", problem, ["brief"]).rewards["brief"])
+problem = Problem((1, 2), 3)
+print(recipe.resolved_rewards(), judge("x", problem, ["brief"]).rewards["brief"])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "{'brief': 0.5} 1.0", done.stderr

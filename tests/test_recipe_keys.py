@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from mini_r1.recipe.fields import NESTED, Recipe
 from mini_r1.recipe.recipe_file import RecipeError, load_recipe
-from mini_r1.tasks.countdown.task import GeneratorSpec
+from mini_r1.tasks.countdown.generator import GeneratorSpec
 
 from tests.conftest import REPO
 

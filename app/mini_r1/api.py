@@ -20,12 +20,14 @@ from mini_r1.machine.trackers import refuse_trackers
 from mini_r1.recipe import recipe_file
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import GENERATED, Recipe
+from mini_r1.recipe.named_files import check_code
 from mini_r1.run.finished import Outcome, describe_interrupted, finished_step_before_loading, print_finished
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.registry import DEFAULT_TASK
 
 if TYPE_CHECKING:
     from mini_r1.evaluation.evaluate_run import Series
-    from mini_r1.tasks.countdown.task import TaskData
+    from mini_r1.tasks.task_data import TaskData
 
 StrPath = str | os.PathLike[str]
 
@@ -46,12 +48,12 @@ def load_recipe(recipe: StrPath, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_file.load_recipe(recipe_file.find_recipe(os.fspath(recipe)), overrides)
 
 
-def load_data(recipe: Recipe) -> TaskData:
+def load_data(recipe: Recipe) -> TaskData[Any]:
     """Load a recipe's problems and split them, without torch; the same recipe gives the same split everywhere.
 
     Returns:
-        `train` and `held_out`, lists of problems with `nums` (tuple of 1 to 8 ints) and `target` (int), and
-        `provenance`, what a run records about its data.
+        `train` and `held_out`, lists of the task's problems (Countdown: `nums`, a tuple of 1 to 8 ints, and `target`,
+        an int), and `provenance`, what a run records about its data.
 
     Raises:
         DataError: the source does not exist or can't be read, or a row is wrong; names the place.
@@ -66,18 +68,18 @@ def score(row: Mapping[str, Any], place: str = "row") -> dict[str, float | str]:
     """Judge one completion, as a line of `mini-r1 score`.
 
     Args:
-        row: `completion` (str, the text after the prompt's `<think>`), `nums` (ints) and `target` (int); other keys
-            are ignored.
+        row: `completion` (str, the text after the prompt's `<think>`), the columns of the task (Countdown: `nums`,
+            ints, and `target`, int) and `task`, if it is not `countdown`; other keys are ignored.
         place: name of the row in an error.
 
     Returns:
-        Each reward that every verdict has, 0 or 1 (`format`, `equation`, `format_original`, `equation_original`), and
-        `reason`: `correct`, or what is wrong.
+        Each reward that every verdict has, 0 or 1 (Countdown: `format`, `equation`, `format_original`,
+        `equation_original`), and `reason`: `correct`, or what is wrong.
 
     Raises:
         DataError: the row is none of these.
     """
-    from mini_r1.tasks.countdown.rewards import score_row
+    from mini_r1.tasks.registry import score_row
 
     return score_row(row, place)
 
@@ -111,7 +113,8 @@ def train(
     """
     from mini_r1.launch.torchrun import refuse_alone
     from mini_r1.machine.schedulers import Patience
-    from mini_r1.tasks.problem_files import data_files
+    from mini_r1.tasks.problem_files import data_files, read_files
+    from mini_r1.tasks.registry import find_task
     from mini_r1.training.schedule import refuse_other_workers
     from mini_r1.training.supervised import Supervisor, starting
 
@@ -119,6 +122,7 @@ def train(
     run = RunDir(Path(run_dir))
     for warning in recipe.warnings():
         console.print(f"warning: {printable(warning)}", style="yellow", markup=False)
+    check_code(recipe, os.environ)
     refuse_trackers(recipe.report_to, os.environ, needs_key=not console.quiet)
     if join is not None:
         join(run)
@@ -132,7 +136,9 @@ def train(
         refuse_other_workers(run, recipe, 1, 0)
     if not recipe.data_on_hub and recipe.dataset_id_or_path != GENERATED:  # before torch is loaded
         splits = [recipe.dataset_split, *filter(None, [recipe.dataset_test_split])]
-        data_files(Path(recipe.dataset_id_or_path), recipe.dataset_config, splits)
+        task = find_task(recipe.task)
+        for files in data_files(Path(recipe.dataset_id_or_path), recipe.dataset_config, splits):
+            read_files(files[:1], task.fields.mapped(recipe.dataset_columns), task.parser(), most=1)
     with starting(recipe, run, Supervisor.from_environment()) as started:
         with needs_extra("train", deepspeed=deepspeed is not None, console=console):
             from mini_r1.training.train import train as run_training
@@ -152,8 +158,10 @@ def evaluate(
     limit: int | None = None,
     step: int | None = None,
     every: bool = False,
+    columns: Mapping[str, str] | None = None,
     engine: str = "auto",
     again: bool = False,
+    task: str = DEFAULT_TASK,
     console: Console | None = None,
 ) -> Series:
     """Measure held-out success of a run's snapshot or of a model, and report it to the run's trackers.
@@ -165,8 +173,10 @@ def evaluate(
         limit: the first N problems only.
         step: snapshot of the run; 0 is the untrained model, None the newest.
         every: the untrained model and all snapshots, instead of one.
+        columns: columns of the task's fields in `problems`, if they have other names; None: those of the run's recipe.
         engine: `auto`, `vllm` or `transformers`.
         again: repeat what was measured with these settings.
+        task: that of a model's problems; a run has its own.
         console: where progress is printed; default: standard error.
 
     Returns:
@@ -190,8 +200,10 @@ def evaluate(
         step=step,
         every=every,
         start=starting_point(run) if run.is_run() else UNKNOWN,
+        columns=columns,
         engine=engine,
         again=again,
+        task=task,
         console=console,
     )
     if run.is_run() and series.measured and problems is None and limit is None:  # a curve has one set of problems

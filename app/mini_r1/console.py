@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import sys
 import time
 import unicodedata
 
@@ -53,8 +54,10 @@ def shown_bytes(size: float) -> str:
 
 
 def progress_console() -> Console:
-    """Return a console on standard error, so that standard output holds results alone; plain text in a notebook."""
-    return Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+    """Return a console on standard error, so that standard output holds results alone."""
+    # A notebook's stream calls itself a terminal, and would show each frame of a bar.
+    is_terminal = False if "ipykernel" in sys.modules else None
+    return Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=is_terminal)
 
 
 class ProgressLine:

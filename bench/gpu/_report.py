@@ -8,8 +8,8 @@ from typing import Any
 import _common as common
 import _report_training as training
 from _estimate import flops_share, vllm_rollout
-from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.data import read_problems
+from mini_r1.tasks.countdown.solver import signed_sums
 
 GIB, MIB = 2**30, 2**20
 PHASES = ("rollout", "score", "reference", "update", "optimizer", "rest")
@@ -230,7 +230,7 @@ def scratch(name: str, result: dict[str, Any]) -> Iterator[str]:
             yield f"{problems}, {name}, success by number of tries: {shares}"
     yield f"problems: {counts}; {result['hub_rows_seen_in_training']} hub rows left out, which training had"
     rows = read_problems(common.HUB_ROWS)
-    solved = sum(abs(row.target) in task.signed_sums(row.nums) for row in rows)
+    solved = sum(abs(row.target) in signed_sums(row.nums) for row in rows)
     yield f"all signed sums, at most 8, solve {solved / len(rows):.1%} of the {len(rows)} hub rows"
 
 

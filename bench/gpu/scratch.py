@@ -25,17 +25,19 @@ from typing import Any
 import _common as common
 from mini_r1.cli.demo import seconds_of_steps
 from mini_r1.evaluation.measures import EvaluatedAnswer
-from mini_r1.evaluation.search import Solver, compare
+from mini_r1.evaluation.search import compare
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.files import read_jsonl, write_json
 from mini_r1.run.reader import completions_file, read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.data import read_problems
-from mini_r1.tasks.countdown.traces import result_weights
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.result_solvers import ResultSolver
+from mini_r1.tasks.countdown.rewards import judge
+from mini_r1.tasks.countdown.traces import result_weights, step_verdicts
 from mini_r1.training import prepare
-from mini_r1.training.warm_start import making, of_recipe, step_verdicts
+from mini_r1.training.warm_start import making, of_recipe
 
 RECIPE = "scratch-1gpu"
 SCALES: dict[str, dict[str, Any]] = {
@@ -143,7 +145,7 @@ def mini_r1(deadline: float, *arguments: Any) -> str:
     return output
 
 
-def unseen(problems: Iterable[task.Problem], trained: Iterable[task.Problem]) -> tuple[list[task.Problem], int]:
+def unseen(problems: Iterable[Problem], trained: Iterable[Problem]) -> tuple[list[Problem], int]:
     """The problems whose numbers and target no training problem has, in any order; and how many others there were."""
     keys, problems = {problem.key for problem in trained}, list(problems)
     kept = [problem for problem in problems if problem.key not in keys]
@@ -196,10 +198,10 @@ def patient(rows: Iterable[dict[str, Any]], recipe: Recipe) -> dict[str, Any] | 
     """
     teacher = of_recipe(recipe, ()).model.demonstrator
     sampled = [
-        [EvaluatedAnswer(task.judge(row["completion"], problem), row["tokens"], row["truncated"]) for row in of_problem]
-        for problem, of_problem in itertools.groupby(rows, lambda row: task.Problem(tuple(row["nums"]), row["target"]))
+        [EvaluatedAnswer(judge(row["completion"], problem), row["tokens"], row["truncated"]) for row in of_problem]
+        for problem, of_problem in itertools.groupby(rows, lambda row: Problem(tuple(row["nums"]), row["target"]))
     ]
-    return compare(sampled, Solver(lambda problem: result_weights(problem, teacher)))
+    return compare(sampled, ResultSolver(lambda problem: result_weights(problem, teacher)))
 
 
 def calculations(completion: str) -> Iterator[tuple[str, str]]:

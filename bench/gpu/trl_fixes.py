@@ -96,14 +96,15 @@ class Case:
         import torch
         from mini_r1.generation.model import load_tokenizer
         from mini_r1.generation.prompts import render, token_ids
-        from mini_r1.tasks.countdown import task
+        from mini_r1.tasks.countdown.countdown_task import CountdownTask
+        from mini_r1.tasks.countdown.problem import Problem
         from mini_r1.training.rollout import Completion, set_advantages
 
         self.folder, self.scratch = folder, scratch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = load_tokenizer(str(folder), None)
-        problems = [task.Problem((19, 36, 55, 7), 65), task.Problem((44, 95, 3), 98)]
-        self.prompts = render(self.tokenizer, problems, "script")
+        problems = [Problem((19, 36, 55, 7), 65), Problem((44, 95, 3), 98)]
+        self.prompts = render(CountdownTask(), self.tokenizer, problems, "script")
         # Of Countdown's own prompts the lengths hardly differ: one gets a longer system message.
         self.prompts[0] = self.prompts[0].replace("You are a helpful", "You are a patient and " * 6 + "helpful", 1)
         chosen = torch.Generator().manual_seed(common.SEED)

@@ -96,6 +96,12 @@ def test_mini_r1_3b_g64_changes_only_num_generations() -> None:
     assert other.num_generations == 64
 
 
+def test_mini_r1_3b_overlap_changes_only_when_the_rollout_takes_place_and_the_loss() -> None:
+    kit, other = load_recipe(SHIPPED["mini-r1-3b"]), load_recipe(SHIPPED["mini-r1-3b-overlap"])
+    assert different(kit, other) == {"rollout_ahead", "off_policy"}
+    assert (other.rollout_ahead, other.off_policy) == (1, "tis")
+
+
 # --- the list ---
 
 
@@ -103,7 +109,7 @@ def test_the_list_has_every_recipe_with_hours_and_disk(mini_r1: Kit, monkeypatch
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a laptop
     rows = {row["name"]: row for row in json.loads(mini_r1("recipes", "--json").stdout)}
     assert set(rows) == set(SHIPPED)
-    assert {name for name, row in rows.items() if row["fits"]} == {"demo-cpu", "lora-cpu"}
+    assert {name for name, row in rows.items() if row["fits"]} == {"demo-cpu", "lora-cpu", "qa-cpu"}
     assert rows["mini-r1-7b"]["errors"] == ["made for GPUs, and there is none"]
     assert {row["fits_on"] for row in rows.values()} == {"the CPU (no GPU here)"}
     assert rows["mini-r1-3b"]["made_for"] == "1 node x 4 GPUs of 80 GiB"

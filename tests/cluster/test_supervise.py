@@ -195,6 +195,20 @@ def test_a_hang_is_ended_and_the_stacks_show_the_culprit(tmp_path: Path) -> None
         assert f"rank {rank}: step" in ending.text
 
 
+def test_a_rollout_that_vllm_samples_during_a_phase_is_named(tmp_path: Path) -> None:
+    sign: dict[str, object] = {"step": 3, "phase": "update", "attempt": 1, "time": 1.0}
+    beats = Heartbeats(tmp_path, range(1))
+    for in_flight, said in (
+        ({"in_flight": 5}, "update while vLLM samples for step 5"),
+        ({}, "update"),
+        ({"in_flight": "x"}, "update"),
+    ):
+        sign["time"] = time.time()
+        (tmp_path / "rank-0.heartbeat").write_text(json.dumps(sign | in_flight))
+        beats.read()
+        assert beats.describe({}, 0).startswith(f"rank 0: step 3, phase {said}, silent for 0 s")
+
+
 def test_a_worker_that_never_began_is_hung_too(tmp_path: Path) -> None:
     ending = Node(tmp_path, hang_timeout_s=2).watch("silent")
     assert ending.code == ExitCode.RETRY

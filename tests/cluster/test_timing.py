@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from mini_r1.plan.timing import (
     GPU_CLASSES,
     PREFILL_SHARE,
     Timing,
+    describe_ahead,
     gpu_class,
     gpu_timing,
     rollout_s,
@@ -73,6 +75,34 @@ def test_a_step_is_the_sum_of_its_phases() -> None:
     assert {name: printed[name] for name in one.phases} == {n: round(s, 2) for n, s in one.phases.items()}
     alone = timing(changed(use_vllm=False))
     assert (alone.sync, alone.broadcast) == (0, 0)
+
+
+def test_a_rollout_ahead_takes_place_during_the_training() -> None:
+    before, ahead = timing(), timing(changed(rollout_ahead=1))
+    assert ahead.phases == before.phases
+    training = before.score + before.reference + before.update + before.save
+    assert before.rollout > training
+    assert ahead.step_s == pytest.approx(before.sync + before.broadcast + before.rollout)
+    assert ahead.step_s == before.ahead_step_s == ahead.ahead_step_s
+    assert (before.bound, timing(changed(max_completion_length=64)).bound) == ("rollout", "update")
+    assert ahead.hours == pytest.approx(450 * ahead.step_s / 3600)
+    assert ahead.stop_s == before.stop_s  # the wait for the rollout is given up first
+    assert ahead.step_s < 0.8 * (before.step_s - before.save)
+    setup = TrainingSetup(changed(rollout_ahead=1), SHAPE, 1, gpu_memory_gib=80, shared_gpu=True)
+    shared = gpu_timing(setup, 450, disk_use(setup, 450))
+    assert shared.step_s == pytest.approx(sum(shared.phases.values()))
+
+
+def test_a_plan_names_rollout_ahead_where_it_helps() -> None:
+    saved = describe_ahead(timing())
+    assert saved is not None
+    assert re.fullmatch(r"rollout_ahead: 1 would take \d+\.\d s a step \(-\d+%\), bounded by the rollout: .*", saved)
+    used = describe_ahead(timing(changed(rollout_ahead=1)))
+    assert used is not None
+    assert re.fullmatch(r"rollout_ahead: \d+\.\d s a step, without it \d+\.\d; the rollout bounds it", used)
+    assert describe_ahead(timing(changed(use_vllm=False))) is None
+    shared = TrainingSetup(PUBLISHED, SHAPE, 1, gpu_memory_gib=80, shared_gpu=True)
+    assert describe_ahead(gpu_timing(shared, 450, disk_use(shared, 450))) is None
 
 
 def test_weights_are_sent_in_the_type_that_the_model_has() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 import pytest
-from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.calculations import Equation, thought_lines
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.tasks.countdown.style import classify_style
 
 from tests.conftest import REPO
@@ -14,7 +15,7 @@ from tests.conftest import REPO
 
 def calculations(text: str) -> list[list[Equation]]:
     """Return the equations of each try."""
-    thought = task.judge(text, task.Problem((1,), 1)).completion.thought
+    thought = judge(text, Problem((1,), 1)).completion.thought
     return [line.equations for line in thought_lines(thought) if line.equations]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +12,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.data import inspect, read_problems
 from mini_r1.tasks.countdown.problem import Problem, parse_problem
-from mini_r1.tasks.countdown.task import split_key
 from mini_r1.tasks.data_errors import DataError
 from mini_r1.tasks.problem_files import missing_parts
 from mini_r1.tasks.task_data import fetch_hub, split_problems
@@ -116,6 +117,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(DataError, match=message):
             read_problems(tmp_path / name)
+
+
+def split_key(by: str) -> Callable[[Problem], object]:
+    return lambda problem: CountdownTask().split_key(problem, by)
 
 
 @given(PROBLEMS, st.floats(0, 0.99), st.integers(0, 5), st.sampled_from(["key", "numbers"]), st.randoms())

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from mini_r1.tasks.answer_tags import fold_reason
 from mini_r1.tasks.countdown.parsed_completion import ParsedCompletion
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, fold_reason, judge, reward, score_line
+from mini_r1.tasks.countdown.rewards import REWARDS, VERDICTS, judge, reward
 from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.registry import score_line
 
 GOOD = "Let me add.</think>\n<answer>1 + 2</answer>"
 FRAGMENTS = ["<think>", "</think>", "<answer>", "</answer>", "\n", "</think>\n<answer>", "1 + 2", "<", "\ud800", "\x00"]
@@ -24,7 +26,7 @@ def pay(name: str, completion: str, problem: Problem) -> float:
 def test_a_good_completion() -> None:
     verdict = judge(GOOD, Problem((1, 2), 3))
     assert verdict.rewards == dict.fromkeys(VERDICTS, 1)
-    assert (verdict.format, verdict.equation, verdict.reason) == (1, 1, "correct")
+    assert (verdict.format, verdict.right, verdict.reason) == (1, 1, "correct")
 
 
 def test_a_completion_is_recorded_with_its_tries_and_style() -> None:
@@ -85,18 +87,18 @@ def test_a_line_is_scored_and_one_without_a_completion_is_refused() -> None:
 )
 def test_the_table_of_known_answers(answer: str, nums: tuple[int, ...], target: int, kit: int, original: int) -> None:
     verdict = judge(f"so</think>\n<answer>{answer}</answer>", Problem(nums, target))
-    assert (verdict.equation, verdict.rewards["equation_original"]) == (kit, original)
+    assert (verdict.right, verdict.rewards["equation_original"]) == (kit, original)
     assert (verdict.format, verdict.rewards["format_original"]) == (1, 1)
 
 
 def test_the_original_takes_the_first_answer_and_the_kit_the_last() -> None:
     first_right = "maybe <answer>1 + 2</answer> or</think>\n<answer>2 - 1</answer>"
     verdict = judge(first_right, Problem((1, 2), 3))
-    assert (verdict.equation, verdict.rewards["equation_original"]) == (0, 1)
+    assert (verdict.right, verdict.rewards["equation_original"]) == (0, 1)
     assert verdict.reason == "result is 1, not 3"
     last_right = "maybe <answer>2 - 1</answer> or</think>\n<answer>1 + 2</answer>"
     verdict = judge(last_right, Problem((1, 2), 3))
-    assert (verdict.equation, verdict.rewards["equation_original"]) == (1, 0)
+    assert (verdict.right, verdict.rewards["equation_original"]) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_the_original_takes_the_first_answer_and_the_kit_the_last() -> None:
 )
 def test_format(completion: str, kit: int, original: int, why: str | None) -> None:
     verdict = judge(completion, Problem((1, 2), 3))
-    assert (verdict.format, verdict.rewards["format_original"], verdict.equation) == (kit, original, 1)
+    assert (verdict.format, verdict.rewards["format_original"], verdict.right) == (kit, original, 1)
     assert verdict.reason == ("correct" if why is None else f"correct, but the format is broken: {why}")
 
 
@@ -152,7 +154,7 @@ LAST_COUNTS = "an answer follows the first </think>, but the last </think> count
 )
 def test_reasons_of_a_wrong_completion(completion: str, reason: str) -> None:
     verdict = judge(completion, Problem((1, 2), 3))
-    assert verdict.equation == reason.startswith("correct")
+    assert verdict.right == reason.startswith("correct")
     assert verdict.reason == reason
 
 
@@ -184,7 +186,7 @@ def test_like_reasons_count_as_one(reason: str, kind: str) -> None:
     ],
 )
 def test_the_last_complete_block_counts(completion: str) -> None:
-    assert judge(completion, Problem((1, 2), 3)).equation == 1
+    assert judge(completion, Problem((1, 2), 3)).right == 1
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=4), max_size=14).map("".join))
@@ -193,7 +195,7 @@ def test_no_text_raises_and_the_verdicts_agree(completion: str) -> None:
     problem = Problem((1, 2), 3)
     verdict = judge(completion, problem, REWARDS)
     assert verdict.reason
-    assert (verdict.reason == "correct") == (verdict.format == verdict.equation == 1)
+    assert (verdict.reason == "correct") == (verdict.format == verdict.right == 1)
     # The kit's format is the original's with two more conditions.
     assert verdict.format <= verdict.rewards["format_original"]
     assert list(verdict.rewards) == list(REWARDS)

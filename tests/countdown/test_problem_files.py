@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.data import read_problems
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.task import TaskData, load_data
 from mini_r1.tasks.data_errors import DataError
 from mini_r1.tasks.problem_files import data_files
+from mini_r1.tasks.task_data import TaskData, load_data
 from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 
@@ -260,7 +261,7 @@ def test_a_configuration_and_a_split_select_exactly_their_files(
 
 def load(path: Path | str, **options: str | None) -> TaskData:
     fixed = {"revision": None, "rows": None, "seed": 1, "test_fraction": 0.0, "split_by": "key", "generator": None}
-    return load_data(str(path), **{**fixed, **options})  # type: ignore[arg-type]
+    return load_data(CountdownTask(), str(path), **{**fixed, **options})  # type: ignore[arg-type]
 
 
 def test_a_file_has_no_configuration_and_one_split(tmp_path: Path) -> None:

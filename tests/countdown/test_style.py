@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown import rewards
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import Verdict
 
 
-def judge(text: str) -> task.Verdict:
-    return task.judge(text, task.Problem((8, 2), 10))
+def judge(text: str) -> Verdict:
+    return rewards.judge(text, Problem((8, 2), 10))
 
 
 ONE = [

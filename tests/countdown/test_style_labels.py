@@ -13,7 +13,9 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import pytest
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown import rewards
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import Verdict
 
 from tests.conftest import ASSETS, REPO, rows
 
@@ -25,8 +27,8 @@ STATED = re.compile(
 )
 
 
-def judge(text: str) -> task.Verdict:
-    return task.judge(text, task.Problem((8, 2), 10))
+def judge(text: str) -> Verdict:
+    return rewards.judge(text, Problem((8, 2), 10))
 
 
 def half(name: str) -> list[dict[str, Any]]:

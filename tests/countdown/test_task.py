@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks import task_data
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
 from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, messages
-from mini_r1.tasks.countdown.rewards import score_line
+from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE
+from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.tasks.data_errors import DataError
 from mini_r1.tasks.problem_files import data_files
+from mini_r1.tasks.registry import score_line
+from mini_r1.tasks.task_data import TaskData, load_data
 
 ROWS = Path(__file__).parents[1] / "assets" / "countdown_rows.jsonl"
 PROBLEM = Problem((44, 19, 35), 98)
@@ -25,7 +28,7 @@ GOOD = "so</think>\n<answer>44 + 19 + 35</answer>"
 
 
 def test_the_prompt_word_for_word() -> None:
-    system, user, assistant = messages(PROBLEM)
+    system, user, assistant = CountdownTask().messages(PROBLEM, "script")
     assert system == {
         "role": "system",
         "content": "You are a helpful assistant. You first thinks about the reasoning process in the mind and then "
@@ -39,32 +42,32 @@ def test_the_prompt_word_for_word() -> None:
         "(1 + 2) / 3 </answer>. Think step by step inside <think> tags.",
     }
     assert assistant == {"role": "assistant", "content": "Let me solve this step by step.\n<think>"}
-    assert messages(PROBLEM, "notebook")[1]["content"] == (
+    assert CountdownTask().messages(PROBLEM, "notebook")[1]["content"] == (
         "Using the numbers [44, 19, 35], create an equation that equals 98. You can use basic arithmetic operations "
         "(+, -, *, /) and each number can only be used once. Show your work in <think> </think> tags. And return the "
         "final equation and answer in <answer> </answer> tags, for example <answer> (1 + 2) / 3 = 1 </answer>."
     )
-    assert messages(PROBLEM, "notebook")[0]["content"] == SYSTEM_MESSAGE
-    assert messages(PROBLEM, "notebook")[2]["content"] == PREFILL
+    assert CountdownTask().messages(PROBLEM, "notebook")[0]["content"] == SYSTEM_MESSAGE
+    assert CountdownTask().messages(PROBLEM, "notebook")[2]["content"] == PREFILL
 
 
 def test_a_verdict_has_the_rewards_that_are_asked_for() -> None:
-    verdict = task.judge(GOOD, PROBLEM, ["length", "equation"])
+    verdict = judge(GOOD, PROBLEM, ["length", "equation"])
     assert verdict.reason == "correct"
     assert verdict.rewards == {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "length": 1.0}
 
 
 def test_strata() -> None:
-    assert task.strata(PROBLEM) == {"numbers": "3", "operators": "add_subtract_suffice"}
-    needs = task.strata(Problem((3, 5), 15))
-    assert needs == {"numbers": "2", "operators": "needs_multiply_or_divide"}
-    needs["numbers"] = "changed"
-    assert task.strata(Problem((3, 5), 15))["numbers"] == "2"
+    assert CountdownTask().strata(PROBLEM) == {"size": "3", "operators": "add_subtract_suffice"}
+    needs = CountdownTask().strata(Problem((3, 5), 15))
+    assert needs == {"size": "2", "operators": "needs_multiply_or_divide"}
+    needs["size"] = "changed"
+    assert CountdownTask().strata(Problem((3, 5), 15))["size"] == "2"
 
 
-def load(source: str, **changes: object) -> task.TaskData:
+def load(source: str, **changes: object) -> TaskData:
     options = {"revision": None, "rows": None, "seed": 42, "test_fraction": 0.25, "split_by": "key", "generator": None}
-    return task.load_data(source, **{**options, **changes})  # type: ignore[arg-type]
+    return load_data(CountdownTask(), source, **{**options, **changes})  # type: ignore[arg-type]
 
 
 def test_a_local_file() -> None:
@@ -95,9 +98,11 @@ def test_a_local_file() -> None:
 
 
 def test_generated_problems() -> None:
-    spec = GeneratorSpec(sizes=(2,), high=20)
-    loaded = load("generated", rows=40, generator=spec)
-    assert sorted(loaded.train + loaded.held_out, key=repr) == sorted(generate(40, 42, spec), key=repr)
+    settings = {"sizes": (2,), "high": 20}
+    loaded = load("generated", rows=40, generator=settings)
+    assert sorted(loaded.train + loaded.held_out, key=repr) == sorted(
+        generate(40, 42, GeneratorSpec(**settings)), key=repr
+    )
     assert loaded.provenance["kind"] == "generated"
     assert loaded.provenance["generator"]["high"] == 20  # type: ignore[index]
     json.dumps(loaded.provenance)
@@ -111,7 +116,7 @@ def test_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "data" / "train.parquet")
     monkeypatch.setattr(
-        task,
+        task_data,
         "fetch_hub",
         lambda name, revision, config, splits: (data_files(tmp_path, config, splits), f"commit of {name}@{revision}"),
     )
@@ -124,7 +129,7 @@ def test_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["data/absent.jsonl", "absent.parquet", "./absent", "/absent/x", "a/b/c", ""])
 def test_the_error_of_an_unknown_source_has_a_fix(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "fetch_hub", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(task_data, "fetch_hub", lambda *_: pytest.fail("the hub was asked"))
     with pytest.raises(DataError, match="generated|Parquet|parquet"):
         load(source)
 
@@ -166,7 +171,7 @@ def test_any_line_is_judged_or_refused(line: str) -> None:
 
 def test_the_seam_imports_nothing_heavy() -> None:
     check = (
-        "import sys, mini_r1.tasks.countdown.task;"
+        "import sys, mini_r1.tasks.registry;"
         "heavy = ('torch', 'transformers', 'datasets', 'numpy', 'pyarrow', 'huggingface_hub', 'pydantic');"
         "print([name for name in heavy if name in sys.modules])"
     )

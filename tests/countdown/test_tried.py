@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import Verdict, judge
 
 
-def verdict(text: str, nums: tuple[int, ...]) -> task.Verdict:
-    return task.judge(text, task.Problem(nums, 1))
+def verdict(text: str, nums: tuple[int, ...]) -> Verdict:
+    return judge(text, Problem(nums, 1))
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,15 @@ from fractions import Fraction
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mini_r1.tasks.countdown import task
 from mini_r1.tasks.countdown.expression import check_answer
 from mini_r1.tasks.countdown.solver import solve
+from mini_r1.tasks.countdown.worked_solution import Working, work_out
 
 NUMBERS = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 
 
-def work(answer: str, nums: list[int]) -> task.Working:
-    return task.work_out(f"</think>\n<answer>{answer}</answer>", nums)
+def work(answer: str, nums: list[int]) -> Working:
+    return work_out(f"</think>\n<answer>{answer}</answer>", nums)
 
 
 def test_every_operation_is_shown_in_the_order_it_is_computed() -> None:
@@ -37,8 +37,8 @@ def test_a_division_by_zero_ends_the_working() -> None:
 
 
 def test_what_is_no_answer_has_no_working() -> None:
-    assert task.work_out("no end", [1]) == task.Working(None, [], None, [], [])
-    assert work("6 times 7", [6, 7]) == task.Working("6 times 7", [], None, [], [])
+    assert work_out("no end", [1]) == Working(None, [], None, [], [])
+    assert work("6 times 7", [6, 7]) == Working("6 times 7", [], None, [], [])
     huge = work(f"{'9' * 400} * {'8' * 100}", [9, 8])
     assert (huge.steps, huge.value, huge.extra) == ([], None, [])
 

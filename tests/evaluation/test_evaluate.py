@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure, count_by_frequency, limits, success
+from mini_r1.evaluation.measures import EvaluatedAnswer, count_by_frequency, limits, success
 from mini_r1.evaluation.measuring import Evaluation, measure
 from mini_r1.evaluation.statistics import rate_interval
 from mini_r1.generation.completers import BATCH_ROWS, TransformersCompleter
 from mini_r1.generation.model import load_model, load_tokenizer
 from mini_r1.generation.sampler import SamplingConfig
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 
 SETTINGS: dict[str, Any] = {
     "samples": 3,
@@ -30,21 +32,22 @@ def loaded(model_directory: Path) -> tuple[Any, Any]:
 
 
 def evaluate(
-    model: Any, tokenizer: Any, problems: list[task.Problem], batch_rows: int = BATCH_ROWS, **settings: Any
+    model: Any, tokenizer: Any, problems: list[Problem], batch_rows: int = BATCH_ROWS, **settings: Any
 ) -> Evaluation:
-    return measure(TransformersCompleter(model, tokenizer, batch_rows), problems, **settings)
+    return measure(CountdownTask(), TransformersCompleter(model, tokenizer, batch_rows), problems, **settings)
 
 
-def answer(problem: task.Problem, text: str, tokens: int = 10, truncated: bool = False) -> EvaluatedAnswer:
-    return EvaluatedAnswer(task.judge(text, problem), tokens, truncated)
+def answer(problem: Problem, text: str, tokens: int = 10, truncated: bool = False) -> EvaluatedAnswer:
+    return EvaluatedAnswer(judge(text, problem), tokens, truncated)
 
 
 def test_figures_by_hand() -> None:
     """Three problems, four samples each; every figure is worked out by hand."""
-    easy, twin, hard = task.Problem((2, 5, 3), 10), task.Problem((3, 2, 5), 4), task.Problem((3, 5, 2, 1), 31)
+    easy, twin, hard = Problem((2, 5, 3), 10), Problem((3, 2, 5), 4), Problem((3, 5, 2, 1), 31)
     right = "2 + 5 = 7\n7 + 3 = 10</think>\n<answer>2 + 5 + 3</answer>"
     unformatted = "</think><answer>2 + 5 + 3</answer>"
     evaluation = Evaluation(
+        CountdownTask(),
         greedy=[answer(easy, right), answer(twin, "nothing", truncated=True), answer(hard, "nothing")],
         sampled=[
             [answer(easy, right, 20), answer(easy, unformatted), answer(easy, "?", truncated=True), answer(easy, "?")],
@@ -60,7 +63,7 @@ def test_figures_by_hand() -> None:
         temperature=0.9,
         seconds=1.23,
     )
-    figures = evaluation.to_json(task.GeneratorSpec())
+    figures = evaluation.to_json(None)
     assert list(figures) == [
         "problems", "samples", "temperature", "greedy", "greedy_ci95", "sampled", "ci95", "pass_at_k", "by_size",
         "by_operators", "format", "tries", "completion_tokens", "truncated", "failures", "reasons", "baselines",
@@ -114,10 +117,10 @@ def test_figures_by_hand() -> None:
 
 def test_the_random_solver_follows_the_rule_of_the_game() -> None:
     """2 and 3: by + - * five draws of six count, two of which are 6; by + - none is."""
-    problem = task.Problem((2, 3), 6)
+    problem = Problem((2, 3), 6)
     rows = [answer(problem, "</think>")]
     for operators, share, every in (("+-*", 2 / 5, 1.0), ("+-", 0.0, 0.0)):
-        figures = Evaluation(rows, [rows], 1.0, 0.0).to_json(task.GeneratorSpec(operators=operators))["baselines"][
+        figures = Evaluation(CountdownTask(), rows, [rows], 1.0, 0.0).to_json({"operators": operators})["baselines"][
             "random_solver"
         ]
         assert figures["success_at_tries"]["1"] == pytest.approx(share, abs=0.07)
@@ -148,17 +151,17 @@ def test_the_random_solver_follows_the_rule_of_the_game() -> None:
     ],
 )
 def test_why_an_answer_is_wrong_in_words(text: str, truncated: bool, words: str) -> None:
-    verdict = task.judge(text, task.Problem((3, 5, 2), 10))
-    assert not verdict.equation
-    assert classify_failure(verdict.reason, truncated) == words
+    verdict = judge(text, Problem((3, 5, 2), 10))
+    assert not verdict.right
+    assert CountdownTask().classify_failure(verdict.reason, truncated=truncated) == words
 
 
 def test_division_by_zero_has_words_of_its_own() -> None:
-    verdict = task.judge("</think>\n<answer>2 / (5 - 5)</answer>", task.Problem((2, 5, 5), 10))
-    assert classify_failure(verdict.reason, False) == "division by zero"
+    verdict = judge("</think>\n<answer>2 / (5 - 5)</answer>", Problem((2, 5, 5), 10))
+    assert CountdownTask().classify_failure(verdict.reason, truncated=False) == "division by zero"
 
 
-def test_two_evaluations_are_the_same(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:
+def test_two_evaluations_are_the_same(loaded: tuple[Any, Any], problems: list[Problem]) -> None:
     model, tokenizer = loaded
     torch.manual_seed(1)
     first = evaluate(model, tokenizer, problems, **SETTINGS)
@@ -168,27 +171,27 @@ def test_two_evaluations_are_the_same(loaded: tuple[Any, Any], problems: list[ta
     other = evaluate(model, tokenizer, problems, **{**SETTINGS, "seed": 6})
     assert (first.greedy, first.sampled) != (other.greedy, other.sampled)
     assert first.greedy == other.greedy
-    assert [a.problem for a in first.greedy] == problems
-    assert [[a.problem for a in answers] for answers in first.sampled] == [[p] * 3 for p in problems]
+    assert [a.verdict.problem for a in first.greedy] == problems
+    assert [[a.verdict.problem for a in answers] for answers in first.sampled] == [[p] * 3 for p in problems]
 
 
-def test_more_samples_than_a_batch_holds_are_drawn_in_rounds(
-    loaded: tuple[Any, Any], problems: list[task.Problem]
-) -> None:
+def test_more_samples_than_a_batch_holds_are_drawn_in_rounds(loaded: tuple[Any, Any], problems: list[Problem]) -> None:
     seen: list[int] = []
     found = evaluate(*loaded, problems[:2], **{**SETTINGS, "samples": 7}, batch_rows=3, on_progress=seen.append)
-    assert [[answer.problem for answer in answers] for answers in found.sampled] == [[p] * 7 for p in problems[:2]]
+    assert [[answer.verdict.problem for answer in answers] for answers in found.sampled] == [
+        [p] * 7 for p in problems[:2]
+    ]
     assert max(later - before for before, later in zip([0, *seen], seen, strict=False)) <= 3
     for answers in found.sampled:
         assert len({answer.verdict.completion.text for answer in answers}) > 3  # no round repeats another's draws
 
 
-def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:
+def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems: list[Problem]) -> None:
     model, tokenizer = loaded
     ours = evaluate(model, tokenizer, problems, **SETTINGS).greedy
     assert ours
     for problem, greedy in zip(problems, ours, strict=True):
-        chat = task.messages(problem, "script")
+        chat = CountdownTask().messages(problem, "script")
         text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
@@ -197,7 +200,7 @@ def test_greedy_is_what_transformers_generates(loaded: tuple[Any, Any], problems
         assert greedy.truncated == (ids[-1].item() != tokenizer.eos_token_id)
 
 
-def test_progress_ends_at_the_total(loaded: tuple[Any, Any], problems: list[task.Problem]) -> None:
+def test_progress_ends_at_the_total(loaded: tuple[Any, Any], problems: list[Problem]) -> None:
     seen: list[int] = []
     evaluate(*loaded, problems, **SETTINGS, on_progress=seen.append, batch_rows=6)
     assert seen[-1] == len(problems) * 4
@@ -210,9 +213,9 @@ def test_reasons_come_by_frequency_and_then_by_name() -> None:
 
 
 def test_success_has_six_digits_and_k_up_to_64() -> None:
-    problems = [task.Problem((n, n + 1, n + 2), 5) for n in range(1, 8)]
+    problems = [Problem((n, n + 1, n + 2), 5) for n in range(1, 8)]
     greedy = [1, 0, 0, 0, 0, 0, 1]
-    found = success(problems, greedy, [10, 0, 20, 0, 30, 0, 40], samples=100)
+    found = success(CountdownTask(), problems, greedy, [10, 0, 20, 0, 30, 0, 40], samples=100)
     assert list(found["pass_at_k"]) == ["1", "2", "4", "8", "16", "32", "64"]
     assert (found["greedy"], found["sampled"]) == (0.285714, 0.142857)
     # One greedy answer for each problem, however many are sampled.

@@ -17,13 +17,15 @@ from mini_r1.run.completions import CompletionFilter, print_completions
 from mini_r1.run.files import read_jsonl
 from mini_r1.run.reader import read_run
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.training.rollout import Completion
 from rich.console import Console
 
 SAMPLES = KEPT_SAMPLES + 2
 EACH = 1 + KEPT_SAMPLES
-TRAINERS_OWN = {"prompt", "reward", "advantage"}
+TRAINERS_OWN = {"prompt", "reward", "advantage", "policy_step"}
 
 
 def evaluated(run: RunDir, model: Path, limit: int | None = None) -> None:
@@ -34,21 +36,21 @@ def evaluated(run: RunDir, model: Path, limit: int | None = None) -> None:
 
 
 def test_every_held_out_problem_at_every_step_reaches_the_report_and_the_terminal(
-    run: RunDir, model_directory: Path, problems: list[task.Problem]
+    run: RunDir, model_directory: Path, problems: list[Problem]
 ) -> None:
     evaluated(run, model_directory)
 
     # Written: rows as training writes them, all problems, few samples of each.
-    made = Completion(problems[0], "prompt", [], [1], False, text="x", verdict=task.judge("x", problems[0]))
+    made = Completion(problems[0], "prompt", [], [1], False, text="x", verdict=judge("x", problems[0]))
     for step in (0, 5, 10):
         rows = list(read_jsonl(run.evaluation / f"step-{step}-completions.jsonl"))
         assert [row["kind"] for row in rows] == ["greedy", *["sampled"] * KEPT_SAMPLES] * len(problems)
         assert {(tuple(row["nums"]), row["target"]) for row in rows} == {(p.nums, p.target) for p in problems}
         for row in rows:
-            assert set(row) - {"kind"} == set(made.record(1)) - TRAINERS_OWN
+            assert set(row) - {"kind"} == set(made.record(CountdownTask(), 1)) - TRAINERS_OWN
             assert row["step"] == step
-            again = task.judge(row["completion"], task.Problem(tuple(row["nums"]), row["target"]))
-            assert (row["reason"], row["rewards"]["equation"]) == (again.reason, again.equation)
+            again = judge(row["completion"], Problem(tuple(row["nums"]), row["target"]))
+            assert (row["reason"], row["rewards"]["equation"]) == (again.reason, again.right)
         figures = json.loads((run.evaluation / f"step-{step}.json").read_text())
         greedy = [row["rewards"]["equation"] for row in rows if row["kind"] == "greedy"]
         assert sum(greedy) / len(greedy) == round(figures["greedy"] * len(greedy)) / len(greedy)

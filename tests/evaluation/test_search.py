@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 from mini_r1.evaluation.measures import EvaluatedAnswer
 from mini_r1.evaluation.search import (
-    Solver,
     Weights,
     compare,
     expected_hits,
     search_baselines,
-    solvers,
     success_at_tries,
 )
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.baselines import draw_chains
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.generator import GeneratorSpec, generate
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.result_solvers import ResultSolver, result_solvers
+from mini_r1.tasks.countdown.rewards import judge
+from mini_r1.tasks.countdown.solver import signed_sums
 from mini_r1.tasks.countdown.traces import answer as expression
 from mini_r1.tasks.countdown.traces import draw_tries, result_weights, working
 
 DEMONSTRATOR = BUILTIN_MODELS[SCRATCH_MODEL].demonstrator
-GAME = task.GeneratorSpec(max_intermediate=100)
+GAME = GeneratorSpec(max_intermediate=100)
 PROBLEMS = list(generate(250, 5, GeneratorSpec()))
 SAMPLES = 4
 
@@ -35,32 +38,32 @@ Try = tuple[str, str, int]
 """A calculation as a thought has it, the same as an answer, and its result."""
 
 
-def chains(problem: task.Problem, rng: random.Random) -> Iterator[Try]:
-    for chain in task.draw_chains(problem, GAME.operators, GAME.max_intermediate, rng):
+def chains(problem: Problem, rng: random.Random) -> Iterator[Try]:
+    for chain in draw_chains(problem, GAME.operators, GAME.max_intermediate, rng):
         yield working(chain), expression(chain), chain.values[-1]
 
 
-def patient(problem: task.Problem, rng: random.Random) -> Iterator[Try]:
+def patient(problem: Problem, rng: random.Random) -> Iterator[Try]:
     for chain in draw_tries(problem, DEMONSTRATOR, rng):
         yield working(chain), expression(chain), chain.values[-1]
 
 
-def sums(problem: task.Problem, rng: random.Random) -> Iterator[Try]:
+def sums(problem: Problem, rng: random.Random) -> Iterator[Try]:
     first, *others = problem.nums
     texts = {}
     for chosen in itertools.product("+-", repeat=len(others)):
         text = str(first) + "".join(f" {sign} {n}" for sign, n in zip(chosen, others, strict=True))
         result = first + sum(n if sign == "+" else -n for sign, n in zip(chosen, others, strict=True))
         texts[abs(result)] = text, text if result != -problem.target else f"-({text})"
-    for result in rng.sample(task.signed_sums(problem.nums), len(texts)):
+    for result in rng.sample(signed_sums(problem.nums), len(texts)):
         text, answer = texts[result]
         yield f"{text} = {result}", answer, result
 
 
-SOLVERS: dict[str, tuple[Callable[[task.Problem, random.Random], Iterator[Try]], Solver]] = {
-    "random": (chains, solvers(GAME)["random_solver"]),
-    "patient": (patient, Solver(lambda problem: result_weights(problem, DEMONSTRATOR))),
-    "signed sums": (sums, solvers(GAME)["signed_sums"]),
+SOLVERS: dict[str, tuple[Callable[[Problem, random.Random], Iterator[Try]], ResultSolver]] = {
+    "random": (chains, result_solvers(GAME)["random_solver"]),
+    "patient": (patient, ResultSolver(lambda problem: result_weights(problem, DEMONSTRATOR))),
+    "signed sums": (sums, result_solvers(GAME)["signed_sums"]),
 }
 STOPPING = random.Random(9)
 STOPS: dict[str, Stops] = {
@@ -74,7 +77,7 @@ STOPS: dict[str, Stops] = {
 }
 
 
-def search(problem: task.Problem, tries: Iterator[Try], stops: Stops) -> EvaluatedAnswer:
+def search(problem: Problem, tries: Iterator[Try], stops: Stops) -> EvaluatedAnswer:
     """What a model writes that is this search: honest, and it answers with its last try."""
     lines: list[str] = []
     seen: list[int] = []
@@ -86,7 +89,7 @@ def search(problem: task.Problem, tries: Iterator[Try], stops: Stops) -> Evaluat
         if result == problem.target or stops(seen):
             break
     text = "\n".join(lines)
-    return EvaluatedAnswer(task.judge(f"{text}</think>\n<answer>{answer}</answer>", problem), 9, False)
+    return EvaluatedAnswer(judge(f"{text}</think>\n<answer>{answer}</answer>", problem), 9, False)
 
 
 @pytest.mark.parametrize("stops", STOPS)
@@ -106,7 +109,7 @@ def test_a_solver_in_the_place_of_the_model_has_a_ratio_of_one(name: str, stops:
 def test_success_at_a_number_of_tries_is_that_of_a_search_that_is_capped_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mini_r1.evaluation.search.BUDGETS", (5, 10))
     rng, draws = random.Random(2), np.random.default_rng(0)
-    solver, problems = solvers(GAME)["random_solver"], PROBLEMS[:100]
+    solver, problems = result_solvers(GAME)["random_solver"], PROBLEMS[:100]
     levels = [success_at_tries(solver.weights(p) or {}, p.target, draws) for p in problems]
     searches = [
         [p.target in [result for _, _, result in itertools.islice(chains(p, rng), cap)] for cap in (5, 10)]
@@ -121,8 +124,8 @@ def test_success_at_a_number_of_tries_is_that_of_a_search_that_is_capped_there(m
 
 def test_a_model_that_never_hits_has_a_ratio_of_zero_and_an_upper_limit() -> None:
     text = "1 + 1 = 2\n" * 30 + "</think>\n<answer>1</answer>"
-    wrong = [[EvaluatedAnswer(task.judge(text, p), 9, False)] * 2 for p in PROBLEMS[:50]]
-    found = search_baselines(wrong, GAME)
+    wrong = [[EvaluatedAnswer(judge(text, p), 9, False)] * 2 for p in PROBLEMS[:50]]
+    found = search_baselines(wrong, result_solvers(GAME))
     for figures in found.values():
         assert figures["observed"] == 0
         assert figures["observed_over_expected"] == 0
@@ -132,7 +135,9 @@ def test_a_model_that_never_hits_has_a_ratio_of_zero_and_an_upper_limit() -> Non
         assert 0 < high < 1
     # It continues long after a search would have hit, so this sum is no success rate.
     assert found["signed_sums"]["expected"] > sum(
-        task.strata(answers[0].problem)["operators"] == "+ and - suffice" for answers in wrong for _ in answers
+        CountdownTask().strata(answers[0].verdict.problem)["operators"] == "add_subtract_suffice"
+        for answers in wrong
+        for _ in answers
     )
 
 
@@ -206,13 +211,13 @@ def test_a_try_that_the_solver_would_not_make_is_replaced_by_one_of_its_own() ->
     ],
 )
 def test_what_counts_as_a_try(text: str, tries: list[int | None]) -> None:
-    assert task.judge(text, task.Problem((8, 2, 3), 9)).results == tries
+    assert judge(text, Problem((8, 2, 3), 9)).results == tries
 
 
 def test_problems_with_too_many_results_are_left_out_and_counted() -> None:
-    large = task.Problem((3, 7, 25, 50, 75, 100, 9, 81), 1)
+    large = Problem((3, 7, 25, 50, 75, 100, 9, 81), 1)
     small = PROBLEMS[0]
-    rows = [[EvaluatedAnswer(task.judge("</think>", problem), 9, False)] for problem in (small, large)]
-    game = task.GeneratorSpec()
-    assert search_baselines(rows, game)["random_solver"]["problems"] == 1
-    assert set(search_baselines(rows[1:], game)) == {"signed_sums"}
+    rows = [[EvaluatedAnswer(judge("</think>", problem), 9, False)] for problem in (small, large)]
+    solvers = CountdownTask().solvers(None)
+    assert search_baselines(rows, solvers)["random_solver"]["problems"] == 1
+    assert set(search_baselines(rows[1:], solvers)) == {"signed_sums"}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from mini_r1.generation.stop_strings import StopStringSearch, is_truncated, saved_tokenizer
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.generation.sampling_cases import byte_tokenizer, first_stop
@@ -93,9 +94,9 @@ def test_an_answer_that_a_stop_string_ended_keeps_its_format(tokenizer: PreTrain
     kept = ids[: search(tokenizer, ids, ["</answer>"], 8)]
     ended = tokenizer.decode(kept)
     assert ended == text.removesuffix(" and more")
-    verdict = task.judge(ended, task.Problem((3, 5), 8))
+    verdict = judge(ended, Problem((3, 5), 8))
     assert verdict.format
-    assert verdict.equation
+    assert verdict.right
     assert verdict.rewards["format_original"] == verdict.rewards["equation_original"] == 1
 
 

@@ -111,7 +111,7 @@ def answer(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
     """In place of vLLM's completions: one holds the process's device, its seed and the prompt."""
     prompts = message["prompts"]
     ids = [[int(llm.device), message["seed"], *prompt] for prompt in prompts]
-    return {"ids": ids, "logps": [[0.0]] * len(prompts)}
+    return {"ids": ids, "logps": [[0.0]] * len(prompts), "seconds": 0.1}
 
 
 @pytest.fixture
@@ -352,6 +352,30 @@ def test_a_stop_ends_all(two: VllmEngine, children: Children, monkeypatch: pytes
     with pytest.raises(Stopped):
         two.generate([[1], [2]], SAMPLING, eos_token_ids=[], seed=0, stop=lambda: True)
     assert [child.returncode for child in children] == [-signal.SIGKILL] * 2
+
+
+def test_what_was_begun_can_be_waited_for_twice(
+    two: VllmEngine, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop of the wait leaves the processes at work; what one has answered by then is kept."""
+    monkeypatch.setattr(vllm_client, "LOOK_EVERY_S", 0.02)
+    rest = threading.Event()
+
+    def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
+        if llm.device == "7":
+            assert rest.wait(30)
+        return {**answer(llm, message), "seconds": float(llm.device)}
+
+    monkeypatch.setattr(vllm_child, "generate", generate)
+    two.begin([[1], [2]], SAMPLING, eos_token_ids=[], seed=0)
+    with pytest.raises(Stopped):
+        two.finish(lambda: len(two._answered) == 1)
+    rest.set()
+    done = two.finish()
+    assert [each.ids[2:] for each in done.completions] == [[1]] * 3 + [[2]] * 3
+    assert done.seconds == 7.0
+    assert two.generate([[1]], SAMPLING, eos_token_ids=[], seed=0)
+    assert [child.returncode for child in children] == [None, None]
 
 
 @given(st.lists(st.integers(1, 1000), max_size=40), st.integers(1, 4))

@@ -114,7 +114,8 @@ class Reader:
 
     def type(self, lines: str) -> subprocess.CompletedProcess[str]:
         """Have bash run these lines; the first that fails ends it. What they print is in `stdout`."""
-        filled = {"NODE": "node-1", "POD": "mini-r1-4xh100-0", "FILE": str(self._home / ".cache/huggingface/token")}
+        cache = self._home / ".cache/huggingface"
+        filled = {"NODE": "node-1", "POD": "mini-r1-4xh100-0", "FILE": str(cache / "token"), "FOLDER": str(cache)}
         for name, value in filled.items():
             lines = re.sub(rf"(?<=[ =]){name}\b", value, lines)
         return subprocess.run(

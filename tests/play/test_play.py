@@ -20,7 +20,8 @@ from mini_r1.play.players import Answer, Player, answer_in_turn, load_players
 from mini_r1.play.session import Sampling, play, play_one, play_one_as_json, side_by_side
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 from rich.console import Console
 
 from tests.conftest import command
@@ -28,7 +29,7 @@ from tests.training.workers import run_forked
 
 Kit = Callable[..., subprocess.CompletedProcess[str]]
 
-PROBLEM = task.Problem((3, 5, 9), 1)
+PROBLEM = Problem((3, 5, 9), 1)
 HOSTILE = "<script>x</script>\x1b[31m\x07\x00\u202e\ud800[bold]b[/bold]\x9b2J"
 
 
@@ -114,7 +115,7 @@ def test_both_answer_in_turn_and_get_a_verdict_at_their_end(playing: list[Player
     assert [answer.player for answer in done] == ["untrained", "trained"]
     assert done[0].ids == done[1].ids  # the same weights and the same draws here
     for answer in done:
-        assert answer.verdict == task.judge(answer.text, PROBLEM)
+        assert answer.verdict == judge(answer.text, PROBLEM)
         assert answer.ended or len(answer.ids) == 12
 
 
@@ -129,19 +130,19 @@ def test_one_problem_on_a_console(playing: list[Player]) -> None:
     assert "trained, step 6" in lines[0]
     assert "wrong: " in text_of(console)
     assert lines[-1] == "exact solver: (9 - 5) - 3 = 1"
-    assert task.judge(f"</think>\n<answer>{lines[-1].split(': ')[1]}</answer>", PROBLEM).equation
+    assert judge(f"</think>\n<answer>{lines[-1].split(': ')[1]}</answer>", PROBLEM).right
 
 
 def test_a_problem_without_a_solution_is_reported(playing: list[Player]) -> None:
     console = Console(file=io.StringIO(), width=100)
-    play_one(playing, task.Problem((1, 1), 50), Sampling(), console)
+    play_one(playing, Problem((1, 1), 50), Sampling(), console)
     assert text_of(console).splitlines()[-1] == "exact solver: there is no solution"
 
 
 def test_a_stopped_search_for_a_solution_is_reported(playing: list[Player], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mini_r1.tasks.countdown.solver.MAX_STEPS", 1)
     monkeypatch.setattr("mini_r1.tasks.countdown.solver.solvable.__defaults__", (1,))
-    problem, console = task.Problem((8, 3, 7, 5), 9999), Console(file=io.StringIO(), width=100)
+    problem, console = Problem((8, 3, 7, 5), 9999), Console(file=io.StringIO(), width=100)
     play_one(playing, problem, Sampling(), console)
     assert text_of(console).splitlines()[-1] == "exact solver: no solution found; the search was stopped"
     found = play_one_as_json(playing, problem, Sampling())
@@ -152,7 +153,7 @@ def test_a_models_text_is_text_while_it_comes_and_at_the_end() -> None:
     answer = Answer("trained", "\x1b[2Jname", [1, 2], HOSTILE)
     coming = Console(file=io.StringIO(), width=120)
     coming.print(side_by_side([answer], coming, 5))
-    answer.verdict = task.judge(HOSTILE, PROBLEM)
+    answer.verdict = judge(HOSTILE, PROBLEM)
     console = Console(file=io.StringIO(), width=120)
     console.print(side_by_side([answer], console))
     for text in (text_of(coming), text_of(console)):
@@ -235,7 +236,7 @@ def test_the_end_of_the_input_ends_the_session(playing: list[Player]) -> None:
 def test_a_number_that_the_tokenizer_does_not_know_is_refused(playing: list[Player]) -> None:
     playing[0]._tokenizer.unk_token_id = playing[0]._tokenizer("7", add_special_tokens=False)["input_ids"][0]
     with pytest.raises(KitError, match="this model cannot read 7"):
-        playing[0].refuse(task.Problem((7, 5), 1))
+        playing[0].refuse(Problem((7, 5), 1))
     playing[0].refuse(PROBLEM)
 
 
@@ -270,7 +271,7 @@ def test_json_is_one_object(playing: list[Player]) -> None:
     assert found["solvable"] is True
     assert set(found["answers"]) == {"untrained", "trained"}
     answer = found["answers"]["trained"]
-    assert answer["right"] == bool(task.judge(answer["completion"], PROBLEM).equation)
+    assert answer["right"] == bool(judge(answer["completion"], PROBLEM).right)
 
 
 def test_ctrl_c_at_the_question_ends_the_session_cleanly(run: RunDir) -> None:
@@ -279,7 +280,7 @@ def test_ctrl_c_at_the_question_ends_the_session_cleanly(run: RunDir) -> None:
         text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     ) as child:  # fmt: skip
         assert child.stdout is not None
-        assert child.stdout.readline().startswith("Type numbers and a target")
+        assert child.stdout.readline().startswith("Type numbers -> target")
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=60)
     assert child.returncode == 143

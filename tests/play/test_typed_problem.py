@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.errors import KitError
-from mini_r1.play.typed_problem import read_problem, split_line
+from mini_r1.play import typed_line
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.typed_problem import read_problem
+
+split_line = partial(typed_line.split_line, CountdownTask())
 
 
 @pytest.mark.parametrize("line", ["3 5 9 -> 1", "3,5,9=1", "[3, 5, 9] → 1", " 3; 5 ,9 to 1 ", "3 5 9 => +1"])

@@ -10,11 +10,12 @@ import yaml
 from huggingface_hub import ModelCard
 from mini_r1.console import as_markdown
 from mini_r1.hub import branch_contents
-from mini_r1.hub.branch_contents import EXAMPLE, Base
+from mini_r1.hub.branch_contents import Base
 from mini_r1.hub.card_figures import CURVE
 from mini_r1.hub.model_card import card
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.reader import Evaluated
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from tensorboard.plugin_util import markdown_to_safe_html
 
 FULL = {
@@ -60,7 +61,7 @@ def made(measured: Evaluated | None = None, base: Base = HUB_BASE, **changes: An
         "record": {"data": {"train_rows": 45_000, "held_out_rows": 5_000, "revision": "b" * 40, "split_by": "key"}},
         "measured": measured,
         "branches": (2, 4),
-        "example": EXAMPLE,
+        "example": CountdownTask.example,
     }
     return card(**{**values, **changes})
 

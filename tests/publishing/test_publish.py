@@ -186,9 +186,10 @@ assert tokenizer.chat_template == AutoTokenizer.from_pretrained(f"{snapshots}/st
 from huggingface_hub import hf_hub_download
 card = open(hf_hub_download("anna/first", "README.md")).read()
 exec(card.split("```python")[1].split("```")[0])
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.generation.prompts import (render, token_ids)
-assert ids.tolist() == token_ids(tokenizer, render(tokenizer, [Problem((4, 6), 24)], "script"))
+assert ids.tolist() == token_ids(tokenizer, render(CountdownTask(), tokenizer, [Problem((4, 6), 24)], "script"))
 assert revision == "step-6" and out.shape[1] > ids.shape[1]
 print("loaded", ours.config._commit_hash)
 """

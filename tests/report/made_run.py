@@ -15,7 +15,8 @@ from typing import Any
 from mini_r1.recipe.recipe_file import dump_recipe, find_recipe, load_recipe
 from mini_r1.run.files import AppendFile, write_json, write_text
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 
 START = 1_738_000_000.0
 HOSTILE = {
@@ -98,30 +99,31 @@ def make_run(
     return run
 
 
-def _problem(rng: random.Random) -> task.Problem:
+def _problem(rng: random.Random) -> Problem:
     while True:
         nums = tuple(rng.randint(1, 99) for _ in range(rng.choice((3, 4))))
         a, b, *rest = nums
         target = a * b - sum(rest) if rng.random() < 0.4 else a + b - sum(rest)
         if 10 <= target <= 100:
-            return task.Problem(nums, target)
+            return Problem(nums, target)
 
 
-def _row(rng: random.Random, step: int, problem: task.Problem, text: str | None, progress: float) -> dict[str, Any]:
+def _row(rng: random.Random, step: int, problem: Problem, text: str | None, progress: float) -> dict[str, Any]:
     completion = text if text is not None else _completion(rng, problem, progress)
-    verdict = task.judge(completion, problem)
+    verdict = judge(completion, problem)
     return {
-        "step": step, **verdict.record(), "prompt": "made up", "reward": float(verdict.format + verdict.equation),
-        "advantage": 0.0, "tokens": max(1, len(completion) // 4), "truncated": False,
+        "step": step, "task": "countdown", **verdict.record(), "prompt": "made up",
+        "reward": float(verdict.format + verdict.right), "advantage": 0.0,
+        "tokens": max(1, len(completion) // 4), "truncated": False,
     }  # fmt: skip
 
 
-def _completion(rng: random.Random, problem: task.Problem, progress: float) -> str:
+def _completion(rng: random.Random, problem: Problem, progress: float) -> str:
     a, b, *rest = problem.nums
     sums = " - ".join(map(str, (f"{a} + {b}", *rest)))
     product = " - ".join(map(str, (f"{a} * {b}", *rest)))
     right = rng.random() < 0.08 + 0.9 * progress**0.6
-    verdicts = {e: task.judge(f"</think>\n<answer>{e}</answer>", problem).equation for e in (sums, product)}
+    verdicts = {e: judge(f"</think>\n<answer>{e}</answer>", problem).right for e in (sums, product)}
     answer = next((e for e, verdict in verdicts.items() if bool(verdict) == right), sums)
     lines = [f" To find an equation that equals {problem.target}, I need each of the numbers once and only once."]
     wordy = rng.random() > progress * 1.6

@@ -159,6 +159,22 @@ def test_figures_that_overflow_count_as_absent(tmp_path: Path) -> None:
     assert [row[4] for row in evaluation_rows(read) if row[0] == "2"] == ["@2 60 %"]
 
 
+def test_a_rollout_ahead_counts_in_a_step_only_as_long_as_it_is_waited_for(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", steps=3)
+    before = next(plot for plot in make_plots([read_run(run.path)]) if plot.name == "seconds")
+    assert [curve.label for curve in before.curves][:2] == ["rollout", "update"]
+    file = run.attempts / "1" / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**row, "time/rollout": 20.0, "time/wait": 1.5}) + "\n" for row in rows))
+    read = read_run(run.path)
+    after = next(plot for plot in make_plots([read]) if plot.name == "seconds")
+    assert [curve.label for curve in after.curves] == ["wait for the rollout", *(c.label for c in before.curves[1:])]
+    assert after.curves[0].points[1] == [1.5] * 3
+    assert "Meanwhile vLLM samples the next step, 20.0 s on average." in after.note
+    (both, _) = next(plot for plot in make_plots([read, read]) if plot.name == "seconds").curves
+    assert both.points[1] == pytest.approx([sum(c.points[1][i] for c in after.curves) for i in range(3)])
+
+
 def test_a_run_without_a_heartbeat_is_called_killed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=3, state="running")
     state = {**run.read_state(), "phase": "rollout", "hang_timeout_s": 600}

@@ -30,7 +30,8 @@ def test_all_completions_are_shown_if_they_fit(run_path: Path) -> None:
         assert bool(samples.columns["flags"][i] & FORMAT) == bool(row["rewards"]["format"])
         assert bool(samples.columns["flags"][i] & ORIGINAL) == bool(row["rewards"]["equation_original"])
         assert samples.values("reasons")[samples.columns["reason"][i]]
-        assert sorted(samples.values("problems")[samples.columns["problem"][i]][0]) == sorted(row["nums"])
+        numbers, _, target = samples.values("problems")[samples.columns["problem"][i]].partition(" → ")
+        assert (sorted(map(int, numbers.split(", "))), int(target)) == (sorted(row["nums"]), row["target"])
 
 
 def test_too_many_are_thinned_evenly_over_the_steps(run_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.training.rollout import Batch, Completion, collate, micro_batches, split
 
 CPU = torch.device("cpu")
@@ -14,7 +14,7 @@ PAD = 9
 
 
 def completion(prompt: list[int], ids: list[int], **known: Any) -> Completion:
-    return Completion(task.Problem((1, 2), 3), "", prompt, ids, False, **known)
+    return Completion(Problem((1, 2), 3), "", prompt, ids, False, **known)
 
 
 def of_lengths(*lengths: int) -> list[Completion]:

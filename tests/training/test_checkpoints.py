@@ -380,9 +380,9 @@ def test_a_run_resumes_from_its_last_checkpoint_when_a_full_disk_has_space_again
         return needed
 
     with monkeypatch.context() as patched:
-        patched.setattr("mini_r1.training.trainer.space_needed", needed_after_others_wrote)
+        patched.setattr("mini_r1.training.saving_trainer.space_needed", needed_after_others_wrote)
         if hidden is not None:  # a quota, or somebody who writes at the same time
-            patched.setattr("mini_r1.training.trainer.check_space", lambda run, needed: None)
+            patched.setattr("mini_r1.training.saving_trainer.check_space", lambda run, needed: None)
         with pytest.raises(KitError) as caught:
             train(recipe, [], run.path)
     assert caught.value.exit_code == ExitCode.RETRY

@@ -25,7 +25,8 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import write_json
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.training import arguments, logprobs, rollout_engines
 from mini_r1.training.checkpoints import checkpoint_to_resume, written_by
 from mini_r1.training.prepare import Policy
@@ -46,7 +47,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is installed on Linux only"),
 ]
 
-PROBLEM = task.Problem((3, 4, 5), 12)
+PROBLEM = Problem((3, 4, 5), 12)
 GENERATIONS, ACCUMULATION, RANKS = 4, 4, 2
 RIGHT, WRONG, NONE = "</think>\n<answer>3 + 4 + 5</answer>", "</think>\n<answer>3 + 4</answer>", "3 + 4 = 7"
 FEW_TOKENS = 120
@@ -85,7 +86,7 @@ def fixed_completions(tokenizer: Any, prompt: str) -> list[Completion]:
     for text in TEXTS:
         ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
         completions.append(Completion(PROBLEM, prompt, [], ids, truncated=False, text=text))
-    score(completions, {"format": 1.0, "equation": 1.0})
+    score(CountdownTask(), completions, {"format": 1.0, "equation": 1.0})
     return completions
 
 
@@ -128,9 +129,8 @@ def built(
 ) -> GRPOTrainer:
     """A trainer on `prompts` times the same prompt; as in a run, models are loaded before DeepSpeed is configured."""
     tokenizer = AutoTokenizer.from_pretrained(policy, padding_side="left")
-    prompt = tokenizer.apply_chat_template(
-        task.messages(PROBLEM, "script"), tokenize=False, continue_final_message=True
-    )
+    chat = CountdownTask().messages(PROBLEM, "script")
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
     rows = [{"prompt": prompt, "nums": list(PROBLEM.nums), "target": PROBLEM.target}] * prompts
     model, reference = (AutoModelForCausalLM.from_pretrained(policy) for _ in range(2))
     return build(configure(), model, reference, tokenizer, rows)

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from mini_r1.tasks.countdown.task import Problem
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.training import logprobs
 from mini_r1.training.logprobs import COPIES, completion_logps, plain_head
 from mini_r1.training.rollout import Completion, collate

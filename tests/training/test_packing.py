@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini_r1.tasks.countdown.task import Problem
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.training.logprobs import completion_logps, separates_packed
 from mini_r1.training.rollout import Completion, collate
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, modeling_flash_attention_utils

@@ -49,6 +49,8 @@ def test_the_state_has_phase_and_limit_before_the_first_step(run: RunDir) -> Non
         assert state_of(run) == {"state": "running", "step": 4, "phase": "model", "hang_timeout_s": 77}
         doing.begin("engine", 3, attempt=2)
         assert state_of(run) == {"state": "running", "step": 3, "phase": "engine", "attempt": 2, "hang_timeout_s": 77}
+        doing.begin("update", 5, attempt=2, in_flight=7)
+        assert state_of(run)["in_flight"] == 7
         doing.begin("update", 5, attempt=2)
     assert state_of(run) == {"state": "running", "step": 5, "phase": "update", "attempt": 2, "hang_timeout_s": 77}
 

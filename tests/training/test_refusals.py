@@ -11,8 +11,8 @@ from mini_r1.cli.training_commands import train
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.run.files import read_jsonl, write_json
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
-from transformers import AutoTokenizer
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.task_data import TaskData
 
 from tests.conftest import disk_full_at
 
@@ -100,18 +100,6 @@ def test_a_full_disk_is_retryable_and_costs_only_the_steps_since_the_last_save(
     assert [row["step"] for row in read_jsonl(run.attempts / "2" / "metrics.jsonl")] == [3, 4]
 
 
-def test_a_model_without_a_chat_template_is_refused(small_recipe: Recipe, untrained: Path, tmp_path: Path) -> None:
-    model = tmp_path / "bare"
-    model.mkdir()
-    for file in untrained.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    settings = json.loads((model / "tokenizer_config.json").read_text())
-    del settings["chat_template"]
-    (model / "tokenizer_config.json").write_text(json.dumps(settings))
-    assert AutoTokenizer.from_pretrained(model).chat_template is None
-    assert "has no chat template" in refusal(small_recipe(model_name_or_path=str(model)), tmp_path / "run")
-
-
 def test_a_directory_with_other_files_is_refused(small_recipe: Recipe, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -146,15 +134,15 @@ def test_a_run_resumes_with_the_hub_commits_it_began_with(
     write_json(run.run_file, record)
     asked: dict[str, str | None] = {}
 
-    def load_data(source: str, *, revision: str | None, **others: object) -> task.TaskData:
+    def load_data(task: object, source: str, *, revision: str | None, **others: object) -> TaskData:
         asked["data"] = revision
-        return task.TaskData([task.Problem((1, 2), 3)], [], record["data"])
+        return TaskData([Problem((1, 2), 3)], [], record["data"])
 
     def load_model(name: str, revision: str | None, *others: object) -> object:
         asked["model"] = revision
         raise KitError("seen enough")
 
-    monkeypatch.setattr(task, "load_data", load_data)
+    monkeypatch.setattr("mini_r1.training.recipe_data.load_data", load_data)
     monkeypatch.setattr("mini_r1.training.prepare.load_model", load_model)
     with pytest.raises(KitError, match="seen enough"):
         train(recipe, [], run.path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
 from mini_r1.training.rollout import ADVANTAGE_EPSILON, Completion, score, set_advantages
 
-PROBLEM = task.Problem((6, 7), 42)
+PROBLEM = Problem((6, 7), 42)
 RIGHT, WRONG = "x</think>\n<answer>6 * 7</answer>", "x</think>\n<answer>6 + 7</answer>"
 
 
@@ -18,9 +20,9 @@ def completions(*rewards: float) -> list[Completion]:
 
 def test_a_reward_is_the_weighted_sum() -> None:
     found = [Completion(PROBLEM, "", [1], [1], False, text) for text in (RIGHT, WRONG, "")]
-    score(found, {"equation": 2.0, "format": 0.5})
+    score(CountdownTask(), found, {"equation": 2.0, "format": 0.5})
     assert [c.reward for c in found] == [2.5, 0.5, 0.0]
-    assert [c.verdict.equation for c in found if c.verdict] == [1, 0, 0]
+    assert [c.verdict.right for c in found if c.verdict] == [1, 0, 0]
 
 
 def test_a_completion_without_a_score_has_no_reward_and_is_not_left_out() -> None:
@@ -29,13 +31,13 @@ def test_a_completion_without_a_score_has_no_reward_and_is_not_left_out() -> Non
 
 
 def test_a_row_has_every_field_of_a_completion() -> None:
-    (found,) = [Completion(PROBLEM, "a prompt", [1, 2], [3, 4, 5], True, RIGHT, advantage=0.5)]
-    score([found], {"words": 4.0})
-    row = found.record(7)
+    (found,) = [Completion(PROBLEM, "a prompt", [1, 2], [3, 4, 5], True, RIGHT, policy_step=6, advantage=0.5)]
+    score(CountdownTask(), [found], {"words": 4.0})
+    row = found.record(CountdownTask(), 7)
     assert row == {
-        **task.judge(RIGHT, PROBLEM).record(), "step": 7, "prompt": "a prompt",
+        "task": "countdown", **judge(RIGHT, PROBLEM).record(), "step": 7, "prompt": "a prompt",
         "rewards": {"format": 1, "equation": 1, "format_original": 1, "equation_original": 1, "words": 0.05},
-        "reward": 0.2, "advantage": 0.5, "tokens": 3, "truncated": True,
+        "reward": 0.2, "advantage": 0.5, "tokens": 3, "truncated": True, "policy_step": 6,
     }  # fmt: skip
 
 

@@ -14,18 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, SCRATCH_MODEL, BuiltinModel, Demonstrator
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.expression import check_answer
-from mini_r1.tasks.countdown.traces import answer, draw_tries, result_weights, traces, working
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.countdown.rewards import judge
+from mini_r1.tasks.countdown.traces import answer, draw_tries, result_weights, step_verdicts, traces, working
 from mini_r1.training.from_scratch import build_tokenizer
-from mini_r1.training.warm_start import step_verdicts
 
 DEMO = BUILTIN_MODELS[DEMO_MODEL]
 SCRATCH = BUILTIN_MODELS[SCRATCH_MODEL]
-PROBLEMS = [task.Problem((8, 2, 3), 7), task.Problem((5, 5, 1), 30), task.Problem((9, 4, 10), 31)]
+PROBLEMS = [Problem((8, 2, 3), 7), Problem((5, 5, 1), 30), Problem((9, 4, 10), 31)]
 
 
-REAL = [task.Problem((44, 19, 35), 98), task.Problem((63, 9, 2, 88), 95), task.Problem((12, 8, 40), 56)]
+REAL = [Problem((44, 19, 35), 98), Problem((63, 9, 2, 88), 95), Problem((12, 8, 40), 56)]
 """In the hub set's range; the last one needs a product: 12 * 8 - 40."""
 
 
@@ -34,9 +35,7 @@ def solver(**values: Any) -> Demonstrator:
 
 
 @pytest.mark.parametrize(("problems", "given"), [(PROBLEMS, solver()), (REAL, SCRATCH.demonstrator)])
-def test_every_step_is_calculated_right_and_every_remark_is_true(
-    problems: list[task.Problem], given: Demonstrator
-) -> None:
+def test_every_step_is_calculated_right_and_every_remark_is_true(problems: list[Problem], given: Demonstrator) -> None:
     pairs, judged = list(traces(problems, given, count=500, seed=0)), 0
     for problem, text in pairs:
         assert step_verdicts(text)
@@ -54,9 +53,9 @@ def test_every_step_is_calculated_right_and_every_remark_is_true(
 
 def test_the_demonstrator_gives_up_early_and_is_often_wrong() -> None:
     pairs = list(traces(PROBLEMS, solver(), count=2000, seed=1))
-    tries = sum(task.judge(text, problem).tries for problem, text in pairs) / len(pairs)
-    right = sum(task.judge(text, problem).equation for problem, text in pairs) / len(pairs)
-    good_format = sum(task.judge(text, problem).format for problem, text in pairs) / len(pairs)
+    tries = sum(judge(text, problem).tries for problem, text in pairs) / len(pairs)
+    right = sum(judge(text, problem).right for problem, text in pairs) / len(pairs)
+    good_format = sum(judge(text, problem).format for problem, text in pairs) / len(pairs)
     assert 1.2 < tries < 2.2
     assert 0.05 < right < 0.4
     assert good_format == pytest.approx(0.7, abs=0.04)
@@ -64,7 +63,7 @@ def test_the_demonstrator_gives_up_early_and_is_often_wrong() -> None:
 
 @given(st.permutations([3, 7, 2, 6]), st.integers(0, 2**32))
 def test_the_answer_is_the_working_as_one_expression(nums: list[int], seed: int) -> None:
-    problem = task.Problem(tuple(nums), 1)
+    problem = Problem(tuple(nums), 1)
     attempts = list(islice(draw_tries(problem, SCRATCH.demonstrator, random.Random(seed)), 8))
     assert len(attempts) == 8
     for attempt in attempts:
@@ -80,7 +79,7 @@ def test_tries_of_one_answer_differ_in_result_and_stay_in_range(sums: float) -> 
 
 
 def test_tries_over_five_numbers_are_drawn_and_not_listed() -> None:
-    problem = task.Problem((3, 50, 75, 8, 9), 1)
+    problem = Problem((3, 50, 75, 8, 9), 1)
     tries = list(islice(draw_tries(problem, SCRATCH.demonstrator, random.Random(0)), 12))
     assert len({chain.values[-1] for chain in tries}) == 12
     assert all(sorted(chain.nums) == sorted(problem.nums) for chain in tries)
@@ -105,7 +104,7 @@ def test_the_share_of_sums_is_the_configured_one() -> None:
 @pytest.mark.parametrize("sums", [0.0, 0.65])
 @pytest.mark.parametrize("nums", [(2, 3, 5), (7, 2, 6, 3)])
 def test_result_weights_are_the_chances_of_the_next_new_try(nums: tuple[int, ...], sums: float) -> None:
-    problem, draws, rng = task.Problem(nums, 1), 4000, random.Random(1)
+    problem, draws, rng = Problem(nums, 1), 4000, random.Random(1)
     teacher = solver(largest_value=50, sums=sums)
     weights = result_weights(problem, teacher)
     assert weights is not None
@@ -141,9 +140,10 @@ def test_any_ascii_text_is_decoded_exactly(kind: BuiltinModel, text: str) -> Non
 
 @pytest.mark.parametrize("style", ["script", "notebook"])
 @pytest.mark.parametrize(("kind", "problem", "length"), [(DEMO, PROBLEMS[0], 23), (SCRATCH, REAL[0], 27)])
-def test_the_real_prompt_is_a_few_tokens(style: str, kind: BuiltinModel, problem: task.Problem, length: int) -> None:
+def test_the_real_prompt_is_a_few_tokens(style: str, kind: BuiltinModel, problem: Problem, length: int) -> None:
     tokenizer = TOKENIZERS[kind]
-    text = tokenizer.apply_chat_template(task.messages(problem, style), tokenize=False, continue_final_message=True)
+    chat = CountdownTask().messages(problem, style)
+    text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert len(ids) == length
     assert tokenizer.decode(ids) == text

@@ -10,8 +10,8 @@ import datasets
 import pytest
 import torch
 from mini_r1.plan.memory import UpdateLimits
-from mini_r1.tasks.countdown import task
-from mini_r1.training import trainer as kit_trainer
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Batch, Completion, collate, micro_batches, score, set_advantages
 from mini_r1.training.rollout_engines import PolicyEngine
@@ -23,7 +23,7 @@ from tests.training.flash_kernels import replace_kernels
 from tests.training.silent_attempt import silent_attempt
 from tests.training.test_packing import kernels  # noqa: F401
 
-SHORT, LONG = task.Problem((3, 4, 5), 12), task.Problem((1, 2, 3, 4, 5, 6), 21)
+SHORT, LONG = Problem((3, 4, 5), 12), Problem((1, 2, 3, 4, 5, 6), 21)
 GENERATIONS = 4
 
 
@@ -32,8 +32,9 @@ def tokenizer(untrained: Path) -> Any:
     return AutoTokenizer.from_pretrained(untrained, padding_side="left")
 
 
-def prompt(tokenizer: Any, problem: task.Problem) -> str:
-    return tokenizer.apply_chat_template(task.messages(problem, "script"), tokenize=False, continue_final_message=True)
+def prompt(tokenizer: Any, problem: Problem) -> str:
+    chat = CountdownTask().messages(problem, "script")
+    return tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True)
 
 
 def config(tmp_path: Path, **changes: Any) -> GRPOConfig:
@@ -87,7 +88,7 @@ def stock(untrained: Path, tokenizer: Any, tmp_path: Path, rewards: Any, **chang
     return trainer
 
 
-def completions_of(tokenizer: Any, problems: Sequence[task.Problem]) -> list[Completion]:
+def completions_of(tokenizer: Any, problems: Sequence[Problem]) -> list[Completion]:
     """GENERATIONS fixed completions for each problem, of different lengths, all ended by the model."""
     texts = ["3 + 4 = 7 (too low)\n", "5 - 3 = 2 + 1", "4 * 3 = 12 (yes)\n</think>", "1 + 2"]
     found = []
@@ -128,7 +129,7 @@ REWARDS = [0.0, 1.0, 2.0, 0.0, 1.0, 1.0, 0.0, 2.0]
 
 
 def both(
-    untrained: Path, tokenizer: Any, tmp_path: Path, problems: Sequence[task.Problem], **changes: Any
+    untrained: Path, tokenizer: Any, tmp_path: Path, problems: Sequence[Problem], **changes: Any
 ) -> tuple[float, torch.Tensor, float, torch.Tensor]:
     """Loss and gradients of the kit and of stock TRL from the same completions and rewards."""
     completions = with_advantages(completions_of(tokenizer, problems), REWARDS)
@@ -234,12 +235,12 @@ def step_gradient(
 ) -> torch.Tensor:
     """Return the gradient of a step over given completions and rewards, as transformers' loop takes it."""
 
-    def scored(completions: list[Completion], *_: Any) -> None:
-        score(completions, {"format": 1.0})
+    def scored(completions: list[Completion], **_: Any) -> None:
+        score(CountdownTask(), completions, {"format": 1.0})
         for completion, reward in zip(completions, rewards, strict=True):
             completion.reward = reward
 
-    monkeypatch.setattr(kit_trainer, "score", scored)
+    monkeypatch.setattr(trainer, "_score", scored)
     monkeypatch.setattr(trainer, "_complete", lambda *_: completions)
     trainer.create_optimizer()
     count = trainer.args.gradient_accumulation_steps
@@ -306,7 +307,7 @@ def of_lengths(*lengths: int) -> list[Completion]:
 
 
 def test_advantages_come_from_the_weighted_sum_within_each_group() -> None:
-    problem = task.Problem((6, 7), 42)
+    problem = Problem((6, 7), 42)
     texts = [
         "it is surely six times seven</think>\n<answer>6 * 7</answer>",
         "no",
@@ -314,7 +315,7 @@ def test_advantages_come_from_the_weighted_sum_within_each_group() -> None:
         "no",
     ]
     completions = [Completion(problem, "", [1], [1], False, text) for text in texts]
-    score(completions, {"format": 1.0, "words": 0.5})
+    score(CountdownTask(), completions, {"format": 1.0, "words": 0.5})
     set_advantages(completions, GENERATIONS)
     rewards = [c.verdict.rewards for c in completions if c.verdict]
     assert [each["equation"] for each in rewards] == [1, 0, 1, 0]

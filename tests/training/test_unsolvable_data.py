@@ -9,24 +9,28 @@ import pytest
 from mini_r1.console import ProgressLine
 from mini_r1.errors import ExitCode, KitError, Stopped
 from mini_r1.recipe.fields import Recipe
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
+from mini_r1.tasks.countdown.problem import Problem
+from mini_r1.tasks.task_data import TaskData
 from mini_r1.training import prepare
 from rich.console import Console
 
-UNSOLVABLE = task.Problem((1, 2), 7)
-HARD = task.Problem((71, 73, 79, 83, 89, 97, 41, 43), 999_999_937)
+UNSOLVABLE = Problem((1, 2), 7)
+HARD = Problem((71, 73, 79, 83, 89, 97, 41, 43), 999_999_937)
 """Without a solution too, which a search of an hour would find."""
 
 
-def data(problems: Iterable[task.Problem]) -> task.TaskData:
-    return task.TaskData(list(problems), [], {"source": "rows.jsonl"})
+def data(problems: Iterable[Problem]) -> TaskData:
+    return TaskData(list(problems), [], {"source": "rows.jsonl"})
 
 
-def look(problems: Iterable[task.Problem], monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> str:
+def look(problems: Iterable[Problem], monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> str:
     """What it prints, each row of its progress; `stop_at` is the question to which the answer is to stop."""
     monkeypatch.setattr(ProgressLine, "PLAIN_EVERY", -1.0)
     said, asked = StringIO(), iter(range(1, 1000))
-    prepare.refuse_unsolvable(data(problems), Console(file=said, soft_wrap=True), lambda: next(asked) == stop_at)
+    prepare.refuse_unsolvable(
+        CountdownTask(), data(problems), Console(file=said, soft_wrap=True), lambda: next(asked) == stop_at
+    )
     return said.getvalue()
 
 
@@ -34,12 +38,12 @@ def test_data_without_a_solution_is_refused() -> None:
     with pytest.raises(
         KitError, match=r"none of the first 200 training problems of rows.jsonl has a solution"
     ) as found:
-        prepare.refuse_unsolvable(data([UNSOLVABLE] * 300))
+        prepare.refuse_unsolvable(CountdownTask(), data([UNSOLVABLE] * 300))
     assert found.value.exit_code == ExitCode.CONFIG
 
 
 def test_the_first_solution_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = look([UNSOLVABLE, task.Problem((1, 2), 3), *[HARD] * 100], monkeypatch)
+    said = look([UNSOLVABLE, Problem((1, 2), 3), *[HARD] * 100], monkeypatch)
     assert said == "looking for a problem with a solution 1/102\n"
 
 

@@ -16,7 +16,8 @@ import torch
 from mini_r1.console import ProgressLine
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, SCRATCH_MODEL
 from mini_r1.recipe.fields import WarmStartRecipe
-from mini_r1.tasks.countdown import task, traces
+from mini_r1.tasks.countdown import traces
+from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.training import from_scratch, warm_start
 from mini_r1.training.muon import Muon
 from mini_r1.training.warm_progress import Training
@@ -171,7 +172,7 @@ def test_a_large_step_is_computed_in_parts_and_stop_is_asked_inside_each_layer(m
     assert loss_of_parts == pytest.approx(loss, rel=1e-6)
     torch.testing.assert_close(of_parts, whole, rtol=1e-4, atol=1e-6)
 
-    job = warm_start.WarmStart([task.Problem((1, 2, 3), 6)], "script", kind, WarmStartRecipe(steps=1, traces=256))
+    job = warm_start.WarmStart([Problem((1, 2, 3), 6)], "script", kind, WarmStartRecipe(steps=1, traces=256))
     model, looks = from_scratch.build_model(tokenizer, 1, kind), [0]
 
     def stop() -> bool:

@@ -55,6 +55,12 @@ def test_a_warning_is_repeated_once_a_window_and_when_it_returns() -> None:
     assert alert_steps(watch, "kl", [20.0] * 8 + [1.0] + [20.0]) == [1, 4, 7, 10]
 
 
+@pytest.mark.parametrize(("age", "advice"), [(0, "it may not sample from the weights"), (1, "set rollout_ahead: 0")])
+def test_a_gap_of_log_probabilities_has_the_cause_that_a_rollout_ahead_makes_likely(age: int, advice: str) -> None:
+    (alert,) = Watch(WatchRecipe()).check(1, {"logp_gap": 0.3, "off_policy/age": age})
+    assert advice in alert.sentence
+
+
 def test_a_stop_is_reported_at_once_and_off_is_never_reported() -> None:
     found = Watch(WatchRecipe(kl="stop", max_kl=2)).check(7, {"kl": 2.5})
     assert found == [Alert("kl", "KL to the reference is 2.5 nats a token, above max_kl 2", stop=True)]

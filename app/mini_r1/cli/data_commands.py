@@ -15,28 +15,26 @@ from typer import Argument, Option, Typer, confirm
 
 from mini_r1.cli.command_group import CommandGroup
 from mini_r1.cli.command_tools import file_errors, progress_printer, stop_signals
-from mini_r1.cli.options import PATH, Json
+from mini_r1.cli.options import PATH, ColumnNames, Json, TaskName, parse_columns
 from mini_r1.console import ProgressLine, progress_console
 from mini_r1.errors import KitError
 from mini_r1.run.files import replacing
-from mini_r1.tasks.countdown.data import inspect, write_problems
-from mini_r1.tasks.countdown.generator import generate
-from mini_r1.tasks.countdown.problem import COLUMNS, Problem, parse_problem
-from mini_r1.tasks.countdown.rewards import score_line
 from mini_r1.tasks.data_errors import DataError
-from mini_r1.tasks.problem_files import SUFFIXES, data_files, read_files
+from mini_r1.tasks.problem_files import SUFFIXES, data_files, read_files, write_rows
+from mini_r1.tasks.registry import DEFAULT_TASK, find_task, score_line
 
 SHOWN_LINES = 20  # bad lines that `score --keep-going` lists
 MOST_ROWS = 10_000_000  # an hour of generating, and 4 GB of memory
 SHOWN_ROWS = 5  # row numbers that are listed of those that were not checked
 
-data_app = Typer(name="data", cls=CommandGroup, help="Generate and inspect Countdown problems.", no_args_is_help=True)
+data_app = Typer(name="data", cls=CommandGroup, help="Generate and inspect problems.", no_args_is_help=True)
 
 
 def score(
     file: Annotated[
-        str, Argument(click_type=PATH, help="JSONL of completion, nums, target; - is standard input.")
+        str, Argument(click_type=PATH, help="JSONL of completion and a problem's columns; - is standard input.")
     ] = "-",
+    task: TaskName = DEFAULT_TASK,
     keep_going: Annotated[bool, Option("--keep-going", help="Score what follows a bad line, too; exit 78.")] = False,
     as_json: Annotated[bool, Option("--json", help="The default: one JSON line for each input line.")] = True,
 ) -> None:
@@ -56,7 +54,7 @@ def score(
             if not raw.strip():
                 continue
             try:
-                scored = score_line(raw, f"{name}:{number}")
+                scored = score_line(raw, f"{name}:{number}", task)
             except DataError as error:
                 if not keep_going:
                     raise
@@ -75,8 +73,9 @@ def data_generate(
     out: Annotated[Path, Option(dir_okay=False, help="File to write: .parquet, .jsonl, .json or .csv.")],
     seed: Annotated[int, Option(help="Random seed; the same seed gives the same rows on every machine.")] = 42,
     overwrite: Annotated[bool, Option("--overwrite", help="Replace the file if it exists.")] = False,
+    task: TaskName = DEFAULT_TASK,
 ) -> None:
-    """Generate problems with the distribution of the hub's data set, offline.
+    """Generate problems, offline; of Countdown with the hub's distribution.
 
     If the file exists, the command asks before it replaces it; without a
     terminal it refuses.
@@ -88,18 +87,18 @@ def data_generate(
     _refuse_output(out, overwrite)
     progress = progress_printer()
     progress(f"generating {rows:,} problems")
-    problems: list[Problem] = []
+    game, problems = find_task(task), list[Any]()
 
     def describe() -> str:
         done = f"{len(problems):,} of {rows:,} problems"
         return f"stopped after {done}, and {out} was not written: the same command starts from the beginning"
 
     with file_errors(), stop_signals(describe), ProgressLine(progress_console(), "problems", rows) as line:
-        for problem in generate(rows, seed):
+        for problem in game.generate(rows, seed, None):
             problems.append(problem)
             line.update(len(problems))
         with replacing(out) as scratch:
-            write_problems(scratch, out.suffix.lower(), problems)
+            write_rows(scratch, out.suffix.lower(), list(map(game.file_row, problems)))
     progress(f"{rows:,} problems written to {out}")
 
 
@@ -128,6 +127,8 @@ def data_inspect(
         str | None, Option(help="Configuration of a folder; default: its only one, or 'default'.")
     ] = None,
     split: Annotated[str | None, Option(help="Split of a folder; default: train.")] = None,
+    task: TaskName = DEFAULT_TASK,
+    column: ColumnNames = None,
     as_json: Json = False,
 ) -> None:
     """Count rows, duplicates, solvable problems and those that need × or ÷.
@@ -138,13 +139,15 @@ def data_inspect(
     Examples:
       mini-r1 data inspect problems.jsonl
       mini-r1 data inspect Countdown-Tasks-3to4 --split train
+      mini-r1 data inspect rows.parquet --column nums=metadata.numbers
     """
     with file_errors(), stop_signals(lambda: f"stopped: {file} was not inspected to its end"):
         files = data_files(file, config, [split])[0]
-        problems = read_files(files, COLUMNS, parse_problem)
+        game = find_task(task)
+        problems = read_files(files, game.fields.mapped(parse_columns(column)), game.parser())
         with ProgressLine(progress_console(), "rows", len(problems)) as line:
-            facts: dict[str, Any] = inspect(problems, line.update)
-    unchecked: list[int] = facts["unchecked_rows"]
+            facts: dict[str, Any] = game.inspect(problems, line.update)
+    unchecked: list[int] = facts.get("unchecked_rows", [])
     if unchecked:
         more = f" and {len(unchecked) - SHOWN_ROWS:,} more" if len(unchecked) > SHOWN_ROWS else ""
         progress_printer("yellow")(
@@ -157,8 +160,8 @@ def data_inspect(
         return
     if file.is_dir():
         progress_printer()(f"read: {', '.join(path.relative_to(file).as_posix() for path in files)}")
-    table = Table("", str(file), title="Countdown problems", title_justify="left")
-    for key, value in _flatten({**facts, "unchecked_rows": len(unchecked)}):
+    table = Table("", str(file), title=f"{game.title} problems", title_justify="left")
+    for key, value in _flatten(facts | ({"unchecked_rows": len(unchecked)} if "unchecked_rows" in facts else {})):
         table.add_row(key, value)
     Console().print(table)
 

@@ -21,6 +21,7 @@ from mini_r1.machine.trackers import refuse_trackers
 from mini_r1.run.files import read_jsonl
 from mini_r1.run.reader import completions_file, list_held_out_results, read_metrics
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.registry import is_right, task_of_row
 
 RECIPE = "demo-cpu"
 SAMPLES = 1  # sampled completions for each held-out row: most problems are there in several orders of their numbers
@@ -143,11 +144,11 @@ def _rise(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     from mini_r1.evaluation.statistics import mean_interval
 
     shares = [
-        [sum(row["rewards"]["equation"] for row in sampled) / len(sampled) for _, *sampled in _answers(evaluation)]
+        [sum(is_right(row) is True for row in sampled) / len(sampled) for _, *sampled in _answers(evaluation)]
         for evaluation in (before, after)
     ]
     differences = [then - first for first, then in zip(*shares, strict=True)]
-    clusters = [tuple(sorted(rows[0]["nums"])) for rows in _answers(after)]
+    clusters = [task_of_row(rows[0]).parse(rows[0], "answer").cluster for rows in _answers(after)]
     return {"sampled": mean(differences), "ci95": limits(mean_interval(differences, clusters))}
 
 
@@ -178,7 +179,7 @@ def _print_result(result: dict[str, Any], before: dict[str, Any], after: dict[st
     console.print(f"rise: {100 * rise:+.1f} points{interval}")
     for pair in list(zip(_answers(before), _answers(after), strict=True))[:SHOWN]:
         problem = pair[0][0]
-        console.print(f"\n[bold]{problem['nums']} -> {problem['target']}[/bold]", markup=True)
+        console.print(f"\n{task_of_row(problem).describe(problem)}", style="bold", markup=False)
         for when, answers in zip(("before", "after"), pair, strict=True):
             console.print(f"[dim]{when}:[/dim]", markup=True)
             console.print("<think>" + printable(answers[1]["completion"]), markup=False)

@@ -9,6 +9,7 @@ import click
 from typer import Argument, Option
 
 from mini_r1.run.run_dir import find_run
+from mini_r1.tasks.registry import TASKS
 from mini_r1.values import expand_path
 
 MOST = 10**9  # of things to count, so that none needs a larger integer than the machine's
@@ -57,7 +58,18 @@ class CountOrAuto(click.ParamType):
             self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_GPUS}", param, ctx)
 
 
+def parse_columns(given: list[str] | None) -> dict[str, str]:
+    """Return the columns of --column by field; fail as click does for what is no field and its column."""
+    pairs = [each.partition("=") for each in given or ()]
+    for field, sign, column in pairs:
+        if not field or not column:
+            text = f"{field + sign + column!r} is not a field and its column, such as nums=numbers."
+            raise click.BadParameter(text, param_hint="'--column'")
+    return {field: column for field, _, column in pairs}
+
+
 PATH = ExpandedPath()
+TaskName = Annotated[str, Option("--task", click_type=click.Choice(list(TASKS)), help="Task of the rows.")]
 RecipeName = Annotated[str, Argument(click_type=PATH, help="Recipe file, or name of a shipped recipe.")]
 RunPath = Annotated[Path, Argument(click_type=RunType(), help="Run directory, or its name in runs/.")]
 RunPaths = Annotated[list[Path], Argument(click_type=RunType(), help="Run directories, or their names in runs/.")]
@@ -81,5 +93,9 @@ VllmDevices = Annotated[
     Option(
         metavar="N|auto", click_type=CountOrAuto(), help="Node 0's last N devices run vLLM; auto: the plan's choice."
     ),
+]
+ColumnNames = Annotated[
+    list[str] | None,
+    Option("--column", metavar="FIELD=COLUMN", help="Column of a field, also nested: nums=metadata.numbers."),
 ]
 Json = Annotated[bool, Option("--json", help="Print JSON, and nothing else, on standard output.")]

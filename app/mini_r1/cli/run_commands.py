@@ -10,16 +10,17 @@ from rich.console import Console
 from typer import Argument, BadParameter, Option
 
 from mini_r1.cli.command_tools import file_errors, progress_printer, refuse_starting, stop_signals
-from mini_r1.cli.options import MOST, PATH, FiniteRange, Json, RunPath, RunPaths
+from mini_r1.cli.options import MOST, PATH, ColumnNames, FiniteRange, Json, RunPath, RunPaths, parse_columns
 from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub.hub_access import refuse_no_model
 from mini_r1.machine.heavy_imports import needs_extra
+from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.completions import parse_filter, print_completions
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir, find_run, open_run
-from mini_r1.tasks.countdown.problem import COLUMNS, parse_problem
 from mini_r1.tasks.problem_files import data_files, read_files
+from mini_r1.tasks.registry import DEFAULT_TASK, TASKS, find_task
 
 ENGINES = click.Choice(["auto", "vllm", "transformers"])
 
@@ -115,6 +116,10 @@ def evaluate(
     newest: Annotated[bool, Option("--newest", help="The run's newest snapshot alone.")] = False,
     engine: Annotated[str, Option(click_type=ENGINES, help="auto: vLLM if there is one, and a GPU.")] = "auto",
     again: Annotated[bool, Option("--again", help="Repeat what was measured with these settings.")] = False,
+    task: Annotated[
+        str | None, Option(click_type=click.Choice(list(TASKS)), help="Task of a model's --problems.")
+    ] = None,
+    column: ColumnNames = None,
     as_json: Json = False,
 ) -> ExitCode:
     """Measure success on held-out problems: greedy, sampled, pass@k, intervals.
@@ -128,6 +133,7 @@ def evaluate(
       mini-r1 evaluate runs/demo-cpu
       mini-r1 evaluate runs/demo-cpu --newest --samples 64 --limit 200
       mini-r1 evaluate path/to/model --problems held_out.jsonl --json
+      mini-r1 evaluate runs/first --problems rows.csv --column nums=numbers
     """
     from mini_r1 import api
 
@@ -141,6 +147,11 @@ def evaluate(
         refuse_no_model(run_or_model, has_problems=problems is not None)
     if problems is not None and not problems.exists():
         raise KitError(f"{problems}: no such file")
+    run_recipe = load_recipe(run.recipe_file) if run.is_run() else None
+    run_task = run_recipe.task if run_recipe else DEFAULT_TASK
+    if run_recipe and task not in (None, run_task):
+        raise KitError(f"{run.path} trains the task {run_task}: leave --task out")
+    columns = parse_columns(column) or (run_recipe.dataset_columns if run_recipe else {})
     kept = (
         f"what was measured is in {run.evaluation}, and the same command resumes"
         if run.is_run()
@@ -149,7 +160,8 @@ def evaluate(
     with stop_signals(lambda: f"stopped: {kept}"), file_errors():
         if problems is not None:
             # What is wrong with them is known before torch is loaded.
-            read_files(data_files(problems, prefer="test")[0], COLUMNS, parse_problem)
+            known, files = find_task(task or run_task), data_files(problems, prefer="test")[0]
+            known.fields.mapped(columns).own_names_first(lambda columns: read_files(files, columns, known.parser()))
         every = run.is_run() and not newest and step is None
         series = api.evaluate(
             run.path if run.is_run() else run_or_model,
@@ -158,8 +170,10 @@ def evaluate(
             limit=limit,
             step=step,
             every=every,
+            columns=columns,
             engine=engine,
             again=again,
+            task=task or run_task,
         )
         from mini_r1.evaluation.results_table import print_series, print_table  # loaded by now
 
@@ -174,8 +188,10 @@ def evaluate(
 
 def play(
     run: RunPath,
-    numbers: Annotated[str | None, Option(help="Numbers such as 3,5,9; with --target, answer once.")] = None,
-    target: Annotated[str | None, Option(help="Target to reach with the numbers.")] = None,
+    given: Annotated[
+        str | None, Option("--numbers", "--question", help="Numbers such as 3,5,9, or a question: answer once.")
+    ] = None,
+    wanted: Annotated[str | None, Option("--target", "--answer", help="Target, or the question's answer.")] = None,
     step: Annotated[int | None, Option(min=0, max=MOST, help="Snapshot that answers; default: the newest.")] = None,
     temperature: Annotated[float, Option(click_type=FiniteRange(0, 100), help="Of sampling; 0 is greedy.")] = 0.0,
     seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Random seed of sampling, with a temperature above 0.")] = 0,
@@ -183,21 +199,22 @@ def play(
 ) -> None:
     """Type numbers and a target; the untrained and the trained model answer.
 
-    Both answers are shown side by side, then the exact solver's.
+    Both answers are shown side by side, then the right one.
 
     Examples:
       mini-r1 play runs/demo-cpu
       mini-r1 play runs/demo-cpu --numbers 3,5,9 --target 1 --json
     """
-    from mini_r1.play.typed_problem import read_problem
 
-    if (numbers is None) != (target is None):
+    if (given is None) != (wanted is None):
         raise KitError("--numbers and --target need each other, such as --numbers 3,5,9 --target 1")
-    if as_json and numbers is None:
+    if as_json and given is None:
         raise KitError("--json answers one problem: name it, such as --numbers 3,5,9 --target 1")
     refuse_starting(RunDir(run), "it has no snapshot to play with yet")
     run_directory = open_run(run)
-    problem = None if numbers is None or target is None else read_problem(numbers, target)
+    problem = None
+    if given is not None and wanted is not None:
+        problem = find_task(load_recipe(run_directory.recipe_file).task).read_typed(given, wanted)
     console = Console(highlight=False)
     with needs_extra("train", console=progress_console()):
         from mini_r1.play import session

@@ -35,6 +35,7 @@ from mini_r1.plan.device_roles import count_vllm_devices
 from mini_r1.plan.planner import AUTO, Plan
 from mini_r1.plan.recipe_plans import Hardware, plan_for
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import check_code
 from mini_r1.recipe.recipe_file import effective_output_dir, load_recipe
 
 Subject = TypeVar("Subject")
@@ -149,7 +150,7 @@ def examine_node(
     """Check this node, and what a recipe needs of it. A file in the run directory's place is written and removed.
 
     Raises:
-        KitError: the recipe cannot be read.
+        KitError: the recipe cannot be read, or names code that is forbidden or not here.
     """
     driver = read_driver([] if devices.on_cpu else devices.ids)
     findings: list[Finding] = []
@@ -158,6 +159,7 @@ def examine_node(
     case = Case(environment, devices, driver, ports=ports, first_node=first_node, run_dir=run_dir)
     if recipe_path is not None:
         recipe = load_recipe(recipe_path, overrides)
+        check_code(recipe, environment)
         memory = gpu_memory_gib or smallest_gpu_gib(driver)
         plan = _make_plan(recipe, devices, nodes, deepspeed, memory, vllm_devices)
         findings.append(_check_plan(plan).named("plan"))

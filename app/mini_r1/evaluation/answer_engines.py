@@ -44,7 +44,7 @@ class Engines:
         log("starting vLLM")
         own = chosen.tokenizer in ("", chosen.model)
         tokenizer = load_tokenizer(chosen.tokenizer or chosen.model, chosen.revision if own else None)
-        prompts = token_ids(tokenizer, render(tokenizer, self._problems.asked, chosen.style))
+        prompts = token_ids(tokenizer, render(chosen.task, tokenizer, self._problems.asked, chosen.style))
         longest = max(map(len, prompts)) + chosen.sampling.max_new_tokens
         log_file = Path(tempfile.gettempdir()) / f"mini-r1-vllm-{os.getpid()}.log"
         if chosen.run is not None:

@@ -1,6 +1,6 @@
 """`mini-r1 evaluate`: measure a run's snapshots, or any model, on a set of problems."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from mini_r1.evaluation.source import Problems, Source
 from mini_r1.generation.model import StartingPoint
 from mini_r1.run.files import write_json
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.registry import DEFAULT_TASK, find_task
 
 NOT_REPEATED = {"problems", "samples", "temperature", "failures", "reasons", "baselines", "seconds", "provenance"}
 """Keys of step 0 that a snapshot's result does not repeat."""
@@ -46,6 +47,7 @@ def evaluate_run_or_model(
     source: str,
     problems_file: Path | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
     samples: int | None = None,
     limit: int | None = None,
     step: int | None = None,
@@ -54,11 +56,13 @@ def evaluate_run_or_model(
     engine: str = "auto",
     again: bool = False,
     console: Console | None = None,
+    task: str = DEFAULT_TASK,
 ) -> Series:
     """Evaluate a model, or a run's snapshots that have no result with these settings yet.
 
-    The arguments are the options of the command. With `every`, in order of interest: the untrained model (`start`),
-    the newest snapshot, then the others from the newest to the oldest; else the snapshot of `step` (None: the newest).
+    The arguments are the options of the command; a run has its own `task`, and `columns` if they are None. With
+    `every`, in order of interest: the untrained model (`start`), the newest snapshot, then the others from the newest
+    to the oldest; else the snapshot of `step` (None: the newest).
     Each result of a run is written as soon as it is there, so the next call resumes after any stop.
 
     Raises:
@@ -66,7 +70,10 @@ def evaluate_run_or_model(
     """
     run = RunDir(Path(source))
     is_run = run.is_run()
-    targets = sources.run_sources(run, problems_file) if is_run else [sources.model_source(source, problems_file, step)]
+    if is_run:
+        targets = sources.run_sources(run, problems_file, columns or {})
+    else:
+        targets = [sources.model_source(source, problems_file, step, find_task(task), columns or {})]
     before = sources.untrained_source(targets[0], start) if is_run else None
     if step == 0 and before is None:
         raise KitError(start.description)

@@ -6,55 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from mini_r1.evaluation.statistics import Interval, pass_at_k, rate_interval
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import AnyTask
+from mini_r1.tasks.task import TaskProblem, TaskVerdict
 
 MOST_K = 64
 """Largest k of pass@k: beyond it the estimate needs more samples than anyone draws."""
-
-# How a verdict's reason begins, and what that means; the first that fits.
-_FAILURES = (
-    ("no answer after </think>", "no answer after the thought"),
-    ("an answer follows the first </think>", "no answer after the thought"),
-    ("the answer is in the thought", "no answer after the thought"),
-    ("</answer> without <answer>", "no answer after the thought"),
-    ("the answer block is not closed", "the answer block is not closed"),
-    ("result is ", "the equation is right as such, and its result is not the target"),
-    ("right-hand side ", "the equation claims a result that it does not have"),
-    ("one whole number must follow", "the equation claims a result that is no whole number"),
-    ("division by zero", "division by zero"),
-)
-_UNREADABLE = "the answer is no equation that can be read"
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedAnswer:
     """One completion of a problem, judged."""
 
-    verdict: task.Verdict
+    verdict: TaskVerdict
     tokens: int
     truncated: bool  # cut at the longest length allowed, before the model ended it
 
-    @property
-    def problem(self) -> task.Problem:
-        """The problem that was asked."""
-        return self.verdict.completion.problem
-
-    def row(self, step: int, kind: str) -> dict[str, Any]:
+    def row(self, task: AnyTask, step: int, kind: str) -> dict[str, Any]:
         """Return the row of a file of completions."""
-        row = self.verdict.record()
+        row = task.record(self.verdict)
         return {"step": step, "kind": kind, **row, "tokens": self.tokens, "truncated": self.truncated}
-
-
-def classify_failure(reason: str, truncated: bool) -> str:
-    """Return the kind of a wrong answer, from its verdict's reason and whether it was cut at the longest length."""
-    if reason == "no </think>":
-        return "cut off at the longest length while still thinking" if truncated else "the thought never ends"
-    for beginning, kind in _FAILURES:
-        if reason.startswith(beginning):
-            return kind
-    if reason.startswith("number ") and "leading zero" not in reason:
-        return "a number is left out" if reason.endswith(" not used") else "a number that was not given, or too often"
-    return _UNREADABLE
 
 
 def count_by_frequency(reasons: Iterable[str]) -> dict[str, int]:
@@ -63,14 +33,14 @@ def count_by_frequency(reasons: Iterable[str]) -> dict[str, int]:
 
 
 def success(
-    problems: Sequence[task.Problem], greedy: Sequence[float], right: Sequence[int], samples: int
+    task: AnyTask, problems: Sequence[TaskProblem], greedy: Sequence[float], right: Sequence[int], samples: int
 ) -> dict[str, Any]:
     """Return the success of greedy answers (1 or 0 for each problem) and sampled ones (`right` out of `samples`).
 
     The keys are those of docs/evaluation.md: `pass_at_k` has the powers of two up to `samples`, and `samples`, at most
     64. An interval is None when the problems are one cluster.
     """
-    clusters = [problem.numbers_key for problem in problems]
+    clusters = [problem.cluster for problem in problems]
     shares = [count / samples for count in right]
     most = min(samples, MOST_K)
     ks = sorted({*(2**i for i in range(most.bit_length())), most})
@@ -97,8 +67,7 @@ def success(
     return {
         **rates(range(len(problems))),
         "pass_at_k": {str(k): at_k(k) for k in ks},
-        "by_size": by([stratum["numbers"] for stratum in strata]),
-        "by_operators": by([stratum["operators"] for stratum in strata]),
+        **{f"by_{name}": by([stratum[name] for stratum in strata]) for name in strata[0]},
     }
 
 

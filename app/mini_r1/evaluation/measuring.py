@@ -7,7 +7,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -20,7 +20,7 @@ from mini_r1.console import ProgressLine, printable
 from mini_r1.disk_errors import FULL, disk_error, disk_errors
 from mini_r1.errors import KitError
 from mini_r1.evaluation.answer_engines import Engines
-from mini_r1.evaluation.measures import EvaluatedAnswer, classify_failure, count_by_frequency, mean, success
+from mini_r1.evaluation.measures import EvaluatedAnswer, count_by_frequency, mean, success
 from mini_r1.evaluation.search import search_baselines
 from mini_r1.evaluation.source import Problems, Source
 from mini_r1.generation.completers import Completer
@@ -32,7 +32,8 @@ from mini_r1.machine.provenance import utc_now, versions
 from mini_r1.run.files import lock_file, write_json, write_jsonl
 from mini_r1.run.reader import completions_file
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.answer_tags import fold_reason
+from mini_r1.tasks.registry import AnyTask
 from mini_r1.values import duration
 
 RECORDED_VERSIONS = ("mini-r1", "torch", "transformers", "tokenizers", "numpy", "vllm")
@@ -49,6 +50,7 @@ KEPT_SAMPLES = 4  # sampled completions of a problem that are kept as text, besi
 class Evaluation:
     """Every completion of one evaluation; the figures are made from them."""
 
+    task: AnyTask
     greedy: list[EvaluatedAnswer]  # one for each problem, in the order of the problems
     sampled: list[list[EvaluatedAnswer]]  # `samples` for each problem, in the same order
     temperature: float
@@ -57,18 +59,19 @@ class Evaluation:
     def rows(self, step: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a file of answers to read: for each problem the greedy one and the first sampled ones."""
         for greedy, sampled in zip(self.greedy, self.sampled, strict=True):
-            yield greedy.row(step, "greedy")
-            yield from (answer.row(step, "sampled") for answer in sampled[:KEPT_SAMPLES])
+            yield greedy.row(self.task, step, "greedy")
+            yield from (answer.row(self.task, step, "sampled") for answer in sampled[:KEPT_SAMPLES])
 
-    def to_json(self, rule: task.GeneratorSpec) -> dict[str, Any]:
+    def to_json(self, generator: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return all figures, described in docs/evaluation.md: shares are 0..1, intervals are 95 %."""
         flat = [answer for answers in self.sampled for answer in answers]
-        wrong = [answer for answer in flat if not answer.verdict.equation]
+        wrong = [answer for answer in flat if not answer.verdict.right]
         samples = len(self.sampled[0])
         figures = success(
-            [answer.problem for answer in self.greedy],
-            [float(answer.verdict.equation) for answer in self.greedy],
-            [sum(answer.verdict.equation for answer in answers) for answers in self.sampled],
+            self.task,
+            [answer.verdict.problem for answer in self.greedy],
+            [float(answer.verdict.right) for answer in self.greedy],
+            [sum(answer.verdict.right for answer in answers) for answers in self.sampled],
             samples,
         )
         return {
@@ -77,19 +80,22 @@ class Evaluation:
             "temperature": self.temperature,
             **figures,
             "format": mean([answer.verdict.format for answer in flat]),
-            "tries": mean([answer.verdict.tries for answer in flat]),
+            **self.task.answer_figures([answer.verdict for answer in flat]),
             "completion_tokens": mean([answer.tokens for answer in flat]),
             "truncated": mean([answer.truncated for answer in flat]),
-            "failures": count_by_frequency(classify_failure(a.verdict.reason, a.truncated) for a in wrong),
-            "reasons": count_by_frequency(task.fold_reason(a.verdict.reason) for a in wrong),
-            "baselines": search_baselines(self.sampled, rule),
+            "failures": count_by_frequency(
+                self.task.classify_failure(a.verdict.reason, truncated=a.truncated) for a in wrong
+            ),
+            "reasons": count_by_frequency(fold_reason(a.verdict.reason) for a in wrong),
+            "baselines": search_baselines(self.sampled, self.task.solvers(generator)),
             "seconds": round(self.seconds, 1),
         }
 
 
 def measure(
+    task: AnyTask,
     completer: Completer,
-    problems: Sequence[task.Problem],
+    problems: Sequence[Any],
     *,
     samples: int,
     sampling: SamplingConfig,
@@ -105,7 +111,8 @@ def measure(
     """
     started = time.perf_counter()
     tokenizer = completer.tokenizer
-    prompts = token_ids(tokenizer, render(tokenizer, problems, prompt_style))
+    prefill = task.prompt(prompt_style).prefill
+    prompts = token_ids(tokenizer, render(task, tokenizer, problems, prompt_style))
     done = 0
 
     def progressed(count: int) -> None:
@@ -119,7 +126,9 @@ def measure(
         texts = completion_texts(tokenizer, ids)
         answers = [
             EvaluatedAnswer(
-                task.judge(text, problem), len(tokens), is_truncated(tokens, text, completer.ends, sampling.stop)
+                task.judge(text, problem, prefill=prefill),
+                len(tokens),
+                is_truncated(tokens, text, completer.ends, sampling.stop),
             )
             for problem, text, tokens in zip((p for p in problems for _ in range(count)), texts, ids, strict=True)
         ]
@@ -127,7 +136,7 @@ def measure(
 
     greedy = [answers[0] for answers in complete(1, 0.0)]
     sampled = complete(samples, sampling.temperature)
-    return Evaluation(greedy, sampled, sampling.temperature, time.perf_counter() - started)
+    return Evaluation(task, greedy, sampled, sampling.temperature, time.perf_counter() - started)
 
 
 class Measurer:
@@ -183,6 +192,7 @@ class Measurer:
         started = time.monotonic()
         with ProgressLine(self._console, title, total) as line:
             evaluation = measure(
+                chosen.task,
                 completer,
                 self.problems.asked,
                 samples=chosen.samples,
@@ -197,7 +207,7 @@ class Measurer:
                 ),
             )
             self._made, self._seconds = self._made + total, self._seconds + time.monotonic() - started
-            figures = evaluation.to_json(chosen.rule)  # takes seconds, so inside the progress line
+            figures = evaluation.to_json(chosen.generator)  # takes seconds, so inside the progress line
         result = {**figures, "provenance": self._provenance(chosen, completer)}
         if path is not None:
             result["provenance"]["written_to"] = str(path)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from mini_r1.console import printable
 from mini_r1.evaluation.evaluate_run import Series
-from mini_r1.tasks.countdown.task import OPERATOR_STRATA
+from mini_r1.tasks.registry import find_task
 
 SHOWN_REASONS = 8
 """Kinds of failure in the table; the JSON has all of them."""
@@ -35,10 +35,13 @@ def print_table(result: dict[str, Any], console: Console) -> None:
     for heading in ("n", "greedy", "95 %", f"sampled (T {result['temperature']:g})", "95 %"):
         table.add_column(heading, justify="right")
     table.add_row(*_row("all", result, result["problems"]))
-    for groups, name in ((result["by_size"], "{} numbers"), (result["by_operators"], "{}")):
-        table.add_section()
-        for key, figures in groups.items():
-            table.add_row(*_row(name.format(OPERATOR_STRATA.get(key, key)), figures, figures["problems"]))
+    task = find_task(provenance["task"])
+    for by, groups in result.items():
+        if by.startswith("by_"):
+            table.add_section()
+            for key, figures in groups.items():
+                name = task.describe_stratum(by.removeprefix("by_"), key)
+                table.add_row(*_row(name, figures, figures["problems"]))
     table.add_section()
     untrained = result["baselines"].get("untrained")
     if untrained is not None:
@@ -52,7 +55,8 @@ def print_table(result: dict[str, Any], console: Console) -> None:
             limits = f"  ({_limits(figures['ci95'])})" if figures["ci95"] else ""
             more.add_row(f"pass@{k}", f"{figures['value']:.1%}{limits}")
     more.add_row("format kept", f"{result['format']:.1%}")
-    more.add_row("tries per answer", f"{result['tries']:.1f}")
+    if "tries" in result:
+        more.add_row("tries per answer", f"{result['tries']:.1f}")
     more.add_row("tokens per answer", f"{result['completion_tokens']:.0f}, {result['truncated']:.1%} cut short")
     more.add_row("time", f"{result['seconds']:.0f} s on {provenance['device']}, {provenance['engine']}")
     console.print(more)
@@ -71,7 +75,8 @@ def _print_search(result: dict[str, Any], console: Console) -> None:
     """Print what search alone achieves, and what the model's tries are worth compared with it."""
     solvers = {name: result["baselines"][name] for name in SOLVERS if name in result["baselines"]}
     if not solvers:
-        console.print("search alone: not counted, these problems have too many results")
+        if find_task(result["provenance"]["task"]).solvers(None):
+            console.print("search alone: not counted, these problems have too many results")
         return
     table = Table(
         "search alone, after", *(SOLVERS[name] for name in solvers), title_justify="left", box=box.SIMPLE_HEAD
@@ -127,7 +132,7 @@ def _series_row(result: dict[str, Any], most: str) -> dict[str, str]:
         f"pass@{most}": f"{result['pass_at_k'][most]['value']:.1%}",
         **{heading: "-" if ratio is None else f"{ratio:.2f}" for heading, ratio in ratios.items()},
         "format": f"{result['format']:.0%}",
-        "tries": f"{result['tries']:.1f}",
+        **({"tries": f"{result['tries']:.1f}"} if "tries" in result else {}),
     }
 
 

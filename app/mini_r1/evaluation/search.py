@@ -4,7 +4,7 @@ docs/evaluation.md has the reason for these two: a solver that gets the model's 
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mini_r1.evaluation.measures import EvaluatedAnswer, limits, mean
 from mini_r1.evaluation.statistics import rate_interval, ratio_interval
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.task import Solver
 
 BUDGETS = (1, 2, 4, 8, 16, 32, 64)
 """Numbers of tries that a solver's success is given for."""
@@ -26,24 +26,6 @@ Weights = Mapping[int, float]
 are left: no result comes twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Solver:
-    """A search without a thought."""
-
-    weights: Callable[[task.Problem], Weights | None]  # None for a problem with too many results to count
-    signless: bool = False  # a result and its opposite are one
-
-
-def solvers(rule: task.GeneratorSpec) -> dict[str, Solver]:
-    """Return `random_solver`, chains of operations by the rule, and `signed_sums`, signs before the numbers."""
-    return {
-        "random_solver": Solver(
-            lambda problem: task.chain_results(problem.numbers_key, rule.operators, rule.max_intermediate)
-        ),
-        "signed_sums": Solver(lambda problem: dict.fromkeys(task.signed_sums(problem.nums), 1.0), signless=True),
-    }
-
-
 def compare(sampled: Sequence[Sequence[EvaluatedAnswer]], solver: Solver) -> dict[str, Any] | None:
     """Compare the model's answers to each problem with one solver; None when no problem can be counted.
 
@@ -54,32 +36,31 @@ def compare(sampled: Sequence[Sequence[EvaluatedAnswer]], solver: Solver) -> dic
     draws = np.random.default_rng(SEED)
     rows: list[_Row] = []
     for answers in sampled:
-        problem = answers[0].problem
+        problem = answers[0].verdict.problem
         weights = solver.weights(problem)
         if weights is None:
             continue
-        target = abs(problem.target) if solver.signless else problem.target
+        target = solver.target(problem)
         expected = 0.0
         for answer in answers:
-            tries = [abs(r) if solver.signless and r is not None else r for r in answer.verdict.results]
-            expected += expected_hits(weights, target, tries, rng)
+            expected += expected_hits(weights, target, solver.results(answer.verdict), rng)
         rows.append(
             _Row(
-                problem.numbers_key,
-                task.strata(problem)["operators"],
+                problem.cluster,
+                solver.strata(problem),
                 len(answers),
-                sum(answer.verdict.equation for answer in answers),
+                sum(answer.verdict.right for answer in answers),
                 expected,
                 success_at_tries(weights, target, draws),
             )
         )
     if not rows:
         return None
-    kinds = sorted({row.operators for row in rows})
-    return {
-        **_sum_up(rows),
-        "by_operators": {kind: _sum_up([row for row in rows if row.operators == kind]) for kind in kinds},
-    }
+    found = _sum_up(rows)
+    for name in rows[0].strata:
+        keys = sorted({row.strata[name] for row in rows})
+        found[f"by_{name}"] = {key: _sum_up([row for row in rows if row.strata[name] == key]) for key in keys}
+    return found
 
 
 def expected_hits(weights: Weights, target: int, tries: Sequence[int | None], rng: random.Random) -> float:
@@ -128,8 +109,8 @@ def success_at_tries(weights: Weights, target: int, rng: np.random.Generator) ->
 class _Row:
     """The counts of one problem."""
 
-    cluster: tuple[int, ...]
-    operators: str
+    cluster: Hashable
+    strata: Mapping[str, str]
     answers: int
     observed: int
     expected: float
@@ -155,8 +136,8 @@ def _sum_up(rows: Sequence[_Row]) -> dict[str, Any]:
 
 
 def search_baselines(
-    sampled: Sequence[Sequence[EvaluatedAnswer]], rule: task.GeneratorSpec
+    sampled: Sequence[Sequence[EvaluatedAnswer]], solvers: Mapping[str, Solver]
 ) -> dict[str, dict[str, Any]]:
-    """Compare the model with every solver, by the rule that the problems were made by, that can be counted."""
-    found = {name: compare(sampled, solver) for name, solver in solvers(rule).items()}
+    """Compare the model with every solver that can be counted."""
+    found = {name: compare(sampled, solver) for name, solver in solvers.items()}
     return {name: figures for name, figures in found.items() if figures is not None}

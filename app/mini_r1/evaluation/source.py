@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,11 +18,15 @@ from mini_r1.run.files import read_object
 from mini_r1.run.manifest import MANIFEST, Saved, verify
 from mini_r1.run.reader import read_completions
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.prompt_file import describe_style
+from mini_r1.tasks.registry import DEFAULT_TASK, AnyTask, find_task
+from mini_r1.tasks.task import TaskProblem
+from mini_r1.tasks.task_data import load_data
 
 FORMAT = 3
 """Format of a result; a file with another one is measured again."""
-BEFORE_SAMPLING_KEYS: Final[dict[str, Any]] = {"top_p": 1.0, "top_k": None, "stop": []}
+OLDER_KEYS: Final[dict[str, Any]] = {"top_p": 1.0, "top_k": None, "stop": [], "task": DEFAULT_TASK, "columns": {}}
 """Settings of results that are older than these keys."""
 
 
@@ -32,6 +36,7 @@ class Source:
 
     model: str
     problems_file: Path
+    task: AnyTask
     samples: int = 4
     style: str = "script"
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=1024, temperature=0.9))
@@ -41,19 +46,23 @@ class Source:
     """Random seed of the shuffle that a limit takes its problems from: runs that differ only in `seed` share them."""
     revision: str | None = None
     tokenizer: str = ""  # directory or hub id of the tokenizer, if not the model's
-    rule: task.GeneratorSpec = field(default_factory=task.GeneratorSpec)  # of the random solver
+    generator: Mapping[str, Any] | None = None  # the recipe's, which the solvers follow
     run: RunDir | None = None
     step: int | None = None
     saved: Saved | None = None
     weights: str = ""  # hash of a snapshot's manifest: a resumed run saves a step a second time
     own_problems: bool = False  # the problems are a file of the user and not the run's held-out part
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Where a file of the user has the fields of a problem, unless it has them under their own names."""
 
     def settings(self, problems: Problems) -> dict[str, Any]:
         """Return everything that a result depends on besides the machine."""
         return {
             "format": FORMAT,
+            "task": self.task.name,
             "weights": self.weights or f"{self.model}@{self.revision}",
             "problems_sha256": problems.sha256,
+            "columns": dict(self.columns) if self.own_problems else {},
             "problems": len(problems.asked),
             "samples": self.samples,
             "temperature": self.sampling.temperature,
@@ -61,9 +70,9 @@ class Source:
             "top_k": self.sampling.top_k,
             "stop": list(self.sampling.stop),
             "max_new_tokens": self.sampling.max_new_tokens,
-            "prompt_style": self.style,
+            "prompt_style": describe_style(self.style),
             "seed": self.seed,
-            "random_solver": {"operators": self.rule.operators, "max_intermediate": self.rule.max_intermediate},
+            **self.task.solver_settings(self.generator),
         }
 
     def result_file(self, problems: Problems) -> Path | None:
@@ -83,7 +92,7 @@ class Source:
         value = read_object(path) if path is not None else {}
         if not isinstance(value.get("provenance"), dict):
             return None
-        value["provenance"] = {**BEFORE_SAMPLING_KEYS, **value["provenance"]}
+        value["provenance"] = {**OLDER_KEYS, **value["provenance"]}
         return value
 
     def read_same_result(self, problems: Problems) -> dict[str, Any] | None:
@@ -116,7 +125,7 @@ class Source:
 class Problems:
     """The problems to ask, and their origin."""
 
-    asked: list[task.Problem]
+    asked: list[Any]
     available: int
     sha256: str
     limit: int | None
@@ -137,7 +146,9 @@ class Problems:
         return f"{text}, {self.trained_on} of them trained on" if self.trained_on else text
 
 
-def model_source(source: str, problems_file: Path | None, step: int | None) -> Source:
+def model_source(
+    source: str, problems_file: Path | None, step: int | None, task: AnyTask, columns: Mapping[str, str]
+) -> Source:
     """Return a model directory or hub id, or raise a KitError: nothing to evaluate, or no problems to do it on."""
     path = Path(source)
     refuse_no_model(source, has_problems=problems_file is not None)
@@ -146,10 +157,10 @@ def model_source(source: str, problems_file: Path | None, step: int | None) -> S
     if problems_file is None:
         raise KitError(f"{source} is a model and not a run, so it has no held-out part: name a file with --problems")
     name = str(path) if path.exists() else source
-    return Source(name, problems_file, own_problems=True)
+    return Source(name, problems_file, task, style=next(iter(task.prompts)), own_problems=True, columns=columns)
 
 
-def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
+def run_sources(run: RunDir, problems_file: Path | None, columns: Mapping[str, str]) -> list[Source]:
     """Return the complete snapshots of a run, newest first; a KitError if there is none, or nothing was held out."""
     recipe = load_recipe(run.recipe_file)
     if problems_file is None and not recipe.holds_out:
@@ -162,9 +173,11 @@ def run_sources(run: RunDir, problems_file: Path | None) -> list[Source]:
         sampling=SamplingConfig.from_recipe(recipe),
         seed=recipe.seed,
         selection_seed=recipe.dataset_seed,
-        rule=task.GeneratorSpec(**recipe.generator.model_dump()) if recipe.generator else task.GeneratorSpec(),
+        task=find_task(recipe.task),
+        generator=recipe.generator.model_dump() if recipe.generator else None,
         run=run,
         own_problems=problems_file is not None,
+        columns=columns or recipe.dataset_columns,
     )
     found = [
         replace(base, model=str(saved.path), saved=saved, step=saved.step, weights=weights)
@@ -199,29 +212,35 @@ def untrained_source(snapshot: Source, start: StartingPoint) -> Source | None:
 def read_problems(source: Source, limit: int | None) -> Problems:
     """Read the problems in a seeded order; a DataError if the file is missing or wrong."""
     if not source.problems_file.exists():  # else a name like owner/name would be looked up on the hub
-        raise task.DataError(f"{source.problems_file}: no such file")
-    data = task.load_data(
-        str(source.problems_file),
-        revision=None,
-        rows=None,
-        seed=source.selection_seed,
-        test_fraction=0.0,
-        split_by="key",
-        generator=None,
-        prefer="test",
+        raise DataError(f"{source.problems_file}: no such file")
+    data = source.task.fields.mapped(source.columns).own_names_first(
+        lambda columns: load_data(
+            source.task,
+            str(source.problems_file),
+            revision=None,
+            rows=None,
+            seed=source.selection_seed,
+            test_fraction=0.0,
+            split_by="key",
+            generator=None,
+            prefer="test",
+            columns=columns,
+        )
     )
     asked = data.train[:limit]
-    trained_on = _count_trained_on(source.run, asked) if source.run is not None and source.own_problems else 0
+    trained_on = 0
+    if source.run is not None and source.own_problems:
+        trained_on = _count_trained_on(source.task, source.run, asked)
     digest = str(data.provenance["sha256"])
     return Problems(asked, len(data.train), digest, limit, source.selection_seed, trained_on)
 
 
-def _count_trained_on(run: RunDir, problems: Sequence[task.Problem]) -> int:
+def _count_trained_on(task: AnyTask, run: RunDir, problems: Sequence[TaskProblem]) -> int:
     """Count the problems, in any order of their numbers, that are in the run's completions."""
     seen = set()
     for row in read_completions(run):
-        with suppress(task.DataError):
-            seen.add(task.parse_problem(row, "").key)
+        with suppress(DataError):
+            seen.add(task.parse(row, "").key)
     return sum(problem.key in seen for problem in problems)
 
 

@@ -60,8 +60,26 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ message['content'] }}\n\n"
+    "{% elif message['role'] == 'user' %}User: {{ message['content'] }}\n\n"
+    "{% else %}Assistant: {{ message['content'] }}\n\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+"""Chat template of a tokenizer without one: a plain dialogue, like DeepSeek-R1-Zero's (arXiv:2501.12948, table 1)."""
+
+
+def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return PLAIN_TEMPLATE, after the token with which the tokenizer begins every text, if it does."""
+    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return "{{ bos_token }}" * begins + PLAIN_TEMPLATE
+
+
 def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that pads on the left, as generation needs; KitError if it can't be read or has no template."""
+    """Load a tokenizer that pads on the left, as generation needs; KitError if it can't be read.
+
+    One without a chat template, such as many a base model's, gets `plain_template`.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name,
@@ -73,11 +91,8 @@ def load_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
         if Path(name).is_dir() and not any(Path(name).glob("tokenizer*")):
             raise KitError(f"{name} has no tokenizer in it: set tokenizer_name_or_path to the one it needs") from error
         raise _not_loaded("tokenizer", name, error) from error
-    if tokenizer.chat_template is None:
-        raise KitError(
-            f"the tokenizer of {name} has no chat template and the prompt needs one: "
-            "use an instruct model, or set tokenizer_name_or_path to a tokenizer that has one"
-        )
+    if tokenizer.chat_template is None:  # saved with every snapshot, so evaluation and users have the same prompt
+        tokenizer.chat_template = plain_template(tokenizer)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise KitError(f"the tokenizer of {name} has neither a padding nor an end token: add one to it")

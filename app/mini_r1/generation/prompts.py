@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mini_r1.console import printable
 from mini_r1.errors import KitError, first_line
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import AnyTask
 
 
 @pass_environment
@@ -24,14 +24,16 @@ def _attr(environment: Environment, value: Any, name: str) -> Any:
 FILTERS["attr"] = _attr
 
 
-def render(tokenizer: PreTrainedTokenizerBase, problems: Sequence[task.Problem], style: str) -> list[str]:
+def render(task: AnyTask, tokenizer: PreTrainedTokenizerBase, problems: Sequence[Any], style: str) -> list[str]:
     """Return each problem's chat in the tokenizer's template, ending with the assistant prefill.
 
     A template that is broken, or does what its sandbox forbids, is a KitError; an unknown style is a DataError.
     """
-    chats = [task.messages(problem, style) for problem in problems]
+    prompt = task.prompt(style)
+    chats = [prompt.messages(task.placeholder_values(problem)) for problem in problems]
+    ending = {"continue_final_message": True} if prompt.prefill else {"add_generation_prompt": True}
     try:
-        return [tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message=True) for chat in chats]
+        return [tokenizer.apply_chat_template(chat, tokenize=False, **ending) for chat in chats]
     except Exception as error:  # a template is a program: it can raise anything
         reason = f"{type(error).__name__}: {printable(first_line(error)).rstrip('.')}"
         raise KitError(

@@ -18,6 +18,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -165,7 +166,7 @@ class Weights:
 
 
 def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
-    """Complete each of `prompts`; return `ids` and `logps` of each completion, in order."""
+    """Complete each of `prompts`; return `ids` and `logps` of each completion, in order, and the `seconds` it took."""
     import torch
     from vllm import SamplingParams
 
@@ -183,6 +184,7 @@ def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
     )
     # A prompt comes once for each of its completions: vLLM's n makes as many requests, with bookkeeping to group them.
     prompts = [{"prompt_token_ids": prompt} for prompt in message["prompts"]]
+    begun = time.perf_counter()
     # Requests without a seed draw from the device's global generator; with seeds, each row would take a kernel call.
     torch.manual_seed(message["seed"])
     outputs = [request.outputs[0] for request in llm.generate(prompts, params, use_tqdm=False)]
@@ -191,7 +193,7 @@ def generate(llm: Any, message: dict[str, Any]) -> dict[str, Any]:
         [step[token].logprob for token, step in zip(row, output.logprobs, strict=True)]
         for row, output in zip(ids, outputs, strict=True)
     ]
-    return {"ids": ids, "logps": logps}
+    return {"ids": ids, "logps": logps, "seconds": time.perf_counter() - begun}
 
 
 def start_error(model: str, error: BaseException) -> dict[str, Any]:

@@ -41,6 +41,14 @@ class Generated:
     """Log-probability of each token, of the logits divided by the temperature (by 1 when greedy); None: not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Completions, in the order of their prompts, and the seconds in which the slowest process sampled its part."""
+
+    completions: list[Generated]
+    seconds: float
+
+
 class VllmEngine:
     """vLLM, one child process for each of the configuration's devices, ready when the constructor returns.
 
@@ -59,6 +67,8 @@ class VllmEngine:
         self._block = SharedBlock(os.memfd_create("mini-r1-weights"))  # not /dev/shm: containers keep that at 64 MB
         self._loading: deque[tuple[int, int]] = deque()  # start and end of each group that was posted, oldest first
         self._place = 0  # where the next group goes
+        self._parts: list[list[int]] | None = None  # rows of each process, while they sample
+        self._answered: dict[VllmProcess, dict[str, Any]] = {}  # to the message that was sent last
         try:
             for i, device in enumerate(config.device.split(",")):
                 own = log.with_stem(f"{log.stem}-{i + 1}") if i else log
@@ -142,6 +152,21 @@ class VllmEngine:
         """
         if not prompts:
             return []
+        self.begin(prompts, config, eos_token_ids=eos_token_ids, seed=seed)
+        try:
+            return self.finish(stop).completions
+        except Stopped:
+            self.close()
+            raise
+
+    def begin(
+        self, prompts: Sequence[Sequence[int]], config: SamplingConfig, *, eos_token_ids: Sequence[int], seed: int
+    ) -> None:
+        """Have the children sample, as `generate` does, and return at once.
+
+        `finish` returns the completions of these prompts, at least one. Nothing else may be asked for before.
+        """
+        assert self._parts is None, "the children sample already"
         assert not config.stop or self._has_tokenizer, "without a tokenizer vLLM never finds a stop string"
         longest = max(map(len, prompts))
         if longest + config.max_new_tokens > self._max_model_len:
@@ -165,11 +190,28 @@ class VllmEngine:
             for i, part in enumerate(parts)
         ]
         self._post(requests, "generating")
+        self._parts = parts
+
+    def finish(self, stop: Stop = never) -> Finished:
+        """Wait for what was begun, and return it.
+
+        `stop` is asked every LOOK_EVERY_S seconds. If it returns true Stopped is raised and the children continue:
+        `finish` may be called again.
+        """
+        parts = self._parts
+        assert parts is not None, "nothing was begun"
+        self._parts = None
+        try:
+            answers = self._answers("generating", stop=stop)
+        except Stopped:
+            self._parts = parts
+            raise
         completions: dict[int, Generated] = {}
-        for part, answer in zip(parts, self._answers("generating", stop=stop), strict=True):
+        for part, answer in zip(parts, answers, strict=True):
             found = map(Generated, answer["ids"], answer["logps"])
             completions.update(zip(part, found, strict=True))
-        return [completions[row] for row in range(len(rows))]
+        ordered = [completions[row] for row in range(len(completions))]
+        return Finished(ordered, max(answer["seconds"] for answer in answers))
 
     def close(self) -> None:
         """Kill the children; a second call does nothing."""
@@ -199,9 +241,9 @@ class VllmEngine:
     def _answers(self, doing: str, deadline: float | None = None, stop: Stop = never) -> list[dict[str, Any]]:
         """Return every process's next answer; KitError if one fails, or is not there by the deadline (monotonic time).
 
-        After an error in an answer the processes continue; after any other they are ended.
+        After an error in an answer, and after Stopped, the processes continue; after any other error they are ended.
         """
-        answers: dict[VllmProcess, dict[str, Any]] = {}
+        answers = self._answered
         try:
             while len(answers) < len(self._processes):
                 awaited = [process for process in self._processes if process not in answers]
@@ -215,9 +257,12 @@ class VllmEngine:
                         raise KitError(f"vLLM was not ready in time; {process.log_tail()}", ExitCode.RETRY)
                 if not ready and stop():
                     raise Stopped
+        except Stopped:
+            raise
         except BaseException:
             self.close()
             raise
+        self._answered = {}
         for process in self._processes:
             if "error" in answers[process]:
                 text = printable(answers[process]["error"])

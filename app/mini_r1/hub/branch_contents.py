@@ -17,18 +17,17 @@ from mini_r1.console import shown_bytes
 from mini_r1.errors import KitError
 from mini_r1.hub.hub_access import ADAPTER, CONFIG, MAIN, is_path
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import FOLDER, named_files, with_copies
 from mini_r1.recipe.recipe_file import dump_recipe
 from mini_r1.run.files import read_jsonl, read_object
 from mini_r1.run.manifest import MANIFEST, Saved
 from mini_r1.run.reader import read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown.problem import Problem, parse_problem
 from mini_r1.tasks.data_errors import DataError
+from mini_r1.tasks.registry import find_task
 
 RECORD: Final = "mini-r1.json"
 """The file that names the run that a repository belongs to."""
-EXAMPLE = Problem((44, 19, 35), 98)
-"""The first problem of the hub's data set."""
 _EVENTS = re.compile(r"(.*tfevents\.\d+)\..+\.(\d+\.\d+)")
 """TensorBoard's file names: time, host, process and a counter."""
 _PATH_KEYS = frozenset({"source", "snapshot", "problems_file", "written_to"})
@@ -106,11 +105,12 @@ def base_of(run: RunDir, recipe: Recipe) -> Base:
     return Base(name, commit, name)
 
 
-def example_of(run: RunDir) -> Problem:
-    """Return the first problem that the run held out, else the first of the hub's data set."""
+def example_of(run: RunDir, recipe: Recipe) -> Any:
+    """Return the first problem that the run held out, else the task's example."""
+    task = find_task(recipe.task)
     with suppress(DataError, StopIteration):
-        return parse_problem(next(read_jsonl(run.held_out_file)), run.held_out_file.name)
-    return EXAMPLE
+        return task.parse(next(read_jsonl(run.held_out_file)), run.held_out_file.name)
+    return task.example
 
 
 def refuse_unknown_base(saved: Saved, base: Base) -> None:
@@ -131,7 +131,7 @@ def public_recipe(recipe: Recipe) -> Recipe:
         value = getattr(recipe, key)
         if isinstance(value, str) and (Path(value).is_absolute() or Path(value).expanduser().exists()):
             changes[key] = Path(value).name
-    return recipe.model_copy(update=changes)
+    return with_copies(recipe).model_copy(update=changes)
 
 
 def record_content(run_id: str, **facts: Any) -> bytes:
@@ -141,16 +141,29 @@ def record_content(run_id: str, **facts: Any) -> bytes:
 
 def fill_branch(run: RunDir, recipe: Recipe, base: Base, saved: Saved, name: str, card: str) -> Branch:
     """Return the branch of a verified snapshot with its model card; `main` also has the logs."""
+    own, outside = _recipe_files(run, recipe)
     files: dict[str, Path | bytes] = {
         **_model_files(saved, base),
         "README.md": card.encode(),
         "recipe.yaml": dump_recipe(public_recipe(recipe)).encode(),
+        **own,
         RECORD: record_content(run.run_id, step=saved.step),
     }
     if name != MAIN:
-        return Branch(name, saved.step, files)
-    logs, outside = _logs(run)
-    return Branch(name, saved.step, files | logs, outside)
+        return Branch(name, saved.step, files, outside)
+    logs, links = _logs(run)
+    return Branch(name, saved.step, files | logs, (*outside, *links))
+
+
+def _recipe_files(run: RunDir, recipe: Recipe) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Return the run's copies of the files that its recipe names, without modules; and what is left out."""
+    names = [f"{FOLDER}/{name}" for name in named_files(recipe, modules=False)]
+    outside = tuple(name for name in names if not _is_inside(run, run.path / name))
+    return {name: run.path / name for name in names if name not in outside}, outside
+
+
+def _is_inside(run: RunDir, path: Path) -> bool:
+    return path.resolve().is_relative_to(run.path.resolve())
 
 
 def _model_files(saved: Saved, base: Base) -> dict[str, Path | bytes]:
@@ -175,7 +188,7 @@ def _logs(run: RunDir) -> tuple[dict[str, Path | bytes], tuple[str, ...]]:
     for path in [*sorted(run.tensorboard.rglob("*tfevents*")), *sorted(run.evaluation.glob("*.json"))]:
         if not path.is_file():
             continue
-        if not path.resolve().is_relative_to(run.path.resolve()):
+        if not _is_inside(run, path):
             # A link in a run that was sent to you may lead to a key of yours.
             outside.append(path.relative_to(run.path).as_posix())
         elif path.suffix == ".json" and path.parent == run.evaluation:

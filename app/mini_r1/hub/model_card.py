@@ -14,11 +14,11 @@ import mini_r1
 from mini_r1.console import as_markdown, printable
 from mini_r1.hub.branch_contents import Base, public_recipe
 from mini_r1.hub.card_figures import CURVE
-from mini_r1.recipe.fields import DEFAULT_REWARDS, GENERATED, GeneratorRecipe, Recipe, WarmStartRecipe
+from mini_r1.recipe.fields import GENERATED, GeneratorRecipe, Recipe, WarmStartRecipe
 from mini_r1.run.reader import Evaluated
-from mini_r1.tasks.countdown.problem import Problem
-from mini_r1.tasks.countdown.prompt import messages
-from mini_r1.tasks.countdown.task import OPERATOR_STRATA
+from mini_r1.tasks.answer_tags import THINK
+from mini_r1.tasks.registry import find_task
+from mini_r1.tasks.task import CardText
 from mini_r1.values import interval, mapping, number
 
 SHOWN_FAILURES = 6
@@ -36,7 +36,7 @@ def card(
     record: Mapping[str, Any],
     measured: Evaluated | None,
     branches: Sequence[int],
-    example: Problem,
+    example: Any,
     why: str = "",
     is_best: bool = False,
 ) -> str:
@@ -51,7 +51,7 @@ def card(
         f"# {as_markdown(repo.rpartition('/')[2])}",
         _description(step, is_adapter, recipe, base, why),
         "## Held-out success",
-        *_success(step, measured, is_best=is_best),
+        *_success(step, recipe.task, measured, is_best=is_best),
         "## Use",
         _use(repo, step, is_adapter, recipe, example),
         "## Training",
@@ -71,7 +71,7 @@ def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, measured:
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "language": "en",
-        "tags": ["grpo", "countdown", "mini-r1", "trl"],
+        "tags": ["grpo", recipe.task, "mini-r1", "trl"],
         **({"license": "apache-2.0"} if recipe.built_in else base.licence),
         **({"base_model": base.name} if base.name else {}),
         **({"datasets": data} if data else {}),
@@ -81,10 +81,11 @@ def _metadata(repo: str, is_adapter: bool, recipe: Recipe, base: Base, measured:
         metric: dict[str, Any] = {"type": "pass@1", "name": "sampled pass@1", "value": success}
         if limits := measured.interval("ci95"):
             metric["args"] = {"ci95": [round(limit, 4) for limit in limits]}
+        title = find_task(recipe.task).title
         some = f"{measured.limit} of " if measured.limit else ""
         result = {
-            "task": {"type": "text-generation", "name": "Countdown"},
-            "dataset": {"type": (data or ["countdown"])[0], "name": f"Countdown, {some}the run's held-out problems"},
+            "task": {"type": "text-generation", "name": title},
+            "dataset": {"type": (data or [recipe.task])[0], "name": f"{title}, {some}the run's held-out problems"},
             "metrics": [metric],
         }
         values["model-index"] = [{"name": repo.rpartition("/")[2], "results": [result]}]
@@ -95,16 +96,16 @@ def _description(step: int, is_adapter: bool, recipe: Recipe, base: Base, why: s
     kind = "A LoRA adapter of" if is_adapter else "Made from"
     commit = f" at commit `{base.commit}`" if base.commit and re.fullmatch(r"[0-9a-f]{7,64}", base.commit) else ""
     shown = _link(base.name) if base.name else as_markdown(base.shown)
-    rewards = "a correct format and a correct equation, equally"
-    if recipe.resolved_rewards() != DEFAULT_REWARDS:
+    text = _card_text(recipe)
+    rewards = text.rewards
+    if recipe.resolved_rewards() != find_task(recipe.task).default_rewards():
         rewards = ", ".join(f"`{name}` (weight {weight:g})" for name, weight in recipe.resolved_rewards().items())
     shown_solutions = "no solutions were shown"
     if recipe.built_in:
         traces = (recipe.warm_start or WarmStartRecipe()).traces
         shown_solutions = f"before that it imitated {traces:,} solutions written by a program (the warm start)"
     return (
-        f"{kind} {shown}{commit}. It was trained with GRPO on the Countdown game: given {_numbers(recipe)} and a "
-        "target, it writes its reasoning, then an equation that uses each number once. Rules rewarded "
+        f"{kind} {shown}{commit}. It was trained with GRPO on {text.game}. Rules rewarded "
         f"{rewards}; {shown_solutions}. This is the snapshot after optimizer step {step}{why}."
     )
 
@@ -113,19 +114,17 @@ def _link(model: str) -> str:
     return f"[{model}](https://huggingface.co/{model})"
 
 
-def _numbers(recipe: Recipe) -> str:
-    """Return how many numbers the problems have, if the recipe determines it."""
-    if recipe.dataset_id_or_path not in (GENERATED, Recipe.model_fields["dataset_id_or_path"].default):
-        return "some numbers"
+def _card_text(recipe: Recipe, *, measured: bool = False) -> CardText:
+    """Return what the task says, with the problems' distribution if the recipe determines it."""
+    known = recipe.dataset_id_or_path in (GENERATED, Recipe.model_fields["dataset_id_or_path"].default)
     generator = recipe.generator or GeneratorRecipe()  # its defaults are those of the hub's data set
-    *others, last = [str(size) for size in sorted(set(generator.sizes))]
-    return f"{', '.join(others)}{' or ' if others else ''}{last} numbers"
+    return find_task(recipe.task).card(generator.model_dump() if known else None, measured=measured)
 
 
 # --- success ---
 
 
-def _success(step: int, measured: Evaluated | None, *, is_best: bool) -> Iterator[str]:
+def _success(step: int, task: str, measured: Evaluated | None, *, is_best: bool) -> Iterator[str]:
     if measured is None:
         yield (
             f"Not measured at step {step}. The training reward in `logs/metrics.jsonl` is not held out: do not read it "
@@ -141,7 +140,7 @@ def _success(step: int, measured: Evaluated | None, *, is_best: bool) -> Iterato
         )
         return
     yield _conditions(values)
-    table = "\n".join(["| | problems | greedy | sampled pass@1 |", "|---|---|---|---|", *_rows(values)])
+    table = "\n".join(["| | problems | greedy | sampled pass@1 |", "|---|---|---|---|", *_rows(task, values)])
     yield table
     yield "\n".join(f"- {line}" for line in _more(values))
     if "%)" in table:
@@ -166,12 +165,12 @@ def _conditions(values: dict[str, Any]) -> str:
     return f"On problems that training never used: {'; '.join(parts)}." if parts else ""
 
 
-def _rows(values: dict[str, Any]) -> Iterator[str]:
+def _rows(task: str, values: dict[str, Any]) -> Iterator[str]:
     yield _row("all", values)
-    for size, figures in sorted(mapping(values.get("by_size")).items()):
-        yield _row(f"{as_markdown(size)} numbers", mapping(figures))
-    for kind, figures in mapping(values.get("by_operators")).items():
-        yield _row(OPERATOR_STRATA.get(kind, as_markdown(kind)), mapping(figures))
+    for by in [key for key in values if key.startswith("by_")]:
+        for key, figures in sorted(mapping(values[by]).items()):
+            name = find_task(task).describe_stratum(by.removeprefix("by_"), key)
+            yield _row(as_markdown(name), mapping(figures))
     if untrained := mapping(mapping(values.get("baselines")).get("untrained")):
         yield _row("for comparison: the untrained model", untrained)
 
@@ -223,9 +222,12 @@ def _solver(name: str, figures: dict[str, Any]) -> Iterator[str]:
 # --- use, training, limits, licence ---
 
 
-def _use(repo: str, step: int, is_adapter: bool, recipe: Recipe, example: Problem) -> str:
+def _use(repo: str, step: int, is_adapter: bool, recipe: Recipe, example: Any) -> str:
     library, loader = ("peft", "AutoPeftModelForCausalLM") if is_adapter else ("transformers", "AutoModelForCausalLM")
-    chat = "".join(f"    {message!r},\n" for message in messages(example, recipe.prompt_style))
+    task = find_task(recipe.task)
+    prefill = task.prompt(recipe.prompt_style).prefill
+    chat = "".join(f"    {message!r},\n" for message in task.messages(example, recipe.prompt_style))
+    ending = "continue_final_message" if prefill else "add_generation_prompt"
     code = f"""from {library} import {loader}
 from transformers import AutoTokenizer
 
@@ -234,12 +236,13 @@ tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
 model = {loader}.from_pretrained(repo, revision=revision)
 chat = [
 {chat}]
-ids = tokenizer.apply_chat_template(chat, continue_final_message=True, return_tensors='pt')
+ids = tokenizer.apply_chat_template(chat, {ending}=True, return_tensors='pt')
 out = model.generate(ids, max_new_tokens={recipe.max_completion_length}, do_sample=False)
 print(tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True))"""
+    begins = f", which begins with `{THINK}`" if prefill.endswith(THINK) else ""
     return (
-        f"{_fenced(code, 'python')}\n\nThe answer continues the assistant's turn, which begins with `<think>`. Use this"
-        " exact prompt, with other numbers and another target."
+        f"{_fenced(code, 'python')}\n\nThe answer continues the assistant's turn{begins}. Use this"
+        f" exact prompt, with {_card_text(recipe).change}."
     )
 
 
@@ -275,15 +278,14 @@ def _training(recipe: Recipe, record: Mapping[str, Any], branches: Sequence[int]
 
 
 def _limits(is_adapter: bool, recipe: Recipe, measured: Evaluated | None) -> str:
-    has_rows = measured is not None and mapping(measured.values.get("by_operators"))
+    has_rows = measured is not None and any(key.startswith("by_") and rows for key, rows in measured.values.items())
+    about, *others = _card_text(recipe, measured=has_rows).limits
     lines = [
-        f"It was trained on one game, with {_numbers(recipe)}. Don't expect it to be better at mathematics in general; "
-        "it may be worse at everything else than the model it was made from.",
+        about,
         "The reasoning is not an explanation: it can claim a wrong result, and a right answer can follow reasoning "
         "that does not lead to it. A phrase such as 'wait' doesn't show that anything was reconsidered.",
-        "Trying sums in order solves many problems for which + and - suffice"
-        + (": see the row 'needs × or ÷'." if has_rows else ", without any reasoning."),
-        "It has the base model's biases and knows nothing new. Check an equation before you use it.",
+        *others,
+        "It has the base model's biases and knows nothing new. Check an answer before you use it.",
     ]
     if is_adapter:
         lines.append("It is an adapter and needs the base model named above.")

@@ -97,7 +97,7 @@ class Publication:
             record=run.read_record(),
             measured=card_figures.best(run, [saved.step]),
             branches=steps,
-            example=branch_contents.example_of(run),
+            example=branch_contents.example_of(run, self.recipe),
             why=why,
             is_best=is_best,
         )

@@ -34,6 +34,7 @@ class Heartbeat(NamedTuple):
     step: int = 0
     phase: str = "start"
     attempt: int | None = None
+    in_flight: int | None = None  # the step whose rollout vLLM samples during the phase, if any
 
 
 class Heartbeats:
@@ -47,7 +48,9 @@ class Heartbeats:
                 facts = json.loads((self._folder / f"rank-{rank}.heartbeat").read_bytes())
                 written, step, phase = float(facts["time"]), int(facts["step"]), str(facts["phase"])
                 if written != self.by_rank[rank].written:
-                    self.by_rank[rank] = Heartbeat(time.monotonic(), written, step, phase, facts["attempt"])
+                    in_flight = int(facts["in_flight"]) if "in_flight" in facts else None
+                    beat = Heartbeat(time.monotonic(), written, step, phase, facts["attempt"], in_flight)
+                    self.by_rank[rank] = beat
 
     @property
     def attempt(self) -> int | None:
@@ -77,6 +80,8 @@ class Heartbeats:
         for rank in sorted(self.by_rank, key=lambda rank: (rank != culprit, rank)):
             beat = self.by_rank[rank]
             state = f"step {beat.step}, phase {printable(beat.phase)}"
+            if beat.in_flight is not None:
+                state += f" while vLLM samples for step {beat.in_flight}"
             if not beat.written:
                 state = "no sign of life since its start"
             frame = f", in {top_frame(stacks[rank])}" if rank in stacks else ""

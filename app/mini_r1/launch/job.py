@@ -11,6 +11,7 @@ from mini_r1.machine.nvidia import lacks_p2p, read_driver, smallest_gpu_gib
 from mini_r1.plan.planner import AUTO
 from mini_r1.plan.recipe_plans import Hardware, find_hardware, find_largest_fitting
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import check_code
 from mini_r1.recipe.recipe_file import effective_output_dir, find_recipe, load_recipe
 from mini_r1.run.run_dir import RunDir
 
@@ -73,7 +74,7 @@ def read_job(
     named = run = None
     if options.recipe != AUTO:  # first: an error of the devices counts as an attempt of the run
         path = named = find_recipe(options.recipe)
-        recipe, run = _read_run(options, path)
+        recipe, run = _read_run(options, path, environment)
         begin(run, nodes)
     wanted, on_cpu = options.gpus or 0, environment.get(ACCELERATOR) == "cpu"
     memory = options.gpu_memory_gib
@@ -89,12 +90,13 @@ def read_job(
         hardware = Hardware([list(devices.ids)] * nodes.count, devices.on_cpu, memory, devices.source, here)
         path, reason = find_largest_fitting(hardware)
         say(reason)
-        recipe, run = _read_run(options, path)
+        recipe, run = _read_run(options, path, environment)
         begin(run, nodes)
     no_p2p = not devices.on_cpu and lacks_p2p()
     return Job(options, path, recipe, run, devices, nodes, memory, environment, say, no_p2p)
 
 
-def _read_run(options: LaunchOptions, path: Path) -> tuple[Recipe, RunDir]:
+def _read_run(options: LaunchOptions, path: Path, environment: Mapping[str, str]) -> tuple[Recipe, RunDir]:
     recipe = load_recipe(path, options.overrides)
+    check_code(recipe, environment)
     return recipe, RunDir((options.run_dir or effective_output_dir(recipe, path)).absolute())

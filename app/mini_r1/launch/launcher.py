@@ -33,6 +33,8 @@ from mini_r1.plan.device_roles import plan_devices
 from mini_r1.plan.planner import Plan
 from mini_r1.plan.timing import grace_warning
 from mini_r1.recipe.deepspeed_file import find_deepspeed
+from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import digests, with_copies
 from mini_r1.run.finished import finished_step_before_loading
 from mini_r1.run.run_dir import RunDir
 from mini_r1.training.schedule import refuse_other_workers
@@ -148,11 +150,7 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
             host=socket.gethostname(),
             devices=job.devices.ids,
             on_cpu=job.devices.on_cpu,
-            recipe={
-                **job.recipe.model_dump(mode="json"),
-                "--deepspeed": job.options.deepspeed,
-                "--vllm-devices": job.options.vllm_devices,
-            },
+            recipe=shared_settings(job.recipe, job.options),
             versions={**versions(TOGETHER), "kit's code": _hash_code(), "python": "{}.{}".format(*sys.version_info)},
             error=error.message if error else None,
             error_code=error.exit_code if error else 0,
@@ -165,6 +163,13 @@ def _meet(job: Job, stop: StopOrder) -> tuple[dict[int, Channel], Roles, str | N
         vllm_devices=decision["vllm_devices"],
     )
     return channels, roles, decision["deepspeed"]
+
+
+def shared_settings(recipe: Recipe, options: LaunchOptions) -> dict[str, Any]:
+    """Return what must be the same on all nodes: recipe, digests of the files that it names, options."""
+    files = {name: f"sha256 {digest}" for name, digest in digests(recipe).items()}
+    chosen = {"--deepspeed": options.deepspeed, "--vllm-devices": options.vllm_devices}
+    return {**with_copies(recipe).model_dump(mode="json"), **files, **chosen}
 
 
 def check_node(job: Job, nodes: Nodes | None, stopped: Callable[[], bool] = lambda: False) -> KitError | None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from mini_r1.plan.memory import HEAD_SIZES, Memory, cached_sequences, training_memory, vllm_memory, vllm_share
 from mini_r1.plan.shapes import ModelShape
 from mini_r1.plan.training_setup import IN_ORDER, TrainingSetup, ZeroSettings, zero_settings
+from mini_r1.recipe.builtin_models import ARITHMETIC_MODEL
 from mini_r1.recipe.deepspeed_file import find_deepspeed
 from mini_r1.recipe.fields import DEMO_MODEL, Recipe
 
@@ -76,7 +77,7 @@ def plan_warnings(
         )
     if on_cpu and recipe.tf32:
         yield "tf32 is a GPU setting: it has no effect on a CPU"
-    if on_cpu and recipe.model_name_or_path != DEMO_MODEL:
+    if on_cpu and recipe.model_name_or_path not in (DEMO_MODEL, ARITHMETIC_MODEL):  # the second takes minutes, too
         yield "on a CPU no time is estimated: only the built-in demo model was measured there"
     if not on_cpu and gpu_memory_gib is None:
         yield "the GPUs' memory is not known, so what fits is not checked: give --gpu-memory"

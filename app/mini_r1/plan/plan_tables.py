@@ -12,7 +12,7 @@ from mini_r1.plan.device_roles import describe_more_devices
 from mini_r1.plan.disk_space import DiskUse
 from mini_r1.plan.memory import PHASES, Memory
 from mini_r1.plan.planner import Plan
-from mini_r1.plan.timing import describe_stop
+from mini_r1.plan.timing import describe_ahead, describe_stop
 from mini_r1.run.run_dir import KEEP_CHECKPOINTS
 from mini_r1.values import GIB, duration
 
@@ -64,6 +64,9 @@ def print_plan(plan: Plan, console: Console, source: str) -> None:
         text(f"Time, an estimate: {timing.step_s:.1f} s a step ({parts}){run}. It assumes:")
         for line in timing.assumptions:
             text(f"  {line}", style="dim")
+        ahead = describe_ahead(timing)
+        if ahead is not None:
+            text(ahead)
         text(f"Stopping takes at most {describe_stop(timing)}")
     for warning in plan.warnings:
         text(f"warning: {printable(warning)}", style="yellow")

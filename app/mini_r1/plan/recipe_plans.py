@@ -22,12 +22,13 @@ from mini_r1.plan.planner import AUTO, Plan
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.recipe.shipped_files import shipped_files
+from mini_r1.tasks.registry import DEFAULT_TASK
 
 _SHAPE: Final = re.compile(
     r"^# Shape: ((?:(\d+) nodes? x (\d+) GPUs? of (\d+) GiB|1 node, no GPU))[ \t\r]*$", re.MULTILINE
 )
 HEADER_CHARACTERS: Final = 4_000  # of a recipe that are searched for its shape
-VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64")
+VARIANTS: Final = ("mini-r1-3b-base", "mini-r1-3b-g64", "mini-r1-3b-overlap")
 """Another recipe with one thing changed, to see its effect: `find_largest_fitting` takes the one that it varies."""
 
 
@@ -172,11 +173,11 @@ def find_largest_fitting(hardware: Hardware) -> tuple[Path, str]:
 
     It is one whose plan has no errors and that was made for no more GPUs than there are, or for a CPU if there is none:
     the one that trains most parameters; at equal size all weights before an adapter, then the one made for most GPUs,
-    then the one with most completions a step. VARIANTS are left out. Raises KitError if none fits.
+    then the one with most completions a step. VARIANTS and other tasks are left out. Raises KitError if none fits.
     """
     fitting = []
     for path, made_for, plan in shipped_plans(hardware):
-        if plan.errors or plan.setup is None or path.stem in VARIANTS:
+        if plan.errors or plan.setup is None or path.stem in VARIANTS or plan.recipe.task != DEFAULT_TASK:
             continue
         if made_for.gpus <= hardware.gpus and made_for.on_cpu == hardware.on_cpu:
             size = (plan.setup.shape.parameters, not plan.recipe.use_peft, made_for.gpus, plan.completions_per_step)

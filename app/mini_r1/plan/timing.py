@@ -1,7 +1,8 @@
 """Seconds of an optimizer step and hours of a run: an estimate from assumptions that are printed with it.
 
 A step is the sync of the weights to vLLM, a rollout, its broadcast and scoring, its log-probabilities under the
-reference, the update, and a share of a save. Training needs 2 FLOPs per parameter and token forward and 4 backward
+reference, the update, and a share of a save; with `rollout_ahead: 1` the rollout takes place during score, reference,
+update and save. Training needs 2 FLOPs per parameter and token forward and 4 backward
 (Kaplan et al., arXiv:2001.08361, section 2.1), and 2 more if activations are calculated again. Decoding reads all
 weights and the cache for each token of the batch, so the memory's bandwidth bounds it (Pope et al., arXiv:2211.05102,
 section 2), and the host's work on each token. What GPUs send each other is not counted.
@@ -70,6 +71,8 @@ GRACE_VARIABLE: Final = "MINI_R1_GRACE_S"
 """Set in a pod to its terminationGracePeriodSeconds, which it cannot see otherwise."""
 
 
+WORTH: Final = 0.1
+"""Least share of a step that `rollout_ahead: 1` must save for a plan to mention it."""
 PHASES: Final = ("sync", "rollout", "broadcast", "score", "reference", "update", "save")
 
 
@@ -87,6 +90,8 @@ class Timing:
     reference: float = 0.0
     save: float = 0.0  # share of a save in each step
     whole_save: float = 0.0
+    ahead: bool = False  # whether the recipe has rollout_ahead: 1
+    own_gpu: bool = False  # whether vLLM has a GPU that nothing is trained on, so that both can work at a time
 
     @property
     def phases(self) -> dict[str, float]:
@@ -94,8 +99,24 @@ class Timing:
         return {name: getattr(self, name) for name in PHASES}
 
     @property
+    def training(self) -> float:
+        """Seconds of the phases that a rollout ahead overlaps with."""
+        return self.score + self.reference + self.update + self.save
+
+    @property
     def step_s(self) -> float:
-        return sum(self.phases.values())
+        return self.ahead_step_s if self.ahead else sum(self.phases.values())
+
+    @property
+    def ahead_step_s(self) -> float:
+        """Seconds of a step with `rollout_ahead: 1`, which on one GPU for both saves none."""
+        together = max(self.rollout, self.training) if self.own_gpu else self.rollout + self.training
+        return self.sync + self.broadcast + together
+
+    @property
+    def bound(self) -> str:
+        """The longer of the two that `rollout_ahead: 1` overlaps: rollout or update."""
+        return "rollout" if self.rollout >= self.training else "update"
 
     @property
     def stop_s(self) -> float:
@@ -109,7 +130,8 @@ class Timing:
 
     def to_dict(self) -> dict[str, object]:
         hours = None if self.hours is None else round(self.hours, 3)
-        seconds = {name: round(getattr(self, name), 2) for name in ("step_s", *PHASES, "whole_save", "stop_s")}
+        names = ("step_s", *(["ahead_step_s"] * self.own_gpu), *PHASES, "whole_save", "stop_s")
+        seconds = {name: round(getattr(self, name), 2) for name in names}
         return {**seconds, "hours": hours, "assumptions": list(self.assumptions)}
 
 
@@ -139,6 +161,8 @@ def gpu_timing(setup: TrainingSetup, steps: int | None, disk: DiskUse) -> Timing
         update=update,
         save=whole_save / every,
         whole_save=whole_save,
+        ahead=bool(recipe.rollout_ahead),
+        own_gpu=recipe.use_vllm and not setup.shared_gpu,
         steps=steps,
         assumptions=(
             f"{gpu.name}: {gpu.flops / 1e12:.0f} TFLOPS, {gpu.bandwidth / 1e12:.2f} TB/s; of these "
@@ -183,6 +207,17 @@ def demo_timing(setup: TrainingSetup, steps: int | None) -> Timing | None:
         "without the warm start, which takes about a minute once"
     )
     return Timing(half, half, steps, (assumption,))
+
+
+def describe_ahead(timing: Timing) -> str | None:
+    """Describe what `rollout_ahead` saves, or would save if it is worth WORTH; None if it saves less."""
+    without, with_it = sum(timing.phases.values()), timing.ahead_step_s
+    if timing.ahead:
+        return f"rollout_ahead: {with_it:.1f} s a step, without it {without:.1f}; the {timing.bound} bounds it"
+    if with_it > (1 - WORTH) * without:
+        return None
+    shorter = f"{with_it:.1f} s a step ({with_it / without - 1:.0%}), bounded by the {timing.bound}"
+    return f"rollout_ahead: 1 would take {shorter}: docs/overlap.md has what it changes"
 
 
 def describe_stop(timing: Timing) -> str:

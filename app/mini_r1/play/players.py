@@ -16,7 +16,9 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.manifest import verify
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.answer_tags import THINK
+from mini_r1.tasks.registry import find_task
+from mini_r1.tasks.task import TaskVerdict
 
 
 @dataclass(slots=True)
@@ -28,19 +30,21 @@ class Answer:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     ended: bool = False  # stays so if the answer reaches the longest length
-    verdict: task.Verdict | None = None
+    verdict: TaskVerdict | None = None
+    prefill: str = THINK  # the last line of what it continues
 
     def to_json(self) -> dict[str, Any]:
         """Return a complete answer for --json."""
         assert self.verdict is not None
+        record = self.verdict.record()
         return {
             "completion": self.text,
-            "right": bool(self.verdict.equation),
+            "right": bool(self.verdict.right),
             "format": bool(self.verdict.format),
             "reason": self.verdict.reason,
             "tokens": len(self.ids),
             "truncated": not self.ended,
-            "tries": self.verdict.tries,
+            **({"tries": record["tries"]} if "tries" in record else {}),
         }
 
 
@@ -56,21 +60,24 @@ class Player:
         self._tokenizer = load_tokenizer(str(tokenizer), None)
         refuse_misfit(self._model, self._tokenizer)
         self._ends = eos_token_ids(self._model, self._tokenizer)
-        self._recipe = recipe
+        self._recipe, self.task = recipe, find_task(recipe.task)
 
-    def refuse(self, problem: task.Problem) -> None:
-        """Raise KitError if the tokenizer lacks a number of the problem: the demo's ends at 99."""
+    def refuse(self, problem: Any) -> None:
+        """Raise KitError if the tokenizer lacks a number or a text of the problem: the demo's numbers end at 99."""
         unknown = self._tokenizer.unk_token_id
-        for number in (*problem.nums, problem.target):
-            ids = self._tokenizer(str(number), add_special_tokens=False)["input_ids"]
+        values = self.task.row(problem).values()
+        for part in [part for value in values for part in (value if isinstance(value, list) else [value])]:
+            ids = self._tokenizer(str(part), add_special_tokens=False)["input_ids"]
             text = self._tokenizer.decode(ids)
-            if (unknown is not None and unknown in ids) or text.strip() != str(number):
-                raise KitError(f"this model cannot read {number}: its tokenizer lacks it; use a smaller number")
+            if (unknown is not None and unknown in ids) or text.strip() != str(part):
+                fix = "use a smaller number" if isinstance(part, int) else "use plain letters, digits and signs"
+                raise KitError(f"this model cannot read {part}: its tokenizer lacks it; {fix}")
 
-    def answer(self, problem: task.Problem, temperature: float, seed: int) -> Iterator[Answer]:
+    def answer(self, problem: Any, temperature: float, seed: int) -> Iterator[Answer]:
         """Yield the answer after each token, and once more with its verdict."""
-        (prompt,) = token_ids(self._tokenizer, render(self._tokenizer, [problem], self._recipe.prompt_style))
-        answer = Answer(self.name, self.title)
+        prefill = self.task.prompt(self._recipe.prompt_style).prefill
+        (prompt,) = token_ids(self._tokenizer, render(self.task, self._tokenizer, [problem], self._recipe.prompt_style))
+        answer = Answer(self.name, self.title, prefill=prefill.rpartition("\n")[2])
         sampling = SamplingConfig.from_recipe(self._recipe, temperature=temperature)
         tokens = stream(self._model, prompt, sampling, eos_token_ids=self._ends, seed=seed, tokenizer=self._tokenizer)
         for token in tokens:
@@ -78,7 +85,7 @@ class Player:
             answer.text = self._tokenizer.decode(answer.ids, skip_special_tokens=True)
             answer.ended = not is_truncated(answer.ids, answer.text, self._ends, sampling.stop)
             yield answer
-        answer.verdict = task.judge(answer.text, problem)
+        answer.verdict = self.task.judge(answer.text, problem, prefill=prefill)
         yield answer
 
 
@@ -106,9 +113,7 @@ def load_players(run: RunDir, step: int | None, start: StartingPoint, report: Ca
     return found
 
 
-def answer_in_turn(
-    players: Sequence[Player], problem: task.Problem, temperature: float, seed: int
-) -> Iterator[list[Answer]]:
+def answer_in_turn(players: Sequence[Player], problem: Any, temperature: float, seed: int) -> Iterator[list[Answer]]:
     """Yield the answers of all players after each token of each; the last ones are complete.
 
     A temperature of 0 takes each most likely token; the seed is the same for all, and other options are the recipe's.

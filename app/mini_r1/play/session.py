@@ -17,10 +17,9 @@ from rich.text import Text
 from mini_r1.console import printable
 from mini_r1.errors import KitError
 from mini_r1.play.players import Answer, Player, answer_in_turn
-from mini_r1.play.typed_problem import read_problem, split_line
-from mini_r1.tasks.countdown import task
+from mini_r1.play.typed_line import split_line
 
-WELCOME = "Type numbers and a target, such as 3 5 9 -> 1; an empty line or q ends it."
+WELCOME = "Type {columns}, such as {example}; an empty line or q ends it."
 ENDS = frozenset({"", "q", "quit", "exit"})
 FRAMES_PER_S = 12
 KEPT_LINES = 8  # lines of the terminal's height that answers in progress leave free
@@ -38,7 +37,7 @@ class Sampling:
 
 
 def answer_problem(
-    players: Sequence[Player], problem: task.Problem, sampling: Sampling, console: Console | None = None
+    players: Sequence[Player], problem: Any, sampling: Sampling, console: Console | None = None
 ) -> list[Answer]:
     """Return the complete answers, shown on a terminal while they come; raise KitError as `Player.refuse` does."""
     for player in players:
@@ -57,47 +56,42 @@ def answer_problem(
     return latest
 
 
-def play_one(players: Sequence[Player], problem: task.Problem, sampling: Sampling, console: Console) -> None:
+def play_one(players: Sequence[Player], problem: Any, sampling: Sampling, console: Console) -> None:
     """Answer one problem on the console, in full, followed by the exact solver's answer."""
     console.print(side_by_side(answer_problem(players, problem, sampling, console), console))
-    solution = task.solve(problem)
-    shown = f"{solution} = {problem.target}"
-    if solution is None:
-        gave_up = task.solvable(problem) is None
-        shown = "no solution found; the search was stopped" if gave_up else "there is no solution"
-    console.print(Text(f"exact solver: {shown}"))
+    console.print(Text(printable(players[0].task.solution(problem)[1])))
 
 
-def play_one_as_json(players: Sequence[Player], problem: task.Problem, sampling: Sampling) -> dict[str, Any]:
-    """Answer one problem for --json; `solvable` is None if the search was stopped."""
-    answers = answer_problem(players, problem, sampling)
+def play_one_as_json(players: Sequence[Player], problem: Any, sampling: Sampling) -> dict[str, Any]:
+    """Answer one problem for --json."""
+    answers, task = answer_problem(players, problem, sampling), players[0].task
     return {
-        "nums": list(problem.nums),
-        "target": problem.target,
+        **task.row(problem),
         "temperature": sampling.temperature,
         "seed": sampling.seed,
         "models": {player.name: player.title for player in players},
         "answers": {answer.player: answer.to_json() for answer in answers},
-        "solution": task.solve(problem),
-        "solvable": task.solvable(problem),
+        **task.solution(problem)[0],
     }
 
 
 def play(players: Sequence[Player], sampling: Sampling, console: Console, ask: Callable[[str], str | None]) -> None:
     """Answer problems until `ask` returns None or an end word; an error in the input is shown, and asked again."""
-    console.print(WELCOME)
+    task = players[0].task
+    first, second = task.columns.values()
+    console.print(WELCOME.format(columns=f"{first} -> {second}", example=task.typed_example))
     while True:
-        line = ask("numbers -> target: ")
+        line = ask(f"{first} -> {second}: ")
         if line is None or line.strip().lower() in ENDS:
             return
         try:
-            numbers, target = split_line(line)
-            if target is None:
-                read_problem(numbers, "1")  # report an error in the numbers before asking for the target
-                target = ask("target: ")
-                if target is None:
+            given, wanted = split_line(task, line)
+            if wanted is None:
+                task.read_typed(given, "1")  # report an error in the first part before asking for the second
+                wanted = ask(f"{second}: ")
+                if wanted is None:
                     return
-            play_one(players, read_problem(numbers, target), sampling, console)
+            play_one(players, task.read_typed(given, wanted), sampling, console)
         except KitError as error:
             console.print(printable(error.message), style="yellow", markup=False)
 
@@ -131,7 +125,7 @@ def side_by_side(answers: Sequence[Answer], console: Console, lines: int | None 
 
 def _last_lines(answer: Answer, console: Console, width: int, lines: int | None) -> Text:
     """Return the last lines of the text as they are wrapped: a paragraph is one line to the model."""
-    whole = Text(printable("<think>" + answer.text), overflow="fold")
+    whole = Text(printable(answer.prefill + answer.text), overflow="fold")
     if lines is None:
         return whole
     tail = Text(whole.plain[-lines * (width + 1) :], overflow="fold")  # more can't be visible
@@ -142,6 +136,6 @@ def _panel(answer: Answer, text: Text) -> Panel:
     verdict, title = answer.verdict, Text(printable(answer.title))
     if verdict is None:
         return Panel(text, title=title, subtitle=Text(f"{len(answer.ids)} tokens"))
-    style = "green" if verdict.equation else "red"
-    result = f"{'right' if verdict.equation else 'wrong'}: {printable(verdict.reason)}, {len(answer.ids)} tokens"
+    style = "green" if verdict.right else "red"
+    result = f"{'right' if verdict.right else 'wrong'}: {printable(verdict.reason)}, {len(answer.ids)} tokens"
     return Panel(Text.assemble(text, "\n\n", (result, style), overflow="fold"), title=title, border_style=style)

@@ -1,12 +1,14 @@
 """Built-in models, which the kit makes itself, and the solver that each imitates before GRPO."""
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from mini_r1.tasks.countdown.traces import Demonstrator
+from mini_r1.tasks.qa.arithmetic import ColumnDemonstrator
 
 DEMO_MODEL: Final = "builtin:demo"
 SCRATCH_MODEL: Final = "builtin:scratch"
+ARITHMETIC_MODEL: Final = "builtin:arithmetic"
 SMALL_MODEL_THREADS: Final = 2
 """Most CPU threads of a process that trains a built-in model; its tensors are too small for more."""
 
@@ -33,8 +35,9 @@ class BuiltinModel:
     vocabulary: int
     positions: int  # longest sequence, in tokens
     initializer_range: float  # standard deviation of the random weights
-    demonstrator: Demonstrator
+    demonstrator: Any  # solver whose answers are imitated, of the task's kind
     imitation: Imitation
+    task: str = field(default="countdown", repr=False)  # not part of the key of a cached model
 
 
 BUILTIN_MODELS: Final = {
@@ -55,6 +58,13 @@ BUILTIN_MODELS: Final = {
             # 16 tries of about 19 tokens fit max_completion_length 384 of its recipe.
             demonstrator=Demonstrator("+-*/", sums=0.65, largest_value=200, give_up=0.3, max_tries=16),
             imitation=Imitation(batch=256, learning_rate=1e-3, max_new_tokens=320),
+        ),
+        BuiltinModel(
+            ARITHMETIC_MODEL, layers=2, hidden_size=64, head_size=16, digits=True, vocabulary=120, positions=256,
+            initializer_range=0.08,
+            demonstrator=ColumnDemonstrator(give_up=0.5, broken_format=0.3),
+            imitation=Imitation(batch=32, learning_rate=4e-3, max_new_tokens=48, matrix_learning_rate=0.02),
+            task="qa",
         ),
     )
 }  # fmt: skip

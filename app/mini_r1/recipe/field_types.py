@@ -8,19 +8,22 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, WithJsonSchema
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS
 from mini_r1.recipe.keys import REPORT_INTEGRATIONS, did_you_mean, foreign_keys
-from mini_r1.tasks.countdown.prompt import PREFILL
-from mini_r1.tasks.countdown.rewards import REWARDS
+from mini_r1.recipe.named_files import find_near_recipe
 from mini_r1.tasks.problem_files import HUB_ID, SUFFIXES
-from mini_r1.values import expand_path
+from mini_r1.tasks.prompt_file import is_prompt_file
+from mini_r1.tasks.registry import TASKS, describe_unknown_task
+from mini_r1.tasks.reward_file import SUFFIX as CODE_SUFFIX
+from mini_r1.tasks.reward_file import is_code
+from mini_r1.tasks.task_data import GENERATED
+from mini_r1.values import describe_value, expand_path
 
-DEFAULT_REWARDS: dict[str, float] = {"format": 1.0, "equation": 1.0}
-"""What `rewards` means when it is not written; the original's sum of two verdicts."""
-REWARD_NAMES: tuple[str, ...] = tuple(REWARDS)
-GENERATED = "generated"
+REWARD_NAMES: tuple[str, ...] = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.rewards))
+PROMPT_STYLES: tuple[str, ...] = tuple(dict.fromkeys(style for task in TASKS.values() for style in task.prompts))
+TASK_NAMES: tuple[str, ...] = tuple(TASKS)
 MAX_SEED = 2**32 - 1  # NumPy takes no larger one
 LARGEST_NUMBER = 10**15  # far above any count here; keeps every sum and conversion exact in a float
 MOST_STOPS = 16  # each is searched for in every completion while it is sampled
@@ -60,6 +63,12 @@ def _number(value: object) -> object:
         value = float(value)
     if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER and abs(value) != math.inf:
         raise ValueError("is too large")
+    return value
+
+
+def _task(value: object) -> object:
+    if isinstance(value, str) and value not in TASKS:
+        raise ValueError(describe_unknown_task(value))
     return value
 
 
@@ -123,6 +132,37 @@ Text = Annotated[
     Field(strict=True),
     require(lambda text: text.strip() and text.isprintable(), "must be one line of text, not empty"),
 ]
+ColumnNames = Annotated[
+    dict[str, Text],
+    require(
+        lambda names: not isinstance(names, list | str),
+        "must be a mapping of fields to columns, such as {{nums: numbers}}",
+        BeforeValidator,
+    ),
+    BeforeValidator(lambda names: {} if names is None else names),
+]
+
+
+def _prompt_style(value: str, info: ValidationInfo) -> str:
+    return find_near_recipe(value, info) if is_prompt_file(value) else value
+
+
+def _reward_name(value: str, info: ValidationInfo) -> str:
+    source, _, function = value.rpartition(":")
+    if is_code(value):
+        return f"{find_near_recipe(source, info)}:{function}" if source.endswith(CODE_SUFFIX) else value
+    if value not in REWARD_NAMES:
+        code = " or code, such as my_rewards.py:closeness" if ":" in value or value.endswith(CODE_SUFFIX) else ""
+        guess = did_you_mean(value[:60], REWARD_NAMES)
+        raise ValueError(f"must be one of {', '.join(REWARD_NAMES)}{code}, not {describe_value(value)}{guess}")
+    return value
+
+
+PromptStyle = Annotated[
+    Text,
+    AfterValidator(_prompt_style),
+    WithJsonSchema({"anyOf": [{"enum": list(PROMPT_STYLES)}, {"type": "string", "pattern": r"\.ya?ml$"}]}),
+]
 Kwargs = Annotated[dict[str, Any], AfterValidator(_plain_values)]
 
 PathText = Annotated[Text, AfterValidator(expand_path)]
@@ -164,10 +204,6 @@ StopStrings = Annotated[
             str,
             Field(strict=True),
             require(bool, "is an empty string, which would end every completion: take it out"),
-            require(
-                lambda text: not PREFILL.endswith(text) and not text.endswith(PREFILL),
-                "is what every prompt ends with: write a string that an answer ends with",
-            ),
             require(lambda text: len(text) <= LONGEST_STOP, f"is longer than {LONGEST_STOP} characters: shorten it"),
         ]
     ],
@@ -188,13 +224,22 @@ SHARE_OR_STEPS = "must be a whole number of steps, at least 1, or a share of the
 if TYPE_CHECKING:
     Interval = float
     RewardName = str
+    TaskName = str
 else:  # steps stay whole numbers, and the game's registry is the only list of rewards
     Interval = Annotated[
         Number,
         require(lambda n: 0 < n < 1 or (n >= 1 and n == int(n)), SHARE_OR_STEPS),
         AfterValidator(lambda n: int(n) if n >= 1 else n),
     ]
-    RewardName = Literal[REWARD_NAMES]
+    RewardName = Annotated[
+        Text,
+        AfterValidator(_reward_name),
+        WithJsonSchema({"anyOf": [{"enum": list(REWARD_NAMES)}, {"pattern": r":\w+$"}]}),
+    ]
+    TaskName = Annotated[
+        Literal[TASK_NAMES],
+        BeforeValidator(_task, json_schema_input_type=Literal[TASK_NAMES]),
+    ]
 Rewards = Annotated[
     dict[RewardName, Number],
     require(

@@ -16,11 +16,14 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from mini_r1.recipe import field_types as types
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
 from mini_r1.recipe.cross_checks import contradictions, warnings
-from mini_r1.recipe.field_types import DEFAULT_REWARDS, GENERATED, REWARD_NAMES
+from mini_r1.recipe.field_types import REWARD_NAMES
 from mini_r1.recipe.nested import RECIPE_CONFIG, GeneratorRecipe, WarmStartRecipe, WatchRecipe
+from mini_r1.tasks.registry import DEFAULT_TASK, find_task
+from mini_r1.tasks.reward_file import short_name
+from mini_r1.tasks.task_data import GENERATED
 
 __all__ = [
-    "DEFAULT_REWARDS", "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
+    "DEMO_MODEL", "GENERATED", "REWARD_NAMES", "GeneratorRecipe", "Recipe", "WarmStartRecipe",
     "WatchRecipe",
 ]  # fmt: skip
 
@@ -37,7 +40,8 @@ class Recipe(BaseModel):
 
     # Model
     model_name_or_path: types.ModelName
-    """Hub id, local directory, or `builtin:demo` and `builtin:scratch`, small models that the kit makes itself."""
+    """Hub id, local directory, or a small model that the kit makes itself: `builtin:demo`,
+    `builtin:scratch`, and for `task: qa` `builtin:arithmetic`."""
     model_revision: types.Text = "main"
     """Branch, tag or commit on the hub. The run directory records the commit."""
     tokenizer_name_or_path: types.PathText | None = None
@@ -68,6 +72,9 @@ class Recipe(BaseModel):
     dataset_test_split: types.Text | None = None
     """Split to hold out, all of it; null: `test_fraction` of the rows. What is like a held-out problem (`split_by`) is
     left out of training."""
+    dataset_columns: types.ColumnNames = {}
+    """Columns of the task's fields, if they have other names: `{nums: numbers, target: answer}`. Dots lead into nested
+    columns, as in `reward_model.ground_truth.numbers`."""
     dataset_rows: Annotated[types.Whole, Field(ge=2)] | None = 50_000
     """Rows used, drawn with `dataset_seed`; null: all. The default is the original's."""
     dataset_seed: types.Seed = 42
@@ -80,12 +87,16 @@ class Recipe(BaseModel):
     """Distribution of generated problems, for `dataset_id_or_path: generated`; null: that of the hub's data set."""
 
     # Task
-    prompt_style: Literal["script", "notebook"] = "script"
-    """Which of the original's two user messages to use. Its published recipe used the script's."""
+    task: types.TaskName = DEFAULT_TASK
+    """What is trained: `countdown`, or `qa`, a question and an exact final answer (docs/tasks.md)."""
+    prompt_style: types.PromptStyle = "script"
+    """Which of the original's two user messages to use; its published recipe used the script's. Or your own prompt: a
+    YAML file next to the recipe (docs/data.md#your-own-prompt)."""
     scoring: Literal["kit", "original"] = "kit"
     """`kit`: the exact scorer. `original`: the original's, errors included. The logs have the verdicts of both."""
     rewards: types.Rewards | None = None
-    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original."""
+    """Weight of each reward in the sum; null: format 1 and equation 1, as in the original (qa: answer 1). Your own are
+    `my_rewards.py:function`, a file next to the recipe, or `package.module:function` (docs/rewards.md)."""
 
     # Length and batch
     max_steps: types.Steps = -1
@@ -181,9 +192,12 @@ class Recipe(BaseModel):
     num_scheduler_steps: types.Count = 1
     """Tokens of each sequence that vLLM samples between two turns of its scheduler; above 1 on GPUs only. A
     completion runs up to that many tokens, less one, beyond its end; they are dropped. Not run yet."""
-    off_policy: Literal["none", "tis", "clip"] = "none"
+    rollout_ahead: Annotated[types.Whole, Field(ge=0, le=1)] = 0
+    """1: vLLM samples the completions of the next step while a step is trained, with the weights of one step before
+    ([overlap.md](overlap.md)). 0: rollout and training take turns. Needs `use_vllm`."""
+    off_policy: Literal["none", "tis", "clip"] | None = None
     """Correction in the loss for vLLM's log-probabilities that differ from the trainer's: `tis`, truncated importance
-    sampling; `clip`, PPO's clipped ratio; `none`, the default."""
+    sampling; `clip`, PPO's clipped ratio; `none`. null: `tis` with `rollout_ahead: 1`, `none` without."""
     off_policy_cap: Annotated[types.Number, Field(ge=1)] = 2.0
     """Largest weight that `off_policy` gives a token, at least 1."""
     epsilon: Annotated[types.Positive, Field(lt=1)] | None = None
@@ -323,15 +337,24 @@ class Recipe(BaseModel):
         return (self.warm_start or WarmStartRecipe()).applied_to(model) if model else None
 
     @property
+    def resolved_off_policy(self) -> Literal["none", "tis", "clip"]:
+        """The correction of the loss, `off_policy` or its default."""
+        return self.off_policy or ("tis" if self.rollout_ahead else "none")
+
+    @property
     def longest_sequence(self) -> int:
         """Longest prompt and completion together, in tokens."""
         return self.max_prompt_length + self.max_completion_length
 
     def resolved_rewards(self) -> dict[str, float]:
-        """Return the weights of the rewards that are summed, by their functions: `scoring: original` swaps the two."""
-        weights: dict[str, float] = {str(name): weight for name, weight in (self.rewards or DEFAULT_REWARDS).items()}
+        """Return the weights of the rewards that are summed, by their functions: `scoring: original` swaps the two.
+
+        Code has its short name, as in logs.
+        """
+        defaults = find_task(self.task).default_rewards()
+        weights = {short_name(name): weight for name, weight in (self.rewards or defaults).items()}
         if self.scoring == "original":
-            return {f"{name}_original" if name in DEFAULT_REWARDS else name: value for name, value in weights.items()}
+            return {f"{name}_original" if name in defaults else name: value for name, value in weights.items()}
         return weights
 
 

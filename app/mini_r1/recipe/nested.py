@@ -80,7 +80,9 @@ class WarmStartRecipe(BaseModel):
         return replace(
             model,
             **pick("layers", "hidden_size"),
-            demonstrator=replace(model.demonstrator, **pick("give_up", "sums")),
+            demonstrator=replace(
+                model.demonstrator, **pick(*(name for name in ("give_up", "sums") if hasattr(model.demonstrator, name)))
+            ),
             imitation=replace(model.imitation, **pick("learning_rate", "batch")),
         )
 

@@ -6,6 +6,7 @@ Values are read one by one, so that one that can't be read doesn't hide the issu
 """
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,9 +19,11 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML, composer, constructor, error, events, nodes, reader
 
 from mini_r1.errors import KitError
-from mini_r1.recipe.fields import DEFAULT_REWARDS, DEMO_MODEL, NESTED, Recipe
+from mini_r1.recipe.fields import DEMO_MODEL, NESTED, Recipe
 from mini_r1.recipe.keys import HARMLESS_KEYS, did_you_mean, foreign_keys, unknown_key
+from mini_r1.recipe.named_files import with_copies
 from mini_r1.recipe.shipped_files import shipped_files
+from mini_r1.tasks.registry import task_of_row
 from mini_r1.values import describe_value, read_limited
 
 MAX_BYTES = 2**16
@@ -83,7 +86,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: all issues of file and overrides, one a line, sorted by line.
     """
-    source, recipe = _Source(overrides), None
+    source, recipe = _Source(overrides, path.parent), None
     if source.read_file(_read_text(path)):
         for number in range(len(overrides)):
             source.override(number)
@@ -122,8 +125,9 @@ def dump_yaml(values: dict[str, Any]) -> str:
 
 def differences(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     """Return the keys that differ and change what is learned, with both values; HARMLESS_KEYS are left out."""
-    before, after = old.model_dump(), new.model_dump()
+    before, after = with_copies(old).model_dump(), with_copies(new).model_dump()
     before["rewards"], after["rewards"] = old.resolved_rewards(), new.resolved_rewards()
+    before["off_policy"], after["off_policy"] = old.resolved_off_policy, new.resolved_off_policy
     return {key: (before[key], after[key]) for key in before if key not in HARMLESS_KEYS and before[key] != after[key]}
 
 
@@ -199,8 +203,9 @@ def _yaml_issue(raised: Exception, line: int, text: str = "") -> Issue:
 class _Source:
     """What was read so far: the values, the line of each, and the issues found on the way."""
 
-    def __init__(self, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, overrides: Sequence[str] = (), folder: Path = Path()) -> None:
         self.overrides = overrides
+        self.folder = folder  # of the recipe, and of the files that it names
         self.values: dict[str, Any] = {}
         self.lines: dict[KeyPath, int] = {}
         self.issues: list[Issue] = []
@@ -263,6 +268,8 @@ class _Source:
         dotted, sign, text = self.overrides[number].partition("=")
         number += WHOLE_FILE + 1
         first, *further = dotted.strip().split(".")
+        if first == "rewards" and further:
+            further = [".".join(further)]  # my_rewards.py:closeness is one name
         path: KeyPath = (SAME_KEYS.get(first, first), *further)
         if not sign or not all(path) or not dotted.isprintable():
             self.issues.append(Issue(number, "write it as key=value"))
@@ -276,7 +283,7 @@ class _Source:
         for depth, part in enumerate(path[:-1], 1):
             if target.get(part) is None:
                 # A reward that is added joins the default pair; it does not silently replace it.
-                target[part] = dict(DEFAULT_REWARDS) if path[:depth] == ("rewards",) else {}
+                target[part] = task_of_row(self.values).default_rewards() if path[:depth] == ("rewards",) else {}
                 self.lines[path[:depth]] = number
             target = target[part]
             if not isinstance(target, dict):
@@ -294,7 +301,7 @@ class _Source:
             if "model_name_or_path" in wrong:
                 values["model_name_or_path"] = DEMO_MODEL
             try:
-                return Recipe.model_validate(values)
+                return Recipe.model_validate(values, context={"folder": self.folder})
             except RecursionError:
                 self.issues.append(Issue(WHOLE_FILE, "is nested too deeply"))
                 return None
@@ -320,7 +327,7 @@ class _Source:
         prefixes = (path[:length] for length in range(len(path), 0, -1))
         line = next((self.lines[prefix] for prefix in prefixes if prefix in self.lines), WHOLE_FILE)
         key, text = ".".join(str(part) for part in path if part != "[key]"), _describe_error(detail)
-        if path[-1:] == ("[key]",) and ":" in str(path[-2]):  # `{format:1}` is one name in YAML
+        if path[-1:] == ("[key]",) and re.fullmatch(r"[^:]+:[\d.]*", str(path[-2])):  # `{format:1}` is one name in YAML
             text = "write a space after the colon"
         # `--set x=1` names the key already, unless the issue is further inside its value.
         named = line > WHOLE_FILE and self.overrides[line - WHOLE_FILE - 1].partition("=")[0].strip() == key

@@ -14,7 +14,7 @@ from mini_r1.recipe.recipe_file import SAME_KEYS, dump_yaml
 SECTIONS = {
     "model_name_or_path": "Model",
     "dataset_id_or_path": "Data",
-    "prompt_style": "Task",
+    "task": "Task",
     "max_steps": "Length and batch",
     "learning_rate": "Optimizer",
     "beta": "GRPO and generation",

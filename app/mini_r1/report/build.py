@@ -25,7 +25,7 @@ from mini_r1.report.samples_browser import Samples, collect_samples
 from mini_r1.report.summary import Summary, compare_tiles, provenance_facts, recipe_facts, summarise, tables
 from mini_r1.run.files import write_text
 from mini_r1.run.reader import RunData, read_run
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.reflections import REFLECTION_PATTERN
 
 MAX_RUNS = len(SERIES)  # runs on one page: one for each colour
 SAMPLES = 20_000  # completions on a page: filters and search were measured with this number
@@ -160,7 +160,7 @@ def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Sample
     data = {
         "plots": {plot.name: _plotted(plot) for plot in plots if plot.svgs},
         "runs": [run.name for run in runs],
-        "reflection": task.REFLECTION_PATTERN.replace(" ", r"\s+"),
+        "reflection": REFLECTION_PATTERN.replace(" ", r"\s+"),
         "total": samples.total,
     }
     recipe = recipe_facts(runs)

@@ -24,6 +24,7 @@ PHASES = {
     "time/score": "score",
     "time/sync": "weights to vLLM",
 }
+WAIT = "time/wait"  # logged with rollout_ahead, where a rollout takes place during the other phases
 RARE_PHASES = {"time/evaluate": "evaluate", "time/save": "save"}
 GROUPS = LEARNS, ANSWERS, COSTS = "What it learns", "How it answers", "What it costs"
 
@@ -218,16 +219,25 @@ def _seconds(runs: Sequence[RunData]) -> Plot:
     run = runs[0]
     curves = [
         Curve(label, points, colour, 0)
-        for (figure, label), colour in zip(PHASES.items(), SERIES, strict=False)
+        for (figure, label), colour in zip(_phases(run).items(), SERIES, strict=False)
         if (points := run.points(figure))[0]
     ]
     rare = [f"{label} {fmean(run.points(f)[1]):.1f} s" for f, label in RARE_PHASES.items() if run.points(f)[0]]
-    note = "Of one optimizer step, by phase." + (f" Not in every step: {', '.join(rare)}." if rare else "")
+    ahead = fmean(run.points("time/rollout")[1]) if run.points(WAIT)[0] and run.points("time/rollout")[0] else None
+    meanwhile = "" if ahead is None else f" Meanwhile vLLM samples the next step, {ahead:.1f} s on average."
+    note = f"Of one optimizer step, by phase.{meanwhile}" + (f" Not in every step: {', '.join(rare)}." if rare else "")
     return Plot("seconds", "Seconds per step", note, curves, stacked=True)
 
 
+def _phases(run: RunData) -> dict[str, str]:
+    """Return the phases that add up to a step: of a rollout ahead only the wait for it does."""
+    if not run.points(WAIT)[0]:
+        return PHASES
+    return {WAIT: "wait for the rollout", **{figure: label for figure, label in PHASES.items() if label != "rollout"}}
+
+
 def _step_seconds(run: RunData) -> Points:
-    phases = [dict(zip(*run.points(figure), strict=True)) for figure in PHASES]
+    phases = [dict(zip(*run.points(figure), strict=True)) for figure in _phases(run)]
     steps = [float(row["step"]) for row in run.rows if "loss" in row]
     return steps, [sum(phase.get(step, 0.0) for phase in phases) for step in steps]
 

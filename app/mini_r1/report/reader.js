@@ -38,37 +38,25 @@ function plain(node, text) {
   return node;
 }
 
-/** Return the answer worked out: every operation, the numbers used, the result and the target. */
+/** Return the answer worked out: its steps, its result, and remarks such as the numbers used. */
 function check(i) {
-  const [answer, steps, value, missing, extra] = samples.workings[samples.working[i]];
-  const [nums, target] = samples.problems[samples.problem[i]];
-  if (answer === null) return el("div.check", null, el("p", null, "No answer"), visible(samples.reasons[samples.reason[i]]));
-  const left = [...missing];
-  const chips = nums.map((n) => {
-    const at = left.indexOf(n);
-    if (value === null && !steps.length && !missing.length) return el("span.chip", null, String(n));
-    if (at < 0) return el("span.chip.ok", null, `${n} ✓`);
-    left.splice(at, 1);
-    return el("span.chip.no", null, `${n} left out`);
-  });
-  for (const n of extra) chips.push(el("span.chip.no", null, `${n.length > 24 ? n.slice(0, 24) + "…" : n} not given`));
-  const hits = value === String(target);
+  const [answer, steps, result, chips] = samples.workings[samples.working[i]], reason = visible(samples.reasons[samples.reason[i]]);
+  if (answer === null) return el("div.check", null, el("p", null, "No answer"), reason);
   return el("div.check", null, el("p", null, "The answer, worked out"), plain(el("div.answer"), answer || "(empty)"),
     steps.length ? el("ol", null, ...steps.map((step) => el("li", null, step))) : null,
-    value === null ? (steps.length ? null : el("div.no", null, visible(samples.reasons[samples.reason[i]])))
-      : el(hits ? "div.ok" : "div.no", null, hits ? `${value} is the target ✓` : `${value}, and the target is ${target} ✗`),
-    el("p"), el("div.chips", null, ...chips));
+    result ? el(result[1] ? "div.ok" : "div.no", null, visible(result[0])) : steps.length ? null : el("div.no", null, reason),
+    el("p"), el("div.chips", null, ...chips.map(([text, ok]) => el(ok === null ? "span.chip" : ok ? "span.chip.ok" : "span.chip.no", null, visible(text)))));
 }
 
 const plural = (n, one, many) => `${whole(n)} ${n === 1 ? one : many}`;
 function facts(i) {
-  const style = samples.styles[samples.style[i]];
-  const parts = [`${plural(samples.tokens[i], "token", "tokens")}${has(i, TRUNCATED) ? ", truncated" : ""}`, plural(samples.tries[i], "try", "tries"),
+  const style = samples.style[i] === null ? null : samples.styles[samples.style[i]];
+  const parts = [`${plural(samples.tokens[i], "token", "tokens")}${has(i, TRUNCATED) ? ", truncated" : ""}`, samples.tries[i] === null ? null : plural(samples.tries[i], "try", "tries"),
     plural(samples.reflections[i], "reflection phrase", "reflection phrases"), style === "neither" ? "neither wordy nor enumerating" : style,
     has(i, FORMAT) ? "right format" : "wrong format"];
   if (samples.reward[i] !== null) parts.push(`reward ${samples.reward[i]}`);
   if (has(i, RIGHT) !== has(i, ORIGINAL)) parts.push(`the original’s scorer: ${has(i, ORIGINAL) ? "right" : "wrong"}`);
-  return parts.join(" · ");
+  return parts.filter(Boolean).join(" · ");
 }
 function thought(i, open, folded) {
   const text = samples.text[i], end = text.indexOf("</think>");
@@ -86,7 +74,7 @@ function badge(i) {
   return el(ok ? "span.badge.ok" : "span.badge.no", null, visible(samples.reasons[samples.reason[i]]));
 }
 function read(i) {
-  const [nums, target] = samples.problems[samples.problem[i]], same = ofProblem.get(samples.problem[i]), at = same.indexOf(i);
+  const same = ofProblem.get(samples.problem[i]), at = same.indexOf(i);
   const button = (text, onclick, disabled, title) => el("button", { type: "button", onclick, disabled, title }, text);
   const buttons = [
     button("‹ earlier", () => again(-1), at <= 0, "Same problem, earlier ([)"),
@@ -96,7 +84,7 @@ function read(i) {
   const body = thought(i, thinking);
   body[0].addEventListener("toggle", () => { thinking = body[0].open; });
   return [
-    el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.move", null, ...buttons)),
+    el("header", null, el("span.problem", null, visible(samples.problems[samples.problem[i]])), el("span.move", null, ...buttons)),
     el("header", null, badge(i), el("span.note", null, `${page.runs.length > 1 ? page.runs[samples.run[i]] + ", " : ""}step ${samples.step[i]}, ${samples.kinds[samples.kind[i]]}`)),
     el("p.facts", null, facts(i)), check(i), ...body];
 }
@@ -104,7 +92,7 @@ function read(i) {
 /** Show the answers to one problem, one card per step. */
 function compare() {
   if (current < 0) return;
-  const [nums, target] = samples.problems[samples.problem[current]], groups = new Map(), steps = new Set();
+  const groups = new Map(), steps = new Set();
   for (const i of ofProblem.get(samples.problem[current])) {
     const key = `${samples.run[i]} ${samples.step[i]} ${samples.kind[i]}`;
     steps.add(samples.step[i]);
@@ -113,7 +101,7 @@ function compare() {
   const box = $("compare"), close = el("button", { type: "button", onclick: () => box.close() }, "Close");
   const cards = [...groups.values()].map((group) => card(group));
   box.replaceChildren(
-    el("header", null, el("span.problem", null, `${nums.join(", ")} → ${target}`), el("span.note", null, `${plural(steps.size, "step", "steps")}, ${plural([...groups.values()].flat().length, "answer", "answers")}`), close),
+    el("header", null, el("span.problem", null, visible(samples.problems[samples.problem[current]])), el("span.note", null, `${plural(steps.size, "step", "steps")}, ${plural([...groups.values()].flat().length, "answer", "answers")}`), close),
     steps.size < 2 ? el("p.note", null, "This problem was asked at one step only; these are its answers there.") : "",
     el("div.cards", null, ...(groups.size < 2 ? [...groups.values()][0].map((i) => card([i])) : cards)));
   box.showModal();

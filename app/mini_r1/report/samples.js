@@ -105,7 +105,7 @@ function row(place) {
   const summary = ok || answer === null ? (ok ? answer : samples.reasons[samples.reason[i]]) : `${answer} · ${samples.reasons[samples.reason[i]]}`;
   const run = page.runs.length > 1 ? el("i.swatch." + "abcdef"[samples.run[i]]) : null;
   const node = el("div.row", { id: "row-" + i, role: "option", "aria-selected": String(i === current), "aria-setsize": order.length, "aria-posinset": place + 1 },
-    el("div", null, el(ok ? "span.ok" : "span.no", { "aria-label": ok ? "right" : "wrong" }, ok ? "✓" : "✗"), el("span", null, `${problem[0].join(", ")} → ${problem[1]}`),
+    el("div", null, el(ok ? "span.ok" : "span.no", { "aria-label": ok ? "right" : "wrong" }, ok ? "✓" : "✗"), el("span", null, visible(problem.slice(0, 160))),
       el("span.at", null, run, `step ${samples.step[i]}${samples.kind[i] ? " · held out" : ""}`)),
     el("div.reason", null, visible((summary || "").slice(0, 160))));
   node.style.top = place * ROW + "px";

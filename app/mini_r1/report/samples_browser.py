@@ -16,8 +16,10 @@ from typing import Any
 from mini_r1.console import text
 from mini_r1.errors import KitError
 from mini_r1.run.reader import RunData, read_completions, read_held_out_completions
-from mini_r1.tasks.countdown import task
-from mini_r1.tasks.countdown.problem import Problem, parse_problem
+from mini_r1.tasks.answer_tags import fold_reason, prefill_of
+from mini_r1.tasks.reflections import REFLECTION_PATTERN
+from mini_r1.tasks.registry import is_right, task_of_row
+from mini_r1.tasks.task import TaskProblem
 from mini_r1.values import mapping, number
 
 MAX_CHARACTERS = 20_000  # longest completion on the page; the longest useful ones (1,024 tokens) have about 4,000
@@ -28,7 +30,7 @@ KINDS = ("training", "held out, sampled", "held out, greedy")
 RIGHT, FORMAT, ORIGINAL, TRUNCATED, SAYS_WAIT = 1, 2, 4, 8, 16  # bits of a sample's flags
 PROGRESS_EVERY = 20_000
 
-_REFLECTION = re.compile(task.REFLECTION_PATTERN, re.IGNORECASE)
+_REFLECTION = re.compile(REFLECTION_PATTERN, re.IGNORECASE)
 
 
 @dataclass
@@ -61,33 +63,35 @@ class Samples:
             return
         verdicts = mapping(row.get("rewards"))
         reason, style, reward = text(row.get("reason")) or "no reason was logged", row.get("style"), row.get("reward")
-        working = task.work_out(completion, problem.nums)
-        answer = None if working.answer is None else text(working.answer, 600)
-        packed = [answer, working.steps, working.value, working.missing, [str(extra) for extra in working.extra]]
+        task = task_of_row(row)
+        shown = task.explain(completion, problem, prefill_of(row))
+        answer = None if shown.answer is None else text(shown.answer, 600)
+        packed = [answer, shown.steps, shown.result, shown.chips]
         clipped = max(0, len(completion) - MAX_CHARACTERS)
         if clipped:
             completion = completion[: MAX_CHARACTERS - KEPT_TAIL] + "\n⋯\n" + completion[-KEPT_TAIL:]
+        right = is_right(row) is True
         flags = (
-            RIGHT * _true(verdicts.get("equation"))
+            RIGHT * right
             | FORMAT * _true(verdicts.get("format"))
-            | ORIGINAL * _true(verdicts.get("equation_original"))
+            | ORIGINAL * _original(row, right=right)
             | TRUNCATED * (row.get("truncated") is True)
             | SAYS_WAIT * _says_wait(row["completion"])
         )
         values = (
             run,
             row["step"],
-            self._index("problems", problem.key, [list(problem.nums), problem.target]),
+            self._index("problems", (task.name, problem.key), text(task.heading(problem), 2_000)),
             kind,
             flags,
             self._index("reasons", reason, reason),
-            self._index("reasonKinds", task.fold_reason(reason), task.fold_reason(reason)),
-            *(_count(row.get(name)) for name in ("tokens", "tries", "reflections")),
-            STYLES.index(style) if style in STYLES else 0,
+            self._index("reasonKinds", fold_reason(reason), fold_reason(reason)),
+            *(_count(row.get(name)) if name in row else None for name in ("tokens", "tries", "reflections")),
+            (STYLES.index(style) if style in STYLES else 0) if "style" in row else None,
             None if (known := number(reward)) is None else round(known, 3),
             completion,
             clipped,
-            self._index("workings", (str(packed), problem.key), packed),
+            self._index("workings", (str(packed), task.name, problem.key), packed),
         )
         for name, value in zip(COLUMNS, values, strict=True):
             self.columns[name].append(value)
@@ -179,14 +183,14 @@ def _stories(row: dict[str, Any]) -> Iterator[str]:
     verdicts, completion = row.get("rewards"), row.get("completion")
     if not isinstance(verdicts, dict) or not isinstance(completion, str):
         return
-    right = _true(verdicts.get("equation"))
+    right = is_right(row) is True
     found = {
         "right": right,
         "wait": right and _says_wait(completion),
         "reflects": right and _count(row.get("reflections")) > 0,
         "retries": right and _count(row.get("tries")) > 1,
         "format broken": right and not _true(verdicts.get("format")),
-        "scorers disagree": right != _true(verdicts.get("equation_original")),
+        "scorers disagree": right != _original(row, right=right),
     }
     yield from (story for story, holds in found.items() if holds)
 
@@ -228,9 +232,15 @@ def _held_out(run: RunData) -> Iterator[tuple[Any, dict[str, Any]]]:
             yield problem.key, row
 
 
-def _problem(row: dict[str, Any]) -> Problem | None:
+def _original(row: dict[str, Any], *, right: bool) -> bool:
+    """Return the verdict of the original's scorer; of a task without one, the task's own."""
+    verdicts = mapping(row.get("rewards"))
+    return _true(verdicts.get(f"{task_of_row(row).success}_original", right))
+
+
+def _problem(row: dict[str, Any]) -> TaskProblem | None:
     try:
-        return parse_problem(row, "completion")
+        return task_of_row(row).parse(row, "completion")  # type: ignore[no-any-return]
     except KitError:
         return None
 

@@ -12,6 +12,7 @@ from mini_r1.recipe.fields import Recipe
 from mini_r1.report.original_curve import Comparison, compare, why_not_comparable
 from mini_r1.report.plots import main_series, wilson
 from mini_r1.run.reader import Evaluated, RunData, count_vllm_processes
+from mini_r1.tasks.registry import task_of_row
 from mini_r1.values import duration, interval, mapping, number
 
 SHOWN_REASONS = 12  # most reasons of failure in the table; the evaluation's file has all
@@ -277,16 +278,16 @@ def evaluation_rows(run: RunData) -> list[list[str]]:
 
 
 def _strata_rows(run: RunData) -> list[list[str]]:
-    """Return the newest evaluation's success by how many numbers a problem has, and by whether it needs × or ÷."""
+    """Return the newest evaluation's success by the task's strata."""
     return [
         [
-            f"{text(key)} numbers" if by == "by_size" else text(key).replace("_", " "),
+            text(task_of_row(run.recipe).describe_stratum(by.removeprefix("by_"), key)),
             f"{number(figures.get('problems')) or 0:,.0f}",
             _with_limits(number(figures.get("greedy")), interval(figures.get("greedy_ci95"))),
             _with_limits(number(figures.get("sampled")), interval(figures.get("ci95"))),
         ]
         for evaluated in main_series(run)[-1:]
-        for by in ("by_size", "by_operators")
+        for by in [name for name in evaluated.values if name.startswith("by_")]
         for key, figures in mapping(evaluated.values.get(by)).items()
         if isinstance(figures, dict)
     ]

@@ -21,6 +21,8 @@ from mini_r1.console import printable, text
 from mini_r1.errors import KitError
 from mini_r1.run.reader import read_completions, read_held_out_completions
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.answer_tags import prefill_of
+from mini_r1.tasks.registry import is_right, task_of_row
 
 SHOWN_CHARACTERS = 4_000  # characters of one completion, without --full; the original's have about 1,000
 GREP_S = 10.0  # longest search in one completion: a good expression takes milliseconds, one that backtracks takes years
@@ -38,7 +40,7 @@ class CompletionFilter:
     """Which completions to show; None lets everything through."""
 
     steps: tuple[int, int] | None = None  # first and last step
-    right: bool | None = None  # whether the equation is right
+    right: bool | None = None  # whether the answer is right
     reason: str | None = None  # a part of the verdict's reason; case doesn't count
     grep: re.Pattern[str] | None = None  # found in the completion
 
@@ -146,7 +148,7 @@ def format_completion(row: dict[str, Any], most: int | None) -> Text:
     verdict = {True: "right", False: "wrong", None: "verdict unknown"}[right]
     reason = printable(_text(row, "reason")) or "no reason given"
     parts = [f"step {row['step']}", *([row["kind"]] if row.get("kind") in KINDS else [])]
-    parts.append(f"{_shorten(row.get('nums'))} -> {_shorten(row.get('target'))}")
+    parts.append(" -> ".join(_shorten(row.get(column)) for column in task_of_row(row).columns))
     parts.append(verdict if reason == "correct" else f"{verdict}: {reason}")
     parts += [f"{key} {_shorten(row[key])}" for key in ("tokens", "tries", "reflections") if type(row.get(key)) is int]
     if row.get("truncated") is True:
@@ -154,17 +156,10 @@ def format_completion(row: dict[str, Any], most: int | None) -> Text:
     text = Text(" | ".join(parts), style={True: "bold green", False: "bold red", None: "bold"}[right])
     completion = _text(row, "completion")
     shown = completion[:most]
-    text.append(f"\n<think>{printable(shown)}\n", style="not bold default")
+    text.append(f"\n{printable(prefill_of(row) + shown)}\n", style="not bold default")
     if len(shown) < len(completion):
         text.append(f"... and {len(completion) - len(shown):,} more characters: --full shows them\n", style="dim")
     return text
-
-
-def is_right(row: dict[str, Any]) -> bool | None:
-    """Return whether the equation is right; None if the row has no verdict."""
-    rewards = row.get("rewards")
-    value = rewards.get("equation") if isinstance(rewards, dict) else None
-    return bool(value) if isinstance(value, int | float) else None
 
 
 def _text(row: dict[str, Any], key: str) -> str:

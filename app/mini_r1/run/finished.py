@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.schedulers import Patience
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import digests
 from mini_r1.recipe.recipe_file import differences, load_recipe
 from mini_r1.run.run_dir import RunDir
+from mini_r1.values import mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +32,15 @@ def describe_interrupted(step: int) -> str:
 
 def finished_step(run: RunDir, recipe: Recipe) -> int | None:
     """Return the last step of a finished run, None for one to start or to resume; another recipe is a KitError."""
-    changed = differences(load_recipe(run.recipe_file), recipe) if run.complete_checkpoints() else {}
-    if changed:  # before the first checkpoint the recipe may be corrected
+    changed: dict[str, tuple[Any, Any]] = {}
+    if run.complete_checkpoints():  # before the first one the recipe may be corrected
+        known = mapping(run.read_record().get("recipe_files"))
+        changed = differences(load_recipe(run.recipe_file), recipe) | {
+            name: (f"sha256 {known[name][:12]}", f"sha256 {digest[:12]}")
+            for name, digest in digests(recipe).items()
+            if known.get(name, digest) != digest
+        }
+    if changed:
         lines = "".join(f"  {key}: the run has {a!r}, the recipe has {b!r}\n" for key, (a, b) in changed.items())
         fix = "choose another --run-dir, or undo the change"
         if set(changed) <= {"max_steps", "num_train_epochs"} and (snapshots := run.complete_snapshots()):

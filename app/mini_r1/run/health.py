@@ -28,7 +28,9 @@ class Health:
     """running, saved (stopped in order: the same command resumes it), finished, failed, dead (it says it is running,
     and its process is gone or its heartbeat too old), not started, unknown."""
     why: str  # safe to print, as are `place` and `detail`
-    facts: dict[str, Any] = field(default_factory=dict)  # the known ones of state, step, phase, age_s, hang_timeout_s
+    facts: dict[str, Any] = field(
+        default_factory=dict
+    )  # the known ones of state, step, phase, in_flight, age_s, hang_timeout_s
     detail: str = ""  # the phase, or the reason of an end
     place: str = ""
     run: Path | None = None  # its directory; None if there is no run yet
@@ -109,6 +111,10 @@ def _judge(at: float, state: dict[str, Any] | str, now: float) -> Health:
         return Health("unknown", f"{unknown} has no valid hang_timeout_s", facts)
     facts |= {"phase": phase, "hang_timeout_s": limit}
     health, verb, detail = "running", "runs", f"phase {phase} for {age:.0f} s (at most {limit:g})"
+    in_flight = state.get("in_flight")
+    if is_step(in_flight):  # with rollout_ahead
+        facts["in_flight"] = in_flight
+        detail += f", vLLM samples for step {in_flight} meanwhile"
     if is_gone(state.get("process")):
         health, verb = "dead", "is dead"
         detail = f"phase {phase}, and its process is gone; the same command resumes it"

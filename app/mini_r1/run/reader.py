@@ -262,6 +262,7 @@ class RunData:
 
 def read_run(path: Path, name: str | None = None) -> RunData:
     """Return what can be read of a run, except its completions; a KitError if there is nothing."""
+    from mini_r1.recipe.named_files import with_copies
     from mini_r1.recipe.recipe_file import load_recipe
 
     run = open_run(path, begun=False)
@@ -273,7 +274,7 @@ def read_run(path: Path, name: str | None = None) -> RunData:
         data.missing.append("run.json cannot be read: versions, devices and attempts are not known")
     try:
         if run.is_run():
-            data.recipe = load_recipe(run.recipe_file).model_dump()
+            data.recipe = with_copies(load_recipe(run.recipe_file)).model_dump()
         elif run.is_starting():
             data.missing.append("the run is starting: recipe.yaml comes with its first attempt")
         else:

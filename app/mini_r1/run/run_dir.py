@@ -1,6 +1,7 @@
 """The run directory: its layout, its lock, its state, and the checkpoints that are kept. No torch.
 
     recipe.yaml            the resolved recipe
+    recipe_files/          copies of the files that it names: a prompt, code of rewards
     run.json               versions, devices, seeds, resolved revisions, the command        (rank 0, once an attempt)
     state.json             state, step, phase, heartbeat (its start), process, exit code, reason; replaced atomically
                            (overwritten in place when a full disk ends the run)
@@ -30,13 +31,14 @@ from typing import Any
 from mini_r1.disk_errors import FULL, WRONG_PATH, disk_error
 from mini_r1.errors import Cause, ExitCode, KitError
 from mini_r1.machine.schedulers import Patience
+from mini_r1.recipe.named_files import FOLDER
 from mini_r1.run.files import SCRATCH, format_json, lock_file, make_folder, read_object, write_json
 from mini_r1.run.manifest import Saved, complete, discard, tidy
 from mini_r1.values import mapping
 
 HELD_BY = "MINI_R1_RUN_HELD_BY"
 """The Slurm job that still trains here, after the batch script has waited for it: not every filesystem has locks."""
-STARTUP_FILES = frozenset({".lock", "attempts", "jobs", "report.html", "slurm", "state.json"})
+STARTUP_FILES = frozenset({".lock", "attempts", "jobs", "report.html", "slurm", "state.json", FOLDER})
 """Files that may exist before a run's recipe: of a start, also one that failed, of a report, of a batch script."""
 RUNS = Path("runs")  # folder of runs, unless output_dir or --run-dir names another
 KEEP_CHECKPOINTS = 2  # full checkpoints kept: the newest, and one to fall back on if the newest is damaged

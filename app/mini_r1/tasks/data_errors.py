@@ -29,6 +29,11 @@ def refuse_missing(columns: Iterable[object], wanted: Sequence[str], place: str)
     there = list(columns)
     for name in wanted:
         if name not in there:
-            more = f" and {len(there) - SHOWN_COLUMNS} more" if len(there) > SHOWN_COLUMNS else ""
-            shown = ", ".join(str(column)[:40] for column in there[:SHOWN_COLUMNS]) or "none"
-            raise DataError(f"{place}: there is no column '{name}'; the columns are: {shown}{more}")
+            raise DataError(f"{place}: there is no column '{name}'; the columns are: {list_columns(there)}")
+
+
+def list_columns(columns: Iterable[object]) -> str:
+    """Return the names of columns for an error, shortened."""
+    there = list(columns)
+    more = f" and {len(there) - SHOWN_COLUMNS} more" if len(there) > SHOWN_COLUMNS else ""
+    return (", ".join(str(column)[:40] for column in there[:SHOWN_COLUMNS]) or "none") + more

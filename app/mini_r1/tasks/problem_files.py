@@ -8,10 +8,12 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from .data_errors import DataError, parse_json, refuse_missing
+from .columns import Columns
+from .data_errors import DataError, parse_json
 
 P = TypeVar("P")
 
@@ -245,8 +247,12 @@ def _compile_glob(pattern: str) -> re.Pattern[str]:
 # --- rows ---
 
 
-def read_files(files: Iterable[Path], columns: Sequence[str], parse: Callable[[object, str], P]) -> list[P]:
-    """Read files in order, by their suffixes; `parse` gets each row, which has the columns, and its place.
+def read_files(
+    files: Iterable[Path], columns: Columns, parse: Callable[[object, str], P], most: int | None = None
+) -> list[P]:
+    """Read files in order, by their suffixes; `parse` gets the fields of each row, and its place.
+
+    `most` is the largest number of rows to read of each file.
 
     Raises:
         DataError: for a file that cannot be read or is empty, and for the first bad row, named `file:line` or, where
@@ -260,7 +266,8 @@ def read_files(files: Iterable[Path], columns: Sequence[str], parse: Callable[[o
             with file.open("rb") as handle:
                 if handle.read(len(LFS_POINTER)) == LFS_POINTER:
                     raise DataError(f"{file}: only a pointer of Git LFS: run `git lfs pull` in that folder")
-            problems.extend(parse(row, place) for row, place in read(file, columns))
+            rows = islice(read(file, columns), most)
+            problems.extend(parse(columns.pick(row, place), place) for row, place in rows)
         except OSError as error:
             raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
         if len(problems) == before:
@@ -272,7 +279,7 @@ Rows = Iterator[tuple[object, str]]
 """Rows of a file, not yet checked, and the place of each."""
 
 
-def _jsonl(file: Path, columns: Sequence[str]) -> Rows:
+def _jsonl(file: Path, columns: Columns) -> Rows:
     with file.open("rb") as lines:
         for number, raw in enumerate(lines, start=1):
             # The byte order mark that Windows programs write.
@@ -282,7 +289,7 @@ def _jsonl(file: Path, columns: Sequence[str]) -> Rows:
                 yield parse_json(line, f"{file}:{number}", cut), f"{file}:{number}"
 
 
-def _json(file: Path, columns: Sequence[str]) -> Rows:
+def _json(file: Path, columns: Columns) -> Rows:
     text = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         rows = parse_json(text, str(file))
@@ -293,7 +300,7 @@ def _json(file: Path, columns: Sequence[str]) -> Rows:
         return
     if isinstance(rows, Mapping):
         lists = [value for value in rows.values() if value and _is_rows(value)]
-        if rows.keys() >= set(columns):
+        if columns.are_in(rows):
             lists = [[rows]]
         if len(lists) != 1:
             keys = ", ".join(map(str, list(rows)[:10]))
@@ -309,13 +316,12 @@ def _is_rows(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(row, Mapping) for row in value)
 
 
-def _csv(file: Path, columns: Sequence[str]) -> Rows:
+def _csv(file: Path, columns: Columns) -> Rows:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         try:
             header = next(lines, "")
             mark = next((mark for mark in ",;\t" if mark in header), ",")
             names = [name.strip() for name in next(csv.reader([header], delimiter=mark), [])]
-            refuse_missing(names, columns, str(file))
             reader = csv.reader(lines, delimiter=mark, strict=True)
             for cells in reader:
                 place = f"{file}:{reader.line_num + 1}"
@@ -325,21 +331,24 @@ def _csv(file: Path, columns: Sequence[str]) -> Rows:
                     quote = ": put what has commas in quotes" if len(cells) > len(names) and mark == "," else ""
                     raise DataError(f"{place}: {len(cells)} cells for {len(names)} columns{quote}")
                 yield dict(zip(names, cells, strict=True)), place
+            columns.pick(dict.fromkeys(names), str(file))  # of a file without rows
         except UnicodeDecodeError as error:
             raise DataError(f"{file}: not valid UTF-8 ({error.reason})") from error
         except csv.Error as error:
             raise DataError(f"{file}: not valid CSV ({error})") from error
 
 
-def _parquet(file: Path, columns: Sequence[str]) -> Rows:
+def _parquet(file: Path, columns: Columns) -> Rows:
     import pyarrow  # only this kind of file needs it
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file) as table:
-            refuse_missing(table.schema_arrow.names, columns, str(file))
-            number = 0
-            for batch in table.iter_batches(batch_size=PARQUET_BATCH, columns=list(columns)):
+            outer, number = columns.outer(names := table.schema_arrow.names), 0
+            first = next((batch.to_pylist()[0] for batch in table.iter_batches(1, columns=outer)), dict.fromkeys(names))
+            if not columns.are_in(first):
+                columns.pick(next((batch.to_pylist()[0] for batch in table.iter_batches(1)), first), str(file))
+            for batch in table.iter_batches(batch_size=PARQUET_BATCH, columns=outer):
                 for row in batch.to_pylist():
                     number += 1
                     yield row, f"{file}: row {number}"

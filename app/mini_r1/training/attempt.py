@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -15,13 +16,15 @@ from transformers import TrainerCallback
 from mini_r1.disk_errors import disk_error
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.machine.trackers import tracker_error
+from mini_r1.plan.timing import GRACE_VARIABLE
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import AppendFile
 from mini_r1.run.finished import Outcome
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.reward_file import CodeReward
+from mini_r1.tasks.task_data import TaskData
 from mini_r1.training import pushing, records
 from mini_r1.training.checkpoints import next_start
 from mini_r1.training.curves import Curves, shown_completions
@@ -35,6 +38,9 @@ from mini_r1.training.watch import Alert
 from mini_r1.training.world import World
 
 logger = logging.getLogger(__name__)
+
+END_S = 5.0
+"""Seconds of a grace period that are left for the end of a run after its save: logs, other ranks, vLLM's process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,12 @@ class WorkerContext:
 class Inputs:
     """Data and model of a run, loaded."""
 
-    data: task.TaskData
+    data: TaskData[Any]
     schedule: Schedule
     dataset: Any  # rows in the order in which they are trained on
     held_out: list[dict[str, Any]]
     policy: Policy
+    code: Sequence[CodeReward] = ()
 
 
 class Attempt(TrainerCallback):
@@ -110,9 +117,21 @@ class Attempt(TrainerCallback):
                 self._curves.add_completions(step, shown)
                 self._trackers.add_completions(step, shown)
 
-    def phase(self, name: str) -> None:
-        """Record that a phase begins: engine, sync, rollout, score, reference, update, evaluate or save."""
-        self._context.phases.begin(name, self._step, self._number)
+    def phase(self, name: str, in_flight: int | None = None) -> None:
+        """Record that a phase begins: engine, sync, rollout, score, reference, update, evaluate or save.
+
+        `in_flight` is the step whose rollout vLLM samples meanwhile.
+        """
+        self._context.phases.begin(name, self._step, self._number, in_flight)
+
+    def grace_is_over(self) -> bool:
+        """Return whether a stopping run has to end now; False if no grace period is known (GRACE_VARIABLE)."""
+        asked = self._context.stop.asked_since_s()
+        try:
+            grace = float(os.environ.get(GRACE_VARIABLE, "inf"))
+        except ValueError:
+            return False
+        return asked is not None and asked >= grace - END_S
 
     def trouble(self, step: int, alerts: list[Alert]) -> None:
         """Record and print the watch's alerts after a step."""

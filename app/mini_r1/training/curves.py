@@ -20,6 +20,8 @@ from mini_r1.console import printable
 from mini_r1.recipe.fields import Recipe
 from mini_r1.run.files import AppendFile
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.answer_tags import prefill_of
+from mini_r1.tasks.registry import is_right, task_of_row
 from mini_r1.values import mapping, number
 
 TEXTS = 50
@@ -101,8 +103,8 @@ def shown_completions(step: int, steps: int, records: Sequence[dict[str, Any]]) 
     if step > 1 and step % max(1, steps // TEXTS):
         return {}
     shown: dict[str, str] = {}
-    for name, right in (("right", 1.0), ("wrong", 0.0)):
-        chosen = [record for record in records if float(record["rewards"]["equation"]) == right][:OF_EACH]
+    for name, right in (("right", True), ("wrong", False)):
+        chosen = [record for record in records if is_right(record) is right][:OF_EACH]
         shown |= {f"{name} {index}": _entry(record) for index, record in enumerate(chosen, start=1)}
     return shown
 
@@ -140,8 +142,9 @@ def tag(figure: str) -> str:
 def hyperparameters(recipe: Recipe) -> dict[str, bool | float | str]:
     """Return the numbers, switches and choices of a recipe, and its model; no paths, because events are published."""
     kept = {key: value for key, value in recipe.model_dump().items() if isinstance(value, bool | int | float)}
-    choices = {key: getattr(recipe, key) for key in ("scoring", "prompt_style", "optim", "lr_scheduler_type")}
-    return {**kept, **choices, "model": Path(recipe.model_name_or_path).name}
+    choices = {key: getattr(recipe, key) for key in ("scoring", "optim", "lr_scheduler_type")}
+    names = {"prompt_style": Path(recipe.prompt_style).name, "model": Path(recipe.model_name_or_path).name}
+    return {**kept, **choices, **names}
 
 
 def as_code(text: str) -> str:
@@ -152,4 +155,5 @@ def as_code(text: str) -> str:
 def _entry(record: dict[str, Any]) -> str:
     text = record["completion"]
     cut = f"\n[{len(text) - SHOWN_CHARACTERS:,} more characters]" if len(text) > SHOWN_CHARACTERS else ""
-    return f"{record['nums']} -> {record['target']}: {record['reason']}\n<think>{text[:SHOWN_CHARACTERS]}{cut}"
+    shown = f"{prefill_of(record)}{text[:SHOWN_CHARACTERS]}{cut}"
+    return f"{task_of_row(record).describe(record)}: {record['reason']}\n{shown}"

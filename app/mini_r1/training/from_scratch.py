@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
 from mini_r1.recipe.builtin_models import BUILTIN_MODELS, DEMO_MODEL, BuiltinModel
-from mini_r1.tasks.countdown.prompt import PREFILL, SYSTEM_MESSAGE, USER_MESSAGES
+from mini_r1.tasks.registry import find_task
 
 PAD, START, END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|unknown|>"
 """Qwen's special tokens: padding, start and end of a turn. END closes a completion."""
@@ -29,27 +29,17 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-WORKING = (
-    " + ", " - ", " * ", " / ", " = ", " (too low)\n", " (too high)\n", " (yes)\n",
-    "</think>\n", "<answer>", "</answer>", "<think>", "</think>",
-)  # fmt: skip
-"""Parts of the demonstrator's text, one token each."""
-
-
-def phrases() -> list[str]:
-    """Return the fixed parts of the prompt, each of which becomes one token."""
-    messages = [part for template in USER_MESSAGES.values() for part in re.split(r"\{nums\}|\{target\}", template)]
-    return sorted({SYSTEM_MESSAGE, PREFILL, "system\n", "user\n", "assistant\n", ", ", *messages})
-
 
 def build_tokenizer(kind: BuiltinModel = DEMO) -> PreTrainedTokenizerFast:
     """Return a word-level tokenizer over phrases, numbers and single characters; its decoding is exact."""
     numbers = [str(n) for n in range(10 if kind.digits else 100)]
     singles = sorted(set(string.printable) - set(string.digits))
-    tokens = dict.fromkeys([PAD, START, END, *numbers, *phrases(), *WORKING, *singles, UNKNOWN])
+    prompt, working = find_task(kind.task).fixed_texts()
+    phrases = sorted({"system\n", "user\n", "assistant\n", *prompt})
+    tokens = dict.fromkeys([PAD, START, END, *numbers, *phrases, *working, *singles, UNKNOWN])
     tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN))
     # Longest first: an alternation takes the first branch that matches. A number is read as one or two digits.
-    longest_first = sorted([*phrases(), *WORKING], key=lambda word: (-len(word), word))
+    longest_first = sorted([*phrases, *working], key=lambda word: (-len(word), word))
     number = "[0-9]" if kind.digits else "[1-9]?[0-9]"
     pattern = "|".join([*map(re.escape, longest_first), number, "[\\s\\S]"])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

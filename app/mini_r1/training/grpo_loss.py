@@ -1,9 +1,9 @@
 """GRPO's loss of a micro-batch, and its correction for completions that another policy than the trained one sampled.
 
-vLLM samples with other kernels, and with rounded and merged weights. For a token that the sampler drew with
-log-probability q, and whose log-probability under the trained weights is lp, r = exp(lp - q) is its importance ratio:
-the mean of r over the sampler's draws is 1. docs/metrics.md explains the corrections. A rollout is used for one update,
-so the old policy of PPO is the trained one, lp detached.
+vLLM samples with other kernels, with rounded and merged weights, and with `rollout_ahead: 1` with the weights of one
+step before. For a token that the sampler drew with log-probability q, and whose log-probability under the trained
+weights is lp, r = exp(lp - q) is its importance ratio: the mean of r over the sampler's draws is 1. docs/metrics.md
+explains the corrections. A rollout is used for one update, so the old policy of PPO is the trained one, lp detached.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OffPolicyCorrection:
     def from_recipe(cls, recipe: Recipe) -> OffPolicyCorrection:
         low = recipe.epsilon or 0.0
         high = low if recipe.epsilon_high is None else recipe.epsilon_high
-        return cls(recipe.off_policy, recipe.off_policy_cap, low, high)
+        return cls(recipe.resolved_off_policy, recipe.off_policy_cap, low, high)
 
 
 def grpo_loss(

@@ -10,27 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from mini_r1.run.files import write_json
+from mini_r1.tasks.registry import AnyTask
 
 WINDOW_FILE = "window.json"
 """In a checkpoint, next to the files of the transformers Trainer."""
 
 
-def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summary(task: AnyTask, records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Return means over rows of completions.jsonl, at least one, under TRL's names where it has one."""
-    by_size: dict[int, list[float]] = {}
-    for r in records:
-        by_size.setdefault(len(r["nums"]), []).append(r["rewards"]["equation"])
     return {
         "reward": _mean(r["reward"] for r in records),
-        "success": _mean(r["rewards"]["equation"] for r in records),
+        "success": _mean(r["rewards"][task.success] for r in records),
         "completion_length": _mean(r["tokens"] for r in records),
         "frac_truncated": _mean(r["truncated"] for r in records),
-        "tries": _mean(r["tries"] for r in records),
         "reflections": _mean(r["reflections"] for r in records),
-        "frac_enumerating": _mean(r["style"] == "enumerating" for r in records),
-        "frac_wordy": _mean(r["style"] == "wordy" for r in records),
         **{f"rewards/{name}": _mean(r["rewards"][name] for r in records) for name in records[0]["rewards"]},
-        **{f"success/{size}_numbers": _mean(by_size[size]) for size in sorted(by_size)},
+        **task.metrics(records),
     }
 
 

@@ -26,9 +26,12 @@ from mini_r1.plan.training_setup import NO_ZERO, TrainingSetup, zero_settings
 from mini_r1.recipe.builtin_models import SMALL_MODEL_THREADS
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import reward_code
 from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import AnyTask, find_task
+from mini_r1.tasks.reward_file import CodeReward, load_reward
+from mini_r1.tasks.task_data import TaskData
 from mini_r1.training import adapters, schedule, warm_start
 from mini_r1.training.recipe_data import SILENT, load_task_data
 from mini_r1.values import GIB
@@ -37,6 +40,12 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from gl
 KEPT_BYTES = 1 << 30
 UNSOLVABLE_ROWS = 200
 """Problems checked before data without any solution is refused; in the hub set every problem has one."""
+
+
+def load_code(recipe: Recipe) -> list[CodeReward]:
+    """Return the functions that the recipe's rewards name; their files are run. For its errors see `load_reward`."""
+    columns = find_task(recipe.task).fields.names
+    return [load_reward(name, columns, os.environ) for name in reward_code(recipe)]
 
 
 def tune_cpu(recipe: Recipe) -> None:
@@ -80,7 +89,7 @@ class Policy:
 
 
 def find_model(
-    recipe: Recipe, data: task.TaskData, console: Console, commit: str | None = None, stop: Stop = never
+    recipe: Recipe, data: TaskData[Any], console: Console, commit: str | None = None, stop: Stop = never
 ) -> Policy:
     """Make a built-in model if need be, check that the model fits the recipe, and load the tokenizer."""
     built_in = recipe.built_in and warm_start.for_recipe(recipe, data.train, console, stop)
@@ -137,28 +146,27 @@ def starting_point(run: RunDir) -> StartingPoint:
     return StartingPoint(None, None, f"the warm start of {name} is not in {cache} any more")
 
 
-def prompts(
-    recipe: Recipe, problems: Sequence[task.Problem], tokenizer: PreTrainedTokenizerBase
-) -> list[dict[str, Any]]:
-    """Return a row of `prompt` (rendered text), `nums` and `target` for each problem.
+def prompts(recipe: Recipe, problems: Sequence[Any], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Return a row of `prompt` (rendered text) and the task's columns for each problem.
 
-    A prompt longer than max_prompt_length raises KitError. It is not cut, because a cut prompt loses the numbers'
-    context and the policy would be trained on another prompt than it answered.
+    A prompt longer than max_prompt_length raises KitError. It is not cut, because a cut prompt loses its problem, and
+    the policy would be trained on another prompt than it answered.
     """
-    texts = render(tokenizer, problems, recipe.prompt_style)
+    task = find_task(recipe.task)
+    texts = render(task, tokenizer, problems, recipe.prompt_style)
     lengths = [len(ids) for ids in token_ids(tokenizer, texts)] if texts else []
     longest, limit = max(lengths, default=0), recipe.max_prompt_length
     if longest > limit:
         problem = problems[lengths.index(longest)]
         raise KitError(
-            f"the prompt of {list(problem.nums)} -> {problem.target} has {longest} tokens and max_prompt_length is "
+            f"the prompt of {task.describe(task.row(problem))} has {longest} tokens and max_prompt_length is "
             f"{limit}: raise it to at least {longest}"
         )
-    return [{"prompt": text, "nums": list(p.nums), "target": p.target} for text, p in zip(texts, problems, strict=True)]
+    return [{"prompt": text, **task.row(problem)} for text, problem in zip(texts, problems, strict=True)]
 
 
 def ordered_dataset(
-    recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase, count: int
+    recipe: Recipe, data: TaskData[Any], tokenizer: PreTrainedTokenizerBase, count: int
 ) -> datasets.Dataset:
     """Return the run's `count` rows in their order; only the problems among them are rendered. See `prompts`."""
     indices = schedule.run_order(len(data.train), count, recipe.seed)
@@ -167,7 +175,7 @@ def ordered_dataset(
     return datasets.Dataset.from_list([rows[index] for index in indices])
 
 
-def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+def held_out_rows(recipe: Recipe, data: TaskData[Any], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
     """Return the rows that are measured during training; raise KitError if there are none to measure."""
     if recipe.eval_strategy == "no":
         return []
@@ -179,7 +187,7 @@ def held_out_rows(recipe: Recipe, data: task.TaskData, tokenizer: PreTrainedToke
     return prompts(recipe, data.held_out[: recipe.eval_problems], tokenizer)
 
 
-def refuse_unsolvable(data: task.TaskData, console: Console = SILENT, stop: Stop = never) -> None:
+def refuse_unsolvable(task: AnyTask, data: TaskData[Any], console: Console = SILENT, stop: Stop = never) -> None:
     """Raise KitError for data without solutions, where no reward is possible; warn if the search takes too long."""
     checked, unknown = data.train[:UNSOLVABLE_ROWS], 0
     with ProgressLine(console, "looking for a problem with a solution", len(checked)) as line:
@@ -202,6 +210,6 @@ def refuse_unsolvable(data: task.TaskData, console: Console = SILENT, stop: Stop
     elif checked:
         raise KitError(
             f"none of the first {len(checked)} training problems of {source} has a solution "
-            f"(the first: {list(checked[0].nums)} -> {checked[0].target}): there is nothing to learn from; "
+            f"(the first: {task.describe(task.row(checked[0]))}): there is nothing to learn from; "
             "`mini-r1 data inspect` counts them all"
         )

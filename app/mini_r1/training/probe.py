@@ -22,6 +22,7 @@ from mini_r1.machine.heavy_imports import INSTALL, INSTALL_GPU, INSTALL_VLLM_CPU
 from mini_r1.machine.provenance import versions
 from mini_r1.recipe.fields import Recipe
 from mini_r1.recipe.recipe_file import find_recipe, load_recipe
+from mini_r1.tasks.registry import find_task
 
 
 class Probe:
@@ -82,7 +83,7 @@ class Probe:
         return ok(f"{self._config['model_type']}: known")
 
     def _load_tokenizer(self) -> Finding:
-        from mini_r1.generation.model import load_tokenizer, refuse_other_vocabulary
+        from mini_r1.generation.model import PLAIN_TEMPLATE, load_tokenizer, refuse_other_vocabulary
         from mini_r1.training.from_scratch import build_tokenizer
 
         recipe, other = self._recipe, self._recipe.tokenizer_name_or_path
@@ -94,14 +95,16 @@ class Probe:
         rows = self._config.get("vocab_size")
         if isinstance(rows, int):
             refuse_other_vocabulary(rows, self._tokenizer)
-        return ok(f"{name}: {len(self._tokenizer):,} tokens, with a chat template")
+        plain = str(self._tokenizer.chat_template).endswith(PLAIN_TEMPLATE)
+        template = "no chat template: prompts are plain text" if plain else "with a chat template"
+        return ok(f"{name}: {len(self._tokenizer):,} tokens, {template}")
 
     def _problems(self) -> Finding:
         from mini_r1.training import prepare
         from mini_r1.training.recipe_data import load_task_data
 
         self._data = load_task_data(self._recipe)
-        prepare.refuse_unsolvable(self._data)
+        prepare.refuse_unsolvable(find_task(self._recipe.task), self._data)
         return ok(f"{len(self._data.train):,} to train on, {len(self._data.held_out):,} held out")
 
     def _prompts(self) -> Finding:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,11 +25,13 @@ from mini_r1.machine.lifeline import VLLM_DEVICE, shares_vllm_device
 from mini_r1.machine.nvidia import read_driver
 from mini_r1.machine.provenance import code_revision, utc_now, versions
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import FOLDER, digests, named_files, with_copies
 from mini_r1.recipe.recipe_file import dump_recipe
-from mini_r1.run.files import write_json, write_jsonl, write_text
+from mini_r1.run.files import make_folder, replacing, write_json, write_jsonl, write_text
 from mini_r1.run.reader import count_vllm_processes
 from mini_r1.run.run_dir import RunDir
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import find_task
+from mini_r1.tasks.task_data import TaskData
 
 if TYPE_CHECKING:
     from mini_r1.training.attempt import Inputs, WorkerContext
@@ -49,7 +52,7 @@ def commits(run: RunDir) -> tuple[str | None, str | None]:
     return record["data"]["revision"], record["attempts"][-1]["model"]["revision"]
 
 
-def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
+def refuse_other_data(run: RunDir, data: TaskData[Any]) -> None:
     """Raise KitError if a run with a checkpoint would be resumed on other data."""
     before = run.read_record().get("data")
     if before and run.complete_checkpoints() and before != json.loads(json.dumps(data.provenance)):
@@ -59,7 +62,8 @@ def refuse_other_data(run: RunDir, data: task.TaskData) -> None:
 def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
     """Write recipe.yaml, which makes the directory a run, run.json with this attempt added, the held-out problems."""
     run, recipe, deepspeed = context.run, context.recipe, context.deepspeed
-    write_text(run.recipe_file, dump_recipe(recipe))
+    _keep_files(recipe, run.path / FOLDER)
+    write_text(run.recipe_file, dump_recipe(with_copies(recipe)))
     on_cpu = device().type == "cpu"
     cpu = f"cpu x {os.cpu_count()} ({torch.get_num_threads()} threads)"
     this_attempt = {
@@ -84,12 +88,21 @@ def write(context: WorkerContext, inputs: Inputs, attempt: int) -> None:
         "prompts_per_step": inputs.schedule.prompts,
         "model_name_or_path": recipe.model_name_or_path,
         "data": inputs.data.provenance,
+        "recipe_files": digests(recipe),
         "seed": recipe.seed,
         "dataset_seed": recipe.dataset_seed,
         "attempts": [*before.get("attempts", []), this_attempt],
     }
     write_json(run.run_file, record)
-    write_jsonl(run.held_out_file, [{"nums": list(p.nums), "target": p.target} for p in inputs.data.held_out])
+    write_jsonl(run.held_out_file, map(find_task(recipe.task).row, inputs.data.held_out))
+
+
+def _keep_files(recipe: Recipe, folder: Path) -> None:
+    """Copy the files that a recipe names."""
+    for name, path in named_files(recipe).items():
+        make_folder(folder)
+        with replacing(folder / name) as scratch:
+            shutil.copyfile(path, scratch)
 
 
 def _gpu_names() -> list[str]:

@@ -10,7 +10,10 @@ import torch
 
 from mini_r1.errors import Stopped
 from mini_r1.generation.sampler import Stop, never
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.answer_tags import THINK
+from mini_r1.tasks.registry import AnyTask
+from mini_r1.tasks.reward_file import CodeReward
+from mini_r1.tasks.task import TaskProblem, TaskVerdict
 
 ADVANTAGE_EPSILON = 1e-4
 """Added to a group's standard deviation; TRL 0.14.0's value."""
@@ -26,34 +29,42 @@ micro-batch's loss; `sampled_logps` if another program sampled; later `reference
 class Completion:
     """One sampled completion and everything known about it."""
 
-    problem: task.Problem
+    problem: TaskProblem
     prompt: str
     prompt_ids: list[int]
     ids: list[int]
     truncated: bool  # at max_completion_length, without an end token
     text: str = ""
     sampled_logps: list[float] | None = None  # of each token, by the program that sampled it, unless it is the trainer
-    verdict: task.Verdict | None = None
+    policy_step: int = 0  # optimizer steps that the weights had taken which sampled it
+    verdict: TaskVerdict | None = None
     reward: float = 0.0
     advantage: float = 0.0
     group_differs: bool = True  # whether the rewards of its group differ
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """The rewards of its verdict."""
+        assert self.verdict is not None
+        return self.verdict.rewards
 
     @property
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt_ids) + len(self.ids)
 
-    def record(self, step: int) -> dict[str, Any]:
+    def record(self, task: AnyTask, step: int) -> dict[str, Any]:
         """Return the row of completions.jsonl."""
         assert self.verdict is not None
         return {
             "step": step,
-            **self.verdict.record(),
+            **task.record(self.verdict),
             "prompt": self.prompt,
             "reward": self.reward,
             "advantage": self.advantage,
             "tokens": len(self.ids),
             "truncated": self.truncated,
+            "policy_step": self.policy_step,
         }
 
 
@@ -64,13 +75,30 @@ class GroupStatistics(NamedTuple):
     equal: float  # share of the groups whose rewards are all equal: they have no advantage and teach nothing
 
 
-def score(completions: Sequence[Completion], weights: Mapping[str, float], stop: Stop = never) -> None:
-    """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, by its name in the task."""
+def score(
+    task: AnyTask,
+    completions: Sequence[Completion],
+    weights: Mapping[str, float],
+    stop: Stop = never,
+    *,
+    prefill: str = THINK,
+    code: Sequence[CodeReward] = (),
+    step: int = 0,
+) -> None:
+    """Fill in verdicts and rewards; `weights` is the weight of each reward in the sum, of the task's and of `code`."""
+    names = [name for name in weights if name in task.rewards]
     for c in completions:
         if stop():
             raise Stopped
-        c.verdict = task.judge(c.text, c.problem, weights)
-        c.reward = sum(weight * c.verdict.rewards[name] for name, weight in weights.items())
+        c.verdict = task.judge(c.text, c.problem, names, prefill)
+    rows = [task.row(c.problem) for c in completions] if code else []
+    for reward in code if completions else ():
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        values = reward([c.prompt for c in completions], [c.text for c in completions], columns, step)
+        for c, value in zip(completions, values, strict=True):
+            c.rewards[reward.name] = value
+    for c in completions:
+        c.reward = sum(weight * c.rewards[name] for name, weight in weights.items())
 
 
 def set_advantages(completions: Sequence[Completion], num_generations: int, *, scale: bool = True) -> GroupStatistics:

@@ -24,7 +24,7 @@ from mini_r1.generation.merged_weights import merged_weights
 from mini_r1.generation.prompts import token_ids
 from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.generation.stop_strings import saved_tokenizer
-from mini_r1.generation.vllm_client import Generated, VllmEngine
+from mini_r1.generation.vllm_client import Finished, Generated, VllmEngine
 from mini_r1.generation.vllm_process import EngineConfig
 from mini_r1.machine.devices import given_devices
 from mini_r1.machine.lifeline import VLLM_DEVICE, shares_vllm_device
@@ -165,6 +165,24 @@ class SharedEngine:
         assert self._vllm is not None
         prompts = [list(prompt) for of_rank in of_ranks for prompt in of_rank]
         return self._vllm.generate(prompts, config, eos_token_ids=self._eos_token_ids, seed=seed, stop=self._stop)
+
+    def begin(self, prompts: Prompts, config: SamplingConfig, seed: int) -> None:
+        """Have vLLM begin to sample for these prompts, those of all ranks, with the weights that it has."""
+
+        def begin() -> None:
+            assert self._vllm is not None
+            self._vllm.begin(prompts, config, eos_token_ids=self._eos_token_ids, seed=seed)
+
+        self._world.from_main(begin)
+
+    def finish(self, stop: Stop) -> Finished:
+        """Wait for what was begun and return it, all of it on every rank; on Stopped vLLM continues."""
+
+        def finish() -> Finished:
+            assert self._vllm is not None
+            return self._vllm.finish(stop)
+
+        return self._world.from_main(finish)
 
 
 Engine = PolicyEngine | SharedEngine

@@ -12,6 +12,8 @@ from mini_r1.console import printable
 from mini_r1.run.files import AppendFile, sync_path
 from mini_r1.run.manifest import Saved
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.answer_tags import prefill_of
+from mini_r1.tasks.registry import is_right, task_of_row
 from mini_r1.values import mapping
 
 LOGS = "logs"
@@ -33,7 +35,7 @@ class CompletionLog:
         # Spread over the step's prompts, and the same again after a resume.
         shown = [record for i, record in enumerate(records) if (i + step) % ONE_IN == 0]
         self._all.write("".join(map(_entry, shown)).encode())
-        self._success.write("".join(_entry(record) for record in shown if record["rewards"]["equation"]).encode())
+        self._success.write("".join(_entry(record) for record in shown if is_right(record)).encode())
 
     def close(self) -> None:
         for file in (self._lines, self._all, self._success):
@@ -42,8 +44,11 @@ class CompletionLog:
 
 def _entry(record: dict[str, Any]) -> str:
     rewards = " ".join(f"{name}={value:g}" for name, value in record["rewards"].items())
-    head = f"step {record['step']} | numbers {record['nums']} | target {record['target']} | {rewards}"
-    return f"\n\n==============\n{head} | {printable(record['reason'])}\n<think>{printable(record['completion'])}\n"
+    columns = task_of_row(record).columns.items()
+    problem = " | ".join(f"{label} {printable(str(record[column]))}" for column, label in columns)
+    head = f"step {record['step']} | {problem} | {rewards}"
+    shown = printable(prefill_of(record) + record["completion"])
+    return f"\n\n==============\n{head} | {printable(record['reason'])}\n{shown}\n"
 
 
 def sync_logs(run: RunDir) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Supervisor:
     def __init__(self, folder: Path | None, rank: int) -> None:
         self._folder = folder
         self._rank = rank
-        self._last: tuple[str, int, int | None] = ("start", 0, None)
+        self._last: tuple[str, int, int | None, int | None] = ("start", 0, None, None)
 
     @classmethod
     def from_environment(cls) -> Supervisor:
@@ -67,12 +67,14 @@ class Supervisor:
         faulthandler.register(signal.SIGUSR2, file=stacks, all_threads=True)
         self.beat("start")
 
-    def beat(self, phase: str, step: int = 0, attempt: int | None = None) -> None:
-        """Send a heartbeat: a phase begins."""
-        self._last = (phase, step, attempt)
+    def beat(self, phase: str, step: int = 0, attempt: int | None = None, in_flight: int | None = None) -> None:
+        """Send a heartbeat: a phase begins; `in_flight` is the step whose rollout vLLM samples meanwhile."""
+        self._last = (phase, step, attempt, in_flight)
         if self._folder is None:
             return
         facts = {"step": step, "phase": phase, "attempt": attempt, "time": time.time(), "pid": os.getpid()}
+        if in_flight is not None:
+            facts["in_flight"] = in_flight
         # Files that have to be saved report a full disk; a missing heartbeat is reported as a hang.
         with contextlib.suppress(OSError):
             write_json(self._folder / f"rank-{self._rank}.heartbeat", facts, sync=False)
@@ -86,6 +88,13 @@ class Supervisor:
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 return (self._folder / STOP_FILE).read_text().strip() or "SIGTERM"
+        return None
+
+    def stop_age_s(self) -> float | None:
+        """Return the seconds since the launcher passed on a signal, None if it has not."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                return time.time() - (self._folder / STOP_FILE).stat().st_mtime
         return None
 
 
@@ -106,14 +115,21 @@ class Phases:
         self._before = run.read_state()
         self._attempt: int | None = None
 
-    def begin(self, name: str, step: int | None = None, attempt: int | None = None) -> None:
-        """Report that a phase begins; `step` is the last finished one. Before the attempt begins `attempt` is None."""
+    def begin(
+        self, name: str, step: int | None = None, attempt: int | None = None, in_flight: int | None = None
+    ) -> None:
+        """Report that a phase begins; `step` is the last finished one. Before the attempt begins `attempt` is None.
+
+        `in_flight` is the step whose rollout vLLM samples meanwhile, None if there is none.
+        """
         self._attempt = attempt
-        self._supervisor.beat(name, step or 0, attempt)
+        self._supervisor.beat(name, step or 0, attempt, in_flight)
         if not self._main:
             return
         known = self._before.get("step", 0) if step is None else step
         number = {} if attempt is None else {"attempt": attempt}
+        if in_flight is not None:
+            number["in_flight"] = in_flight
         try:
             self._run.write_state(
                 "running", step=known, phase=name, **number, process=self._process, hang_timeout_s=self._limit
@@ -173,6 +189,10 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal_name is not None
+
+    def asked_since_s(self) -> float | None:
+        """Return the seconds since this process, or its launcher, was asked to stop; None if neither was."""
+        return time.monotonic() - self._asked_at if self._own else self._supervisor.stop_age_s()
 
     def on_any_rank(self) -> bool:
         """Return whether this rank knows that some rank was asked to stop; cheap, and not a collective."""

@@ -13,8 +13,10 @@ from mini_r1.errors import ExitCode, Stopped
 from mini_r1.machine.lifeline import shares_vllm_device
 from mini_r1.recipe.deepspeed_file import DeepSpeedFile
 from mini_r1.recipe.fields import Recipe
+from mini_r1.recipe.named_files import digests, refuse_other_files
 from mini_r1.run.finished import Outcome, finished_step, print_finished
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.registry import find_task
 from mini_r1.training import prepare, pushing, records
 from mini_r1.training.arguments import fill_bucket, grpo_config
 from mini_r1.training.attempt import Attempt, Inputs, WorkerContext
@@ -57,6 +59,7 @@ def train(
         stack.enter_context(world.peer_errors())
         stack.enter_context(disk_errors(run.path, lambda: next_start(run)))
         world.from_main(lambda: None if started else stack.enter_context(run.claim()))
+        refuse_other_files(world.from_main(lambda: digests(recipe)), digests(recipe))
         finished_at = world.from_main(lambda: finished_step(run, recipe))
         if finished_at is not None:
             print_finished(console, run, finished_at)
@@ -74,7 +77,8 @@ def _load_inputs(context: WorkerContext) -> Inputs:
     context.phases.begin("data")
     data = world.main_first(lambda: load_task_data(recipe, data_commit, console, stop))
     world.from_main(lambda: records.refuse_other_data(run, data))
-    world.from_main(lambda: prepare.refuse_unsolvable(data, console, stop))
+    world.from_main(lambda: prepare.refuse_unsolvable(find_task(recipe.task), data, console, stop))
+    code = prepare.load_code(recipe)
     context.phases.begin("model")
     _raise_if_stopped(context)
     found = world.main_first(lambda: prepare.find_model(recipe, data, console, model_commit, stop))
@@ -88,7 +92,7 @@ def _load_inputs(context: WorkerContext) -> Inputs:
     held_out = prepare.held_out_rows(recipe, data, found.tokenizer)
     policy = world.main_first(lambda: prepare.load_policy(recipe, found))
     _raise_if_stopped(context)
-    return Inputs(data, schedule, dataset, held_out, policy)
+    return Inputs(data, schedule, dataset, held_out, policy, code)
 
 
 def _raise_if_stopped(context: WorkerContext) -> None:
@@ -134,6 +138,7 @@ def _run_attempt(context: WorkerContext, inputs: Inputs) -> Outcome:
                 args=args or make_args(),
                 train_dataset=dataset,
                 held_out=inputs.held_out,
+                code=inputs.code,
                 limits=limits,
             )
             with world.peer_errors():

@@ -21,7 +21,6 @@ import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, TrainerControl
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer import grpo_trainer
 
@@ -29,16 +28,19 @@ from mini_r1.errors import Stopped
 from mini_r1.generation.prompts import completion_texts, token_ids
 from mini_r1.generation.sampler import SamplingConfig, step_seed
 from mini_r1.generation.stop_strings import is_truncated
+from mini_r1.generation.vllm_client import Generated
 from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits
-from mini_r1.tasks.countdown import task
+from mini_r1.tasks.registry import find_task
+from mini_r1.tasks.reward_file import CodeReward
 from mini_r1.training.attempt import Attempt
-from mini_r1.training.checkpoints import check_space, save_snapshot, saving, seal_together, space_needed
 from mini_r1.training.grpo_loss import OffPolicyCorrection, grpo_loss, loss_metrics
 from mini_r1.training.logprobs import completion_logps, plain_head, separates_packed
 from mini_r1.training.metrics import Window, summary
 from mini_r1.training.prepare import Policy
 from mini_r1.training.rollout import Batch, Completion, micro_batches, score, set_advantages, split
+from mini_r1.training.rollout_ahead import RolloutAhead
 from mini_r1.training.rollout_engines import Engine, SeedOfRank, SharedEngine
+from mini_r1.training.saving_trainer import SavingTrainer
 from mini_r1.training.watch import Alert, GradientGuard, Watch
 
 logger = logging.getLogger(__name__)
@@ -48,8 +50,8 @@ HELD_OUT_RANK = -2
 `mini-r1 evaluate`."""
 
 
-class CountdownTrainer(GRPOTrainer):
-    """GRPOTrainer with one rollout for each optimizer step, over rows of `prompt` (text), `nums` and `target`.
+class CountdownTrainer(SavingTrainer):
+    """GRPOTrainer with one rollout for each optimizer step, over rows of `prompt` (text) and the task's columns.
 
     When it is asked to stop it abandons a rollout, a scoring or an evaluation: the weights are still those of the last
     finished step, and the resumed run draws the same completions.
@@ -64,6 +66,7 @@ class CountdownTrainer(GRPOTrainer):
         args: GRPOConfig,
         train_dataset: Any,
         held_out: Sequence[dict[str, Any]] = (),
+        code: Sequence[CodeReward] = (),
         limits: UpdateLimits = UNKNOWN_LIMITS,
     ) -> None:
         self._guard = GradientGuard()
@@ -87,14 +90,22 @@ class CountdownTrainer(GRPOTrainer):
         self.stopped_by: Alert | None = None
         self.evaluation_due = False  # set if a stop abandons the last step's evaluation: a resume begins with it
         self._attempt, self._world, self._run = attempt, attempt.world, attempt.run
-        self._reward_weights = attempt.recipe.resolved_rewards()
+        self._task = find_task(attempt.recipe.task)
         self._correction = OffPolicyCorrection.from_recipe(attempt.recipe)
+        prefill = self._task.prompt(attempt.recipe.prompt_style).prefill
+        self._score = partial(score, self._task, weights=attempt.recipe.resolved_rewards(), prefill=prefill, code=code)
         self._watch = Watch(attempt.recipe.watch)
         self._held_out = held_out
         self._limits = limits
         logger.info("micro-batches of at most %d tokens, %d bytes of logits kept", limits.tokens, limits.logits_bytes)
         self._eos_token_ids = policy.eos_token_ids
         self._engine = engine
+        sampling = SamplingConfig.from_recipe(attempt.recipe, self.num_generations, self.args.temperature)
+        self._sampling = replace(sampling, max_new_tokens=self.max_completion_length)
+        self._ahead: RolloutAhead | None = None
+        if attempt.recipe.rollout_ahead and isinstance(engine, SharedEngine):
+            self._ahead = RolloutAhead(engine, attempt.world, self._sampling, self.args.seed)
+        self._rows_after: list[dict[str, Any]] | None = None  # those of the step after the next, for a rollout ahead
         self._loaded_step: int | None = None
         self._abandoned = False
         self._plain_head: bool | None = None
@@ -108,7 +119,10 @@ class CountdownTrainer(GRPOTrainer):
         """Train to the end, from the beginning or from a checkpoint's folder."""
         with warnings.catch_warnings():
             if resume_from_checkpoint is not None:
-                self._watch.load(self._window.load(Path(resume_from_checkpoint)))
+                folder = Path(resume_from_checkpoint)
+                self._watch.load(self._window.load(folder))
+                if self._ahead is not None:
+                    self._ahead.load(self._run, int(folder.name.removeprefix("step-")))
                 # These pickles' hashes are in the manifest of this run.
                 warnings.filterwarnings("ignore", "You are using `torch.load` with `weights_only=False`", FutureWarning)
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -122,33 +136,37 @@ class CountdownTrainer(GRPOTrainer):
         """Return the micro-batches of the next step, all in its last batch; none after a stop."""
         if self._abandoned:  # transformers asks for all steps of the epoch before it checks whether to stop
             return [], None
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches)
-        if not batches:  # transformers asks once more at the end of the data
+        rows = self._rows_after if self._rows_after is not None else self._next_rows(epoch_iterator, num_batches)
+        if not rows:  # transformers asks once more at the end of the data
             return [], None
+        self._rows_after = self._next_rows(epoch_iterator, num_batches) if self._ahead else None
         try:
-            prepared = self._prepare([row for batch in batches for row in batch])
+            prepared = self._prepare(rows)
         except Stopped:
             self._abandon("rollout")
             return [], None
         # transformers and accelerate count `gradient_accumulation_steps` batches a step and synchronize in the last.
-        return [[]] * (len(batches) - 1) + [prepared], None
+        return [[]] * (num_batches - 1) + [prepared], None
+
+    def _next_rows(self, epoch_iterator: Iterator[Any], num_batches: int) -> list[dict[str, Any]]:
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches)
+        return [row for batch in batches for row in batch]
 
     def _prepare(self, rows: Sequence[dict[str, Any]]) -> list[Batch]:
         """Return the micro-batches of a step over these rows, the same number on every rank."""
         recipe, drop = self._attempt.recipe, self._attempt.recipe.drop_zero_variance_groups
-        self._load_engine()
-        with self._phase("rollout"):
-            completions = self._complete(
-                rows, self.num_generations, lambda rank: step_seed(self.args.seed, self.state.global_step, rank)
-            )
+        completions = self._rollout(rows)
         with self._phase("score"):
-            self._world.unless_stopped(lambda: score(completions, self._reward_weights, self._attempt.stop))
+            step = self.state.global_step + 1
+            self._world.unless_stopped(lambda: self._score(completions, stop=self._attempt.stop, step=step))
             groups = set_advantages(completions, self.num_generations, scale=recipe.scale_rewards)
-            records = gather_object([c.record(self.state.global_step + 1) for c in completions])
+            records = gather_object([c.record(self._task, step) for c in completions])
             kept = [c for c in completions if c.group_differs or not drop]
             means = self._mean_over_ranks(torch.tensor([groups.reward_std, groups.equal, float(len(kept))]))
-            self._step_values |= summary(records)
+            self._step_values |= summary(self._task, records)
             self._step_values |= zip(("reward_std", "frac_groups_all_equal"), means, strict=False)
+            if completions[0].sampled_logps is not None:
+                self._step_values["off_policy/age"] = self.state.global_step - completions[0].policy_step
             tokens = sum(record["tokens"] for record in records)
             self._step_values["tokens_per_second"] = tokens / self._step_values["time/rollout"]
         # transformers divides by the accumulation, DDP and DeepSpeed take the mean over the ranks.
@@ -171,7 +189,7 @@ class CountdownTrainer(GRPOTrainer):
                         raise Stopped
                     batch["reference_logps"] = self._completion_logps(reference, batch)
         self._attempt.rollout(self.state.global_step + 1, records)
-        self._attempt.phase("update")
+        self._begin_phase("update")
         self._update_started = time.perf_counter()
         return prepared
 
@@ -194,22 +212,61 @@ class CountdownTrainer(GRPOTrainer):
             if engine.check is not None:
                 self._step_values |= engine.check(self.model_wrapped, self.accelerator)
 
+    def _rollout(self, rows: Sequence[dict[str, Any]]) -> list[Completion]:
+        """Return the completions of the next rows; if vLLM samples ahead, have it begin those of the rows after."""
+        done = self.state.global_step
+        if self._ahead is None:
+            self._load_engine()
+            with self._phase("rollout"):
+                return self._complete(rows, self.num_generations, lambda rank: step_seed(self.args.seed, done, rank))
+        self._collect()
+        self._load_engine()
+        prompts = self._prompts(rows)
+        if not self._ahead.has(done + 1, prompts):  # the first step of a run, or of an attempt that has none stored
+            self._ahead.begin(done + 1, done, prompts)
+            self._collect()
+        if self._rows_after:
+            self._ahead.begin(done + 2, done, self._prompts(self._rows_after))
+        sampled, rollout = self._ahead.take(done + 1, prompts)
+        self._step_values["time/rollout"] = rollout.seconds
+        self._step_values.setdefault("time/wait", 0.0)  # a stored rollout is not waited for
+        return self._completions(rows, prompts, sampled, rollout.policy_step)
+
+    def _collect(self) -> None:
+        """Wait for the rollout that vLLM samples ahead, if any: only then does it take weights or other prompts."""
+        if self._ahead is not None and self._ahead.in_flight is not None:
+            with self._phase("rollout", "wait"):
+                self._ahead.collect(self._attempt.stop)
+
     def _complete(self, rows: Sequence[dict[str, Any]], num_generations: int, seed: SeedOfRank) -> list[Completion]:
         """Sample completions for each row, those of one row next to one another. A collective."""
-        prompts = token_ids(self.processing_class, [row["prompt"] for row in rows]) if rows else []
-        config = SamplingConfig.from_recipe(self._attempt.recipe, num_generations, self.args.temperature)
-        config = replace(config, max_new_tokens=self.max_completion_length)
+        prompts = self._prompts(rows)
+        config = replace(self._sampling, num_generations=num_generations)
         sampled = self._engine.sample(self.model_wrapped, self.accelerator, prompts, config, seed)
+        return self._completions(rows, prompts, sampled, self.state.global_step)
+
+    def _prompts(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
+        return token_ids(self.processing_class, [row["prompt"] for row in rows]) if rows else []
+
+    def _completions(
+        self,
+        rows: Sequence[dict[str, Any]],
+        prompts: Sequence[list[int]],
+        sampled: Sequence[Generated],
+        policy_step: int,
+    ) -> list[Completion]:
+        num_generations = len(sampled) // max(1, len(rows))
         texts = completion_texts(self.processing_class, [each.ids for each in sampled])
         inputs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(num_generations)]
         return [
             Completion(
-                problem=task.Problem(tuple(row["nums"]), row["target"]),
+                problem=self._task.parse(row, "the training data"),
                 prompt=row["prompt"],
                 prompt_ids=prompt_ids,
                 ids=each.ids,
-                truncated=is_truncated(each.ids, text, self._eos_token_ids, config.stop),
+                truncated=is_truncated(each.ids, text, self._eos_token_ids, self._sampling.stop),
                 text=text,
+                policy_step=policy_step,
                 sampled_logps=each.logps,
             )
             for (row, prompt_ids), each, text in zip(inputs, sampled, texts, strict=True)
@@ -320,74 +377,25 @@ class CountdownTrainer(GRPOTrainer):
         Problems and seeds are the same each time, so that two steps can be compared.
         """
         try:
+            self._collect()
             self._load_engine()
             with self._phase("evaluate"):
                 own = self._held_out[self._world.rank :: self._world.size]
                 completions = self._complete(own, 1, lambda rank: step_seed(self.args.seed, 0, HELD_OUT_RANK - rank))
-                score(completions, self._reward_weights)
-                records = gather_object([c.record(self.state.global_step + 1) for c in completions])
+                self._score(completions, step=self.state.global_step + 1)
+                records = gather_object([c.record(self._task, self.state.global_step + 1) for c in completions])
         except Stopped:
             self.evaluation_due = True
             self.control.should_evaluate = False
             self._abandon("evaluation")
             return {}
-        metrics = {f"eval_{name}": value for name, value in summary(records).items()}
+        metrics = {f"eval_{name}": value for name, value in summary(self._task, records).items()}
         metrics["eval_problems"] = len(records)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    # --- saving ---
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._run.checkpoints)
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a full checkpoint and a 16-bit snapshot, both complete on return; then delete older checkpoints."""
-        step, world = self.state.global_step, self._world
-        snapshot = self.control.should_training_stop or not self._attempt.checkpoint_only
-        with self._phase("save"), saving(self._run, world.main):
-            unwrapped = self.accelerator.unwrap_model(self.model)
-            trained = sum(p.numel() for p in unwrapped.parameters() if p.requires_grad)
-            world.from_main(lambda: check_space(self._run, space_needed(self._run, trained, snapshot=snapshot)))
-            if snapshot:
-                self._save_snapshot(unwrapped)  # before the checkpoint: one that is complete has its snapshot
-            super()._save_checkpoint(model, trial)
-            folder = self._run.checkpoints / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-            if world.main:
-                self._window.save(folder, self._watch.state())
-            due = {"evaluation_due": True} if self.evaluation_due else {}
-            seal_together(folder, self._run, step, world, {"zero_stage": self._zero_stage, **due})
-        self._attempt.saved()
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the weights that a resume reads; under DeepSpeed they are in its own files, so nothing is written.
-
-        transformers 4.48.1 gathers and writes them once more there, and never reads that copy.
-        """
-        if not self.is_deepspeed_enabled:
-            super().save_model(output_dir, _internal_call)
-
-    def _save_snapshot(self, unwrapped: Any) -> None:
-        """Save on rank 0. Weights gathered from ZeRO-3's shards are freed on return."""
-        gathered = self.accelerator.get_state_dict(self.model_wrapped) if self._zero_stage == 3 else None
-        if self._world.main:
-            save_snapshot(unwrapped, self.processing_class, self._run, self.state.global_step, gathered)
-
     # --- helpers ---
-
-    @property
-    def _zero_stage(self) -> int:
-        plugin = self.accelerator.state.deepspeed_plugin
-        return plugin.zero_stage if plugin else 0
-
-    @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        """Report that a phase begins; its seconds are among the next step's metrics."""
-        self._attempt.phase(name)
-        start = time.perf_counter()
-        yield
-        self._step_values[f"time/{name}"] = time.perf_counter() - start
 
     def _mean_over_ranks(self, values: torch.Tensor) -> list[float]:
         """Return N means of a tensor (N,), the same on every rank."""

@@ -7,7 +7,6 @@ that still miscalculates learns the format and loses the arithmetic.
 import hashlib
 import json
 import math
-import operator
 import os
 import random
 import shutil
@@ -33,8 +32,7 @@ from mini_r1.generation.sampler import SamplingConfig, Stop, never, sample
 from mini_r1.recipe.builtin_models import BuiltinModel
 from mini_r1.recipe.fields import Recipe, WarmStartRecipe
 from mini_r1.run.files import sync_path, write_json
-from mini_r1.tasks.countdown.task import Problem
-from mini_r1.tasks.countdown.traces import traces
+from mini_r1.tasks.registry import AnyTask, find_task
 from mini_r1.training import from_scratch, warm_progress
 from mini_r1.training.muon import Muon
 from mini_r1.training.warm_progress import Training
@@ -56,13 +54,6 @@ WORK_AT_ONCE = 4.1e8
 """Tokens times squared width in one pass of a layer on a CPU. `stop` is asked between its matrices: 2.5 s at that load.
 The demo's batches are smaller, and so are those of the small run in docs/results.md."""
 
-OPERATIONS: dict[str, Callable[[int, int], float]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": lambda left, right: left / right if right else math.nan,
-}
-
 Progress = Callable[[int, float], None]  # called with the step and the loss
 
 
@@ -76,15 +67,21 @@ def cache_root() -> Path:
 class WarmStart:
     """Everything that decides the weights of a warm-started model."""
 
-    problems: Sequence[Problem]  # for training only: held-out ones stay unseen
+    problems: Sequence[Any]  # for training only: held-out ones stay unseen
     style: str
     model: BuiltinModel
     settings: WarmStartRecipe
 
+    @property
+    def task(self) -> AnyTask:
+        """Return the task that the model is made for."""
+        return find_task(self.model.task)
+
     def directory(self) -> Path:
         """Return the model's directory in the cache."""
-        numbers = json.dumps([[list(p.nums), p.target] for p in self.problems])
-        parts = (CACHE_VERSION, self.style, self.model, self.settings, torch.__version__, numbers)
+        numbers = json.dumps([list(self.task.row(problem).values()) for problem in self.problems])
+        prompt = self.style if self.style in self.task.prompts else self.task.prompt(self.style)
+        parts = (CACHE_VERSION, prompt, self.model, self.settings, torch.__version__, numbers)
         digest = hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()
         return cache_root() / "models" / f"{self.model.name.removeprefix('builtin:')}-{digest[:16]}"
 
@@ -93,17 +90,18 @@ class WarmStart:
         return self.directory().with_suffix(".progress.safetensors")
 
 
-def of_recipe(recipe: Recipe, problems: Sequence[Problem]) -> WarmStart:
+def of_recipe(recipe: Recipe, problems: Sequence[Any]) -> WarmStart:
     """Return the warm start of a recipe with a built-in model; its traces keep to the recipe's limit of values."""
     model = recipe.built_in
     assert model is not None
     limit = recipe.generator.max_intermediate if recipe.generator else None
-    largest = min(limit or model.demonstrator.largest_value, model.demonstrator.largest_value)
-    model = replace(model, demonstrator=replace(model.demonstrator, largest_value=largest))
+    if limit:
+        largest = min(limit, model.demonstrator.largest_value)
+        model = replace(model, demonstrator=replace(model.demonstrator, largest_value=largest))
     return WarmStart(problems, recipe.prompt_style, model, recipe.warm_start or WarmStartRecipe())
 
 
-def for_recipe(recipe: Recipe, problems: Sequence[Problem], console: Console, stop: Stop = never) -> Path:
+def for_recipe(recipe: Recipe, problems: Sequence[Any], console: Console, stop: Stop = never) -> Path:
     """Return the warm-started model of a recipe, from the cache or made now with a progress line; see `make`."""
     job = of_recipe(recipe, problems)
     with _cache_errors(job.directory()):
@@ -233,8 +231,8 @@ def train(
             module.register_full_backward_pre_hook(check)
     if training.step == steps:  # stopped while its arithmetic was measured
         return
-    pairs = traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
-    rows = encode(tokenizer, pairs, job.style, stop)
+    pairs = job.task.traces(job.problems, job.model.demonstrator, job.settings.traces, job.settings.seed)
+    rows = encode(job.task, tokenizer, pairs, job.style, stop)
     model.train()
     for step in _until(stop, range(training.step, steps)):
         if not training.batches:
@@ -297,7 +295,11 @@ def batches_of_like_length(lengths: Sequence[int], size: int, rng: random.Random
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[Problem, str]], style: str, stop: Stop = never
+    task: AnyTask,
+    tokenizer: PreTrainedTokenizerFast,
+    pairs: Iterable[tuple[Any, str]],
+    style: str,
+    stop: Stop = never,
 ) -> list[tuple[list[int], int]]:
     """Return for each pair the token ids of prompt, completion and end token, and the number of the prompt's."""
 
@@ -306,9 +308,9 @@ def encode(
 
     drawn = list(_until(stop, pairs))
     distinct = list({problem: None for problem, _ in drawn})  # a problem's prompt is encoded once for all its traces
-    prompts: dict[Problem, list[int]] = {}
+    prompts: dict[Any, list[int]] = {}
     for some in parts(distinct):
-        prompts |= zip(some, token_ids(tokenizer, render(tokenizer, some, style)), strict=True)
+        prompts |= zip(some, token_ids(tokenizer, render(task, tokenizer, some, style)), strict=True)
     return [
         (prompts[problem] + ids + [tokenizer.eos_token_id], len(prompts[problem]))
         for some in parts(drawn)
@@ -324,28 +326,12 @@ def arithmetic_accuracy(
     chosen = random.Random(seed).choices(job.problems, k=rows)
     completions = sample(
         model,
-        token_ids(tokenizer, render(tokenizer, chosen, job.style)),
+        token_ids(tokenizer, render(job.task, tokenizer, chosen, job.style)),
         SamplingConfig(max_new_tokens=job.model.imitation.max_new_tokens, temperature=1.0),
         eos_token_ids=[tokenizer.eos_token_id],
         pad_token_id=tokenizer.pad_token_id,
         seed=seed,
         stop=stop,
     )
-    verdicts = [right for text in completion_texts(tokenizer, completions) for right in step_verdicts(text)]
+    verdicts = [right for text in completion_texts(tokenizer, completions) for right in job.task.step_verdicts(text)]
     return sum(verdicts) / len(verdicts) if verdicts else 0.0
-
-
-def step_verdicts(text: str) -> list[bool]:
-    """Return for each `value op number = value` in the working of a completion whether it is right.
-
-    A working line is a chain, `8 + 2 = 10 - 3 = 7`, in which every value is the left operand of what follows.
-    """
-    verdicts = []
-    for line in text.split("</think>")[0].splitlines():
-        parts = line.split(" (")[0].split()
-        for i in range(0, len(parts) - 4, 4):
-            left, op, number, equals, value = parts[i : i + 5]
-            if op not in OPERATIONS or equals != "=" or not all(map(str.isdecimal, (left, number, value))):
-                break
-            verdicts.append(OPERATIONS[op](int(left), int(number)) == int(value))
-    return verdicts

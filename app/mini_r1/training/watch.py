@@ -58,6 +58,8 @@ class Watch:
         if gap > limits.max_logp_gap:
             distance = f"{gap:.3g} nats a token from the trainer's, above max_logp_gap {limits.max_logp_gap:g}"
             advice = "it may not sample from the weights that are trained"
+            if values.get("off_policy/age"):
+                advice = "a step changes the policy much; lower learning_rate, or set rollout_ahead: 0"
             yield "logp_gap", f"vLLM's log-probabilities are {distance}: {advice}"
         if reward is not None:
             best = self._best_reward = reward if self._best_reward is None else max(reward, self._best_reward)

@@ -1,4 +1,4 @@
-"""The Countdown game: problems, prompt, scoring, solver, generator. Needs the standard library, `errors` and `values`.
+"""The Countdown game: problems, prompt, scoring, solver, generator. Needs the standard library and other basics.
 
-Training and evaluation know the game through one module, `mini_r1.tasks.countdown.task`.
+Training and evaluation know it as a `Task`: `countdown_task.CountdownTask`.
 """

@@ -4,11 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mini_r1.tasks.columns import Columns, Field
 from mini_r1.tasks.data_errors import DataError, refuse_missing
 from mini_r1.values import describe_value
-
-COLUMNS = ("nums", "target")
-"""Columns of a row; others are ignored."""
 
 MAX_NUMBERS = 8
 """Most numbers in one problem; the exact solver's work grows more than tenfold with each further one."""
@@ -38,6 +36,11 @@ class Problem:
         """The sorted numbers alone: equal also for problems that differ in the target."""
         return tuple(sorted(self.nums))
 
+    @property
+    def cluster(self) -> tuple[int, ...]:
+        """The sorted numbers, which decide how hard a problem is for any target."""
+        return self.numbers_key
+
 
 def parse_problem(row: object, place: str) -> Problem:
     """Check one row and return its problem; columns other than `nums` and `target` are ignored.
@@ -49,12 +52,8 @@ def parse_problem(row: object, place: str) -> Problem:
     """
     if not isinstance(row, Mapping):
         raise DataError(f"{place}: expected an object with 'nums' and 'target', found {describe_value(row)}")
-    refuse_missing(row, COLUMNS, place)
-    nums, target = row["nums"], _as_whole(row["target"])
-    if isinstance(nums, str):
-        inner = nums.strip()
-        inner = inner[1:-1].strip() if inner[:1] + inner[-1:] in ("[]", "()") else inner
-        nums = [number.strip("'\"") for number in _BETWEEN.split(inner)] if inner else []
+    refuse_missing(row, COLUMNS.names, place)
+    nums, target = _as_list(row["nums"]), _as_whole(row["target"])
     if not isinstance(nums, list | tuple):
         raise DataError(f"{place}: 'nums' must be a list of whole numbers, found {describe_value(nums)}")
     if not 1 <= len(nums) <= MAX_NUMBERS:
@@ -78,3 +77,24 @@ def _as_whole(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if type(value) is int else None
+
+
+def _as_list(value: object) -> object:
+    """Return the numbers in a text such as "[1, 2]", "1 2" or "1,2" as a list of texts; another value as it is."""
+    if not isinstance(value, str):
+        return value
+    inner = value.strip()
+    inner = inner[1:-1].strip() if inner[:1] + inner[-1:] in ("[]", "()") else inner
+    return [number.strip("'\"") for number in _BETWEEN.split(inner)] if inner else []
+
+
+def _are_nums(value: object) -> bool:
+    numbers = _as_list(value)
+    return isinstance(numbers, list | tuple) and bool(numbers) and None not in map(_as_whole, numbers)
+
+
+COLUMNS = Columns((
+    Field("nums", ("numbers", "digits", "input"), _are_nums),
+    Field("target", ("answer", "goal", "result"), lambda value: _as_whole(value) is not None),
+))  # fmt: skip
+"""Columns of a row; others are ignored."""

@@ -1,6 +1,6 @@
 """The prompt, word for word as the published script and its notebook send it."""
 
-from .problem import Problem
+from mini_r1.tasks.prompt_file import Prompt
 
 SYSTEM_MESSAGE = (
     "You are a helpful assistant. You first thinks about the reasoning process in the mind "
@@ -25,18 +25,11 @@ USER_MESSAGES: dict[str, str] = {
         "for example <answer> (1 + 2) / 3 = 1 </answer>."
     ),
 }
-"""User messages by prompt style, with the fields `{nums}` and `{target}`."""
+"""User messages by prompt style. Numbers show as Python prints a list, [44, 19, 35], as in the original."""
 
 PREFILL = "Let me solve this step by step.\n<think>"
 """The start of the assistant's turn, which the model continues."""
 
 
-def messages(problem: Problem, style: str = "script") -> list[dict[str, str]]:
-    """Return the chat of one problem: system, user, and the assistant's turn that the completion continues."""
-    # Numbers show as Python prints a list, [44, 19, 35]: so the original's formatting left them.
-    user = USER_MESSAGES[style].format(nums=list(problem.nums), target=problem.target)
-    return [
-        {"role": "system", "content": SYSTEM_MESSAGE},
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": PREFILL},
-    ]
+PROMPTS = {style: Prompt(user, SYSTEM_MESSAGE, PREFILL) for style, user in USER_MESSAGES.items()}
+"""The prompts of the original, by prompt style."""

@@ -4,22 +4,20 @@ To add a reward, write a function of a `ParsedCompletion` and put `@reward("its_
 with a weight. Keep it linear in the length of the completion, and let no text raise.
 """
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any
 
-from mini_r1.tasks.answer_tags import END_THINK
-from mini_r1.tasks.data_errors import DataError, parse_json
+from mini_r1.tasks.answer_tags import THINK, own_prefill
 from mini_r1.tasks.reflections import count_reflections
 
 from . import original_scoring
 from .calculations import ThoughtLine, thought_lines
 from .expression import whole_value
 from .parsed_completion import ParsedCompletion, parse_completion
-from .problem import Problem, parse_problem
+from .problem import Problem
 from .style import Style, classify_style
 
 RewardFunction = Callable[[ParsedCompletion], float]
@@ -36,9 +34,6 @@ LENGTH_FULL = 1000
 LENGTH_NONE = 4000
 """Characters from which `length` pays nothing; the recipe's 1024 tokens of English are about this."""
 
-_QUOTED = re.compile(r"""(character|unexpected|before) ('(?:[^'\\]|\\.)*'|".*?")""")
-_NUMBER = re.compile(r"-?[0-9]+(?:\.\.\.)?(?:/[0-9]+(?:\.\.\.)?)?")
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -53,7 +48,12 @@ class Verdict:
         return int(self.rewards["format"])
 
     @property
-    def equation(self) -> int:
+    def problem(self) -> Problem:
+        """The problem that was asked."""
+        return self.completion.problem
+
+    @property
+    def right(self) -> int:
         """1 when its answer is right by exact arithmetic, else 0."""
         return int(self.rewards["equation"])
 
@@ -82,7 +82,7 @@ class Verdict:
     @cached_property
     def results(self) -> list[int | None]:
         """The true result of each try, and of the answer unless a try has the same result."""
-        nums, answer = self.completion.problem.nums, self.completion.answer
+        nums, answer = self.problem.nums, self.completion.answer
         results = [line.true_result(nums) for line in self._lines if line.equations]
         answered = None if answer is None else whole_value(answer, nums)
         return results if results and (answered is None or answered in results) else [*results, answered]
@@ -92,10 +92,11 @@ class Verdict:
         return list(thought_lines(self.completion.thought))
 
     def record(self) -> dict[str, Any]:
-        """Return what a file of completions holds of one: problem, text, rewards, reason and style."""
+        """Return what a file of completions holds of one: problem, text, rewards, reason and style; another prefill."""
         return {
             "nums": list(self.completion.problem.nums),
             "target": self.completion.problem.target,
+            **own_prefill(self.completion.prefill),
             "completion": self.completion.text,
             "rewards": dict(self.rewards),
             "reason": self.reason,
@@ -105,41 +106,13 @@ class Verdict:
         }
 
 
-def judge(completion: str, problem: Problem, names: Iterable[str] = ()) -> Verdict:
-    """Return the verdict on a completion, the model's text after the prefill, so it starts inside `<think>`.
+def judge(completion: str, problem: Problem, names: Iterable[str] = (), prefill: str = THINK) -> Verdict:
+    """Return the verdict on a completion, the model's text after the prefill.
 
     No text raises, and the work is linear in its length. `names` are rewards to compute besides VERDICTS.
     """
-    parsed = parse_completion(completion, problem)
+    parsed = parse_completion(completion, problem, prefill)
     return Verdict(parsed, {name: REWARDS[name](parsed) for name in dict.fromkeys((*VERDICTS, *names))})
-
-
-def score_line(line: bytes, place: str = "input") -> dict[str, float | str]:
-    """Judge the completion in one line of JSONL, as `mini-r1 score` does; return VERDICTS and "reason".
-
-    The line is `{"completion": str, "nums": [int, ...], "target": int}`; other keys are ignored.
-
-    Raises:
-        DataError: for anything else, naming the `place` of the line, such as `completions.jsonl:3`.
-    """
-    return score_row(parse_json(line, place), place)
-
-
-def score_row(row: Any, place: str) -> dict[str, float | str]:
-    """Judge the completion of one row, as `score_line`."""
-    problem = parse_problem(row, place)
-    if not isinstance(row.get("completion"), str):
-        raise DataError(f"{place}: 'completion' {'must be a string' if 'completion' in row else 'is missing'}")
-    verdict = judge(row["completion"], problem)
-    return {**verdict.rewards, "reason": verdict.reason}
-
-
-def fold_reason(reason: str) -> str:
-    """Return a verdict's reason with every number as N and every quoted sign as …, so that like reasons count as one.
-
-    `result is 7, not 24` and `result is 5/2, not 30` are both `result is N, not N`.
-    """
-    return _NUMBER.sub("N", _QUOTED.sub(r"\1 …", reason))
 
 
 def reward(name: str) -> Callable[[RewardFunction], RewardFunction]:
@@ -177,7 +150,7 @@ def words_reward(completion: ParsedCompletion) -> float:
 
     A thought that never ends earns nothing: else the reward would pay for running into the length limit.
     """
-    if END_THINK not in completion.text:
+    if not completion.thought_ends:
         return 0.0
     return min(1.0, len(completion.thought.split()) / (WORDS_PER_NUMBER * len(completion.problem.nums)))
 

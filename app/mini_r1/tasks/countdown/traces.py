@@ -6,14 +6,27 @@ right about a quarter of the time. Reinforcement learning can then add persisten
 """
 
 import functools
+import math
+import operator
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .baselines import MOST_ENUMERATED, Chain, all_chains, chain_results, draw_chains
 from .problem import Problem
 
 SUMS = "+-"
+WORKING = (
+    " + ", " - ", " * ", " / ", " = ", " (too low)\n", " (too high)\n", " (yes)\n",
+    "</think>\n", "<answer>", "</answer>", "<think>", "</think>",
+)  # fmt: skip
+"""Parts of the demonstrator's text, one token each."""
+OPERATIONS: dict[str, Callable[[int, int], float]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": lambda left, right: left / right if right else math.nan,
+}
 DRAWS = 300
 """Draws after which a kind of try counts as exhausted, with too many numbers to list all tries. With large numbers
 hardly any product is allowed, and finding the last one would take most of the time."""
@@ -151,3 +164,19 @@ def traces(problems: Sequence[Problem], solver: Demonstrator, count: int, seed: 
         if i % in_a_row == 0:
             problem = problems[rng.randrange(len(problems))]
         yield problem, trace(problem, solver, rng)
+
+
+def step_verdicts(text: str) -> list[bool]:
+    """Return for each `value op number = value` in the working of a completion whether it is right.
+
+    A working line is a chain, `8 + 2 = 10 - 3 = 7`, in which every value is the left operand of what follows.
+    """
+    verdicts = []
+    for line in text.split("</think>")[0].splitlines():
+        parts = line.split(" (")[0].split()
+        for i in range(0, len(parts) - 4, 4):
+            left, op, number, equals, value = parts[i : i + 5]
+            if op not in OPERATIONS or equals != "=" or not all(map(str.isdecimal, (left, number, value))):
+                break
+            verdicts.append(OPERATIONS[op](int(left), int(number)) == int(value))
+    return verdicts

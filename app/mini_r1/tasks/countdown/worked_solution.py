@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from operator import add, mul, sub, truediv
 
-from mini_r1.tasks.answer_tags import last_answer
+from mini_r1.tasks.answer_tags import THINK, last_answer
+from mini_r1.tasks.task import Explanation
 
 from .expression import NEGATE, parse
+from .problem import Problem
 
 MAX_SHOWN = 16
 """Most operations worked out and numbers compared: 8 numbers need 7 operations."""
+SHOWN_DIGITS = 24
+"""Digits of a number that was not given."""
 MAX_BITS = 160
 """Most bits of a value shown: numbers of a problem stay below 10**48, but an answer may use others."""
 
@@ -28,9 +32,9 @@ class Working:
     extra: list[int]  # numbers it uses that were not given, or too often
 
 
-def work_out(completion: str, nums: Sequence[int]) -> Working:
+def work_out(completion: str, nums: Sequence[int], prefill: str = THINK) -> Working:
     """Work out the last answer of a completion; one outside the grammar has no steps."""
-    text, _ = last_answer(completion)
+    text, _ = last_answer(completion, prefill)
     parsed = parse(text.strip(" \t\n\r\x0b\x0c")) if text is not None else ""
     if isinstance(parsed, str):
         return Working(text, [], None, [], [])
@@ -40,6 +44,30 @@ def work_out(completion: str, nums: Sequence[int]) -> Working:
         return Working(text, [], None, missing, [number for number in extra if number.bit_length() <= MAX_BITS])
     steps, value = _steps(parsed.postfix)
     return Working(text, steps, None if value is None else str(value), missing, extra)
+
+
+def explain(completion: str, problem: Problem, prefill: str = THINK) -> Explanation:
+    """Return the working of an answer as the samples page shows it, with a remark for each number."""
+    found, chips = work_out(completion, problem.nums, prefill), list[tuple[str, bool | None]]()
+    if found.answer is None:
+        return Explanation(None, [], None, [])
+    left = list(found.missing)
+    for number in problem.nums:
+        if found.value is None and not found.steps and not found.missing:
+            chips.append((str(number), None))
+        elif number in left:
+            left.remove(number)
+            chips.append((f"{number} left out", False))
+        else:
+            chips.append((f"{number} ✓", True))
+    for extra in map(str, found.extra):
+        chips.append((f"{extra if len(extra) <= SHOWN_DIGITS else extra[:SHOWN_DIGITS] + '…'} not given", False))
+    result = None
+    if found.value is not None:
+        hits = found.value == str(problem.target)
+        about = "is the target ✓" if hits else f"and the target is {problem.target} ✗"
+        result = f"{found.value}{' ' if hits else ', '}{about}", hits
+    return Explanation(found.answer, found.steps, result, chips)
 
 
 def _steps(postfix: Sequence[int | str]) -> tuple[list[str], Fraction | None]:

@@ -3,12 +3,12 @@
 import re
 
 from mini_r1.errors import KitError
-from mini_r1.tasks.countdown.problem import Problem, parse_problem
+
+from .problem import Problem, parse_problem
 
 MOST_NUMBERS = 6  # the exact solver runs last, and takes seconds for six numbers, minutes for seven
 MOST_DIGITS = 10  # more than the largest target has
 
-_ARROW = re.compile(r"->|=>|=|→|\bto\b")
 _SEPARATOR = re.compile(r"[\s,;]+")
 _INTEGER = re.compile(r"[-+−]?[0-9]+")
 
@@ -19,14 +19,6 @@ def read_problem(numbers: str, target: str) -> Problem:
     if not 2 <= len(nums) <= MOST_NUMBERS:
         raise KitError(f"give 2 to {MOST_NUMBERS} numbers, such as 3, 5, 9; found {len(nums)}")
     return parse_problem({"nums": nums, "target": _integer(target.strip(), "target")}, "this problem")
-
-
-def split_line(line: str) -> tuple[str, str | None]:
-    """Return numbers and target of a line such as `3 5 9 -> 1`; None for a target that is still to be asked for."""
-    numbers, *targets = _ARROW.split(line)
-    if len(targets) > 1:
-        raise KitError("type one arrow between the numbers and the target, such as 3 5 9 -> 1")
-    return numbers, targets[0] if targets else None
 
 
 def _integer(word: str, what: str) -> int:
