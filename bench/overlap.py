@@ -12,7 +12,8 @@ same number of steps, on each random seed from one warm start; `--jobs` at a tim
 
 Bars: steps a minute at least 1.3 times those without; held-out success (sampled) after the last step within 5 points of
 the run without on every seed; with `rollout_ahead` it rises by at least 25 points and the 95 % intervals of before and
-after are apart; the planned step of the published recipe on 4 GPUs, saves excluded, takes at most 0.75 times as long.
+after are apart; the planned step of the published recipe on 4 GPUs, saves excluded, takes at most 0.75 times as long,
+with and without at the better of one and two GPUs for vLLM.
 
 About 10 minutes for the speed and 50 for the learning on two idle cores; without .venv-vllm it measures nothing.
 """
@@ -39,6 +40,7 @@ from _sides import Side, held_out, take_turns, train_kit, turns
 REPO = Path(__file__).resolve().parent.parent
 PYTHON = REPO / ".venv-vllm" / "bin" / "python"
 RATIO, POINTS, RISE, PLANNED = 1.3, 0.05, 0.25, 0.75
+WITHOUT, WITH = "mini-r1-3b", "mini-r1-3b-overlap"
 WARM_UP = 2
 """First steps of a side that are not counted: with `rollout_ahead` the first one samples twice."""
 
@@ -197,17 +199,24 @@ def measure_learning(arguments: argparse.Namespace, folder: Path) -> dict[int, d
 
 
 def planned() -> dict[str, float]:
-    """Return the planned seconds of a step of the published recipe on 4 GPUs, saves excluded."""
+    """Return the planned seconds of a step of the published recipe on 4 GPUs, saves excluded, by recipe and layout.
+
+    A step has 192 completions in each layout.
+    """
     from mini_r1.machine.roles import assign, shape
     from mini_r1.plan.planner import make_plan
     from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
     found = {}
-    for name in ("mini-r1-3b", "mini-r1-3b-overlap"):
-        recipe = load_recipe(find_recipe(name), ["save_strategy=no"])
-        plan = make_plan(recipe, assign(shape(4, 1), use_vllm=True, on_cpu=False), gpu_memory_gib=80, on_cpu=False)
-        assert plan.timing is not None
-        found[name] = plan.timing.step_s - (0 if plan.timing.ahead else plan.timing.save)
+    for name in (WITHOUT, WITH):
+        for devices, accumulation in ((1, 8), (2, 12)):
+            settings = ["save_strategy=no", f"gradient_accumulation_steps={accumulation}"]
+            recipe = load_recipe(find_recipe(name), settings)
+            roles = assign(shape(4, 1), use_vllm=True, on_cpu=False, vllm_devices=devices)
+            plan = make_plan(recipe, roles, gpu_memory_gib=80, on_cpu=False)
+            assert plan.timing is not None
+            seconds = plan.timing.step_s - (0 if plan.timing.ahead else plan.timing.save)
+            found[f"{name}, vLLM on {devices}"] = seconds
     return found
 
 
@@ -228,7 +237,8 @@ def main() -> int:
         print("overlap: no .venv-vllm, so nothing was measured: `make vllm-cpu`", file=sys.stderr)
         return 0
     steps = planned()
-    ratio = steps["mini-r1-3b-overlap"] / steps["mini-r1-3b"]
+    best = {recipe: min(s for name, s in steps.items() if name.startswith(f"{recipe},")) for recipe in (WITHOUT, WITH)}
+    ratio = best[WITH] / best[WITHOUT]
     found: dict[str, Any] = {"planned": steps}
     bars = {f"planned step of the published recipe <= {PLANNED:g} x ({ratio:.2f} x)": ratio <= PLANNED}
     with tempfile.TemporaryDirectory() as directory:

@@ -62,7 +62,7 @@ BUILTIN_MODELS: Final = {
         BuiltinModel(
             ARITHMETIC_MODEL, layers=2, hidden_size=64, head_size=16, digits=True, vocabulary=120, positions=256,
             initializer_range=0.08,
-            demonstrator=ColumnDemonstrator(give_up=0.5, broken_format=0.3),
+            demonstrator=ColumnDemonstrator(give_up=0.4, broken_format=0.3),
             imitation=Imitation(batch=32, learning_rate=4e-3, max_new_tokens=48, matrix_learning_rate=0.02),
             task="qa",
         ),
