@@ -169,6 +169,7 @@ def test_a_unit_runs_at_a_tiny_size_and_is_not_run_again_when_it_is_complete(tmp
     assert "begins" not in again.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.real
 def test_the_units_that_reach_into_the_trainer_run_at_a_tiny_size(tmp_path: Path) -> None:
     bench(tmp_path, "memory-tiny-1,trl-fixes")

@@ -194,6 +194,7 @@ def run_bench(script: str, *arguments: str | Path, python: str | Path = sys.exec
     return done.stdout
 
 
+@pytest.mark.exhaustive
 @needs_vllm
 @pytest.mark.real
 def test_the_sync_and_the_update_run_at_a_tiny_size(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def smoke(*args: str | Path, **variables: str) -> tuple[int, dict[str, Any], str
 @pytest.mark.parametrize(
     ("options", "workers"),
     [
-        pytest.param(("--gpus", "1"), 1, id="one device"),
+        pytest.param(("--gpus", "1"), 1, id="one device", marks=pytest.mark.exhaustive),
         pytest.param(("--gpus", "4", "--vllm-devices", "2"), 2, id="two vLLM processes"),
         pytest.param(("--gpus", "3"), 2, id="one vLLM process", marks=pytest.mark.exhaustive),
     ],

@@ -236,6 +236,7 @@ def assert_finished(run: RunDir, workers: int, zero_stage: int) -> None:
     assert any(row.get("sync/changed") for row in synced)
 
 
+@pytest.mark.exhaustive
 @needs_vllm
 @pytest.mark.real
 def test_torchrun_on_one_node_stopped_and_resumed(recipe: Path, tmp_path: Path) -> None:

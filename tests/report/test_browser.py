@@ -306,7 +306,7 @@ OVERLAPS = """() => [...document.querySelectorAll(".canvas svg")].flatMap((svg) 
 })"""
 
 
-@pytest.mark.parametrize("width", [360, 420, 1280])
+@pytest.mark.parametrize("width", [360, *(pytest.param(width, marks=pytest.mark.exhaustive) for width in (420, 1280))])
 def test_no_text_of_a_plot_overlaps_another(opened: Open, tmp_path: Path, width: int) -> None:
     from mini_r1.report.build import build_report
 
