@@ -16,7 +16,8 @@ import pytest
 import torch
 from mini_r1.run.reader import read_completions, read_metrics
 from mini_r1.run.run_dir import RunDir
-from mini_r1.training import rollout, rollout_engines
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
+from mini_r1.training import rollout_engines
 from mini_r1.training.trainer import CountdownTrainer
 from safetensors.torch import load_file
 
@@ -44,7 +45,7 @@ def train_and_stop(moment: str, count: int, number: signal.Signals, *args: str |
         os.kill(os.getpid(), number)
         return True
 
-    sample, judge, completion_logps = rollout_engines.sample, rollout.task.judge, CountdownTrainer._completion_logps
+    sample, judge, completion_logps = rollout_engines.sample, CountdownTask.judge, CountdownTrainer._completion_logps
 
     def sampled(model: Any, prompts: Any, config: Any, **kwargs: Any) -> Any:
         if reached("evaluate" if config.num_generations == 1 else "rollout"):
@@ -60,7 +61,8 @@ def train_and_stop(moment: str, count: int, number: signal.Signals, *args: str |
             reached("reference")
         return completion_logps(self, *args)
 
-    rollout_engines.sample, rollout.task.judge, CountdownTrainer._completion_logps = sampled, judged, logps
+    rollout_engines.sample, CountdownTrainer._completion_logps = sampled, logps
+    CountdownTask.judge = judged  # type: ignore[method-assign]
     train(*args)
 
 

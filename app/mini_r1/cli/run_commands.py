@@ -15,7 +15,6 @@ from mini_r1.console import printable, progress_console
 from mini_r1.errors import ExitCode, KitError
 from mini_r1.hub.hub_access import refuse_no_model
 from mini_r1.machine.heavy_imports import needs_extra
-from mini_r1.recipe.recipe_file import load_recipe
 from mini_r1.run.completions import parse_filter, print_completions
 from mini_r1.run.health import check_health
 from mini_r1.run.run_dir import RunDir, find_run, open_run
@@ -147,6 +146,8 @@ def evaluate(
         refuse_no_model(run_or_model, has_problems=problems is not None)
     if problems is not None and not problems.exists():
         raise KitError(f"{problems}: no such file")
+    from mini_r1.recipe.recipe_file import load_recipe  # late: pydantic
+
     run_recipe = load_recipe(run.recipe_file) if run.is_run() else None
     run_task = run_recipe.task if run_recipe else DEFAULT_TASK
     if run_recipe and task not in (None, run_task):
@@ -214,6 +215,8 @@ def play(
     run_directory = open_run(run)
     problem = None
     if given is not None and wanted is not None:
+        from mini_r1.recipe.recipe_file import load_recipe
+
         problem = find_task(load_recipe(run_directory.recipe_file).task).read_typed(given, wanted)
     console = Console(highlight=False)
     with needs_extra("train", console=progress_console()):
