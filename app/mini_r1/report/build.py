@@ -18,7 +18,7 @@ from mini_r1.console import text
 from mini_r1.errors import KitError
 from mini_r1.report import drawing
 from mini_r1.report.markdown import write_markdown
-from mini_r1.report.original_curve import PUBLISHED
+from mini_r1.report.original_curve import PUBLISHED, has_original_task
 from mini_r1.report.plots import GROUPS, SERIES, Plot, make_plots
 from mini_r1.report.plotted import HEADER, plotted_csv
 from mini_r1.report.samples_browser import Samples, collect_samples
@@ -177,6 +177,7 @@ def _render(summaries: Sequence[Summary], plots: Sequence[Plot], samples: Sample
         plots=plots,
         groups=GROUPS,
         original=PUBLISHED,
+        compared_with_original=[summary for summary in summaries if has_original_task(summary.run)],
         recipe=recipe,
         compared=compare_tiles(summaries),
         differing=[fact for fact in recipe if fact.differs],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mini_r1.console import as_markdown
 from mini_r1.report import drawing
-from mini_r1.report.original_curve import PUBLISHED
+from mini_r1.report.original_curve import PUBLISHED, has_original_task
 from mini_r1.report.plots import Plot
 from mini_r1.report.summary import EVALUATION_HEADINGS, Summary, compare_tiles, evaluation_rows, recipe_facts
 from mini_r1.run.files import write_text
@@ -37,8 +37,10 @@ def write_markdown(folder: Path, summaries: Sequence[Summary], plots: Sequence[P
     rows = [[f.key, *f.values] for f in recipe_facts([summary.run for summary in summaries]) if f.differs]
     if rows:
         lines += ["## Differences between the recipes", "", *table(["key", *names], rows)]
-    what, source = as_markdown(PUBLISHED["what"]), as_markdown(PUBLISHED["source"])
-    lines += [*pictures, f"The original's figures are {what}. Source: {source}.", ""]
+    lines += pictures
+    if any(has_original_task(summary.run) for summary in summaries):
+        what, source = as_markdown(PUBLISHED["what"]), as_markdown(PUBLISHED["source"])
+        lines += [f"The original's figures are {what}. Source: {source}.", ""]
     write_text(files[0], "\n".join(lines), sync=False)
     return files
 

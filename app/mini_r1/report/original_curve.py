@@ -5,6 +5,7 @@ from statistics import fmean
 from typing import Any
 
 from mini_r1.run.reader import RunData
+from mini_r1.tasks.registry import DEFAULT_TASK
 
 FORMAT_LEARNED = 0.9  # share of completions in the right format that counts as learned; the original gives no figure
 AROUND = 5  # steps before and after a mark that are averaged: a single step of 192 completions has an error of 3 points
@@ -29,6 +30,11 @@ class Comparison:
     step: int
     verdict: str  # `on track`, `behind`, `not reached` or `not known`
     sentence: str
+
+
+def has_original_task(run: RunData) -> bool:
+    """Return whether a run trains on the original's task; the original's curve says nothing of another."""
+    return run.recipe.get("task", DEFAULT_TASK) == DEFAULT_TASK
 
 
 def compare(run: RunData) -> list[Comparison]:

@@ -1,6 +1,7 @@
 """Which curves a report has, how they are grouped, and their captions; `drawing` draws them.
 
-A plot without data stays in the list, and the page says that nothing was logged for it.
+A plot without data stays in the list, and the page says that nothing was logged for it; a figure of the original's task
+is left out for other tasks.
 """
 
 import math
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
-from mini_r1.report.original_curve import PUBLISHED
+from mini_r1.report.original_curve import PUBLISHED, has_original_task
 from mini_r1.run.reader import Evaluated, Points, RunData
 from mini_r1.values import mapping, number
 
@@ -59,6 +60,9 @@ FIGURES = (
      "Share of completions that reached the maximum length before their end."),
 )  # fmt: skip
 
+ORIGINAL_TASK_FIGURES = ("tries", "frac_enumerating", "frac_wordy")
+"""Figures that only completions of the original's task have."""
+
 
 @dataclass
 class Curve:
@@ -98,11 +102,15 @@ class Plot:
 
 def make_plots(runs: Sequence[RunData], price: float | None = None) -> list[Plot]:
     """Return every plot of a report on these runs, success first; `price` is that of a GPU-hour."""
-    made = [_success(runs)]
+    with_original = any(map(has_original_task, runs))
+    made = [_success(runs, with_original=with_original)]
     for group, name, figure, label, percent, title, note in FIGURES:
+        if figure in ORIGINAL_TASK_FIGURES and not with_original:
+            continue
         curves = _curve_per_run(runs, label, [run.points(figure) for run in runs])
         plot = Plot(name, title, note, curves, percent, group=group)
-        if figure in PUBLISHED and max((c.points[0][-1] for c in plot.curves if c.points[0]), default=0) >= LONG_RUN:
+        long = max((curve.points[0][-1] for curve in curves if curve.points[0]), default=0) >= LONG_RUN
+        if with_original and figure in PUBLISHED and long:
             plot.curves.append(_original(figure, "the original"))
         made.append(plot)
     tokens = _curve_per_run(runs, "tokens", [run.points("tokens_per_second") for run in runs])
@@ -142,8 +150,8 @@ def _original(figure: str, label: str) -> Curve:
     return Curve(label, ([*map(float, steps)], [*map(float, values)]), "original", None, "published")
 
 
-def _success(runs: Sequence[RunData]) -> Plot:
-    """Return held-out success with intervals, training success, the baselines, and the published curve."""
+def _success(runs: Sequence[RunData], *, with_original: bool) -> Plot:
+    """Return held-out success with intervals, training success and the baselines, and the published curve if asked."""
     one = len(runs) == 1
     curves: list[Curve] = []
     for run, name, colour in zip(runs, shorten_names([run.name for run in runs]), SERIES, strict=False):
@@ -164,14 +172,16 @@ def _success(runs: Sequence[RunData]) -> Plot:
                 curves.append(Curve(f"{prefix}held out, {figure}", points, shade, index, "marks", limits))
         if one:
             curves += _baselines(run)
-    original = _original("success", "the original: training reward, T 0.9")
+    note = "Training success is measured on the problems it trains on."
+    if not with_original:
+        return Plot("success", "Success", f"Bars: 95 % intervals. {note}", curves, percent=True, group="success")
     note = (
-        "Bars: 95 % intervals; problems with the same numbers count as one draw. Training success is measured on the "
-        f"problems it trains on. The original: {PUBLISHED['what']}."
+        f"Bars: 95 % intervals; problems with the same numbers count as one draw. {note} "
+        f"The original: {PUBLISHED['what']}."
     )
     plot = Plot("success", "Success", note, curves, percent=True, group="success")
     long = max((run.planned or run.step for run in runs), default=0) >= LONG_RUN
-    (plot.curves if long else plot.side).append(original)
+    (plot.curves if long else plot.side).append(_original("success", "the original: training reward, T 0.9"))
     return plot
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from mini_r1.console import text
 from mini_r1.recipe.fields import Recipe
-from mini_r1.report.original_curve import Comparison, compare, why_not_comparable
+from mini_r1.report.original_curve import Comparison, compare, has_original_task, why_not_comparable
 from mini_r1.report.plots import main_series, wilson
 from mini_r1.run.reader import Evaluated, RunData, count_vllm_processes
 from mini_r1.tasks.registry import task_of_row
@@ -35,7 +35,7 @@ class Summary:
     sentence: str
     tiles: list[Tile]
     comparisons: list[Comparison]  # with the original; empty if the run can't be compared with it
-    caveat: str | None  # why it can't
+    caveat: str | None  # why it can't; None for a run of another task, which is not compared at all
     gpu_hours: float
     cost: float | None
 
@@ -68,8 +68,11 @@ def summarise(run: RunData, price: float | None) -> Summary:
     gpu_hours = sum((attempt.seconds or 0.0) * attempt.gpus for attempt in run.attempts) / 3600
     cost = gpu_hours * price if price is not None else None
     tiles = [_held_out_tile(run), *_training_tiles(run), *_time_tiles(run, gpu_hours, cost, price)]
-    caveat = why_not_comparable(run)
-    return Summary(run, _headline(run), tiles, [] if caveat else compare(run), caveat, gpu_hours, cost)
+    caveat, comparisons = None, []
+    if has_original_task(run):
+        caveat = why_not_comparable(run)
+        comparisons = [] if caveat else compare(run)
+    return Summary(run, _headline(run), tiles, comparisons, caveat, gpu_hours, cost)
 
 
 def compare_tiles(summaries: Sequence[Summary]) -> list[tuple[str, list[str]]]:
