@@ -225,7 +225,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["speed", "learning"], help="run one part")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each side of the speed part")
     parser.add_argument("--turn", type=int, default=4, help="steps that a side takes at a time")
-    parser.add_argument("--hidden-size", type=int, default=256, help="width of the model of the speed part")
+    parser.add_argument("--hidden-size", type=int, default=192, help="width of the model of the speed part")
     parser.add_argument("--layers", type=int, default=4, help="its layers")
     parser.add_argument("--accumulation", type=int, default=1, help="16 x 8 completions a step, times this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
