@@ -1,6 +1,6 @@
 """What does `rollout_ahead: 1` gain, and does it cost success? The real vLLM 0.7.0 on the CPU, with one worker.
 
-    .venv/bin/python bench/overlap.py [--only speed|learning] [--steps 24] [--seeds 0 1 2] [--json]
+    .venv/bin/python bench/overlap.py [--only speed|learning] [--steps 12] [--seeds 0 1 2] [--json]
 
 Speed: four sides train a random model, with and without `rollout_ahead` and with one and two threads a process. The
 model is of a size at which rollout and update take about the same time with one thread. The sides take turns of a few
@@ -223,10 +223,10 @@ def planned() -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["speed", "learning"], help="run one part")
-    parser.add_argument("--steps", type=int, default=24, help="optimizer steps of each side of the speed part")
-    parser.add_argument("--turn", type=int, default=4, help="steps that a side takes at a time")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of each side of the speed part")
+    parser.add_argument("--turn", type=int, default=2, help="steps that a side takes at a time")
     parser.add_argument("--hidden-size", type=int, default=192, help="width of the model of the speed part")
-    parser.add_argument("--layers", type=int, default=4, help="its layers")
+    parser.add_argument("--layers", type=int, default=3, help="its layers")
     parser.add_argument("--accumulation", type=int, default=1, help="16 x 8 completions a step, times this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--learning-steps", type=int, default=80)

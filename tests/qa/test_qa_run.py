@@ -50,8 +50,13 @@ def test_a_run_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "digits" in table
     assert "tries" not in table
     assert "What is" in kit("samples", path, "--limit", "2")
-    kit("report", path)
-    assert "2 digits" in (path / "report.html").read_text()
+    kit("report", path, "--markdown", tmp_path / "pages")
+    page, markdown = (path / "report.html").read_text(), (tmp_path / "pages" / "report.md").read_text()
+    assert "2 digits" in page
+    for text in (page, markdown):
+        assert "Truncated completions" in text
+        for of_countdown in ("Compared with the original", "The original's figures", "Tries per answer", "same numbers"):
+            assert of_countdown not in text
     played = json.loads(kit("play", path, "--question", "What is 34 + 25?", "--answer", "59", "--json"))
     assert played["solution"] == "59"
     assert "tries" not in played["answers"]["trained"]

@@ -1,6 +1,6 @@
 """A completion taken apart at its tags, once, and its answer checked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mini_r1.tasks.answer_tags import THINK, check_format, find_thought, last_answer
 
@@ -22,7 +22,7 @@ class ParsedCompletion:
     """Breach of the kit's format, or None; see `answer_tags.check_format`."""
     answer: str | None  # the text of the last complete answer block after the last `</think>`
     equation_error: str | None  # error of the answer; None when it is right
-    prefill: str = field(compare=False)  # what the text continues
+    prefill: str  # what the text continues
 
 
 def parse_completion(text: str, problem: Problem, prefill: str = THINK) -> ParsedCompletion:
