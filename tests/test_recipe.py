@@ -382,12 +382,12 @@ def test_one_issue(issues, line, sentence):
         *(
             (
                 f"use_vllm: true\n{correction}\n{cut_off}",
-                "x:3: off_policy: corrects by log-probabilities, and top_p and",
+                "x:3: off_policy: the loss corrects by vLLM's log-probabilities, which top_p and",
             )
             for correction in ("off_policy: tis", "off_policy: clip\nepsilon: 0.2")
             for cut_off in ("top_p: 0.9", "top_k: 20")
         ),
-        ("use_vllm: true\nrollout_ahead: 1\ntop_k: 5", "x:4: top_k: corrects by log-probabilities"),
+        ("use_vllm: true\nrollout_ahead: 1\ntop_k: 5", "x:4: top_k: the loss corrects by vLLM's log-probabilities"),
         (
             "scoring: original\nrewards: {format: 1, format_original: 1}",
             "x:3: rewards: under scoring: original 'format' means",

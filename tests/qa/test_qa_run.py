@@ -55,7 +55,12 @@ def test_a_run_of_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "2 digits" in page
     for text in (page, markdown):
         assert "Truncated completions" in text
-        for of_countdown in ("Compared with the original", "The original's figures", "Tries per answer", "same numbers"):
+        for of_countdown in (
+            "Compared with the original",
+            "The original's figures",
+            "Tries per answer",
+            "same numbers",
+        ):
             assert of_countdown not in text
     played = json.loads(kit("play", path, "--question", "What is 34 + 25?", "--answer", "59", "--json"))
     assert played["solution"] == "59"

@@ -156,7 +156,8 @@ def _off_policy_contradictions(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield "off_policy use_vllm", text
     elif recipe.resolved_off_policy != "none" and (recipe.top_k or recipe.top_p < 1):
         text = (
-            "corrects by log-probabilities, and top_p and top_k change vLLM's: take them out, or set off_policy: none"
+            "the loss corrects by vLLM's log-probabilities, which top_p and top_k change: take them out, or set "
+            "off_policy: none"
         )
         yield "off_policy top_p top_k rollout_ahead", text
     if recipe.off_policy == "clip" and recipe.epsilon is None:
