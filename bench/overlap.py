@@ -180,7 +180,7 @@ def measure_learning(arguments: argparse.Namespace, folder: Path) -> dict[int, d
     def train(seed: int, ahead: int, model: Path) -> dict[str, Any]:
         values = [
             f"model_name_or_path={model}", f"rollout_ahead={ahead}", f"max_steps={arguments.learning_steps}",
-            f"seed={seed}", "gradient_accumulation_steps=2", "save_strategy=no", "watch={logp_gap: off}",
+            f"seed={seed}", "save_strategy=no", "watch={logp_gap: off}",
         ]  # fmt: skip
         recipe = write_recipe(folder / f"{seed}-{ahead}.yaml", values)
         settings = {"threads": 1, "model": str(model), "recipe": str(recipe), "measured": True}
@@ -229,7 +229,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=3, help="its layers")
     parser.add_argument("--accumulation", type=int, default=1, help="16 x 8 completions a step, times this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learning-steps", type=int, default=80)
+    parser.add_argument("--learning-steps", type=int, default=70)
     parser.add_argument("--jobs", type=int, default=1, help="runs of the learning part at a time, two processes each")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -34,7 +34,7 @@ class Comparison:
 
 def has_original_task(run: RunData) -> bool:
     """Return whether a run trains on the original's task; the original's curve says nothing of another."""
-    return run.recipe.get("task", DEFAULT_TASK) == DEFAULT_TASK
+    return bool(run.recipe.get("task", DEFAULT_TASK) == DEFAULT_TASK)
 
 
 def compare(run: RunData) -> list[Comparison]:
