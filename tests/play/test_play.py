@@ -20,6 +20,7 @@ from mini_r1.play.players import Answer, Player, answer_in_turn, load_players
 from mini_r1.play.session import Sampling, play, play_one, play_one_as_json, side_by_side
 from mini_r1.run.manifest import seal
 from mini_r1.run.run_dir import RunDir
+from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import judge
 from rich.console import Console
@@ -115,7 +116,7 @@ def test_both_answer_in_turn_and_get_a_verdict_at_their_end(playing: list[Player
     assert [answer.player for answer in done] == ["untrained", "trained"]
     assert done[0].ids == done[1].ids  # the same weights and the same draws here
     for answer in done:
-        assert answer.verdict == judge(answer.text, PROBLEM)
+        assert answer.verdict == judge(answer.text, PROBLEM, prefill=CountdownTask.prompts["script"].prefill)
         assert answer.ended or len(answer.ids) == 12
 
 
