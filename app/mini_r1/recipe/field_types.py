@@ -44,6 +44,11 @@ def require(test: Callable[[Any], object], text: str, kind: type = AfterValidato
     return kind(check)
 
 
+def mapping(text: str) -> Any:
+    """Return a validator that raises a ValueError with `text` for a list or a text in the place of a mapping."""
+    return require(lambda value: not isinstance(value, list | str), text, BeforeValidator)
+
+
 def only(allowed: object, why: str) -> Any:
     """Return a validator for a key that other files have and that has one possible value here."""
     text = f"must be {str(allowed).lower()}: {why}"
@@ -134,11 +139,7 @@ Text = Annotated[
 ]
 ColumnNames = Annotated[
     dict[str, Text],
-    require(
-        lambda names: not isinstance(names, list | str),
-        "must be a mapping of fields to columns, such as {{nums: numbers}}",
-        BeforeValidator,
-    ),
+    mapping("must be a mapping of fields to columns, such as {{nums: numbers}}"),
     BeforeValidator(lambda names: {} if names is None else names),
 ]
 
@@ -242,11 +243,7 @@ else:  # steps stay whole numbers, and the game's registry is the only list of r
     ]
 Rewards = Annotated[
     dict[RewardName, Number],
-    require(
-        lambda weights: not isinstance(weights, list | str),
-        "must be a mapping of names to weights, such as {{format: 1, equation: 1}}",
-        BeforeValidator,
-    ),
+    mapping("must be a mapping of names to weights, such as {{format: 1, equation: 1}}"),
     require(lambda weights: any(weights.values()), "at least one reward needs a weight other than 0"),
 ]
 Scheduler = Literal[

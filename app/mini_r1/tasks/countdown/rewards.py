@@ -7,10 +7,10 @@ with a weight. Keep it linear in the length of the completion, and let no text r
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from typing import Any
 
 from mini_r1.tasks.answer_tags import THINK, own_prefill
+from mini_r1.tasks.coin_flip import coin_flip
 from mini_r1.tasks.reflections import count_reflections
 
 from . import original_scoring
@@ -167,7 +167,5 @@ def random_reward(completion: ParsedCompletion) -> float:
 
     A run that improves on this reward alone learns from noise, and so may the run that it is compared with.
     """
-    # surrogatepass: a decoded completion may hold lone surrogates, which strict UTF-8 refuses.
     problem = completion.problem
-    text = f"{problem.nums}|{problem.target}|{completion.text}".encode("utf-8", "surrogatepass")
-    return float(blake2b(text, digest_size=1).digest()[0] & 1)
+    return coin_flip(f"{problem.nums}|{problem.target}|{completion.text}")

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Final
 
 from mini_r1.tasks.answer_tags import THINK, check_format, find_thought, last_answer, own_prefill
+from mini_r1.tasks.coin_flip import coin_flip
 from mini_r1.tasks.reflections import count_reflections
 
 from .final_answer import MAX_ANSWER, is_number, same_answer
@@ -56,7 +56,7 @@ RewardFunction = Callable[[JudgedAnswer], float]
 ANSWER_REWARDS: Final[dict[str, RewardFunction]] = {
     "format": lambda judged: judged.format,
     "answer": lambda judged: judged.right,
-    "random": lambda judged: _random(f"{judged.problem.key}|{judged.completion}"),
+    "random": lambda judged: coin_flip(f"{judged.problem.key}|{judged.completion}"),
 }
 """The rewards that a recipe can name; `random` is the random-reward control."""
 ALWAYS = ("format", "answer")
@@ -84,9 +84,3 @@ def check_final_answer(answer: str, wanted: str) -> str | None:
     if is_number(wanted) and not is_number(answer):
         return f"the answer is no number: {answer!a}, not {wanted!a}"
     return f"the answer is {answer!a}, not {wanted!a}"
-
-
-def _random(text: str) -> float:
-    """Return 0 or 1 with equal probability, by a hash."""
-    # surrogatepass: a decoded completion may hold lone surrogates, which strict UTF-8 refuses.
-    return float(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=1).digest()[0] & 1)
