@@ -110,7 +110,8 @@ class CodeReward:
         except (Exception, SystemExit) as error:
             raise KitError(
                 f"the reward {self.name} raised {type(error).__name__}: {text(first_line(error), SHOWN)} "
-                f"{self._find_raising(given)}, step {step}: fix it, and run the same command again"
+                f"{self._find_raising(given)}, step {step}: fix it, and repeat the command, with another "
+                "--run-dir if this run has a checkpoint"
             ) from error
         if values is None:
             raise KitError(f"the reward {self.name} must return a list, a float for each completion (step {step})")
