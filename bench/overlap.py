@@ -8,14 +8,15 @@ steps within one run. Between its turns a side's processes are stopped (SIGSTOP)
 another's time. The bar compares the better number of threads of each.
 
 Learning: the demo's game and model, with attention heads of the size that vLLM needs, trained with and without for the
-same number of steps, on each random seed from one warm start; `--jobs` at a time, one thread a process.
+same number of steps, on each random seed from one warm start; `--jobs` at a time, one thread a process. Two such heads
+learn later than the demo's four, so a step has half the demo's batch and there are twice as many steps.
 
 Bars: steps a minute at least 1.3 times those without; held-out success (sampled) after the last step within 5 points of
 the run without on every seed; with `rollout_ahead` it rises by at least 25 points and the 95 % intervals of before and
 after are apart; the planned step of the published recipe on 4 GPUs, saves excluded, takes at most 0.75 times as long,
 with and without at the better of one and two GPUs for vLLM.
 
-About 10 minutes for the speed and 50 for the learning on two idle cores; without .venv-vllm it measures nothing.
+About 10 minutes for the speed and 75 for the learning on two idle cores, 40 with `--jobs 2`; without .venv-vllm it measures nothing.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def measure_learning(arguments: argparse.Namespace, folder: Path) -> dict[int, d
     def train(seed: int, ahead: int, model: Path) -> dict[str, Any]:
         values = [
             f"model_name_or_path={model}", f"rollout_ahead={ahead}", f"max_steps={arguments.learning_steps}",
-            f"seed={seed}", "save_strategy=no", "watch={logp_gap: off}",
+            f"seed={seed}", "gradient_accumulation_steps=2", "save_strategy=no", "watch={logp_gap: off}",
         ]  # fmt: skip
         recipe = write_recipe(folder / f"{seed}-{ahead}.yaml", values)
         settings = {"threads": 1, "model": str(model), "recipe": str(recipe), "measured": True}
@@ -229,7 +230,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=3, help="its layers")
     parser.add_argument("--accumulation", type=int, default=1, help="16 x 8 completions a step, times this")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learning-steps", type=int, default=70)
+    parser.add_argument("--learning-steps", type=int, default=150)
     parser.add_argument("--jobs", type=int, default=1, help="runs of the learning part at a time, two processes each")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
