@@ -79,8 +79,8 @@ def read_held_out_completions(run: RunDir) -> Iterator[dict[str, Any]]:
     """Yield the kept answers to held-out problems, in order of steps; `kind` is greedy or sampled."""
     best: dict[int, tuple[float, Path]] = {}  # of a step that was evaluated more than once, on the most problems
     for step, limit, path in list_held_out_results(run, "step-*.jsonl"):
-        problems = float("inf") if limit is None else limit
-        best[step] = max(best.get(step, (0.0, path)), (problems, path))
+        this = (float("inf") if limit is None else limit, path)
+        best[step] = max(best.get(step, this), this)
     for step in sorted(best):
         yield from (row for row in read_jsonl(best[step][1]) if is_step(row.get("step")))
 
@@ -156,17 +156,20 @@ class AttemptRecord:
     @property
     def first_step(self) -> int | None:
         """The first step it trained."""
-        return self._steps[0] if self._steps else int(self.times[1][0]) if self.times[1] else None
+        _, logged = self.times
+        return next(iter([*self._steps, *map(int, logged)]), None)
 
     @property
     def last_step(self) -> int | None:
         """The last step it trained; a later attempt may have repeated some of its steps."""
-        return max([*self._steps[-1:], *map(int, self.times[1])], default=None)
+        _, logged = self.times
+        return max([*self._steps, *map(int, logged)], default=None)
 
     @property
     def seconds(self) -> float | None:
         """From its beginning to its last row of metrics."""
-        return None if self.begin is None or not self.times[0] else max(0.0, self.times[0][-1] - self.begin)
+        at, _ = self.times
+        return None if self.begin is None or not at else max(0.0, at[-1] - self.begin)
 
     @property
     def gpus(self) -> int:
@@ -243,9 +246,8 @@ class RunData:
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        step = self.state.get("step")
-        logged = max((row["step"] for row in self.rows), default=0)
-        return max(step if is_step(step) else 0, logged)
+        logged = [row["step"] for row in self.rows]
+        return max([step for step in (self.state.get("step"), *logged) if is_step(step)], default=0)
 
     @property
     def planned(self) -> int | None:
@@ -305,5 +307,5 @@ def _list_missing(data: RunData) -> None:
         )
     elif next(read_held_out_completions(data.run), None) is None:
         data.missing.append("no answers to held-out problems were kept: `mini-r1 evaluate --again` keeps them")
-    if not data.points("eval_success")[0] and data.recipe.get("eval_strategy") in (None, "no"):
+    if not any(data.points("eval_success")) and data.recipe.get("eval_strategy") in (None, "no"):
         data.missing.append("no held-out success during training: the recipe has no eval_steps")
