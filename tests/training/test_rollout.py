@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+from mini_r1.errors import KitError, Stopped
 from mini_r1.tasks.countdown.countdown_task import CountdownTask
 from mini_r1.tasks.countdown.problem import Problem
 from mini_r1.tasks.countdown.rewards import judge
+from mini_r1.tasks.reward_file import CodeReward
 from mini_r1.training.rollout import ADVANTAGE_EPSILON, Completion, score, set_advantages
 
 PROBLEM = Problem((6, 7), 42)
@@ -23,6 +25,51 @@ def test_a_reward_is_the_weighted_sum() -> None:
     score(CountdownTask(), found, {"equation": 2.0, "format": 0.5})
     assert [c.reward for c in found] == [2.5, 0.5, 0.0]
     assert [c.verdict.right for c in found if c.verdict] == [1, 0, 0]
+
+
+def test_a_reward_of_a_file_gets_prompts_texts_and_the_columns_of_the_task() -> None:
+    calls = []
+
+    def length(prompts: list[str], completions: list[str], nums: list[list[int]], target: list[int]) -> list[float]:
+        calls.append((prompts, completions, nums, target))
+        return [float(len(text)) for text in completions]
+
+    code = CodeReward("mine.py:length", length, ("prompts", "completions", "nums", "target"))
+    problems = (PROBLEM, Problem((1, 2), 3))
+    texts = (RIGHT, "abc")
+    found = [
+        Completion(problem, prompt, [1], [1], False, text)
+        for problem, prompt, text in zip(problems, ("p", "q"), texts, strict=True)
+    ]
+    score(CountdownTask(), found, {"equation": 2.0, "mine.py:length": 0.5}, code=[code])
+    assert calls == [(["p", "q"], list(texts), [[6, 7], [1, 2]], [42, 3])]
+    assert [c.reward for c in found] == [2.0 + len(RIGHT) / 2, 1.5]
+    assert found[1].rewards["mine.py:length"] == 3.0
+
+    score(CountdownTask(), [], {"mine.py:length": 0.5}, code=[code])
+    assert len(calls) == 1, "there was nothing to reward"
+
+
+def test_a_reward_of_a_file_that_fails_names_the_step() -> None:
+    code = CodeReward("mine.py:empty", lambda completions: [], ("completions",))
+    for given, named in (({}, 0), ({"step": 7}, 7)):
+        with pytest.raises(KitError, match=f"returned 0 values for 1 completions, step {named}:"):
+            score(CountdownTask(), completions(0.0), {"mine.py:empty": 1.0}, code=[code], **given)
+
+
+def test_a_stop_leaves_the_rest_without_a_verdict() -> None:
+    found = completions(0.0, 0.0, 0.0)
+    answers = iter([False, True])
+    with pytest.raises(Stopped):
+        score(CountdownTask(), found, {"equation": 1.0}, lambda: next(answers))
+    assert [c.verdict is None for c in found] == [False, True, True]
+
+
+def test_a_completion_is_judged_after_its_prefill() -> None:
+    for prefill, reward in (("", 0.0), ("<think>", 1.0)):
+        found = Completion(PROBLEM, "", [1], [1], False, RIGHT)
+        score(CountdownTask(), [found], {"format": 1.0}, prefill=prefill)
+        assert found.reward == reward
 
 
 def test_a_completion_without_a_score_has_no_reward_and_is_not_left_out() -> None:
