@@ -237,6 +237,19 @@ def test_without_a_reference_model_there_is_no_kl(run: RunDir) -> None:
     assert any(sentence.startswith("the recipe cannot be read: ") for sentence in said)
 
 
+def test_a_run_is_read_without_its_state_and_its_record(run: RunDir) -> None:
+    assert not [sentence for sentence in missing(run) if ".json cannot be read" in sentence]
+    assert read_run(run.path).name == "run"
+    assert read_run(run.path, "another").name == "another"
+    run.state_file.unlink()
+    run.run_file.unlink()
+    said = read_run(run.path).missing
+    assert [sentence.partition(":")[0] for sentence in said[:2]] == [
+        "state.json cannot be read",
+        "run.json cannot be read",
+    ]
+
+
 def test_held_out_results_that_are_missing(run: RunDir) -> None:
     def said(part: str) -> bool:
         return any(sentence.startswith(part) for sentence in missing(run))

@@ -11,6 +11,7 @@ from math import comb
 import numpy as np
 import pytest
 from mini_r1.evaluation.statistics import mean_interval, pass_at_k, rate_interval, ratio_interval
+from scipy.stats import beta, t
 
 
 @pytest.mark.parametrize("n", range(1, 8))
@@ -77,6 +78,40 @@ def test_clusters_differ_by_equality_and_keep_their_sizes() -> None:
     assert ours == pytest.approx(mean_interval(values[::-1], clusters[::-1]))
 
 
+def test_the_effective_samples_are_korn_and_graubard_s() -> None:
+    """Sums 0.75, 1.25, 0.25, 1 over clusters of 2, 2, 1, 1 problems with 4 samples each: n* is 6.5, far below 24."""
+    shares, clusters = [0.25, 0.5, 0.5, 0.75, 0.25, 1.0], "aabbcd"
+    p, sums, sizes = 3.25 / 6, (0.75, 1.25, 0.25, 1.0), (2, 2, 1, 1)
+    between = 4 / 3 * sum((total - p * size) ** 2 for total, size in zip(sums, sizes, strict=True)) / 36
+    n = p * (1 - p) / between * (t.ppf(0.975, 23) / t.ppf(0.975, 3)) ** 2
+    assert 6 < n < 7
+    expected = beta.ppf(0.025, p * n, (1 - p) * n + 1), beta.ppf(0.975, p * n + 1, (1 - p) * n)
+    assert rate_interval(shares, 4, clusters) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "freedom"),
+    [
+        ([1.0] * 8 + [3.0, 9.0], "aaaaaaaaab", 1),  # 100 / 82 - 1, and no less than 1
+        ([1.0, 2.0, 4.0, 3.0, 9.0, 8.0], "aabbbc", 36 / 14 - 1),
+    ],
+)
+def test_the_degrees_of_freedom_are_kish_s(values: list[float], clusters: str, freedom: float) -> None:
+    mean, names = sum(values) / len(values), sorted(set(clusters))
+    rests = [sum(v - mean for v, c in zip(values, clusters, strict=True) if c == name) for name in names]
+    error = math.sqrt(len(names) / (len(names) - 1) * sum(rest**2 for rest in rests)) / len(values)
+    half = t.ppf(0.975, freedom) * error
+    assert mean_interval(values, clusters) == pytest.approx((mean - half, mean + half))
+
+
+@pytest.mark.parametrize(
+    ("middle", "distance", "differ"),
+    [(0.0, 1.5e-12, True), (0.0, 1e-12, False), (0.0, 5e-13, False), (1e6, 1e-7, False), (1e6, 1e-4, True)],
+)
+def test_rounding_is_no_difference(middle: float, distance: float, differ: bool) -> None:
+    assert (mean_interval([middle - distance, middle + distance], "ab") is not None) == differ
+
+
 def test_the_interval_of_a_mean_is_student_s() -> None:
     """Differences 1, 2, 3, 4, 5: 3 ± 2.7764 · sqrt(2.5 / 5)."""
     half = 2.776445 * 0.5**0.5
@@ -108,8 +143,10 @@ def test_the_interval_of_a_ratio_is_symmetric_on_a_logarithm() -> None:
     assert limits is not None
     assert math.log(limits[0]) + math.log(limits[1]) == pytest.approx(2 * math.log(6 / 5))
     assert ratio_interval([2 * v for v in above], below, range(4)) == pytest.approx([2 * v for v in limits])
-    with pytest.raises(ValueError, match="not positive"):
-        ratio_interval([0.0, 0.0], [1.0, 1.0], range(2))
+    assert ratio_interval([0.25, 0.125], [0.125, 0.25], range(2)) is not None
+    for above, below in (([0.0, 0.0], [1.0, 1.0]), ([1.0, 1.0], [0.0, 0.0]), ([1.0, 1.0], [0.0, -0.5])):
+        with pytest.raises(ValueError, match="not positive"):
+            ratio_interval(above, below, range(2))
 
 
 @pytest.mark.parametrize(

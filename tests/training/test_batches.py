@@ -68,6 +68,7 @@ def test_a_micro_batch_holds_as_many_tokens_as_are_allowed_padding_included() ->
     assert lengths(split(completions, 9)) == [[4], [4], [3, 2], [1]]  # 2 x 5 tokens are too many
     assert lengths(split(completions, 25)) == [[4, 4, 3, 2, 1]]
     assert split([], 10) == []
+    assert lengths(split(of_lengths(4, 2, 2), 14)) == [[4, 2], [2]]  # each of them is padded to the first
     assert lengths(split(completions, 10, packed=True)) == [[4, 4], [3, 2, 1]]  # 5 + 5 and 4 + 3 + 2
 
 

@@ -75,6 +75,7 @@ def test_a_completion_is_judged_after_its_prefill() -> None:
 def test_a_completion_without_a_score_has_no_reward_and_is_not_left_out() -> None:
     found = Completion(PROBLEM, "", [1], [1], False)
     assert (found.reward, found.advantage, found.group_differs) == (0.0, 0.0, True)
+    assert found.policy_step == 0
 
 
 def test_a_row_has_every_field_of_a_completion() -> None:

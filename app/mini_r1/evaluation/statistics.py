@@ -29,8 +29,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
         raise ValueError(f"{c} of {n} samples cannot be right")
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} cannot be estimated from {n} samples")
-    if n - c < k:
-        return 1.0
     all_wrong = 1.0
     for i in range(n - c + 1, n + 1):
         all_wrong *= 1.0 - k / i
