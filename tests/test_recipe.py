@@ -420,6 +420,22 @@ def test_all_issues_together_sorted_by_line_and_overrides_last(issues):
     assert not any("hf_abcdef" in line for line in found)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [("seed", "v" * 80, "seed=" + "v" * 80), ("seed", "v" * 81, "seed=" + "v" * 77 + "..."),
+     ("k" * 81, "1", "k" * 80 + "=1")],
+)  # fmt: skip
+def test_a_long_override_is_cut_where_it_is_named(issues, key, value, shown):
+    (found,) = issues("model_name_or_path: builtin:demo\nmax_steps: 1\n", f"{key}={value}")
+    assert found.startswith(f"--set {shown}: ")
+
+
+def test_a_long_duplicate_key_is_cut(issues):
+    key = "k" * 61
+    found = issues(f"model_name_or_path: builtin:demo\n{key}: 1\n{key}: 2\n")
+    assert f"x:3: duplicate key '{key[:60]}', first in line 2" in found
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "null\n"])
 def test_an_empty_file(issues, text):
     (found,) = issues(text)
