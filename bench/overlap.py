@@ -16,8 +16,8 @@ the run without on every seed; with `rollout_ahead` it rises by at least 25 poin
 after are apart; the planned step of the published recipe on 4 GPUs, saves excluded, takes at most 0.75 times as long,
 with and without at the better of one and two GPUs for vLLM.
 
-About 10 minutes for the speed and 90 for the learning on two idle cores, 50 with `--jobs 2`; without .venv-vllm it
-measures nothing.
+About 10 minutes for the speed on two idle cores. The learning took 68 minutes with `--jobs 2` on two cores that other
+work used, too. Without .venv-vllm it measures nothing.
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ def require(test: Callable[[Any], object], text: str, kind: type = AfterValidato
     return kind(check)
 
 
-def mapping(text: str) -> Any:
-    """Return a validator that raises a ValueError with `text` for a list or a text in the place of a mapping."""
+def require_mapping(text: str) -> Any:
+    """Return a validator that raises a ValueError with `text` for a list or text in place of a mapping."""
     return require(lambda value: not isinstance(value, list | str), text, BeforeValidator)
 
 
@@ -139,7 +139,7 @@ Text = Annotated[
 ]
 ColumnNames = Annotated[
     dict[str, Text],
-    mapping("must be a mapping of fields to columns, such as {{nums: numbers}}"),
+    require_mapping("must be a mapping of fields to columns, such as {{nums: numbers}}"),
     BeforeValidator(lambda names: {} if names is None else names),
 ]
 
@@ -243,7 +243,7 @@ else:  # steps stay whole numbers, and the game's registry is the only list of r
     ]
 Rewards = Annotated[
     dict[RewardName, Number],
-    mapping("must be a mapping of names to weights, such as {{format: 1, equation: 1}}"),
+    require_mapping("must be a mapping of names to weights, such as {{format: 1, equation: 1}}"),
     require(lambda weights: any(weights.values()), "at least one reward needs a weight other than 0"),
 ]
 Scheduler = Literal[
