@@ -242,7 +242,9 @@ def test_asked_twice_a_launcher_stops_at_once(
 ) -> None:
     launcher = launch(recipe, "--gpus", workers, "--run-dir", tmp_path / "run")
     pids = [launcher.pid_of(rank) for rank in range(workers)]
-    launcher.process.send_signal(signal.SIGTERM)  # the workers import for seconds before they check
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # on a fast machine they would end after the first SIGTERM
+    launcher.process.send_signal(signal.SIGTERM)
     time.sleep(2.5)
     launcher.process.send_signal(signal.SIGTERM)
     assert launcher.wait() == 143
