@@ -121,10 +121,12 @@ class Compose:
 
     def __call__(self, *arguments: str, profile: str = "cpu", timeout: float = 600) -> subprocess.CompletedProcess[str]:
         command = [str(part) for part in (*self._command, f"--profile={profile}", *arguments)]
+        # The user's own settings, such as MINI_R1_CACHE, are not the test's.
+        without_settings = {name: value for name, value in os.environ.items() if not name.startswith("MINI_R1_")}
         return subprocess.run(
             command,
             cwd=engine.REPO,
-            env={**os.environ, **self.settings},
+            env={**without_settings, **self.settings},
             capture_output=True,
             text=True,
             timeout=timeout,
