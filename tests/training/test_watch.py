@@ -34,6 +34,7 @@ def alert_steps(watch: Watch, name: str, values: list[float]) -> list[int]:
         ("loss", [0.1, -math.inf], [2]),
         ("grad_norm", [1.0, math.inf], [2]),
         ("kl", [0.1, 9.9, 10.1, 0.1], [3]),
+        ("off_policy/sample_size", [1.0, 0.95, 0.94, 0.96], [3]),
         ("entropy", [0.009] * 4, [4]),
         ("entropy", [0.009, 0.009, 0.009, 0.2], []),
         ("entropy", [0.009] * 3, []),

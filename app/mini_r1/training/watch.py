@@ -61,6 +61,11 @@ class Watch:
             if values.get("off_policy/age"):
                 advice = "a step changes the policy much; lower learning_rate, or set rollout_ahead: 0"
             yield "logp_gap", f"vLLM's log-probabilities are {distance}: {advice}"
+        size = values.get("off_policy/sample_size", math.inf)
+        if size < limits.min_sample_size:
+            limit = f"below min_sample_size {limits.min_sample_size:g}: few of vLLM's tokens decide the gradient"
+            advice = "stop the run, and start a new one from an earlier snapshot with a lower learning_rate"
+            yield "sample_size", f"off_policy/sample_size is {size:.3g}, {limit}; {advice}"
         if reward is not None:
             best = self._best_reward = reward if self._best_reward is None else max(reward, self._best_reward)
             if best > 0 and reward < limits.collapse_share * best:
