@@ -22,18 +22,18 @@ demo: ## train a tiny model on this machine's CPU and show that it learned
 	@$(PYTHON) app/install.py --only train
 	@.venv/bin/mini-r1 demo $(ARGS)
 
-# One thread per process, because on a busy machine a second one costs more than it saves; up to four processes.
-PYTEST = @OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+# One thread per process, because on a busy machine a second one costs more than it saves. One process more than cores,
+# because many tests wait; at most five.
+PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+PYTEST = @OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(PROCESSES) --maxprocesses 5
 test: install ## the quick tests: minutes, and nothing but .venv is needed
-	$(PYTEST) -n auto --maxprocesses 4 -m "not real and not exhaustive" $(ARGS)
+	$(PYTEST) -m "not real and not exhaustive" $(ARGS)
 
-# One process more than cores, because the tests on Slurm mostly wait.
-REAL_PROCESSES := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 test-real: install ## the tests with real Slurm, containers, vLLM (make vllm-cpu), DeepSpeed, Chromium and kubectl
-	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 -m "real and not exhaustive" $(ARGS)
+	$(PYTEST) -m "real and not exhaustive" $(ARGS)
 
 test-all: install ## every test, the long matrices too: half an hour or more; dates the lines of docs/verified.md
-	$(PYTEST) -n $(REAL_PROCESSES) --maxprocesses 5 --record-evidence $(ARGS)
+	$(PYTEST) --record-evidence $(ARGS)
 
 mutants: install ## change the code in hundreds of places and count the changes that tests notice: hours (ARGS="roles.py": a part)
 	@.venv/bin/python bench/_record.py bench/mutants.py $(ARGS)

@@ -33,9 +33,11 @@ TOGETHER = ("tests/slurm/", "tests/containers/", "tests/evaluation/")
 
 LONGEST_FIRST = (
     "tests/containers/", "tests/slurm/", "tests/cluster/test_real_stack.py", "tests/cluster/test_two_nodes.py",
-    "tests/cluster/test_launch.py", "tests/cluster/test_smoke.py", "tests/test_gpu_bench.py",
-    "tests/training/test_run.py", "tests/training/test_pushing.py", "tests/training/test_learning.py",
-    "tests/training/test_kill.py",
+    "tests/kubernetes/test_docs_kubernetes.py", "tests/cluster/test_launch.py", "tests/cluster/test_smoke.py",
+    "tests/test_gpu_bench.py", "tests/cluster/test_rendezvous.py", "tests/training/test_rollout_ahead.py",
+    "tests/cluster/test_prefetch.py", "tests/training/test_pushing.py", "tests/publishing/test_publish.py",
+    "tests/test_causes.py", "tests/cluster/test_supervise.py", "tests/training/test_run.py",
+    "tests/training/test_learning.py", "tests/training/test_kill.py",
 )  # fmt: skip
 """What takes minutes begins first, so that no process ends long after the others. pytest-xdist goes by the number of
 tests instead."""
