@@ -154,7 +154,6 @@ def prepare_task(seed: int, steps: int, folder: Path) -> tuple[dict[str, Any], A
         steps: optimizer steps.
         folder: for the file of rows.
     """
-    from mini_r1.generation.model import load_tokenizer
     from mini_r1.generation.prompts import token_ids
     from mini_r1.recipe.recipe_file import find_recipe, load_recipe
     from mini_r1.training import prepare
@@ -169,11 +168,10 @@ def prepare_task(seed: int, steps: int, folder: Path) -> tuple[dict[str, Any], A
     overrides = [*base, f"gradient_accumulation_steps={accumulation}"]
     recipe = load_recipe(find_recipe("demo-cpu"), overrides)
     data = prepare.load_task_data(recipe)
-    model = prepare.model_source(recipe, data, Console(stderr=True))
-    tokenizer = load_tokenizer(model, None)
+    policy = prepare.find_model(recipe, data, Console(stderr=True))
     count = steps * COMPLETIONS // recipe.num_generations
-    rows = prepare.ordered_dataset(recipe, data, tokenizer, count).to_list()
-    for row, ids in zip(rows, token_ids(tokenizer, [row["prompt"] for row in rows]), strict=True):
+    rows = prepare.ordered_dataset(recipe, data, policy.tokenizer, count).to_list()
+    for row, ids in zip(rows, token_ids(policy.tokenizer, [row["prompt"] for row in rows]), strict=True):
         row["prompt_ids"] = ids
     (folder / "rows.json").write_text(json.dumps(rows))
     same = (
@@ -185,7 +183,7 @@ def prepare_task(seed: int, steps: int, folder: Path) -> tuple[dict[str, Any], A
     settings["per_device_train_batch_size"] = micro_batch  # TRL 1.x counts completions
     settings["reward_weights"] = list(rewards.values())
     task = {
-        "overrides": overrides, "model": model, "rows": str(folder / "rows.json"), "settings": settings,
+        "overrides": overrides, "model": policy.source, "rows": str(folder / "rows.json"), "settings": settings,
         "rewards": list(rewards),
     }  # fmt: skip
     return task, recipe, data

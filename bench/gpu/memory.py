@@ -105,10 +105,10 @@ class Watcher:
 
         book, original, loss = self.book, Attempt.phase, CountdownTrainer.compute_loss
 
-        def phase(callback: Any, name: str) -> None:
+        def phase(attempt: Attempt, name: str, in_flight: int | None = None) -> None:
             self.clock(name)
             book.begin("prefill" if name == "rollout" else name)
-            original(callback, name)
+            original(attempt, name, in_flight)
 
         def compute_loss(trainer: Any, *rest: Any, **named: Any) -> Any:
             book.begin("forward")

@@ -188,9 +188,9 @@ def train_kit(recipe: Any, policy: Any, rows: Any, drawn: Any, turns: Turns, fol
     drawn.into_the_kit()
     original, judged = Attempt.phase, Attempt.rollout
 
-    def phase(self: Attempt, name: str) -> None:
+    def phase(self: Attempt, name: str, in_flight: int | None = None) -> None:
         turns.watch.begin(name)
-        original(self, name)
+        original(self, name, in_flight)
 
     def rollout(self: Any, step: int, records: list[dict[str, Any]]) -> None:
         turns.rolled += [record["tokens"] for record in records]
