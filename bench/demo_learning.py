@@ -38,7 +38,8 @@ CONTROL = "rewards={random: 1.0}"
 
 def demo(folder: Path, *options: str, threads: int | None = None) -> dict[str, Any]:
     """Return what `mini-r1 demo --json` prints, with `seconds`: the wall time of its process."""
-    command = [Path(sys.executable).parent / "mini-r1", "demo", "--json", "--run-dir", folder / "run", *options]
+    program = str(Path(sys.executable).parent / "mini-r1")
+    command = [program, "demo", "--json", "--run-dir", str(folder / "run"), *options]
     environment = {**os.environ, "MINI_R1_CACHE": str(folder / "cache")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment.pop("OMP_NUM_THREADS", None)

@@ -130,9 +130,9 @@ def main() -> int:
         size = f"{sizes[name] / 1e6:8.0f} MB" if name in sizes else ""
         print(f"{name:32} {taken:6.1f} s {size}")
     print(f"layers of {targets[-1]}, from the top:")
-    for size, text in held:
-        if size > 1e6:
-            print(f"  {size / 1e6:8.0f} MB  {' '.join(text.split())[:90]}")
+    for bytes_, text in held:
+        if bytes_ > 1e6:
+            print(f"  {bytes_ / 1e6:8.0f} MB  {' '.join(text.split())[:90]}")
     if ours is not None:
         print(f"own layers of runtime: {ours / 1e9:.2f} GB, without nvcc, flash-attn and uv's Python")
     print(f"bars: {'missed: ' + ', '.join(missed) if missed else 'met'}")

@@ -28,7 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,7 +212,7 @@ def stock_side(model: Any, reference: Any, tokenizer: Any, completions: list[Any
 
     size = args.per_device_train_batch_size * GENERATIONS
     groups = [completions[i : i + size] for i in range(0, len(completions), size)]
-    rewards = iter(())
+    rewards: Iterator[list[float]] = iter(())
     grpo_trainer.create_reference_model = lambda _: reference
     trainer = GRPOTrainer(
         model, reward_funcs=lambda prompts, completions: next(rewards), args=args, processing_class=tokenizer,
@@ -225,7 +225,7 @@ def stock_side(model: Any, reference: Any, tokenizer: Any, completions: list[Any
         )
         for group in groups
     ]
-    given = iter(())
+    given: Iterator[torch.Tensor] = iter(())
     model.generate = lambda input_ids, **_: torch.cat(
         [input_ids.repeat_interleave(GENERATIONS, dim=0), next(given)], dim=1
     )

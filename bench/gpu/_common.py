@@ -171,6 +171,14 @@ def gpu() -> str:
 # --- lengths
 
 
+def wait_for_gpu() -> None:
+    """Wait until the GPU has done its work; return at once without a GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def drawn_lengths(row: int, limit: int, attempt: int = 0) -> list[int]:
     """Lengths of a prompt's completions, end token included.
 

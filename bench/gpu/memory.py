@@ -68,13 +68,10 @@ class Watcher:
     """Puts the borders into the kit's code, for the rest of the process."""
 
     def __init__(self, meter: Any, policy: Any) -> None:
-        import torch
-
         self.meter, self.policy, self.book = meter, policy, Book(meter)
         self.found = {"key-value cache": 0, "logits of a decoding step": 0}
         self.seconds: dict[str, float] = {}
         self._began = "load", time.perf_counter()
-        self._wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
         self._watch_rollout()
         self._watch_update()
 
@@ -125,7 +122,7 @@ class Watcher:
 
     def clock(self, name: str) -> None:
         """Seconds of the phase that ends; the reading of memory is among them."""
-        self._wait()
+        common.wait_for_gpu()
         now = time.perf_counter()
         before, since = self._began
         self.seconds[before] = now - since

@@ -53,16 +53,13 @@ class Stopwatch:
     """Seconds of each phase; the GPU is waited for wherever one ends."""
 
     def __init__(self) -> None:
-        import torch
-
-        self._wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
         self.seconds: dict[str, float] = defaultdict(float)
         self._name = "waiting"
         self._since = time.perf_counter()
 
     def begin(self, name: str) -> str:
         """Another phase begins; returns the one that ended."""
-        self._wait()
+        common.wait_for_gpu()
         now = time.perf_counter()
         self.seconds[self._name] += now - self._since
         before, self._name, self._since = self._name, name, now
@@ -272,7 +269,8 @@ def cacheless(model: Any, generate: Callable[..., Any], tokenizer: Any) -> dict[
         if name == "without_cache":
             model.gradient_checkpointing_enable({"use_reentrant": False})
         for timed in (False, True):
-            started = watch.begin(name) and time.perf_counter()
+            watch.begin(name)
+            started = time.perf_counter()
             generate(ids, attention_mask=torch.ones_like(ids), **{**options, "max_new_tokens": tokens if timed else 2})
             watch.begin("waiting")
             found[name] = (time.perf_counter() - started) / tokens

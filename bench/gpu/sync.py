@@ -42,7 +42,6 @@ def measure(out: Path, scratch: Path, shape: str) -> None:
         return
     folder = common.made_model(shape, scratch)
 
-    import torch
     from mini_r1.generation.model import load_model
     from mini_r1.generation.vllm_client import EngineConfig, VllmEngine
 
@@ -57,10 +56,9 @@ def measure(out: Path, scratch: Path, shape: str) -> None:
         start_s = time.perf_counter() - started
         # After vLLM has measured the free memory.
         model = load_model(str(folder), None, "bfloat16", None).to("cuda" if cuda else "cpu")
-        wait = torch.cuda.synchronize if cuda else lambda: None
         sent, seconds = 0, []
         for number in range(SENDS):
-            taken, sent = timed(lambda: engine.load_weights(model.named_parameters()), wait)
+            taken, sent = timed(lambda: engine.load_weights(model.named_parameters()), common.wait_for_gpu)
             seconds.append(taken)
             print(f"sync {number + 1} of {SENDS}: {taken:.2f} s", flush=True)
     finally:

@@ -56,7 +56,8 @@ def attention(mask: bool) -> Iterator[None]:
     import torch
     from torch.nn import functional
 
-    plain, kept = functional.scaled_dot_product_attention, {}
+    plain = functional.scaled_dot_product_attention
+    kept: dict[tuple[int, ...], torch.Tensor] = {}
 
     def replaced(query: Any, key: Any, value: Any, attn_mask: Any = None, is_causal: bool = False, **named: Any) -> Any:
         tokens = query.shape[-2]
@@ -221,7 +222,8 @@ class Run:
 
         self._steps, self._out, self._result = steps_of(side), out, {**facts, "side": side, "steps": []}
         self._at = 0
-        self._torch, self._changes, self._profile = torch, ExitStack(), None
+        self._torch, self._changes = torch, ExitStack()
+        self._profile: Any = None
         self.watch = step_time.Stopwatch()
         self.rolled: list[int] = []
         self.at_end: Callable[[], dict[str, Any]] = dict
@@ -267,7 +269,7 @@ class Run:
             self._seen[how, shape, chosen[how, shape]] += 1
             return plain(query, key, value, attn_mask=attn_mask, **named)
 
-        functional.scaled_dot_product_attention = counted
+        functional.scaled_dot_product_attention = counted  # type: ignore[assignment]
         self._forget = chosen.clear
 
     def _begin(self) -> None:
@@ -369,7 +371,7 @@ def measure(out: Path, scratch: Path, shape: str, side: str, limit: int) -> None
     transformers.trainer.DEFAULT_CALLBACKS.append(run.callback())
     train.prepare.ordered_dataset = lambda *_: rows
     folder = scratch / f"run-{out.stem}"
-    train_side = {step_time.KIT: step_time.train_kit, step_time.STOCK: step_time.train_stock}[side]
+    train_side: Callable[..., None] = {step_time.KIT: step_time.train_kit, step_time.STOCK: step_time.train_stock}[side]
     train_side(recipe, policy, rows, given, run, folder)
 
 

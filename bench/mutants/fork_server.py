@@ -106,7 +106,8 @@ def main() -> None:
     sys.path[0] = os.getcwd()  # as `python -m pytest` has it
     killers: list[str] = []
     for line in iter(sys.stdin.readline, ""):
-        ended, imported = answer(sys.argv[1:], *json.loads(line), killers)
+        cpu_s, wall_s = json.loads(line)
+        ended, imported = answer(sys.argv[1:], cpu_s, wall_s, killers)
         print(json.dumps(ended), file=answers, flush=True)
         if not sys.dont_write_bytecode:  # the first run: it has compiled everything
             for name in imported:
