@@ -105,7 +105,8 @@ def made_model(name: str, scratch: Path) -> Path:
     """
     folder = scratch / f"model-{name}"
     if not folder.is_dir():
-        subprocess.run([sys.executable, __file__, name, str(scratch)], check=True)
+        # DeepSpeed logs to standard output, which --json needs.
+        subprocess.run([sys.executable, __file__, name, str(scratch)], check=True, stdout=sys.stderr)
     return folder
 
 

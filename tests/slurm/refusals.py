@@ -179,7 +179,8 @@ CASES = {
     # Sweeps
     # The script sets its own --array.
     "a sweep without an array": Case(
-        "no array: sbatch --array=0-3", (SWEEP,), gpus=4, options=("--wrap=bash slurm/sweep.sh", "--output=%x-%j.log")
+        "no array: sbatch --array=0-3", (SWEEP,), gpus=4,
+        options=("--gpus-per-node=4", "--wrap=bash slurm/sweep.sh", "--output=%x-%j.log"),
     ),
     "no table": Case("cannot read the table my.txt from", (SWEEP, "my.txt"), **FIRST),
     "a row beyond the table": Case(
