@@ -20,7 +20,6 @@ SAMPLES = 4
 START = """
 import json, sys
 from importlib import import_module
-from mini_r1.run.reader import read_metrics
 from multiprocessing.connection import Connection
 sys.path.insert(0, sys.argv[1])
 import_module(sys.argv[2]).work(*json.loads(sys.argv[3]), Connection(int(sys.argv[4])))

@@ -155,9 +155,12 @@ def prepare_task(seed: int, steps: int, folder: Path) -> tuple[dict[str, Any], A
         folder: for the file of rows.
     """
     from mini_r1.generation.prompts import token_ids
+    from mini_r1.machine.heavy_imports import needs_extra
     from mini_r1.recipe.recipe_file import find_recipe, load_recipe
-    from mini_r1.training import prepare
     from rich.console import Console
+
+    with needs_extra("train"):  # without DeepSpeed, which logs to standard output
+        from mini_r1.training import prepare
 
     base = [f"seed={seed}", f"warm_start.seed={seed}", f"max_steps={steps}", "drop_zero_variance_groups=false"]
     recipe = load_recipe(find_recipe("demo-cpu"), base)
