@@ -118,7 +118,7 @@ def work_trl(side: str, task: dict[str, Any], folder: Path, parent: Connection) 
     from trl import GRPOConfig, GRPOTrainer
 
     if side == TUNED:
-        from mini_r1.training.prepare import keep_freed_memory
+        from mini_r1.machine.allocator import keep_freed_memory
 
         keep_freed_memory()
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32)

@@ -63,7 +63,7 @@ def work(side: str, seed: int, steps: int, run_folder: str, parent: Connection) 
         recipe = load_recipe(find_recipe("demo-cpu"), overrides(seed, steps))
         data = prepare.load_task_data(recipe)
         if side == TUNED:
-            from mini_r1.training.prepare import keep_freed_memory
+            from mini_r1.machine.allocator import keep_freed_memory
 
             keep_freed_memory()
         start = prepare.find_model(recipe, data, Console(file=log)).source

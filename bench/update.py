@@ -311,7 +311,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
-    from mini_r1.training.prepare import keep_freed_memory
+    from mini_r1.machine.allocator import keep_freed_memory
 
     torch.set_num_threads(1)
     keep_freed_memory()

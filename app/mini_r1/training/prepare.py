@@ -1,6 +1,5 @@
 """Inputs of a run, made before its first step: data, model and prompts in order; and what refuses to start."""
 
-import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from mini_r1.generation import model as models
 from mini_r1.generation.model import StartingPoint, device, eos_token_ids, load_model, load_tokenizer
 from mini_r1.generation.prompts import render, token_ids
 from mini_r1.generation.sampler import Stop, never
+from mini_r1.machine.allocator import keep_freed_memory
 from mini_r1.machine.control_groups import usable_cores
 from mini_r1.plan.memory import UNKNOWN_LIMITS, UpdateLimits, update_limits
 from mini_r1.plan.shapes import UnknownShape, recipe_shape
@@ -36,8 +36,6 @@ from mini_r1.training import adapters, schedule, warm_start
 from mini_r1.training.recipe_data import SILENT, load_task_data
 from mini_r1.values import GIB
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3), from glibc's malloc.h
-KEPT_BYTES = 1 << 30
 UNSOLVABLE_ROWS = 200
 """Problems checked before data without any solution is refused; in the hub set every problem has one."""
 
@@ -56,20 +54,6 @@ def tune_cpu(recipe: Recipe) -> None:
     if recipe.built_in is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(SMALL_MODEL_THREADS, usable_cores()))
     keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Make malloc reuse blocks of up to 1 GiB instead of returning each to the system. No effect without glibc.
-
-    Every operator allocates its output, and glibc requests blocks above 32 MiB from the system each time: zeroing their
-    pages was up to 40 % of a forward and backward pass.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
