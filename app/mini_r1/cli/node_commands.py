@@ -28,7 +28,6 @@ from mini_r1.cli.options import (
 )
 from mini_r1.console import printable
 from mini_r1.errors import ExitCode, KitError
-from mini_r1.machine.devices import given_devices
 from mini_r1.machine.findings import exit_code
 from mini_r1.machine.nodes import find_nodes
 from mini_r1.machine.writable_home import move_caches
@@ -95,6 +94,7 @@ def doctor(
         report = examine_login_node(path, overrides or [], script=script, run_dir=run_dir)
     else:
         from mini_r1.doctor.node_checks import examine_node
+        from mini_r1.machine.devices import given_devices
         from mini_r1.recipe.recipe_file import find_recipe, load_recipe
 
         progress = progress_printer()
@@ -123,6 +123,7 @@ def doctor(
 def _smoke(run_dir: Path | None, gpus: int | None, vllm_devices: str, *, as_json: bool) -> ExitCode:
     """Print one line for each part of the smoke test as soon as its result is known."""
     from mini_r1.doctor.smoke import SmokeTest, choose_folder
+    from mini_r1.machine.devices import given_devices
 
     devices, progress = given_devices(os.environ, gpus), progress_printer("dim")
     try:

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from mini_r1.console import progress_console
 from mini_r1.errors import KitError, first_line
-from mini_r1.machine.nvidia import PCI_ORDER
 from mini_r1.machine.provenance import versions
 from mini_r1.machine.writable_home import move_caches
 
@@ -30,6 +29,8 @@ def needs_extra(extra: str, *, deepspeed: bool = False, console: Console | None 
 
     Raise KitError if a package is missing, or DeepSpeed is used and cannot be imported.
     """
+    from mini_r1.machine.nvidia import PCI_ORDER  # late: it imports pynvml, and `--help` imports this module
+
     changes, moved = move_caches(os.environ)
     os.environ.update(changes | PCI_ORDER)  # CUDA reads it at its first use
     if moved:
